@@ -1,0 +1,23 @@
+//! The relay channel of relayfs: what the daemon, the producers and the readers agree on.
+//!
+//! A *channel* is one *buffer* for each CPU; a buffer is a ring of *sub-buffers*. Writers append to the
+//! buffer of their CPU, the daemon reads. The words, and what they mean, are the kernel's
+//! (`Documentation/filesystems/relay.rst`); `DESIGN.md` has the layout and the rules.
+//!
+//! This crate knows neither FUSE nor threads nor command lines.
+
+pub mod abi;
+pub mod buffer;
+pub mod frame;
+pub mod geometry;
+pub mod name;
+pub mod paths;
+pub mod position;
+pub mod reader;
+pub mod shm;
+pub mod size;
+pub mod sync;
+pub mod writer;
+
+pub use geometry::{Geometry, GeometryError, GeometrySpec, Mode};
+pub use name::{ChannelName, NameError};
