@@ -1,1 +1,201 @@
-//! x
+//! The layout of a channel's files, to the byte. `DESIGN.md` draws it; here it is asserted.
+//!
+//! A channel has one *control* file and, for each buffer, one *data* file, which is the ring and nothing else.
+//!
+//! ```text
+//! control   0                 ControlHeader
+//!           buffers_offset    BufferBlock of buffer 0, then its records: two a slot, by parity of the lap
+//!           + buffer_stride   BufferBlock of buffer 1 ...
+//! ```
+//!
+//! Everything is little-endian and naturally aligned; reserved bytes are zero.
+
+use std::mem::{offset_of, size_of};
+
+use crate::geometry::{Geometry, Mode};
+use crate::position::Widths;
+use crate::sync::AtomicU64;
+
+/// First bytes of a control file.
+pub const CONTROL_MAGIC: [u8; 8] = *b"relayctl";
+/// Version of this layout.
+pub const LAYOUT_VERSION: u32 = 1;
+/// Where the first buffer's block begins in a control file.
+pub const BUFFERS_OFFSET: usize = 4096;
+/// Bit of [`ControlHeader::flags`]: overwrite mode.
+pub const FLAG_OVERWRITE: u32 = 1;
+/// Bit of [`ControlHeader::flags`]: one buffer for all CPUs.
+pub const FLAG_GLOBAL: u32 = 2;
+
+/// Start of a control file. Users of the file go by the offsets and strides it gives, not by constants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ControlHeader {
+    /// [`CONTROL_MAGIC`].
+    pub magic: [u8; 8],
+    /// [`LAYOUT_VERSION`].
+    pub layout_version: u32,
+    /// Size of this header in bytes.
+    pub header_len: u32,
+    /// Features without which the file cannot be understood; none are defined yet.
+    pub features_required: u64,
+    /// Features that may be ignored; none are defined yet.
+    pub features_optional: u64,
+    /// Size of a sub-buffer in bytes.
+    pub subbuf_size: u32,
+    /// Number of sub-buffers in a buffer.
+    pub n_subbufs: u32,
+    /// Zeroed bytes at the start of each sub-buffer.
+    pub header: u32,
+    /// [`FLAG_OVERWRITE`], [`FLAG_GLOBAL`].
+    pub flags: u32,
+    /// Number of buffers.
+    pub n_bufs: u32,
+    /// Bits of the offset in a position.
+    pub offset_bits: u8,
+    /// Bits of the slot in a position.
+    pub slot_bits: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// Where the first [`BufferBlock`] is.
+    pub buffers_offset: u64,
+    /// From one [`BufferBlock`] to the next.
+    pub buffer_stride: u64,
+    /// From a [`BufferBlock`] to its first [`Record`].
+    pub records_offset: u64,
+    /// From one [`Record`] to the next; the record of slot s in lap l is number `2 * s + l % 2`.
+    pub record_stride: u64,
+}
+
+/// Shared words of one buffer. Each line of 64 bytes has one kind of writer.
+#[derive(Debug)]
+#[repr(C)]
+pub struct BufferBlock {
+    /// Where the writer is: `lap | slot | offset`. Alone on its line; written only on the buffer's CPU.
+    pub state: AtomicU64,
+    pad0: [u8; 56],
+    /// Where the reader is: `lap | slot | bytes_consumed`. Written by the daemon only.
+    pub consumed: AtomicU64,
+    pad1: [u8; 56],
+    /// Newest sub-buffer a writer has begun to write into: `lap | slot | 0`. Never decreases.
+    pub begun: AtomicU64,
+    pad2: [u8; 56],
+    /// Messages refused because every sub-buffer was full.
+    pub dropped: AtomicU64,
+    /// Messages longer than a sub-buffer or the message limit.
+    pub too_big: AtomicU64,
+    pad3: [u8; 48],
+    /// Messages the daemon wrote for somebody.
+    pub written: AtomicU64,
+    /// Bytes given to readers.
+    pub read_bytes: AtomicU64,
+    /// Sub-buffers given back by reading.
+    pub read_subbufs: AtomicU64,
+    /// Unread bytes lost to newer messages in overwrite mode.
+    pub overwritten_bytes: AtomicU64,
+    /// Sub-buffers given up for newer messages before they were given back by reading.
+    pub overwritten_subbufs: AtomicU64,
+    /// Unread bytes thrown away by reset or by a reader that seeks forward.
+    pub discarded_bytes: AtomicU64,
+    /// Finished sub-buffers thrown away by reset.
+    pub discarded_subbufs: AtomicU64,
+    /// Most finished, unread sub-buffers that were ever seen at a time.
+    pub high_water: AtomicU64,
+    pad4: [u8; 192],
+}
+
+/// What is known of one sub-buffer. Written at the switches that begin and finish it, absolute values all.
+#[derive(Debug)]
+#[repr(C)]
+pub struct Record {
+    /// Number of sub-buffers finished before it since the channel was created.
+    pub number: AtomicU64,
+    /// Stream position of its first byte: bytes written to the buffer before it since creation.
+    pub begin: AtomicU64,
+    /// Unused bytes at its end; valid once it is finished.
+    pub padding: AtomicU64,
+    /// Messages lost in this buffer, for whatever cause, when it was finished.
+    pub lost: AtomicU64,
+    reserved: [u8; 32],
+}
+
+const _: () = {
+    assert!(size_of::<ControlHeader>() == 88);
+    assert!(offset_of!(ControlHeader, layout_version) == 8);
+    assert!(offset_of!(ControlHeader, header_len) == 12);
+    assert!(offset_of!(ControlHeader, features_required) == 16);
+    assert!(offset_of!(ControlHeader, features_optional) == 24);
+    assert!(offset_of!(ControlHeader, subbuf_size) == 32);
+    assert!(offset_of!(ControlHeader, n_subbufs) == 36);
+    assert!(offset_of!(ControlHeader, header) == 40);
+    assert!(offset_of!(ControlHeader, flags) == 44);
+    assert!(offset_of!(ControlHeader, n_bufs) == 48);
+    assert!(offset_of!(ControlHeader, offset_bits) == 52);
+    assert!(offset_of!(ControlHeader, slot_bits) == 53);
+    assert!(offset_of!(ControlHeader, buffers_offset) == 56);
+    assert!(offset_of!(ControlHeader, buffer_stride) == 64);
+    assert!(offset_of!(ControlHeader, records_offset) == 72);
+    assert!(offset_of!(ControlHeader, record_stride) == 80);
+
+    assert!(size_of::<BufferBlock>() == 512);
+    assert!(offset_of!(BufferBlock, state) == 0);
+    assert!(offset_of!(BufferBlock, consumed) == 64);
+    assert!(offset_of!(BufferBlock, begun) == 128);
+    assert!(offset_of!(BufferBlock, dropped) == 192);
+    assert!(offset_of!(BufferBlock, too_big) == 200);
+    assert!(offset_of!(BufferBlock, written) == 256);
+    assert!(offset_of!(BufferBlock, read_bytes) == 264);
+    assert!(offset_of!(BufferBlock, read_subbufs) == 272);
+    assert!(offset_of!(BufferBlock, overwritten_bytes) == 280);
+    assert!(offset_of!(BufferBlock, overwritten_subbufs) == 288);
+    assert!(offset_of!(BufferBlock, discarded_bytes) == 296);
+    assert!(offset_of!(BufferBlock, discarded_subbufs) == 304);
+    assert!(offset_of!(BufferBlock, high_water) == 312);
+
+    assert!(size_of::<Record>() == 64);
+    assert!(offset_of!(Record, number) == 0);
+    assert!(offset_of!(Record, begin) == 8);
+    assert!(offset_of!(Record, padding) == 16);
+    assert!(offset_of!(Record, lost) == 24);
+};
+
+/// Size of a page: what data files are rounded up to, and what keeps one CPU's block off another's pages.
+const PAGE: u64 = 4096;
+
+/// The control header of a channel of this geometry with `n_bufs` buffers.
+pub fn control_header(geometry: &Geometry, n_bufs: usize) -> ControlHeader {
+    let widths = Widths::new(geometry);
+    let records_len = 2 * geometry.n_subbufs() as u64 * size_of::<Record>() as u64;
+    ControlHeader {
+        magic: CONTROL_MAGIC,
+        layout_version: LAYOUT_VERSION,
+        header_len: size_of::<ControlHeader>() as u32,
+        features_required: 0,
+        features_optional: 0,
+        subbuf_size: geometry.subbuf_size() as u32,
+        n_subbufs: geometry.n_subbufs() as u32,
+        header: geometry.header() as u32,
+        flags: if geometry.mode() == Mode::Overwrite { FLAG_OVERWRITE } else { 0 }
+            | if geometry.global() { FLAG_GLOBAL } else { 0 },
+        n_bufs: n_bufs as u32,
+        offset_bits: widths.offset_bits() as u8,
+        slot_bits: widths.slot_bits() as u8,
+        reserved: [0; 2],
+        buffers_offset: BUFFERS_OFFSET as u64,
+        buffer_stride: (size_of::<BufferBlock>() as u64 + records_len).next_multiple_of(PAGE),
+        records_offset: size_of::<BufferBlock>() as u64,
+        record_stride: size_of::<Record>() as u64,
+    }
+}
+
+impl ControlHeader {
+    /// Length of the control file in bytes.
+    pub fn control_len(&self) -> u64 {
+        self.buffers_offset + u64::from(self.n_bufs) * self.buffer_stride
+    }
+}
+
+/// Length of a buffer's data file in bytes: the ring, rounded up to whole pages as the kernel does.
+pub fn data_len(geometry: &Geometry) -> u64 {
+    geometry.buffer_size().next_multiple_of(PAGE)
+}

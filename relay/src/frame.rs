@@ -122,7 +122,8 @@ impl<'a> Frame<'a> {
     /// Splits a packet. An unknown type is reported with the frame's id, so that it can be answered.
     pub fn decode(packet: &'a [u8]) -> Result<Frame<'a>, (u32, FrameError)> {
         let mut fields = Fields(packet);
-        let (Some(len), Some(kind), Some(flags), Some(id)) = (fields.u32(), fields.u16(), fields.u16(), fields.u32())
+        let (Some(len), Some(kind), Some(flags), Some(id)) =
+            (fields.u32(), fields.u16(), fields.u16(), fields.u32())
         else {
             return Err((0, FrameError::Short(packet.len())));
         };
@@ -198,7 +199,8 @@ impl Body<'_> for Hello {
         let mut fields = Fields(body);
         fields.all("hello", |f| {
             f.magic()?;
-            let hello = Hello { min_version: f.u16()?, max_version: f.u16()?, features: (f.u32()?, f.u64()?).1 };
+            let hello =
+                Hello { min_version: f.u16()?, max_version: f.u16()?, features: (f.u32()?, f.u64()?).1 };
             Some(hello)
         })
     }
@@ -418,7 +420,9 @@ impl Body<'_> for WriteReply {
 
     fn decode(body: &[u8]) -> Result<Self, FrameError> {
         let mut fields = Fields(body);
-        fields.all("write reply", |f| Some(WriteReply { written: f.u64()?, dropped: f.u64()?, too_big: f.u64()? }))
+        fields.all("write reply", |f| {
+            Some(WriteReply { written: f.u64()?, dropped: f.u64()?, too_big: f.u64()? })
+        })
     }
 }
 
@@ -573,7 +577,14 @@ mod tests {
         check!(
             Hello { min_version: 1, max_version: 3, features: 1 << 40 },
             HelloReply { version: 1, frame_max: 65536, message_max: 1 << 20, n_cpus: 8, features: 0 },
-            Open { subbuf_size: 8192, n_subbufs: 2, header: HEADER_DEFAULT, mode: 2, scope: 1, name: b"app/log" },
+            Open {
+                subbuf_size: 8192,
+                n_subbufs: 2,
+                header: HEADER_DEFAULT,
+                mode: 2,
+                scope: 1,
+                name: b"app/log"
+            },
             OpenReply {
                 channel: 4,
                 subbuf_size: 1,
@@ -595,7 +606,8 @@ mod tests {
     /// The bytes on the wire, as `DESIGN.md` draws them.
     #[test]
     fn a_frame_to_the_byte() {
-        let frame = Write { channel: 1, cpu: 2, wait_ms: 0, lost: 3, messages: b"\x02\0\0\0hi" }.frame(WRITE_REPLY, 7);
+        let frame = Write { channel: 1, cpu: 2, wait_ms: 0, lost: 3, messages: b"\x02\0\0\0hi" }
+            .frame(WRITE_REPLY, 7);
         let expected: &[u8] =
             b"\x22\0\0\0\x03\0\x01\0\x07\0\0\0\x01\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\x02\0\0\0hi";
         assert_eq!(frame, expected);

@@ -113,7 +113,9 @@ pub enum GeometryError {
     #[error("n-subbufs {0} is out of range: 1 to {N_SUBBUFS_MAX}")]
     NSubbufs(u64),
     /// Size and number are fine, but not together.
-    #[error("{n_subbufs} sub-buffers of {subbuf_size} bytes are too many for one buffer: use fewer or smaller ones")]
+    #[error(
+        "{n_subbufs} sub-buffers of {subbuf_size} bytes are too many for one buffer: use fewer or smaller ones"
+    )]
     TooLarge {
         /// Size of a sub-buffer in bytes.
         subbuf_size: u64,
@@ -137,7 +139,9 @@ pub enum GeometryError {
         source: SizeError,
     },
     /// Not an option of a channel.
-    #[error("unknown channel option '{0}': known are subbuf-size=, n-subbufs=, header=, overwrite, no-overwrite, global")]
+    #[error(
+        "unknown channel option '{0}': known are subbuf-size=, n-subbufs=, header=, overwrite, no-overwrite, global"
+    )]
     Unknown(String),
     /// An option was given twice.
     #[error("channel option '{0}' is given twice")]
@@ -276,7 +280,10 @@ mod tests {
             let message = build(text).unwrap_err().to_string();
             assert!(message.contains("out of range"), "{text}: {message}");
         }
-        assert_eq!(build("subbuf-size=16:header=16"), Err(GeometryError::Header { header: 16, subbuf_size: 16 }));
+        assert_eq!(
+            build("subbuf-size=16:header=16"),
+            Err(GeometryError::Header { header: 16, subbuf_size: 16 })
+        );
         assert!(matches!(build("subbuf-size=64M:n-subbufs=4096"), Err(GeometryError::TooLarge { .. })));
         assert!(matches!(build("size=1"), Err(GeometryError::Unknown(_))));
         assert!(matches!(build("global=1"), Err(GeometryError::Unknown(_))));
@@ -285,7 +292,9 @@ mod tests {
 
     #[test]
     fn the_largest_geometries_fit_the_state_word() {
-        for text in ["subbuf-size=64M:n-subbufs=128", "subbuf-size=64K:n-subbufs=65536", "subbuf-size=1:n-subbufs=1"] {
+        for text in
+            ["subbuf-size=64M:n-subbufs=128", "subbuf-size=64K:n-subbufs=65536", "subbuf-size=1:n-subbufs=1"]
+        {
             assert!(build(text).is_ok(), "{text}");
         }
     }

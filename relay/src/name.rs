@@ -104,7 +104,23 @@ mod tests {
     #[test]
     fn bad_names_are_refused() {
         let long = "x".repeat(201);
-        for bad in ["", "/", "a/", "/a", "a//b", ".relay", "a/.b", "-a", "a b", "a:b", "a,b", "ä", "a\n", "a/b/c/d/e", &long] {
+        for bad in [
+            "",
+            "/",
+            "a/",
+            "/a",
+            "a//b",
+            ".relay",
+            "a/.b",
+            "-a",
+            "a b",
+            "a:b",
+            "a,b",
+            "ä",
+            "a\n",
+            "a/b/c/d/e",
+            &long,
+        ] {
             assert!(bad.parse::<ChannelName>().is_err(), "{bad:?}");
         }
         assert!("a\n".parse::<ChannelName>().unwrap_err().to_string().contains("a\\n"));
@@ -112,11 +128,26 @@ mod tests {
 
     #[test]
     fn names_that_would_collide_as_paths_conflict() {
-        for (a, b) in [("a", "a1"), ("a", "a/b"), ("app/log", "app/log7"), ("a", "a1/b"), ("a", "a0/b/c"), ("x/a", "x/a/b")] {
+        for (a, b) in [
+            ("a", "a1"),
+            ("a", "a/b"),
+            ("app/log", "app/log7"),
+            ("a", "a1/b"),
+            ("a", "a0/b/c"),
+            ("x/a", "x/a/b"),
+        ] {
             assert!(name(a).conflicts_with(&name(b)), "{a} {b}");
             assert!(name(b).conflicts_with(&name(a)), "{b} {a}");
         }
-        for (a, b) in [("a", "b"), ("a", "ab"), ("a", "a1b"), ("a", "a1b/c"), ("app/log", "app/err"), ("a", "b/a1"), ("a", "a")] {
+        for (a, b) in [
+            ("a", "b"),
+            ("a", "ab"),
+            ("a", "a1b"),
+            ("a", "a1b/c"),
+            ("app/log", "app/err"),
+            ("a", "b/a1"),
+            ("a", "a"),
+        ] {
             assert!(!name(a).conflicts_with(&name(b)), "{a} {b}");
         }
     }

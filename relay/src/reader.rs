@@ -1,1 +1,359 @@
-//! x
+//! Reading one buffer: the kernel's `relay_file_read`, for the one consumer a buffer has.
+//!
+//! All who read a buffer share one cursor (R1-R4 are the kernel's rules, see `DESIGN.md`). A read crosses
+//! sub-buffers, hides their padding, and delivers the unfinished one as far as it is written. A sub-buffer is given
+//! back, *credited*, when it is finished and read to its end; one that was read before it was finished is
+//! credited by a later read.
+//!
+//! In no-overwrite mode the writer cannot touch what is not yet credited, so bytes go from the ring straight into
+//! the reply, and `consumed` is published after it. In overwrite mode the writer asks nobody: bytes are copied,
+//! then `begun` tells whether they were still whole. What was copied of a sub-buffer but not asked for yet is kept,
+//! so that a message is never cut, even if the writer laps a reader in the middle of one.
+
+use crate::buffer::{Buffer, add};
+use crate::geometry::Mode;
+use crate::position::Position;
+use crate::sync::{Ordering, fence};
+use crate::writer::Writer;
+
+/// Tries at looking at something that a writer keeps overwriting, before going on with what there is.
+const TRIES_MAX: u32 = 1000;
+/// Bytes a reader that seeks forward passes over at a time.
+const SKIP_LEN: usize = 1 << 20;
+
+/// The reading end of a buffer.
+#[derive(Debug)]
+pub struct Reader {
+    buffer: Buffer,
+    /// Next byte to deliver: sub-buffer and bytes consumed of it.
+    cursor: Position,
+    /// Stream position of the cursor.
+    stream: u64,
+    /// Overwrite mode: a validated copy of the rest of the cursor's sub-buffer, delivered up to `pending_at`.
+    pending: Vec<u8>,
+    pending_at: usize,
+}
+
+/// How far a sub-buffer can be read.
+struct Readable {
+    /// Bytes of data in it, from its start.
+    len: usize,
+    /// Whether it is finished, so that there will never be more.
+    finished: bool,
+}
+
+impl Reader {
+    /// The reading end of `buffer`, where the last one left off. There must be only one at a time.
+    pub fn new(buffer: Buffer) -> Reader {
+        // Relaxed: written by the daemon only, which is who reads.
+        let cursor = Position(buffer.block().consumed.load(Ordering::Relaxed));
+        let begin = buffer.record(cursor).begin.load(Ordering::Relaxed);
+        let stream = begin.wrapping_add(buffer.widths().offset(cursor) as u64);
+        Reader { buffer, cursor, stream, pending: Vec::new(), pending_at: 0 }
+    }
+
+    /// The buffer this reads.
+    pub fn buffer(&self) -> &Buffer {
+        &self.buffer
+    }
+
+    /// Reads up to `count` bytes from stream position `at`, or from the cursor if that is further on, and passes
+    /// them to `reply`, which must only hand them to the kernel or copy them. `reply` is always called once.
+    /// `scratch` holds what cannot be replied straight from the ring. Returns whether a sub-buffer was given back.
+    pub fn read(&mut self, at: u64, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(&[u8])) -> bool {
+        let consumed = self.cursor;
+        self.note_high_water();
+        scratch.clear();
+        if at > self.stream {
+            self.skip_to(at, scratch);
+        }
+        let len = match self.buffer.geometry().mode() {
+            Mode::NoOverwrite => self.read_in_place(count, scratch, reply),
+            Mode::Overwrite => {
+                self.read_copied(count, scratch);
+                reply(scratch);
+                scratch.len()
+            }
+        };
+        add(&self.buffer.block().read_bytes, len as u64);
+        self.publish();
+        self.buffer.widths().before(consumed, self.cursor)
+    }
+
+    /// Whether a finished sub-buffer waits: the kernel's condition for POLLIN, `produced != consumed` (R5).
+    pub fn has_finished(&self) -> bool {
+        self.buffer.widths().before(self.cursor, self.state())
+    }
+
+    /// Finished sub-buffers that are not given back yet; at most the number there are.
+    pub fn n_finished(&self) -> u64 {
+        let n = self.buffer.widths().count(self.cursor, self.state());
+        n.clamp(0, self.buffer.geometry().n_subbufs() as i64).cast_unsigned()
+    }
+
+    /// Sub-buffers finished since the channel was created.
+    pub fn produced(&self) -> u64 {
+        self.stable(|buffer, state| buffer.record(state).number.load(Ordering::Relaxed))
+    }
+
+    /// Bytes written since the channel was created, the unfinished sub-buffer included: the size of the file.
+    pub fn size(&self) -> u64 {
+        self.stable(|buffer, state| {
+            let begin = buffer.record(state).begin.load(Ordering::Relaxed);
+            begin.wrapping_add(buffer.widths().offset(state) as u64)
+        })
+    }
+
+    /// Bytes written but not delivered or lost yet. In overwrite mode, what the writer has already given up is still
+    /// in it until a read finds out.
+    pub fn unread(&self) -> u64 {
+        self.size().saturating_sub(self.stream)
+    }
+
+    /// Raises the high-water mark to what is there now. Fullness falls only when something is read, so looking
+    /// before that, and when somebody asks, misses nothing.
+    pub fn note_high_water(&self) {
+        self.buffer.block().high_water.fetch_max(self.n_finished(), Ordering::Relaxed);
+    }
+
+    /// Forgets everything unread and starts over at an empty ring (W8). The caller is the buffer's writer too.
+    pub fn reset(&mut self) {
+        self.note_high_water();
+        let block = self.buffer.block();
+        add(&block.discarded_bytes, self.unread());
+        add(&block.discarded_subbufs, self.n_finished());
+        let mut start = self.cursor;
+        Writer::new(&self.buffer).reset(|position| {
+            start = position;
+            // C, pairs with D, before the new state: a `consumed` that is ahead just means room.
+            block.consumed.store(position.0, Ordering::Release);
+        });
+        self.cursor = start;
+        self.stream = self.buffer.record(start).begin.load(Ordering::Relaxed);
+        self.drop_pending();
+    }
+
+    /// R1-R3 for a ring whose unread part nobody changes. Returns the number of bytes passed to `reply`.
+    fn read_in_place(&mut self, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(&[u8])) -> usize {
+        // The first run of bytes that lie one after the other in the ring; further ones are gathered behind it.
+        let mut run: Option<(usize, usize)> = None;
+        let mut left = count;
+        self.credit();
+        while left > 0 {
+            let (readable, offset) = (self.readable(), self.buffer.widths().offset(self.cursor));
+            let len = readable.len.saturating_sub(offset).min(left);
+            let from = self.buffer.ring_offset(self.cursor);
+            match run {
+                _ if len == 0 => {}
+                None => run = Some((from, len)),
+                Some((start, run_len)) if scratch.is_empty() && start + run_len == from => {
+                    run = Some((start, run_len + len))
+                }
+                Some((start, run_len)) => {
+                    if scratch.is_empty() {
+                        self.buffer.data().copy_out(start, run_len, scratch);
+                    }
+                    self.buffer.data().copy_out(from, len, scratch);
+                }
+            }
+            left -= len;
+            self.advance(len);
+            if !(readable.finished && offset + len == readable.len) {
+                break;
+            }
+            self.give_back();
+        }
+        match run {
+            Some((start, len)) if scratch.is_empty() => {
+                let lent = self.buffer.data().lend(start, len, reply);
+                debug_assert!(lent.is_some(), "the ring was checked when the buffer was mapped");
+            }
+            _ => reply(scratch),
+        }
+        count - left
+    }
+
+    /// R1-R3 for a ring that the writer may overwrite at any moment. Fills `out`, which is empty, up to `count`.
+    fn read_copied(&mut self, count: usize, out: &mut Vec<u8>) {
+        self.deliver_pending(count, out);
+        let mut lapped = 0;
+        while out.len() < count && lapped < TRIES_MAX {
+            self.catch_up();
+            let readable = self.readable();
+            let len = readable.len.saturating_sub(self.buffer.widths().offset(self.cursor));
+            if len > count - out.len() {
+                let mut rest = Vec::new();
+                if self.copy_whole(len, &mut rest) {
+                    (self.pending, self.pending_at) = (rest, 0);
+                    return self.deliver_pending(count, out);
+                }
+            } else if self.copy_whole(len, out) {
+                self.advance(len);
+                if !readable.finished {
+                    return;
+                }
+                self.give_back();
+                continue;
+            }
+            lapped += 1;
+        }
+    }
+
+    /// Appends the `len` bytes at the cursor to `out`, unless the writer has begun to overwrite their sub-buffer.
+    fn copy_whole(&self, len: usize, out: &mut Vec<u8>) -> bool {
+        let old_len = out.len();
+        self.buffer.data().copy_out(self.buffer.ring_offset(self.cursor), len, out);
+        // F, pairs with E: the copy comes before the look at `begun`.
+        fence(Ordering::Acquire);
+        let whole = !self.lapped();
+        if !whole {
+            out.truncate(old_len);
+        }
+        whole
+    }
+
+    /// Moves bytes kept from an earlier copy to `out`, at most until that has `count`.
+    fn deliver_pending(&mut self, count: usize, out: &mut Vec<u8>) {
+        let rest = &self.pending[self.pending_at..];
+        let len = rest.len().min(count - out.len());
+        out.extend_from_slice(&rest[..len]);
+        self.pending_at += len;
+        self.advance(len);
+        if len > 0 && self.pending_at == self.pending.len() {
+            self.drop_pending();
+            // Reading the last byte of a finished sub-buffer credits it, if it is still there to ask.
+            let readable = self.readable();
+            let read_to_end = readable.finished && self.buffer.widths().offset(self.cursor) == readable.len;
+            if read_to_end && !self.lapped() {
+                self.give_back();
+            }
+        }
+    }
+
+    /// Frees the copy too: it may be as large as a sub-buffer.
+    fn drop_pending(&mut self) {
+        (self.pending, self.pending_at) = (Vec::new(), 0);
+    }
+
+    /// Overwrite mode: goes to the oldest sub-buffer that is still whole, if the cursor's is not (R2). The kernel
+    /// gives up that sub-buffer as soon as the next one is begun.
+    fn catch_up(&mut self) {
+        if !self.lapped() {
+            return;
+        }
+        let mut oldest = self.oldest_whole();
+        let mut begin = 0;
+        for _ in 0..TRIES_MAX {
+            begin = self.buffer.record(oldest).begin.load(Ordering::Relaxed);
+            // F, pairs with E: the record is that of `oldest` unless the writer has gone on by then.
+            fence(Ordering::Acquire);
+            if self.oldest_whole() == oldest {
+                break;
+            }
+            oldest = self.oldest_whole();
+        }
+        let block = self.buffer.block();
+        add(&block.overwritten_bytes, begin.saturating_sub(self.stream));
+        add(
+            &block.overwritten_subbufs,
+            self.buffer.widths().count(self.cursor, oldest).max(0).cast_unsigned(),
+        );
+        self.cursor = oldest;
+        self.stream = begin;
+    }
+
+    /// Whether the writer has begun to overwrite the cursor's sub-buffer.
+    fn lapped(&self) -> bool {
+        self.buffer.widths().before(self.cursor, self.oldest_whole())
+    }
+
+    fn oldest_whole(&self) -> Position {
+        // Acquire: what is found there was written before the writer went on to `begun`.
+        self.buffer.widths().oldest(Position(self.buffer.block().begun.load(Ordering::Acquire)))
+    }
+
+    /// R1: gives back the sub-buffers that are finished and read to their end, all-padding ones included.
+    fn credit(&mut self) {
+        loop {
+            let readable = self.readable();
+            if !(readable.finished && self.buffer.widths().offset(self.cursor) >= readable.len) {
+                return;
+            }
+            self.give_back();
+        }
+    }
+
+    /// Gives the cursor's sub-buffer back.
+    fn give_back(&mut self) {
+        self.cursor = self.buffer.widths().next(self.cursor);
+        add(&self.buffer.block().read_subbufs, 1);
+    }
+
+    /// Passes over bytes up to stream position `target`, as far as there are any: what seeking forward does.
+    fn skip_to(&mut self, target: u64, scratch: &mut Vec<u8>) {
+        let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
+        loop {
+            if overwrite && self.pending.is_empty() {
+                self.catch_up();
+            }
+            let len = target.saturating_sub(self.stream).min(SKIP_LEN as u64) as usize;
+            let skipped = if overwrite {
+                self.read_copied(len, scratch);
+                scratch.len()
+            } else {
+                self.read_in_place(len, scratch, |_| ())
+            };
+            scratch.clear();
+            add(&self.buffer.block().discarded_bytes, skipped as u64);
+            if skipped == 0 {
+                return;
+            }
+        }
+    }
+
+    /// How far the cursor's sub-buffer can be read now.
+    fn readable(&self) -> Readable {
+        let (widths, state) = (self.buffer.widths(), self.state());
+        if widths.before(self.cursor, state) {
+            let padding = self.buffer.record(self.cursor).padding.load(Ordering::Relaxed);
+            let size = self.buffer.geometry().subbuf_size();
+            Readable { len: size - padding.min(size as u64) as usize, finished: true }
+        } else if widths.before(state, self.cursor) {
+            Readable { len: 0, finished: false }
+        } else {
+            Readable { len: widths.offset(state), finished: false }
+        }
+    }
+
+    fn advance(&mut self, len: usize) {
+        let offset = self.buffer.widths().offset(self.cursor) + len;
+        self.cursor = self.buffer.widths().at(self.cursor, offset);
+        self.stream += len as u64;
+    }
+
+    fn publish(&self) {
+        // C, pairs with D in the writer: our loads from the sub-buffers come before they can be written again.
+        self.buffer.block().consumed.store(self.cursor.0, Ordering::Release);
+    }
+
+    fn state(&self) -> Position {
+        // B, pairs with A in the writer: not weaker, or bytes and records behind the position could be old ones.
+        Position(self.buffer.block().state.load(Ordering::Acquire))
+    }
+
+    /// Something that belongs to the writer's position, read while that did not go to another sub-buffer.
+    fn stable(&self, look: impl Fn(&Buffer, Position) -> u64) -> u64 {
+        let mut value = 0;
+        for _ in 0..TRIES_MAX {
+            let state = self.state();
+            value = look(&self.buffer, state);
+            // Keeps the look before the second load, as F does.
+            fence(Ordering::Acquire);
+            let (later, widths) = (self.state(), self.buffer.widths());
+            if !widths.before(state, later) && !widths.before(later, state) {
+                break;
+            }
+        }
+        value
+    }
+}

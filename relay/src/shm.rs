@@ -1,1 +1,148 @@
-//! x
+//! Memory shared with other processes: the only file of this crate with `unsafe` in it.
+//!
+//! Bytes that somebody else may change at any time are never borrowed as plain Rust values. Control words are
+//! reached as atomics through [`Mapping::get`]; payload is copied in and out as raw bytes. The one exception,
+//! [`Mapping::lend`], passes bytes to the kernel without any Rust code looking at them.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+
+use crate::abi::{BufferBlock, ControlHeader, Record};
+
+/// Types that may be reached by reference in shared memory.
+///
+/// # Safety
+/// Every bit pattern is valid, and every field that anybody writes is an atomic.
+pub unsafe trait Shared {}
+
+// SAFETY: only `AtomicU64` and padding bytes that nobody accesses.
+unsafe impl Shared for BufferBlock {}
+// SAFETY: only `AtomicU64` and padding bytes that nobody accesses.
+unsafe impl Shared for Record {}
+
+/// A shared, writable mapping of a file, unmapped when dropped.
+#[derive(Debug)]
+pub struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread; all access through it is by atomics or raw copies.
+unsafe impl Send for Mapping {}
+// SAFETY: as above: `&Mapping` gives out atomics, or copies bytes whose exclusive use is the caller's protocol.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `file` from its start, with every page present.
+    pub fn new(file: &File, len: u64) -> io::Result<Mapping> {
+        let len = map_len(len)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe { mmap(None, len, prot, flags, file, 0) }?;
+        Ok(Mapping { base: base.cast(), len: len.get() })
+    }
+
+    /// Maps `len` zeroed bytes of no file: a buffer for this process alone, as tests use it.
+    pub fn anonymous(len: u64) -> io::Result<Mapping> {
+        let len = map_len(len)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let base = unsafe { mmap_anonymous(None, len, prot, MapFlags::MAP_SHARED) }?;
+        Ok(Mapping { base: base.cast(), len: len.get() })
+    }
+
+    /// The shared value at `offset`, or `None` if it does not lie inside the mapping or is not aligned.
+    pub fn get<T: Shared>(&self, offset: usize) -> Option<&T> {
+        let at = self.at(offset, size_of::<T>())?.cast::<T>();
+        if !at.is_aligned() {
+            return None;
+        }
+        // SAFETY:
+        // - in bounds: `at()` checked `offset..offset + size_of::<T>()`;
+        // - aligned: checked above;
+        // - alive: the reference borrows `self`, and only `drop` unmaps;
+        // - valid and aliased: `T: Shared` has no invalid bit patterns and is changed through atomics only.
+        Some(unsafe { at.as_ref() })
+    }
+
+    /// Writes the header of a control file that nobody else has been given yet.
+    pub fn put_header(&self, header: ControlHeader) {
+        let at = self.at(0, size_of::<ControlHeader>()).expect("a control file is longer than its header");
+        // SAFETY: in bounds by `at()`, aligned as the start of a page, and plain old data.
+        unsafe { at.cast::<ControlHeader>().write(header) }
+    }
+
+    /// Copies `bytes` to `offset`. False, and nothing is copied, if they would not lie inside the mapping.
+    ///
+    /// The caller is the only writer of these bytes; readers of other processes may look at them meanwhile.
+    pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> bool {
+        let Some(to) = self.at(offset, bytes.len()) else { return false };
+        // SAFETY: `to` is valid for `bytes.len()` bytes by `at()`; a Rust slice never overlaps the mapping, since
+        // nothing but `lend` makes slices of it, and `lend`'s callee only passes them to the kernel.
+        unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+        true
+    }
+
+    /// Zeroes `len` bytes at `offset`, on the same terms as [`Mapping::copy_in`].
+    pub fn zero(&self, offset: usize, len: usize) -> bool {
+        let Some(to) = self.at(offset, len) else { return false };
+        // SAFETY: `to` is valid for `len` bytes by `at()`.
+        unsafe { to.as_ptr().write_bytes(0, len) }
+        true
+    }
+
+    /// Appends the `len` bytes at `offset` to `out`. False, and nothing is appended, if they are not in the mapping.
+    ///
+    /// A writer may be changing them meanwhile; whoever copies checks afterwards whether one was, and throws the
+    /// copy away then.
+    pub fn copy_out(&self, offset: usize, len: usize, out: &mut Vec<u8>) -> bool {
+        let Some(from) = self.at(offset, len) else { return false };
+        out.reserve(len);
+        let to = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
+        // SAFETY: `from` is valid for `len` bytes by `at()`, the spare capacity of `out` by `reserve`, and the two
+        // do not overlap. Bytes that change during the copy make it meaningless, not invalid: any `u8` is one.
+        unsafe { to.copy_from_nonoverlapping(from.as_ptr(), len) }
+        // SAFETY: the copy above initialised exactly `len` bytes behind the old length.
+        unsafe { out.set_len(out.len() + len) }
+        true
+    }
+
+    /// Lends the `len` bytes at `offset` to `pass_on`, which must only hand them to the kernel; `None` if they are
+    /// not in the mapping. This is how a reply goes from the ring to the reader without a copy of ours.
+    pub fn lend<R>(&self, offset: usize, len: usize, pass_on: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        let from = self.at(offset, len)?;
+        // SAFETY: valid for `len` bytes by `at()` and alive while `self` is borrowed. In no-overwrite mode, the only
+        // one this is used in, an honest writer leaves committed bytes alone until `consumed` has passed them; a
+        // dishonest one changes what its own reader sees, and the kernel, which does the reading, does not mind.
+        let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr(), len) };
+        Some(pass_on(bytes))
+    }
+
+    /// Address of `offset`, if `len` bytes from there lie inside the mapping.
+    fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+        if offset.checked_add(len)? > self.len {
+            return None;
+        }
+        // SAFETY: `offset <= self.len`, so the result stays inside the one object mmap returned.
+        Some(unsafe { self.base.add(offset) })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: base and len are what mmap returned, and no reference outlives `self`.
+        let result = unsafe { munmap(self.base.cast(), self.len) };
+        debug_assert!(result.is_ok(), "unmapping our own mapping: {result:?}");
+    }
+}
+
+fn map_len(len: u64) -> io::Result<NonZeroUsize> {
+    let len = usize::try_from(len).ok().and_then(NonZeroUsize::new);
+    len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a mapping of no bytes, or of too many"))
+}

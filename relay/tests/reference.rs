@@ -1,0 +1,268 @@
+//! The buffer against a model of the kernel's rules made of vectors: thousands of histories of writes, flushes,
+//! reads and resets in both modes, from places where the arithmetic could go wrong.
+
+use proptest::prelude::*;
+use relay::buffer::Buffer;
+use relay::reader::Reader;
+use relay::writer::{Outcome, Placed, Writer};
+use relay::{Geometry, GeometrySpec, Mode};
+
+/// Kernel relay (W and R rules), with the two differences of ours: all-padding sub-buffers are all skipped, and in
+/// overwrite mode the rest of a sub-buffer that a read stopped in is kept.
+struct Model {
+    geometry: Geometry,
+    /// Data of each sub-buffer since creation or reset, headers included; the last is the current one.
+    subbufs: Vec<Vec<u8>>,
+    /// The last switch was refused: the current sub-buffer does not exist yet.
+    blocked: bool,
+    consumed: usize,
+    bytes_consumed: usize,
+    kept: Vec<u8>,
+    size: u64,
+    dropped: u64,
+    too_big: u64,
+}
+
+impl Model {
+    fn new(geometry: Geometry) -> Model {
+        Model {
+            geometry,
+            subbufs: vec![vec![0; geometry.header()]],
+            blocked: false,
+            consumed: 0,
+            bytes_consumed: 0,
+            kept: Vec::new(),
+            size: geometry.header() as u64,
+            dropped: 0,
+            too_big: 0,
+        }
+    }
+
+    fn produced(&self) -> usize {
+        self.subbufs.len() - 1
+    }
+
+    fn write(&mut self, message: &[u8]) -> Outcome {
+        let size = self.geometry.subbuf_size();
+        if message.len() > size {
+            self.too_big += 1;
+            return Outcome { placed: Placed::TooBig, switched: false };
+        }
+        if !self.blocked && self.subbufs[self.produced()].len() + message.len() <= size {
+            self.append(message);
+            return Outcome { placed: Placed::Written, switched: false };
+        }
+        let (open, switched) = self.switch();
+        let fits = self.geometry.header() + message.len() <= size;
+        let placed = match (open, fits) {
+            (false, _) => Placed::Full,
+            (true, false) => Placed::TooBig,
+            (true, true) => Placed::Written,
+        };
+        match placed {
+            Placed::Full => {}
+            Placed::TooBig => self.too_big += 1,
+            Placed::Written => self.append(message),
+        }
+        Outcome { placed, switched }
+    }
+
+    fn switch(&mut self) -> (bool, bool) {
+        let switched = !self.blocked;
+        if switched {
+            self.subbufs.push(Vec::new());
+        }
+        let full = self.produced() - self.consumed >= self.geometry.n_subbufs();
+        self.blocked = self.geometry.mode() == Mode::NoOverwrite && full;
+        if !self.blocked {
+            self.append(&vec![0; self.geometry.header()]);
+        }
+        (!self.blocked, switched)
+    }
+
+    fn append(&mut self, bytes: &[u8]) {
+        let current = self.produced();
+        self.subbufs[current].extend_from_slice(bytes);
+        self.size += bytes.len() as u64;
+    }
+
+    fn read(&mut self, count: usize) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.credit();
+        self.take_kept(count, &mut out);
+        let lapped = self.produced() - self.consumed >= self.geometry.n_subbufs();
+        if self.kept.is_empty() && out.len() < count {
+            if self.geometry.mode() == Mode::Overwrite && lapped {
+                (self.consumed, self.bytes_consumed) = (self.produced() + 1 - self.geometry.n_subbufs(), 0);
+            }
+            loop {
+                let rest = &self.subbufs[self.consumed][self.bytes_consumed..];
+                if rest.len() > count - out.len() {
+                    self.kept =
+                        if self.geometry.mode() == Mode::Overwrite { rest.to_vec() } else { Vec::new() };
+                    let n = count - out.len();
+                    out.extend_from_slice(&rest[..n]);
+                    self.bytes_consumed += n;
+                    self.kept.drain(..n.min(self.kept.len()));
+                    break;
+                }
+                out.extend_from_slice(rest);
+                self.bytes_consumed += rest.len();
+                if self.consumed == self.produced() {
+                    break;
+                }
+                (self.consumed, self.bytes_consumed) = (self.consumed + 1, 0);
+                if out.len() == count {
+                    break;
+                }
+            }
+        }
+        out
+    }
+
+    fn take_kept(&mut self, count: usize, out: &mut Vec<u8>) {
+        let n = self.kept.len().min(count);
+        out.extend(self.kept.drain(..n));
+        self.bytes_consumed += n;
+        let lapped = self.produced() - self.consumed >= self.geometry.n_subbufs();
+        if n > 0 && self.kept.is_empty() && !lapped && self.finished_and_read() {
+            (self.consumed, self.bytes_consumed) = (self.consumed + 1, 0);
+        }
+    }
+
+    fn finished_and_read(&self) -> bool {
+        self.consumed < self.produced() && self.bytes_consumed == self.subbufs[self.consumed].len()
+    }
+
+    fn credit(&mut self) {
+        while self.kept.is_empty() && self.finished_and_read() {
+            (self.consumed, self.bytes_consumed) = (self.consumed + 1, 0);
+        }
+    }
+
+    fn reset(&mut self) {
+        let (size, header) = (self.size, self.geometry.header());
+        let (dropped, too_big) = (self.dropped, self.too_big);
+        *self = Model { size: size + header as u64, dropped, too_big, ..Model::new(self.geometry) };
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(usize),
+    Flush,
+    Read(usize),
+    Reset,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        12 => (0usize..40).prop_map(Op::Write),
+        4 => (0usize..12).prop_map(Op::Write),
+        3 => Just(Op::Flush),
+        6 => (1usize..100).prop_map(Op::Read),
+        2 => Just(Op::Read(1 << 20)),
+        1 => Just(Op::Reset),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+fn geometries() -> impl Strategy<Value = Geometry> {
+    (
+        prop_oneof![Just(1u64), Just(7), Just(32), Just(36)],
+        prop_oneof![Just(1u64), Just(2), Just(3), Just(5), Just(8)],
+        prop_oneof![3 => Just(0u64), 1 => Just(5)],
+        any::<bool>(),
+    )
+        .prop_map(|(subbuf_size, n_subbufs, header, overwrite)| {
+            let spec = GeometrySpec {
+                subbuf_size: Some(subbuf_size),
+                n_subbufs: Some(n_subbufs),
+                header: Some(header.min(subbuf_size - 1)),
+                mode: Some(if overwrite { Mode::Overwrite } else { Mode::NoOverwrite }),
+                global: None,
+            };
+            spec.build().expect("within limits")
+        })
+}
+
+fn lap_max(geometry: &Geometry) -> u64 {
+    let widths = relay::position::Widths::new(geometry);
+    u64::MAX >> (widths.offset_bits() + widths.slot_bits())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn buffer_agrees_with_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], ops in ops()) {
+        let lap = laps_left.map_or(0, |left| lap_max(&geometry) - left);
+        let buffer = Buffer::anonymous(geometry, lap).unwrap();
+        let (writer, mut reader) = (Writer::new(&buffer), Reader::new(buffer.clone()));
+        let mut model = Model::new(geometry);
+        let mut scratch = Vec::new();
+        let mut delivered = 0;
+        for (step, op) in ops.into_iter().enumerate() {
+            match op {
+                Op::Write(len) => {
+                    let message: Vec<u8> = (0..len).map(|i| (step * 7 + i) as u8 | 1).collect();
+                    let outcome = writer.write(&message);
+                    prop_assert_eq!(outcome, model.write(&message), "write {} at step {}", len, step);
+                    if outcome.placed == Placed::Full {
+                        writer.count_dropped(1);
+                        model.dropped += 1;
+                    }
+                }
+                Op::Flush => {
+                    let (open, switched) = model.switch();
+                    let placed = if open { Placed::Written } else { Placed::Full };
+                    prop_assert_eq!(writer.flush(), Outcome { placed, switched }, "flush at step {}", step);
+                }
+                Op::Read(count) => {
+                    let mut got = Vec::new();
+                    reader.read(0, count, &mut scratch, |bytes| got.extend_from_slice(bytes));
+                    delivered += got.len() as u64;
+                    prop_assert_eq!(got, model.read(count), "read {} at step {}", count, step);
+                }
+                Op::Reset => {
+                    reader.reset();
+                    model.reset();
+                }
+            }
+            prop_assert_eq!(reader.has_finished(), model.consumed < model.produced(), "poll after step {}", step);
+            prop_assert_eq!(reader.size(), model.size, "size after step {}", step);
+            use relay_counters::*;
+            let counts = counts(&buffer);
+            prop_assert_eq!((counts.dropped, counts.too_big), (model.dropped, model.too_big));
+            // Nothing is lost silently: every byte ever written is somewhere.
+            prop_assert_eq!(delivered + counts.overwritten + counts.discarded + reader.unread(), model.size);
+            prop_assert_eq!(counts.read, delivered);
+        }
+    }
+}
+
+/// The counters of a buffer, read as a client would.
+mod relay_counters {
+    use std::sync::atomic::Ordering::Relaxed;
+
+    use relay::buffer::Buffer;
+
+    pub(super) struct Counts {
+        pub(super) dropped: u64,
+        pub(super) too_big: u64,
+        pub(super) read: u64,
+        pub(super) overwritten: u64,
+        pub(super) discarded: u64,
+    }
+
+    pub(super) fn counts(buffer: &Buffer) -> Counts {
+        let block = buffer.block();
+        Counts {
+            dropped: block.dropped.load(Relaxed),
+            too_big: block.too_big.load(Relaxed),
+            read: block.read_bytes.load(Relaxed),
+            overwritten: block.overwritten_bytes.load(Relaxed),
+            discarded: block.discarded_bytes.load(Relaxed),
+        }
+    }
+}
