@@ -1,1 +1,35 @@
-//! producer
+//! Writes messages into the channels of a relayfs mount.
+//!
+//! ```no_run
+//! let channel = relay_producer::Channel::open("/mnt/relay", "cpu")?;
+//! channel.write(b"Hello world\n")?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! [`Channel::write`] never waits: a message for which there is no room is dropped, and counted. Who would rather know
+//! what became of every message, or wait for room, writes batches:
+//!
+//! ```no_run
+//! use relay_producer::{BatchOptions, Channel, Wait};
+//!
+//! let channel = Channel::builder("/mnt/relay", "app/log").create(true).open()?;
+//! let counts = channel.write_batch(["one\n", "two\n"], BatchOptions { wait: Wait::Forever, ..Default::default() })?;
+//! assert_eq!(counts.written, 2);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! A write never raises SIGPIPE and never panics; what it returns when the daemon goes away is said at [`Channel`].
+
+mod batch;
+mod channel;
+mod connection;
+mod error;
+mod frames;
+mod handshake;
+mod replies;
+mod socket;
+
+pub use batch::{Batch, BatchOptions, Counts, Wait};
+pub use channel::{Builder, Channel, Transport};
+pub use error::{BatchError, NoSuchCpu, OpenError, Refused, RequestError, WriteError};
+pub use relay::{Geometry, GeometrySpec, Mode};

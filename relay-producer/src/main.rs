@@ -1,1 +1,163 @@
-fn main() {}
+//! The command `relay-producer`: messages from its arguments or from standard input into a channel.
+
+mod cli;
+mod input;
+
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::process::ExitCode;
+
+use relay::geometry::MESSAGE_MAX;
+use relay_producer::{Batch, BatchOptions, Channel, Counts, OpenError, RequestError};
+use thiserror::Error;
+
+use cli::Options;
+use input::{Cut, Sink, feed};
+
+const USAGE: u8 = 2;
+const DROPPED: u8 = 3;
+
+/// Why not everything was tried.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error("--chunk={size}: a message of this channel may have {max} bytes")]
+    Chunk { size: usize, max: usize },
+    #[error("cannot read standard input: {0}")]
+    Input(#[from] io::Error),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("{cause}; {written} messages had been written")]
+    Midway { cause: Box<Failure>, written: u64 },
+}
+
+fn main() -> ExitCode {
+    let options = Options::read();
+    match run(&options) {
+        Ok(Counts { dropped: 0, too_big: 0, .. }) => ExitCode::SUCCESS,
+        Ok(counts) => {
+            say(&losses(counts));
+            ExitCode::from(DROPPED)
+        }
+        Err(failure) => {
+            say(&failure.to_string());
+            let usage = matches!(failure, Failure::Open(OpenError::Name(_) | OpenError::Geometry(_)));
+            if usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<Counts, Failure> {
+    let channel = Channel::builder(options.mount(), options.channel.as_str())
+        .create(options.create.is_some())
+        .geometry(options.create.unwrap_or_default())
+        .open()?;
+    let (geometry, n_bufs) = (channel.geometry(), channel.n_bufs());
+    if options.verbose {
+        let created = if channel.created() { "created" } else { "existing" };
+        let buffers = if n_bufs == 1 { "buffer" } else { "buffers" };
+        say(&format!(
+            "{created} channel {}: {geometry}, {n_bufs} {buffers}; transport: {}",
+            options.channel,
+            channel.transport()
+        ));
+    }
+    let max = geometry.message_max();
+    if let Some(size) = options.chunk.filter(|size| *size > max) {
+        return Err(Failure::Chunk { size, max });
+    }
+    let batch = channel.batch(BatchOptions { cpu: options.cpu, wait: options.wait.unwrap_or_default() })?;
+    let mut producer = Producer { batch, message_max: max };
+    let tried = if options.messages.is_empty() {
+        producer.send_input(options)
+    } else {
+        producer.send_arguments(options)
+    };
+    let finished = producer.batch.finish();
+    let outcome = tried.and(finished.map_err(Failure::from)).and_then(|counts| {
+        if options.flush {
+            channel.flush()?;
+        }
+        Ok(counts)
+    });
+    let written = producer.batch.counts().written;
+    outcome.map_err(|cause| Failure::Midway { cause: Box::new(cause), written })
+}
+
+/// A batch, and what is said of messages that are too long for it.
+struct Producer {
+    batch: Batch,
+    /// Longest message of the channel, in bytes.
+    message_max: usize,
+}
+
+impl Producer {
+    fn send_arguments(&mut self, options: &Options) -> Result<(), Failure> {
+        for message in &options.messages {
+            let mut message = message.as_bytes().to_vec();
+            if !options.no_newline {
+                message.push(b'\n');
+            }
+            self.batch.push(&message)?;
+        }
+        Ok(())
+    }
+
+    fn send_input(&mut self, options: &Options) -> Result<(), Failure> {
+        let cut = match options.chunk {
+            Some(size) => Cut::Every(size),
+            None => Cut::After(if options.null { 0 } else { b'\n' }),
+        };
+        feed(io::stdin().lock(), cut, MESSAGE_MAX, self)
+    }
+
+    #[cold]
+    fn tell_skipped(&self, number: u64) {
+        say(&format!(
+            "line {number} skipped: longer than a message of this channel may be, {} bytes",
+            self.message_max
+        ));
+    }
+}
+
+impl Sink for Producer {
+    type Error = Failure;
+
+    fn message(&mut self, number: u64, message: &[u8]) -> Result<(), Failure> {
+        if message.len() > self.message_max {
+            // Pushed all the same, as far as it can be: the daemon is to count it.
+            self.tell_skipped(number);
+        }
+        Ok(self.batch.push(message)?)
+    }
+
+    fn skipped(&mut self, number: u64) -> Result<(), Failure> {
+        self.tell_skipped(number);
+        self.batch.count_too_big();
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), Failure> {
+        Ok(self.batch.send()?)
+    }
+}
+
+fn losses(Counts { written, dropped, too_big }: Counts) -> String {
+    let mut causes = Vec::new();
+    if dropped > 0 {
+        causes.push(format!(
+            "{dropped} found the buffer full (read it, give it more sub-buffers, or use --wait)"
+        ));
+    }
+    if too_big > 0 {
+        causes.push(format!("{too_big} longer than a message of this channel may be"));
+    }
+    let total = written.saturating_add(dropped).saturating_add(too_big);
+    format!("{} of {total} messages dropped: {}", total.saturating_sub(written), causes.join(", "))
+}
+
+/// One line on stderr. A stderr that takes nothing is no reason to fail.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "relay-producer: {line}");
+}

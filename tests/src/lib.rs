@@ -1,1 +1,300 @@
-//! tests
+//! What the end-to-end tests share: programs, mounts, processes, each cleaned up when it goes out of scope.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use relay_producer::{BatchOptions, Channel, Counts};
+use tempfile::TempDir;
+
+/// How long anything that should happen may take before a test gives up on it.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+/// Time between two looks at a condition.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// Waits for a condition, and fails the test if it does not come.
+#[track_caller]
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// The directory of the workspace.
+pub fn workspace() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
+}
+
+/// One of the project's programs, built as it is now.
+pub fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let dir = BUILT.get_or_init(|| {
+        // deps/ of the profile this test was built with.
+        let exe = std::env::current_exe().expect("our own path");
+        let dir = exe.parent().and_then(Path::parent).expect("target/PROFILE/deps/test").to_owned();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--bins", "--locked"]).current_dir(workspace());
+        if dir.file_name() == Some(OsStr::new("release")) {
+            build.arg("--release");
+        }
+        assert!(build.status().expect("cargo").success(), "building the programs");
+        dir
+    });
+    dir.join(name)
+}
+
+/// A tool of the system that a test needs: a missing one fails the test, saying what to install.
+#[track_caller]
+pub fn tool(name: &str, package: &str) -> Command {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&paths).any(|dir| dir.join(name).is_file());
+    assert!(found, "{name} is not installed: apt-get install {package}");
+    Command::new(name)
+}
+
+/// Runs a command to its end with this input, and returns what it printed.
+#[track_caller]
+pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut stdin = child.stdin.take().expect("piped");
+    let input = input.to_owned();
+    // On a thread of its own: a child that prints before it has read everything must not wait for us.
+    let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().expect("the child's output");
+    feeder.join().expect("feeding a pipe");
+    output
+}
+
+/// Runs a command to its end without input.
+#[track_caller]
+pub fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Runs a command that must succeed, and returns its standard output.
+#[track_caller]
+pub fn stdout_of(command: &mut Command) -> Vec<u8> {
+    let output = run(command);
+    assert!(output.status.success(), "{command:?}: {}, {}", output.status, text(&output.stderr));
+    output.stdout
+}
+
+/// Bytes as text, for messages.
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A child process, killed if it is still there at the end of the test.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    /// Starts a command.
+    #[track_caller]
+    pub fn start(command: &mut Command) -> Process {
+        Process(command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
+    }
+
+    /// The child itself.
+    pub fn child(&mut self) -> &mut Child {
+        &mut self.0
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.0.id().cast_signed())
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("signalling our own child");
+    }
+
+    /// Waits for its end.
+    #[track_caller]
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("the end of a process", || {
+            status = self.0.try_wait().expect("waiting for our own child");
+            status.is_some()
+        });
+        status.expect("set above")
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.0.try_wait().expect("waiting for our own child").is_none()
+    }
+
+    /// Everything it has printed, after its end. It was started with a pipe for standard output.
+    pub fn stdout(&mut self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut pipe = self.0.stdout.take().expect("a pipe for standard output");
+        pipe.read_to_end(&mut bytes).expect("reading a pipe");
+        bytes
+    }
+
+    /// Everything it has said on standard error, after its end. It was started with a pipe for it.
+    pub fn stderr(&mut self) -> String {
+        let mut said = String::new();
+        let mut pipe = self.0.stderr.take().expect("a pipe for standard error");
+        pipe.read_to_string(&mut said).expect("reading a pipe");
+        said
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.is_running() {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// A mounted relayfs in a directory of its own. Fields drop in order: first the daemon ends, then the directory goes.
+#[derive(Debug)]
+pub struct Mount {
+    daemon: Process,
+    dir: TempDir,
+    point: PathBuf,
+}
+
+impl Mount {
+    /// Runs `relayfsd -f ARGS` and waits until the mount is usable.
+    #[track_caller]
+    pub fn new(args: &[&str]) -> Mount {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let point = dir.path().join("relay");
+        fs::create_dir(&point).expect("a directory to mount on");
+        let mut command = Command::new(program("relayfsd"));
+        command.arg("-f").args(args).arg(&point).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut daemon = Process::start(&mut command);
+        eventually("the mount", || {
+            assert!(daemon.is_running(), "relayfsd ended: {}", daemon.stderr());
+            point.join(".relay/version").exists()
+        });
+        Mount { daemon, dir, point }
+    }
+
+    /// The mount point.
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+
+    /// A path below the mount point.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.point.join(below)
+    }
+
+    /// A path of a control file of a channel.
+    pub fn control(&self, channel: &str, file: &str) -> PathBuf {
+        self.path(".relay/channels").join(channel).join(file)
+    }
+
+    /// A scratch path beside the mount, removed with it.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The daemon.
+    pub fn daemon(&mut self) -> &mut Process {
+        &mut self.daemon
+    }
+
+    /// Opens a channel for writing.
+    #[track_caller]
+    pub fn channel(&self, name: &str) -> Channel {
+        Channel::open(&self.point, name).expect("opening a channel")
+    }
+
+    /// Writes messages to a CPU's buffer of channel `cpu` and waits for what became of them.
+    #[track_caller]
+    pub fn send(&self, cpu: usize, messages: &[&[u8]]) -> Counts {
+        self.send_to("cpu", cpu, messages)
+    }
+
+    /// Writes messages to a buffer of a channel and waits for what became of them.
+    #[track_caller]
+    pub fn send_to(&self, channel: &str, cpu: usize, messages: &[&[u8]]) -> Counts {
+        let options = BatchOptions { cpu: Some(cpu), ..BatchOptions::default() };
+        self.channel(channel).write_batch(messages, options).expect("writing a batch")
+    }
+
+    /// Writes 1 to a control file.
+    #[track_caller]
+    pub fn poke(&self, channel: &str, file: &str) {
+        fs::write(self.control(channel, file), "1").expect("writing 1 to a control file");
+    }
+
+    /// Reads a buffer's file to its end, in one go.
+    #[track_caller]
+    pub fn read(&self, file: &str) -> Vec<u8> {
+        fs::read(self.path(file)).expect("reading a buffer")
+    }
+
+    /// A channel's `stats`.
+    #[track_caller]
+    pub fn stats(&self, channel: &str) -> BTreeMap<String, u64> {
+        let text = fs::read_to_string(self.control(channel, "stats")).expect("reading stats");
+        let parse = |line: &str| {
+            let (name, value) = line.split_once(' ').unwrap_or_else(|| panic!("stats line {line:?}"));
+            (name.to_owned(), value.parse().unwrap_or_else(|_| panic!("stats line {line:?}")))
+        };
+        text.lines().map(parse).collect()
+    }
+
+    /// Ends the daemon with a signal, and returns its exit status.
+    #[track_caller]
+    pub fn end(&mut self, signal: Signal) -> ExitStatus {
+        self.daemon.signal(signal);
+        self.daemon.wait()
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.daemon.is_running() {
+            self.daemon.signal(Signal::SIGTERM);
+            let end = Instant::now() + DEADLINE;
+            while self.daemon.is_running() && Instant::now() < end {
+                std::thread::sleep(LOOK);
+            }
+        }
+        // Whatever a failed test has left there.
+        while is_mounted(&self.point) {
+            let unmounted = nix::mount::umount2(&self.point, nix::mount::MntFlags::MNT_DETACH).is_ok()
+                || Command::new("fusermount3").args(["-u", "-z"]).arg(&self.point).status().is_ok_and(|s| s.success());
+            if !unmounted {
+                break;
+            }
+        }
+    }
+}
+
+/// Whether something is mounted exactly there.
+pub fn is_mounted(point: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("the table of mounts");
+    let point = point.to_str().expect("a path of ASCII letters");
+    table.lines().any(|line| line.split(' ').nth(4) == Some(point))
+}
+
+/// How a process ended, the way a shell says it.
+pub fn exit_code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}

@@ -1,0 +1,116 @@
+//! Why the reader stops before the end.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use relay::ChannelName;
+use thiserror::Error;
+
+use crate::signals::Signal;
+
+/// Most channels that a message lists.
+const LISTED_MAX: usize = 20;
+
+/// Why the reader stops before the end. All but the first two are for people.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    /// Nobody reads what we write.
+    #[error("nobody reads the output")]
+    OutputClosed,
+    /// A signal asked us to end.
+    #[error("interrupted by signal {0}")]
+    Interrupted(Signal),
+    /// Output failed in another way.
+    #[error("cannot write to standard output: {0}; what was read last is lost")]
+    Output(io::Error),
+    /// A system call that should always succeed.
+    #[error("cannot {what}: {source}")]
+    System { what: &'static str, source: io::Error },
+    #[error("cannot find out how many CPUs are configured; is /sys mounted?")]
+    NoCpus,
+    #[error("{} is a socket, and sockets are for producers; name the mount point: -m MOUNTPOINT", .0.display())]
+    Socket(PathBuf),
+    #[error("{} is not a directory; name the mount point: -m MOUNTPOINT", .0.display())]
+    NotDirectory(PathBuf),
+    #[error("no channel '{channel}' in {}{}", .mount.display(), listed(.known))]
+    NoChannel { channel: ChannelName, mount: PathBuf, known: Vec<String> },
+    #[error("channel '{channel}' in {} has no file for CPU {cpu}, only for {}", .mount.display(), ranges(.has))]
+    NoCpu { channel: ChannelName, mount: PathBuf, cpu: usize, has: Vec<usize> },
+    #[error("cannot open {}: {source}{}", .path.display(), advice(.source))]
+    Open { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {source}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{} is not mounted (-m names another place), and relayfsd cannot mount it: {reason}", .mount.display())]
+    Mount { mount: PathBuf, reason: String },
+    #[error("cannot unmount {}: {reason}", .mount.display())]
+    Unmount { mount: PathBuf, reason: String },
+}
+
+impl Failure {
+    pub(crate) fn open(path: &Path, source: io::Error) -> Failure {
+        Failure::Open { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn system(what: &'static str, source: impl Into<io::Error>) -> Failure {
+        Failure::System { what, source: source.into() }
+    }
+
+    pub(crate) fn read(path: &Path, source: io::Error) -> Failure {
+        Failure::Read { path: path.to_owned(), source }
+    }
+}
+
+/// The known channels as the end of a sentence; nothing if there are none or they may not be listed.
+fn listed(known: &[String]) -> String {
+    match known.len() {
+        0 => String::new(),
+        n if n <= LISTED_MAX => format!("; there are: {}", known.join(", ")),
+        n => format!("; there are: {} and {} more", known[..LISTED_MAX].join(", "), n - LISTED_MAX),
+    }
+}
+
+/// `0-3, 5` for 0, 1, 2, 3, 5.
+fn ranges(sorted: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for &n in sorted {
+        match parts.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => parts.push((n, n)),
+        }
+    }
+    let part = |(first, last)| if first == last { format!("{first}") } else { format!("{first}-{last}") };
+    parts.into_iter().map(part).collect::<Vec<_>>().join(", ")
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; its files are for the user who mounted it, root, and the group that relayfsd --group names"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_are_short() {
+        assert_eq!(ranges(&[0]), "0");
+        assert_eq!(ranges(&[0, 1, 2, 3, 5, 7, 8]), "0-3, 5, 7-8");
+    }
+
+    #[test]
+    fn unknown_channels_are_told_with_the_known_ones() {
+        let failure = |known: Vec<String>| {
+            let channel = "app/log".parse().unwrap();
+            Failure::NoChannel { channel, mount: "/mnt/relay".into(), known }.to_string()
+        };
+        assert_eq!(failure(vec![]), "no channel 'app/log' in /mnt/relay");
+        let two = vec!["app/err".to_owned(), "cpu".to_owned()];
+        assert_eq!(failure(two), "no channel 'app/log' in /mnt/relay; there are: app/err, cpu");
+        let many = (0..25).map(|n| format!("c{n}x")).collect();
+        assert!(failure(many).ends_with("c19x and 5 more"));
+    }
+}

@@ -1,0 +1,256 @@
+//! `--follow`: reads all CPUs' files until a signal comes or nobody reads our output.
+//!
+//! ```text
+//!            .---- no such channel, or it has gone: every 0.2 s ----.
+//!            v                                                      |
+//!   wait for the channel --> read all --> poll all, the interval at most
+//!                               ^                  |
+//!                               '------------------'
+//! ```
+//!
+//! poll(2) tells of finished sub-buffers, reading also gives the unfinished one, so every round reads every
+//! file, whatever poll said. That puts a bound on how late a message appears: the time between two rounds.
+//!
+//! Nothing is polled without a rest that will not change: a file whose channel has gone reports POLLERR for
+//! ever, so it is read to its end and closed, and before it is opened again there is a pause. When files are
+//! ready and yet give nothing, time after time, as files on a disk do at their end, polling leaves them out
+//! until the interval is over.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::channel::{CpuFile, Place, known};
+use crate::failure::Failure;
+use crate::losses::Tally;
+use crate::mount::is_mounted;
+use crate::options::Options;
+use crate::output::{self, Output};
+use crate::signals::{self, Stop};
+
+/// Time between two looks at whether a channel is there, or still the same.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Least time between two looks at the loss counters. A daemon that crashes takes with it what it counted
+/// since the last one.
+const COUNT_AGAIN: Duration = Duration::from_secs(1);
+/// Most bytes that one CPU gets in one round, for a writer that is faster than our output. Well above the
+/// usual capacity of a buffer: who stops before the end may stop inside a message, and the next CPU's would
+/// follow.
+const ROUND_MAX: usize = 64 << 20;
+/// How often in a row files may be ready and give nothing. Once is usual: a sub-buffer was finished after we
+/// had read all of it.
+const FUTILE_MAX: usize = 2;
+/// How long after a signal a last read may take.
+const LAST_READ_MAX: Duration = Duration::from_secs(1);
+/// What poll reports for a descriptor that is no use any more.
+const BROKEN: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP).union(PollFlags::POLLNVAL);
+
+/// Follows the channel until the end.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    // Only for its errors: what is no directory will not become a mount point.
+    is_mounted(&options.mount)?;
+    let stop = signals::catch(|| {})?;
+    let place = Place { mount: options.mount.clone(), channel: options.channel.clone() };
+    let output = Output::new()?;
+    let mut follower =
+        Follower { options, place, stop, output, tally: Tally::default(), waiting_told: false };
+    let result = follower.run();
+    if !matches!(result, Err(Failure::OutputClosed)) {
+        follower.tally.tell(options.cpu);
+    }
+    result
+}
+
+/// Why the files of a channel are read no more.
+#[derive(Debug, PartialEq, Eq)]
+enum Over {
+    /// A signal came, and the last read is done.
+    Stopped,
+    /// The channel, or the whole mount, has gone.
+    Gone,
+}
+
+/// What polling came to.
+#[derive(Debug, Default)]
+struct Polled {
+    /// Some file can be read.
+    ready: bool,
+    /// Some file's channel has gone.
+    gone: bool,
+}
+
+struct Follower<'a> {
+    options: &'a Options,
+    place: Place,
+    stop: Stop,
+    output: Output,
+    tally: Tally,
+    /// Whether we have said that we wait, since there was a channel.
+    waiting_told: bool,
+}
+
+/// A file that is followed.
+struct Source {
+    file: CpuFile,
+    /// What one read asks for, in bytes.
+    block_size: u64,
+    /// Device and inode number.
+    id: (u64, u64),
+}
+
+impl Source {
+    fn new(file: CpuFile) -> Result<Source, Failure> {
+        let found = file.file.metadata().map_err(|error| Failure::read(&file.path, error))?;
+        Ok(Source { block_size: found.blksize(), id: (found.dev(), found.ino()), file })
+    }
+
+    /// Whether the path is another file's now. A mount that was detached while we read lives on, unseen by
+    /// everybody else, until we close its files.
+    fn was_replaced(&self) -> bool {
+        match fs::metadata(&self.file.path) {
+            Ok(found) => (found.dev(), found.ino()) != self.id,
+            Err(error) => means_gone(&error),
+        }
+    }
+}
+
+impl Follower<'_> {
+    fn run(&mut self) -> Result<(), Failure> {
+        let mut first = true;
+        loop {
+            if let Some(mut sources) = self.open()? {
+                if first {
+                    self.tally.forgive(&self.place.stats_path());
+                }
+                let over = self.follow(&mut sources);
+                // Before the files are closed, which may be all that keeps the channel.
+                self.tally.add(&self.place.stats_path());
+                if over? == Over::Stopped {
+                    return Ok(());
+                }
+            } else if !std::mem::replace(&mut self.waiting_told, true) {
+                self.tell_waiting();
+            }
+            // A channel that comes later starts its counters in our time.
+            first = false;
+            self.poll(&[], LOOK_AGAIN)?;
+            if self.stop.caught().is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The channel's files, or `None` if it is not there.
+    fn open(&self) -> Result<Option<Vec<Source>>, Failure> {
+        let files = self.place.open(self.options.cpu);
+        match files.and_then(|files| files.into_iter().map(Source::new).collect()) {
+            Ok(sources) => Ok(Some(sources)),
+            Err(Failure::NoChannel { .. }) => Ok(None),
+            Err(Failure::Open { source, .. } | Failure::Read { source, .. }) if means_gone(&source) => {
+                Ok(None)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Reads and polls until it is over.
+    fn follow(&mut self, sources: &mut [Source]) -> Result<Over, Failure> {
+        let mut counted = Instant::now();
+        let mut uncounted = 0;
+        let mut looked = Instant::now();
+        let mut polled = Polled::default();
+        let mut futile = 0;
+        loop {
+            // Asked for before the round, so that the last round reads what was written before the signal.
+            let stopping = self.stop.caught().is_some();
+            let begun = Instant::now();
+            let mut got = 0;
+            for source in sources.iter_mut() {
+                match self.copy(source) {
+                    Ok(bytes) => got += bytes,
+                    Err(Failure::Read { source, .. }) if means_gone(&source) => polled.gone = true,
+                    Err(failure) => return Err(failure),
+                }
+            }
+            if stopping {
+                return Ok(Over::Stopped);
+            }
+            if polled.gone {
+                return Ok(Over::Gone);
+            }
+            uncounted += got;
+            if uncounted > 0 && counted.elapsed() >= COUNT_AGAIN {
+                self.tally.add(&self.place.stats_path());
+                (counted, uncounted) = (Instant::now(), 0);
+            }
+            futile = if polled.ready && got == 0 { futile + 1 } else { 0 };
+            // So that no message waits longer than an interval, counted from the beginning of the round.
+            let rest = self.options.interval.saturating_sub(begun.elapsed());
+            polled = self.poll(if futile < FUTILE_MAX { sources } else { &[] }, rest)?;
+            if looked.elapsed() >= LOOK_AGAIN {
+                polled.gone |= sources.first().is_some_and(Source::was_replaced);
+                looked = Instant::now();
+            }
+            // One that is being closed can still be opened, but has gone at once.
+            self.waiting_told &= polled.gone;
+        }
+    }
+
+    /// What one file has now, onto standard output. Returns how many bytes.
+    fn copy(&mut self, source: &mut Source) -> Result<usize, Failure> {
+        let mut total = 0;
+        while total < ROUND_MAX {
+            if self.stop.caught().is_some_and(|(_, since)| since.elapsed() >= LAST_READ_MAX) {
+                break;
+            }
+            match self.output.copy_some(&mut source.file, source.block_size)? {
+                0 => break,
+                got => total += got,
+            }
+        }
+        Ok(total)
+    }
+
+    /// Waits until a file is ready, a signal comes, or the time is over.
+    fn poll(&self, sources: &[Source], time: Duration) -> Result<Polled, Failure> {
+        let mut fds = vec![
+            PollFd::new(self.stop.as_fd(), PollFlags::empty()),
+            PollFd::new(self.output.as_fd(), PollFlags::empty()),
+        ];
+        fds.extend(sources.iter().map(|source| PollFd::new(source.file.file.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)) {
+            // Stopped and continued: a round more does no harm.
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::system("poll", errno)),
+        }
+        let has = |fd: &PollFd, flags| fd.revents().is_some_and(|events| events.intersects(flags));
+        // The reader of our pipe has gone. We would notice at the next message, which may be long in coming.
+        if has(&fds[1], BROKEN) {
+            return Err(Failure::OutputClosed);
+        }
+        let files = &fds[2..];
+        Ok(Polled {
+            ready: files.iter().any(|fd| has(fd, PollFlags::POLLIN)),
+            gone: files.iter().any(|fd| has(fd, BROKEN)),
+        })
+    }
+
+    fn tell_waiting(&self) {
+        let (mount, channel) = (self.place.mount.clone(), self.place.channel.clone());
+        let missing = match is_mounted(&mount) {
+            Ok(true) => Failure::NoChannel { channel, known: known(&mount), mount }.to_string(),
+            _ => format!("{} is not mounted", mount.display()),
+        };
+        output::say(format_args!("{missing}; waiting for it"));
+    }
+}
+
+/// The error of a file whose daemon has gone, or of a path below a mount that has.
+fn means_gone(error: &std::io::Error) -> bool {
+    let gone = [Errno::ENODEV, Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENOENT, Errno::ESTALE];
+    error.raw_os_error().is_some_and(|raw| gone.contains(&Errno::from_raw(raw)))
+}

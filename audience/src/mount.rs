@@ -1,0 +1,229 @@
+//! Whether relayfs is mounted, and mounting it where it is not.
+
+use std::env;
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::FileTypeExt;
+use std::path::{self, Path, PathBuf};
+use std::process::{ChildStderr, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::failure::Failure;
+use crate::output;
+use crate::unmount::unmount;
+
+/// The daemon that mounts.
+const DAEMON: &str = "relayfsd";
+/// The type of its mounts in the kernel's list.
+const FS_TYPE: &[u8] = b"fuse.relayfsd";
+/// How long we give a daemon that was started at the same time as ours, and first, to become usable.
+const OTHERS_START_MAX: Duration = Duration::from_millis(250);
+/// Time between two looks at whether something has changed.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// Whether relayfs is mounted at the path. A mount whose daemon has gone does not count: relayfsd replaces
+/// it.
+pub(crate) fn is_mounted(path: &Path) -> Result<bool, Failure> {
+    match fs::metadata(path) {
+        Ok(what) if what.file_type().is_socket() => return Err(Failure::Socket(path.to_owned())),
+        Ok(what) if !what.is_dir() => return Err(Failure::NotDirectory(path.to_owned())),
+        // Without allow_other nobody else may look even at the root of the mount.
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
+        Err(_) => return Ok(false),
+        Ok(_) => {}
+    }
+    Ok(fs::read(path.join(".relay/version")).is_ok() || listed_type(path).is_some_and(|kind| kind == FS_TYPE))
+}
+
+/// The type of the last mount, which is the visible one, that the kernel lists at the path.
+pub(crate) fn listed_type(path: &Path) -> Option<Vec<u8>> {
+    let path = fs::canonicalize(path).unwrap_or_else(|_| absolute(path));
+    let mounts = fs::read("/proc/self/mountinfo").ok()?;
+    type_of_mount(&mounts, &path).map(<[u8]>::to_vec)
+}
+
+/// From `36 35 98:0 /root /mount\040point options tag:1 - type source super`, one a line.
+fn type_of_mount<'a>(mountinfo: &'a [u8], path: &Path) -> Option<&'a [u8]> {
+    let at_path = |line: &&[u8]| {
+        let point = line.split(|&b| b == b' ').nth(4);
+        point.is_some_and(|point| unescape(point).as_path() == path)
+    };
+    let line = mountinfo.split(|&b| b == b'\n').rfind(at_path)?;
+    let mut fields = line.split(|&b| b == b' ');
+    fields.find(|field| *field == b"-")?;
+    fields.next()
+}
+
+/// The kernel writes space, tab, newline and backslash as `\040` and so on.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        match rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] => {
+                bytes.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
+                rest = after;
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+/// What we mounted ourselves, and have to unmount. Shared with the thread that takes signals.
+#[derive(Debug, Default)]
+pub(crate) struct OwnMount(Mutex<Option<PathBuf>>);
+
+impl OwnMount {
+    /// Has relayfsd mount the path. If somebody else does so meanwhile, that is as good, and theirs.
+    pub(crate) fn mount(&self, path: &Path) -> Result<(), Failure> {
+        // Held all the time: whoever wants to unmount at the same time comes after us.
+        let mut own = self.lock();
+        let path = absolute(path);
+        match run_daemon(&path) {
+            Ok(()) => {
+                *own = Some(fs::canonicalize(&path).unwrap_or(path));
+                Ok(())
+            }
+            Err(_) if appears(&path)? => Ok(()),
+            Err(reason) => Err(Failure::Mount { mount: path, reason }),
+        }
+    }
+
+    /// Unmounts, once, what we mounted, if we did.
+    pub(crate) fn unmount(&self) -> Result<(), Failure> {
+        let mut own = self.lock();
+        own.take().map_or(Ok(()), |path| unmount(&path))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        // Whatever panicked, the path is whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether somebody else's mount becomes usable within a short time.
+fn appears(path: &Path) -> Result<bool, Failure> {
+    let deadline = Instant::now() + OTHERS_START_MAX;
+    loop {
+        if is_mounted(path)? {
+            return Ok(true);
+        }
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// Runs relayfsd, which returns when the mount is usable. The error is its own, in one line.
+fn run_daemon(path: &Path) -> Result<(), String> {
+    // Ours goes with us; another one may be in PATH.
+    let program = beside_us().unwrap_or_else(|| DAEMON.into());
+    // Nothing of ours must stay open in a daemon: whoever reads our output would wait for its end.
+    let mut command = Command::new(&program);
+    command.arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => format!("there is no {DAEMON} beside this program or in PATH"),
+        _ => format!("cannot run {}: {error}", program.display()),
+    })?;
+    let stderr = child.stderr.take();
+    // First this and then what it said: what it says fits into the pipe, and its daemon may still have the
+    // pipe open.
+    let status = child.wait().map_err(|error| format!("cannot wait for {}: {error}", program.display()))?;
+    let said = stderr.map(said).unwrap_or_default();
+    if status.success() {
+        said.iter().for_each(output::say);
+        Ok(())
+    } else if said.is_empty() {
+        Err(status.to_string())
+    } else {
+        Err(said.join("; "))
+    }
+}
+
+/// The lines that are in the pipe, without waiting for more.
+fn said(mut stderr: ChildStderr) -> Vec<String> {
+    let mut text = Vec::new();
+    if fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok() {
+        // What was read before the pipe had no more is there.
+        let _ = stderr.read_to_end(&mut text);
+    }
+    let text = String::from_utf8_lossy(&text);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.map(|line| line.strip_prefix("relayfsd: ").unwrap_or(line).to_owned()).collect()
+}
+
+fn beside_us() -> Option<PathBuf> {
+    let path = env::current_exe().ok()?.with_file_name(DAEMON);
+    path.is_file().then_some(path)
+}
+
+/// Without resolving links, which needs a path that works. Never begins with a dash.
+fn absolute(path: &Path) -> PathBuf {
+    path::absolute(path).unwrap_or_else(|_| {
+        // An empty path, or no working directory: whoever gets it tells.
+        if path.as_os_str().as_bytes().starts_with(b"-") {
+            Path::new(".").join(path)
+        } else {
+            path.to_owned()
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    const MOUNTINFO: &[u8] = b"22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
+        36 22 0:40 / /mnt/relay rw,nosuid master:1 shared:2 - fuse.relayfsd relayfs rw,user_id=0\n\
+        37 22 0:41 / /mnt/my\\040relay rw - fuse.relayfsd relayfs rw\n\
+        38 22 0:42 / /mnt/hidden rw - fuse.relayfsd relayfs rw\n\
+        39 38 0:43 / /mnt/hidden rw - tmpfs tmpfs rw\n";
+
+    #[test]
+    fn the_kernels_list_tells_types() {
+        let fs_type = |path: &str| type_of_mount(MOUNTINFO, Path::new(path));
+        assert_eq!(fs_type("/mnt/relay"), Some(FS_TYPE));
+        assert_eq!(fs_type("/mnt/my relay"), Some(FS_TYPE));
+        assert_eq!(fs_type("/mnt/hidden"), Some(&b"tmpfs"[..]));
+        assert_eq!(fs_type("/mnt/relay/app"), None);
+    }
+
+    #[test]
+    fn escapes() {
+        assert_eq!(unescape(b"a\\040b\\134c"), Path::new("a b\\c"));
+        assert_eq!(unescape(b"a\\04"), Path::new("a\\04"));
+        assert_eq!(unescape(b"\\777"), Path::new("\\777"));
+    }
+
+    #[test]
+    fn a_tree_with_a_version_is_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(!is_mounted(dir.path()).unwrap());
+        assert!(!is_mounted(&dir.path().join("missing")).unwrap());
+        fs::create_dir(dir.path().join(".relay")).unwrap();
+        fs::write(dir.path().join(".relay/version"), "1\n").unwrap();
+        assert!(is_mounted(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn what_is_no_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (socket, file) = (dir.path().join("socket"), dir.path().join("file"));
+        let _listener = UnixListener::bind(&socket).unwrap();
+        fs::write(&file, "").unwrap();
+        assert!(matches!(is_mounted(&socket), Err(Failure::Socket(path)) if path == socket));
+        assert!(matches!(is_mounted(&file), Err(Failure::NotDirectory(path)) if path == file));
+    }
+}

@@ -1,0 +1,199 @@
+//! The options of `relay-producer`.
+
+use std::env;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use relay::name::DEFAULT_CHANNEL;
+use relay::paths::{MOUNT_DEFAULT, MOUNT_ENV};
+use relay::size::parse_size;
+use relay::{ChannelName, GeometrySpec};
+use relay_producer::Wait;
+
+/// Writes messages into a relay channel.
+///
+/// Every MESSAGE, with a newline after it, is one message; without any, every line of standard input is one, its
+/// newline included.
+#[derive(Debug, Parser)]
+#[command(
+    name = "relay-producer",
+    version,
+    after_help = "\
+A message that does not fit is dropped, and counted; --wait waits for a reader instead. `_` in an option's name is `-`.
+
+Exit status: 0 all written, 1 error, 2 wrong usage, 3 some messages dropped."
+)]
+pub(crate) struct Options {
+    /// Mount point of a relayfs, or its socket [default: $RELAYFS, else /mnt/relay]
+    #[arg(short, long, value_name = "PATH")]
+    pub(crate) mount: Option<PathBuf>,
+
+    /// Channel to write to
+    #[arg(short, long, value_name = "NAME", default_value = DEFAULT_CHANNEL)]
+    pub(crate) channel: ChannelName,
+
+    /// Create the channel if there is none; GEOMETRY is like subbuf-size=64K:n-subbufs=8:overwrite:global:header=16,
+    /// and what it leaves out is the daemon's default
+    #[arg(long, value_name = "GEOMETRY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub(crate) create: Option<GeometrySpec>,
+
+    /// Write to the buffer of this CPU [default: the CPU it runs on]
+    #[arg(long, value_name = "N")]
+    pub(crate) cpu: Option<usize>,
+
+    /// No newline after MESSAGE
+    #[arg(short, long)]
+    pub(crate) no_newline: bool,
+
+    /// Messages on standard input end with a NUL byte, which is part of them, instead of a newline
+    #[arg(short = '0', long, conflicts_with_all = ["chunk", "messages"])]
+    pub(crate) null: bool,
+
+    /// Standard input is cut into messages of SIZE bytes (K, M, G: powers of 1024)
+    #[arg(long, value_name = "SIZE", value_parser = chunk_size, conflicts_with = "messages")]
+    pub(crate) chunk: Option<usize>,
+
+    /// Wait for room in the buffer instead of dropping, for ever or for so long: 5, 0.5, 100ms, 2s, 1m
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = wait,
+          default_missing_value = "")]
+    pub(crate) wait: Option<Wait>,
+
+    /// At the end, finish the current sub-buffer of every CPU
+    #[arg(long)]
+    pub(crate) flush: bool,
+
+    /// Say which channel, geometry and transport it is
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
+
+    /// Messages to write [default: the lines of standard input]
+    #[arg(value_name = "MESSAGE")]
+    pub(crate) messages: Vec<OsString>,
+}
+
+impl Options {
+    /// The options of this process; help and wrong usage end it.
+    pub(crate) fn read() -> Options {
+        Options::parse_from(dashed(env::args_os()))
+    }
+
+    /// The mount point or socket that is meant.
+    pub(crate) fn mount(&self) -> PathBuf {
+        let from_environment = || env::var_os(MOUNT_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.mount.clone().or_else(from_environment).unwrap_or_else(|| MOUNT_DEFAULT.into())
+    }
+}
+
+/// `_` is `-` in the names of long options, up to the `--` that ends them.
+fn dashed(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    let mut ended = false;
+    args.map(move |arg| {
+        ended |= arg == OsStr::new("--");
+        if ended || !arg.as_bytes().starts_with(b"--") {
+            return arg;
+        }
+        let mut bytes = arg.into_vec();
+        let name = bytes.iter_mut().take_while(|byte| **byte != b'=');
+        name.filter(|byte| **byte == b'_').for_each(|byte| *byte = b'-');
+        OsString::from_vec(bytes)
+    })
+}
+
+fn chunk_size(text: &str) -> Result<usize, String> {
+    let size = parse_size(text).map_err(|error| error.to_string())?;
+    usize::try_from(size)
+        .ok()
+        .filter(|size| *size > 0)
+        .ok_or_else(|| format!("chunks of {size} bytes are not possible"))
+}
+
+fn wait(text: &str) -> Result<Wait, String> {
+    if text.is_empty() {
+        return Ok(Wait::Forever);
+    }
+    let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
+        Some(at) => text.split_at(at),
+        None => (text, "s"),
+    };
+    let seconds = match unit {
+        "ms" => 0.001,
+        "s" => 1.0,
+        "m" => 60.0,
+        _ => f64::NAN,
+    };
+    let plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+    let number = number.parse::<f64>().ok().filter(|_| plain);
+    let wait = number.and_then(|number| Duration::try_from_secs_f64(number * seconds).ok());
+    wait.map(Wait::AtMost).ok_or_else(|| "not a duration: a number, then nothing, ms, s or m".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Options, String> {
+        let args = ["relay-producer"].iter().chain(args).map(OsString::from);
+        Options::try_parse_from(dashed(args)).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_options_are_consistent() {
+        Options::command().debug_assert();
+    }
+
+    #[test]
+    fn values_are_optional_where_they_say_so_and_never_eat_a_message() {
+        let options = parse(&["--create", "--wait", "hello"]).unwrap();
+        assert_eq!(options.create, Some(GeometrySpec::default()));
+        assert_eq!(options.wait, Some(Wait::Forever));
+        assert_eq!(options.messages, ["hello"]);
+        let options = parse(&["--create=n_subbufs=8:overwrite", "--wait=2s"]).unwrap();
+        assert_eq!(options.create.unwrap().n_subbufs, Some(8));
+        assert_eq!(options.wait, Some(Wait::AtMost(Duration::from_secs(2))));
+    }
+
+    #[test]
+    fn underscores_are_dashes_in_names_and_nowhere_else() {
+        let options = parse(&["--no_newline", "--channel=my_log", "a_b", "--", "--c_d"]).unwrap();
+        assert!(options.no_newline);
+        assert_eq!(options.channel.as_str(), "my_log");
+        assert_eq!(options.messages, ["a_b", "--c_d"]);
+    }
+
+    #[test]
+    fn durations() {
+        for (text, millis) in
+            [("5", 5000), ("0.5", 500), ("100ms", 100), ("2s", 2000), ("1m", 60_000), ("0", 0)]
+        {
+            assert_eq!(wait(text), Ok(Wait::AtMost(Duration::from_millis(millis))), "{text}");
+        }
+        for text in
+            ["s", "-1", "+1", "1h", "1e3", "inf", "nan", " 1", "1 s", ".", "1m2s", "9".repeat(40).as_str()]
+        {
+            assert!(wait(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for args in [
+            &["--chunk=0"][..],
+            &["--chunk=1X"],
+            &["--chunk=4K", "-0"],
+            &["-0", "message"],
+            &["--chunk=4K", "message"],
+            &["--channel=.hidden"],
+            &["--create=size=1"],
+            &["--cpu=-1"],
+            &["--wait=soon"],
+            &["--no-such-option"],
+        ] {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! What can go wrong, one enum for each question: opening, writing without waiting, asking and waiting.
+
+use std::io;
+use std::path::PathBuf;
+
+use relay::{GeometryError, NameError};
+use thiserror::Error;
+
+use crate::batch::Counts;
+
+/// What the daemon gives as its reason when it refuses something.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{text}")]
+pub struct Refused {
+    /// An errno.
+    pub errno: i32,
+    /// For people.
+    pub text: String,
+}
+
+/// The channel has no buffer for a CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("no buffer for CPU {cpu}: this channel has them for CPUs 0 to {}", n_bufs - 1)]
+pub struct NoSuchCpu {
+    /// The CPU that was meant.
+    pub cpu: usize,
+    /// Number of the channel's buffers.
+    pub n_bufs: usize,
+}
+
+/// Why a channel could not be opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// The name is no channel name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// The geometry is out of range.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// There is no relayfs at this path.
+    #[error(
+        "no relayfs is mounted on {path}: {why}; mount one with 'relayfsd {path}', or name another mount point"
+    )]
+    NotMounted {
+        /// The path that was given as mount point.
+        path: String,
+        /// What is there instead.
+        why: &'static str,
+    },
+    /// A mount whose daemon is dead.
+    #[error(
+        "the daemon of {path} has died and left its mount behind: start 'relayfsd {path}' again, or umount it"
+    )]
+    Stale {
+        /// The mount point.
+        path: String,
+    },
+    /// Nobody listens on the socket.
+    #[error(
+        "no daemon answers on {socket}: it has ended, or the socket's directory is not visible here (a container needs it \
+         bind-mounted beside the mount point)"
+    )]
+    NoDaemon {
+        /// The socket.
+        socket: String,
+    },
+    /// The socket's permissions do not let this user in.
+    #[error("not permitted to use {socket}: relayfsd's --group or --socket-mode decide who may send")]
+    Forbidden {
+        /// The socket.
+        socket: String,
+    },
+    /// Somebody listens there who does not speak the protocol.
+    #[error("{socket} is not a relayfs socket: {why}")]
+    NotOurs {
+        /// The socket.
+        socket: String,
+        /// How one can tell.
+        why: String,
+    },
+    /// The daemon says no.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The system says no.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+/// Why a message was not written. No byte of it is in the buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum WriteError {
+    /// The daemon does not keep up: there is no room on the way to it. The loss is counted.
+    #[error("no room: the daemon has not caught up")]
+    Full,
+    /// Longer than any message of this channel can be. The loss is counted.
+    #[error("a message of {len} bytes is too big: this channel takes {max}")]
+    TooBig {
+        /// Length of the message in bytes.
+        len: usize,
+        /// Longest message of the channel in bytes.
+        max: usize,
+    },
+    /// The channel has no buffer for this CPU.
+    #[error(transparent)]
+    NoSuchCpu(#[from] NoSuchCpu),
+    /// The daemon has gone away. Later calls look for a new one.
+    #[error("the daemon has gone away")]
+    Disconnected,
+}
+
+/// Why a request that waits for its answer failed.
+#[derive(Debug, Error)]
+pub enum RequestError {
+    /// The channel has no buffer for this CPU.
+    #[error(transparent)]
+    NoSuchCpu(#[from] NoSuchCpu),
+    /// The daemon says no.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+    /// The daemon has gone away. Later calls look for a new one.
+    #[error("the daemon has gone away")]
+    Disconnected,
+    /// The daemon had gone away, and there is no new one.
+    #[error("the daemon has gone away: {0}")]
+    Reopen(#[source] OpenError),
+    /// The answer did not come in time; the request may still be carried out.
+    #[error("the daemon does not answer")]
+    NoReply,
+    /// What came is no answer; the connection was closed.
+    #[error("the daemon's answer makes no sense: {0}")]
+    Garbled(String),
+}
+
+/// Why a batch ended early.
+#[derive(Debug, Error)]
+#[error("{cause}")]
+pub struct BatchError {
+    /// What became of the messages the daemon had answered for; nothing is known of the others.
+    pub counts: Counts,
+    /// What went wrong.
+    #[source]
+    pub cause: RequestError,
+}

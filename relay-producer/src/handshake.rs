@@ -1,0 +1,217 @@
+//! From a path to an open channel: connect, `HELLO`, `OPEN`. It can be left and taken up again at any point, so that
+//! a producer which must not wait can get a new connection all the same.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::poll::PollFlags;
+use relay::frame::{
+    self, Body, FRAME_MAX, Frame, HEADER_DEFAULT, HEADER_LEN, Hello, HelloReply, OPEN_CREATE, Open,
+    OpenReply, Refusal, VERSION, WRITE_FIXED_LEN,
+};
+use relay::geometry::MESSAGE_MAX;
+use relay::{ChannelName, Geometry, GeometryError, GeometrySpec, Mode};
+
+use crate::connection::Connection;
+use crate::error::{OpenError, Refused};
+use crate::socket::{Deadline, Socket};
+
+/// How long a daemon may take to open a channel. Whoever takes longer is taken for somebody else.
+pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Most buffers a channel is believed to have.
+const N_BUFS_MAX: u32 = 1 << 16;
+/// Smallest frame limit a daemon is believed to have, in bytes.
+const FRAME_MAX_LEAST: usize = 512;
+
+const HELLO_ID: u32 = 1;
+const OPEN_ID: u32 = 2;
+/// Ids for everything after the handshake start here.
+pub(crate) const FIRST_FREE_ID: u32 = 3;
+
+/// What a channel is opened with, the first time and after every loss of the connection.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenRequest {
+    pub(crate) name: ChannelName,
+    pub(crate) spec: GeometrySpec,
+    pub(crate) create: bool,
+}
+
+impl OpenRequest {
+    /// Refuses what no daemon could take; what fits only together with the daemon's defaults is left to it.
+    pub(crate) fn check(&self) -> Result<(), GeometryError> {
+        let mut least = self.spec;
+        least.n_subbufs.get_or_insert(1);
+        least.subbuf_size.get_or_insert(self.spec.header.map_or(1, |header| header.saturating_add(1)));
+        least.build().map(drop)
+    }
+
+    fn frame(&self) -> Vec<u8> {
+        // Lossless: `check` saw these values.
+        let value = |value: Option<u64>, absent| value.map_or(absent, |value| value as u32);
+        let open = Open {
+            subbuf_size: value(self.spec.subbuf_size, 0),
+            n_subbufs: value(self.spec.n_subbufs, 0),
+            header: value(self.spec.header, HEADER_DEFAULT),
+            mode: self.spec.mode.map_or(0, |mode| if mode == Mode::Overwrite { 2 } else { 1 }),
+            scope: self.spec.global.map_or(0, |global| if global { 2 } else { 1 }),
+            name: self.name.as_str().as_bytes(),
+        };
+        open.frame(if self.create { OPEN_CREATE } else { 0 }, OPEN_ID)
+    }
+}
+
+/// A connection whose channel is not open yet.
+#[derive(Debug)]
+pub(crate) struct Handshake {
+    socket: Socket,
+    path: PathBuf,
+    /// The answer to `HELLO`; until it is there, `OPEN` has not been sent.
+    hello: Option<HelloReply>,
+    begun: Instant,
+}
+
+/// How far a handshake came in the time it was given.
+pub(crate) enum Progress {
+    Done(Connection),
+    Waiting(Handshake),
+}
+
+impl Handshake {
+    /// Connects and says hello, waiting at most `wait` for a listener that is swamped.
+    pub(crate) fn begin(path: &Path, wait: Duration) -> Result<Handshake, OpenError> {
+        let socket = Socket::connect(path, wait)?;
+        let handshake = Handshake { socket, path: path.into(), hello: None, begun: Instant::now() };
+        handshake.send(&Hello { min_version: VERSION, max_version: VERSION, features: 0 }.frame(0, HELLO_ID));
+        Ok(handshake)
+    }
+
+    /// Whether the daemon had its time.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.begun.elapsed() > OPEN_LIMIT
+    }
+
+    /// Why a daemon that let its time pass is none.
+    pub(crate) fn overdue(&self) -> OpenError {
+        self.not_ours(format!("no answer within {} seconds", OPEN_LIMIT.as_secs()))
+    }
+
+    /// Goes on until the channel is open or time is up.
+    pub(crate) fn go_on(mut self, request: &OpenRequest, deadline: Deadline) -> Result<Progress, OpenError> {
+        let mut packet = [0; HEADER_LEN + 4 + frame::ERROR_TEXT_MAX];
+        loop {
+            let Some(len) = self.socket.receive(&mut packet) else {
+                if self.socket.wait(PollFlags::POLLIN, deadline) {
+                    continue;
+                }
+                return Ok(Progress::Waiting(self));
+            };
+            if len == 0 {
+                return Err(self.not_ours("it hung up without an answer".into()));
+            }
+            let packet =
+                packet.get(..len).ok_or_else(|| self.not_ours(format!("an answer of {len} bytes")))?;
+            match self.hello {
+                None => {
+                    let hello = self.answer::<HelloReply>(packet, HELLO_ID)?;
+                    if hello.version != VERSION || (hello.frame_max as usize) < FRAME_MAX_LEAST {
+                        return Err(self.not_ours(format!("{hello:?}")));
+                    }
+                    self.hello = Some(hello);
+                    self.send(&request.frame());
+                }
+                Some(hello) => {
+                    let open = self.answer::<OpenReply>(packet, OPEN_ID)?;
+                    let geometry = geometry_of(&open)
+                        .filter(|_| (1..=N_BUFS_MAX).contains(&open.n_bufs))
+                        .ok_or_else(|| self.not_ours(format!("{open:?}")))?;
+                    return Ok(Progress::Done(Connection::new(
+                        self.socket,
+                        self.path,
+                        open,
+                        geometry,
+                        FRAME_MAX.min(hello.frame_max as usize) - HEADER_LEN - WRITE_FIXED_LEN,
+                        MESSAGE_MAX.min(hello.message_max as usize),
+                    )));
+                }
+            }
+        }
+    }
+
+    fn send(&self, packet: &[u8]) {
+        // The socket is empty, so it takes this, or it is over; why, the daemon may have said before it hung up.
+        let _ = self.socket.send(packet);
+    }
+
+    /// The body of an expected answer.
+    fn answer<'a, B: Body<'a>>(&self, packet: &'a [u8], id: u32) -> Result<B, OpenError> {
+        let frame = Frame::decode(packet).map_err(|(_, error)| self.not_ours(error.to_string()))?;
+        if frame.kind == Refusal::KIND {
+            return Err(refusal(frame.body).map_err(|error| self.not_ours(error))?.into());
+        }
+        if (frame.kind, frame.reply, frame.id) != (B::KIND, true, id) {
+            return Err(self.not_ours(format!("an unexpected {:?} frame", frame.kind)));
+        }
+        B::decode(frame.body).map_err(|error| self.not_ours(error.to_string()))
+    }
+
+    fn not_ours(&self, why: String) -> OpenError {
+        OpenError::NotOurs { socket: self.path.display().to_string(), why }
+    }
+}
+
+/// What an `ERROR` says, made fit for a terminal.
+pub(crate) fn refusal(body: &[u8]) -> Result<Refused, String> {
+    let Refusal { errno, text } = Refusal::decode(body).map_err(|error| error.to_string())?;
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    Ok(Refused { errno, text: shown })
+}
+
+fn geometry_of(reply: &OpenReply) -> Option<Geometry> {
+    let spec = GeometrySpec {
+        subbuf_size: Some(reply.subbuf_size.into()),
+        n_subbufs: Some(reply.n_subbufs.into()),
+        header: Some(reply.header.into()),
+        mode: Some(match reply.mode {
+            1 => Mode::NoOverwrite,
+            2 => Mode::Overwrite,
+            _ => return None,
+        }),
+        global: Some(match reply.scope {
+            1 => false,
+            2 => true,
+            _ => return None,
+        }),
+    };
+    spec.build().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(spec: &str) -> Result<(), GeometryError> {
+        OpenRequest { name: "cpu".parse().unwrap(), spec: spec.parse().unwrap(), create: true }.check()
+    }
+
+    #[test]
+    fn only_what_no_daemon_could_take_is_refused() {
+        for good in ["", "subbuf-size=64M", "n-subbufs=65536", "header=300K", "subbuf-size=1:n-subbufs=1"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in
+            ["subbuf-size=0", "n-subbufs=0", "subbuf-size=4G", "header=64M", "subbuf-size=16:header=16"]
+        {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn texts_of_refusals_are_made_harmless() {
+        let mut body = 2u32.to_le_bytes().to_vec();
+        body.extend_from_slice("no channel 'ä'\x1b[2J\n".as_bytes());
+        assert_eq!(refusal(&body), Ok(Refused { errno: 2, text: "no channel 'ä'\\u{1b}[2J\\n".into() }));
+    }
+}

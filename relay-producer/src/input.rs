@@ -1,0 +1,237 @@
+//! Cuts standard input into messages: big reads, no memory of their own for messages, and nothing held back when the
+//! input pauses.
+
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+
+use memchr::memchr_iter;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// Bytes asked for at once.
+const READ_SIZE: usize = 256 << 10;
+
+/// Where a message ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cut {
+    /// After each of these bytes, which belong to the messages they end.
+    After(u8),
+    /// After so many bytes.
+    Every(usize),
+}
+
+/// Who takes the messages.
+pub(crate) trait Sink {
+    /// What can go wrong with that.
+    type Error: From<io::Error>;
+    /// Takes a message, the `number`th, counted from 1.
+    fn message(&mut self, number: u64, message: &[u8]) -> Result<(), Self::Error>;
+    /// Hears of a message that is over the limit and was skipped.
+    fn skipped(&mut self, number: u64) -> Result<(), Self::Error>;
+    /// There is no more input at the moment.
+    fn pause(&mut self) -> Result<(), Self::Error>;
+}
+
+/// Feeds `sink` with all messages of `source`. Those of more than `limit` bytes are skipped, or, if they happen to be
+/// in memory as a whole, left to the sink; never is more than the limit and one read in memory.
+pub(crate) fn feed<R: Read + AsFd, S: Sink>(
+    mut source: R,
+    cut: Cut,
+    limit: usize,
+    sink: &mut S,
+) -> Result<(), S::Error> {
+    let mut buffer = vec![0; limit + READ_SIZE];
+    // Bytes of an unfinished message at the start of the buffer.
+    let mut kept = 0;
+    // Whether the beginning of the message that is being read was thrown away.
+    let mut skipping = false;
+    let mut number = 1;
+    loop {
+        let len = match source.read(&mut buffer[kept..kept + READ_SIZE]) {
+            Ok(0) => break,
+            Ok(len) => len,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let filled = &buffer[..kept + len];
+        let mut start = 0;
+        match cut {
+            Cut::After(end) => {
+                for at in memchr_iter(end, &filled[kept..]) {
+                    let message = &filled[start..=kept + at];
+                    if std::mem::take(&mut skipping) {
+                        sink.skipped(number)?;
+                    } else {
+                        sink.message(number, message)?;
+                    }
+                    start += message.len();
+                    number += 1;
+                }
+            }
+            Cut::Every(len) => {
+                for message in filled.chunks_exact(len) {
+                    sink.message(number, message)?;
+                    start += len;
+                    number += 1;
+                }
+            }
+        }
+        kept = filled.len() - start;
+        if start > 0 {
+            buffer.copy_within(start..start + kept, 0);
+        }
+        if kept > limit || skipping {
+            (skipping, kept) = (true, 0);
+        }
+        if !has_more(&source) {
+            sink.pause()?;
+        }
+    }
+    if skipping {
+        sink.skipped(number)
+    } else if kept > 0 {
+        sink.message(number, &buffer[..kept])
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether a read would find something at once; the end counts as something.
+fn has_more(source: &impl AsFd) -> bool {
+    // Should poll fail, whatever is next will tell why.
+    poll(&mut [PollFd::new(source.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) != Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::BorrowedFd;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    enum Event {
+        Message(u64, Vec<u8>),
+        Skipped(u64),
+    }
+    use Event::{Message, Skipped};
+
+    #[derive(Default)]
+    struct Events(Vec<Event>);
+
+    impl Sink for Events {
+        type Error = io::Error;
+
+        fn message(&mut self, number: u64, message: &[u8]) -> io::Result<()> {
+            self.0.push(Message(number, message.into()));
+            Ok(())
+        }
+
+        fn skipped(&mut self, number: u64) -> io::Result<()> {
+            self.0.push(Skipped(number));
+            Ok(())
+        }
+
+        fn pause(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Gives its bytes out in pieces of one length. The descriptor is any one.
+    struct Pieces<'a>(&'a [u8], usize, io::Stdin);
+
+    impl Read for Pieces<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let len = self.1.min(buffer.len());
+            self.0.read(&mut buffer[..len])
+        }
+    }
+
+    impl AsFd for Pieces<'_> {
+        fn as_fd(&self) -> BorrowedFd<'_> {
+            self.2.as_fd()
+        }
+    }
+
+    fn events(text: &[u8], cut: Cut, limit: usize, read: usize) -> Vec<Event> {
+        let mut events = Events::default();
+        feed(Pieces(text, read, io::stdin()), cut, limit, &mut events).unwrap();
+        events.0
+    }
+
+    #[test]
+    fn lines_keep_their_newline_and_the_last_one_may_lack_it() {
+        for read in 1..20 {
+            let got = events(b"one\n\ntwo\nthree", Cut::After(b'\n'), 100, read);
+            let lines = [&b"one\n"[..], b"\n", b"two\n", b"three"];
+            let expected = lines.iter().zip(1..).map(|(line, number)| Message(number, line.to_vec()));
+            assert_eq!(got, expected.collect::<Vec<_>>(), "reads of {read}");
+        }
+        assert_eq!(events(b"", Cut::After(b'\n'), 100, 9), []);
+        assert_eq!(
+            events(b"a\0b\n\0", Cut::After(0), 100, 2),
+            [Message(1, b"a\0".to_vec()), Message(2, b"b\n\0".to_vec())]
+        );
+    }
+
+    #[test]
+    fn chunks_are_cut_by_length_alone() {
+        for read in 1..9 {
+            let got = events(b"abcdefgh", Cut::Every(3), 3, read);
+            let expected =
+                [Message(1, b"abc".to_vec()), Message(2, b"def".to_vec()), Message(3, b"gh".to_vec())];
+            assert_eq!(got, expected, "reads of {read}");
+        }
+    }
+
+    #[test]
+    fn a_line_over_the_limit_is_skipped_and_counted_and_the_rest_goes_on() {
+        let long = "x".repeat(3 * READ_SIZE);
+        let text = format!("first\n{long}\nthird\n{long}");
+        for read in [1000, 4099, READ_SIZE] {
+            let got = events(text.as_bytes(), Cut::After(b'\n'), 8192, read);
+            let expected =
+                [Message(1, b"first\n".to_vec()), Skipped(2), Message(3, b"third\n".to_vec()), Skipped(4)];
+            assert_eq!(got, expected, "reads of {read}");
+        }
+        let line = [b'x'; 100];
+        assert_eq!(
+            events(&line, Cut::After(b'\n'), 100, 7),
+            [Message(1, line.to_vec())],
+            "exactly the limit"
+        );
+    }
+
+    /// Tells of every pause, and of nothing else.
+    struct Pauses(mpsc::Sender<()>);
+
+    impl Sink for Pauses {
+        type Error = io::Error;
+
+        fn message(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn skipped(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn pause(&mut self) -> io::Result<()> {
+            self.0.send(()).map_err(io::Error::other)
+        }
+    }
+
+    #[test]
+    fn a_pause_is_noticed_while_the_input_stays_open() {
+        let (input, mut output) = io::pipe().unwrap();
+        let (sender, pauses) = mpsc::channel();
+        let feeder = thread::spawn(move || feed(input, Cut::After(b'\n'), 100, &mut Pauses(sender)));
+        for _ in 0..3 {
+            output.write_all(b"line\n").unwrap();
+            pauses.recv().unwrap();
+        }
+        drop(output);
+        feeder.join().unwrap().unwrap();
+    }
+}

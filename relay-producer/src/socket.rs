@@ -1,0 +1,167 @@
+//! The socket itself: finding it, connecting to it, packets out and in. Nothing here waits unless told how long.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, sockopt};
+use nix::sys::time::TimeVal;
+use relay::paths::SOCKET_LINK;
+
+use crate::error::{OpenError, RequestError};
+
+/// What is asked for the queue of sent packets, in bytes; the system grants what it allows. The usual default holds
+/// fewer than 300 small messages, too few for a burst while the daemon wakes up.
+const SEND_QUEUE: usize = 1 << 20;
+
+/// When to stop waiting; `None` is never.
+pub(crate) type Deadline = Option<Instant>;
+
+/// Why a packet was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SendError {
+    /// No room in the socket now.
+    Full,
+    /// The connection is over.
+    Gone,
+}
+
+/// For those who waited for room.
+impl From<SendError> for RequestError {
+    fn from(error: SendError) -> RequestError {
+        match error {
+            SendError::Full => RequestError::NoReply,
+            SendError::Gone => RequestError::Disconnected,
+        }
+    }
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub(crate) struct Socket(OwnedFd);
+
+impl Socket {
+    /// Connects, waiting at most `wait` for a listener whose queue is full.
+    pub(crate) fn connect(path: &Path, wait: Duration) -> Result<Socket, OpenError> {
+        let shown = || path.display().to_string();
+        try_connect(path, wait).map_err(|errno| match errno {
+            Errno::ENOENT | Errno::ECONNREFUSED => OpenError::NoDaemon { socket: shown() },
+            Errno::EACCES => OpenError::Forbidden { socket: shown() },
+            Errno::EPROTOTYPE => OpenError::NotOurs { socket: shown(), why: "it is of another type".into() },
+            errno => OpenError::Io { doing: "connect to", path: path.into(), source: errno.into() },
+        })
+    }
+
+    /// Sends one packet, at once or not at all.
+    pub(crate) fn send(&self, packet: &[u8]) -> Result<(), SendError> {
+        loop {
+            match socket::send(self.0.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+                Ok(_) => return Ok(()),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return Err(SendError::Full),
+                Err(_) => return Err(SendError::Gone),
+            }
+        }
+    }
+
+    /// Takes one packet: its length, which exceeds the buffer's if it was cut; `None` if there is none yet; 0 when
+    /// the connection is over.
+    pub(crate) fn receive(&self, packet: &mut [u8]) -> Option<usize> {
+        // A peer that closes with packets unread leaves one ECONNRESET, told before what it had sent.
+        let mut was_reset = false;
+        loop {
+            match socket::recv(self.0.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+                Ok(len) => return Some(len),
+                Err(Errno::EINTR) => {}
+                Err(Errno::ECONNRESET) if !was_reset => was_reset = true,
+                Err(Errno::EAGAIN) => return None,
+                Err(_) => return Some(0),
+            }
+        }
+    }
+
+    /// Waits until the socket can do what `events` says, or is over. `false`: time ran out.
+    pub(crate) fn wait(&self, events: PollFlags, deadline: Deadline) -> bool {
+        loop {
+            let timeout = match deadline {
+                None => PollTimeout::NONE,
+                Some(at) => {
+                    let left = at.saturating_duration_since(Instant::now());
+                    // Rounded up: a wait that ends early would be repeated with 0, again and again.
+                    PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
+                }
+            };
+            match poll(&mut [PollFd::new(self.0.as_fd(), events)], timeout) {
+                Ok(0) if deadline.is_some_and(|at| at <= Instant::now()) => return false,
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) | Err(_) => return true,
+            }
+        }
+    }
+
+    /// Ends the connection: whoever waits on it wakes up. What has arrived can still be received.
+    pub(crate) fn shut_down(&self) {
+        // Fails only if it is over anyway.
+        let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+fn try_connect(path: &Path, wait: Duration) -> nix::Result<Socket> {
+    let mut flags = SockFlag::SOCK_CLOEXEC;
+    flags.set(SockFlag::SOCK_NONBLOCK, wait.is_zero());
+    let fd = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    // A smaller queue works too.
+    let _ = socket::setsockopt(&fd, sockopt::SndBuf, &SEND_QUEUE);
+    if !wait.is_zero() {
+        let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
+        socket::setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(seconds, wait.subsec_micros().into()))?;
+    }
+    match UnixAddr::new(path) {
+        Ok(address) => socket::connect(fd.as_raw_fd(), &address)?,
+        // An address holds 107 bytes of path; through its directory any path can be named.
+        Err(Errno::ENAMETOOLONG) => {
+            let (dir, name) = path.parent().zip(path.file_name()).ok_or(Errno::ENAMETOOLONG)?;
+            let dir = File::options()
+                .read(true)
+                .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())
+                .open(dir)
+                .map_err(|error| Errno::try_from(error).unwrap_or(Errno::EIO))?;
+            let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
+            socket::connect(fd.as_raw_fd(), &UnixAddr::new(&short)?)?;
+        }
+        Err(errno) => return Err(errno),
+    }
+    Ok(Socket(fd))
+}
+
+/// The socket of a mount: behind the link in its tree, or `mount` itself if that is a socket.
+pub(crate) fn find(mount: &Path) -> Result<PathBuf, OpenError> {
+    let path = || mount.display().to_string();
+    let not_mounted = |why| OpenError::NotMounted { path: path(), why };
+    let failed = |error: io::Error, absent| match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOTCONN) => OpenError::Stale { path: path() },
+        Some(Errno::ENOENT | Errno::ENOTDIR) => not_mounted(absent),
+        _ => OpenError::Io { doing: "look into", path: mount.into(), source: error },
+    };
+    let kind = fs::metadata(mount).map_err(|error| failed(error, "there is no such path"))?.file_type();
+    if kind.is_socket() {
+        return Ok(mount.into());
+    }
+    if !kind.is_dir() {
+        return Err(not_mounted("it is neither a directory nor a socket"));
+    }
+    let link = mount.join(SOCKET_LINK);
+    match fs::read_link(&link) {
+        // Relative to the link's own directory; an absolute target replaces all of that.
+        Ok(target) => Ok(link.with_file_name(target)),
+        // Not a link: the socket itself, bind-mounted there.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(link),
+        Err(error) => Err(failed(error, "it is an ordinary directory")),
+    }
+}

@@ -1,0 +1,367 @@
+//! A daemon without a file system: it speaks the protocol, keeps what it gets, and misbehaves on request.
+
+// Each test program uses its own part of this.
+#![allow(dead_code, missing_docs, unreachable_pub)]
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, listen, recv, send,
+    shutdown, socket,
+};
+use relay::frame::{
+    Body, FRAME_MAX, Flush, Frame, FrameType, Hello, HelloReply, Messages, Open, OpenReply, Refusal,
+    WRITE_MORE, WRITE_REPLY, Write, WriteReply, done,
+};
+use relay::geometry::MESSAGE_MAX;
+use relay::{Geometry, GeometrySpec, Mode};
+use tempfile::TempDir;
+
+/// No condition that a test waits for takes longer, unless something is broken.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+/// CPUs of the pretended machine: as many as any real one that runs this.
+pub const N_CPUS: u32 = 1024;
+
+/// What arrived.
+#[derive(Debug, Default)]
+pub struct Store {
+    /// Messages with the CPU each was for, in order.
+    pub messages: Vec<(u32, Vec<u8>)>,
+    /// Sum of what `WRITE`s said was lost.
+    pub lost: u64,
+    /// Long messages that were begun and not completed.
+    pub given_up: usize,
+    /// Number of messages that had arrived when each flush came.
+    pub flushes: Vec<usize>,
+    /// `wait_ms` of the `WRITE`s.
+    pub waits: Vec<u32>,
+    /// Names of channels opened, and whether creating them was allowed.
+    pub opened: Vec<(String, bool)>,
+    /// Replies to `WRITE`s that are held back.
+    pub held: Vec<(Arc<Peer>, u32, WriteReply)>,
+}
+
+/// How a daemon treats its producers.
+#[derive(Clone, Debug)]
+pub struct Manners {
+    pub geometry: &'static str,
+    /// The only channel that exists; others may be created.
+    pub existing: &'static str,
+    /// Messages longer than this are dropped, to have something that is.
+    pub dropped_over: usize,
+    /// Batches of messages that start with this are answered when the test says so.
+    pub hold: Option<&'static [u8]>,
+    /// The connection ends after so many frames of messages.
+    pub frames_max: usize,
+}
+
+impl Default for Manners {
+    fn default() -> Self {
+        Manners {
+            geometry: "",
+            existing: "cpu",
+            dropped_over: usize::MAX,
+            hold: None,
+            frames_max: usize::MAX,
+        }
+    }
+}
+
+pub struct Daemon {
+    shared: Arc<Shared>,
+    listener: Arc<UnixListener>,
+    thread: Option<JoinHandle<()>>,
+    pub socket: PathBuf,
+}
+
+struct Shared {
+    store: Mutex<Store>,
+    changed: Condvar,
+    peers: Mutex<Vec<Arc<Peer>>>,
+    accepted: AtomicUsize,
+    /// Whether frames of messages are taken from the sockets.
+    open: Mutex<bool>,
+    gate: Condvar,
+}
+
+/// One producer's connection.
+#[derive(Debug)]
+pub struct Peer(OwnedFd);
+
+impl Peer {
+    /// The next packet; `None` at the end.
+    pub fn receive(&self) -> Option<Vec<u8>> {
+        let mut packet = vec![0; FRAME_MAX + 1];
+        let len = recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()).ok().filter(|len| *len > 0)?;
+        packet.truncate(len);
+        Some(packet)
+    }
+
+    pub fn send(&self, packet: &[u8]) {
+        // Whoever has gone away does not want it.
+        let _ = send(self.0.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL);
+    }
+
+    pub fn hang_up(&self) {
+        let _ = shutdown(self.0.as_raw_fd(), Shutdown::Both);
+    }
+}
+
+pub fn geometry(spec: &str) -> Geometry {
+    spec.parse::<GeometrySpec>().unwrap().build().unwrap()
+}
+
+pub fn hello_reply() -> HelloReply {
+    let (frame_max, message_max) = (FRAME_MAX as u32, MESSAGE_MAX as u32);
+    HelloReply { version: 1, frame_max, message_max, n_cpus: N_CPUS, features: 0 }
+}
+
+pub fn open_reply(geometry: &Geometry, created: bool) -> OpenReply {
+    OpenReply {
+        channel: 3,
+        subbuf_size: geometry.subbuf_size() as u32,
+        n_subbufs: geometry.n_subbufs() as u32,
+        header: geometry.header() as u32,
+        mode: if geometry.mode() == Mode::Overwrite { 2 } else { 1 },
+        scope: if geometry.global() { 2 } else { 1 },
+        created: created.into(),
+        n_bufs: if geometry.global() { 1 } else { N_CPUS },
+    }
+}
+
+impl Daemon {
+    /// A well-behaved one.
+    pub fn start(dir: &TempDir, manners: Manners) -> Daemon {
+        Daemon::start_at(&dir.path().join("socket"), manners)
+    }
+
+    pub fn start_at(socket: &Path, manners: Manners) -> Daemon {
+        Daemon::start_with(socket, move |shared, peer| Session::new(shared, peer, manners.clone()).serve())
+    }
+
+    /// One that does anything with its connections.
+    pub fn start_script(dir: &TempDir, script: impl Fn(&Peer) + Send + Sync + 'static) -> Daemon {
+        Daemon::start_with(&dir.path().join("socket"), move |_, peer| script(peer))
+    }
+
+    fn start_with(path: &Path, serve: impl Fn(&Arc<Shared>, &Arc<Peer>) + Send + Sync + 'static) -> Daemon {
+        let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+        listen(&fd, Backlog::MAXCONN).unwrap();
+        // accept(2) does not mind what type of Unix socket it is.
+        let listener = Arc::new(UnixListener::from(fd));
+        let shared = Arc::new(Shared {
+            store: Mutex::default(),
+            changed: Condvar::new(),
+            peers: Mutex::default(),
+            accepted: AtomicUsize::new(0),
+            open: Mutex::new(true),
+            gate: Condvar::new(),
+        });
+        let thread = thread::spawn({
+            let (shared, listener, serve) = (shared.clone(), listener.clone(), Arc::new(serve));
+            move || {
+                let mut threads = Vec::new();
+                while let Ok((stream, _)) = listener.accept() {
+                    let peer = Arc::new(Peer(stream.into()));
+                    shared.accepted.fetch_add(1, Ordering::SeqCst);
+                    shared.peers.lock().unwrap().push(peer.clone());
+                    let (shared, serve) = (shared.clone(), serve.clone());
+                    threads.push(thread::spawn(move || {
+                        serve(&shared, &peer);
+                        peer.hang_up();
+                        shared.peers.lock().unwrap().retain(|other| !Arc::ptr_eq(other, &peer));
+                    }));
+                }
+                threads.into_iter().for_each(|thread| thread.join().unwrap());
+            }
+        });
+        Daemon { shared, listener, thread: Some(thread), socket: path.into() }
+    }
+
+    pub fn store(&self) -> MutexGuard<'_, Store> {
+        self.shared.store.lock().unwrap()
+    }
+
+    /// Waits until what arrived is as expected.
+    pub fn wait_for(&self, what: &str, mut condition: impl FnMut(&Store) -> bool) {
+        let store = self.store();
+        let (store, timeout) =
+            self.shared.changed.wait_timeout_while(store, PATIENCE, |store| !condition(store)).unwrap();
+        assert!(!timeout.timed_out(), "{what}: {} messages, {} lost", store.messages.len(), store.lost);
+    }
+
+    pub fn accepted(&self) -> usize {
+        self.shared.accepted.load(Ordering::SeqCst)
+    }
+
+    /// Whether frames of messages are taken from the sockets from now on.
+    pub fn take_messages(&self, take: bool) {
+        *self.shared.open.lock().unwrap() = take;
+        self.shared.gate.notify_all();
+    }
+
+    /// Answers the writes that were held back.
+    pub fn release(&self) {
+        for (peer, id, reply) in self.store().held.drain(..) {
+            peer.send(&reply.frame(0, id));
+        }
+    }
+
+    /// Ends all connections, but goes on listening.
+    pub fn hang_up(&self) {
+        self.shared.peers.lock().unwrap().iter().for_each(|peer| peer.hang_up());
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        let _ = fs::remove_file(&self.socket);
+        self.take_messages(true);
+        self.store().held.clear();
+        self.hang_up();
+        if let Some(thread) = self.thread.take() {
+            // A failed assertion of its own is a failure of the test, which may be failing already.
+            if thread.join().is_err() && !thread::panicking() {
+                panic!("the daemon panicked");
+            }
+        }
+    }
+}
+
+/// A connection of a well-behaved daemon.
+struct Session<'a> {
+    shared: &'a Shared,
+    peer: &'a Arc<Peer>,
+    manners: Manners,
+    /// A message that is not complete yet: its frames' id, its CPU, its bytes.
+    long: Option<(u32, u32, Vec<u8>)>,
+    n_frames: usize,
+}
+
+impl<'a> Session<'a> {
+    fn new(shared: &'a Shared, peer: &'a Arc<Peer>, manners: Manners) -> Self {
+        Session { shared, peer, manners, long: None, n_frames: 0 }
+    }
+
+    fn serve(mut self) {
+        while let Some(packet) = self.peer.receive() {
+            let frame = Frame::decode(&packet).expect("a frame");
+            assert!(!frame.reply);
+            if frame.kind == FrameType::Write {
+                let open = self.shared.open.lock().unwrap();
+                drop(self.shared.gate.wait_while(open, |open| !*open).unwrap());
+                if self.n_frames == self.manners.frames_max {
+                    return;
+                }
+                self.n_frames += 1;
+            }
+            let mut store = self.shared.store.lock().unwrap();
+            match frame.kind {
+                FrameType::Hello => {
+                    Hello::decode(frame.body).unwrap();
+                    self.peer.send(&hello_reply().frame(0, frame.id));
+                }
+                FrameType::Open => self.open(&frame, &mut store),
+                FrameType::Write => self.write(&frame, &mut store),
+                FrameType::Flush => {
+                    let flush = Flush::decode(frame.body).unwrap();
+                    assert_eq!((flush.channel, flush.cpu), (3, u32::MAX));
+                    let arrived = store.messages.len();
+                    store.flushes.push(arrived);
+                    self.peer.send(&done(FrameType::Flush, frame.id));
+                }
+                kind => panic!("unexpected {kind:?}"),
+            }
+            drop(store);
+            self.shared.changed.notify_all();
+        }
+    }
+
+    fn open(&self, frame: &Frame<'_>, store: &mut Store) {
+        let open = Open::decode(frame.body).unwrap();
+        let name = String::from_utf8(open.name.to_vec()).unwrap();
+        let create = frame.flags != 0;
+        let exists = name == self.manners.existing;
+        if !exists && !create {
+            let text = format!("no channel '{name}': there is {}", self.manners.existing);
+            self.peer.send(&Refusal { errno: 2, text }.frame(0, frame.id));
+            return;
+        }
+        let given = |value: u32| (value != 0).then_some(u64::from(value));
+        let mut spec = self.manners.geometry.parse::<GeometrySpec>().unwrap();
+        if !exists {
+            spec.subbuf_size = given(open.subbuf_size).or(spec.subbuf_size);
+            spec.n_subbufs = given(open.n_subbufs).or(spec.n_subbufs);
+            spec.header = (open.header != u32::MAX).then_some(open.header.into());
+            spec.mode = Some(if open.mode == 2 { Mode::Overwrite } else { Mode::NoOverwrite });
+            spec.global = Some(open.scope == 2);
+        }
+        self.peer.send(&open_reply(&spec.build().unwrap(), !exists).frame(0, frame.id));
+        store.opened.push((name, create));
+    }
+
+    fn write(&mut self, frame: &Frame<'_>, store: &mut Store) {
+        let write = Write::decode(frame.body).unwrap();
+        assert_eq!(write.channel, 3);
+        store.lost += u64::from(write.lost);
+        store.waits.push(write.wait_ms);
+        let more = frame.flags & WRITE_MORE != 0;
+        let goes_on = self.long.as_ref().is_some_and(|(id, ..)| *id == frame.id);
+        let mut messages = Vec::new();
+        if goes_on || more {
+            let (id, cpu, mut bytes) = self.long.take().filter(|_| goes_on).unwrap_or_else(|| {
+                store.given_up += usize::from(self.long.take().is_some());
+                (frame.id, write.cpu, Vec::new())
+            });
+            bytes.extend_from_slice(write.messages);
+            if more {
+                self.long = Some((id, cpu, bytes));
+                return;
+            }
+            messages.push(bytes);
+        } else {
+            store.given_up += usize::from(self.long.take().is_some());
+            messages.push(write.messages.to_vec());
+        }
+        let mut reply = WriteReply::default();
+        let mut hold = false;
+        for message in Messages(&messages[0]) {
+            let message = message.expect("lengths that add up").to_vec();
+            hold |= self.manners.hold.is_some_and(|start| message.starts_with(start));
+            if message.len() > geometry(self.manners.geometry).message_max() {
+                reply.too_big += 1;
+            } else if message.len() > self.manners.dropped_over {
+                reply.dropped += 1;
+            } else {
+                reply.written += 1;
+                store.messages.push((write.cpu, message));
+            }
+        }
+        if frame.flags & WRITE_REPLY == 0 {
+            return;
+        }
+        if hold {
+            store.held.push((self.peer.clone(), frame.id, reply));
+        } else {
+            self.peer.send(&reply.frame(0, frame.id));
+        }
+    }
+}
+
+/// A listening socket that nobody serves.
+pub fn idle_socket(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
+    let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
+    bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&fd, Backlog::MAXCONN)?;
+    Ok(fd)
+}

@@ -1,0 +1,168 @@
+//! The daemon goes away, comes back, or talks nonsense: errors, and later calls that work again.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, open_reply};
+use relay::frame::{Body, Refusal, WriteReply};
+use relay_producer::{BatchOptions, Channel, RequestError, WriteError};
+use tempfile::tempdir;
+
+/// Repeats a call until it works. The calls themselves are at most one try a second.
+fn until_it_works<T, E: std::fmt::Debug>(mut call: impl FnMut() -> Result<T, E>) -> T {
+    let started = Instant::now();
+    loop {
+        match call() {
+            Ok(value) => return value,
+            Err(error) => assert!(started.elapsed() < PATIENCE, "{error:?}"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_write_finds_the_new_daemon_and_opens_the_channel_again() {
+    let dir = tempdir().unwrap();
+    let daemon = Daemon::start(&dir, Manners::default());
+    let channel = Channel::builder(&daemon.socket, "app/log").create(true).open().unwrap();
+    channel.write(b"before").unwrap();
+    daemon.wait_for("the message", |store| store.messages.len() == 1);
+    drop(daemon);
+    assert_eq!(channel.write(b"lost"), Err(WriteError::Disconnected));
+    assert_eq!(channel.write(b"lost"), Err(WriteError::Disconnected));
+
+    let daemon = Daemon::start(&dir, Manners { geometry: "n-subbufs=7", ..Manners::default() });
+    until_it_works(|| channel.write(b"after"));
+    daemon.wait_for("the message", |store| store.messages.len() == 1);
+    assert_eq!(daemon.store().opened, [("app/log".into(), true)]);
+    assert_eq!(daemon.store().messages[0].1, b"after");
+    assert_eq!(channel.geometry().n_subbufs(), 7, "the new one's geometry");
+}
+
+#[test]
+fn a_batch_and_a_flush_find_it_as_well_and_say_why_not() {
+    let dir = tempdir().unwrap();
+    let daemon = Daemon::start(&dir, Manners::default());
+    let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+    drop(daemon);
+    assert!(matches!(channel.flush(), Err(RequestError::Disconnected)));
+    let error = channel.flush().unwrap_err();
+    assert!(matches!(error, RequestError::Reopen(_)), "{error}");
+    assert!(error.to_string().contains("no relayfs is mounted on"), "{error}");
+
+    let daemon = Daemon::start(&dir, Manners::default());
+    let written = until_it_works(|| channel.write_batch(["x"], BatchOptions::default()));
+    assert_eq!(written.written, 1);
+    channel.flush().unwrap();
+    assert_eq!(daemon.store().flushes, [1]);
+}
+
+#[test]
+fn a_daemon_with_another_socket_is_found_through_the_mount() {
+    let dir = tempdir().unwrap();
+    let mount = dir.path().join("mount");
+    fs::create_dir_all(mount.join(".relay")).unwrap();
+    let link = mount.join(".relay/socket");
+    let old = Daemon::start_at(&dir.path().join("old"), Manners::default());
+    symlink(&old.socket, &link).unwrap();
+    let channel = Channel::open(&mount, "cpu").unwrap();
+    drop(old);
+    let new = Daemon::start_at(&dir.path().join("new"), Manners::default());
+    fs::remove_file(&link).unwrap();
+    symlink(&new.socket, &link).unwrap();
+    until_it_works(|| channel.write(b"here"));
+    new.wait_for("the message", |store| store.messages.len() == 1);
+}
+
+#[test]
+fn at_most_one_try_a_second() {
+    let dir = tempdir().unwrap();
+    let connections = Arc::new(AtomicUsize::new(0));
+    let daemon = Daemon::start_script(&dir, {
+        let connections = connections.clone();
+        move |peer| {
+            // Only the first one gets a channel.
+            if connections.fetch_add(1, Ordering::SeqCst) == 0 {
+                peer.receive();
+                peer.send(&hello_reply().frame(0, 1));
+                peer.receive();
+                peer.send(&open_reply(&geometry(""), false).frame(0, 2));
+                peer.receive();
+            }
+        }
+    });
+    let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(2500) {
+        let _ = channel.write(b"x");
+    }
+    let tries = connections.load(Ordering::SeqCst) - 1;
+    assert!((1..=3).contains(&tries), "{tries} tries in 2.5 seconds");
+}
+
+#[test]
+fn a_hang_up_in_the_middle_of_a_batch_leaves_what_is_known() {
+    let dir = tempdir().unwrap();
+    let daemon = Daemon::start(&dir, Manners { frames_max: 5, ..Manners::default() });
+    let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+    let message = [b'x'; 1000];
+    let error =
+        channel.write_batch(std::iter::repeat_n(message, 100_000), BatchOptions::default()).unwrap_err();
+    assert!(matches!(error.cause, RequestError::Disconnected), "{error}");
+    assert_eq!(error.counts.written, daemon.store().messages.len() as u64);
+    assert!(error.counts.written > 0);
+}
+
+#[test]
+fn nonsense_ends_the_connection_and_nothing_else() {
+    let garbage: [(&str, Vec<u8>); 4] = [
+        ("shorter than a frame", b"huh?".to_vec()),
+        ("unexpected Hello", hello_reply().frame(0, 3)),
+        ("no counts", relay::frame::done(relay::frame::FrameType::Flush, 3)),
+        ("a packet of 60000 bytes", vec![0; 60_000]),
+    ];
+    for (expected, answer) in garbage {
+        let dir = tempdir().unwrap();
+        let daemon = Daemon::start_script(&dir, move |peer| {
+            for answer in
+                [hello_reply().frame(0, 1), open_reply(&geometry(""), false).frame(0, 2), answer.clone()]
+            {
+                peer.receive();
+                peer.send(&answer);
+            }
+            peer.receive();
+        });
+        let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+        let error = channel.write_batch(["x"], BatchOptions::default()).unwrap_err();
+        assert!(matches!(error.cause, RequestError::Garbled(_)), "{expected}: {error}");
+        assert!(error.to_string().contains(expected), "{expected}: {error}");
+    }
+}
+
+#[test]
+fn a_refused_frame_ends_the_batch_and_the_others_still_count() {
+    let dir = tempdir().unwrap();
+    let daemon = Daemon::start_script(&dir, |peer| {
+        for answer in [
+            hello_reply().frame(0, 1),
+            open_reply(&geometry(""), false).frame(0, 2),
+            WriteReply { written: 7, ..WriteReply::default() }.frame(0, 3),
+            Refusal { errno: 6, text: "CPU 1 is offline".into() }.frame(0, 4),
+            WriteReply { written: 9, ..WriteReply::default() }.frame(0, 5),
+        ] {
+            peer.receive();
+            peer.send(&answer);
+        }
+        peer.receive();
+    });
+    let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+    let error =
+        channel.write_batch(std::iter::repeat_n([0; 40_000], 3), BatchOptions::default()).unwrap_err();
+    assert_eq!(error.to_string(), "CPU 1 is offline");
+    assert_eq!(error.counts.written, 16);
+}

@@ -1,0 +1,165 @@
+//! Into the background, and back word to the one who started us.
+//!
+//! The process that was started waits in front of the shell until its child, the daemon, says over a pipe that
+//! the mount is usable, or why it is not; then it ends with the exit status that goes with that.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::libc::STDERR_FILENO;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, close, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+
+/// Longest time that the start may take.
+const START_MAX: Duration = Duration::from_secs(30);
+/// What the daemon writes when the mount is usable; anything else is an error message.
+const READY: &[u8] = b"\0";
+
+/// The way back to the one who started us.
+pub(crate) enum Starter {
+    /// Still at the terminal; errors go to its standard error.
+    Foreground,
+    /// In the background, and somebody waits for word.
+    Waiting(PipeWriter),
+    /// In the background, on our own.
+    Gone,
+}
+
+/// Who returns from [`into_background`].
+pub(crate) enum Side {
+    /// The process that was started. The daemon has started, or failed; this is the exit status.
+    Parent(ExitCode),
+    /// The daemon to be.
+    Daemon(Starter),
+}
+
+/// Forks. In the parent it returns when the child has reported, or after [`START_MAX`].
+pub(crate) fn into_background() -> io::Result<Side> {
+    let (reader, writer) = io::pipe()?;
+    match fork_alone()? {
+        ForkResult::Parent { child } => {
+            drop(writer);
+            Ok(Side::Parent(wait_for(child, reader)))
+        }
+        ForkResult::Child => {
+            drop(reader);
+            setsid()?;
+            close_all_but(&writer)?;
+            Ok(Side::Daemon(Starter::Waiting(writer)))
+        }
+    }
+}
+
+fn fork_alone() -> io::Result<ForkResult> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other("there are threads already"));
+    }
+    // SAFETY: fork's demand is that a child of several threads calls nothing but async-signal-safe functions.
+    // The kernel has just counted one thread, and that one is here and starts no other in between.
+    #[allow(unsafe_code)]
+    let side = unsafe { fork() };
+    Ok(side?)
+}
+
+/// Closes what was inherited besides standard input, output and error: a daemon that lives on with its starter's pipes
+/// keeps their readers waiting, and one with a file of an old mount open keeps the old daemon alive.
+fn close_all_but(pipe: &PipeWriter) -> io::Result<()> {
+    let entries = std::fs::read_dir("/proc/self/fd")?;
+    let open: Vec<RawFd> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    for fd in open.into_iter().filter(|fd| *fd > STDERR_FILENO && *fd != pipe.as_raw_fd()) {
+        // None is ours: this process has opened nothing but the pipe. The one that listed them is closed already.
+        let _ = close(fd);
+    }
+    Ok(())
+}
+
+/// The parent's part: waits for the report, passes it on, and returns its exit status.
+fn wait_for(child: Pid, mut reader: PipeReader) -> ExitCode {
+    let mut report = Vec::new();
+    let message = match read_to_end(&mut reader, &mut report) {
+        Ok(()) if report == READY => return ExitCode::SUCCESS,
+        Ok(()) if report.is_empty() => died(child),
+        Ok(()) => String::from_utf8_lossy(&report).into_owned(),
+        Err(error) => {
+            let _ = kill(child, Signal::SIGTERM);
+            format!("{error}; gave up")
+        }
+    };
+    complain(&message);
+    ExitCode::FAILURE
+}
+
+/// Reads until the daemon closes its end, at most [`START_MAX`].
+fn read_to_end(reader: &mut PipeReader, report: &mut Vec<u8>) -> io::Result<()> {
+    let deadline = Instant::now() + START_MAX;
+    let mut chunk = [0; 4096];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let time_out = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+        let mut fds = [PollFd::new(reader.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, time_out) {
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno.into()),
+            Ok(0) => return Err(io::Error::other(format!("not mounted after {} s", START_MAX.as_secs()))),
+            Ok(_) => {}
+        }
+        match reader.read(&mut chunk)? {
+            0 => return Ok(()),
+            len => report.extend_from_slice(&chunk[..len]),
+        }
+    }
+}
+
+fn died(child: Pid) -> String {
+    match waitpid(child, None) {
+        Ok(WaitStatus::Signaled(_, signal, _)) => {
+            format!("the daemon was killed by {signal} before it had mounted")
+        }
+        _ => "the daemon ended before it had mounted".into(),
+    }
+}
+
+impl Starter {
+    /// The mount is usable: lets go of the terminal, then tells who waits. An error means that nobody waits any more.
+    pub(crate) fn ready(&mut self) -> io::Result<()> {
+        if let Starter::Waiting(pipe) = self {
+            let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+            detach_from(&null)?;
+            pipe.write_all(READY)?;
+            *self = Starter::Gone;
+        }
+        Ok(())
+    }
+
+    /// Says why the daemon ends: to who waits, to the terminal, or into the log.
+    pub(crate) fn failed(&mut self, message: &str) {
+        match self {
+            Starter::Foreground => complain(message),
+            Starter::Waiting(pipe) => {
+                let _ = pipe.write_all(message.as_bytes());
+            }
+            Starter::Gone => log::error!("{message}"),
+        }
+    }
+}
+
+fn detach_from(null: &File) -> io::Result<()> {
+    std::env::set_current_dir("/")?;
+    dup2_stdin(null)?;
+    dup2_stdout(null)?;
+    dup2_stderr(null)?;
+    Ok(())
+}
+
+/// One line on standard error. Unlike `eprintln!` it does not mind that nobody reads it.
+pub(crate) fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "relayfsd: {message}");
+}

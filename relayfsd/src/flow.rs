@@ -1,0 +1,101 @@
+//! How much of a connection's messages the writers have: bounded, by not reading the connection's socket beyond it.
+//!
+//! The writers' queues alone would not do: batches that wait for room leave them, and nobody may ever make any.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// A connection that has more than this with the writers is not read, in bytes. One message may exceed it.
+const UNDER_WAY_MAX: usize = 256 << 10;
+/// It is read again from here on, so that it wakes up less often than once a frame.
+const UNDER_WAY_LOW: usize = UNDER_WAY_MAX / 2;
+/// What a batch counts besides its messages, in bytes: small ones are not free either.
+const BATCH_COST: usize = 512;
+
+/// Wakes the socket thread, from any thread.
+pub(crate) type Ring = Arc<dyn Fn() + Send + Sync>;
+
+/// What the writers have of one connection.
+pub(crate) struct UnderWay {
+    bytes: AtomicUsize,
+    /// The connection is not read, and wants to be told when it may.
+    starved: AtomicBool,
+    ring: Ring,
+}
+
+impl UnderWay {
+    pub(crate) fn new(ring: Ring) -> Arc<UnderWay> {
+        Arc::new(UnderWay { bytes: AtomicUsize::new(0), starved: AtomicBool::new(false), ring })
+    }
+
+    /// Whether more may be read. If not, the bell rings when it may.
+    pub(crate) fn has_room(&self) -> bool {
+        if self.bytes.load(Ordering::Relaxed) <= UNDER_WAY_MAX {
+            return true;
+        }
+        // Both sides first change one word and then look at the other, all in one order (SeqCst): either this look
+        // sees the ticket given back that leaves LOW, or its owner sees `starved`.
+        self.starved.store(true, Ordering::SeqCst);
+        self.bytes.load(Ordering::SeqCst) <= UNDER_WAY_LOW
+    }
+
+    /// Counts a batch in, until the ticket is dropped. `len` is that of its messages, in bytes.
+    pub(crate) fn ticket(self: &Arc<Self>, len: usize) -> Ticket {
+        let cost = BATCH_COST + len;
+        self.bytes.fetch_add(cost, Ordering::Relaxed);
+        Ticket { under_way: Arc::clone(self), cost }
+    }
+}
+
+/// One batch's share.
+pub(crate) struct Ticket {
+    under_way: Arc<UnderWay>,
+    cost: usize,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let left = self.under_way.bytes.fetch_sub(self.cost, Ordering::SeqCst) - self.cost;
+        if left <= UNDER_WAY_LOW && self.under_way.starved.swap(false, Ordering::SeqCst) {
+            (self.under_way.ring)();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bell_rings_once_when_enough_came_back() {
+        let rings = Arc::new(AtomicUsize::new(0));
+        let ring = Arc::clone(&rings);
+        let under_way = UnderWay::new(Arc::new(move || {
+            ring.fetch_add(1, Ordering::Relaxed);
+        }));
+        let rung = || rings.load(Ordering::Relaxed);
+
+        let quarter = || under_way.ticket(UNDER_WAY_MAX / 4);
+        let mut tickets = vec![quarter(), quarter(), quarter()];
+        assert!(under_way.has_room());
+        tickets.push(quarter());
+        assert!(!under_way.has_room(), "each costs a little more than its length");
+        tickets.truncate(2);
+        assert_eq!(rung(), 0);
+        tickets.pop();
+        assert_eq!(rung(), 1);
+        assert!(under_way.has_room());
+        tickets.clear();
+        assert_eq!(rung(), 1);
+    }
+
+    #[test]
+    fn one_long_message_may_exceed_the_limit() {
+        let under_way = UnderWay::new(Arc::new(|| {}));
+        assert!(under_way.has_room());
+        let ticket = under_way.ticket(UNDER_WAY_MAX * 4);
+        assert!(!under_way.has_room());
+        drop(ticket);
+        assert!(under_way.has_room());
+    }
+}

@@ -1,0 +1,361 @@
+//! FUSE: the one file that speaks it. A handler looks something up, makes one call and replies; none waits.
+//!
+//! Every file is opened with direct I/O, so that `read()` reaches the daemon each time. A page-cache fill reaches it
+//! too, from splice(2), sendfile(2) or a private mapping, and could take bytes that its caller never gets; it is told
+//! from a `read()` by having no lock owner, and refused with EINVAL as debugfs refuses it: programs then fall back.
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender};
+use fuser::{
+    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
+    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request, Session, SessionACL,
+    TimeOrNow, WriteFlags,
+};
+
+use crate::channel::{PollState, Wake};
+use crate::open_file::{OpenFile, OpenFiles};
+use crate::options::{Access, MountOptions};
+use crate::tree::{Class, Node, NodeStat, Tree};
+
+/// Names and attributes change at any time, so the kernel asks each time.
+const TTL: Duration = Duration::ZERO;
+/// What cat and its like ask for at a time: the most that one request can carry.
+const IO_SIZE: u32 = 1 << 20;
+
+/// The mounted tree.
+pub(crate) struct Fs {
+    tree: Tree,
+    access: Access,
+    files: OpenFiles,
+    /// Dropped at the end of the session.
+    alive: Option<Sender<Infallible>>,
+}
+
+impl Fs {
+    pub(crate) fn new(tree: Tree, access: Access) -> Fs {
+        Fs { tree, access, files: OpenFiles::default(), alive: None }
+    }
+
+    fn attr(&self, node: Node, stat: &NodeStat) -> FileAttr {
+        let group_bits = |bits: u16| if self.access.group_reads { bits >> 3 } else { 0 };
+        let (kind, perm) = match stat.class {
+            Class::Dir => (FileType::Directory, 0o755),
+            Class::Link => (FileType::Symlink, 0o777),
+            Class::Private => (FileType::RegularFile, 0o400 | group_bits(0o400)),
+            Class::Public => (FileType::RegularFile, 0o444),
+            Class::Message => (FileType::RegularFile, 0o200 | group_bits(0o200)),
+            Class::Owner => (FileType::RegularFile, 0o200),
+        };
+        let perm = match (node, self.access.mode) {
+            (Node::Buffer { .. }, Some(mode)) => mode as u16,
+            _ => perm,
+        };
+        FileAttr {
+            ino: INodeNo(node.ino()),
+            size: stat.size,
+            blocks: stat.size.div_ceil(512),
+            atime: stat.ctime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+            crtime: stat.ctime,
+            kind,
+            perm,
+            nlink: if kind == FileType::Directory { 2 } else { 1 },
+            uid: self.access.uid,
+            gid: self.access.gid,
+            rdev: 0,
+            blksize: IO_SIZE,
+            flags: 0,
+        }
+    }
+
+    fn stat(&self, ino: INodeNo) -> Result<(Node, FileAttr), Errno> {
+        let node = node(ino)?;
+        let stat = self.tree.stat(node).ok_or(Errno::ENOENT)?;
+        Ok((node, self.attr(node, &stat)))
+    }
+}
+
+fn node(ino: INodeNo) -> Result<Node, Errno> {
+    Node::from_ino(ino.0).ok_or(Errno::ENOENT)
+}
+
+/// Serves the tree on a mounted `/dev/fuse`; returns when the kernel has said hello, that is, when the mount is usable.
+/// Mounting and unmounting are `mount.rs`'s.
+pub(crate) fn serve(mut fs: Fs, device: OwnedFd, options: &MountOptions) -> io::Result<Mounted> {
+    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some(options.threads);
+    let (alive, ended) = crossbeam_channel::bounded(0);
+    fs.alive = Some(alive);
+    let session = Session::from_fd(fs, device, acl, config)?.spawn()?;
+    Ok(Mounted { _session: session, ended })
+}
+
+/// A mounted tree, served by threads of its own.
+pub(crate) struct Mounted {
+    _session: BackgroundSession,
+    ended: Receiver<Infallible>,
+}
+
+impl Mounted {
+    /// Disconnects when the tree is unmounted, by whomever, and the last open file is closed. Nothing is ever sent: the
+    /// sending end goes with the file system.
+    pub(crate) fn ended(&self) -> &Receiver<Infallible> {
+        &self.ended
+    }
+}
+
+impl Filesystem for Fs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Old kernels that lack one of these work as well, a little less neatly.
+        let _ = config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC);
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        let _ = config.set_max_write(IO_SIZE);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = node(parent).ok().and_then(|parent| self.tree.lookup(parent, name.to_str()?));
+        match found.and_then(|node| Some((node, self.tree.stat(node)?))) {
+            Some((node, stat)) => reply.entry(&TTL, &self.attr(node, &stat), Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.stat(ino) {
+            Ok((_, attr)) => reply.attr(&TTL, &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Truncating what can be written is what shells do before writing; nothing else can be set.
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes_owner = mode.is_some() || uid.is_some() || gid.is_some();
+        match self.stat(ino) {
+            Err(errno) => reply.error(errno),
+            Ok(_) if changes_owner => reply.error(Errno::EPERM),
+            Ok((Node::Control { .. }, attr)) if size.is_some() => reply.attr(&TTL, &attr),
+            Ok(_) if size.is_some() => reply.error(Errno::EINVAL),
+            Ok(_) => reply.error(Errno::EPERM),
+        }
+    }
+
+    fn readlink(&self, _: &Request, _: INodeNo, reply: ReplyData) {
+        reply.data(self.tree.socket().as_bytes());
+    }
+
+    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let readable = flags.acc_mode() != OpenAccMode::O_WRONLY;
+        let opened =
+            node(ino).and_then(|node| OpenFile::open(&self.tree, node, readable).map_err(Errno::from_i32));
+        match opened {
+            Ok(file) => {
+                let handle = FileHandle(self.files.insert(file));
+                reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.files.get(fh.0) {
+            _ if lock_owner.is_none() => reply.error(Errno::EINVAL),
+            None => reply.error(Errno::EBADF),
+            Some(file) => file.read(offset, size as usize, |bytes| reply.data(bytes)),
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let len = data.len() as u32;
+        match self.files.get(fh.0) {
+            None => reply.error(Errno::EBADF),
+            Some(file) => file.write(
+                data,
+                Box::new(move |written| match written {
+                    Ok(()) => reply.written(len),
+                    Err(errno) => reply.error(Errno::from_i32(errno)),
+                }),
+            ),
+        }
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        notifier: PollNotifier,
+        _: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let Some(file) = self.files.get(fh.0) else { return reply.error(Errno::EBADF) };
+        let wanted = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+        // Who closed the file meanwhile is not there to be woken.
+        let wake = wanted.then(|| Box::new(move || drop(notifier.notify())) as Wake);
+        reply.poll(match file.poll(fh.0, wake) {
+            Some(PollState::Idle) => PollEvents::empty(),
+            Some(PollState::Readable) => PollEvents::POLLIN | PollEvents::POLLRDNORM,
+            Some(PollState::Closed) => PollEvents::POLLERR,
+            None => {
+                PollEvents::POLLIN | PollEvents::POLLRDNORM | PollEvents::POLLOUT | PollEvents::POLLWRNORM
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.files.remove(fh.0);
+        reply.ok();
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some(entries) = node(ino).ok().and_then(|node| self.tree.list(node)) else {
+            return reply.error(Errno::ENOENT);
+        };
+        let dots = [".", ".."].map(|name| (name.to_owned(), INodeNo(ino.0), FileType::Directory));
+        let entries = entries.into_iter().map(|(name, node)| {
+            let kind = match node {
+                Node::Dir(_) | Node::Relay | Node::ChannelsDir(_) | Node::ChannelDir(_) => {
+                    FileType::Directory
+                }
+                Node::Socket => FileType::Symlink,
+                _ => FileType::RegularFile,
+            };
+            (name, INodeNo(node.ino()), kind)
+        });
+        let first = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (i, (name, ino, kind)) in dots.into_iter().chain(entries).enumerate().skip(first) {
+            if reply.add(ino, i as u64 + 1, kind, name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    // What the tree does not have, with the errno of the kernel's relay files on debugfs.
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::EINVAL);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS); // the kernel does not ask again
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+}

@@ -1,0 +1,236 @@
+//! What one writing thread does: takes jobs, does them on its CPU, and keeps the batches that wait for room.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+use relay::frame::{Messages, WriteReply};
+use relay::writer::{Placed, Writer};
+
+use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
+
+/// Runs a writing thread until nobody can send it jobs any more. `room` is called after each job of the producers'.
+pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receiver<Job>, room: impl Fn()) {
+    let mut parked: VecDeque<Progress> = VecDeque::new();
+    loop {
+        let deadline = parked.iter().filter_map(Progress::deadline).min();
+        match next_job(producers, files, deadline) {
+            Ok((job, from_producer)) => {
+                match pin(cpu) {
+                    Ok(()) => work(job, &mut parked),
+                    Err(unavailable) => job.fail(unavailable),
+                }
+                if from_producer {
+                    room();
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => sweep(&mut parked),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// The next job, and whether it came from a producer. The files' go first: there are few.
+fn next_job(
+    producers: &Receiver<Job>,
+    files: &Receiver<Job>,
+    deadline: Option<Instant>,
+) -> Result<(Job, bool), RecvTimeoutError> {
+    if let Ok(job) = files.try_recv() {
+        return Ok((job, false));
+    }
+    let mut select = Select::new();
+    let from_files = select.recv(files);
+    select.recv(producers);
+    let selected = match deadline {
+        Some(deadline) => {
+            select.select_deadline(deadline).map_err(|SelectTimeoutError| RecvTimeoutError::Timeout)?
+        }
+        None => select.select(),
+    };
+    let from_producer = selected.index() != from_files;
+    let job = if from_producer { selected.recv(producers) } else { selected.recv(files) };
+    Ok((job.map_err(|_| RecvTimeoutError::Disconnected)?, from_producer))
+}
+
+/// Sees to it that this thread is on its CPU. It may have been moved off: a CPU that goes offline sends its threads
+/// away, and they stay away when it comes back.
+fn pin(cpu: Option<usize>) -> Result<(), Unavailable> {
+    let Some(cpu) = cpu else { return Ok(()) };
+    if sched_getcpu() == Ok(cpu) {
+        return Ok(());
+    }
+    let mut set = CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .map_err(|errno| Unavailable { cpu, why: UnavailableCause::NotAllowed(errno) })
+}
+
+fn work(job: Job, parked: &mut VecDeque<Progress>) {
+    match job {
+        Job::Write(batch) => {
+            let mut progress = Progress::new(batch);
+            // The sweep that its producer's end caused may have come before it.
+            if progress.is_over(Instant::now()) {
+                progress.batch.wait = Wait::No;
+            }
+            // Behind those that wait for the same buffer, or a producer's messages would change their order.
+            let behind = progress.waits() && parked.iter().any(|other| other.same_buffer(&progress));
+            if behind || !progress.go_on() {
+                parked.push_back(progress);
+            }
+        }
+        Job::Message { channel, cpu, bytes, done } => {
+            let writer = Writer::new(channel.buffer(cpu));
+            let outcome = writer.write(&bytes);
+            match outcome.placed {
+                Placed::Written => writer.count_written(1),
+                Placed::Full => writer.count_dropped(1),
+                Placed::TooBig => {}
+            }
+            if outcome.switched {
+                channel.wake(cpu);
+            }
+            done(Ok(outcome.placed));
+        }
+        Job::Flush { channel, cpu, done } => {
+            if Writer::new(channel.buffer(cpu)).flush().switched {
+                channel.wake(cpu);
+            }
+            done(Ok(()));
+        }
+        Job::Reset { channel, cpu, done } => {
+            channel.read_side(cpu).reader.reset();
+            done(Ok(()));
+            retry(parked, |progress| {
+                progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu
+            });
+        }
+        Job::Room { channel, cpu } => {
+            retry(parked, |progress| {
+                progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu
+            });
+        }
+        Job::Sweep => sweep(parked),
+        Job::Barrier(_) => {}
+    }
+}
+
+/// Lets waiting batches of one buffer go on in their order, until one has to wait again.
+fn retry(parked: &mut VecDeque<Progress>, of_buffer: impl Fn(&Progress) -> bool) {
+    while let Some(first) = parked.iter().position(&of_buffer) {
+        if !parked[first].go_on() {
+            break;
+        }
+        parked.remove(first);
+    }
+}
+
+/// Ends the waiting of batches whose time is over or whose producer is gone.
+fn sweep(parked: &mut VecDeque<Progress>) {
+    let now = Instant::now();
+    for progress in parked.iter_mut().filter(|progress| progress.is_over(now)) {
+        progress.batch.wait = Wait::No;
+        progress.go_on();
+    }
+    parked.retain(Progress::waits);
+}
+
+/// Counts the messages of a batch as dropped, and says why.
+pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
+    let messages =
+        if batch.single { 1 } else { Messages(&batch.bytes[batch.start..]).flatten().count() as u64 };
+    Writer::new(batch.channel.buffer(batch.cpu)).count_dropped(batch.lost + messages);
+    if let Some(done) = batch.done.take() {
+        done(Err(why));
+    }
+}
+
+/// A batch, and how far it has got.
+struct Progress {
+    batch: Batch,
+    /// Where the next message, with its length before it, begins.
+    at: usize,
+    counts: WriteReply,
+}
+
+impl Progress {
+    fn new(mut batch: Batch) -> Progress {
+        Writer::new(batch.channel.buffer(batch.cpu)).count_dropped(std::mem::take(&mut batch.lost));
+        Progress { at: batch.start, counts: WriteReply::default(), batch }
+    }
+
+    fn waits(&self) -> bool {
+        self.batch.wait != Wait::No
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        if let Wait::Until(deadline) = self.batch.wait { Some(deadline) } else { None }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.deadline().is_some_and(|deadline| deadline <= now)
+            || self.batch.cancelled.load(Ordering::Relaxed)
+    }
+
+    fn same_buffer(&self, other: &Progress) -> bool {
+        self.batch.channel.id() == other.batch.channel.id() && self.batch.cpu == other.batch.cpu
+    }
+
+    /// Writes until the end, which is told, or until it has to wait for room: false.
+    fn go_on(&mut self) -> bool {
+        let before = self.counts;
+        let (switched, finished) = self.write_messages();
+        let writer = Writer::new(self.batch.channel.buffer(self.batch.cpu));
+        writer.count_written(self.counts.written - before.written);
+        writer.count_dropped(self.counts.dropped - before.dropped);
+        if switched {
+            self.batch.channel.wake(self.batch.cpu);
+        }
+        if finished && let Some(done) = self.batch.done.take() {
+            done(Ok(self.counts));
+        }
+        finished
+    }
+
+    fn write_messages(&mut self) -> (bool, bool) {
+        let batch = &self.batch;
+        let writer = Writer::new(batch.channel.buffer(batch.cpu));
+        let mut switched = false;
+        while let Some((message, next)) = self.message() {
+            let mut outcome = writer.write(message);
+            switched |= outcome.switched;
+            if outcome.placed == Placed::Full && batch.wait != Wait::No {
+                // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
+                // later, it does with `parked` set.
+                let mut side = batch.channel.read_side(batch.cpu);
+                outcome = writer.write(message);
+                if outcome.placed == Placed::Full {
+                    side.parked = true;
+                    return (switched, false);
+                }
+            }
+            match outcome.placed {
+                Placed::Written => self.counts.written += 1,
+                Placed::Full => self.counts.dropped += 1,
+                Placed::TooBig => self.counts.too_big += 1,
+            }
+            self.at = next;
+        }
+        (switched, true)
+    }
+
+    /// The next message and where the one after it begins. The lengths were checked when the frame came.
+    fn message(&self) -> Option<(&[u8], usize)> {
+        let rest = self.batch.bytes.get(self.at..).filter(|rest| !rest.is_empty())?;
+        if self.batch.single {
+            return Some((rest, self.batch.bytes.len())); // longer than a frame, so never empty
+        }
+        let mut messages = Messages(rest);
+        let message = messages.next()?.ok()?;
+        Some((message, self.batch.bytes.len() - messages.0.len()))
+    }
+}

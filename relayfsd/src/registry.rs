@@ -1,0 +1,378 @@
+//! The daemon's channels by name: opening, creating, and when they go.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Deref;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use relay::size::format_size;
+use relay::{ChannelName, Geometry, GeometrySpec};
+use thiserror::Error;
+
+use crate::channel::{Channel, Counts};
+use crate::writers::Writers;
+
+/// Most channels at a time.
+pub(crate) const CHANNELS_MAX: usize = 4096;
+/// Names an error message lists before it says how many more there are.
+const NAMES_LISTED: usize = 20;
+
+/// What to do when there is no channel of a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Create {
+    /// Refuse.
+    No,
+    /// Create one that lives while somebody holds it or it has unread data.
+    ForHolders,
+    /// Create one that lives as long as the daemon.
+    Permanent,
+}
+
+/// Why a channel cannot be opened.
+#[derive(Debug, Error)]
+pub(crate) enum OpenError {
+    #[error("no channel '{name}'; {known}; --create makes one")]
+    Unknown { name: ChannelName, known: String },
+    #[error("channel '{name}' would collide with channel '{other}': choose another name")]
+    Conflict { name: ChannelName, other: ChannelName },
+    #[error("channel '{name}': {source}")]
+    Geometry { name: ChannelName, source: relay::GeometryError },
+    #[error(
+        "channel '{name}' needs {} ({geometry}, {n_bufs} buffers); {} of {} are in use: use smaller buffers or raise --max-memory",
+        format_size(*.needed), format_size(*.used), format_size(*.max)
+    )]
+    Memory { name: ChannelName, geometry: Geometry, n_bufs: usize, needed: u64, used: u64, max: u64 },
+    #[error("channel '{name}': there are {CHANNELS_MAX} channels already")]
+    TooMany { name: ChannelName },
+    #[error("channel '{name}': cannot allocate its buffers in {}: {source}", dir.display())]
+    Allocate { name: ChannelName, dir: PathBuf, source: std::io::Error },
+    #[error("the daemon is ending")]
+    Closed,
+}
+
+impl OpenError {
+    pub(crate) fn errno(&self) -> i32 {
+        match self {
+            OpenError::Unknown { .. } => libc::ENOENT,
+            OpenError::Conflict { .. } => libc::EEXIST,
+            OpenError::Geometry { .. } => libc::EINVAL,
+            OpenError::Memory { .. } => libc::ENOMEM,
+            OpenError::TooMany { .. } => libc::ENOSPC,
+            OpenError::Allocate { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            OpenError::Closed => libc::ENODEV,
+        }
+    }
+}
+
+/// All channels of the daemon.
+pub(crate) struct Registry {
+    state_dir: PathBuf,
+    n_cpus: usize,
+    memory_max: u64,
+    defaults: GeometrySpec,
+    channels: Mutex<Channels>,
+    /// Held while a channel is being made, which takes as long as its memory; `channels` is not.
+    creating: Mutex<()>,
+    writers: Writers,
+}
+
+#[derive(Default)]
+struct Channels {
+    by_name: BTreeMap<ChannelName, Arc<Channel>>,
+    by_id: HashMap<u32, Arc<Channel>>,
+    /// Directories that channels' names begin with, and their ids.
+    dirs: BTreeMap<String, u32>,
+    /// Never reused, so that an inode number means one channel or directory for ever.
+    last_id: u32,
+    memory: u64,
+    /// What channels that are gone had counted.
+    gone: Counts,
+    closed: bool,
+}
+
+impl Channels {
+    fn add_dirs(&mut self, name: &ChannelName) {
+        for dir in dirs_of(name) {
+            if !self.dirs.contains_key(dir) {
+                self.last_id += 1;
+                self.dirs.insert(dir.to_owned(), self.last_id);
+            }
+        }
+    }
+
+    fn remove_dirs(&mut self, name: &ChannelName) {
+        for dir in dirs_of(name) {
+            if !self.by_name.keys().any(|other| dirs_of(other).any(|used| used == dir)) {
+                self.dirs.remove(dir);
+            }
+        }
+    }
+}
+
+/// The directories of a channel's files: `app/web/log` gives `app` and `app/web`.
+fn dirs_of(name: &ChannelName) -> impl Iterator<Item = &str> {
+    let name = name.as_str();
+    name.match_indices('/').map(|(slash, _)| &name[..slash])
+}
+
+impl Registry {
+    /// No channels yet. Buffers will be files in `state_dir`; `memory_max` bounds all together, in bytes; `defaults`
+    /// fills what a geometry leaves out.
+    pub(crate) fn new(
+        state_dir: PathBuf,
+        n_cpus: usize,
+        memory_max: u64,
+        defaults: GeometrySpec,
+    ) -> Arc<Registry> {
+        Arc::new(Registry {
+            state_dir,
+            n_cpus,
+            memory_max,
+            defaults,
+            channels: Mutex::default(),
+            creating: Mutex::default(),
+            writers: Writers::new(n_cpus),
+        })
+    }
+
+    /// Number of configured CPUs.
+    pub(crate) fn n_cpus(&self) -> usize {
+        self.n_cpus
+    }
+
+    /// The threads that write for others.
+    pub(crate) fn writers(&self) -> &Writers {
+        &self.writers
+    }
+
+    /// Bytes that all channels together may take.
+    pub(crate) fn memory_max(&self) -> u64 {
+        self.memory_max
+    }
+
+    /// Bytes that all channels together take now.
+    pub(crate) fn memory(&self) -> u64 {
+        self.lock().memory
+    }
+
+    /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it. The flag says which.
+    pub(crate) fn open(
+        self: &Arc<Self>,
+        name: &ChannelName,
+        spec: GeometrySpec,
+        create: Create,
+    ) -> Result<(Held, bool), OpenError> {
+        if let Some(held) = self.attach(name)? {
+            return Ok((held, false));
+        }
+        if create == Create::No {
+            let known = self.known_names();
+            return Err(OpenError::Unknown { name: name.clone(), known });
+        }
+        let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = self.attach(name)? {
+            return Ok((held, false)); // somebody was faster
+        }
+        let geometry = spec.or(&self.defaults).build();
+        let geometry = geometry.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
+        let n_bufs = if geometry.global() { 1 } else { self.n_cpus };
+        let id = self.admit(name, &geometry, n_bufs)?;
+        let channel =
+            Channel::create(&self.state_dir, id, name.clone(), geometry, n_bufs, create == Create::Permanent)
+                .map_err(|source| OpenError::Allocate {
+                    name: name.clone(),
+                    dir: self.state_dir.clone(),
+                    source,
+                })?;
+        let channel = Arc::new(channel);
+        let mut channels = self.lock();
+        if channels.closed {
+            return Err(OpenError::Closed);
+        }
+        channels.memory += channel.memory();
+        channels.by_name.insert(name.clone(), channel.clone());
+        channels.by_id.insert(id, channel.clone());
+        channels.add_dirs(name);
+        log::info!("channel {name}: created, {geometry}, {n_bufs} buffers");
+        Ok((Held::new(self, channel), true))
+    }
+
+    /// The channel of a name, for a look at it.
+    pub(crate) fn hold(self: &Arc<Self>, name: &str) -> Option<Held> {
+        let name = name.parse().ok()?;
+        let channels = self.lock();
+        channels.by_name.get(&name).map(|channel| Held::new(self, channel.clone()))
+    }
+
+    /// The channel of an id, for a look at it.
+    pub(crate) fn hold_id(self: &Arc<Self>, id: u32) -> Option<Held> {
+        let channels = self.lock();
+        channels.by_id.get(&id).map(|channel| Held::new(self, channel.clone()))
+    }
+
+    /// The id of a directory that channels' names begin with.
+    pub(crate) fn dir_id(&self, path: &str) -> Option<u32> {
+        self.lock().dirs.get(path).copied()
+    }
+
+    /// The directory of an id.
+    pub(crate) fn dir_path(&self, id: u32) -> Option<String> {
+        self.lock().dirs.iter().find(|(_, dir)| **dir == id).map(|(path, _)| path.clone())
+    }
+
+    /// The directories directly below one (the root is the empty path): last components, and ids.
+    pub(crate) fn dirs_in(&self, path: &str) -> Vec<(String, u32)> {
+        let channels = self.lock();
+        let child = |(dir, id): (&String, &u32)| {
+            let (parent, last) = dir.rsplit_once('/').unwrap_or(("", dir));
+            (parent == path).then(|| (last.to_owned(), *id))
+        };
+        channels.dirs.iter().filter_map(child).collect()
+    }
+
+    /// Every channel, in order of the names.
+    pub(crate) fn all(&self) -> Vec<Arc<Channel>> {
+        self.lock().by_name.values().cloned().collect()
+    }
+
+    /// The text of the daemon's own `stats`: what is there, and what went with channels that are gone.
+    pub(crate) fn stats(&self) -> String {
+        let channels = self.lock();
+        let mut text = format!(
+            "channels {}\nmemory_bytes {}\nmemory_max_bytes {}\n",
+            channels.by_name.len(),
+            channels.memory,
+            self.memory_max
+        );
+        channels.gone.write_to("gone", &mut text);
+        text
+    }
+
+    /// Clean end: nothing can be opened any more, pollers are told, and what is unread is said, a line a channel.
+    pub(crate) fn close_all(&self) {
+        self.lock().closed = true;
+        for channel in self.all() {
+            channel.close();
+            let unread = channel.unread();
+            if unread > 0 {
+                log::warn!("channel {}: {unread} bytes were not read", channel.name());
+            }
+        }
+    }
+
+    fn attach(self: &Arc<Self>, name: &ChannelName) -> Result<Option<Held>, OpenError> {
+        let channels = self.lock();
+        if channels.closed {
+            return Err(OpenError::Closed);
+        }
+        Ok(channels.by_name.get(name).map(|channel| Held::new(self, channel.clone())))
+    }
+
+    /// Whether a new channel may be made, and its id. Holding `creating`, the answer stays true.
+    fn admit(&self, name: &ChannelName, geometry: &Geometry, n_bufs: usize) -> Result<u32, OpenError> {
+        let mut channels = self.lock();
+        if let Some(other) = channels.by_name.keys().find(|other| name.conflicts_with(other)) {
+            return Err(OpenError::Conflict { name: name.clone(), other: other.clone() });
+        }
+        if channels.by_name.len() >= CHANNELS_MAX {
+            return Err(OpenError::TooMany { name: name.clone() });
+        }
+        let needed = Channel::memory_needed(geometry, n_bufs);
+        if needed > self.memory_max.saturating_sub(channels.memory) {
+            return Err(OpenError::Memory {
+                name: name.clone(),
+                geometry: *geometry,
+                n_bufs,
+                needed,
+                used: channels.memory,
+                max: self.memory_max,
+            });
+        }
+        channels.last_id += 1;
+        Ok(channels.last_id)
+    }
+
+    fn known_names(&self) -> String {
+        let channels = self.lock();
+        let names: Vec<&str> = channels.by_name.keys().take(NAMES_LISTED).map(ChannelName::as_str).collect();
+        let more = channels.by_name.len() - names.len();
+        match (names.is_empty(), more) {
+            (true, _) => "there are none".to_owned(),
+            (false, 0) => format!("there are: {}", names.join(", ")),
+            (false, _) => format!("there are: {} and {more} more", names.join(", ")),
+        }
+    }
+
+    /// Removes a channel that nobody holds any more, unless it is to stay or has something unread.
+    fn let_go(&self, channel: &Arc<Channel>) {
+        let mut channels = self.lock();
+        // Looked at under the lock, which whoever begins to hold a channel has too.
+        let held = channel.holders.load(Ordering::Relaxed) > 0;
+        if held || channel.permanent() || channel.unread() > 0 {
+            return;
+        }
+        if channels.by_id.remove(&channel.id()).is_some() {
+            channels.by_name.remove(channel.name());
+            channels.remove_dirs(channel.name());
+            channels.memory -= channel.memory();
+            let total = channel.total();
+            channels.gone.add(&total);
+            log::info!(
+                "channel {}: gone; {} dropped, {} too big",
+                channel.name(),
+                total.dropped,
+                total.too_big
+            );
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Channels> {
+        self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps a channel alive: a producer's connection, an open file, a message under way.
+pub(crate) struct Held {
+    registry: Arc<Registry>,
+    channel: Arc<Channel>,
+}
+
+impl Held {
+    /// Begins to hold a channel. The caller has the registry's lock, or holds the channel already.
+    fn new(registry: &Arc<Registry>, channel: Arc<Channel>) -> Held {
+        // Relaxed: the lock orders it, see `let_go`.
+        channel.holders.fetch_add(1, Ordering::Relaxed);
+        Held { registry: registry.clone(), channel }
+    }
+}
+
+impl Held {
+    /// The threads that write for others.
+    pub(crate) fn writers(&self) -> &Writers {
+        self.registry.writers()
+    }
+}
+
+impl Clone for Held {
+    fn clone(&self) -> Held {
+        Held::new(&self.registry, self.channel.clone())
+    }
+}
+
+impl Deref for Held {
+    type Target = Channel;
+
+    fn deref(&self) -> &Channel {
+        &self.channel
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // AcqRel is not needed: the last one to leave takes the registry's lock before it looks at anything.
+        if self.channel.holders.fetch_sub(1, Ordering::Relaxed) == 1 && !self.channel.permanent() {
+            self.registry.let_go(&self.channel);
+        }
+    }
+}

@@ -1,0 +1,299 @@
+//! What a producer asks for: OPEN, WRITE, FLUSH, CLOSE. Turns frames into jobs for the writers, once everything in
+//! them has been checked, and keeps what a connection holds: its channels, a long message that is not complete yet,
+//! and jobs for which there was no room.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use relay::frame::{ALL_CPUS, HEADER_DEFAULT, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, done};
+use relay::frame::{Body, Close, Flush, Frame, FrameType, Messages, Open, OpenReply, Refusal, Write};
+use relay::{ChannelName, GeometrySpec, Mode};
+
+use crate::assembly::{Assembly, AssemblyError};
+use crate::connection::{Common, Refused};
+use crate::flow::UnderWay;
+use crate::peer::Peer;
+use crate::registry::{Create, Held};
+use crate::writers::{Batch, Busy, Gather, Job, Wait};
+
+/// Most channels that one connection holds.
+const CHANNELS_MAX: usize = 1024;
+
+/// A message that comes in several frames, all of one id.
+enum Long {
+    /// `batch` lacks nothing but the message.
+    Assembling { id: u32, answer: bool, batch: Batch, message: Assembly },
+    /// It was refused: what is still to come of it is thrown away.
+    Swallowing { id: u32 },
+}
+
+/// What a connection has asked for.
+pub(crate) struct Requests {
+    common: Arc<Common>,
+    peer: Arc<Peer>,
+    /// By the numbers that the producer knows. They are not used again, lest a frame for a channel that was closed
+    /// end up in another one.
+    channels: BTreeMap<u32, Held>,
+    next_channel: u32,
+    long: Option<Long>,
+    /// Jobs that found no room, oldest first; never more than one frame makes.
+    held_back: VecDeque<Job>,
+    under_way: Arc<UnderWay>,
+    /// Some batch may wait for room.
+    has_waited: bool,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Requests {
+    pub(crate) fn new(common: Arc<Common>, peer: Arc<Peer>) -> Requests {
+        Requests {
+            under_way: UnderWay::new(Arc::clone(&common.ring)),
+            common,
+            peer,
+            channels: BTreeMap::new(),
+            next_channel: 0,
+            long: None,
+            held_back: VecDeque::new(),
+            has_waited: false,
+            cancelled: Arc::default(),
+        }
+    }
+
+    /// From now on no batch waits for room in its buffer.
+    pub(crate) fn cancel(&self) {
+        if !self.cancelled.swap(true, Ordering::Release) && self.has_waited {
+            self.common.registry.writers().sweep();
+        }
+    }
+
+    /// Tries again what found no room. False: nothing more may be read yet; the bell rings when it makes sense to
+    /// look again.
+    pub(crate) fn go_on(&mut self) -> bool {
+        while let Some(job) = self.held_back.pop_front() {
+            if let Err(Busy(job)) = self.common.registry.writers().submit(job) {
+                self.held_back.push_front(job);
+                return false;
+            }
+        }
+        self.under_way.has_room()
+    }
+
+    /// Does what a frame says. Nothing of it is done if it is refused.
+    pub(crate) fn obey(&mut self, frame: &Frame) -> Result<(), Refused> {
+        // A long message goes on in WRITEs of its id; everything else means that the producer gave it up.
+        let long = self.long.take();
+        match (frame.kind, frame.reply) {
+            (FrameType::Open, false) => self.open(frame),
+            (FrameType::Write, false) => self.write(frame, long),
+            (FrameType::Flush, false) => self.flush(frame),
+            (FrameType::Close, false) => self.close(frame),
+            (FrameType::Hello | FrameType::Error, _) | (_, true) => {
+                Err(Refused::request(Errno::EOPNOTSUPP, "only the daemon sends replies and errors"))
+            }
+        }
+    }
+
+    fn open(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let open = Open::decode(frame.body)?;
+        if self.channels.len() >= CHANNELS_MAX {
+            let text =
+                format!("a connection holds at most {CHANNELS_MAX} channels: close some, or connect again");
+            return Err(Refused::request(Errno::EMFILE, text));
+        }
+        // What is not UTF-8 becomes a character that no name may have and people can see.
+        let name: ChannelName = String::from_utf8_lossy(open.name)
+            .parse()
+            .map_err(|error| Refused::request(Errno::EINVAL, error))?;
+        let create = if frame.flags & OPEN_CREATE != 0 { Create::ForHolders } else { Create::No };
+        let (held, created) =
+            self.common.registry.open(&name, spec(&open), create).map_err(|error| {
+                Refused::Request(Refusal { errno: error.errno(), text: error.to_string() })
+            })?;
+
+        while self.channels.contains_key(&self.next_channel) {
+            self.next_channel = self.next_channel.wrapping_add(1);
+        }
+        let geometry = held.geometry();
+        let reply = OpenReply {
+            channel: self.next_channel,
+            subbuf_size: geometry.subbuf_size() as u32,
+            n_subbufs: geometry.n_subbufs() as u32,
+            header: geometry.header() as u32,
+            mode: if geometry.mode() == Mode::Overwrite { 2 } else { 1 },
+            scope: if geometry.global() { 2 } else { 1 },
+            created: created.into(),
+            n_bufs: held.n_bufs() as u32,
+        };
+        self.peer.send(&reply.frame(0, frame.id));
+        self.channels.insert(self.next_channel, held);
+        self.next_channel = self.next_channel.wrapping_add(1);
+        Ok(())
+    }
+
+    fn close(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let number = Close::decode(frame.body)?.channel;
+        self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
+        self.peer.send(&done(FrameType::Close, frame.id));
+        Ok(())
+    }
+
+    fn write(&mut self, frame: &Frame, long: Option<Long>) -> Result<(), Refused> {
+        let write = Write::decode(frame.body)?;
+        let (id, more, answer) = (frame.id, frame.flags & WRITE_MORE != 0, frame.flags & WRITE_REPLY != 0);
+        match long {
+            Some(Long::Swallowing { id: begun }) if begun == id => {
+                self.long = more.then_some(Long::Swallowing { id });
+            }
+            // What the first frame said besides the message counts.
+            Some(Long::Assembling { id: begun, answer, mut batch, mut message }) if begun == id => {
+                message.add(write.messages)?;
+                if more {
+                    self.long = Some(Long::Assembling { id, answer, batch, message });
+                } else {
+                    batch.bytes = message.finish()?;
+                    self.submit_batch(batch, id, answer);
+                }
+            }
+            _ if more => {
+                // Until everything about it has turned out to be right.
+                self.long = Some(Long::Swallowing { id });
+                let mut batch = self.batch(&write)?;
+                match Assembly::begin(&self.common.budget, write.messages) {
+                    Ok(message) => {
+                        batch.single = true;
+                        self.long = Some(Long::Assembling { id, answer, batch, message });
+                    }
+                    Err(error) => {
+                        if error == AssemblyError::NoMemory {
+                            // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
+                            batch.lost += 1;
+                            self.submit_batch(batch, id, false);
+                        }
+                        return Err(error.into());
+                    }
+                }
+            }
+            _ => {
+                // All of them before any: a frame is written or refused.
+                Messages(write.messages).try_for_each(|message| message.map(drop))?;
+                let mut batch = self.batch(&write)?;
+                // The packet's memory is used again, and this copy is no longer than what came.
+                batch.bytes = write.messages.to_vec();
+                self.submit_batch(batch, id, answer);
+            }
+        }
+        Ok(())
+    }
+
+    /// A batch as a WRITE describes it, still without messages.
+    fn batch(&mut self, write: &Write) -> Result<Batch, Refused> {
+        let channel = self.channel(write.channel)?.clone();
+        let wait = match write.wait_ms {
+            0 => Wait::No,
+            WAIT_FOREVER => Wait::Forever,
+            ms => Wait::Until(Instant::now() + Duration::from_millis(ms.into())),
+        };
+        self.has_waited |= wait != Wait::No;
+        Ok(Batch {
+            cpu: buffer_of(&channel, write.cpu)?,
+            channel,
+            bytes: Vec::new(),
+            start: 0,
+            single: false,
+            lost: write.lost.into(),
+            wait,
+            cancelled: Arc::clone(&self.cancelled),
+            done: None,
+        })
+    }
+
+    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool) {
+        let (peer, ticket) = (Arc::clone(&self.peer), self.under_way.ticket(batch.bytes.len()));
+        batch.done = Some(Box::new(move |result| {
+            match result {
+                _ if !answer => {}
+                Ok(reply) => peer.send(&reply.frame(0, id)),
+                Err(error) => {
+                    peer.send(&Refusal { errno: error.errno(), text: error.to_string() }.frame(0, id));
+                }
+            }
+            drop(ticket);
+        }));
+        self.submit(Job::Write(batch));
+    }
+
+    /// One job for each buffer, and one answer when all are done, which names those that could not be.
+    fn flush(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let flush = Flush::decode(frame.body)?;
+        let channel = self.channel(flush.channel)?.clone();
+        let cpus = match flush.cpu {
+            ALL_CPUS => 0..channel.n_bufs(),
+            cpu => buffer_of(&channel, cpu).map(|cpu| cpu..cpu + 1)?,
+        };
+        let (peer, id) = (Arc::clone(&self.peer), frame.id);
+        let all = Gather::new(move |mut failed| {
+            failed.sort_by_key(|error| error.cpu);
+            let Some(first) = failed.first() else {
+                return peer.send(&done(FrameType::Flush, id));
+            };
+            let texts: Vec<_> = failed.iter().map(ToString::to_string).collect();
+            peer.send(&Refusal { errno: first.errno(), text: texts.join("; ") }.frame(0, id));
+        });
+        for cpu in cpus {
+            self.submit(Job::Flush { channel: channel.clone(), cpu, done: all.part() });
+        }
+        Ok(())
+    }
+
+    /// Hands a job over, behind those that are held back; held back like them if there is no room.
+    fn submit(&mut self, job: Job) {
+        self.held_back.push_back(job);
+        self.go_on();
+    }
+
+    fn channel(&self, number: u32) -> Result<&Held, Refused> {
+        self.channels.get(&number).ok_or_else(|| unknown_channel(number))
+    }
+}
+
+fn spec(open: &Open) -> GeometrySpec {
+    let given = |value: u32| (value != 0).then_some(u64::from(value));
+    GeometrySpec {
+        subbuf_size: given(open.subbuf_size),
+        n_subbufs: given(open.n_subbufs),
+        header: (open.header != HEADER_DEFAULT).then_some(open.header.into()),
+        mode: match open.mode {
+            1 => Some(Mode::NoOverwrite),
+            2 => Some(Mode::Overwrite),
+            _ => None,
+        },
+        global: match open.scope {
+            1 => Some(false),
+            2 => Some(true),
+            _ => None,
+        },
+    }
+}
+
+/// The buffer that a producer means: that of a CPU, or the only one of a global channel.
+fn buffer_of(channel: &Held, cpu: u32) -> Result<usize, Refused> {
+    let n_bufs = channel.n_bufs();
+    match usize::try_from(cpu) {
+        _ if channel.geometry().global() => Ok(0),
+        Ok(cpu) if cpu < n_bufs => Ok(cpu),
+        _ => {
+            let (name, last) = (channel.name(), n_bufs - 1);
+            Err(Refused::request(
+                Errno::EINVAL,
+                format!("channel '{name}' has no cpu {cpu}: there are 0 to {last}"),
+            ))
+        }
+    }
+}
+
+fn unknown_channel(number: u32) -> Refused {
+    Refused::request(Errno::EBADF, format!("no channel {number} is open on this connection"))
+}

@@ -1,0 +1,297 @@
+//! One life of the daemon: start everything in order, wait for the end, and end in order.
+//!
+//! ```text
+//! lock the state directory -> mount point clear -> channels -> socket -> mount -> server -> ready
+//!   a signal            stop the server, close the channels, unmount, exit
+//!   umount              the FUSE session ends: the same without unmounting
+//!   umount -l, files    stop the server, close the channels, release the mount point for a successor;
+//!     still open        serve the open files until the last is closed
+//! ```
+//!
+//! Nothing here has a timer, save that the end does not wait for ever.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded, never, select};
+use nix::unistd::geteuid;
+use relay::paths;
+use relay::size::format_size;
+use sd_notify::NotifyState;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use thiserror::Error;
+
+use crate::daemonize::{self, Starter};
+use crate::dirs::{DirError, Place, StateDir};
+use crate::fs::{self, Fs, Mounted};
+use crate::limits;
+use crate::listener::{self, ListenError, SocketFile};
+use crate::logging::{self, Log};
+use crate::mount::{self, How, Mount, MountError};
+use crate::options::Options;
+use crate::registry::{Create, OpenError, Registry};
+use crate::server::Server;
+use crate::tree::Tree;
+
+/// How long a daemon that is just ending may take to let go of the mount point.
+const PREDECESSOR_MAX: Duration = Duration::from_secs(5);
+/// How long users of the mount have to go away when the daemon is told to end.
+const UNMOUNT_MAX: Duration = Duration::from_secs(1);
+/// How long the FUSE threads may take to notice that they are unmounted.
+const END_MAX: Duration = Duration::from_secs(1);
+/// Time between two tries of the above.
+const RETRY: Duration = Duration::from_millis(20);
+/// How long the writers may take for what producers have sent, when the daemon ends.
+const SETTLE_MAX: Duration = Duration::from_millis(500);
+
+/// Why the daemon did not start, or did not end well.
+#[derive(Debug, Error)]
+pub(crate) enum SessionError {
+    #[error("cannot log to {}: {source}", path.display())]
+    Log { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("state directory: {0}; --state-dir names another")]
+    State(#[from] DirError),
+    #[error(transparent)]
+    Channel(#[from] OpenError),
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    #[error("the FUSE session cannot start: {0}")]
+    Fuse(io::Error),
+    #[error("cannot start {what}: {source}")]
+    Start { what: &'static str, source: io::Error },
+    #[error("nobody waits any more for the mount: {0}")]
+    Starter(io::Error),
+    #[error("the FUSE connection was cut while mounted; see /sys/fs/fuse/connections and the kernel's log")]
+    Aborted,
+}
+
+/// Runs the daemon to its end.
+pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), SessionError> {
+    let log = logging::start(options).map_err(|source| SessionError::Log {
+        path: options.log_file.clone().unwrap_or_else(|| "standard error".into()),
+        source,
+    })?;
+    let signals = signals().map_err(|source| SessionError::Start { what: "handling signals", source })?;
+    let session = Session::start(options)?;
+    if options.verbose {
+        daemonize::complain(&session.summary);
+    }
+    starter.ready().map_err(SessionError::Starter)?;
+    session.notify_ready();
+    session.serve(&signals, &log, options.foreground)
+}
+
+/// A daemon at work. Dropping it, in whatever state, undoes everything, in the order of the fields.
+struct Session {
+    server: Option<Server>,
+    mount: Mount,
+    socket: Option<SocketFile>,
+    registry: Arc<Registry>,
+    state: Option<StateDir>,
+    mounted: Mounted,
+    /// Something comes when the mount has been taken off its mount point.
+    unmounted: Receiver<()>,
+    /// What `-v` says.
+    summary: String,
+}
+
+impl Session {
+    fn start(options: &Options) -> Result<Session, SessionError> {
+        let point = mount::resolve(&options.mount_point)?;
+        let uid = geteuid().as_raw();
+        let state_place = match &options.state_dir {
+            Some(dir) => Place::named(dir),
+            None => Place::below(&[Path::new("/dev/shm")], &paths::state_dir(&point, uid)),
+        };
+        let state = claim(&point, &state_place)?;
+        mount::clear(&point)?;
+        match state.clear()? {
+            0 => {}
+            n => log::info!("{}: removed {n} files that a dead relayfsd had left", state.path().display()),
+        }
+
+        let memory_max = options.memory_max.unwrap_or_else(|| limits::memory_max(state.path()));
+        let registry = Registry::new(state.path().to_owned(), limits::n_cpus(), memory_max, options.general);
+        for (name, spec) in &options.channels {
+            registry.open(name, *spec, Create::Permanent)?;
+        }
+
+        let (path, place) = listener::place(options.socket.as_deref(), &point, uid);
+        let (listener, socket) = listener::create(&path, &place, options.socket_mode, options.socket_gid)?;
+
+        let (device, mount) = mount::attach(&point, &options.mount)?;
+        let tree = Tree::new(registry.clone(), socket.path().to_string_lossy().into_owned());
+        let mounted = fs::serve(Fs::new(tree, options.access.clone()), device, &options.mount)
+            .map_err(SessionError::Fuse)?;
+        let unmounted =
+            watch(&mount).map_err(|source| SessionError::Start { what: "watching the mount", source })?;
+
+        let server =
+            Server::start(listener, registry.clone(), limits::connections_max(options.connections_max))
+                .map_err(|source| SessionError::Start { what: "the server", source })?;
+        let summary = summary(options, &point, socket.path(), &registry);
+        Ok(Session {
+            server: Some(server),
+            mount,
+            socket: Some(socket),
+            registry,
+            state: Some(state),
+            mounted,
+            unmounted,
+            summary,
+        })
+    }
+
+    fn notify_ready(&self) {
+        notify(&[
+            NotifyState::Ready,
+            NotifyState::Status(&self.summary),
+            // It may know only the process that has ended.
+            NotifyState::MainPid(std::process::id()),
+        ]);
+    }
+
+    /// Waits for the end, whichever way it comes.
+    fn serve(mut self, signals: &Receiver<i32>, log: &Log, foreground: bool) -> Result<(), SessionError> {
+        loop {
+            select! {
+                recv(signals) -> signal => match signal {
+                    // In the foreground, what SIGHUP says is that the terminal is gone.
+                    Ok(SIGHUP) if !foreground => log.reopen(),
+                    _ => return self.stop(signals),
+                },
+                recv(self.mounted.ended()) -> _ => return self.ended(),
+                recv(self.unmounted) -> gone => {
+                    self.unmounted = never();
+                    if gone.is_ok() {
+                        self.released();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Unmounted, and perhaps there are open files yet. The mount point is for a successor to take.
+    fn released(&mut self) {
+        log::info!("unmounted; the files that are open are served until they are closed");
+        notify(&[NotifyState::Status("unmounted; serving open files")]);
+        self.close();
+        self.state = None;
+    }
+
+    /// The FUSE session has ended.
+    fn ended(mut self) -> Result<(), SessionError> {
+        notify(&[NotifyState::Stopping]);
+        let still_there = self.mount.is_attached().unwrap_or(false);
+        self.close();
+        if still_there { Err(SessionError::Aborted) } else { Ok(()) }
+    }
+
+    /// Told to end.
+    fn stop(mut self, signals: &Receiver<i32>) -> Result<(), SessionError> {
+        notify(&[NotifyState::Stopping]);
+        let was_released = self.state.is_none();
+        self.close();
+        if was_released {
+            return Ok(());
+        }
+        let deadline = Instant::now() + UNMOUNT_MAX;
+        loop {
+            match self.mount.detach(How::IfIdle) {
+                Ok(()) => {
+                    let _ = self.mounted.ended().recv_timeout(END_MAX);
+                    return Ok(());
+                }
+                Err(error) if Instant::now() >= deadline => {
+                    log::warn!("files are still in use, unmounting lazily: {error}");
+                    return Ok(()); // by dropping
+                }
+                Err(error) => log::debug!("unmounting: {error}; trying again"),
+            }
+            select! {
+                recv(signals) -> _ => return Ok(()),
+                recv(self.mounted.ended()) -> _ => return Ok(()),
+                default(RETRY) => {}
+            }
+        }
+    }
+
+    /// No new producers, no new channels; what has been sent is taken, and what is unread is told.
+    fn close(&mut self) {
+        self.socket = None;
+        if let Some(server) = self.server.take() {
+            server.stop();
+            self.registry.writers().settle(SETTLE_MAX);
+            self.registry.close_all();
+        }
+    }
+}
+
+/// Locks the state directory, and with it the mount point. A daemon that was just unmounted or told to end gets the
+/// time to do it; one that is at work is in the table of mounts.
+fn claim(point: &Path, place: &Place) -> Result<StateDir, SessionError> {
+    let deadline = Instant::now() + PREDECESSOR_MAX;
+    loop {
+        match StateDir::claim(place) {
+            Err(DirError::Locked { .. }) if mount::is_mounted(point)? => {
+                return Err(MountError::AlreadyMounted(point.to_owned()).into());
+            }
+            Err(DirError::Locked { .. }) if Instant::now() < deadline => thread::sleep(RETRY),
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Signals, as they come.
+fn signals() -> io::Result<Receiver<i32>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let (sender, receiver) = bounded(8);
+    thread::Builder::new().name("signals".into()).spawn(move || {
+        for signal in signals.forever() {
+            // More than the daemon can be behind with say nothing new.
+            let _ = sender.try_send(signal);
+        }
+    })?;
+    Ok(receiver)
+}
+
+/// Tells when the mount has gone from the table, lazily unmounted ones included.
+fn watch(mount: &Mount) -> io::Result<Receiver<()>> {
+    let wait = mount.watch();
+    let (sender, receiver) = bounded(1);
+    thread::Builder::new().name("mounts".into()).spawn(move || match wait() {
+        Ok(()) => drop(sender.send(())),
+        Err(error) => log::warn!("cannot watch the table of mounts, so umount -l goes unnoticed: {error}"),
+    })?;
+    Ok(receiver)
+}
+
+fn summary(options: &Options, point: &Path, socket: &Path, registry: &Registry) -> String {
+    let channel = |(name, spec): &(relay::ChannelName, relay::GeometrySpec)| match spec.build() {
+        Ok(geometry) => format!("{name}:{geometry}"),
+        Err(_) => name.to_string(),
+    };
+    let channels: Vec<String> = options.channels.iter().map(channel).collect();
+    format!(
+        "mounted on {}, socket {}, {} CPUs, {}, memory {} of {}",
+        point.display(),
+        socket.display(),
+        registry.n_cpus(),
+        channels.join(", "),
+        format_size(registry.memory()),
+        format_size(registry.memory_max()),
+    )
+}
+
+/// Tells systemd, if it asked to be told.
+fn notify(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        log::warn!("cannot notify the service manager: {error}");
+    }
+}

@@ -1,0 +1,336 @@
+//! The mounted tree without FUSE: what its nodes are, their numbers, names, modes and texts.
+//!
+//! ```text
+//! /            cpu0 ... cpuN-1    app/log0 ... app/logN-1
+//! /.relay/     socket  version  stats  channels/
+//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset
+//! ```
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::channel::Channel;
+use crate::registry::{Held, Registry};
+
+/// A node of the tree. Channels and directories are known by ids that are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Node {
+    /// A directory with buffers' files; 0 is the root.
+    Dir(u32),
+    /// `.relay`
+    Relay,
+    /// `.relay/socket`
+    Socket,
+    /// `.relay/version`
+    Version,
+    /// `.relay/stats`
+    Stats,
+    /// `.relay/channels`, 0, and the directories in it that are not channels.
+    ChannelsDir(u32),
+    /// The directory of a channel's control files.
+    ChannelDir(u32),
+    /// A buffer's file.
+    Buffer { channel: u32, cpu: u32 },
+    /// A control file.
+    Control { channel: u32, file: ControlFile },
+}
+
+/// The control files of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ControlFile {
+    Stats,
+    SubbufSize,
+    NSubbufs,
+    Mode,
+    Dropped,
+    Msg,
+    Flush,
+    Reset,
+}
+
+impl ControlFile {
+    pub(crate) const ALL: [ControlFile; 8] = [
+        ControlFile::Stats,
+        ControlFile::SubbufSize,
+        ControlFile::NSubbufs,
+        ControlFile::Mode,
+        ControlFile::Dropped,
+        ControlFile::Msg,
+        ControlFile::Flush,
+        ControlFile::Reset,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            ControlFile::Stats => "stats",
+            ControlFile::SubbufSize => "subbuf_size",
+            ControlFile::NSubbufs => "n_subbufs",
+            ControlFile::Mode => "mode",
+            ControlFile::Dropped => "dropped",
+            ControlFile::Msg => "msg",
+            ControlFile::Flush => "flush",
+            ControlFile::Reset => "reset",
+        }
+    }
+
+    /// What it says when it is opened; what is written to, says nothing.
+    pub(crate) fn text(self, channel: &Channel) -> String {
+        match self {
+            ControlFile::Stats => channel.stats(),
+            ControlFile::SubbufSize => format!("{}\n", channel.geometry().subbuf_size()),
+            ControlFile::NSubbufs => format!("{}\n", channel.geometry().n_subbufs()),
+            ControlFile::Mode => format!("{}\n", channel.geometry().mode()),
+            ControlFile::Dropped => format!("{}\n", channel.total().dropped),
+            ControlFile::Msg | ControlFile::Flush | ControlFile::Reset => String::new(),
+        }
+    }
+}
+
+/// Who may do what with a node, before the access options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    Dir,
+    Link,
+    /// Tells of messages: for the owner, and the group if there is one.
+    Private,
+    /// Tells of the geometry only: for everybody.
+    Public,
+    /// Takes messages: for the owner, and the group if there is one.
+    Message,
+    /// Changes what others read: for the owner.
+    Owner,
+}
+
+/// What stat(2) tells of a node.
+pub(crate) struct NodeStat {
+    pub(crate) class: Class,
+    pub(crate) size: u64,
+    pub(crate) mtime: SystemTime,
+    pub(crate) ctime: SystemTime,
+}
+
+const FILE_BITS: u32 = 24;
+const ID_BITS: u32 = 32;
+
+impl Node {
+    /// The root of the mount.
+    pub(crate) const ROOT: Node = Node::Dir(0);
+
+    /// The inode number: kind, id, number in it. The root's is 1, as FUSE has it.
+    pub(crate) fn ino(self) -> u64 {
+        let (kind, id, file) = match self {
+            Node::Dir(id) => (0, id, 1),
+            Node::Relay => (1, 0, 0),
+            Node::Socket => (1, 0, 1),
+            Node::Version => (1, 0, 2),
+            Node::Stats => (1, 0, 3),
+            Node::ChannelsDir(id) => (2, id, 0),
+            Node::ChannelDir(id) => (3, id, 0),
+            Node::Buffer { channel, cpu } => (4, channel, cpu),
+            Node::Control { channel, file } => (5, channel, file as u32),
+        };
+        kind << (FILE_BITS + ID_BITS) | u64::from(id) << FILE_BITS | u64::from(file)
+    }
+
+    /// The node of an inode number; it may be gone by now.
+    pub(crate) fn from_ino(ino: u64) -> Option<Node> {
+        let id = (ino >> FILE_BITS) as u32;
+        let file = (ino & ((1 << FILE_BITS) - 1)) as u32;
+        Some(match (ino >> (FILE_BITS + ID_BITS), id, file) {
+            (0, id, 1) => Node::Dir(id),
+            (1, 0, 0) => Node::Relay,
+            (1, 0, 1) => Node::Socket,
+            (1, 0, 2) => Node::Version,
+            (1, 0, 3) => Node::Stats,
+            (2, id, 0) => Node::ChannelsDir(id),
+            (3, id, 0) => Node::ChannelDir(id),
+            (4, channel, cpu) => Node::Buffer { channel, cpu },
+            (5, channel, file) => Node::Control { channel, file: *ControlFile::ALL.get(file as usize)? },
+            _ => return None,
+        })
+    }
+}
+
+/// The tree of one daemon.
+pub(crate) struct Tree {
+    registry: Arc<Registry>,
+    /// Where `.relay/socket` points.
+    socket: String,
+    started: SystemTime,
+}
+
+impl Tree {
+    pub(crate) fn new(registry: Arc<Registry>, socket: String) -> Tree {
+        Tree { registry, socket, started: SystemTime::now() }
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    pub(crate) fn socket(&self) -> &str {
+        &self.socket
+    }
+
+    /// The node of a name in a directory.
+    pub(crate) fn lookup(&self, parent: Node, name: &str) -> Option<Node> {
+        match parent {
+            Node::Dir(0) if name == ".relay" => Some(Node::Relay),
+            Node::Dir(dir) => {
+                let path = join(&self.dir_path(dir)?, name);
+                let subdir = self.registry.dir_id(&path).map(Node::Dir);
+                subdir.or_else(|| self.lookup_buffer(&path))
+            }
+            Node::Relay => match name {
+                "socket" => Some(Node::Socket),
+                "version" => Some(Node::Version),
+                "stats" => Some(Node::Stats),
+                "channels" => Some(Node::ChannelsDir(0)),
+                _ => None,
+            },
+            Node::ChannelsDir(dir) => {
+                let path = join(&self.dir_path(dir)?, name);
+                let subdir = self.registry.dir_id(&path).map(Node::ChannelsDir);
+                subdir.or_else(|| Some(Node::ChannelDir(self.registry.hold(&path)?.id())))
+            }
+            Node::ChannelDir(channel) => {
+                let file = ControlFile::ALL.into_iter().find(|file| file.name() == name)?;
+                Some(Node::Control { channel, file })
+            }
+            _ => None,
+        }
+    }
+
+    /// The buffer whose file has this path: a channel's name, then a number.
+    fn lookup_buffer(&self, path: &str) -> Option<Node> {
+        let n_digits = path.bytes().rev().take_while(u8::is_ascii_digit).count();
+        // Which of the digits belong to the name, only the channels know; they cannot be ambiguous.
+        (path.len() - n_digits..path.len()).find_map(|split| {
+            let (name, number) = path.split_at(split);
+            let canonical = number == "0" || !number.starts_with('0');
+            let cpu = number.parse::<u32>().ok().filter(|_| canonical)?;
+            let held = self.registry.hold(name).filter(|held| (cpu as usize) < held.n_bufs())?;
+            Some(Node::Buffer { channel: held.id(), cpu })
+        })
+    }
+
+    /// Names and nodes in a directory.
+    pub(crate) fn list(&self, dir: Node) -> Option<Vec<(String, Node)>> {
+        let mut entries = Vec::new();
+        match dir {
+            Node::Dir(id) => {
+                let path = self.dir_path(id)?;
+                if id == 0 {
+                    entries.push((".relay".to_owned(), Node::Relay));
+                }
+                entries
+                    .extend(self.registry.dirs_in(&path).into_iter().map(|(name, id)| (name, Node::Dir(id))));
+                for channel in self.registry.all().iter().filter(|channel| channel.name().dir() == path) {
+                    entries.extend((0..channel.n_bufs()).map(|cpu| {
+                        let node = Node::Buffer { channel: channel.id(), cpu: cpu as u32 };
+                        (format!("{}{cpu}", channel.name().base()), node)
+                    }));
+                }
+            }
+            Node::Relay => {
+                let names = ["socket", "version", "stats", "channels"];
+                entries.extend(
+                    names.into_iter().filter_map(|name| Some((name.to_owned(), self.lookup(dir, name)?))),
+                );
+            }
+            Node::ChannelsDir(id) => {
+                let path = self.dir_path(id)?;
+                let dirs = self.registry.dirs_in(&path);
+                entries.extend(dirs.into_iter().map(|(name, id)| (name, Node::ChannelsDir(id))));
+                for channel in self.registry.all().iter().filter(|channel| channel.name().dir() == path) {
+                    entries.push((channel.name().base().to_owned(), Node::ChannelDir(channel.id())));
+                }
+            }
+            Node::ChannelDir(channel) => {
+                self.registry.hold_id(channel)?;
+                entries.extend(
+                    ControlFile::ALL.map(|file| (file.name().to_owned(), Node::Control { channel, file })),
+                );
+            }
+            _ => return None,
+        }
+        Some(entries)
+    }
+
+    /// What stat(2) tells; `None` if the node is gone.
+    pub(crate) fn stat(&self, node: Node) -> Option<NodeStat> {
+        let fixed = |class, size, time| NodeStat { class, size, mtime: time, ctime: time };
+        Some(match node {
+            Node::Dir(id) | Node::ChannelsDir(id) => {
+                self.dir_path(id)?;
+                fixed(Class::Dir, 0, self.started)
+            }
+            Node::Relay => fixed(Class::Dir, 0, self.started),
+            Node::Socket => fixed(Class::Link, self.socket.len() as u64, self.started),
+            Node::Version => fixed(Class::Public, VERSION_TEXT.len() as u64, self.started),
+            Node::Stats => fixed(Class::Private, self.registry.stats().len() as u64, SystemTime::now()),
+            Node::ChannelDir(id) => fixed(Class::Dir, 0, self.hold(id)?.created()),
+            Node::Buffer { channel, cpu } => {
+                let held = self.hold(channel).filter(|held| (cpu as usize) < held.n_bufs())?;
+                let (size, mtime) = held.size_and_mtime(cpu as usize);
+                NodeStat { class: Class::Private, size, mtime, ctime: mtime }
+            }
+            Node::Control { channel, file } => {
+                let held = self.hold(channel)?;
+                let class = match file {
+                    ControlFile::Stats | ControlFile::Dropped => Class::Private,
+                    ControlFile::SubbufSize | ControlFile::NSubbufs | ControlFile::Mode => Class::Public,
+                    ControlFile::Msg => Class::Message,
+                    ControlFile::Flush | ControlFile::Reset => Class::Owner,
+                };
+                // Some programs read no further than the size they are told: it must be the real one.
+                fixed(class, file.text(&held).len() as u64, held.created())
+            }
+        })
+    }
+
+    /// Keeps the channel of an id.
+    pub(crate) fn hold(&self, channel: u32) -> Option<Held> {
+        self.registry.hold_id(channel)
+    }
+
+    fn dir_path(&self, id: u32) -> Option<String> {
+        if id == 0 { Some(String::new()) } else { self.registry.dir_path(id) }
+    }
+}
+
+/// The text of `.relay/version`.
+pub(crate) const VERSION_TEXT: &str = concat!("relayfs ", env!("CARGO_PKG_VERSION"), "\n");
+
+fn join(dir: &str, name: &str) -> String {
+    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inode_numbers_come_back_and_the_root_is_1() {
+        assert_eq!(Node::ROOT.ino(), 1);
+        let channel = u32::MAX;
+        let control = ControlFile::ALL.map(|file| Node::Control { channel, file });
+        let nodes = [
+            Node::Dir(0),
+            Node::Dir(7),
+            Node::Relay,
+            Node::Socket,
+            Node::Version,
+            Node::Stats,
+            Node::ChannelsDir(0),
+            Node::ChannelsDir(9),
+            Node::ChannelDir(3),
+            Node::Buffer { channel, cpu: 4095 },
+        ];
+        for node in nodes.into_iter().chain(control) {
+            assert_eq!(Node::from_ino(node.ino()), Some(node));
+        }
+        assert_eq!(Node::from_ino(0), None);
+        assert_eq!(Node::from_ino(u64::MAX), None);
+    }
+}
