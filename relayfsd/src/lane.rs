@@ -115,7 +115,7 @@ fn work(job: Job, parked: &mut VecDeque<Progress>) {
             });
         }
         Job::Sweep => sweep(parked),
-        Job::Barrier(_) => {}
+        Job::Barrier { .. } => {}
     }
 }
 

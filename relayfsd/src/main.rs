@@ -1,1 +1,58 @@
-fn main() {}
+//! relayfsd: the kernel's relay channels for ordinary processes, mounted with FUSE.
+
+mod assembly;
+mod channel;
+mod cli;
+mod connection;
+mod daemonize;
+mod dirs;
+mod flow;
+mod fs;
+mod fusermount;
+mod lane;
+mod limits;
+mod listener;
+mod logging;
+mod mount;
+mod mount_words;
+mod mountinfo;
+mod open_file;
+mod options;
+mod peer;
+mod registry;
+mod requests;
+mod server;
+mod session;
+mod tree;
+mod writers;
+
+use std::process::ExitCode;
+
+use daemonize::{Side, Starter};
+use options::Options;
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args_os()) {
+        Ok(options) => options,
+        Err(error) => error.exit(), // 2, or 0 after --help
+    };
+    let mut starter = if options.foreground {
+        Starter::Foreground
+    } else {
+        match daemonize::into_background() {
+            Ok(Side::Daemon(starter)) => starter,
+            Ok(Side::Parent(status)) => return status,
+            Err(error) => {
+                daemonize::complain(&format!("cannot go into the background: {error}"));
+                return ExitCode::FAILURE;
+            }
+        }
+    };
+    match session::run(&options, &mut starter) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            starter.failed(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -113,9 +113,6 @@ const FILE_BITS: u32 = 24;
 const ID_BITS: u32 = 32;
 
 impl Node {
-    /// The root of the mount.
-    pub(crate) const ROOT: Node = Node::Dir(0);
-
     /// The inode number: kind, id, number in it. The root's is 1, as FUSE has it.
     pub(crate) fn ino(self) -> u64 {
         let (kind, id, file) = match self {
@@ -312,7 +309,7 @@ mod tests {
 
     #[test]
     fn inode_numbers_come_back_and_the_root_is_1() {
-        assert_eq!(Node::ROOT.ino(), 1);
+        assert_eq!(Node::Dir(0).ino(), 1);
         let channel = u32::MAX;
         let control = ControlFile::ALL.map(|file| Node::Control { channel, file });
         let nodes = [

@@ -82,7 +82,7 @@ pub(crate) enum Job {
     /// A producer is gone that may have a batch waiting.
     Sweep,
     /// Somebody wants to know that what was handed over before is done; the sender is just dropped.
-    Barrier(Sender<Infallible>),
+    Barrier { _done: Sender<Infallible> },
 }
 
 impl Job {
@@ -94,7 +94,7 @@ impl Job {
             | Job::Flush { channel, cpu, .. }
             | Job::Reset { channel, cpu, .. }
             | Job::Room { channel, cpu } => Some((channel, *cpu)),
-            Job::Sweep | Job::Barrier(_) => None,
+            Job::Sweep | Job::Barrier { .. } => None,
         }
     }
 
@@ -104,7 +104,7 @@ impl Job {
             Job::Write(batch) => lane::drop_batch(batch, why),
             Job::Message { done, .. } => done(Err(why)),
             Job::Flush { done, .. } | Job::Reset { done, .. } => done(Err(why)),
-            Job::Room { .. } | Job::Sweep | Job::Barrier(_) => {}
+            Job::Room { .. } | Job::Sweep | Job::Barrier { .. } => {}
         }
     }
 }
@@ -219,7 +219,7 @@ impl Writers {
         let deadline = Instant::now() + limit;
         let (sender, receiver) = bounded(0);
         for lane in self.running() {
-            let _ = lane.producers.send_deadline(Job::Barrier(sender.clone()), deadline);
+            let _ = lane.producers.send_deadline(Job::Barrier { _done: sender.clone() }, deadline);
         }
         drop(sender);
         // Nothing is ever sent: it ends when the last of them has been dropped.
