@@ -32,7 +32,8 @@ pub(crate) struct Channel {
     closed: AtomicBool,
     /// See [`crate::registry::Held`].
     pub(crate) holders: AtomicUsize,
-    _files: Files,
+    /// Removed when the channel ends: after that the directory may be a successor's.
+    files: Mutex<Files>,
 }
 
 struct ChannelBuffer {
@@ -136,7 +137,7 @@ impl Channel {
         n_bufs: usize,
         permanent: bool,
     ) -> io::Result<Channel> {
-        let mut files = Files(Vec::new());
+        let mut files = Files::default();
         let header = abi::control_header(&geometry, n_bufs);
         let control = Arc::new(files.create(state_dir.join(format!("{id}.control")), header.control_len())?);
         control.put_header(header);
@@ -161,7 +162,7 @@ impl Channel {
             created: now,
             closed: AtomicBool::new(false),
             holders: AtomicUsize::new(0),
-            _files: files,
+            files: Mutex::new(files),
         })
     }
 
@@ -252,9 +253,10 @@ impl Channel {
         }
     }
 
-    /// Ends the channel for those who poll.
+    /// Ends the channel: those who poll are told, and its files go. What is unread can be read as before.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+        drop(std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner)));
         (0..self.n_bufs()).for_each(|cpu| self.wake(cpu));
     }
 
@@ -311,6 +313,7 @@ impl Channel {
 }
 
 /// The files of a channel, removed when it goes.
+#[derive(Default)]
 struct Files(Vec<PathBuf>);
 
 impl Files {
