@@ -40,7 +40,13 @@ fn check(stream: &mut Vec<u8>, next: &mut u64) -> u64 {
     n
 }
 
-fn run(mode: Mode, subbuf_size: u64, n_subbufs: u64, read_len: usize, len: impl Fn(u64) -> usize + Send + Sync) {
+fn run(
+    mode: Mode,
+    subbuf_size: u64,
+    n_subbufs: u64,
+    read_len: usize,
+    len: impl Fn(u64) -> usize + Send + Sync,
+) {
     let spec = GeometrySpec {
         subbuf_size: Some(subbuf_size),
         n_subbufs: Some(n_subbufs),

@@ -8,8 +8,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::frame::{Messages, WriteReply};
-use relay::writer::{Placed, Writer};
+use relay::writer::{Outcome, Placed, Writer};
 
+use crate::registry::Held;
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
 
 /// Runs a writing thread until nobody can send it jobs any more. `room` is called after each job of the producers'.
@@ -85,21 +86,17 @@ fn work(job: Job, parked: &mut VecDeque<Progress>) {
         }
         Job::Message { channel, cpu, bytes, done } => {
             let writer = Writer::new(channel.buffer(cpu));
-            let outcome = writer.write(&bytes);
-            match outcome.placed {
+            let placed = settled(&channel, cpu, || writer.write(&bytes));
+            match placed {
                 Placed::Written => writer.count_written(1),
                 Placed::Full => writer.count_dropped(1),
                 Placed::TooBig => {}
             }
-            if outcome.switched {
-                channel.wake(cpu);
-            }
-            done(Ok(outcome.placed));
+            done(Ok(placed));
         }
         Job::Flush { channel, cpu, done } => {
-            if Writer::new(channel.buffer(cpu)).flush().switched {
-                channel.wake(cpu);
-            }
+            let writer = Writer::new(channel.buffer(cpu));
+            settled(&channel, cpu, || writer.flush());
             done(Ok(()));
         }
         Job::Reset { channel, cpu, done } => {
@@ -117,6 +114,22 @@ fn work(job: Job, parked: &mut VecDeque<Progress>) {
         Job::Sweep => sweep(parked),
         Job::Barrier { .. } => {}
     }
+}
+
+/// Does something on a buffer and tells those who poll. Full is only full if the reader's lock was held: a reader has
+/// its bytes a moment before what it gave back can be seen, and must find room for what it writes then.
+fn settled(channel: &Held, cpu: usize, act: impl Fn() -> Outcome) -> Placed {
+    let first = act();
+    let last = if first.placed == Placed::Full {
+        let _side = channel.read_side(cpu);
+        act()
+    } else {
+        first
+    };
+    if first.switched || last.switched {
+        channel.wake(cpu);
+    }
+    last.placed
 }
 
 /// Lets waiting batches of one buffer go on in their order, until one has to wait again.
@@ -203,12 +216,12 @@ impl Progress {
         while let Some((message, next)) = self.message() {
             let mut outcome = writer.write(message);
             switched |= outcome.switched;
-            if outcome.placed == Placed::Full && batch.wait != Wait::No {
+            if outcome.placed == Placed::Full {
                 // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
                 // later, it does with `parked` set.
                 let mut side = batch.channel.read_side(batch.cpu);
                 outcome = writer.write(message);
-                if outcome.placed == Placed::Full {
+                if outcome.placed == Placed::Full && batch.wait != Wait::No {
                     side.parked = true;
                     return (switched, false);
                 }
