@@ -4,7 +4,7 @@
 //! there is no reserve and commit: a message is copied behind `state`, where nobody looks, and one store to `state`
 //! makes it part of the stream. It is there, whole, or it is not there at all.
 //!
-//! Each change is one [`Sequence`]: some stores that mean nothing until the last one, the store to `state`. The
+//! Each change is one `Sequence`: some stores that mean nothing until the last one, the store to `state`. The
 //! branches are the kernel's (`relay_write`, `relay_switch_subbuf`); Wn are the numbers of its rules in `DESIGN.md`.
 //!
 //! ```text
