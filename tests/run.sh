@@ -6,15 +6,22 @@ cd "$(dirname "$0")/.."
 . tests/need.sh
 
 need busybox busybox
+need cat coreutils
 need dash dash
+need dd coreutils
 need fusermount3 fuse3
 need getconf libc-bin
+need install coreutils
 need less less
 need ls coreutils
 need mount.fuse3 fuse3
 need python3 python3
+need setpriv util-linux
+need sh dash
 need taskset util-linux
+need timeout coreutils
 need umount mount
+need unshare util-linux
 need_rust
 need_fuse
 for part in fmt clippy; do

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::getsid;
@@ -358,6 +358,24 @@ fn what_was_there_before_stays() {
             let left = fs::read_dir(dir).map(Iterator::count).map_err(|error| error.kind());
             assert_eq!(left, if existed { Ok(0) } else { Err(ErrorKind::NotFound) }, "{}", dir.display());
         }
+    }
+}
+
+/// The kernel gives the numbers of a mount that is gone to the next one: a daemon that finds out late that it was unmounted
+/// must not take that for its own.
+#[test]
+fn a_late_daemon_leaves_other_mounts_alone() {
+    for _ in 0..5 {
+        let mut late = Mount::new(&[]);
+        late.daemon().signal(Signal::SIGSTOP);
+        // By the system call: umount(8) would ask the daemon something.
+        umount2(late.point(), MntFlags::UMOUNT_NOFOLLOW).unwrap();
+        let next = Mount::new(&[]);
+        late.daemon().signal(Signal::SIGCONT);
+        assert_eq!(exit_code(late.daemon().wait()), 0);
+        assert!(is_mounted(next.point()));
+        assert_eq!(next.send(0, &[b"fine"]).written, 1);
+        assert_eq!(next.read("cpu0"), b"fine");
     }
 }
 
