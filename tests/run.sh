@@ -4,6 +4,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
+[ "$(id -u)" -eq 0 ] || fail "the tests take root: some mount for other users, or in a mount namespace of their own"
 
 need busybox busybox
 need cat coreutils
@@ -29,7 +30,6 @@ for part in fmt clippy; do
         fail "there is no cargo $part: rustup component add rustfmt clippy"
 done
 install_missing
-[ "$(id -u)" -eq 0 ] || fail "the tests take root: some mount for other users, or in a mount namespace of their own"
 
 step() {
     printf '\n== %s\n' "$*"
