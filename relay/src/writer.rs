@@ -158,7 +158,8 @@ impl<'a> Writer<'a> {
             );
         }
         if let Some(begins) = sequence.begins {
-            buffer.block().begun.store(begins.0, Ordering::Relaxed);
+            // Release: a reader that goes by `begun` (Acquire, in `oldest_whole`) finds the records stored before it.
+            buffer.block().begun.store(begins.0, Ordering::Release);
             // E, pairs with F: stores into the sub-buffer may not become visible before `begun`.
             fence(Ordering::Release);
             buffer.zero_header(begins);

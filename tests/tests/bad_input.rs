@@ -270,6 +270,20 @@ fn no_fuse() {
     assert_eq!(text(&output.stdout), expected, "{output:?}");
 }
 
+/// "Not permitted": root in a container that has not been given the capability.
+#[test]
+fn no_capability_to_mount() {
+    let place = Place::new();
+    let mut command = tool("setpriv", "util-linux");
+    command.arg("--bounding-set=-sys_admin").arg(program("relayfsd")).arg(place.point());
+    let expected = format!(
+        "mounting on {} is not permitted: it takes CAP_SYS_ADMIN; in a container: --cap-add SYS_ADMIN",
+        place.point().display()
+    );
+    assert_refused("relayfsd", &try_to_start(&mut command), 1, &expected);
+    place.assert_clean();
+}
+
 /// "CPU offline, or not allowed to the daemon": here the machine pretends to have two CPUs more than it has, so they are
 /// configured, and the kernel lets nobody run on them. Messages for them are refused, and counted; flush "does all CPUs
 /// it can and names in the error those it cannot".

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -10,7 +11,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::{Group, Pid};
 use relayfs_tests::background::Place;
 use relayfs_tests::{
-    Mount, Process, eventually, exit_code, private_shell, program, run, stdout_of, text, tool,
+    DEADLINE, Mount, Process, eventually, exit_code, private_shell, program, run, stdout_of, text, tool,
 };
 
 /// A group that every Debian has.
@@ -314,4 +315,32 @@ fn rust_log_is_obeyed() {
     let said = fs::read_to_string(&said).unwrap();
     assert!(said.contains("relayfsd: channel cpu: created, "), "{said}");
     assert!(!said.contains("DEBUG"), "{said}");
+}
+
+/// "syslog in the background": a datagram for each line, with facility and severity in front.
+#[test]
+fn the_system_log_has_what_went_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = UnixDatagram::bind(dir.path().join("log")).unwrap();
+    log.set_read_timeout(Some(DEADLINE)).unwrap();
+    let script = r#"
+        cd "$2"; mkdir relay; PATH=$1:$PATH
+        mount -t tmpfs tmpfs /dev; mkdir /dev/shm; mknod /dev/null c 1 3; mknod /dev/fuse c 10 229
+        ln -s "$2/log" /dev/log
+        relayfsd relay
+        relay-producer -m relay unread
+        umount relay
+        while test -e /dev/shm/relayfs-0; do :; done
+    "#;
+    let bin = program("relayfsd");
+    let output = run(private_shell(script).arg(bin.parent().unwrap()).arg(dir.path()));
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let mut datagram = [0; 4096];
+    let len = log.recv(&mut datagram).unwrap();
+    let line = text(&datagram[..len]);
+    // 28: the facility "daemon", a warning.
+    assert!(line.starts_with("<28>relayfsd["), "{line}");
+    assert!(line.ends_with("]: channel cpu: 7 bytes were not read"), "{line}");
+    log.set_nonblocking(true).unwrap();
+    assert!(log.recv(&mut datagram).is_err(), "and nothing else");
 }
