@@ -59,13 +59,12 @@ impl Reader {
         &self.buffer
     }
 
-    /// Reads up to `count` bytes from stream position `at`, or from the cursor if that is further on, and passes
-    /// them to `reply`, which must only hand them to the kernel or copy them. `reply` is always called once.
-    /// `scratch` holds what cannot be replied straight from the ring. Returns whether a sub-buffer was given back.
-    pub fn read(&mut self, at: u64, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(&[u8])) -> bool {
+    /// Reads up to `count` bytes from the cursor on, and passes them to `reply`, which must only hand them to the kernel
+    /// or copy them. `reply` is always called once. `scratch` holds what cannot be replied straight from the ring.
+    /// Returns whether a sub-buffer was given back.
+    pub fn read(&mut self, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(&[u8])) -> bool {
         let consumed = self.cursor;
         self.note_high_water();
-        self.skip_to(at, scratch, |_, _| ());
         scratch.clear();
         let len = match self.buffer.geometry().mode() {
             Mode::NoOverwrite => self.read_in_place(count, scratch, reply),
@@ -78,6 +77,11 @@ impl Reader {
         add(&self.buffer.block().read_bytes, len as u64);
         self.publish();
         self.buffer.widths().before(consumed, self.cursor)
+    }
+
+    /// Stream position of the cursor: the next byte to deliver.
+    pub fn position(&self) -> u64 {
+        self.stream
     }
 
     /// Passes over the bytes before stream position `target`, as far as there are any: what seeking forward does. They
@@ -259,8 +263,6 @@ impl Reader {
     fn copy_whole(&self, len: usize, out: &mut Vec<u8>) -> bool {
         let old_len = out.len();
         self.buffer.data().copy_out(self.buffer.ring_offset(self.cursor), len, out);
-        // F, pairs with E: the copy comes before the look at `begun`.
-        fence(Ordering::Acquire);
         let whole = !self.lapped();
         if !whole {
             out.truncate(old_len);
@@ -320,6 +322,8 @@ impl Reader {
 
     /// Whether the writer has begun to overwrite the cursor's sub-buffer.
     fn lapped(&self) -> bool {
+        // F, pairs with E: what was copied or looked up before, comes before the look at `begun`.
+        fence(Ordering::Acquire);
         self.buffer.widths().before(self.cursor, self.oldest_whole())
     }
 

@@ -76,7 +76,7 @@ fn run(
         loop {
             let last = ended.load(Ordering::Acquire);
             let before = stream.len();
-            reader.read(0, read_len, &mut scratch, |bytes| stream.extend_from_slice(bytes));
+            reader.read(read_len, &mut scratch, |bytes| stream.extend_from_slice(bytes));
             let n = stream.len() - before;
             delivered += n as u64;
             received += check(&mut stream, &mut next);

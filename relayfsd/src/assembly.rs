@@ -66,6 +66,9 @@ impl Assembly {
         if len > MESSAGE_MAX {
             return Err(AssemblyError::TooLong(len));
         }
+        if len == 0 {
+            return Err(malformed().into());
+        }
         let claim = Claim::new(budget, len).ok_or(AssemblyError::NoMemory)?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| AssemblyError::NoMemory)?;

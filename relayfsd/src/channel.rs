@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use relay::buffer::Buffer;
 use relay::reader::Reader;
@@ -102,20 +103,20 @@ impl Counts {
         ]
     }
 
-    /// Adds another's numbers; of high-water marks the highest counts.
+    /// Adds another's numbers, which peers have a hand in; of high-water marks the highest counts.
     pub(crate) fn add(&mut self, other: &Counts) {
-        self.produced += other.produced;
-        self.consumed += other.consumed;
-        self.bytes += other.bytes;
-        self.written += other.written;
-        self.dropped += other.dropped;
-        self.too_big += other.too_big;
-        self.read_bytes += other.read_bytes;
-        self.read_subbufs += other.read_subbufs;
-        self.overwritten_bytes += other.overwritten_bytes;
-        self.overwritten_subbufs += other.overwritten_subbufs;
-        self.discarded_bytes += other.discarded_bytes;
-        self.discarded_subbufs += other.discarded_subbufs;
+        self.produced = self.produced.wrapping_add(other.produced);
+        self.consumed = self.consumed.wrapping_add(other.consumed);
+        self.bytes = self.bytes.wrapping_add(other.bytes);
+        self.written = self.written.wrapping_add(other.written);
+        self.dropped = self.dropped.wrapping_add(other.dropped);
+        self.too_big = self.too_big.wrapping_add(other.too_big);
+        self.read_bytes = self.read_bytes.wrapping_add(other.read_bytes);
+        self.read_subbufs = self.read_subbufs.wrapping_add(other.read_subbufs);
+        self.overwritten_bytes = self.overwritten_bytes.wrapping_add(other.overwritten_bytes);
+        self.overwritten_subbufs = self.overwritten_subbufs.wrapping_add(other.overwritten_subbufs);
+        self.discarded_bytes = self.discarded_bytes.wrapping_add(other.discarded_bytes);
+        self.discarded_subbufs = self.discarded_subbufs.wrapping_add(other.discarded_subbufs);
         self.high_water = self.high_water.max(other.high_water);
     }
 
@@ -323,7 +324,12 @@ impl Files {
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
         self.0.push(path);
         let len_signed = i64::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        fallocate(&file, FallocateFlags::empty(), 0, len_signed)?;
+        // tmpfs stops for a signal to whichever thread, and starts over.
+        while let Err(errno) = fallocate(&file, FallocateFlags::empty(), 0, len_signed) {
+            if errno != Errno::EINTR {
+                return Err(errno.into());
+            }
+        }
         Mapping::new(&file, len)
     }
 }

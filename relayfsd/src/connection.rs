@@ -208,6 +208,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         debug!("{}: over", self.peer);
         self.cancel();
+        self.requests.abandon();
         self.peer.stop_receiving();
     }
 }

@@ -22,13 +22,19 @@ pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receive
             Ok((job, from_producer)) => {
                 match pin(cpu) {
                     Ok(()) => work(job, &mut parked),
-                    Err(unavailable) => job.fail(unavailable),
+                    Err(unavailable) => {
+                        give_up(&mut parked);
+                        job.fail(unavailable);
+                    }
                 }
                 if from_producer {
                     room();
                 }
             }
-            Err(RecvTimeoutError::Timeout) => sweep(&mut parked),
+            Err(RecvTimeoutError::Timeout) => match pin(cpu) {
+                Ok(()) => sweep(&mut parked),
+                Err(_) => give_up(&mut parked),
+            },
             Err(RecvTimeoutError::Disconnected) => return,
         }
     }
@@ -154,6 +160,11 @@ fn sweep(parked: &mut VecDeque<Progress>) {
     parked.retain(Progress::waits);
 }
 
+/// Ends the waiting of all batches, whose CPU is not to be had: nobody could tell them when there is room.
+fn give_up(parked: &mut VecDeque<Progress>) {
+    parked.drain(..).for_each(Progress::drop_rest);
+}
+
 /// Counts the messages of a batch as dropped, and says why.
 pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
     let messages =
@@ -209,6 +220,19 @@ impl Progress {
             done(Ok(self.counts));
         }
         finished
+    }
+
+    /// Counts what is left as dropped, and tells.
+    fn drop_rest(mut self) {
+        let before = self.counts.dropped;
+        while let Some((_, next)) = self.message() {
+            self.counts.dropped += 1;
+            self.at = next;
+        }
+        Writer::new(self.batch.channel.buffer(self.batch.cpu)).count_dropped(self.counts.dropped - before);
+        if let Some(done) = self.batch.done.take() {
+            done(Ok(self.counts));
+        }
     }
 
     fn write_messages(&mut self) -> (bool, bool) {

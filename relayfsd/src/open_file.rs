@@ -164,7 +164,11 @@ impl OpenBuffer {
         let room = SCRATCH.with_borrow_mut(|scratch| {
             let mut side = self.channel.read_side(self.cpu);
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
-            let freed = side.reader.read(at, count, scratch, |bytes| {
+            if side.reader.position() < at {
+                reply(Ok(&[])); // there is not as much yet
+                return skipped && std::mem::take(&mut side.parked);
+            }
+            let freed = side.reader.read(count, scratch, |bytes| {
                 reply(Ok(bytes));
                 past.add(at, bytes, false);
             });

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use relay::name::COMPONENTS_MAX;
 use relay::size::format_size;
 use relay::{ChannelName, Geometry, GeometrySpec};
 use thiserror::Error;
@@ -45,6 +46,8 @@ pub(crate) enum OpenError {
     Memory { name: ChannelName, geometry: Geometry, n_bufs: usize, needed: u64, used: u64, max: u64 },
     #[error("channel '{name}': there are {CHANNELS_MAX} channels already")]
     TooMany { name: ChannelName },
+    #[error("channel '{name}': the daemon has used up its numbers for channels: restart it")]
+    NoIds { name: ChannelName },
     #[error("channel '{name}': cannot allocate its buffers in {}: {source}", dir.display())]
     Allocate { name: ChannelName, dir: PathBuf, source: std::io::Error },
     #[error("the daemon is ending")]
@@ -58,7 +61,7 @@ impl OpenError {
             OpenError::Conflict { .. } => libc::EEXIST,
             OpenError::Geometry { .. } => libc::EINVAL,
             OpenError::Memory { .. } => libc::ENOMEM,
-            OpenError::TooMany { .. } => libc::ENOSPC,
+            OpenError::TooMany { .. } | OpenError::NoIds { .. } => libc::ENOSPC,
             OpenError::Allocate { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             OpenError::Closed => libc::ENODEV,
         }
@@ -289,6 +292,9 @@ impl Registry {
                 max: self.memory_max,
             });
         }
+        if channels.last_id > u32::MAX - 2 * COMPONENTS_MAX as u32 {
+            return Err(OpenError::NoIds { name: name.clone() });
+        }
         channels.last_id += 1;
         Ok(channels.last_id)
     }
@@ -308,7 +314,8 @@ impl Registry {
     fn let_go(&self, channel: &Arc<Channel>) {
         let mut channels = self.lock();
         // Looked at under the lock, which whoever begins to hold a channel has too.
-        let held = channel.holders.load(Ordering::Relaxed) > 0;
+        // Acquire, with the Release of those who left before: what they wrote is seen.
+        let held = channel.holders.load(Ordering::Acquire) > 0;
         if held || channel.permanent() || channel.unread() > 0 {
             return;
         }
@@ -370,8 +377,8 @@ impl Deref for Held {
 
 impl Drop for Held {
     fn drop(&mut self) {
-        // AcqRel is not needed: the last one to leave takes the registry's lock before it looks at anything.
-        if self.channel.holders.fetch_sub(1, Ordering::Relaxed) == 1 && !self.channel.permanent() {
+        // AcqRel: whoever is last, and looks, sees what all who left before have written.
+        if self.channel.holders.fetch_sub(1, Ordering::AcqRel) == 1 && !self.channel.permanent() {
             self.registry.let_go(&self.channel);
         }
     }

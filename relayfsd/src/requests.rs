@@ -62,6 +62,11 @@ impl Requests {
         }
     }
 
+    /// Gives up what found no room: nobody will try again.
+    pub(crate) fn abandon(&mut self) {
+        self.held_back.drain(..).for_each(Job::abandon);
+    }
+
     /// From now on no batch waits for room in its buffer.
     pub(crate) fn cancel(&self) {
         if !self.cancelled.swap(true, Ordering::Release) && self.has_waited {

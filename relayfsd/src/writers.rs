@@ -98,6 +98,13 @@ impl Job {
         }
     }
 
+    /// Tells whoever waits for it that the daemon is ending; a producer's messages are dropped, and counted.
+    pub(crate) fn abandon(self) {
+        if let Some((_, cpu)) = self.buffer() {
+            self.fail(Unavailable { cpu, why: UnavailableCause::Ending });
+        }
+    }
+
     /// Tells whoever waits for it that the CPU is not to be had; a producer's messages are dropped, and counted.
     pub(crate) fn fail(self, why: Unavailable) {
         match self {
@@ -122,6 +129,8 @@ pub(crate) struct Unavailable {
 pub(crate) enum UnavailableCause {
     /// The kernel would not let a thread of ours run there.
     NotAllowed(nix::errno::Errno),
+    /// The daemon is ending.
+    Ending,
     /// No thread could be started.
     NoThread(Arc<std::io::Error>),
 }
@@ -132,6 +141,7 @@ impl fmt::Display for UnavailableCause {
             UnavailableCause::NotAllowed(errno) => {
                 write!(f, "is offline or not allowed to the daemon ({})", errno.desc())
             }
+            UnavailableCause::Ending => f.write_str("is not served any more: the daemon is ending"),
             UnavailableCause::NoThread(error) => write!(f, "has no thread of the daemon's: {error}"),
         }
     }
