@@ -1,7 +1,7 @@
 //! Open files: what read, write and poll do with them. FUSE comes in as closures only.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -14,8 +14,9 @@ use crate::registry::Held;
 use crate::tree::{ControlFile, Node, Tree};
 use crate::writers::{Job, Unavailable, flush_all, reset_all};
 
-/// How much of what it has read an open file keeps for a reader that seeks back, in bytes. Programs that read ahead and
-/// seek back to where they stopped (head, grep -m, the shell's read, stdio at exit) read less than this at a time.
+/// How much of what it has read an open file keeps at least, twice that at most, for a reader that seeks back, in bytes.
+/// Programs that read ahead and seek back to where they stopped (head, grep -m, the shell's read, stdio at exit) read
+/// less than this at a time.
 const KEEP_READ_MAX: usize = 128 << 10;
 /// How much an open file keeps once it has passed over something, in bytes. Programs that look for the last lines
 /// (tail -n, tac) go to the end and then backwards from there, block by block.
@@ -54,7 +55,7 @@ struct Past {
     passed: bool,
     /// File offset of the first byte that is kept.
     kept_at: u64,
-    kept: VecDeque<u8>,
+    kept: Vec<u8>,
 }
 
 thread_local! {
@@ -208,8 +209,8 @@ impl Past {
     }
 
     /// Up to `count` bytes from an offset that is kept.
-    fn again(&mut self, at: u64, count: usize) -> &[u8] {
-        let rest = &self.kept.make_contiguous()[(at - self.kept_at) as usize..];
+    fn again(&self, at: u64, count: usize) -> &[u8] {
+        let rest = &self.kept[(at - self.kept_at) as usize..];
         &rest[..rest.len().min(count)]
     }
 
@@ -224,9 +225,13 @@ impl Past {
         self.passed |= passed;
         let max = if self.passed { KEEP_PASSED_MAX } else { KEEP_READ_MAX };
         let new = &bytes[bytes.len().saturating_sub(max)..];
-        let excess = (self.kept.len() + new.len()).saturating_sub(max);
-        self.kept.drain(..excess);
-        self.kept.extend(new);
+        if new.len() < bytes.len() {
+            self.kept.clear(); // it would not be next to what is kept of these
+        } else if self.kept.len() + new.len() > 2 * max {
+            // Only now and then, or a reader of single bytes would have all of it moved for each.
+            self.kept.drain(..(self.kept.len() + new.len() - max).min(self.kept.len()));
+        }
+        self.kept.extend_from_slice(new);
         self.kept_at = at + bytes.len() as u64 - self.kept.len() as u64;
     }
 }
@@ -274,6 +279,35 @@ impl OpenFiles {
         let file = self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
         if let Some(file) = file {
             file.release(number);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever is kept is what was there, of runs of replies of any length.
+    #[test]
+    fn what_is_kept_is_what_was_there() {
+        let stream: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+        for lens in
+            [&[1][..], &[1000], &[10_000, 1 << 20], &[1 << 20, 1, 130_000], &[128 << 10, 5], &[300_000]]
+        {
+            let (mut past, mut at) = (Past::default(), 0);
+            for len in lens.iter().cycle() {
+                let end = (at + len).min(stream.len());
+                past.add(at as u64, &stream[at..end], false);
+                at = end;
+                assert_eq!(past.end(), at as u64);
+                assert!(past.kept.len() >= at.min(KEEP_READ_MAX) && past.kept.len() <= 2 * KEEP_READ_MAX);
+                if *len > 1 || at % 4096 == 0 {
+                    assert_eq!(past.kept, stream[past.kept_at as usize..at], "{lens:?} at {at}");
+                }
+                if at == stream.len() || (*len == 1 && at > 300_000) {
+                    break;
+                }
+            }
         }
     }
 }
