@@ -5,15 +5,16 @@ use std::sync::Arc;
 use crate::abi::{self, BufferBlock, Record};
 use crate::geometry::Geometry;
 use crate::position::{Position, Widths};
-use crate::shm::Mapping;
+use crate::shm::{Located, Mapping};
 use crate::sync::{AtomicU64, Ordering};
 
 /// A mapped buffer. Cheap to clone; all clones are the same buffer.
 #[derive(Clone, Debug)]
 pub struct Buffer {
     control: Arc<Mapping>,
-    data: Arc<Mapping>,
+    block: Located<BufferBlock>,
     block_at: usize,
+    data: Arc<Mapping>,
     geometry: Geometry,
     widths: Widths,
 }
@@ -29,10 +30,10 @@ impl Buffer {
     ) -> Option<Buffer> {
         let header = abi::control_header(&geometry, index + 1);
         let block_at = usize::try_from(header.buffers_offset + index as u64 * header.buffer_stride).ok()?;
-        let buffer = Buffer { control, data, block_at, widths: Widths::new(&geometry), geometry };
+        let block = Located::new(&control, block_at)?;
+        let buffer = Buffer { control, block, block_at, data, widths: Widths::new(&geometry), geometry };
         let last_record =
             block_at + size_of::<BufferBlock>() + (2 * geometry.n_subbufs() - 1) * size_of::<Record>();
-        buffer.control.get::<BufferBlock>(block_at)?;
         buffer.control.get::<Record>(last_record)?;
         buffer.data.lend(0, geometry.buffer_size() as usize, |_| ())?;
         Some(buffer)
@@ -50,7 +51,8 @@ impl Buffer {
     /// Makes a zeroed buffer that nobody uses yet ready for use: empty, at the start of `lap`.
     pub fn init(&self, lap: u64) {
         let start = self.widths.pack(lap, 0, 0);
-        self.zero_header(start);
+        let inside = self.data.zero(self.ring_offset(start), self.geometry.header());
+        debug_assert!(inside, "the ring was checked in new");
         // Relaxed: whoever hands the buffer to other threads or processes orders that.
         let block = self.block();
         block.begun.store(start.0, Ordering::Relaxed);
@@ -69,8 +71,9 @@ impl Buffer {
     }
 
     /// The shared words.
+    #[inline]
     pub fn block(&self) -> &BufferBlock {
-        self.control.get(self.block_at).expect("checked in new")
+        &self.block
     }
 
     /// The record of the sub-buffer at `position`.
@@ -88,20 +91,15 @@ impl Buffer {
     }
 
     /// The ring.
+    #[inline(always)]
     pub(crate) fn data(&self) -> &Mapping {
         &self.data
     }
 
     /// Where `position` is in the ring, in bytes.
+    #[inline(always)]
     pub(crate) fn ring_offset(&self, position: Position) -> usize {
         self.widths.slot(position) * self.geometry.subbuf_size() + self.widths.offset(position)
-    }
-
-    /// Zeroes the header of the sub-buffer at `position`.
-    pub(crate) fn zero_header(&self, position: Position) {
-        let start = self.widths.at(position, 0);
-        let inside = self.data.zero(self.ring_offset(start), self.geometry.header());
-        debug_assert!(inside, "the ring was checked in new");
     }
 }
 

@@ -14,6 +14,8 @@ pub mod name;
 pub mod paths;
 pub mod position;
 pub mod reader;
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod rseq;
 pub mod shm;
 pub mod size;
 pub mod sync;

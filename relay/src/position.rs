@@ -84,6 +84,14 @@ impl Widths {
         Position(position.0 & !self.offset_mask() | (self.subbuf_size + 1))
     }
 
+    /// Where `len` bytes more would be, or `None` if they do not fit the sub-buffer, or it is blocked.
+    #[inline(always)]
+    pub fn append(&self, position: Position, len: usize) -> Option<Position> {
+        // Blocked is one more than full, so nothing fits. Offset and length are far from overflowing.
+        let offset = self.raw_offset(position) + len as u64;
+        (offset <= self.subbuf_size).then_some(Position(position.0 + len as u64))
+    }
+
     /// Start of the next sub-buffer.
     pub fn next(&self, position: Position) -> Position {
         if self.slot(position) as u64 + 1 < self.n_subbufs {

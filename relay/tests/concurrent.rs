@@ -5,7 +5,7 @@ use std::thread;
 
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::writer::{Placed, Writer};
+use relay::writer::{Alone, Placed, Run, Writer};
 use relay::{GeometrySpec, Mode};
 
 /// Messages the writer tries in each test.
@@ -40,7 +40,13 @@ fn check(stream: &mut Vec<u8>, next: &mut u64) -> u64 {
     n
 }
 
-fn run(mode: Mode, subbuf_size: u64, n_subbufs: u64, read_len: usize, len: impl Fn(u64) -> usize + Send + Sync) {
+fn run(
+    mode: Mode,
+    subbuf_size: u64,
+    n_subbufs: u64,
+    read_len: usize,
+    len: impl Fn(u64) -> usize + Send + Sync,
+) {
     let spec = GeometrySpec {
         subbuf_size: Some(subbuf_size),
         n_subbufs: Some(n_subbufs),
@@ -53,13 +59,13 @@ fn run(mode: Mode, subbuf_size: u64, n_subbufs: u64, read_len: usize, len: impl 
     let (mut stream, mut next, mut received, mut delivered) = (Vec::new(), 0, 0, 0);
     let written = thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            let writer = Writer::new(&buffer);
+            let writer = Writer::new(&buffer, Alone);
             let (mut bytes, mut written) = (Vec::new(), 0);
             for number in 0..MESSAGES {
                 message(number, len(number), &mut bytes);
-                match writer.write(&bytes).placed {
+                match writer.write(&bytes).unwrap().placed {
                     Placed::Written => written += 1,
-                    Placed::Full => writer.count_dropped(1),
+                    Placed::Full => assert!(Alone.count(&buffer.block().dropped, 1)),
                     Placed::TooBig => panic!("every message fits"),
                 }
             }

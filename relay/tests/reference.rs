@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::writer::{Outcome, Placed, Writer};
+use relay::writer::{Alone, Outcome, Placed, Run, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 /// Kernel relay (W and R rules), with the two differences of ours: all-padding sub-buffers are all skipped, and in
@@ -198,7 +198,7 @@ proptest! {
     fn buffer_agrees_with_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], ops in ops()) {
         let lap = laps_left.map_or(0, |left| lap_max(&geometry) - left);
         let buffer = Buffer::anonymous(geometry, lap).unwrap();
-        let (writer, mut reader) = (Writer::new(&buffer), Reader::new(buffer.clone()));
+        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
         let mut model = Model::new(geometry);
         let mut scratch = Vec::new();
         let mut delivered = 0;
@@ -206,17 +206,18 @@ proptest! {
             match op {
                 Op::Write(len) => {
                     let message: Vec<u8> = (0..len).map(|i| (step * 7 + i) as u8 | 1).collect();
-                    let outcome = writer.write(&message);
+                    let outcome = writer.write(&message).unwrap();
                     prop_assert_eq!(outcome, model.write(&message), "write {} at step {}", len, step);
-                    if outcome.placed == Placed::Full {
-                        writer.count_dropped(1);
-                        model.dropped += 1;
+                    match outcome.placed {
+                        Placed::Written => {}
+                        Placed::Full => { Alone.count(&buffer.block().dropped, 1); model.dropped += 1; }
+                        Placed::TooBig => { Alone.count(&buffer.block().too_big, 1); }
                     }
                 }
                 Op::Flush => {
                     let (open, switched) = model.switch();
                     let placed = if open { Placed::Written } else { Placed::Full };
-                    prop_assert_eq!(writer.flush(), Outcome { placed, switched }, "flush at step {}", step);
+                    prop_assert_eq!(writer.flush().unwrap(), Outcome { placed, switched }, "flush at step {}", step);
                 }
                 Op::Read(count) => {
                     let mut got = Vec::new();
@@ -225,7 +226,7 @@ proptest! {
                     prop_assert_eq!(got, model.read(count), "read {} at step {}", count, step);
                 }
                 Op::Reset => {
-                    reader.reset();
+                    reader.reset(Alone).unwrap();
                     model.reset();
                 }
             }
