@@ -40,6 +40,11 @@ fn main() {
             }
             best[1] = best[1].min(start.elapsed().as_nanos() as f64 / count as f64);
         }
-        println!("{len:5} B: {:7.2} ns   memcpy {:7.2} ns   ratio {:.2}", best[0], best[1], best[0] / best[1]);
+        println!(
+            "{len:5} B: {:7.2} ns   memcpy {:7.2} ns   ratio {:.2}",
+            best[0],
+            best[1],
+            best[0] / best[1]
+        );
     }
 }

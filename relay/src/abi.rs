@@ -84,7 +84,9 @@ pub struct BufferBlock {
     pub dropped: AtomicU64,
     /// Messages longer than a sub-buffer or the message limit.
     pub too_big: AtomicU64,
-    pad3: [u8; 48],
+    /// Messages refused because they were interrupted each time and could not go another way.
+    pub contended: AtomicU64,
+    pad3: [u8; 40],
     /// Messages the daemon wrote for somebody.
     pub written: AtomicU64,
     /// Bytes given to readers.
@@ -101,7 +103,15 @@ pub struct BufferBlock {
     pub discarded_subbufs: AtomicU64,
     /// Most finished, unread sub-buffers that were ever seen at a time.
     pub high_water: AtomicU64,
-    pad4: [u8; 192],
+    /// Messages refused that no thread on the buffer's CPU has counted: lost on a socket, or their CPU not to be had.
+    pub dropped_elsewhere: AtomicU64,
+    pad4: [u8; 56],
+    /// Odd while somebody waits for the next switch; each arming takes a new odd value.
+    pub wake: AtomicU64,
+    pad5: [u8; 56],
+    /// Not 0 when the channel is over. Read by writers that switch; the daemon blocks the buffer after setting it.
+    pub closed: AtomicU64,
+    pad6: [u8; 56],
 }
 
 /// What is known of one sub-buffer. Written at the switches that begin and finish it, absolute values all.
@@ -143,6 +153,7 @@ const _: () = {
     assert!(offset_of!(BufferBlock, begun) == 128);
     assert!(offset_of!(BufferBlock, dropped) == 192);
     assert!(offset_of!(BufferBlock, too_big) == 200);
+    assert!(offset_of!(BufferBlock, contended) == 208);
     assert!(offset_of!(BufferBlock, written) == 256);
     assert!(offset_of!(BufferBlock, read_bytes) == 264);
     assert!(offset_of!(BufferBlock, read_subbufs) == 272);
@@ -151,6 +162,9 @@ const _: () = {
     assert!(offset_of!(BufferBlock, discarded_bytes) == 296);
     assert!(offset_of!(BufferBlock, discarded_subbufs) == 304);
     assert!(offset_of!(BufferBlock, high_water) == 312);
+    assert!(offset_of!(BufferBlock, dropped_elsewhere) == 320);
+    assert!(offset_of!(BufferBlock, wake) == 384);
+    assert!(offset_of!(BufferBlock, closed) == 448);
 
     assert!(size_of::<Record>() == 64);
     assert!(offset_of!(Record, number) == 0);
@@ -191,7 +205,35 @@ pub fn control_header(geometry: &Geometry, n_bufs: usize) -> ControlHeader {
 impl ControlHeader {
     /// Length of the control file in bytes.
     pub fn control_len(&self) -> u64 {
-        self.buffers_offset + u64::from(self.n_bufs) * self.buffer_stride
+        self.buffers_offset.saturating_add(u64::from(self.n_bufs).saturating_mul(self.buffer_stride))
+    }
+
+    /// Whether this release can use a file with this header for a channel of this geometry: same layout, no feature
+    /// it does not know, and parts that lie where a file of `len` bytes has them.
+    pub fn check(&self, geometry: &Geometry, n_bufs: usize, len: u64) -> Result<(), &'static str> {
+        let own = control_header(geometry, n_bufs);
+        let shape = |h: &ControlHeader| {
+            (h.subbuf_size, h.n_subbufs, h.header, h.flags, h.n_bufs, h.offset_bits, h.slot_bits)
+        };
+        let block_len = self
+            .records_offset
+            .checked_add((2 * u64::from(self.n_subbufs)).saturating_mul(self.record_stride));
+        if self.magic != CONTROL_MAGIC {
+            Err("it is no control file")
+        } else if self.layout_version != LAYOUT_VERSION || self.features_required != 0 {
+            Err("its layout is of another release")
+        } else if shape(self) != shape(&own) {
+            Err("its geometry is not the channel's")
+        } else if self.buffers_offset < size_of::<ControlHeader>() as u64
+            || self.records_offset < size_of::<BufferBlock>() as u64
+            || self.record_stride < size_of::<Record>() as u64
+            || block_len.is_none_or(|len| len > self.buffer_stride)
+            || self.control_len() > len
+        {
+            Err("its parts do not fit it")
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::abi::{self, BufferBlock, Record};
+use crate::abi::{self, BufferBlock, ControlHeader, Record};
 use crate::geometry::Geometry;
 use crate::position::{Position, Widths};
 use crate::shm::{Located, Mapping};
@@ -13,39 +13,50 @@ use crate::sync::{AtomicU64, Ordering};
 pub struct Buffer {
     control: Arc<Mapping>,
     block: Located<BufferBlock>,
-    block_at: usize,
+    /// Where the first record is in the control file, and how far it is to the next.
+    records_at: usize,
+    record_stride: usize,
     data: Arc<Mapping>,
     geometry: Geometry,
     widths: Widths,
 }
 
 impl Buffer {
-    /// The buffer number `index` of a channel: its part of the control file, and its data file. `None` if the
-    /// mappings are too short for the geometry.
+    /// The buffer number `index` of a channel: its part of the control file, which has this header, and its data file.
+    /// `None` if the mappings are too short for it. The header was checked, see [`ControlHeader::check`].
     pub fn new(
         control: Arc<Mapping>,
         data: Arc<Mapping>,
         geometry: Geometry,
+        header: &ControlHeader,
         index: usize,
     ) -> Option<Buffer> {
-        let header = abi::control_header(&geometry, index + 1);
-        let block_at = usize::try_from(header.buffers_offset + index as u64 * header.buffer_stride).ok()?;
-        let block = Located::new(&control, block_at)?;
-        let buffer = Buffer { control, block, block_at, data, widths: Widths::new(&geometry), geometry };
-        let last_record =
-            block_at + size_of::<BufferBlock>() + (2 * geometry.n_subbufs() - 1) * size_of::<Record>();
-        buffer.control.get::<Record>(last_record)?;
-        buffer.data.lend(0, geometry.buffer_size() as usize, |_| ())?;
-        Some(buffer)
+        let block_at = header.buffers_offset.checked_add(header.buffer_stride.checked_mul(index as u64)?)?;
+        let records_at = usize::try_from(block_at.checked_add(header.records_offset)?).ok()?;
+        let record_stride = usize::try_from(header.record_stride).ok()?;
+        let block = Located::new(&control, usize::try_from(block_at).ok()?)?;
+        let last_record = records_at.checked_add(record_stride.checked_mul(2 * geometry.n_subbufs() - 1)?)?;
+        control.get::<Record>(records_at)?;
+        control.get::<Record>(last_record)?;
+        data.address(0, usize::try_from(geometry.buffer_size()).ok()?)?;
+        let widths = Widths::new(&geometry);
+        Some(Buffer { control, block, records_at, record_stride, data, geometry, widths })
     }
 
     /// A buffer in memory of this process alone, ready for use, whose history begins at `lap`.
     pub fn anonymous(geometry: Geometry, lap: u64) -> std::io::Result<Buffer> {
-        let control = Arc::new(Mapping::anonymous(abi::control_header(&geometry, 1).control_len())?);
+        let header = abi::control_header(&geometry, 1);
+        let control = Arc::new(Mapping::anonymous(header.control_len())?);
         let data = Arc::new(Mapping::anonymous(abi::data_len(&geometry))?);
-        let buffer = Buffer::new(control, data, geometry, 0).expect("mappings of the right length");
+        let buffer = Buffer::new(control, data, geometry, &header, 0).expect("mappings of the right length");
         buffer.init(lap);
         Ok(buffer)
+    }
+
+    /// Lets go of the files, see [`Mapping::retire`].
+    pub fn retire(&self) -> std::io::Result<()> {
+        self.control.retire()?;
+        self.data.retire()
     }
 
     /// Makes a zeroed buffer that nobody uses yet ready for use: empty, at the start of `lap`.
@@ -79,15 +90,17 @@ impl Buffer {
     /// The record of the sub-buffer at `position`.
     pub fn record(&self, position: Position) -> &Record {
         let number = 2 * self.widths.slot(position) + (self.widths.lap(position) & 1) as usize;
-        let at = self.block_at + size_of::<BufferBlock>() + number * size_of::<Record>();
-        self.control.get(at).expect("the last record was checked in new, and slots are clamped")
+        let at = self.records_at + number * self.record_stride;
+        self.control.get(at).expect("first and last record were checked in new, and slots are clamped")
     }
 
     /// Messages lost in this buffer so far, for whatever cause.
     pub fn lost(&self) -> u64 {
         let block = self.block();
         // Relaxed: a sum of counters that stand for themselves.
-        block.dropped.load(Ordering::Relaxed).wrapping_add(block.too_big.load(Ordering::Relaxed))
+        [&block.dropped, &block.too_big, &block.contended, &block.dropped_elsewhere]
+            .iter()
+            .fold(0, |sum, counter| sum.wrapping_add(counter.load(Ordering::Relaxed)))
     }
 
     /// The ring.

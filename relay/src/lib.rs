@@ -19,6 +19,7 @@ pub mod rseq;
 pub mod shm;
 pub mod size;
 pub mod sync;
+pub mod wake;
 pub mod writer;
 
 pub use geometry::{Geometry, GeometryError, GeometrySpec, Mode};

@@ -81,6 +81,26 @@ impl Mapping {
         unsafe { at.cast::<ControlHeader>().write(header) }
     }
 
+    /// The header of a control file, as it is now: a copy, and nothing in it is to be believed unchecked.
+    pub fn header(&self) -> Option<ControlHeader> {
+        let at = self.address(0, size_of::<ControlHeader>())?;
+        // SAFETY: in bounds by `address()`, aligned as the start of a page, and every bit pattern is a valid header;
+        // volatile, since somebody may be changing it.
+        Some(unsafe { at.cast::<ControlHeader>().read_volatile() })
+    }
+
+    /// Lets go of the file, whose memory may then be freed. The addresses stay valid: who still writes there does so
+    /// to zeroed memory of its own that nobody looks at.
+    pub fn retire(&self) -> io::Result<()> {
+        let len = map_len(self.len as u64)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        // SAFETY: replaces exactly our own mapping, which stays ours; every access to it is by atomics or raw copies that
+        // take any value, and the change of pages under them is one of values.
+        unsafe { mmap_anonymous(Some(self.base.addr()), len, prot, flags) }?;
+        Ok(())
+    }
+
     /// Copies `bytes` to `offset`. False, and nothing is copied, if they would not lie inside the mapping.
     ///
     /// The caller is the only writer of these bytes; readers of other processes may look at them meanwhile.

@@ -20,6 +20,7 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use crate::abi::BufferBlock;
 use crate::buffer::Buffer;
 use crate::geometry::{MESSAGE_MAX, Mode};
 use crate::position::Position;
@@ -37,6 +38,8 @@ pub enum Placed {
     Full,
     /// No sub-buffer could ever hold it.
     TooBig,
+    /// The channel is over.
+    Closed,
 }
 
 /// What a write or flush did.
@@ -165,6 +168,12 @@ impl<'a, R: Run> Writer<'a, R> {
         (0..TRIES_MAX).find_map(|_| self.try_flush()).ok_or(Contended)
     }
 
+    /// Adds 1 to one of the buffer's counters. False: not on its CPU, or interrupted each time.
+    pub fn count(&self, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) -> bool {
+        let counter = counter(self.buffer.block());
+        (0..TRIES_MAX).any(|_| self.run.count(counter, 1))
+    }
+
     /// Goes to the first slot of the next lap, leaving everything behind (W8). `before` learns where to before
     /// anybody can see it, so that the reader is never found behind the writer.
     pub(crate) fn reset(&self, mut before: impl FnMut(Position)) -> Result<(), Contended> {
@@ -184,10 +193,33 @@ impl<'a, R: Run> Writer<'a, R> {
         done.then_some(()).ok_or(Contended)
     }
 
+    /// Ends the buffer: every later write finds it blocked, looks, and is told [`Placed::Closed`].
+    pub fn close(&self) -> Result<(), Contended> {
+        let (buffer, widths) = (self.buffer, self.buffer.widths());
+        // Relaxed: before the state, which is what sends writers here.
+        buffer.block().closed.store(1, Ordering::Relaxed);
+        let done = (0..TRIES_MAX).any(|_| {
+            let from = self.state();
+            if widths.blocked(from) {
+                return true;
+            }
+            let next = widths.next(from);
+            let mut stores = Stores::none(buffer);
+            self.close_record(&mut stores, from, next);
+            let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
+            self.run.switch(buffer, &Sequence { from, stores, zero: 0..0, message_at, message: &[], to })
+        });
+        done.then_some(()).ok_or(Contended)
+    }
+
     /// W2, after a.
     #[inline(never)]
     fn switch(&self, from: Position, message: &[u8]) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
+        // Relaxed: the daemon sets it before it blocks the buffer, and that is ordered by the state.
+        if buffer.block().closed.load(Ordering::Relaxed) != 0 {
+            return Some(Outcome { placed: Placed::Closed, switched: false });
+        }
         let geometry = buffer.geometry();
         let closes = !widths.blocked(from);
         let next = if closes { widths.next(from) } else { widths.at(from, 0) };
