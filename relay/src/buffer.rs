@@ -103,6 +103,16 @@ impl Buffer {
             .fold(0, |sum, counter| sum.wrapping_add(counter.load(Ordering::Relaxed)))
     }
 
+    /// Counts messages that the daemon wrote for somebody.
+    pub fn count_written(&self, n: u64) {
+        add(&self.block().written, n);
+    }
+
+    /// Counts messages that are lost without their CPU having been asked.
+    pub fn count_dropped_elsewhere(&self, n: u64) {
+        add(&self.block().dropped_elsewhere, n);
+    }
+
     /// The ring.
     #[inline(always)]
     pub(crate) fn data(&self) -> &Mapping {

@@ -70,6 +70,35 @@ pub trait Run {
 #[derive(Clone, Copy, Debug)]
 pub struct Alone;
 
+/// A thread that others let write for them: by restartable sequences where there are any, since producers may be writing
+/// the same buffer; elsewhere nobody else can, and it is alone.
+#[derive(Clone, Copy, Debug)]
+pub enum Here {
+    /// The only writer.
+    Alone,
+    /// One of those on this CPU.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    OnCpu(crate::rseq::OnCpu),
+}
+
+impl Here {
+    /// The calling thread, which is on `cpu`; without one it is the only writer.
+    pub fn on(cpu: Option<usize>) -> Here {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let (Some(cpu), Some(thread)) = (cpu, crate::rseq::Thread::current()) {
+            // A number that does not fit is that of no CPU, and every sequence fails.
+            return Here::OnCpu(thread.on(u32::try_from(cpu).unwrap_or(u32::MAX)));
+        }
+        let _ = cpu;
+        Here::Alone
+    }
+
+    /// Whether the calling thread can write a buffer together with others.
+    pub fn can_share() -> bool {
+        !matches!(Here::on(Some(0)), Here::Alone)
+    }
+}
+
 /// One message behind the last.
 #[derive(Clone, Copy, Debug)]
 pub struct Append<'a> {
@@ -168,10 +197,20 @@ impl<'a, R: Run> Writer<'a, R> {
         (0..TRIES_MAX).find_map(|_| self.try_flush()).ok_or(Contended)
     }
 
-    /// Adds 1 to one of the buffer's counters. False: not on its CPU, or interrupted each time.
-    pub fn count(&self, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) -> bool {
+    /// [`Writer::write`] that counts what was too big. What was refused for lack of room is the caller's to count, who
+    /// may rather try again.
+    pub fn place(&self, message: &[u8]) -> Result<Outcome, Contended> {
+        let outcome = self.write(message)?;
+        if outcome.placed == Placed::TooBig && !self.count(1, |block| &block.too_big) {
+            self.buffer.count_dropped_elsewhere(1);
+        }
+        Ok(outcome)
+    }
+
+    /// Adds `n` to one of the buffer's counters. False: not on its CPU, or interrupted each time.
+    pub fn count(&self, n: u64, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) -> bool {
         let counter = counter(self.buffer.block());
-        (0..TRIES_MAX).any(|_| self.run.count(counter, 1))
+        (0..TRIES_MAX).any(|_| self.run.count(counter, n))
     }
 
     /// Goes to the first slot of the next lap, leaving everything behind (W8). `before` learns where to before
@@ -287,6 +326,32 @@ impl<'a, R: Run> Writer<'a, R> {
     fn state(&self) -> Position {
         // Relaxed: it was stored on this CPU, or the change that is made for it fails.
         Position(self.buffer.block().state.load(Ordering::Relaxed))
+    }
+}
+
+impl Run for Here {
+    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
+        match self {
+            Here::Alone => Alone.append(buffer, append),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Here::OnCpu(on_cpu) => on_cpu.append(buffer, append),
+        }
+    }
+
+    fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
+        match self {
+            Here::Alone => Alone.switch(buffer, sequence),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Here::OnCpu(on_cpu) => on_cpu.switch(buffer, sequence),
+        }
+    }
+
+    fn count(&self, counter: &AtomicU64, n: u64) -> bool {
+        match self {
+            Here::Alone => Alone.count(counter, n),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Here::OnCpu(on_cpu) => on_cpu.count(counter, n),
+        }
     }
 }
 

@@ -90,7 +90,7 @@ fn run_as<R: Run>(
                 message(number, len(number), &mut bytes);
                 match writer.write(&bytes).unwrap().placed {
                     Placed::Written => written += 1,
-                    Placed::Full => assert!(writer.count(|block| &block.dropped)),
+                    Placed::Full => assert!(writer.count(1, |block| &block.dropped)),
                     Placed::TooBig | Placed::Closed => panic!("every message fits"),
                 }
             }

@@ -230,10 +230,10 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run + Copy) -> Re
                 match outcome.placed {
                     Placed::Written => {}
                     Placed::Full => {
-                        prop_assert!(writer.count(|block| &block.dropped));
+                        prop_assert!(writer.count(1, |block| &block.dropped));
                         model.dropped += 1;
                     }
-                    Placed::TooBig => prop_assert!(writer.count(|block| &block.too_big)),
+                    Placed::TooBig => prop_assert!(writer.count(1, |block| &block.too_big)),
                     Placed::Closed => prop_assert!(false, "nobody closed it"),
                 }
             }

@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::frame::{Messages, WriteReply};
-use relay::writer::{Placed, Writer};
+use relay::writer::{Contended, Here, Outcome, Placed, Writer};
 
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
 
@@ -20,7 +20,7 @@ pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receive
         match next_job(producers, files, deadline) {
             Ok((job, from_producer)) => {
                 match pin(cpu) {
-                    Ok(()) => work(job, &mut parked),
+                    Ok(()) => work(job, &mut parked, cpu),
                     Err(unavailable) => job.fail(unavailable),
                 }
                 if from_producer {
@@ -69,10 +69,10 @@ fn pin(cpu: Option<usize>) -> Result<(), Unavailable> {
         .map_err(|errno| Unavailable { cpu, why: UnavailableCause::NotAllowed(errno) })
 }
 
-fn work(job: Job, parked: &mut VecDeque<Progress>) {
+fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
     match job {
         Job::Write(batch) => {
-            let mut progress = Progress::new(batch);
+            let mut progress = Progress::new(batch, lane);
             // The sweep that its producer's end caused may have come before it.
             if progress.is_over(Instant::now()) {
                 progress.batch.wait = Wait::No;
@@ -84,11 +84,14 @@ fn work(job: Job, parked: &mut VecDeque<Progress>) {
             }
         }
         Job::Message { channel, cpu, bytes, done } => {
-            let writer = Writer::new(channel.buffer(cpu));
-            let outcome = writer.write(&bytes);
+            let buffer = channel.buffer(cpu);
+            let Ok(outcome) = Writer::new(buffer, Here::on(lane)).place(&bytes) else {
+                buffer.count_dropped_elsewhere(1);
+                return done(Err(contended(cpu)));
+            };
             match outcome.placed {
-                Placed::Written => writer.count_written(1),
-                Placed::Full => writer.count_dropped(1),
+                Placed::Written => buffer.count_written(1),
+                Placed::Full | Placed::Closed => buffer.count_dropped_elsewhere(1),
                 Placed::TooBig => {}
             }
             if outcome.switched {
@@ -97,17 +100,20 @@ fn work(job: Job, parked: &mut VecDeque<Progress>) {
             done(Ok(outcome.placed));
         }
         Job::Flush { channel, cpu, done } => {
-            if Writer::new(channel.buffer(cpu)).flush().switched {
+            let outcome = Writer::new(channel.buffer(cpu), Here::on(lane)).flush();
+            if outcome.is_ok_and(|outcome| outcome.switched) {
                 channel.wake(cpu);
             }
-            done(Ok(()));
+            done(outcome.map(drop).map_err(|Contended| contended(cpu)));
+        }
+        Job::Close { channel, cpu, done } => {
+            let closed = Writer::new(channel.buffer(cpu), Here::on(lane)).close();
+            done(closed.map_err(|Contended| contended(cpu)));
         }
         Job::Reset { channel, cpu, done } => {
-            channel.read_side(cpu).reader.reset();
-            done(Ok(()));
-            retry(parked, |progress| {
-                progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu
-            });
+            let reset = channel.read_side(cpu).reader.reset(Here::on(lane));
+            done(reset.map_err(|Contended| contended(cpu)));
+            retry(parked, |progress| progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu);
         }
         Job::Room { channel, cpu } => {
             retry(parked, |progress| {
@@ -117,6 +123,10 @@ fn work(job: Job, parked: &mut VecDeque<Progress>) {
         Job::Sweep => sweep(parked),
         Job::Barrier { .. } => {}
     }
+}
+
+fn contended(cpu: usize) -> Unavailable {
+    Unavailable { cpu, why: UnavailableCause::Contended }
 }
 
 /// Lets waiting batches of one buffer go on in their order, until one has to wait again.
@@ -143,7 +153,7 @@ fn sweep(parked: &mut VecDeque<Progress>) {
 pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
     let messages =
         if batch.single { 1 } else { Messages(&batch.bytes[batch.start..]).flatten().count() as u64 };
-    Writer::new(batch.channel.buffer(batch.cpu)).count_dropped(batch.lost + messages);
+    batch.channel.buffer(batch.cpu).count_dropped_elsewhere(batch.lost + messages);
     if let Some(done) = batch.done.take() {
         done(Err(why));
     }
@@ -155,12 +165,14 @@ struct Progress {
     /// Where the next message, with its length before it, begins.
     at: usize,
     counts: WriteReply,
+    /// The CPU of the thread that writes it.
+    lane: Option<usize>,
 }
 
 impl Progress {
-    fn new(mut batch: Batch) -> Progress {
-        Writer::new(batch.channel.buffer(batch.cpu)).count_dropped(std::mem::take(&mut batch.lost));
-        Progress { at: batch.start, counts: WriteReply::default(), batch }
+    fn new(mut batch: Batch, lane: Option<usize>) -> Progress {
+        batch.channel.buffer(batch.cpu).count_dropped_elsewhere(std::mem::take(&mut batch.lost));
+        Progress { at: batch.start, counts: WriteReply::default(), batch, lane }
     }
 
     fn waits(&self) -> bool {
@@ -184,9 +196,9 @@ impl Progress {
     fn go_on(&mut self) -> bool {
         let before = self.counts;
         let (switched, finished) = self.write_messages();
-        let writer = Writer::new(self.batch.channel.buffer(self.batch.cpu));
-        writer.count_written(self.counts.written - before.written);
-        writer.count_dropped(self.counts.dropped - before.dropped);
+        let buffer = self.batch.channel.buffer(self.batch.cpu);
+        buffer.count_written(self.counts.written - before.written);
+        buffer.count_dropped_elsewhere(self.counts.dropped - before.dropped);
         if switched {
             self.batch.channel.wake(self.batch.cpu);
         }
@@ -198,16 +210,19 @@ impl Progress {
 
     fn write_messages(&mut self) -> (bool, bool) {
         let batch = &self.batch;
-        let writer = Writer::new(batch.channel.buffer(batch.cpu));
+        let writer = Writer::new(batch.channel.buffer(batch.cpu), Here::on(self.lane));
+        let dropped = Outcome { placed: Placed::Full, switched: false };
         let mut switched = false;
         while let Some((message, next)) = self.message() {
-            let mut outcome = writer.write(message);
+            // A message that is interrupted each time is dropped, as one for which there is no room.
+            let mut outcome = writer.place(message).unwrap_or(dropped);
             switched |= outcome.switched;
             if outcome.placed == Placed::Full && batch.wait != Wait::No {
                 // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
                 // later, it does with `parked` set.
                 let mut side = batch.channel.read_side(batch.cpu);
-                outcome = writer.write(message);
+                outcome = writer.place(message).unwrap_or(dropped);
+                switched |= outcome.switched;
                 if outcome.placed == Placed::Full {
                     side.parked = true;
                     return (switched, false);
@@ -215,7 +230,7 @@ impl Progress {
             }
             match outcome.placed {
                 Placed::Written => self.counts.written += 1,
-                Placed::Full => self.counts.dropped += 1,
+                Placed::Full | Placed::Closed => self.counts.dropped += 1,
                 Placed::TooBig => self.counts.too_big += 1,
             }
             self.at = next;
