@@ -113,7 +113,9 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
         Job::Reset { channel, cpu, done } => {
             let reset = channel.read_side(cpu).reader.reset(Here::on(lane));
             done(reset.map_err(|Contended| contended(cpu)));
-            retry(parked, |progress| progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu);
+            retry(parked, |progress| {
+                progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu
+            });
         }
         Job::Room { channel, cpu } => {
             retry(parked, |progress| {

@@ -293,7 +293,7 @@ pub(crate) fn reset_all(
 /// Ends every buffer of a channel for producers that write by themselves, and waits for that, `limit` at most.
 pub(crate) fn close_all(writers: &Writers, channel: &Held, limit: Duration) {
     let (sender, receiver) = bounded(1);
-    let done = move |_| drop(sender.send(()));
+    let done = move |_| sender.send(()).unwrap_or_default(); // nobody waits any more
     on_all(writers, channel, done, |channel, cpu, done| Job::Close { channel, cpu, done });
     // A CPU that is not to be had is one where nobody writes, or it finds the channel closed at its next switch.
     let _ = receiver.recv_timeout(limit);
