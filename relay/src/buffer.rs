@@ -47,7 +47,7 @@ impl Buffer {
     pub fn anonymous(geometry: Geometry, lap: u64) -> std::io::Result<Buffer> {
         let header = abi::control_header(&geometry, 1);
         let control = Arc::new(Mapping::anonymous(header.control_len())?);
-        let data = Arc::new(Mapping::anonymous(abi::data_len(&geometry))?);
+        let data = Arc::new(Mapping::anonymous(geometry.buffer_size())?);
         let buffer = Buffer::new(control, data, geometry, &header, 0).expect("mappings of the right length");
         buffer.init(lap);
         Ok(buffer)

@@ -29,9 +29,9 @@ impl Buffer {
     /// before, nobody rings for.
     pub fn arm(&self) {
         let wake = &self.block().wake;
-        // Relaxed, both: the fence orders the store, and only the daemon, one thread of it at a time, arms.
-        let now = wake.load(Ordering::Relaxed);
-        wake.store((now | 1).wrapping_add(2), Ordering::Relaxed);
+        // Relaxed, both: the fence orders it. One indivisible step, so that the new value differs from every older one.
+        let _ =
+            wake.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some((now | 1).wrapping_add(2)));
         fence(Ordering::SeqCst); // H, pairs with J
     }
 

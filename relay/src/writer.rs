@@ -77,14 +77,14 @@ pub enum Here {
     /// The only writer.
     Alone,
     /// One of those on this CPU.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
     OnCpu(crate::rseq::OnCpu),
 }
 
 impl Here {
     /// The calling thread, which is on `cpu`; without one it is the only writer.
     pub fn on(cpu: Option<usize>) -> Here {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
         if let (Some(cpu), Some(thread)) = (cpu, crate::rseq::Thread::current()) {
             // A number that does not fit is that of no CPU, and every sequence fails.
             return Here::OnCpu(thread.on(u32::try_from(cpu).unwrap_or(u32::MAX)));
@@ -333,7 +333,7 @@ impl Run for Here {
     fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
         match self {
             Here::Alone => Alone.append(buffer, append),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
             Here::OnCpu(on_cpu) => on_cpu.append(buffer, append),
         }
     }
@@ -341,7 +341,7 @@ impl Run for Here {
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
         match self {
             Here::Alone => Alone.switch(buffer, sequence),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
             Here::OnCpu(on_cpu) => on_cpu.switch(buffer, sequence),
         }
     }
@@ -349,7 +349,7 @@ impl Run for Here {
     fn count(&self, counter: &AtomicU64, n: u64) -> bool {
         match self {
             Here::Alone => Alone.count(counter, n),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
             Here::OnCpu(on_cpu) => on_cpu.count(counter, n),
         }
     }
@@ -357,6 +357,7 @@ impl Run for Here {
 
 impl Run for Alone {
     fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
+        debug_assert_eq!(buffer.block().state.load(Ordering::Relaxed), append.from.0, "alone");
         let inside = buffer.data().copy_in(append.at, append.message);
         debug_assert!(inside, "the ring was checked when the buffer was mapped");
         // A, pairs with B.
@@ -365,9 +366,11 @@ impl Run for Alone {
     }
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
+        debug_assert_eq!(buffer.block().state.load(Ordering::Relaxed), sequence.from.0, "alone");
         for (word, value) in sequence.stores.as_slice() {
-            // Relaxed: A orders them for who reads by `state`.
-            word.store(*value, Ordering::Relaxed);
+            // Release, for the sake of `begun`, the last of them: a reader that goes by it (E, Acquire in
+            // `oldest_whole`) finds the records before it. The others A orders for who goes by `state`.
+            word.store(*value, Ordering::Release);
         }
         // E, pairs with F: stores into the sub-buffer may not become visible before `begun`.
         fence(Ordering::Release);
