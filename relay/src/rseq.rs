@@ -185,6 +185,33 @@ macro_rules! copy {
     };
 }
 
+/// A place where a test may let a writer die: with `ud2`, if its number is in `relay_kill_at`. Nothing in other builds.
+#[cfg(feature = "kill-points")]
+macro_rules! kill_point {
+    ($number:literal) => {
+        concat!("cmp dword ptr [rip + relay_kill_at], ", $number, "\njne 90f\nud2\n90:\n")
+    };
+}
+#[cfg(not(feature = "kill-points"))]
+macro_rules! kill_point {
+    ($number:literal) => {
+        ""
+    };
+}
+
+/// Number of the place where the writer dies; 0 is none.
+#[cfg(feature = "kill-points")]
+#[unsafe(no_mangle)] // SAFETY: no other symbol has this name
+#[allow(non_upper_case_globals, reason = "it is named in assembly")]
+static relay_kill_at: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+/// Lets this process die at a place in its next sequence: 1 before anything, 2 with the descriptor installed, 3 after
+/// the words of a switch are stored, 4 right before the commit, 5 right after it.
+#[cfg(feature = "kill-points")]
+pub fn die_at(point: u32) {
+    relay_kill_at.store(point, Ordering::SeqCst);
+}
+
 /// The descriptor, its installation, and the start of a sequence.
 macro_rules! begin {
     () => {
@@ -248,14 +275,19 @@ impl Run for OnCpu {
         // - the abort handler is preceded by the signature that glibc registered, and leaves by the same way out.
         unsafe {
             asm!(
+                kill_point!("1"),
                 begin!(),
+                kill_point!("2"),
                 "cmp dword ptr [{area} + 4], {cpu:e}",
                 "jne 5f",
                 "cmp qword ptr [{state}], {from}",
                 "jne 5f",
+                kill_point!("3"),
                 copy!(),
+                kill_point!("4"),
                 "mov qword ptr [{state}], {to}",
                 end!(),
+                kill_point!("5"),
                 area = in(reg) self.thread.area,
                 cpu = in(reg) self.cpu,
                 state = in(reg) state,
@@ -305,7 +337,9 @@ impl Run for OnCpu {
         // the mapping for as long as `sequence`, and `zero` was checked like the message's place.
         unsafe {
             asm!(
+                kill_point!("1"),
                 begin!(),
+                kill_point!("2"),
                 "mov ecx, [{switch}]",
                 "cmp dword ptr [{area} + 4], ecx",
                 "jne 5f",
@@ -323,7 +357,9 @@ impl Run for OnCpu {
                 "add rsi, 16",
                 "dec rcx",
                 "jnz 61b",
-                "62: mov rdi, [{switch} + 48]",
+                "62:",
+                kill_point!("3"),
+                "mov rdi, [{switch} + 48]",
                 "mov rcx, [{switch} + 56]",
                 "xor eax, eax",
                 "rep stosb",
@@ -331,9 +367,11 @@ impl Run for OnCpu {
                 "mov rsi, [{switch} + 72]",
                 "mov rcx, [{switch} + 80]",
                 copy!(),
+                kill_point!("4"),
                 "mov rax, [{switch} + 24]",
                 "mov qword ptr [rdx], rax",
                 end!(),
+                kill_point!("5"),
                 area = in(reg) self.thread.area,
                 switch = in(reg) &raw const switch,
                 rep_movsb_min = const REP_MOVSB_MIN,
