@@ -18,12 +18,23 @@ mod unmount;
 use std::process::ExitCode;
 
 use clap::Parser;
+use relay::complaint::of_usage;
 
 use crate::failure::Failure;
 use crate::options::Options;
 
+/// Exit status of wrong usage.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
-    let options = Options::parse();
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) if error.use_stderr() => {
+            output::say(of_usage(&error.to_string()));
+            return ExitCode::from(USAGE);
+        }
+        Err(help) => help.exit(),
+    };
     let result = if options.follow { follow::run(&options) } else { once::run(&options) };
     match result {
         // Whoever read our output has what they want, as in `audience | head`: no reason to complain.

@@ -75,9 +75,9 @@ pub(crate) struct Options {
 }
 
 impl Options {
-    /// The options of this process; help and wrong usage end it.
-    pub(crate) fn read() -> Options {
-        Options::parse_from(dashed(env::args_os()))
+    /// The options of this process. Help is an error, too, one that prints itself.
+    pub(crate) fn read() -> Result<Options, clap::Error> {
+        Options::try_parse_from(dashed(env::args_os()))
     }
 
     /// The mount point or socket that is meant.

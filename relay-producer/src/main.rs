@@ -7,6 +7,7 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
+use relay::complaint::of_usage;
 use relay::geometry::MESSAGE_MAX;
 use relay_producer::{Batch, BatchOptions, Channel, Counts, OpenError, RequestError};
 use thiserror::Error;
@@ -33,7 +34,14 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
-    let options = Options::read();
+    let options = match Options::read() {
+        Ok(options) => options,
+        Err(error) if error.use_stderr() => {
+            say(&of_usage(&error.to_string()));
+            return ExitCode::from(USAGE);
+        }
+        Err(help) => help.exit(),
+    };
     match run(&options) {
         Ok(Counts { dropped: 0, too_big: 0, .. }) => ExitCode::SUCCESS,
         Ok(counts) => {

@@ -4,10 +4,11 @@
 //! buffer of their CPU, the daemon reads. The words, and what they mean, are the kernel's
 //! (`Documentation/filesystems/relay.rst`); `DESIGN.md` has the layout and the rules.
 //!
-//! This crate knows neither FUSE nor threads nor command lines.
+//! This crate knows neither FUSE nor threads nor, but for how to complain of them, command lines.
 
 pub mod abi;
 pub mod buffer;
+pub mod complaint;
 pub mod frame;
 pub mod geometry;
 pub mod name;

@@ -32,6 +32,8 @@ pub struct Reader {
     /// Overwrite mode: a validated copy of the rest of the cursor's sub-buffer, delivered up to `pending_at`.
     pending: Vec<u8>,
     pending_at: usize,
+    /// What is taken now, nobody gets: a reader seeks forward.
+    skipping: bool,
 }
 
 /// How far a sub-buffer can be read.
@@ -49,7 +51,7 @@ impl Reader {
         let cursor = Position(buffer.block().consumed.load(Ordering::Relaxed));
         let begin = buffer.record(cursor).begin.load(Ordering::Relaxed);
         let stream = begin.wrapping_add(buffer.widths().offset(cursor) as u64);
-        Reader { buffer, cursor, stream, pending: Vec::new(), pending_at: 0 }
+        Reader { buffer, cursor, stream, pending: Vec::new(), pending_at: 0, skipping: false }
     }
 
     /// The buffer this reads.
@@ -63,10 +65,8 @@ impl Reader {
     pub fn read(&mut self, at: u64, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(&[u8])) -> bool {
         let consumed = self.cursor;
         self.note_high_water();
+        self.skip_to(at, scratch, |_, _| ());
         scratch.clear();
-        if at > self.stream {
-            self.skip_to(at, scratch);
-        }
         let len = match self.buffer.geometry().mode() {
             Mode::NoOverwrite => self.read_in_place(count, scratch, reply),
             Mode::Overwrite => {
@@ -76,6 +76,45 @@ impl Reader {
             }
         };
         add(&self.buffer.block().read_bytes, len as u64);
+        self.publish();
+        self.buffer.widths().before(consumed, self.cursor)
+    }
+
+    /// Passes over the bytes before stream position `target`, as far as there are any: what seeking forward does. They
+    /// are given to `passed` in pieces, with their stream positions. Returns whether a sub-buffer was given back.
+    pub fn skip_to(
+        &mut self,
+        target: u64,
+        scratch: &mut Vec<u8>,
+        mut passed: impl FnMut(u64, &[u8]),
+    ) -> bool {
+        if target <= self.stream {
+            return false;
+        }
+        let consumed = self.cursor;
+        self.note_high_water();
+        let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
+        self.skipping = true;
+        loop {
+            if overwrite && self.pending.is_empty() {
+                self.catch_up();
+            }
+            let len = target.saturating_sub(self.stream).min(SKIP_LEN as u64) as usize;
+            scratch.clear();
+            let skipped = if overwrite {
+                self.read_copied(len, scratch);
+                passed(self.stream.saturating_sub(scratch.len() as u64), scratch);
+                scratch.len()
+            } else {
+                let at = self.stream;
+                self.read_in_place(len, scratch, |bytes| passed(at, bytes))
+            };
+            add(&self.buffer.block().discarded_bytes, skipped as u64);
+            if skipped == 0 {
+                break;
+            }
+        }
+        self.skipping = false;
         self.publish();
         self.buffer.widths().before(consumed, self.cursor)
     }
@@ -119,8 +158,16 @@ impl Reader {
     /// Forgets everything unread and starts over at an empty ring (W8). `run` is a writer of the buffer.
     pub fn reset(&mut self, run: impl Run) -> Result<(), Contended> {
         self.note_high_water();
+        if self.buffer.geometry().mode() == Mode::Overwrite {
+            // What the writer has taken before is not the reset's doing; what was kept of it, is.
+            let kept = self.pending.len() - self.pending_at;
+            add(&self.buffer.block().discarded_bytes, kept as u64);
+            self.advance(kept);
+            self.drop_pending();
+            self.catch_up();
+        }
         let block = self.buffer.block();
-        let (unread, n_finished) = (self.unread(), self.n_finished());
+        let n_finished = self.n_finished();
         let mut start = self.cursor;
         let done = Writer::new(&self.buffer, run).reset(|position| {
             start = position;
@@ -131,11 +178,11 @@ impl Reader {
             self.publish();
             return done;
         }
-        add(&block.discarded_bytes, unread);
+        // What was written up to the reset itself, which others may have gone on doing.
+        let begin = self.buffer.record(start).begin.load(Ordering::Relaxed);
+        add(&block.discarded_bytes, begin.saturating_sub(self.stream));
         add(&block.discarded_subbufs, n_finished);
-        self.cursor = start;
-        self.stream = self.buffer.record(start).begin.load(Ordering::Relaxed);
-        self.drop_pending();
+        (self.cursor, self.stream) = (start, begin);
         Ok(())
     }
 
@@ -292,29 +339,8 @@ impl Reader {
     /// Gives the cursor's sub-buffer back.
     fn give_back(&mut self) {
         self.cursor = self.buffer.widths().next(self.cursor);
-        add(&self.buffer.block().read_subbufs, 1);
-    }
-
-    /// Passes over bytes up to stream position `target`, as far as there are any: what seeking forward does.
-    fn skip_to(&mut self, target: u64, scratch: &mut Vec<u8>) {
-        let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
-        loop {
-            if overwrite && self.pending.is_empty() {
-                self.catch_up();
-            }
-            let len = target.saturating_sub(self.stream).min(SKIP_LEN as u64) as usize;
-            let skipped = if overwrite {
-                self.read_copied(len, scratch);
-                scratch.len()
-            } else {
-                self.read_in_place(len, scratch, |_| ())
-            };
-            scratch.clear();
-            add(&self.buffer.block().discarded_bytes, skipped as u64);
-            if skipped == 0 {
-                return;
-            }
-        }
+        let block = self.buffer.block();
+        add(if self.skipping { &block.discarded_subbufs } else { &block.read_subbufs }, 1);
     }
 
     /// How far the cursor's sub-buffer can be read now.

@@ -160,7 +160,8 @@ impl Connection {
     fn take(&mut self, packet: &[u8]) -> ControlFlow<()> {
         let (id, answered, result) = match Frame::decode(packet) {
             Ok(frame) => {
-                let answered = frame.kind != FrameType::Write || frame.flags & WRITE_REPLY != 0;
+                let answered =
+                    frame.kind != FrameType::Write || frame.reply || frame.flags & WRITE_REPLY != 0;
                 (frame.id, answered, self.obey(&frame))
             }
             Err((id, error)) => (id, true, Err(error.into())),

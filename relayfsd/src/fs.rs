@@ -199,7 +199,10 @@ impl Filesystem for Fs {
         match self.files.get(fh.0) {
             _ if lock_owner.is_none() => reply.error(Errno::EINVAL),
             None => reply.error(Errno::EBADF),
-            Some(file) => file.read(offset, size as usize, |bytes| reply.data(bytes)),
+            Some(file) => file.read(offset, size as usize, |read| match read {
+                Ok(bytes) => reply.data(bytes),
+                Err(errno) => reply.error(Errno::from_i32(errno)),
+            }),
         }
     }
 

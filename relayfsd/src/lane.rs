@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use relay::frame::{Messages, WriteReply};
 use relay::writer::{Contended, Here, Outcome, Placed, Writer};
 
+use crate::registry::Held;
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
 
 /// Runs a writing thread until nobody can send it jobs any more. `room` is called after each job of the producers'.
@@ -85,26 +86,18 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
         }
         Job::Message { channel, cpu, bytes, done } => {
             let buffer = channel.buffer(cpu);
-            let Ok(outcome) = Writer::new(buffer, Here::on(lane)).place(&bytes) else {
-                buffer.count_dropped_elsewhere(1);
-                return done(Err(contended(cpu)));
-            };
-            match outcome.placed {
-                Placed::Written => buffer.count_written(1),
-                Placed::Full | Placed::Closed => buffer.count_dropped_elsewhere(1),
-                Placed::TooBig => {}
+            let writer = Writer::new(buffer, Here::on(lane));
+            let placed = settled(&channel, cpu, || writer.place(&bytes));
+            match placed {
+                Ok(Placed::Written) => buffer.count_written(1),
+                Ok(Placed::Full | Placed::Closed) | Err(_) => buffer.count_dropped_elsewhere(1),
+                Ok(Placed::TooBig) => {}
             }
-            if outcome.switched {
-                channel.wake(cpu);
-            }
-            done(Ok(outcome.placed));
+            done(placed);
         }
         Job::Flush { channel, cpu, done } => {
-            let outcome = Writer::new(channel.buffer(cpu), Here::on(lane)).flush();
-            if outcome.is_ok_and(|outcome| outcome.switched) {
-                channel.wake(cpu);
-            }
-            done(outcome.map(drop).map_err(|Contended| contended(cpu)));
+            let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
+            done(settled(&channel, cpu, || writer.flush()).map(drop));
         }
         Job::Close { channel, cpu, done } => {
             let closed = Writer::new(channel.buffer(cpu), Here::on(lane)).close();
@@ -129,6 +122,26 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
 
 fn contended(cpu: usize) -> Unavailable {
     Unavailable { cpu, why: UnavailableCause::Contended }
+}
+
+/// Does something on a buffer and tells those who poll. Full is only full if the reader's lock was held: a reader has
+/// its bytes a moment before what it gave back can be seen, and must find room for what it writes then.
+fn settled(
+    channel: &Held,
+    cpu: usize,
+    act: impl Fn() -> Result<Outcome, Contended>,
+) -> Result<Placed, Unavailable> {
+    let mut outcome = act().map_err(|Contended| contended(cpu))?;
+    let mut switched = outcome.switched;
+    if outcome.placed == Placed::Full {
+        let _side = channel.read_side(cpu);
+        outcome = act().map_err(|Contended| contended(cpu))?;
+        switched |= outcome.switched;
+    }
+    if switched {
+        channel.wake(cpu);
+    }
+    Ok(outcome.placed)
 }
 
 /// Lets waiting batches of one buffer go on in their order, until one has to wait again.
@@ -219,13 +232,13 @@ impl Progress {
             // A message that is interrupted each time is dropped, as one for which there is no room.
             let mut outcome = writer.place(message).unwrap_or(dropped);
             switched |= outcome.switched;
-            if outcome.placed == Placed::Full && batch.wait != Wait::No {
+            if outcome.placed == Placed::Full {
                 // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
                 // later, it does with `parked` set.
                 let mut side = batch.channel.read_side(batch.cpu);
                 outcome = writer.place(message).unwrap_or(dropped);
                 switched |= outcome.switched;
-                if outcome.placed == Placed::Full {
+                if outcome.placed == Placed::Full && batch.wait != Wait::No {
                     side.parked = true;
                     return (switched, false);
                 }

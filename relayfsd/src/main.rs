@@ -32,10 +32,17 @@ use std::process::ExitCode;
 use daemonize::{Side, Starter};
 use options::Options;
 
+/// Exit status of wrong usage.
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     let options = match Options::parse(std::env::args_os()) {
         Ok(options) => options,
-        Err(error) => error.exit(), // 2, or 0 after --help
+        Err(error) if error.use_stderr() => {
+            daemonize::complain(&relay::complaint::of_usage(&error.to_string()));
+            return ExitCode::from(USAGE);
+        }
+        Err(help) => help.exit(),
     };
     let mut starter = if options.foreground {
         Starter::Foreground

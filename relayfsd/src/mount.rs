@@ -7,14 +7,15 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, stat};
-use nix::unistd::{getegid, geteuid};
+use nix::unistd::{AccessFlags, access, getegid, geteuid};
 use thiserror::Error;
 
 use crate::fusermount;
@@ -47,7 +48,9 @@ pub(crate) enum MountError {
     Stale { path: PathBuf, source: io::Error },
     #[error("{FUSE_DEVICE} is missing: modprobe fuse; in a container, add it: --device {FUSE_DEVICE}")]
     NoDevice,
-    #[error("cannot open {FUSE_DEVICE}: {0}")]
+    #[error(
+        "cannot open {FUSE_DEVICE}: {0}; users may mount where it is open to them: chmod 666 {FUSE_DEVICE}"
+    )]
     Device(io::Error),
     #[error("mounting on {} is not permitted: it takes CAP_SYS_ADMIN; in a container: --cap-add SYS_ADMIN", .0.display())]
     NotPermitted(PathBuf),
@@ -130,9 +133,12 @@ pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, M
         match mount_directly(point, options)? {
             Some(device) => (device, None),
             None => {
-                // To root the helper's refusal says nothing that helps.
-                let refused = |error| {
-                    if geteuid().is_root() { MountError::NotPermitted(point.to_owned()) } else { error }
+                let refused = |error| match access(FUSE_DEVICE, AccessFlags::R_OK | AccessFlags::W_OK) {
+                    // To root the helper's refusal says nothing that helps.
+                    _ if geteuid().is_root() => MountError::NotPermitted(point.to_owned()),
+                    // The helper opens it as the user, too.
+                    Err(errno) => MountError::Device(errno.into()),
+                    Ok(()) => error,
                 };
                 (fusermount::mount(point, options).map_err(refused)?.0, None)
             }
@@ -141,7 +147,9 @@ pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, M
     let entries = mountinfo::read().map_err(MountError::Table)?;
     match mountinfo::topmost(&entries, point) {
         Some(Entry { id, device: number, fs_type, .. }) if fs_type == FS_TYPE => {
-            Ok((device, Mount { id: *id, device: number.clone(), _helper: helper }))
+            let connection = device.try_clone().map_err(MountError::Device)?;
+            let (point, id, number) = (point.to_owned(), *id, number.clone());
+            Ok((device, Mount { id, device: number, point, connection, _helper: helper }))
         }
         _ => Err(MountError::Gone(point.to_owned())),
     }
@@ -201,6 +209,10 @@ pub(crate) enum How {
 pub(crate) struct Mount {
     id: u64,
     device: String,
+    /// Where it was mounted.
+    point: PathBuf,
+    /// The mounted /dev/fuse.
+    connection: OwnedFd,
     /// Its closing tells a waiting fusermount3 to unmount.
     _helper: Option<UnixStream>,
 }
@@ -222,8 +234,20 @@ impl Mount {
         Ok(self.find(&mountinfo::read()?).is_some())
     }
 
+    /// Our line of a table that was read just now.
+    ///
+    /// Both numbers are given to somebody else as soon as the file system is gone, but not before the kernel has cut the
+    /// connection. It cuts it also when it is told to while the mount stays: then the place decides.
     fn find<'a>(&self, entries: &'a [Entry]) -> Option<&'a Entry> {
-        entries.iter().find(|entry| entry.id == self.id && entry.device == self.device)
+        let connected = self.is_connected();
+        let here = |entry: &Entry| connected || entry.point == self.point;
+        entries.iter().find(|entry| entry.id == self.id && entry.device == self.device && here(entry))
+    }
+
+    /// Whether the kernel would still send requests.
+    fn is_connected(&self) -> bool {
+        let mut fds = [PollFd::new(self.connection.as_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO) == Ok(0)
     }
 
     /// Blocks until it has been unmounted, by whomever, lazily or not.

@@ -1,7 +1,7 @@
 //! Open files: what read, write and poll do with them. FUSE comes in as closures only.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -14,9 +14,12 @@ use crate::registry::Held;
 use crate::tree::{ControlFile, Node, Tree};
 use crate::writers::{Job, Unavailable, flush_all, reset_all};
 
-/// How much of the last reply a file keeps for a reader that seeks back, in bytes. Programs that read ahead and seek
-/// back to where they stopped (head, grep -m, the shell's read, stdio at exit) read less than this at a time.
-const KEEP_MAX: usize = 128 << 10;
+/// How much of what it has read an open file keeps for a reader that seeks back, in bytes. Programs that read ahead and
+/// seek back to where they stopped (head, grep -m, the shell's read, stdio at exit) read less than this at a time.
+const KEEP_READ_MAX: usize = 128 << 10;
+/// How much an open file keeps once it has passed over something, in bytes. Programs that look for the last lines
+/// (tail -n, tac) go to the end and then backwards from there, block by block.
+const KEEP_PASSED_MAX: usize = 1 << 20;
 
 /// An open file.
 pub(crate) enum OpenFile {
@@ -34,14 +37,20 @@ pub(crate) struct OpenBuffer {
     pub(crate) cpu: usize,
     /// Whether it was opened for reading.
     readable: bool,
-    last: Mutex<LastReply>,
+    past: Mutex<Past>,
 }
 
-/// The end of the last reply to an open file, and the file offset it was given at.
+/// Where an open file has been since it last sought: a run of file offsets, and the end of what it found there, for a
+/// reader that seeks back.
 #[derive(Default)]
-struct LastReply {
-    at: u64,
-    bytes: Vec<u8>,
+struct Past {
+    /// File offset at which the run begins.
+    begin: u64,
+    /// Whether the file has passed over some of it, for a reader that sought forward.
+    passed: bool,
+    /// File offset of the first byte that is kept.
+    kept_at: u64,
+    kept: VecDeque<u8>,
 }
 
 thread_local! {
@@ -62,7 +71,7 @@ impl OpenFile {
             Node::Buffer { channel, cpu } => {
                 let channel = tree.hold(channel).ok_or(libc::ENOENT)?;
                 let cpu = Some(cpu as usize).filter(|cpu| *cpu < channel.n_bufs()).ok_or(libc::ENOENT)?;
-                Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, last: Mutex::default() }))
+                Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::default() }))
             }
             Node::Control { channel, file } => {
                 let channel = tree.hold(channel).ok_or(libc::ENOENT)?;
@@ -78,15 +87,15 @@ impl OpenFile {
         }
     }
 
-    /// read(2): passes the bytes to `reply`, once.
-    pub(crate) fn read(&self, at: u64, count: usize, reply: impl FnOnce(&[u8])) {
+    /// read(2): passes the bytes, or an errno, to `reply`, once.
+    pub(crate) fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<&[u8], i32>)) {
         match self {
             OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
             OpenFile::Text(text) => {
                 let start = usize::try_from(at).unwrap_or(usize::MAX).min(text.len());
-                reply(&text[start..(start.saturating_add(count)).min(text.len())]);
+                reply(Ok(&text[start..(start.saturating_add(count)).min(text.len())]));
             }
-            OpenFile::Control { .. } => reply(&[]),
+            OpenFile::Control { .. } => reply(Ok(&[])),
         }
     }
 
@@ -136,18 +145,26 @@ impl OpenFile {
 }
 
 impl OpenBuffer {
-    fn read(&self, at: u64, count: usize, reply: impl FnOnce(&[u8])) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(again) = last.from(at, count) {
-            return reply(again);
+    fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<&[u8], i32>)) {
+        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        if past.keeps(at) {
+            return reply(Ok(past.again(at, count)));
+        }
+        if past.has_dropped(at) {
+            return reply(Err(libc::ESPIPE));
+        }
+        if past.begins_after(at) {
+            past.begin_at(at);
+            return reply(Ok(&[]));
         }
         let room = SCRATCH.with_borrow_mut(|scratch| {
             let mut side = self.channel.read_side(self.cpu);
+            let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
             let freed = side.reader.read(at, count, scratch, |bytes| {
-                reply(bytes);
-                last.keep(at, bytes);
+                reply(Ok(bytes));
+                past.add(at, bytes, false);
             });
-            freed && std::mem::take(&mut side.parked)
+            (skipped || freed) && std::mem::take(&mut side.parked)
         });
         if room {
             self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
@@ -155,22 +172,54 @@ impl OpenBuffer {
     }
 }
 
-impl LastReply {
-    /// What a reader gets again that has sought back into the last reply.
-    fn from(&self, at: u64, count: usize) -> Option<&[u8]> {
-        let start = usize::try_from(at.checked_sub(self.at)?).ok()?;
-        let rest = self.bytes.get(start..).filter(|rest| !rest.is_empty())?;
-        Some(&rest[..rest.len().min(count)])
+impl Past {
+    /// File offset behind the run.
+    fn end(&self) -> u64 {
+        self.kept_at + self.kept.len() as u64
     }
 
-    fn keep(&mut self, at: u64, bytes: &[u8]) {
+    fn keeps(&self, at: u64) -> bool {
+        (self.kept_at..self.end()).contains(&at)
+    }
+
+    /// Whether `at` is where the file has passed over something that is not kept any more, so that a reader who goes back
+    /// there is too late: it must not take what comes next for what it was looking for.
+    fn has_dropped(&self, at: u64) -> bool {
+        self.passed && self.begin < self.kept_at && at < self.kept_at
+    }
+
+    /// Whether `at` is before all of the run, and that is still kept.
+    fn begins_after(&self, at: u64) -> bool {
+        at < self.begin && self.begin == self.kept_at && !self.kept.is_empty()
+    }
+
+    /// Lets the run begin at `at` instead. `tail -f` that looks back for its ten lines finds the end of the file where
+    /// others have read before, and goes on from there: it must get what there is.
+    fn begin_at(&mut self, at: u64) {
+        (self.begin, self.kept_at) = (at, at);
+    }
+
+    /// Up to `count` bytes from an offset that is kept.
+    fn again(&mut self, at: u64, count: usize) -> &[u8] {
+        let rest = &self.kept.make_contiguous()[(at - self.kept_at) as usize..];
+        &rest[..rest.len().min(count)]
+    }
+
+    /// Adds bytes found at `at`: read, or passed over.
+    fn add(&mut self, at: u64, bytes: &[u8], passed: bool) {
         if bytes.is_empty() {
             return;
         }
-        let dropped = bytes.len().saturating_sub(KEEP_MAX);
-        self.at = at + dropped as u64;
-        self.bytes.clear();
-        self.bytes.extend_from_slice(&bytes[dropped..]);
+        if at != self.end() {
+            *self = Past { begin: at, ..Past::default() };
+        }
+        self.passed |= passed;
+        let max = if self.passed { KEEP_PASSED_MAX } else { KEEP_READ_MAX };
+        let new = &bytes[bytes.len().saturating_sub(max)..];
+        let excess = (self.kept.len() + new.len()).saturating_sub(max);
+        self.kept.drain(..excess);
+        self.kept.extend(new);
+        self.kept_at = at + bytes.len() as u64 - self.kept.len() as u64;
     }
 }
 

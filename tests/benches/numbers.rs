@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use relay_producer::BatchOptions;
+use relay_producer::{BatchOptions, WriteError};
 use relayfs_tests::{Mount, Process, eventually, program, run, tool};
 
 /// Rounds of measurements that are compared.
@@ -21,6 +21,8 @@ const ROUNDS: usize = 7;
 const MESSAGE_LEN: usize = 64;
 /// Messages in one measurement of the socket and of the pipes.
 const MESSAGES: usize = 4_000_000;
+/// Messages where each is a system call of its own and a wake-up of the daemon.
+const MESSAGES_SINGLY: usize = 500_000;
 /// What is ready for `cat`, in bytes.
 const READY_LEN: usize = 64 << 20;
 /// How long the daemon is watched doing nothing.
@@ -50,13 +52,14 @@ fn main() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// One producer's messages, in batches, into an overwrite channel; and the same bytes through a pipe to another process.
+/// One producer's messages into an overwrite channel, and the same bytes through a pipe to another process.
 fn transport() {
     title(&format!("{MESSAGE_LEN}-byte messages, one producer"), "million/s");
     let mount = Mount::new(&["--overwrite", "--subbuf-size", "1M"]);
     let channel = mount.channel("cpu");
     let message = [b'm'; MESSAGE_LEN];
-    let socket = || {
+    let rate = |messages: usize, begun: Instant| messages as f64 / begun.elapsed().as_secs_f64() / 1e6;
+    let batches = || {
         let begun = Instant::now();
         let mut batch = channel.batch(BatchOptions::default()).expect("a batch");
         for _ in 0..MESSAGES {
@@ -65,17 +68,31 @@ fn transport() {
         // Its answer says that all of them are in the buffer.
         let counts = batch.finish().expect("the end of a batch");
         assert_eq!(counts.written, MESSAGES as u64);
-        begun.elapsed()
+        rate(MESSAGES, begun)
+    };
+    let singly = || {
+        let begun = Instant::now();
+        for _ in 0..MESSAGES_SINGLY {
+            while let Err(error) = channel.write(&message) {
+                assert_eq!(error, WriteError::Full);
+                std::thread::yield_now();
+            }
+        }
+        channel.flush().expect("the answer, which comes after all messages");
+        rate(MESSAGES_SINGLY, begun)
     };
     let by_pipe = |messages_a_write: usize| {
         let bytes = message.repeat(messages_a_write);
-        move || pipe(&bytes, MESSAGES / messages_a_write)
+        move || MESSAGES as f64 / pipe(&bytes, MESSAGES / messages_a_write).as_secs_f64() / 1e6
     };
-    let names = ["relayfs, socket, batches of up to 64 KiB", "pipe, 64-byte writes", "pipe, 64 KiB writes"];
-    let times = alternately([&socket, &by_pipe(1), &by_pipe((64 << 10) / MESSAGE_LEN)]);
-    for (name, times) in names.into_iter().zip(times) {
-        row(name, times.into_iter().map(|time| MESSAGES as f64 / time.as_secs_f64() / 1e6));
-    }
+    let names = [
+        "relayfs, socket, batches",
+        "relayfs, socket, one message a write",
+        "pipe, 64-byte writes",
+        "pipe, 64 KiB writes",
+    ];
+    let rates = alternately([&batches, &singly, &by_pipe(1), &by_pipe((64 << 10) / MESSAGE_LEN)]);
+    names.into_iter().zip(rates).for_each(|(name, rates)| row(name, rates));
 }
 
 /// Writes to a pipe that another process reads to its end.
@@ -123,24 +140,23 @@ fn reading() {
         assert_eq!(counts.written, READY_LEN as u64 / 1024, "all of them fit");
         // Finished, every one of them: what is read before that is not given back until later.
         channel.flush().expect("finishing the last sub-buffer");
-        let taken = cat(&mount.path("cpu0"));
+        let rate = cat(&mount.path("cpu0"));
         assert!(mount.read("cpu0").is_empty(), "cat has read everything");
-        taken
+        rate
     };
-    let times = alternately([&relay, &|| cat(tmpfs.path())]);
-    for (name, times) in ["relayfs", "tmpfs"].into_iter().zip(times) {
-        row(name, times.into_iter().map(|time| READY_LEN as f64 / time.as_secs_f64() / 1e9));
-    }
+    let rates = alternately([&relay, &|| cat(tmpfs.path())]);
+    ["relayfs", "tmpfs"].into_iter().zip(rates).for_each(|(name, rates)| row(name, rates));
 }
 
-fn cat(path: &Path) -> Duration {
+/// GB/s of a whole `cat`.
+fn cat(path: &Path) -> f64 {
     let mut command = tool("cat", "coreutils");
     command.arg(path).stdin(Stdio::null()).stdout(Stdio::null());
     let begun = Instant::now();
     let status = command.status().expect("cat");
     let taken = begun.elapsed();
     assert!(status.success());
-    taken
+    READY_LEN as f64 / taken.as_secs_f64() / 1e9
 }
 
 /// What the daemon does and has when nobody wants anything, though a producer is connected and a reader waits.
@@ -156,22 +172,32 @@ fn idle() {
     let before = switches(&proc);
     std::thread::sleep(IDLE);
     let after = switches(&proc);
-    plain("wake-ups: context switches of all threads", after - before);
-    plain("threads", fs::read_dir(proc.join("task")).expect("the daemon's threads").count());
+    plain(
+        "wake-ups: context switches of all threads",
+        after.values().sum::<u64>() - before.values().sum::<u64>(),
+    );
+    for (thread, n) in after.iter().filter(|(thread, n)| before.get(*thread) != Some(*n)) {
+        plain(&format!("  of thread {thread}"), n - before.get(thread).unwrap_or(&0));
+    }
+    plain("threads", after.len());
     let status = status(&proc);
     let kib = |name: &str| status.get(name).copied().unwrap_or_default();
     plain("resident beyond the buffers, MiB: RssAnon + RssFile", mib(kib("RssAnon") + kib("RssFile")));
     plain("the buffers, MiB: RssShmem", mib(kib("RssShmem")));
 }
 
-/// Context switches of all threads of a process so far, by their own wish or not.
-fn switches(proc: &Path) -> u64 {
+/// Context switches of each thread of a process so far, by its own wish or not. Thread "mounts" wakes up whenever
+/// something is mounted or unmounted, by whomever.
+fn switches(proc: &Path) -> BTreeMap<String, u64> {
     let tasks = fs::read_dir(proc.join("task")).expect("the daemon's threads");
     let of_task = |task: io::Result<fs::DirEntry>| {
-        let status = status(&task.expect("a thread").path());
-        status["voluntary_ctxt_switches"] + status["nonvoluntary_ctxt_switches"]
+        let task = task.expect("a thread");
+        let name = fs::read_to_string(task.path().join("comm")).expect("a thread's name");
+        let status = status(&task.path());
+        let n = status["voluntary_ctxt_switches"] + status["nonvoluntary_ctxt_switches"];
+        (format!("{} {}", name.trim(), task.file_name().display()), n)
     };
-    tasks.map(of_task).sum()
+    tasks.map(of_task).collect()
 }
 
 /// The numbers in a `status` file of /proc; sizes are in KiB.
@@ -204,29 +230,27 @@ fn start() {
         assert!(status.success() && point.join(".relay/version").exists(), "the mount is usable");
         assert!(run(tool("umount", "mount").arg(&point)).status.success());
         eventually("the end of the daemon", || !state.exists());
-        taken
+        taken.as_secs_f64() * 1e3
     });
-    let times: Vec<_> = times.collect();
-    row("relayfsd, default channel", times.into_iter().map(|time| time.as_secs_f64() * 1e3));
+    row("relayfsd, default channel", times.collect());
 }
 
-/// Runs each measurement once a round, in turn.
-fn alternately<const N: usize>(measurements: [&dyn Fn() -> Duration; N]) -> [Vec<Duration>; N] {
-    let mut times = [const { Vec::new() }; N];
+/// Takes each measurement once a round, in turn.
+fn alternately<const N: usize>(measurements: [&dyn Fn() -> f64; N]) -> [Vec<f64>; N] {
+    let mut values = [const { Vec::new() }; N];
     for _ in 0..ROUNDS {
-        for (measure, times) in measurements.iter().zip(&mut times) {
-            times.push(measure());
+        for (measure, values) in measurements.iter().zip(&mut values) {
+            values.push(measure());
         }
     }
-    times
+    values
 }
 
 fn title(what: &str, unit: &str) {
     println!("\n{what:<58}{unit}");
 }
 
-fn row(name: &str, values: impl IntoIterator<Item = f64>) {
-    let mut values: Vec<f64> = values.into_iter().collect();
+fn row(name: &str, mut values: Vec<f64>) {
     values.sort_by(f64::total_cmp);
     if let (Some(first), Some(last)) = (values.first(), values.last()) {
         plain(name, format_args!("{:.2}  [{first:.2} to {last:.2}]", values[values.len() / 2]));

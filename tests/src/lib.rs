@@ -1,5 +1,11 @@
 //! What the end-to-end tests share: programs, mounts, processes, each cleaned up when it goes out of scope.
 
+pub mod background;
+pub mod buffer;
+pub mod lines;
+pub mod numbered;
+pub mod peer;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -94,6 +100,32 @@ pub fn stdout_of(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
+/// The one line in which a program that failed complains, without its name. Anything else it said fails the test.
+#[track_caller]
+pub fn complaint(name: &str, output: &Output) -> String {
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(!output.status.success(), "{name} succeeded: {stdout}{stderr}");
+    assert_eq!(stdout, "", "what {name} printed");
+    let line = stderr.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")?.strip_suffix('\n'));
+    match line {
+        Some(line) if !line.is_empty() && !line.contains('\n') => line.to_owned(),
+        _ => panic!("not one line of {name}: {stderr:?}"),
+    }
+}
+
+/// The command that runs a shell script in mount and process namespaces of its own: what it mounts nobody else sees,
+/// and what it leaves running ends with it. Takes root. Daemons keep their files in a /dev/shm and a /run of its own.
+#[track_caller]
+pub fn private_shell(script: &str) -> Command {
+    assert!(nix::unistd::geteuid().is_root(), "this test takes root, for a private mount namespace");
+    let mut command = tool("unshare", "util-linux");
+    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"]);
+    command
+        .arg(format!("mount -t tmpfs tmpfs /dev/shm\nmount -t tmpfs -o mode=755 tmpfs /run\n{script}"))
+        .arg("sh");
+    command
+}
+
 /// Bytes as text, for messages.
 pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -182,14 +214,14 @@ impl Mount {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let point = dir.path().join("relay");
         fs::create_dir(&point).expect("a directory to mount on");
-        let mut command = Command::new(program("relayfsd"));
-        command.arg("-f").args(args).arg(&point).stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut daemon = Process::start(&mut command);
-        eventually("the mount", || {
-            assert!(daemon.is_running(), "relayfsd ended: {}", daemon.stderr());
-            point.join(".relay/version").exists()
-        });
+        let daemon = serve(&point, args);
         Mount { daemon, dir, point }
+    }
+
+    /// Runs `relayfsd -f ARGS` again on the same mount point, when the last daemon has ended.
+    #[track_caller]
+    pub fn restart(&mut self, args: &[&str]) {
+        self.daemon = serve(&self.point, args);
     }
 
     /// The mount point.
@@ -267,6 +299,19 @@ impl Mount {
     }
 }
 
+/// Runs `relayfsd -f ARGS` on a mount point and waits until the mount is usable.
+#[track_caller]
+fn serve(point: &Path, args: &[&str]) -> Process {
+    let mut command = Command::new(program("relayfsd"));
+    command.arg("-f").args(args).arg(point).stdin(Stdio::null()).stderr(Stdio::piped());
+    let mut daemon = Process::start(&mut command);
+    eventually("the mount", || {
+        assert!(daemon.is_running(), "relayfsd ended: {}", daemon.stderr());
+        point.join(".relay/version").exists()
+    });
+    daemon
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         if self.daemon.is_running() {
@@ -279,7 +324,11 @@ impl Drop for Mount {
         // Whatever a failed test has left there.
         while is_mounted(&self.point) {
             let unmounted = nix::mount::umount2(&self.point, nix::mount::MntFlags::MNT_DETACH).is_ok()
-                || Command::new("fusermount3").args(["-u", "-z"]).arg(&self.point).status().is_ok_and(|s| s.success());
+                || Command::new("fusermount3")
+                    .args(["-u", "-z"])
+                    .arg(&self.point)
+                    .status()
+                    .is_ok_and(|s| s.success());
             if !unmounted {
                 break;
             }
@@ -290,8 +339,9 @@ impl Drop for Mount {
 /// Whether something is mounted exactly there.
 pub fn is_mounted(point: &Path) -> bool {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("the table of mounts");
-    let point = point.to_str().expect("a path of ASCII letters");
-    table.lines().any(|line| line.split(' ').nth(4) == Some(point))
+    // Escaped as in the table.
+    let point = point.to_str().expect("a path of text").replace('\\', "\\134").replace(' ', "\\040");
+    table.lines().any(|line| line.split(' ').nth(4) == Some(point.as_str()))
 }
 
 /// How a process ended, the way a shell says it.

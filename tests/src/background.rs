@@ -1,0 +1,206 @@
+//! Daemons in the background, the way people start them: on a place of their own, and gone at the end of the test.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::thread;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::prctl::set_child_subreaper;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, geteuid};
+use relay::paths;
+use tempfile::TempDir;
+
+use crate::{DEADLINE, LOOK, eventually, is_mounted, program, run, text};
+
+/// A directory to mount on. Whatever is mounted there at the end of the test is unmounted.
+#[derive(Debug)]
+pub struct Place {
+    dir: TempDir,
+    point: PathBuf,
+}
+
+impl Place {
+    /// An empty directory.
+    pub fn new() -> Place {
+        Place::named("relay")
+    }
+
+    /// An empty directory of this name.
+    pub fn named(name: &str) -> Place {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let point = dir.path().join(name);
+        fs::create_dir(&point).expect("a directory to mount on");
+        Place { dir, point }
+    }
+
+    /// The mount point.
+    pub fn point(&self) -> &Path {
+        &self.point
+    }
+
+    /// A path below the mount point.
+    pub fn path(&self, below: &str) -> PathBuf {
+        self.point.join(below)
+    }
+
+    /// A scratch path beside the mount point.
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The command `relayfsd ARGS MOUNTPOINT`.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(program("relayfsd"));
+        command.args(args).arg(&self.point);
+        command
+    }
+
+    /// Runs `relayfsd ARGS MOUNTPOINT`, which must return in silence, and finds the daemon it left behind.
+    #[track_caller]
+    pub fn start(&self, args: &[&str]) -> Daemon {
+        self.start_by(&mut self.command(args))
+    }
+
+    /// Runs a command that starts a daemon for this place, and finds that.
+    #[track_caller]
+    pub fn start_by(&self, command: &mut Command) -> Daemon {
+        let output = try_to_start(command);
+        let said = text(&[output.stdout, output.stderr].concat());
+        assert!(output.status.success() && said.is_empty(), "{command:?}: {}: {said}", output.status);
+        Daemon::find(&self.point)
+    }
+
+    /// Whether something is mounted on it.
+    pub fn is_mounted(&self) -> bool {
+        is_mounted(&self.point)
+    }
+
+    /// The directory of the buffers, where nobody named another.
+    pub fn state_dir(&self) -> PathBuf {
+        paths::state_dir(&self.point, geteuid().as_raw())
+    }
+
+    /// The directory of the socket, where nobody named another.
+    pub fn socket_dir(&self) -> PathBuf {
+        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+        let socket = paths::socket_path(&self.point, geteuid().as_raw(), runtime_dir.as_deref());
+        socket.parent().expect("a socket is in a directory").to_owned()
+    }
+
+    /// Fails the test if anything of a daemon is still there.
+    #[track_caller]
+    pub fn assert_clean(&self) {
+        assert!(!self.is_mounted(), "{} is still mounted", self.point.display());
+        for dir in [self.state_dir(), self.socket_dir()] {
+            let kind = fs::symlink_metadata(&dir).map_err(|error| error.kind()).map(drop);
+            assert_eq!(kind, Err(ErrorKind::NotFound), "{} was left behind", dir.display());
+        }
+    }
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Place::new()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        while self.is_mounted() && umount2(&self.point, MntFlags::MNT_DETACH).is_ok() {}
+        // What a daemon that was killed has left.
+        let _ = fs::remove_dir_all(self.state_dir());
+        let _ = fs::remove_dir_all(self.socket_dir());
+    }
+}
+
+/// Runs a command that may leave a daemon behind. Daemons become children of the test, so that somebody waits for them.
+#[track_caller]
+pub fn try_to_start(command: &mut Command) -> Output {
+    set_child_subreaper(true).expect("asking for orphans");
+    // Ends only when all who have its standard output and error have closed them: a daemon that keeps them is noticed.
+    run(command)
+}
+
+/// A daemon that runs by itself. Told to end, if it still runs at the end of the test, and killed if it does not.
+#[derive(Debug)]
+pub struct Daemon {
+    pid: Pid,
+    status: Option<i32>,
+}
+
+impl Daemon {
+    /// The one daemon that was started for a mount point.
+    #[track_caller]
+    pub fn find(point: &Path) -> Daemon {
+        let mut found = Vec::new();
+        eventually("a daemon for the mount point", || {
+            found = daemons(point);
+            found.len() == 1 // while one is being started, there are two of them
+        });
+        Daemon { pid: found[0], status: None }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// Sends it a signal.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).expect("signalling a daemon of ours");
+    }
+
+    /// Waits for its end, and returns its exit status the way a shell says it.
+    #[track_caller]
+    pub fn wait(&mut self) -> i32 {
+        eventually("the end of the daemon", || self.has_ended());
+        self.status.expect("set above")
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        if self.status.is_none() {
+            self.status = match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(_, code)) => Some(code),
+                Ok(WaitStatus::Signaled(_, signal, _)) => Some(128 + signal as i32),
+                // Its starter has not ended yet, so it is not ours yet.
+                Ok(_) | Err(Errno::ECHILD) => None,
+                Err(errno) => panic!("waiting for a daemon: {errno}"),
+            };
+        }
+        self.status.is_some()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+            let end = Instant::now() + DEADLINE;
+            while !self.has_ended() && kill(self.pid, signal).is_ok() && Instant::now() < end {
+                thread::sleep(LOOK);
+            }
+        }
+    }
+}
+
+/// Processes called relayfsd that have this mount point as an argument.
+fn daemons(point: &Path) -> Vec<Pid> {
+    let is_ours = |pid: i32| {
+        let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut args = cmdline.split(|&b| b == 0);
+        let name = args.next().map(|path| Path::new(OsStr::from_bytes(path)).file_name());
+        name == Some(Some(OsStr::new("relayfsd"))) && args.any(|arg| arg == point.as_os_str().as_bytes())
+    };
+    let entries = fs::read_dir("/proc").expect("the table of processes");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| is_ours(*pid)).map(Pid::from_raw).collect()
+}

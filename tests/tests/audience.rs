@@ -1,0 +1,524 @@
+//! What `audience` promises, against a real daemon.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use relay_producer::Channel;
+use relayfs_tests::background::Place;
+use relayfs_tests::{
+    Mount, Process, eventually, exit_code, is_mounted, private_shell, program, run, text, tool,
+};
+
+/// `audience -m POINT ARGS`, without the environment of whoever runs the tests.
+fn audience(point: &Path, args: &[&str]) -> Command {
+    by_program(&program("audience"), point, args)
+}
+
+/// The same with another copy of the program.
+fn by_program(program: &Path, point: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command.env_remove("RELAYFS").arg("-m").arg(point).args(args);
+    command
+}
+
+/// Runs it, and returns its exit status, what it read and what it said.
+#[track_caller]
+fn listen(point: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = run(&mut audience(point, args));
+    (exit_code(output.status), text(&output.stdout), text(&output.stderr))
+}
+
+/// Runs it, expects success and silence, and returns what it read.
+#[track_caller]
+fn listen_well(point: &Path, args: &[&str]) -> String {
+    let (code, read, said) = listen(point, args);
+    assert_eq!((code, said.as_str()), (0, ""), "{args:?}");
+    read
+}
+
+/// `audience -f` at work.
+struct Follower {
+    process: Process,
+    out: PathBuf,
+    err: PathBuf,
+}
+
+impl Follower {
+    /// Starts `audience -f -m POINT ARGS`; what it reads and says goes into files beside the mount point.
+    #[track_caller]
+    fn start(point: &Path, args: &[&str]) -> Follower {
+        let beside = |name| point.with_file_name(name);
+        let (out, err) = (beside("out"), beside("err"));
+        let file = |path| File::create(path).expect("a file for output");
+        let mut command = audience(point, args);
+        command.arg("-f").stdin(Stdio::null()).stdout(file(&out)).stderr(file(&err));
+        Follower { process: Process::start(&mut command), out, err }
+    }
+
+    fn read(&self) -> Vec<u8> {
+        fs::read(&self.out).expect("its output")
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.err).expect("what it said")
+    }
+
+    #[track_caller]
+    fn has_read(&self, expected: &str) {
+        eventually(&format!("{expected:?} to be read"), || self.read() == expected.as_bytes());
+    }
+
+    /// Ends it as Ctrl-C does, which is a success, and returns what it said.
+    #[track_caller]
+    fn end(mut self) -> String {
+        self.process.signal(Signal::SIGINT);
+        assert_eq!(exit_code(self.process.wait()), 0, "{}", self.said());
+        self.said()
+    }
+}
+
+/// An `audience` in a directory of its own, with this shell script as the `relayfsd` beside it, if there is one.
+fn audience_beside(script: Option<&str>, place: &Place) -> PathBuf {
+    let dir = place.beside("bin");
+    fs::create_dir(&dir).expect("a directory for programs");
+    // By another process: a file that somebody has open for writing cannot be executed, and everything that is
+    // started at the same moment has our files open, for a moment.
+    let install = |from: &Path, to: &str| {
+        let status =
+            tool("install", "coreutils").arg(from).arg(dir.join(to)).status().expect("running install");
+        assert!(status.success(), "installing {to}");
+    };
+    if let Some(script) = script {
+        let written = place.beside("script");
+        fs::write(&written, format!("#!/bin/sh\n{script}\n")).expect("a script");
+        install(&written, "relayfsd");
+    }
+    install(&program("audience"), "audience");
+    dir.join("audience")
+}
+
+/// A path as text for a script.
+fn shown(path: &Path) -> &str {
+    path.to_str().expect("ASCII")
+}
+
+/// Waits until nothing of a daemon is left.
+#[track_caller]
+fn comes_clean(place: &Place) {
+    assert!(!place.is_mounted());
+    eventually("the daemon to end", || !place.state_dir().exists() && !place.socket_dir().exists());
+}
+
+/// "reads every cpuN to its end"; "audience ... reads each cpuN to its end onto stdout"; output goes CPU by CPU; reading
+/// consumes.
+#[test]
+fn it_reads_every_cpu_to_its_end_one_after_the_other() {
+    let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "4"]);
+    assert_eq!(listen_well(mount.point(), &[]), "");
+    let long = "l".repeat(3000);
+    mount.send(1, &[b"one ", long.as_bytes(), long.as_bytes(), b" end\n"]);
+    mount.send(0, &[b"zero\n"]);
+    assert_eq!(listen_well(mount.point(), &[]), format!("zero\none {long}{long} end\n"));
+    assert_eq!(listen_well(mount.point(), &[]), "", "reading consumes");
+    assert!(is_mounted(mount.point()), "it was mounted before");
+}
+
+/// "What a user can do", word for word, on the mount point that nobody has to name; and without a mount, at the end.
+#[test]
+fn the_commands_everybody_tries_first_need_no_options() {
+    let script = r#"
+        export PATH="$1:$PATH"
+        unset RELAYFS
+        mount -t tmpfs tmpfs /mnt
+        mkdir /mnt/relay
+        relayfsd /mnt/relay
+        echo "Hello world" | relay-producer
+        cat /mnt/relay/cpu*
+        relay-producer --cpu 1 "to cpu 1"
+        audience
+        umount /mnt/relay
+        audience
+        mountpoint -q /mnt/relay || echo "nothing left behind""#;
+    let bin = program("audience");
+    let output = run(private_shell(script).arg(bin.parent().expect("a directory")));
+    assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()));
+    assert_eq!(text(&output.stdout), "Hello world\nto cpu 1\nnothing left behind\n");
+}
+
+/// `-c app/log`, `--cpu N`, global channels, and the mount point from the environment.
+#[test]
+fn channel_cpu_and_mount_can_be_chosen() {
+    let mount = Mount::new(&["--channel", "app/log", "--channel", "all:global"]);
+    for (channel, cpu) in [("cpu", 0), ("cpu", 1), ("app/log", 0), ("app/log", 1), ("all", 1), ("all", 0)] {
+        mount.send_to(channel, cpu, &[format!("{channel} {cpu}\n").as_bytes()]);
+    }
+    assert_eq!(listen_well(mount.point(), &["-c", "all"]), "all 1\nall 0\n");
+    assert_eq!(listen_well(mount.point(), &["--channel=app/log", "--cpu", "1"]), "app/log 1\n");
+    assert_eq!(listen_well(mount.point(), &["-c", "app/log"]), "app/log 0\n");
+    assert_eq!(listen_well(mount.point(), &["--cpu=0"]), "cpu 0\n");
+    let output = run(Command::new(program("audience")).env("RELAYFS", mount.point()));
+    assert_eq!((exit_code(output.status), text(&output.stdout)), (0, "cpu 1\n".to_owned()));
+}
+
+/// "Bad input, each a clear line and a non-zero exit"
+#[test]
+fn errors_say_what_is_wrong() {
+    let mount = Mount::new(&["--channel", "app/log", "--channel", "all:global"]);
+    let file = mount.beside("file");
+    fs::write(&file, "").expect("a file");
+    let socket = fs::read_link(mount.path(".relay/socket")).expect("the socket's name");
+    let (point, missing) = (mount.point(), mount.beside("missing"));
+    for (point, args, part) in [
+        (point, &["-c", "nope"][..], "no channel 'nope'"),
+        (point, &["-c", "nope"], "there are: all, app/log, cpu"),
+        (point, &["-c", "app"], "no channel 'app'"),
+        (point, &["--cpu", "4000"], "no file for CPU 4000, only for 0"),
+        (point, &["-c", "all", "--cpu", "1"], "no file for CPU 1, only for 0"),
+        (&file, &[], "not a directory"),
+        (&file, &["-f"], "not a directory"),
+        (&socket, &[], "sockets are for producers"),
+        (&missing, &[], "cannot mount it: "),
+    ] {
+        let (code, read, said) = listen(point, args);
+        assert_eq!((code, read.as_str()), (1, ""), "{args:?}: {said}");
+        assert!(said.starts_with("audience: ") && said.contains(part), "{args:?}: {said}");
+        assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
+    }
+    for args in
+        [&["-c", "../x"][..], &["--interval=1"], &["-f", "--interval=0"], &["--nonsense"], &["operand"]]
+    {
+        let (code, read, said) = listen(mount.point(), args);
+        assert_eq!((code, read.as_str(), said.lines().count()), (2, "", 1), "{args:?}: {said}");
+    }
+}
+
+/// "mounts if needed ..., umounts if it mounted"
+#[test]
+fn it_mounts_what_is_not_mounted_and_leaves_nothing() {
+    let place = Place::new();
+    for _ in 0..2 {
+        assert_eq!(listen_well(place.point(), &[]), "");
+        comes_clean(&place);
+    }
+    let (code, _, said) = listen(place.point(), &["-c", "nope"]);
+    assert_eq!(code, 1);
+    assert!(said.contains("no channel 'nope'"), "{said}");
+    comes_clean(&place);
+}
+
+/// A mount whose daemon has died is no mount: relayfsd replaces it.
+#[test]
+fn it_mounts_over_what_a_dead_daemon_left() {
+    let place = Place::new();
+    let mut daemon = Process::start(place.command(&["-f"]).stdin(Stdio::null()));
+    eventually("the mount", || place.path(".relay/version").exists());
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    assert!(place.is_mounted());
+    assert_eq!(listen_well(place.point(), &[]), "");
+    comes_clean(&place);
+}
+
+/// "(by running relayfsd, found beside it or in PATH; EBUSY is fine)": somebody else mounts between its look and its own
+/// try, so that fails, and the mount is theirs.
+#[test]
+fn a_mount_that_somebody_else_was_faster_with_is_fine_and_theirs() {
+    let place = Place::new();
+    let daemon = program("relayfsd");
+    let producer = program("relay-producer");
+    let script = format!(
+        "{daemon} \"$1\" && {producer} -m \"$1\" --cpu=0 theirs && exec {daemon} \"$1\"",
+        daemon = shown(&daemon),
+        producer = shown(&producer)
+    );
+    let audience = audience_beside(Some(&script), &place);
+    let output = run(&mut by_program(&audience, place.point(), &[]));
+    assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()));
+    assert_eq!(text(&output.stdout), "theirs\n");
+    assert!(place.is_mounted());
+    umount2(place.point(), MntFlags::empty()).expect("nobody uses it");
+    comes_clean(&place);
+}
+
+/// "found beside it or in PATH"
+#[test]
+fn relayfsd_is_found_in_path_or_missed_by_name() {
+    let place = Place::new();
+    let audience = audience_beside(None, &place);
+    let daemons = program("relayfsd").parent().expect("a directory").to_owned();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path =
+        std::env::join_paths(std::iter::once(daemons).chain(std::env::split_paths(&path))).expect("a PATH");
+    let output = run(by_program(&audience, place.point(), &[]).env("PATH", path));
+    assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()));
+    comes_clean(&place);
+
+    let output = run(by_program(&audience, place.point(), &[]).env("PATH", place.beside("bin")));
+    let said = text(&output.stderr);
+    assert_eq!(exit_code(output.status), 1, "{said}");
+    assert!(said.contains("no relayfsd beside this program or in PATH"), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+/// A signal in the middle does not leave the mount behind. The daemon is given more to read than our pipe holds, so
+/// that there is a middle.
+#[test]
+fn interrupted_it_unmounts_what_it_mounted() {
+    let place = Place::new();
+    let (daemon, producer) = (program("relayfsd"), program("relay-producer"));
+    let script = format!(
+        "{} \"$1\" && head -c 500000 /dev/zero | {} -m \"$1\" --cpu=0 --chunk=1000",
+        shown(&daemon),
+        shown(&producer)
+    );
+    let audience = audience_beside(Some(&script), &place);
+    let mut command = by_program(&audience, place.point(), &[]);
+    let mut stuck =
+        Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let mut first = [0];
+    let mut out = stuck.child().stdout.take().expect("piped");
+    out.read_exact(&mut first).expect("its output");
+    assert!(place.is_mounted());
+    // The first asks it to end. The second, whichever that is to it, no longer asks.
+    stuck.signal(Signal::SIGTERM);
+    stuck.signal(Signal::SIGINT);
+    let code = exit_code(stuck.wait());
+    assert!([Signal::SIGTERM, Signal::SIGINT].map(|signal| 128 + signal as i32).contains(&code), "{code}");
+    comes_clean(&place);
+}
+
+/// "a message appears at most 0.2 s after it was written", also while its sub-buffer is not finished.
+#[test]
+fn following_shows_unfinished_sub_buffers() {
+    let mount = Mount::new(&[]);
+    mount.send(1, &[b"before\n"]);
+    for args in [&[][..], &["--interval=0.01"]] {
+        let follower = Follower::start(mount.point(), args);
+        let mut expected = if args.is_empty() { "before\n".to_owned() } else { String::new() };
+        follower.has_read(&expected);
+        for (n, cpu) in [0, 1, 1, 0].into_iter().enumerate() {
+            let message = format!("message {n} to {cpu}\n");
+            mount.send(cpu, &[message.as_bytes()]);
+            expected += &message;
+            follower.has_read(&expected);
+        }
+        assert_eq!(mount.stats("cpu")["total.produced"], 0, "all of them in unfinished sub-buffers");
+        assert_eq!(follower.end(), "");
+    }
+}
+
+/// "polls all CPUs at once": with an interval of a day, it is poll that tells of a finished sub-buffer, whichever CPU's.
+/// And a message of the last moment is read at the end.
+#[test]
+fn following_polls_all_cpus_at_once() {
+    let mount = Mount::new(&[]);
+    mount.send(0, &[b"before\n"]);
+    let follower = Follower::start(mount.point(), &["--interval=86400"]);
+    let mut expected = "before\n".to_owned();
+    follower.has_read(&expected);
+    for cpu in [1, 0, 0, 1] {
+        let message = format!("to {cpu}\n");
+        mount.send(cpu, &[message.as_bytes()]);
+        mount.poke("cpu", "flush");
+        expected += &message;
+        follower.has_read(&expected);
+    }
+    mount.send(1, &[b"last\n"]);
+    let out = follower.out.clone();
+    assert_eq!(follower.end(), "");
+    assert_eq!(fs::read_to_string(out).expect("its output"), expected + "last\n");
+}
+
+/// `-f` of one CPU leaves the others alone.
+#[test]
+fn following_one_cpu() {
+    let mount = Mount::new(&[]);
+    let follower = Follower::start(mount.point(), &["--cpu=1", "--interval=0.01"]);
+    mount.send(0, &[b"zero\n"]);
+    mount.send(1, &[b"one\n"]);
+    follower.has_read("one\n");
+    assert_eq!(follower.end(), "");
+    assert_eq!(text(&mount.read("cpu0")), "zero\n");
+}
+
+/// "waits for a channel that is not there yet"; "with --follow the mount is waited for instead": it says so, once.
+#[test]
+fn following_waits_for_directory_mount_and_channel() {
+    let place = Place::new();
+    fs::remove_dir(place.point()).expect("an empty directory");
+    let follower = Follower::start(place.point(), &["-c", "app/log"]);
+    eventually("a word about waiting", || !follower.said().is_empty());
+    fs::create_dir(place.point()).expect("a directory again");
+    let mut daemon = Process::start(place.command(&["-f"]).stdin(Stdio::null()));
+    eventually("the mount", || place.path(".relay/version").exists());
+    let channel = Channel::builder(place.point(), "app/log").create(true).open().expect("a channel");
+    channel.write_to(1, b"at last\n").expect("room");
+    follower.has_read("at last\n");
+    let said = follower.end();
+    assert_eq!(said, format!("audience: {} is not mounted; waiting for it\n", place.point().display()));
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+
+    let mount = Mount::new(&[]);
+    let follower = Follower::start(mount.point(), &["-c", "app/log"]);
+    eventually("a word about waiting", || !follower.said().is_empty());
+    let channel = Channel::builder(mount.point(), "app/log").create(true).open().expect("a channel");
+    channel.write_to(0, b"here\n").expect("room");
+    follower.has_read("here\n");
+    let said = follower.end();
+    assert!(
+        said.contains("no channel 'app/log'") && said.contains("there are: cpu; waiting for it"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+}
+
+/// It outlives the daemon, however that ends, and goes on with the next one.
+#[test]
+fn following_survives_the_daemon() {
+    let mut mount = Mount::new(&[]);
+    let follower = Follower::start(mount.point(), &[]);
+    let mut expected = String::new();
+    let mut say = |mount: &Mount, message: &str| {
+        mount.send(1, &[message.as_bytes()]);
+        expected += message;
+        follower.has_read(&expected);
+    };
+    say(&mount, "first\n");
+    mount.end(Signal::SIGKILL);
+    mount.restart(&[]);
+    say(&mount, "after a kill\n");
+    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+    mount.restart(&[]);
+    say(&mount, "after a clean end\n");
+    umount2(mount.point(), MntFlags::MNT_DETACH).expect("unmounting");
+    assert_eq!(exit_code(mount.daemon().wait()), 0, "it does not hold on to what was detached");
+    mount.restart(&[]);
+    say(&mount, "after umount -l\n");
+    let said = follower.end();
+    assert!(said.lines().all(|line| line.ends_with("; waiting for it")), "{said}");
+}
+
+/// "Quiet on `audience | head` (SIGPIPE)", and with -f it ends although there is nothing more to write.
+#[test]
+fn whoever_reads_it_may_go_away() {
+    let mount = Mount::new(&[]);
+    let line = [b'x'; 100];
+    for option in ["", "-f"] {
+        mount.send(0, &[&[&b"first\n"[..]], &[&line[..]; 2000][..]].concat());
+        let err = mount.beside("err");
+        let script = format!(
+            "{} -m {} {option} 2> {} | head -n 1",
+            shown(&program("audience")),
+            shown(mount.point()),
+            shown(&err)
+        );
+        let output = run(tool("sh", "dash").args(["-c", &script]));
+        assert_eq!(text(&output.stdout), "first\n");
+        assert_eq!(fs::read_to_string(err).expect("what it said"), "", "{option}");
+        mount.poke("cpu", "reset");
+
+        mount.send(0, &[b"first\n"]);
+        let args: &[&str] = if option.is_empty() { &[] } else { &["-f"] };
+        let mut command = audience(mount.point(), args);
+        let mut process = Process::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        let mut first = [0; 6];
+        let mut out = process.child().stdout.take().expect("piped");
+        out.read_exact(&mut first).expect("its output");
+        drop(out);
+        assert_eq!((exit_code(process.wait()), process.stderr()), (0, String::new()), "{option}");
+    }
+}
+
+/// "Losses are told on stderr at the end", by CPU and cause.
+#[test]
+fn losses_are_told_at_the_end() {
+    let mount = Mount::new(&[
+        "--subbuf-size",
+        "4096",
+        "--n-subbufs",
+        "1",
+        "--channel",
+        "over:overwrite",
+        "--channel",
+        "log:global",
+    ]);
+    let message = [b'x'; 1000];
+    mount.send(1, &[&message[..]; 16]);
+    mount.send(0, &[&[b'x'; 5000][..]]);
+    let (code, read, said) = listen(mount.point(), &[]);
+    assert_eq!((code, read.len()), (0, 4000));
+    assert_eq!(
+        said,
+        "audience: cpu0: 1 message too big; raise --subbuf-size\n\
+         audience: cpu1: 12 messages dropped; raise --n-subbufs\n"
+    );
+    let (_, _, said) = listen(mount.point(), &["--cpu=1"]);
+    assert_eq!(said, "audience: cpu1: 12 messages dropped; raise --n-subbufs\n");
+
+    mount.send_to("over", 0, &[&message[..]; 5]);
+    let (code, read, said) = listen(mount.point(), &["-c", "over"]);
+    assert_eq!((code, read.len()), (0, 1000), "{said}");
+    assert_eq!(said, "audience: cpu0: 4000 bytes overwritten before they were read; raise --n-subbufs\n");
+
+    // Who follows is told what was lost in his time.
+    mount.send_to("log", 0, &[&message[..]; 5]);
+    let follower = Follower::start(mount.point(), &["-c", "log", "--interval=0.01"]);
+    eventually("what there is", || follower.read().len() == 4000);
+    let lost = mount.send_to("log", 0, &[&message[..]; 15]).dropped;
+    assert!(lost > 0);
+    let s = if lost == 1 { "" } else { "s" };
+    assert_eq!(follower.end(), format!("audience: cpu0: {lost} message{s} dropped; raise --n-subbufs\n"));
+}
+
+/// A signal ends it even when nobody takes its output.
+#[test]
+fn interrupted_it_ends_even_if_its_output_is_stuck() {
+    let mount = Mount::new(&[]);
+    mount.send(0, &[&[b'x'; 1000][..]; 500]);
+    let mut command = audience(mount.point(), &["-f"]);
+    let mut process = Process::start(command.stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let mut first = [0];
+    let mut out = process.child().stdout.take().expect("piped");
+    out.read_exact(&mut first).expect("its output");
+    process.signal(Signal::SIGINT);
+    assert_eq!(exit_code(process.wait()), 128 + Signal::SIGINT as i32);
+}
+
+/// Between producers that wait and a follower nothing is lost, on any CPU, however small the buffers.
+#[test]
+fn nothing_is_lost_between_waiting_producers_and_a_follower() {
+    const LINES: usize = 20_000;
+    let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "2"]);
+    let follower = Follower::start(mount.point(), &[]);
+    let input =
+        |cpu: usize| (0..LINES).map(|n| format!("{cpu} {n} {}\n", "x".repeat(n % 70))).collect::<String>();
+    let mut producers = [0, 1].map(|cpu| {
+        let mut command = Command::new(program("relay-producer"));
+        command.arg("-m").arg(mount.point()).arg("--wait").arg(format!("--cpu={cpu}"));
+        let mut process = Process::start(command.stdin(Stdio::piped()).stderr(Stdio::piped()));
+        let mut stdin = process.child().stdin.take().expect("piped");
+        let feeder = thread::spawn(move || stdin.write_all(input(cpu).as_bytes()));
+        (process, feeder)
+    });
+    for (process, _) in &mut producers {
+        assert_eq!((exit_code(process.wait()), process.stderr()), (0, String::new()));
+    }
+    for (_, feeder) in producers {
+        feeder.join().expect("the feeder").expect("the producer reads everything");
+    }
+    let out = follower.out.clone();
+    assert_eq!(follower.end(), "");
+    let got = fs::read_to_string(out).expect("its output");
+    for cpu in [0, 1] {
+        let prefix = format!("{cpu} ");
+        let of_cpu: String = got.split_inclusive('\n').filter(|line| line.starts_with(&prefix)).collect();
+        assert!(of_cpu == input(cpu), "CPU {cpu}: {} of {} bytes", of_cpu.len(), input(cpu).len());
+    }
+    assert_eq!(got.lines().count(), 2 * LINES);
+}

@@ -1,0 +1,60 @@
+//! "Unmounts what is ours and nothing else": by its numbers alone a mount cannot be told from one that came later.
+
+use std::fs;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
+use relayfs_tests::{Mount, eventually, is_mounted};
+use tempfile::TempDir;
+
+/// Mounts that are made at once, for one of them to get the numbers.
+const OTHERS: usize = 16;
+
+/// Somebody else's mount.
+struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    fn new() -> Tmpfs {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        mount(Some("other"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=4k"))
+            .expect("mounting a tmpfs: this test takes root");
+        Tmpfs(dir)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Number and device of the mount on a path.
+fn numbers(point: &Path) -> Option<(String, String)> {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("the table of mounts");
+    let mut lines = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let line = lines.find(|fields| Some(fields[4]) == point.to_str())?;
+    Some((line[0].to_owned(), line[2].to_owned()))
+}
+
+/// The kernel gives mounts and devices the lowest numbers that are free. So whoever mounts between the end of a daemon's
+/// mount and the end of the daemon may get both of its numbers; the daemon must not take that mount for its own.
+#[test]
+fn who_gets_the_numbers_of_a_mount_that_is_gone_keeps_his_mount() {
+    // Other tests mount as well, and may be faster.
+    eventually("a mount with the numbers of one that is gone", || {
+        let mut ours = Mount::new(&[]);
+        let gone = numbers(ours.point());
+        ours.daemon().signal(Signal::SIGSTOP);
+        let stat = format!("/proc/{}/stat", ours.daemon().pid());
+        eventually("a daemon that stands still", || fs::read_to_string(&stat).unwrap().contains(") T "));
+        // Not umount(8), which would ask the daemon.
+        umount2(ours.point(), MntFlags::UMOUNT_NOFOLLOW).expect("unmounting: this test takes root");
+        let others: Vec<Tmpfs> = (0..OTHERS).map(|_| Tmpfs::new()).collect();
+        let met = others.iter().any(|other| numbers(other.0.path()) == gone);
+        ours.daemon().signal(Signal::SIGCONT);
+        assert!(ours.daemon().wait().success());
+        assert!(others.iter().all(|other| is_mounted(other.0.path())), "a mount of somebody else is gone");
+        met
+    });
+}

@@ -1,0 +1,361 @@
+//! poll(2), epoll and select(2) on buffers' files: a finished sub-buffer that is not given back yet is what they tell
+//! of, to whoever sleeps as well, and nothing else; and closing wakes everybody. Labels are those of the kernel's recorded
+//! behaviour: 4.6 its table of states, R5 its rule.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::fd::AsFd;
+use std::process::Stdio;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::Signal;
+use nix::unistd::{Pid, gettid};
+use relayfs_tests::buffer::{Buffer, MIB, READABLE, Shape, each, poll_now};
+use relayfs_tests::{DEADLINE, Mount, Process, eventually, exit_code, stdout_of, text, tool};
+
+const IDLE: PollFlags = PollFlags::empty();
+const SMALL: Shape = Shape::new(1000, 3);
+
+/// A thread that sleeps in poll(2) until one of its files has something to say.
+struct Sleeper {
+    thread: JoinHandle<Vec<PollFlags>>,
+    id: Pid,
+}
+
+impl Sleeper {
+    /// Starts one, and waits until it is asleep.
+    fn on(files: Vec<File>) -> Sleeper {
+        let (sender, receiver) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            sender.send(gettid()).unwrap();
+            wait_for(&files)
+        });
+        let id = receiver.recv().unwrap();
+        eventually("a thread asleep in poll", || is_polling(id));
+        Sleeper { thread, id }
+    }
+
+    fn sleeps(&self) -> bool {
+        !self.thread.is_finished() && is_polling(self.id)
+    }
+
+    /// What it was told.
+    #[track_caller]
+    fn woken(self) -> Vec<PollFlags> {
+        self.thread.join().unwrap()
+    }
+}
+
+/// Whether a thread of ours sleeps in poll(2) or epoll_wait(2) itself, not in a question to the daemon.
+fn is_polling(thread: Pid) -> bool {
+    let at = fs::read_to_string(format!("/proc/self/task/{thread}/wchan")).expect("where a thread sleeps");
+    at.contains("poll")
+}
+
+/// Sleeps in poll(2) until one of the files has something to say.
+#[track_caller]
+fn wait_for(files: &[File]) -> Vec<PollFlags> {
+    let mut fds: Vec<_> = files.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::all())).collect();
+    let n_ready = poll(&mut fds, PollTimeout::try_from(DEADLINE).unwrap()).expect("poll");
+    assert_ne!(n_ready, 0, "not woken");
+    fds.iter().map(|fd| fd.revents().expect("flags that are known")).collect()
+}
+
+/// An epoll instance that watches one file.
+fn epoll_on(file: &File, edge: bool) -> Epoll {
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
+    let edge = if edge { EpollFlags::EPOLLET } else { EpollFlags::empty() };
+    epoll.add(file, EpollEvent::new(EpollFlags::EPOLLIN | edge, 7)).unwrap();
+    epoll
+}
+
+/// Events that are there within the time; none is an answer too.
+fn events(epoll: &Epoll, timeout: EpollTimeout) -> Vec<EpollFlags> {
+    let mut events = [EpollEvent::empty(); 8];
+    let n = epoll.wait(&mut events, timeout).unwrap();
+    events[..n].iter().map(EpollEvent::events).collect()
+}
+
+fn deadline() -> EpollTimeout {
+    EpollTimeout::try_from(DEADLINE).unwrap()
+}
+
+/// POLLIN and POLLRDNORM exactly when a finished sub-buffer has not been given back; never anything else.
+#[test]
+fn poll_tells_of_finished_sub_buffers_only() {
+    for shape in Shape::of_tables_in_both_modes() {
+        let s = shape.s;
+        let b = Buffer::new(shape);
+        assert_eq!(b.poll(), IDLE, "empty");
+        b.write("a", s - 100);
+        assert_eq!(b.poll(), IDLE, "a partial write");
+        b.write("b", 100);
+        assert_eq!(b.poll(), IDLE, "an exact fill");
+        b.write("c", 10);
+        assert_eq!(b.poll(), READABLE, "a switch by writing");
+        b.read(10);
+        assert_eq!(b.poll(), READABLE, "partly read");
+        b.read(s - 10);
+        assert_eq!(b.poll(), IDLE, "the finished one read, unfinished data waiting");
+        assert_eq!(b.read(MIB), "c*10");
+        b.flush();
+        assert_eq!(b.poll(), READABLE, "a flush after everything was read: R5, 1.5");
+        assert_eq!((b.read(MIB), b.poll()), (String::new(), IDLE), "R5, 1.5");
+        b.flush();
+        assert_eq!(b.poll(), READABLE, "a flush of an empty sub-buffer");
+        b.reset();
+        assert_eq!(b.poll(), IDLE, "reset");
+        b.write(&"d".repeat(2 * shape.n + 1), s);
+        assert_eq!(b.poll(), READABLE, "full, or lapped");
+        b.audit();
+    }
+    for shape in [Shape::new(100, 1), Shape::new(100, 1).over()] {
+        let b = Buffer::new(shape);
+        b.write("a", 100);
+        assert_eq!(b.poll(), IDLE);
+        b.write("b", 100);
+        assert_eq!(b.poll(), READABLE);
+        b.read(MIB);
+        assert_eq!(b.poll(), IDLE);
+        b.audit();
+    }
+}
+
+/// A file that was not opened for reading is never ready, and one opened for both is like any other.
+#[test]
+fn what_cannot_be_read_is_never_ready() {
+    let mount = Mount::new(&["--subbuf-size", "1000", "-o", "mode=0600"]);
+    let write_only = OpenOptions::new().write(true).open(mount.path("cpu0")).unwrap();
+    let both = OpenOptions::new().read(true).write(true).open(mount.path("cpu0")).unwrap();
+    mount.send(0, &[b"data"]);
+    mount.poke("cpu", "flush");
+    assert_eq!(poll_now(&write_only), IDLE, "F12");
+    assert_eq!(poll_now(&both), READABLE);
+}
+
+/// Control files and texts are always ready, as ordinary files are.
+#[test]
+fn control_files_are_always_ready() {
+    let mount = Mount::new(&[]);
+    let ordinary = File::open("/proc/self/exe").unwrap();
+    let reads = ["stats", "subbuf_size", "n_subbufs", "mode", "dropped"];
+    let mut files: Vec<File> = reads.map(|name| File::open(mount.control("cpu", name)).unwrap()).into();
+    files.extend([".relay/version", ".relay/stats"].map(|name| File::open(mount.path(name)).unwrap()));
+    let writes = ["msg", "flush", "reset"];
+    files.extend(writes.map(|name| OpenOptions::new().write(true).open(mount.control("cpu", name)).unwrap()));
+    for file in &files {
+        assert_eq!(poll_now(file), poll_now(&ordinary), "{file:?}");
+    }
+}
+
+/// A sleeper is woken by a switch, whether by a message or by a flush.
+#[test]
+fn a_switch_wakes_who_sleeps() {
+    for shape in [SMALL, SMALL.over(), Shape::new(8192, 2), Shape::new(100, 1), SMALL.header(16)] {
+        let b = Buffer::new(shape);
+        b.write("a", shape.s - shape.header);
+        let sleeper = Sleeper::on(vec![b.open()]);
+        b.write("b", 1);
+        assert_eq!(sleeper.woken(), [READABLE], "by a message: {shape}");
+
+        b.read(MIB);
+        assert_eq!(b.write("c", 1), "c");
+        let sleeper = Sleeper::on(vec![b.open()]);
+        b.flush();
+        assert_eq!(sleeper.woken(), [READABLE], "by a flush: {shape}");
+    }
+}
+
+/// What does not finish a sub-buffer wakes nobody.
+#[test]
+fn nothing_else_wakes_who_sleeps() {
+    for shape in [SMALL, SMALL.over(), Shape::new(4096, 4)] {
+        let b = Buffer::new(shape);
+        let sleeper = Sleeper::on(vec![b.open()]);
+        b.write("a", shape.s - 100);
+        b.write("b", 100);
+        b.write("x", shape.s + 1);
+        b.reset();
+        b.write("c", 10);
+        b.read(MIB);
+        for cpu in 1..b.mount().channel("cpu").n_bufs() {
+            b.mount().send(cpu, &[&vec![b'o'; shape.s], b"p"]);
+        }
+        assert_eq!(b.poll(), IDLE);
+        assert!(sleeper.sleeps(), "4.6: {shape}");
+        b.flush();
+        assert_eq!(sleeper.woken(), [READABLE]);
+    }
+}
+
+/// One switch wakes all who sleep: hundreds of them, with files of their own, sharing one, and in epoll.
+#[test]
+fn a_switch_wakes_everybody() {
+    let b = Buffer::new(SMALL);
+    let shared = b.open();
+    let mut sleepers: Vec<Sleeper> = (0..250).map(|_| Sleeper::on(vec![b.open()])).collect();
+    sleepers.extend((0..10).map(|_| Sleeper::on(vec![shared.try_clone().unwrap()])));
+    let epolls: Vec<_> = (0..20).map(|i| epoll_on(&shared, i % 2 == 0)).collect();
+    assert!(sleepers.iter().all(Sleeper::sleeps));
+    b.write("ab", 600);
+    assert!(sleepers.into_iter().all(|sleeper| sleeper.woken() == [READABLE]));
+    for epoll in epolls {
+        assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN]);
+    }
+    assert_eq!(b.read(MIB), each("ab", 600));
+    b.audit();
+}
+
+/// Who polls every CPU's file at once is told which of them is ready.
+#[test]
+fn many_files_are_polled_at_once() {
+    let mount = Mount::new(&["--subbuf-size", "100", "--channel", "app/log:subbuf-size=10"]);
+    let n_cpus = mount.channel("cpu").n_bufs();
+    let files = || {
+        let names = (0..n_cpus).flat_map(|cpu| [format!("cpu{cpu}"), format!("app/log{cpu}")]);
+        names.map(|name| File::open(mount.path(&name)).unwrap()).collect::<Vec<_>>()
+    };
+    for cpu in 0..n_cpus {
+        for (channel, at, len) in [("cpu", 0, 100), ("app/log", 1, 10)] {
+            let sleeper = Sleeper::on(files());
+            mount.send_to(channel, cpu, &[&vec![b'a'; len], b"b"]);
+            let told = sleeper.woken();
+            let ready: Vec<usize> = (0..told.len()).filter(|i| told[*i] == READABLE).collect();
+            assert_eq!(ready, [2 * cpu + at], "{told:?}");
+            assert!(told.iter().all(|flags| flags.is_empty() || *flags == READABLE));
+            assert_eq!(mount.read(&format!("{channel}{cpu}")).len(), len + 1);
+        }
+    }
+}
+
+/// Level-triggered epoll tells of what is there each time; edge-triggered, once for each switch.
+#[test]
+fn epoll_is_level_or_edge_triggered() {
+    for shape in [Shape::new(1000, 20), Shape::new(1000, 20).over()] {
+        let b = Buffer::new(shape);
+        let (level, edge) = (epoll_on(b.file(), false), epoll_on(b.file(), true));
+        b.write("a", 1000);
+        for epoll in [&level, &edge] {
+            assert_eq!(events(epoll, EpollTimeout::ZERO), [], "4.6: nothing is finished");
+        }
+        for i in 0..10 {
+            b.write("b", 1000);
+            assert_eq!(events(&edge, deadline()), [EpollFlags::EPOLLIN], "4.6: switch {i}");
+            assert_eq!(events(&edge, EpollTimeout::ZERO), [], "4.6: switch {i}, once");
+            for _ in 0..2 {
+                assert_eq!(events(&level, deadline()), [EpollFlags::EPOLLIN], "4.6: switch {i}");
+            }
+        }
+        b.flush();
+        assert_eq!(events(&edge, deadline()), [EpollFlags::EPOLLIN], "4.6: flush");
+        b.read(MIB);
+        for epoll in [&level, &edge] {
+            assert_eq!(events(epoll, EpollTimeout::ZERO), [], "4.6: everything read");
+        }
+        // What is there when an edge-triggered watch begins, is told.
+        b.flush();
+        assert_eq!(events(&epoll_on(b.file(), true), EpollTimeout::ZERO), [EpollFlags::EPOLLIN]);
+        b.audit();
+    }
+}
+
+/// A reader that sleeps whenever there is nothing to read is woken for everything: no wake-up is ever missed.
+#[test]
+fn no_wake_up_is_missed() {
+    const N: usize = 1000;
+    for edge in [false, true] {
+        let b = Buffer::new(Shape::new(16, 4));
+        let mut file = b.open();
+        let reader = std::thread::spawn(move || {
+            let epoll = epoll_on(&file, edge);
+            let (mut n_read, mut bytes) = (0, [0; 4096]);
+            while n_read < 16 * N {
+                assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN], "after {n_read} bytes");
+                // Edge-triggered: to the end, or the next edge may never come.
+                loop {
+                    match file.read(&mut bytes).unwrap() {
+                        0 => break,
+                        n => n_read += n,
+                    }
+                }
+            }
+        });
+        let mut n_written = 0;
+        while n_written < N {
+            n_written += b.write("a", 16).len();
+            b.flush();
+        }
+        reader.join().unwrap();
+    }
+}
+
+/// A sleeper that is killed is forgotten, and the others are woken as ever.
+#[test]
+fn a_killed_sleeper_disturbs_nobody() {
+    let b = Buffer::new(SMALL);
+    let script = "
+import select, sys
+cpu, poll = open(sys.argv[1], 'rb'), select.poll()
+poll.register(cpu, select.POLLIN)
+poll.poll()
+";
+    let mut command = tool("python3", "python3");
+    let mut victim =
+        Process::start(command.args(["-c", script]).arg(b.mount().path("cpu0")).stdin(Stdio::null()));
+    let at = format!("/proc/{}/wchan", victim.pid());
+    eventually("a process asleep in poll", || fs::read_to_string(&at).is_ok_and(|at| at.contains("poll")));
+    let sleeper = Sleeper::on(vec![b.open()]);
+    victim.signal(Signal::SIGKILL);
+    assert_eq!(exit_code(victim.wait()), 128 + 9);
+    assert!(sleeper.sleeps());
+    b.write("ab", 600);
+    assert_eq!(sleeper.woken(), [READABLE]);
+    assert_eq!(b.read(MIB), each("ab", 600));
+    b.audit();
+}
+
+/// select(2) and python's selectors say the same.
+#[test]
+fn select_agrees() {
+    let mount = Mount::new(&["--subbuf-size", "1000"]);
+    let script = "
+import select, selectors, sys
+cpu, flush = open(sys.argv[1], 'rb', buffering=0), sys.argv[2]
+def ready():
+    with selectors.DefaultSelector() as selector:
+        selector.register(cpu, selectors.EVENT_READ)
+        return [len(x) for x in select.select([cpu], [cpu], [cpu], 0)], len(selector.select(0))
+print(ready())
+open(flush, 'w').write('1')
+print(ready())
+print(cpu.read(), ready())
+";
+    mount.send(0, &[b"hello"]);
+    let files = [mount.path("cpu0"), mount.control("cpu", "flush")];
+    let said = stdout_of(tool("python3", "python3").args(["-c", script]).args(files));
+    assert_eq!(text(&said), "([0, 0, 0], 0)\n([1, 0, 0], 1)\nb'hello' ([0, 0, 0], 0)\n");
+}
+
+/// The daemon's end wakes all sleepers with POLLERR, and so is every later poll answered.
+#[test]
+fn closing_wakes_who_sleeps() {
+    for over in [false, true] {
+        let mut mount = Mount::new(if over { &["--overwrite"] } else { &[] });
+        let open = || File::open(mount.path("cpu0")).unwrap();
+        let kept = open();
+        let sleepers: Vec<Sleeper> = (0..30).map(|_| Sleeper::on(vec![open()])).collect();
+        mount.daemon().signal(Signal::SIGTERM);
+        for sleeper in sleepers {
+            assert_eq!(sleeper.woken(), [PollFlags::POLLERR], "0, 4.6");
+        }
+        assert_eq!(poll_now(&kept), PollFlags::POLLERR, "4.6");
+        assert_eq!(exit_code(mount.daemon().wait()), 0);
+        assert_eq!(poll_now(&kept), PollFlags::POLLERR, "4.6");
+        let error = (&kept).read(&mut [0; 10]).unwrap_err();
+        assert!(matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)), "{error}");
+        assert_ne!(error.kind(), ErrorKind::WouldBlock);
+    }
+}

@@ -1,0 +1,171 @@
+//! Positions in a buffer's file. The kernel's relay files have none; ours have, because head, tail and wc count on them.
+//! A position is a place in the stream since creation, a read is served from there or from where the cursor is,
+//! whichever is further on; so seeking forward skips, and thereby consumes, and seeking back brings nothing back but what
+//! the same open file has just been given.
+
+use std::fs::File;
+use std::io::{IoSliceMut, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+use nix::sys::uio::preadv;
+use relayfs_tests::buffer::{Buffer, MIB, Shape, each, runs};
+
+/// Reads once at a position, without moving the file's own.
+#[track_caller]
+fn read_at(b: &Buffer, file: &File, count: usize, at: usize) -> String {
+    let mut bytes = vec![0; count];
+    let len = file.read_at(&mut bytes, at as u64).expect("pread");
+    b.note_delivered(len);
+    runs(&bytes[..len])
+}
+
+/// The position counts the bytes that this open file was given; the end is the file's size.
+#[test]
+fn positions_count_what_was_read() {
+    for shape in Shape::of_tables_in_both_modes() {
+        let (b, s) = (Buffer::new(shape), shape.s);
+        let mut file = b.file();
+        assert_eq!(file.stream_position().unwrap(), 0, "F19");
+        b.write("a", s - 5);
+        b.write("b", 105);
+        assert_eq!(file.seek(SeekFrom::End(0)).unwrap(), (s + 100) as u64, "F19: as the stat says");
+        assert_eq!(file.seek(SeekFrom::Start(0)).unwrap(), 0, "F19: seeking alone consumes nothing");
+        b.read(s - 5 + 10);
+        assert_eq!(file.stream_position().unwrap(), (s + 5) as u64, "R6, padding does not count");
+        assert_eq!(file.seek(SeekFrom::Current(-5)).unwrap(), s as u64, "F19");
+        file.seek(SeekFrom::Current(5)).unwrap();
+        assert_eq!(b.read(MIB), "b*95", "F19");
+        assert_eq!(b.read(MIB), "", "R6");
+        assert_eq!(file.stream_position().unwrap(), (s + 100) as u64, "R6: a read of nothing leaves it");
+        assert!(file.seek(SeekFrom::Current(-2 * MIB as i64)).is_err(), "F19");
+        b.audit();
+    }
+}
+
+/// Reading at a position before the cursor gives what is at the cursor, whoever has moved it.
+#[test]
+fn a_position_behind_the_cursor_is_the_cursor() {
+    for shape in Shape::of_tables_in_both_modes() {
+        let b = Buffer::new(shape);
+        let other = b.open();
+        b.write("abcdef", 100);
+        assert_eq!(b.read(150), "a*100 b*50");
+        assert_eq!(read_at(&b, &other, 50, 0), "b*50", "F20");
+        assert_eq!(read_at(&b, &other, 50, 149), "c*50", "F20: at the cursor, not at 149");
+        assert_eq!(read_at(&b, &other, 0, 0), "", "F20: of nothing");
+        let mut parts = [[0; 30], [0; 30]];
+        let mut slices = parts.each_mut().map(|part| IoSliceMut::new(part));
+        let len = preadv(other.as_fd(), &mut slices, 250).unwrap();
+        b.note_delivered(len);
+        assert_eq!(runs(&parts.concat()[..len]), "c*50 d*10", "F20");
+        assert_eq!((&other).stream_position().unwrap(), 0, "F20: pread does not move it");
+        assert_eq!(b.read(90), "d*90");
+        assert_eq!(b.read(MIB), "e*100 f*100");
+        b.audit();
+    }
+}
+
+/// Seeking forward skips, across sub-buffers too, and what is skipped is gone for everybody and counted.
+#[test]
+fn seeking_forward_consumes() {
+    for shape in Shape::of_tables_in_both_modes() {
+        let Shape { s, n, .. } = shape;
+        let b = Buffer::new(shape);
+        b.write("ab", 100);
+        assert_eq!(read_at(&b, &b.open(), 20, 150), "b*20");
+        assert_eq!(b.read(MIB), "b*30", "gone for everybody");
+        assert_eq!(b.stat("discarded_bytes"), 150);
+        b.audit();
+
+        let (b, len) = (Buffer::new(shape), s * 2 / 3);
+        let letters: String = ('a'..).take(n).collect();
+        b.write(&letters, len);
+        let mut file = b.file();
+        file.seek(SeekFrom::End(-10)).unwrap();
+        assert_eq!(b.read(MIB), format!("{}*10", &letters[n - 1..]), "the end, as tail sees it");
+        assert_eq!(b.stat("discarded_bytes"), n * len - 10);
+        assert_eq!((b.stat("discarded_subbufs"), b.stat("read_subbufs")), (n - 1, 0), "each by its cause");
+        assert_eq!(b.produced_consumed(), (n - 1, n - 1));
+        assert_eq!(b.write("Z", len), "Z", "what was skipped has made room");
+        assert_eq!(b.read(MIB), each("Z", len));
+        b.audit();
+    }
+}
+
+/// Beyond the end there is nothing, and all before it is skipped; what comes later, comes from the cursor on.
+#[test]
+fn seeking_beyond_the_end_skips_everything() {
+    for shape in Shape::of_tables_in_both_modes() {
+        let b = Buffer::new(shape);
+        b.write("ab", 100);
+        for at in [200, 1 << 20, i64::MAX as usize - 100] {
+            assert_eq!(read_at(&b, &b.open(), 100, at), "");
+        }
+        assert_eq!((b.stat("discarded_bytes"), b.stat("bytes")), (200, 200));
+        b.write("c", 100);
+        assert_eq!(b.read(MIB), "c*100");
+        b.audit();
+    }
+}
+
+/// Programs that read ahead and seek back to where they stopped get the same bytes again, but only from the open file
+/// that gave them, and nobody else's.
+#[test]
+fn seeking_back_gives_the_same_bytes_again() {
+    for shape in Shape::of_tables_in_both_modes() {
+        let b = Buffer::new(shape);
+        let mut file = b.file();
+        b.write("abc", 100);
+        assert_eq!(b.read(150), "a*100 b*50");
+        file.seek(SeekFrom::Start(90)).unwrap();
+        let again = |count: usize| {
+            let mut bytes = vec![0; count];
+            let len = std::io::Read::read(&mut b.file(), &mut bytes).unwrap();
+            runs(&bytes[..len])
+        };
+        let rest = ("a*10 b*10".into(), "b*40".into());
+        assert_eq!((again(20), again(1000)), rest, "up to where it has been");
+        assert_eq!(b.read(20), "b*20", "and then on");
+        file.seek(SeekFrom::Start(0)).unwrap();
+        assert_eq!((again(1000), b.read(40)), ("a*100 b*70".into(), "b*30 c*10".into()));
+
+        let other = b.open();
+        assert_eq!(read_at(&b, &other, 20, 0), "c*20", "another file gave nothing yet");
+        assert_eq!(b.read(MIB), "c*70");
+        b.audit();
+    }
+}
+
+/// In overwrite mode a position that was overwritten is the oldest byte that is left, and one that was not, is itself.
+#[test]
+fn positions_stay_right_when_overwritten() {
+    for shape in Shape::of_tables().map(Shape::over) {
+        let Shape { s, n, .. } = shape;
+        let letters: String = ('a'..).take(3 * n).collect();
+        let fill = || {
+            let b = Buffer::new(shape);
+            b.write(&letters, s);
+            b
+        };
+        let b = fill();
+        assert_eq!(read_at(&b, &b.open(), 100, s), format!("{}*100", &letters[2 * n..=2 * n]), "overwritten");
+        b.audit();
+
+        let b = fill();
+        let last = &letters[3 * n - 1..];
+        assert_eq!(read_at(&b, &b.open(), 100, 3 * n * s - 50), format!("{last}*50"), "there");
+        assert_eq!((b.stat("overwritten_bytes"), b.stat("discarded_bytes")), (2 * n * s, n * s - 50));
+        b.audit();
+
+        // Half-read, lapped, and skipped over.
+        let b = Buffer::new(shape);
+        b.write("F", s);
+        assert_eq!(b.read(100), "F*100");
+        b.write(&letters, s);
+        let at = (3 * n + 1) * s - 10;
+        assert_eq!(read_at(&b, &b.open(), MIB, at), format!("{last}*10"));
+        assert_eq!(b.stat("overwritten_bytes"), 2 * n * s);
+        b.audit();
+    }
+}

@@ -1,0 +1,248 @@
+//! Producers that die at the worst moment, say nothing, never read what they are told, or come in crowds.
+
+use std::fs;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use nix::errno::Errno;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use nix::sys::socket::MsgFlags;
+use relay::frame::{ALL_CPUS, Body, Close, Flush, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY};
+use relay::frame::{Write, WriteReply};
+use relayfs_tests::peer::{Peer, assert_unharmed, messages, write};
+use relayfs_tests::{Mount, Process, eventually, program};
+
+/// "1,000 connections at once."
+const CROWD: usize = 1000;
+
+/// Lets this process have a crowd of sockets open.
+fn make_room_for_a_crowd() {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let needed = 4 * CROWD as u64;
+    assert!(hard >= needed, "this test takes {needed} open files: raise the hard limit (ulimit -Hn), {hard}");
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(needed), hard).unwrap();
+}
+
+/// Number of descriptors that the daemon has open.
+fn n_descriptors(mount: &mut Mount) -> usize {
+    fs::read_dir(format!("/proc/{}/fd", mount.daemon().pid())).unwrap().count()
+}
+
+/// `relay-producer ARGS` with a pipe for its lines.
+fn producer(mount: &Mount, args: &[&str]) -> Process {
+    let mut command = Command::new(program("relay-producer"));
+    command.arg("-m").arg(mount.point()).args(["--cpu", "0"]).args(args);
+    Process::start(command.stdin(Stdio::piped()).stderr(Stdio::null()))
+}
+
+/// "A producer killed in the middle": of what it sent there are whole messages, in order, without a gap, and no more.
+#[test]
+fn killed_in_the_middle_of_a_batch() {
+    let mount = Mount::new(&["--subbuf-size=1M", "--n-subbufs=32"]);
+    let mut process = producer(&mount, &[]);
+    let mut pipe = process.child().stdin.take().unwrap();
+    let feeder = thread::spawn(move || {
+        // Until the pipe breaks.
+        for i in 0.. {
+            if writeln!(pipe, "line {i} of a producer that is about to die").is_err() {
+                return i;
+            }
+        }
+        unreachable!("a pipe that never breaks")
+    });
+    eventually("a good part of them", || mount.stats("cpu")["total.written"] > 10_000);
+    process.signal(Signal::SIGKILL);
+    process.wait();
+    let fed = feeder.join().unwrap();
+
+    // What was sent, counts: all that is in the socket is taken.
+    let mut written = 0;
+    eventually("the end of what it sent", || {
+        let before = std::mem::replace(&mut written, mount.stats("cpu")["total.written"]);
+        Peer::hello(&mount).assert_served(); // takes its turn behind it
+        before == written
+    });
+    let text = String::from_utf8(mount.read("cpu0")).unwrap();
+    assert!(text.ends_with('\n'));
+    for (i, line) in text.lines().enumerate() {
+        assert_eq!(line, format!("line {i} of a producer that is about to die"));
+    }
+    assert_eq!(text.lines().count() as u64, written);
+    assert!(written <= fed, "{written} of {fed}");
+    assert_eq!(mount.stats("cpu")["total.dropped"], 0);
+    assert_unharmed(mount);
+}
+
+/// Of a long message whose producer dies before its last frame nothing is ever seen.
+#[test]
+fn killed_in_the_middle_of_a_long_message() {
+    let mount = Mount::new(&["--subbuf-size=1M"]);
+    let message = vec![b'x'; 300_000];
+    let begun = [&(message.len() as u32).to_le_bytes()[..], &message[..60_000]].concat();
+    for n_frames in 1..5 {
+        let peer = Peer::hello(&mount);
+        let channel = peer.open("cpu", 0);
+        peer.send(&write(channel, &begun).frame(WRITE_MORE | WRITE_REPLY, 7));
+        for _ in 1..n_frames {
+            peer.send(&write(channel, &message[..60_000]).frame(WRITE_MORE | WRITE_REPLY, 7));
+        }
+    }
+    let peer = Peer::hello(&mount);
+    let channel = peer.open("cpu", 0);
+    let whole: WriteReply = peer.ask(&write(channel, &messages(&[b"whole"])).frame(WRITE_REPLY, 1)).unwrap();
+    assert_eq!(whole, WriteReply { written: 1, dropped: 0, too_big: 0 });
+    assert_eq!(mount.read("cpu0"), b"whole");
+    drop(peer);
+    assert_unharmed(mount);
+}
+
+/// A producer that dies while it waits for room waits no longer: what it still had is dropped and counted, and the room
+/// that a reader makes is for others.
+#[test]
+fn killed_while_it_waits() {
+    let mount = Mount::new(&["--subbuf-size=16", "--n-subbufs=2"]);
+    let mut process = producer(&mount, &["--wait"]);
+    let mut pipe = process.child().stdin.take().unwrap();
+    pipe.write_all(&b"12345678\n".repeat(10)).unwrap(); // one to a sub-buffer
+    eventually("a full buffer", || mount.stats("cpu")["total.written"] == 2);
+    process.signal(Signal::SIGKILL);
+    process.wait();
+    eventually("the end of the wait", || mount.stats("cpu")["total.dropped"] == 8);
+    assert_eq!(mount.read("cpu0"), b"12345678\n".repeat(2));
+    assert_unharmed(mount);
+}
+
+/// A producer that waits for room for ever, and all that it has sent behind that, keep nobody else waiting: not other
+/// producers, not other channels, not files, not the end.
+#[test]
+fn one_that_waits_keeps_nobody_else() {
+    let mount = Mount::new(&["--channel=full:subbuf-size=64:n-subbufs=1:global"]);
+    let peer = Peer::hello(&mount);
+    let channel = peer.open("full", 0);
+    let message = messages(&[&[b'x'; 64]]);
+    let frame = Write { wait_ms: WAIT_FOREVER, ..write(channel, &message) }.frame(0, 1);
+    while peer.try_send(&frame, MsgFlags::MSG_DONTWAIT).is_ok() {}
+    assert_eq!(mount.send(0, &[b"by"]).written, 1);
+    let refused = mount.send_to("full", 0, &[b"no room"]);
+    assert_eq!((refused.written, refused.dropped), (0, 1));
+    assert_eq!(mount.read("cpu0"), b"by");
+    let other = Peer::hello(&mount);
+    other.open("new", OPEN_CREATE);
+    other.assert_served();
+    drop(other);
+    assert_eq!(mount.read("full0").len(), 64);
+    eventually("the next one in", || mount.stats("full")["total.written"] == 2);
+    assert_unharmed(mount); // which also ends the daemon, with the producer still there
+    drop(peer);
+}
+
+/// "1,000 connections at once, idle ones": with and without a HELLO, and with a channel. They cost a descriptor each, and
+/// give it back.
+#[test]
+fn a_crowd_that_says_nothing() {
+    make_room_for_a_crowd();
+    let mut mount = Mount::new(&[]);
+    let before = n_descriptors(&mut mount);
+    let mut crowd: Vec<Peer> = Vec::new();
+    for i in 0..CROWD {
+        let peer = if i % 2 == 0 { Peer::connect(&mount) } else { Peer::hello(&mount) };
+        if i % 4 == 1 {
+            peer.open("cpu", 0);
+        }
+        crowd.push(peer);
+    }
+    eventually("a crowd", || n_descriptors(&mut mount) >= before + CROWD);
+    assert_eq!(mount.send(0, &[b"through the crowd"]).written, 1);
+    assert_eq!(mount.read("cpu0"), b"through the crowd");
+    drop(crowd);
+    eventually("its descriptors back", || n_descriptors(&mut mount) <= before);
+    assert_unharmed(mount);
+}
+
+/// "1,000 connections at once, ones that never read": who does not take its replies is dropped, and nobody else is.
+#[test]
+fn a_crowd_that_never_reads() {
+    make_room_for_a_crowd();
+    let mut mount = Mount::new(&[]);
+    let before = n_descriptors(&mut mount);
+    let request = Close { channel: 1000 }.frame(0, 1);
+    let crowd: Vec<Peer> = (0..CROWD).map(|_| Peer::hello(&mount)).collect();
+    for peer in &crowd {
+        for _ in 0..20 {
+            peer.send(&request);
+        }
+    }
+    for peer in &crowd[..20] {
+        // Until it is dropped.
+        while peer.try_send(&request, MsgFlags::empty()).is_ok() {}
+        assert_eq!(peer.try_send(&request, MsgFlags::empty()), Err(Errno::EPIPE));
+    }
+    assert_eq!(mount.send(0, &[b"through the crowd"]).written, 1);
+    assert_eq!(mount.read("cpu0"), b"through the crowd");
+    let last = crowd.last().unwrap();
+    for _ in 0..20 {
+        last.assert_refused(Errno::EBADF, "no channel 1000");
+    }
+    last.assert_served();
+    drop(crowd);
+    eventually("its descriptors back", || n_descriptors(&mut mount) <= before);
+    assert_unharmed(mount);
+}
+
+/// A crowd that floods one buffer, and dies: every message that was written is one that was sent, whole.
+#[test]
+fn a_crowd_that_floods_and_dies() {
+    make_room_for_a_crowd();
+    let mount = Mount::new(&["--subbuf-size=64K", "--n-subbufs=4", "--overwrite"]);
+    let payload = messages(&[&[b'm'; 63]; 100].map(|message| &message[..]));
+    let crowd: Vec<Peer> = (0..200).map(|_| Peer::hello(&mount)).collect();
+    for peer in &crowd {
+        let channel = peer.open("cpu", 0);
+        for _ in 0..10 {
+            let frame = write(channel, &payload).frame(0, 1);
+            if peer.try_send(&frame, MsgFlags::MSG_DONTWAIT).is_err() {
+                break;
+            }
+        }
+    }
+    drop(crowd);
+    let flush = || {
+        let peer = Peer::hello(&mount);
+        let channel = peer.open("cpu", 0);
+        peer.send(&Flush { channel, cpu: ALL_CPUS }.frame(0, 1));
+        peer.receive().expect("an answer")
+    };
+    flush();
+    let stats = mount.stats("cpu");
+    assert_eq!(stats["total.bytes"], stats["total.written"] * 63);
+    let left = mount.read("cpu0");
+    assert!(left.len().is_multiple_of(63) && left.iter().all(|&b| b == b'm'), "{}", left.len());
+    assert_unharmed(mount);
+}
+
+/// The limits of `--max-connections` and of open files are told to whoever exceeds them, and hold nobody else up.
+#[test]
+fn more_connections_than_allowed() {
+    let mount = Mount::new(&["--max-connections=3"]);
+    let mut peers: Vec<Peer> = (0..3).map(|_| Peer::hello(&mount)).collect();
+    for _ in 0..5 {
+        Peer::connect(&mount)
+            .assert_dropped(Errno::EUSERS, "3 connections are open, the limit of --max-connections");
+    }
+    peers[0].assert_served();
+    peers.pop();
+    let mut newcomer = None;
+    eventually("a place", || {
+        let peer = Peer::connect(&mount);
+        peer.send(&relayfs_tests::peer::hello(1, 1));
+        let packet = peer.receive().expect("an answer");
+        newcomer = (packet[4..6] == [1, 0x80]).then_some(peer);
+        newcomer.is_some()
+    });
+    newcomer.unwrap().assert_served();
+    drop(peers);
+    eventually("places", || fs::metadata(mount.path(".relay/socket")).is_ok());
+    drop(mount);
+}

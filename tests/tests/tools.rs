@@ -1,0 +1,366 @@
+//! Ordinary tools on a buffer's file do what a person expects of them: the same as on an ordinary file.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use relayfs_tests::lines::{Twins, assert_same, send_lines, shell};
+use relayfs_tests::{Mount, Process, eventually, run, stdout_of, text, tool};
+
+/// Fails where a tool is missing that is not part of every Debian.
+#[track_caller]
+fn all_installed() {
+    for (name, package) in
+        [("busybox", "busybox"), ("less", "less"), ("python3", "python3"), ("bash", "bash")]
+    {
+        tool(name, package);
+    }
+}
+
+/// Whoever reads a file to its end gets every byte of it, no padding, and nothing twice.
+#[test]
+fn tools_that_read_everything_get_every_byte() {
+    all_installed();
+    let scripts = [
+        "cat $F",
+        "cat < $F",
+        "cat $F | cat",
+        "cat $F > $OUT; cat $OUT",
+        "busybox cat $F",
+        "busybox cat $F | cat",
+        "busybox cat < $F > $OUT; cat $OUT",
+        "cp $F $OUT; cat $OUT",
+        "cp --sparse=always $F $OUT; cat $OUT",
+        "busybox cp $F $OUT; cat $OUT",
+        "install -m 600 $F $OUT; cat $OUT",
+        "tee $OUT < $F; cat $OUT",
+        "busybox tee $OUT < $F; cat $OUT",
+        "less $F | cat",
+        "less < $F | cat",
+        "split -b 100000 $F $OUT.; cat $OUT.*",
+        "split -l 7000 $F $OUT.; cat $OUT.*",
+        "grep '' $F",
+        "grep -c 77 $F",
+        "grep -n ' abc' $F",
+        "busybox grep '' $F",
+        "wc < $F | tr -s ' '",
+        "wc -l < $F",
+        "busybox wc < $F | tr -s ' '",
+        "busybox wc -c < $F",
+        "tail -n +1 $F",
+        "tail -c +1 $F",
+        "head -c 1G $F",
+        "head -n 1000000 $F",
+        "sed '' $F",
+        "awk '{print}' $F",
+        "sort -r $F",
+        "md5sum < $F",
+        "gzip -c $F | gzip -dc",
+        "cmp $F $COPY",
+        "od -c $F",
+    ];
+    let mut twins = Twins::large();
+    let others = ["a message of", "nobody's business"].map(str::as_bytes);
+    twins.mount.send_to("app/log", 0, &others);
+    for (i, script) in scripts.into_iter().enumerate() {
+        if i > 0 {
+            twins.refill(i * 30_000..(i + 1) * 30_000);
+        }
+        twins.compare(script);
+        assert_eq!(text(&twins.mount.read("cpu0")), "", "{script} left something unread");
+    }
+    assert_eq!(twins.mount.read("app/log0"), others.concat(), "other files are not touched");
+    let stats = twins.mount.stats("cpu");
+    assert_eq!(stats["cpu0.read_bytes"], stats["cpu0.bytes"], "nothing was skipped");
+}
+
+/// Blocks of any size, from one byte on.
+#[test]
+fn dd_gets_every_byte_with_blocks_of_any_size() {
+    let mut twins = Twins::small();
+    for bs in ["1", "7", "700", "1000"] {
+        twins.compare(&format!("dd bs={bs} if=$F"));
+        twins.refill(0..100);
+    }
+    let mut twins = Twins::large();
+    for bs in ["512", "4096", "5000", "64K", "128K", "1M", "4M"] {
+        twins.compare(&format!("dd bs={bs} if=$F"));
+        twins.refill(0..30_000);
+        let mut dd = tool("dd", "coreutils");
+        dd.arg(format!("bs={bs}"))
+            .arg("iflag=direct")
+            .arg(format!("if={}", twins.mount.path("cpu0").display()));
+        assert_same(&format!("{dd:?}"), &stdout_of(&mut dd), &twins.content);
+        twins.refill(0..30_000);
+    }
+}
+
+/// Whoever asks for a part gets that part: positions in the file are positions in the stream since its creation.
+#[test]
+fn tools_that_want_a_part_get_that_part() {
+    all_installed();
+    let scripts = [
+        "head -n 1 $F",
+        "head -n 77 $F",
+        "head -c 10 $F",
+        "head -c 3000 $F",
+        "busybox head -n 77 $F",
+        "busybox head -c 3000 $F",
+        "tail -c 10 $F",
+        "tail -c 3000 $F",
+        "tail -c +3000 $F",
+        "tail -n +77 $F",
+        "busybox tail -c 10 $F",
+        "busybox tail -n +77 $F",
+        "dd bs=10 count=7 if=$F",
+        "dd bs=100 skip=3 count=7 if=$F",
+        "dd bs=1000 skip=3 if=$F",
+        "dd bs=4M skip=3000 iflag=skip_bytes if=$F",
+        "busybox dd bs=100 skip=3 count=7 if=$F",
+        "od -A d -j 3000 -N 100 $F",
+        "cmp -i 3000 -n 1000 $F $COPY",
+        "grep -m 1 77 $F",
+        "busybox grep -m 1 77 $F",
+        "grep -q 77 $F",
+        "sed 77q $F",
+        "sed -n '/77/{p;q}' $F",
+        "wc -c < $F",
+        "stat -c %s $F",
+        "split -n l/3 $F $OUT.; cat $OUT.*",
+        "tar -C / -cf - ${F#/} | tar -xOf -",
+    ];
+    for script in scripts {
+        Twins::small().compare(script);
+        Twins::large().compare(script);
+    }
+}
+
+/// Who wants the end goes there and then backwards, block by block: the file keeps what they have passed over.
+#[test]
+fn tools_that_want_the_end_get_the_end() {
+    all_installed();
+    let scripts = [
+        "tail $F",
+        "tail -n 1 $F",
+        "tail -n 99 $F",
+        "tail -n 99 < $F",
+        "tail -n 7000 $F",
+        "tail -n 1000000 $F",
+        "busybox tail -n 1 $F",
+        "busybox tail -n 99 $F",
+        "busybox tail -n 7000 $F",
+        "head -n -1 $F",
+        "head -n -99 $F",
+        "head -c -10 $F",
+        "tac $F",
+        "sort $F | tail -n 1",
+        "(tail -n 3; cat) < $F",
+    ];
+    for script in scripts {
+        Twins::small().compare(script);
+        Twins::medium().compare(script);
+    }
+    for script in ["tail $F", "tail -n 7000 $F", "busybox tail -n 40000 $F", "cat $F | tail -n 40000"] {
+        Twins::large().compare(script);
+    }
+}
+
+/// What was passed over is not kept for ever. Who looks for it later is told so, and not that there is nothing.
+#[test]
+fn looking_back_too_far_is_an_error() {
+    for script in ["tail -n 40000 $F", "tac $F", "head -n -40000 $F"] {
+        let twins = Twins::large();
+        let output = run(shell(script).env("F", twins.mount.path("cpu0")));
+        assert!(!output.status.success(), "{script} succeeded");
+        assert!(text(&output.stderr).contains("Illegal seek"), "{script}: {}", text(&output.stderr));
+    }
+}
+
+/// On a file that was read before there are positions where nothing is any more.
+#[test]
+fn the_end_of_a_file_that_was_read_before_can_be_had() {
+    all_installed();
+    for script in ["tail $F", "tail -n 99 $F", "tail -c 100 $F", "busybox tail $F", "cat $F | tail -n 1000"] {
+        let mut twins = Twins::large();
+        twins.compare("cat $F");
+        twins.refill(0..700);
+        twins.compare(script);
+    }
+}
+
+/// What one program did not take, the next one gets that shares its open file, also if the first has read ahead.
+#[test]
+fn tools_that_share_an_open_file_lose_nothing_between_them() {
+    all_installed();
+    let scripts = [
+        "(head -n 1; cat) < $F",
+        "(head -n 1; echo; head -n 50; echo; cat) < $F",
+        "(head -c 10; cat) < $F",
+        "(busybox head -n 1; cat) < $F",
+        "(read x; echo \"$x\"; cat) < $F",
+        "bash -c 'read x; echo \"$x\"; cat' < $F",
+        "busybox sh -c 'read x; echo \"$x\"; cat' < $F",
+        "(grep -m 1 77; cat) < $F",
+        "(grep -q 77; cat) < $F",
+        "(sed 1q; cat) < $F",
+        "(dd bs=10 count=1; cat) < $F",
+        "(dd bs=1 count=10; busybox cat) < $F",
+        "(head -n 1; dd bs=4M) < $F",
+        "(cat; cat) < $F",
+    ];
+    for script in scripts {
+        let mut twins = Twins::small();
+        twins.compare(script);
+        twins.refill(100..200);
+        twins.compare(script);
+        Twins::large().compare(script);
+    }
+}
+
+/// `while read`, by a byte at a time or by blocks from which the shell seeks back.
+#[test]
+fn a_shell_that_reads_line_by_line_gets_every_line() {
+    all_installed();
+    for shell in ["dash", "bash"] {
+        let script =
+            format!("{shell} -c 'while IFS= read -r line; do printf \"%s\\n\" \"$line\"; done' < $F");
+        let mut twins = Twins::small();
+        twins.compare(&script);
+        twins.refill(100..200);
+        twins.compare(&script);
+    }
+}
+
+/// The shell of BusyBox polls before each byte, so it waits at the end, as it would at a terminal, and wakes up with the
+/// next sub-buffer.
+#[test]
+fn a_shell_that_polls_follows() {
+    let twins = Twins::small();
+    let out = twins.mount.beside("out");
+    let mut sh = tool("busybox", "busybox");
+    sh.args(["sh", "-c", "while IFS= read -r line; do printf '%s\n' \"$line\"; done"]);
+    sh.stdin(File::open(twins.mount.path("cpu0")).unwrap()).stdout(File::create(&out).unwrap());
+    let mut sh = Process::start(&mut sh);
+    twins.mount.poke("cpu", "flush");
+    eventually("every line", || fs::read(&out).unwrap() == twins.content);
+    let more = send_lines(&twins.mount, 100..200);
+    twins.mount.poke("cpu", "flush");
+    eventually("every line", || fs::read(&out).unwrap() == [&twins.content[..], &more].concat());
+    assert!(sh.is_running(), "it waits for more");
+}
+
+/// Python reads in blocks of the size that the file asks for, and copies with sendfile(2) where it can.
+#[test]
+fn python_gets_every_byte() {
+    let scripts = [
+        "sys.stdout.write(open(F).read())",
+        "sys.stdout.buffer.write(open(F, 'rb').read())",
+        "sys.stdout.buffer.write(open(F, 'rb', buffering=0).read())",
+        "[sys.stdout.write(line) for line in open(F)]",
+        "f = open(F); sys.stdout.write(f.readline() + f.readline()); f.seek(0); sys.stdout.write(f.read())",
+        "f = open(F, 'rb'); sys.stdout.buffer.write(f.readline() + f.read(7) + f.read())",
+        "shutil.copyfile(F, OUT); sys.stdout.write(open(OUT).read())",
+        "shutil.copy(F, OUT); sys.stdout.write(open(OUT).read())",
+        "shutil.copyfileobj(open(F, 'rb'), sys.stdout.buffer)",
+        "sys.stdout.write(pathlib.Path(F).read_text())",
+        "sys.stdout.write(''.join(fileinput.input(F)))",
+        "sys.stdout.write(subprocess.check_output('cat', stdin=open(F), text=True))",
+    ];
+    for script in scripts {
+        let python = tool("python3", "python3");
+        let program = python.get_program().display();
+        let import = "import fileinput, os, pathlib, shutil, subprocess, sys; F = os.environ['F']; OUT = os.environ['OUT']";
+        let mut twins = Twins::small();
+        let script = format!("{program} -c \"{import}; {script}\"");
+        twins.compare(&script);
+        twins.refill(100..200);
+        twins.compare(&script);
+        Twins::large().compare(&script);
+    }
+}
+
+/// Positions in python are the file's: pread(2) passes over what comes before, and can go back a little.
+#[test]
+fn python_reads_at_positions() {
+    let twins = Twins::large();
+    let script = "
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDONLY)
+content = open(sys.argv[2], 'rb').read()
+assert os.pread(fd, 100, 0) == content[:100]
+assert os.pread(fd, 100, 0) == content[:100]
+assert os.pread(fd, 100, 50) == content[50:100], 'as far as it has read'
+assert os.pread(fd, 100, 300000) == content[300000:300100]
+assert os.pread(fd, 100, 200000) == content[200000:200100], 'passed over, and kept'
+assert os.lseek(fd, 0, os.SEEK_CUR) == 0, 'pread moves nothing'
+assert os.lseek(fd, -100, os.SEEK_END) == len(content) - 100
+assert os.read(fd, 1000) == content[-100:]
+assert os.read(fd, 1000) == b''
+assert os.lseek(fd, 0, os.SEEK_CUR) == len(content) == os.fstat(fd).st_size
+";
+    let mut python = tool("python3", "python3");
+    python.args(["-c", script]).arg(twins.mount.path("cpu0")).arg(twins.copy());
+    stdout_of(&mut python);
+    let stats = twins.mount.stats("cpu");
+    let bytes = stats["cpu0.bytes"];
+    assert_eq!(stats["cpu0.read_bytes"], 300, "100 from the start, 100 in the middle, 100 at the end");
+    assert_eq!(stats["cpu0.discarded_bytes"], bytes - 300, "what was passed over is counted");
+}
+
+/// `tail -f` and `tail -c +1 -f` see what is written later, through a ring that is much smaller.
+#[test]
+fn tail_follows() {
+    all_installed();
+    let tails = [
+        "tail -s 0.01 -c +1 -f",
+        "tail -s 0.01 -n 1000 -f",
+        "tail -s 0.01 -n +1 -F",
+        "busybox tail -c +1 -f",
+        "busybox tail -n 1000 -f",
+    ];
+    for used in [false, true] {
+        for command in tails {
+            let mount = Mount::new(&["--subbuf-size", "10000", "--n-subbufs", "4"]);
+            if used {
+                send_lines(&mount, 0..500);
+                mount.read("cpu0");
+            }
+            let mut content = send_lines(&mount, 0..5);
+            let out = mount.beside("out");
+            let mut tail = Command::new("sh");
+            tail.args(["-c", &format!("exec {command} \"$0\"")]).arg(mount.path("cpu0"));
+            let mut tail = Process::start(tail.stdout(File::create(&out).unwrap()));
+            let printed = |content: &[u8]| {
+                let what = format!("{command}, used {used}, has printed {} bytes", content.len());
+                eventually(&what, || fs::read(&out).unwrap().len() >= content.len());
+                assert_same(&what, &fs::read(&out).unwrap(), content);
+            };
+            printed(&content);
+            content.extend(send_lines(&mount, 5..6));
+            printed(&content);
+            content.extend(send_lines(&mount, 6..5000));
+            printed(&content);
+            assert!(tail.is_running(), "{command} has ended");
+        }
+    }
+}
+
+/// `tail -f` that comes when everything was read, and who wants nothing of what is there already.
+#[test]
+fn tail_follows_from_the_end() {
+    for command in ["tail -s 0.01 -f", "tail -s 0.01 -n 0 -f", "tail -s 0.01 -c 0 -f"] {
+        let mount = Mount::new(&["--subbuf-size", "10000", "--n-subbufs", "4"]);
+        send_lines(&mount, 0..500);
+        if !command.contains(" 0 ") {
+            mount.read("cpu0");
+        }
+        let out = mount.beside("out");
+        let mut tail = Command::new("sh");
+        tail.args(["-c", &format!("exec {command} \"$0\"")]).arg(mount.path("cpu0"));
+        let _tail = Process::start(tail.stdout(File::create(&out).unwrap()));
+        eventually("tail to be at the end", || mount.unread("cpu0") == 0);
+        let content = send_lines(&mount, 500..600);
+        eventually("what was written later", || fs::read(&out).unwrap().len() >= content.len());
+        assert_same(command, &fs::read(&out).unwrap(), &content);
+    }
+}
