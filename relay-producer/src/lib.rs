@@ -21,15 +21,26 @@
 //! A write never raises SIGPIPE and never panics; what it returns when the daemon goes away is said at [`Channel`].
 
 mod batch;
+mod builder;
 mod channel;
 mod connection;
 mod error;
 mod frames;
 mod handshake;
+mod latest;
+mod link;
+mod options;
 mod replies;
+mod shared;
+mod sharing;
 mod socket;
+mod thread;
+mod transport;
 
-pub use batch::{Batch, BatchOptions, Counts, Wait};
-pub use channel::{Builder, Channel, Transport};
+pub use batch::Batch;
+pub use builder::Builder;
+pub use channel::Channel;
 pub use error::{BatchError, NoSuchCpu, OpenError, Refused, RequestError, WriteError};
+pub use options::{BatchOptions, Counts, Wait};
 pub use relay::{Geometry, GeometrySpec, Mode};
+pub use transport::{Transport, TransportChoice};

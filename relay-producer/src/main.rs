@@ -7,7 +7,6 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
-use relay::complaint::of_usage;
 use relay::geometry::MESSAGE_MAX;
 use relay_producer::{Batch, BatchOptions, Channel, Counts, OpenError, RequestError};
 use thiserror::Error;
@@ -34,14 +33,7 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
-    let options = match Options::read() {
-        Ok(options) => options,
-        Err(error) if error.use_stderr() => {
-            say(&of_usage(&error.to_string()));
-            return ExitCode::from(USAGE);
-        }
-        Err(help) => help.exit(),
-    };
+    let options = Options::read();
     match run(&options) {
         Ok(Counts { dropped: 0, too_big: 0, .. }) => ExitCode::SUCCESS,
         Ok(counts) => {
@@ -60,13 +52,15 @@ fn run(options: &Options) -> Result<Counts, Failure> {
     let channel = Channel::builder(options.mount(), options.channel.as_str())
         .create(options.create.is_some())
         .geometry(options.create.unwrap_or_default())
+        .transport(options.transport.into())
         .open()?;
     let (geometry, n_bufs) = (channel.geometry(), channel.n_bufs());
     if options.verbose {
         let created = if channel.created() { "created" } else { "existing" };
         let buffers = if n_bufs == 1 { "buffer" } else { "buffers" };
+        let why = channel.why_socket().map_or(String::new(), |why| format!(" ({why})"));
         say(&format!(
-            "{created} channel {}: {geometry}, {n_bufs} {buffers}; transport: {}",
+            "{created} channel {}: {geometry}, {n_bufs} {buffers}; transport: {}{why}",
             options.channel,
             channel.transport()
         ));
