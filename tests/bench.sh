@@ -1,6 +1,12 @@
 #!/bin/sh
-# Measures what relayfs does, beside a pipe and a file on tmpfs in the same run, and prints a table. As root, or with
-# fusermount3; takes a minute or two besides the build. Nothing is judged here: run it on a quiet machine.
+# Measures what relayfs does, beside pipes and a file on tmpfs in the same run, and prints a table. Judges nothing; run
+# it as root, on a machine that does nothing else. Takes about two minutes and a build.
 set -eu
 cd "$(dirname "$0")/.."
+. tests/need.sh
+
+need_rust
+need_fuse
+install_missing
+[ "$(id -u)" -eq 0 ] || fail "run it as root: it mounts and unmounts"
 exec cargo bench --quiet --locked --package relayfs-tests --bench numbers

@@ -14,7 +14,7 @@
 //! Nothing is polled without a rest that will not change: a file whose channel has gone reports POLLERR for
 //! ever, so it is read to its end and closed, and before it is opened again there is a pause. When files are
 //! ready and yet give nothing, time after time, as files on a disk do at their end, polling leaves them out
-//! until the interval is over.
+//! for a moment. (Buffers that are flushed while they are empty do the same, so: not too soon, and not for long.)
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -32,7 +32,8 @@ use crate::options::Options;
 use crate::output::{self, Output};
 use crate::signals::{self, Stop};
 
-/// Time between two looks at whether a channel is there, or still the same.
+/// Time between two looks at whether a channel is there, or still the same, or has more than empty sub-buffers
+/// by now.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Least time between two looks at the loss counters. A daemon that crashes takes with it what it counted
 /// since the last one.
@@ -41,9 +42,9 @@ const COUNT_AGAIN: Duration = Duration::from_secs(1);
 /// usual capacity of a buffer: who stops before the end may stop inside a message, and the next CPU's would
 /// follow.
 const ROUND_MAX: usize = 64 << 20;
-/// How often in a row files may be ready and give nothing. Once is usual: a sub-buffer was finished after we
-/// had read all of it.
-const FUTILE_MAX: usize = 2;
+/// How often in a row files may be ready and give nothing before they are left alone for a moment. Each flush
+/// of a sub-buffer of which we had read all, or which is empty, is such a time.
+const FUTILE_MAX: usize = 50;
 /// How long after a signal a last read may take.
 const LAST_READ_MAX: Duration = Duration::from_secs(1);
 /// What poll reports for a descriptor that is no use any more.
@@ -190,7 +191,11 @@ impl Follower<'_> {
             futile = if polled.ready && got == 0 { futile + 1 } else { 0 };
             // So that no message waits longer than an interval, counted from the beginning of the round.
             let rest = self.options.interval.saturating_sub(begun.elapsed());
-            polled = self.poll(if futile < FUTILE_MAX { sources } else { &[] }, rest)?;
+            polled = if futile < FUTILE_MAX {
+                self.poll(sources, rest)?
+            } else {
+                self.poll(&[], rest.min(LOOK_AGAIN))?
+            };
             if looked.elapsed() >= LOOK_AGAIN {
                 polled.gone |= sources.first().is_some_and(Source::was_replaced);
                 looked = Instant::now();

@@ -99,18 +99,18 @@ impl Reader {
             if overwrite && self.pending.is_empty() {
                 self.catch_up();
             }
-            let len = target.saturating_sub(self.stream).min(SKIP_LEN as u64) as usize;
+            let at = self.stream;
+            let len = target.saturating_sub(at).min(SKIP_LEN as u64) as usize;
             scratch.clear();
             let skipped = if overwrite {
                 self.read_copied(len, scratch);
-                passed(self.stream.saturating_sub(scratch.len() as u64), scratch);
+                passed(at, scratch);
                 scratch.len()
             } else {
-                let at = self.stream;
                 self.read_in_place(len, scratch, |bytes| passed(at, bytes))
             };
             add(&self.buffer.block().discarded_bytes, skipped as u64);
-            if skipped == 0 {
+            if self.stream == at {
                 break;
             }
         }
@@ -147,6 +147,12 @@ impl Reader {
     /// in it until a read finds out.
     pub fn unread(&self) -> u64 {
         self.size().saturating_sub(self.stream)
+    }
+
+    /// [`Reader::unread`], but for the header of a sub-buffer that nobody has written to yet: it says nothing.
+    pub fn unread_data(&self) -> u64 {
+        let only_header = self.buffer.widths().offset(self.state()) <= self.buffer.geometry().header();
+        if only_header && self.n_finished() == 0 { 0 } else { self.unread() }
     }
 
     /// Raises the high-water mark to what is there now. Fullness falls only when something is read, so looking
@@ -231,7 +237,11 @@ impl Reader {
         self.deliver_pending(count, out);
         let mut lapped = 0;
         while out.len() < count && lapped < TRIES_MAX {
+            let at = self.stream;
             self.catch_up();
+            if self.skipping && self.stream != at {
+                return; // how far there is to go yet, `count` does not say any more
+            }
             let readable = self.readable();
             let len = readable.len.saturating_sub(self.buffer.widths().offset(self.cursor));
             if len > count - out.len() {

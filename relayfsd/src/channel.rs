@@ -289,9 +289,9 @@ impl Channel {
         (0..self.n_bufs()).for_each(|cpu| self.wake(cpu));
     }
 
-    /// Bytes nobody has read yet, in all buffers.
+    /// Bytes that somebody wrote and nobody has read yet, in all buffers.
     pub(crate) fn unread(&self) -> u64 {
-        (0..self.n_bufs()).map(|cpu| self.read_side(cpu).reader.unread()).sum()
+        (0..self.n_bufs()).map(|cpu| self.read_side(cpu).reader.unread_data()).sum()
     }
 
     /// The numbers of one buffer.

@@ -162,7 +162,9 @@ impl Filesystem for Fs {
         match self.stat(ino) {
             Err(errno) => reply.error(errno),
             Ok(_) if changes_owner => reply.error(Errno::EPERM),
-            Ok((Node::Control { .. }, attr)) if size.is_some() => reply.attr(&TTL, &attr),
+            Ok((Node::Control { file, .. }, attr)) if size.is_some() && file.takes_writes() => {
+                reply.attr(&TTL, &attr)
+            }
             Ok(_) if size.is_some() => reply.error(Errno::EINVAL),
             Ok(_) => reply.error(Errno::EPERM),
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
-use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::frame::{Messages, WriteReply};
 use relay::writer::{Contended, Here, Outcome, Placed, Writer};
@@ -57,16 +57,18 @@ fn next_job(
     Ok((job.map_err(|_| RecvTimeoutError::Disconnected)?, from_producer))
 }
 
-/// Sees to it that this thread is on its CPU. It may have been moved off: a CPU that goes offline sends its threads
-/// away, and they stay away when it comes back.
+/// Sees to it that this thread is on its CPU, and stays there. It may have been moved off: a CPU that goes offline sends
+/// its threads away, free to run anywhere, and they stay so when it comes back. That it happens to be on its CPU now says
+/// nothing, so its affinity is asked for.
 fn pin(cpu: Option<usize>) -> Result<(), Unavailable> {
     let Some(cpu) = cpu else { return Ok(()) };
-    if sched_getcpu() == Ok(cpu) {
-        return Ok(());
-    }
+    let this_thread = Pid::from_raw(0);
     let mut set = CpuSet::new();
     set.set(cpu)
-        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .and_then(|()| match sched_getaffinity(this_thread) {
+            Ok(now) if now == set => Ok(()),
+            _ => sched_setaffinity(this_thread, &set),
+        })
         .map_err(|errno| Unavailable { cpu, why: UnavailableCause::NotAllowed(errno) })
 }
 

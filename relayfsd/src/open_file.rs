@@ -21,6 +21,10 @@ const KEEP_READ_MAX: usize = 128 << 10;
 /// (tail -n, tac) go to the end and then backwards from there, block by block.
 const KEEP_PASSED_MAX: usize = 1 << 20;
 
+/// Longest write(2) that is sure to come in one piece, in bytes. The kernel cuts longer ones after as many whole pages as a
+/// request can have, so an unaligned one up to a page earlier, and each piece would be a message of its own.
+const WRITE_MAX: usize = MESSAGE_MAX - 4096;
+
 /// An open file.
 pub(crate) enum OpenFile {
     /// A buffer's file.
@@ -224,8 +228,7 @@ impl Past {
 }
 
 fn write_message(channel: &Held, bytes: &[u8], written: Written) {
-    // The kernel cuts longer writes into pieces of this size, which would arrive as messages of their own.
-    if bytes.len() >= MESSAGE_MAX {
+    if bytes.len() > WRITE_MAX {
         return written(Err(libc::EMSGSIZE));
     }
     let here = sched_getcpu().unwrap_or(0);

@@ -73,6 +73,11 @@ impl ControlFile {
         }
     }
 
+    /// Whether it is there to be written to.
+    pub(crate) fn takes_writes(self) -> bool {
+        matches!(self, ControlFile::Msg | ControlFile::Flush | ControlFile::Reset)
+    }
+
     /// What it says when it is opened; what is written to, says nothing.
     pub(crate) fn text(self, channel: &Channel) -> String {
         match self {

@@ -85,14 +85,12 @@ impl Place {
 
     /// The directory of the buffers, where nobody named another.
     pub fn state_dir(&self) -> PathBuf {
-        paths::state_dir(&self.point, geteuid().as_raw())
+        state_dir(&self.point)
     }
 
     /// The directory of the socket, where nobody named another.
     pub fn socket_dir(&self) -> PathBuf {
-        let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-        let socket = paths::socket_path(&self.point, geteuid().as_raw(), runtime_dir.as_deref());
-        socket.parent().expect("a socket is in a directory").to_owned()
+        socket_dir(&self.point)
     }
 
     /// Fails the test if anything of a daemon is still there.
@@ -115,10 +113,24 @@ impl Default for Place {
 impl Drop for Place {
     fn drop(&mut self) {
         while self.is_mounted() && umount2(&self.point, MntFlags::MNT_DETACH).is_ok() {}
-        // What a daemon that was killed has left.
-        let _ = fs::remove_dir_all(self.state_dir());
-        let _ = fs::remove_dir_all(self.socket_dir());
+        remove_leftovers(&self.point);
     }
+}
+
+fn state_dir(point: &Path) -> PathBuf {
+    paths::state_dir(point, geteuid().as_raw())
+}
+
+fn socket_dir(point: &Path) -> PathBuf {
+    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    let socket = paths::socket_path(point, geteuid().as_raw(), runtime_dir.as_deref());
+    socket.parent().expect("a socket is in a directory").to_owned()
+}
+
+/// Removes what a daemon that was killed has left. The daemons of a mount point have all ended.
+pub(crate) fn remove_leftovers(point: &Path) {
+    let _ = fs::remove_dir_all(state_dir(point));
+    let _ = fs::remove_dir_all(socket_dir(point));
 }
 
 /// Runs a command that may leave a daemon behind. Daemons become children of the test, so that somebody waits for them.

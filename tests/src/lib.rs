@@ -291,6 +291,21 @@ impl Mount {
         text.lines().map(parse).collect()
     }
 
+    /// Takes the mount off its mount point, while files may be open, as whoever runs this may.
+    #[track_caller]
+    pub fn detach(&self) {
+        let mut command = if nix::unistd::geteuid().is_root() {
+            let mut command = tool("umount", "mount");
+            command.arg("-l");
+            command
+        } else {
+            let mut command = tool("fusermount3", "fuse3");
+            command.args(["-u", "-z"]);
+            command
+        };
+        stdout_of(command.arg(&self.point));
+    }
+
     /// Ends the daemon with a signal, and returns its exit status.
     #[track_caller]
     pub fn end(&mut self, signal: Signal) -> ExitStatus {

@@ -58,24 +58,31 @@ impl Twins {
     /// Some KiB: less than tools read at a time.
     #[track_caller]
     pub fn small() -> Twins {
-        Twins::new(100, "700")
+        Twins::new(100, "700", &[])
     }
 
     /// Less than 1 MiB, in many blocks of any tool.
     #[track_caller]
     pub fn medium() -> Twins {
-        Twins::new(20_000, "50000")
+        Twins::new(20_000, "50000", &[])
     }
 
     /// Some MiB: more than anybody reads at a time.
     #[track_caller]
     pub fn large() -> Twins {
-        Twins::new(50_000, "100000")
+        Twins::new(50_000, "100000", &[])
+    }
+
+    /// Less than 1 MiB in a buffer that would overwrite, but has room for all.
+    #[track_caller]
+    pub fn overwriting() -> Twins {
+        Twins::new(20_000, "50000", &["--overwrite"])
     }
 
     #[track_caller]
-    fn new(n_lines: usize, subbuf_size: &str) -> Twins {
-        let mount = Mount::new(&["--subbuf-size", subbuf_size, "--n-subbufs", "32", "--channel", "app/log"]);
+    fn new(n_lines: usize, subbuf_size: &str, more: &[&str]) -> Twins {
+        let args = ["--subbuf-size", subbuf_size, "--n-subbufs", "32", "--channel", "app/log"];
+        let mount = Mount::new(&[&args, more].concat());
         let content = send_lines(&mount, 0..n_lines);
         let ordinary = mount.beside("ordinary");
         fs::write(&ordinary, &content).expect("writing an ordinary file");

@@ -85,6 +85,14 @@ fn channels_and_their_geometry() {
     assert_eq!(mount.read("app/err0"), b"message");
 }
 
+/// Sub-buffers with headers that nobody has written to are nothing to be told of at the end.
+#[test]
+fn headers_alone_are_not_unread_data() {
+    let mut mount = Mount::new(&["--header=16"]);
+    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+    assert_eq!(mount.daemon().stderr(), "", "silence when all is well");
+}
+
 /// "`-` and `_` are the same in every option, on the command line, in `--channel` and in `-o`; K, M, G are powers of
 /// 1024."
 #[test]

@@ -359,3 +359,20 @@ fn closing_wakes_who_sleeps() {
         assert_ne!(error.kind(), ErrorKind::WouldBlock);
     }
 }
+
+/// So does unmounting, of which who sleeps would hear nothing otherwise.
+#[test]
+fn unmounting_wakes_who_sleeps() {
+    let mut mount = Mount::new(&[]);
+    let sleepers: Vec<Sleeper> =
+        (0..30).map(|_| Sleeper::on(vec![File::open(mount.path("cpu0")).unwrap()])).collect();
+    let epolled = File::open(mount.path("cpu0")).unwrap();
+    let epoll = epoll_on(&epolled, true);
+    mount.detach();
+    for sleeper in sleepers {
+        assert_eq!(sleeper.woken(), [PollFlags::POLLERR], "0, 4.10");
+    }
+    assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLERR], "0, 4.10");
+    drop((epoll, epolled));
+    assert_eq!(exit_code(mount.daemon().wait()), 0);
+}

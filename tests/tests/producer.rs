@@ -73,7 +73,9 @@ fn bytes(len: usize) -> Vec<u8> {
 #[test]
 fn what_is_a_message() {
     let mount = Mount::new(&[]);
-    let cases: &[(&[&str], &[u8], &[&[u8]])] = &[
+    /// Arguments, standard input, and what are the messages.
+    type Case<'a> = (&'a [&'a str], &'a [u8], &'a [&'a [u8]]);
+    let cases: &[Case<'_>] = &[
         (&["hello"], b"unread", &[b"hello\n"]),
         (&["one", "two words", ""], b"", &[b"one\n", b"two words\n", b"\n"]),
         (&["-n", "one", "two"], b"", &[b"one", b"two"]),

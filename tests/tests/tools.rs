@@ -1,11 +1,11 @@
 //! Ordinary tools on a buffer's file do what a person expects of them: the same as on an ordinary file.
 
 use std::fs::{self, File};
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use relayfs_tests::lines::{Twins, assert_same, send_lines, shell};
-use relayfs_tests::{Mount, Process, eventually, run, stdout_of, text, tool};
+use relay_producer::{BatchOptions, Wait};
+use relayfs_tests::lines::{Twins, assert_same, shell};
+use relayfs_tests::{Mount, Process, run, stdout_of, text, tool};
 
 /// Fails where a tool is missing that is not part of every Debian.
 #[track_caller]
@@ -131,7 +131,7 @@ fn tools_that_want_a_part_get_that_part() {
     ];
     for script in scripts {
         Twins::small().compare(script);
-        Twins::large().compare(script);
+        Twins::medium().compare(script);
     }
 }
 
@@ -231,24 +231,6 @@ fn a_shell_that_reads_line_by_line_gets_every_line() {
     }
 }
 
-/// The shell of BusyBox polls before each byte, so it waits at the end, as it would at a terminal, and wakes up with the
-/// next sub-buffer.
-#[test]
-fn a_shell_that_polls_follows() {
-    let twins = Twins::small();
-    let out = twins.mount.beside("out");
-    let mut sh = tool("busybox", "busybox");
-    sh.args(["sh", "-c", "while IFS= read -r line; do printf '%s\n' \"$line\"; done"]);
-    sh.stdin(File::open(twins.mount.path("cpu0")).unwrap()).stdout(File::create(&out).unwrap());
-    let mut sh = Process::start(&mut sh);
-    twins.mount.poke("cpu", "flush");
-    eventually("every line", || fs::read(&out).unwrap() == twins.content);
-    let more = send_lines(&twins.mount, 100..200);
-    twins.mount.poke("cpu", "flush");
-    eventually("every line", || fs::read(&out).unwrap() == [&twins.content[..], &more].concat());
-    assert!(sh.is_running(), "it waits for more");
-}
-
 /// Python reads in blocks of the size that the file asks for, and copies with sendfile(2) where it can.
 #[test]
 fn python_gets_every_byte() {
@@ -266,16 +248,14 @@ fn python_gets_every_byte() {
         "sys.stdout.write(''.join(fileinput.input(F)))",
         "sys.stdout.write(subprocess.check_output('cat', stdin=open(F), text=True))",
     ];
+    let python = tool("python3", "python3");
+    let python = python.get_program().display();
+    let import =
+        "import fileinput, os, pathlib, shutil, subprocess, sys; F, OUT = os.environ['F'], os.environ['OUT']";
+    let mut twins = Twins::large();
     for script in scripts {
-        let python = tool("python3", "python3");
-        let program = python.get_program().display();
-        let import = "import fileinput, os, pathlib, shutil, subprocess, sys; F = os.environ['F']; OUT = os.environ['OUT']";
-        let mut twins = Twins::small();
-        let script = format!("{program} -c \"{import}; {script}\"");
-        twins.compare(&script);
-        twins.refill(100..200);
-        twins.compare(&script);
-        Twins::large().compare(&script);
+        twins.compare(&format!("{python} -c \"{import}; {script}\""));
+        twins.refill(0..700);
     }
 }
 
@@ -307,60 +287,86 @@ assert os.lseek(fd, 0, os.SEEK_CUR) == len(content) == os.fstat(fd).st_size
     assert_eq!(stats["cpu0.discarded_bytes"], bytes - 300, "what was passed over is counted");
 }
 
-/// `tail -f` and `tail -c +1 -f` see what is written later, through a ring that is much smaller.
+/// Overwrite mode copies what it passes over before it knows that it was whole.
 #[test]
-fn tail_follows() {
-    all_installed();
-    let tails = [
-        "tail -s 0.01 -c +1 -f",
-        "tail -s 0.01 -n 1000 -f",
-        "tail -s 0.01 -n +1 -F",
-        "busybox tail -c +1 -f",
-        "busybox tail -n 1000 -f",
+fn tools_do_the_same_in_overwrite_mode() {
+    let scripts = [
+        "cat $F",
+        "dd bs=1000 if=$F",
+        "dd bs=1000 skip=77 if=$F",
+        "head -n 99 $F",
+        "tail -n 99 $F",
+        "tail -n 7000 $F",
+        "tail -c 3000 $F",
+        "tail -n +99 $F",
+        "(head -n 1; tail -n 99; cat) < $F",
     ];
-    for used in [false, true] {
-        for command in tails {
-            let mount = Mount::new(&["--subbuf-size", "10000", "--n-subbufs", "4"]);
-            if used {
-                send_lines(&mount, 0..500);
-                mount.read("cpu0");
-            }
-            let mut content = send_lines(&mount, 0..5);
-            let out = mount.beside("out");
-            let mut tail = Command::new("sh");
-            tail.args(["-c", &format!("exec {command} \"$0\"")]).arg(mount.path("cpu0"));
-            let mut tail = Process::start(tail.stdout(File::create(&out).unwrap()));
-            let printed = |content: &[u8]| {
-                let what = format!("{command}, used {used}, has printed {} bytes", content.len());
-                eventually(&what, || fs::read(&out).unwrap().len() >= content.len());
-                assert_same(&what, &fs::read(&out).unwrap(), content);
-            };
-            printed(&content);
-            content.extend(send_lines(&mount, 5..6));
-            printed(&content);
-            content.extend(send_lines(&mount, 6..5000));
-            printed(&content);
-            assert!(tail.is_running(), "{command} has ended");
-        }
+    for script in scripts {
+        Twins::overwriting().compare(script);
     }
 }
 
-/// `tail -f` that comes when everything was read, and who wants nothing of what is there already.
+/// Several programs that read one file at the same time share its bytes: each is in one of their outputs, once, and in
+/// each output they are in their order. Whole lines, because blocks and sub-buffers hold whole numbers of these.
 #[test]
-fn tail_follows_from_the_end() {
-    for command in ["tail -s 0.01 -f", "tail -s 0.01 -n 0 -f", "tail -s 0.01 -c 0 -f"] {
-        let mount = Mount::new(&["--subbuf-size", "10000", "--n-subbufs", "4"]);
-        send_lines(&mount, 0..500);
-        if !command.contains(" 0 ") {
-            mount.read("cpu0");
-        }
-        let out = mount.beside("out");
-        let mut tail = Command::new("sh");
-        tail.args(["-c", &format!("exec {command} \"$0\"")]).arg(mount.path("cpu0"));
-        let _tail = Process::start(tail.stdout(File::create(&out).unwrap()));
-        eventually("tail to be at the end", || mount.unread("cpu0") == 0);
-        let content = send_lines(&mount, 500..600);
-        eventually("what was written later", || fs::read(&out).unwrap().len() >= content.len());
-        assert_same(command, &fs::read(&out).unwrap(), &content);
+fn concurrent_readers_share_the_bytes_between_them() {
+    let mount = Mount::new(&["--subbuf-size", "6500", "--n-subbufs", "16"]);
+    let lines: Vec<String> = (0..20_000).map(|i| format!("{i:063}\n")).collect();
+    let cats =
+        ["cat $0; :", "busybox cat $0; :", "dd bs=64 if=$0 status=none", "dd bs=64K if=$0 status=none"];
+    tool("busybox", "busybox");
+    let outs: Vec<_> = (0..cats.len()).map(|i| mount.beside(&format!("out{i}"))).collect();
+    let mut readers: Vec<Process> = cats
+        .iter()
+        .zip(&outs)
+        .map(|(cat, out)| {
+            // Again and again until the file `end` is there, and then once more.
+            let script = format!("while [ ! -e $1 ]; do {cat}; done; {cat}");
+            let mut shell = Command::new("sh");
+            shell.args(["-euc", &script]).arg(mount.path("cpu0")).arg(mount.beside("end"));
+            Process::start(shell.stdout(File::create(out).unwrap()))
+        })
+        .collect();
+    let options = BatchOptions { cpu: Some(0), wait: Wait::Forever };
+    let counts = mount.channel("cpu").write_batch(&lines, options).unwrap();
+    assert_eq!(counts.written, lines.len() as u64);
+    fs::write(mount.beside("end"), "").unwrap();
+    readers.iter_mut().for_each(|reader| assert!(reader.wait().success()));
+    let mut all = Vec::new();
+    for out in &outs {
+        let got = fs::read_to_string(out).unwrap();
+        let got: Vec<String> = got.split_inclusive('\n').map(str::to_owned).collect();
+        assert!(got.is_sorted(), "{} is out of order", out.display());
+        all.extend(got);
     }
+    all.sort();
+    assert_same("all together", all.concat().as_bytes(), lines.concat().as_bytes());
+}
+
+/// A pager at a terminal: the first page, the last one, back a page, the end.
+#[test]
+fn less_pages_at_a_terminal() {
+    tool("less", "less");
+    let script = "
+import fcntl, os, pty, select, struct, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    os.environ.update(TERM='xterm', LESS='', LESSSECURE='1')
+    os.execvp('less', ['less', sys.argv[1]])
+def expect(wanted):
+    seen = b''
+    while wanted.encode() not in seen:
+        assert select.select([terminal], [], [], 20)[0], f'no {wanted} in {seen}'
+        seen += os.read(terminal, 4096)
+fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
+for keys, wanted in zip(['', ' ', 'G', 'b', 'q'], sys.argv[2:]):
+    os.write(terminal, keys.encode())
+    expect(wanted)
+os.write(terminal, b'q')
+assert os.waitpid(pid, 0)[1] == 0
+";
+    let twins = Twins::medium();
+    let mut python = tool("python3", "python3");
+    python.args(["-c", script]).arg(twins.mount.path("cpu0"));
+    stdout_of(python.args(["000010 ", "000030 ", "019999 ", "019960 "]));
 }

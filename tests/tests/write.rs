@@ -161,6 +161,35 @@ fn a_ring_filled_exactly_is_drained_and_used_again() {
     }
 }
 
+/// Who has read a sub-buffer finds room for the next message at once: as soon as read(2) returns, and not a moment later.
+#[test]
+fn what_was_read_is_room_at_once() {
+    let b = Buffer::new(Shape::new(64, 2));
+    assert_eq!(b.write("abc", 64), "ab");
+    for i in 0..2000 {
+        assert_eq!(b.read_bytes(b.file(), 64).len(), 64, "R3");
+        assert_eq!(b.write("kl", 64), "k", "W5, the time number {i}");
+    }
+    for i in 0..500 {
+        b.read_bytes(b.file(), 64);
+        b.flush();
+        assert_eq!(b.offset(), 0, "W7, the time number {i}");
+        assert_eq!(b.write("kl", 64), "k");
+    }
+    b.audit();
+
+    let mount = Mount::new(&["--channel", "one:global:subbuf-size=64:n-subbufs=2"]);
+    let file = File::open(mount.path("one0")).unwrap();
+    mount.send_to("one", 0, &[&[b'a'; 64], &[b'b'; 64], b"c"]);
+    for i in 0..500 {
+        assert_eq!(read_once(&file, 64).len(), 64);
+        std::fs::write(mount.control("one", "msg"), [b'k'; 64])
+            .unwrap_or_else(|error| panic!("{error}, {i}"));
+        let full = std::fs::write(mount.control("one", "msg"), "l").unwrap_err();
+        assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    }
+}
+
 /// Flushing a full buffer changes nothing; flushing one that is blocked but has room opens the next sub-buffer.
 #[test]
 fn flushing_a_full_buffer() {

@@ -1,0 +1,45 @@
+# Read by the scripts beside it: says or installs what is missing, and finds what cargo builds.
+
+missing=
+
+fail() {
+    echo "$(basename "$0"): $*" >&2
+    exit 1
+}
+
+# need PROGRAM PACKAGE
+need() {
+    PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1 || missing="$missing $2"
+}
+
+install_missing() {
+    missing=$(printf '%s\n' $missing | sort -u | tr '\n' ' ')
+    [ -n "${missing% }" ] || return 0
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
+        fail "please install: $missing(on Debian, as root: apt-get install $missing)"
+    fi
+    echo "installing: $missing"
+    export DEBIAN_FRONTEND=noninteractive
+    said=$({ apt-get update && apt-get install -y --no-install-recommends $missing; } 2>&1) ||
+        fail "cannot install $missing: $said"
+    missing=
+}
+
+# A Rust toolchain, in PATH or where rustup puts it, and a linker for it.
+need_rust() {
+    command -v cargo >/dev/null 2>&1 || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+    command -v cargo >/dev/null 2>&1 || fail "there is no cargo: install a Rust toolchain, see https://rustup.rs"
+    need cc gcc
+    [ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
+}
+
+# What mounting takes: the device, and for ordinary users the set-uid helper.
+need_fuse() {
+    [ "$(id -u)" -eq 0 ] || need fusermount3 fuse3
+    [ -e /dev/fuse ] || modprobe fuse 2>/dev/null ||
+        fail "there is no /dev/fuse: modprobe fuse; in a container: --device /dev/fuse --cap-add SYS_ADMIN"
+}
+
+target_dir() {
+    cargo metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'
+}

@@ -1,0 +1,38 @@
+#!/bin/sh
+# Installs what the tests need, as far as it is missing, and passes them all: format, lints, documentation, tests, and
+# the main job in a release build. As root, since the tests mount, and some for other users.
+set -eu
+cd "$(dirname "$0")/.."
+. tests/need.sh
+
+need busybox busybox
+need dash dash
+need fusermount3 fuse3
+need getconf libc-bin
+need less less
+need ls coreutils
+need mount.fuse3 fuse3
+need python3 python3
+need taskset util-linux
+need umount mount
+need_rust
+need_fuse
+for part in fmt clippy; do
+    cargo "$part" --version >/dev/null 2>&1 || rustup component add "$(echo $part | sed s/fmt/rustfmt/)" ||
+        fail "there is no cargo $part: rustup component add rustfmt clippy"
+done
+install_missing
+[ "$(id -u)" -eq 0 ] || fail "the tests take root: some mount for other users, or in a mount namespace of their own"
+
+step() {
+    printf '\n== %s\n' "$*"
+    "$@" || fail "failed: $*"
+}
+
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets --locked --quiet -- --deny warnings
+step env RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --locked --quiet
+step cargo build --workspace --locked --quiet
+step cargo test --workspace --locked --no-fail-fast
+step sh tests/hello.sh
+printf '\nall tests passed\n'

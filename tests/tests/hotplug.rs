@@ -1,0 +1,76 @@
+//! A CPU that goes offline and comes back. In a file of its own: while the CPU is away, other tests would miss it.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+use relay_producer::{BatchOptions, Channel};
+use relayfs_tests::{Mount, eventually, exit_code};
+
+/// A CPU that is offline, until this is dropped.
+struct Offline(PathBuf);
+
+impl Offline {
+    fn new(cpu: usize) -> io::Result<Offline> {
+        let switch = PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/online"));
+        let offline = Offline(switch);
+        fs::write(&offline.0, "0")?;
+        Ok(offline)
+    }
+}
+
+impl Drop for Offline {
+    fn drop(&mut self) {
+        // It may be that there was no switch.
+        let _ = fs::write(&self.0, "1");
+    }
+}
+
+/// The CPUs that the writer of CPU 1 may run on, as the kernel tells it.
+fn writers_cpus(mount: &mut Mount) -> String {
+    let tasks = fs::read_dir(format!("/proc/{}/task", mount.daemon().pid())).unwrap();
+    let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    let status = statuses.into_iter().find(|status| status.starts_with("Name:\twriter1\n")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    line.unwrap().trim().to_owned()
+}
+
+/// "Offline": messages for the CPU are refused, and counted; what it had is there to be read, and everybody else goes on.
+/// Online again: its writer goes back to it.
+#[test]
+fn a_cpu_goes_away_and_comes_back() {
+    let mut mount = Mount::new(&[]);
+    let send = |message: &[u8], cpu| {
+        let options = BatchOptions { cpu: Some(cpu), ..BatchOptions::default() };
+        let channel = Channel::open(mount.point(), "cpu").unwrap();
+        channel.write_batch(&[message], options).map_err(|error| error.to_string())
+    };
+    let before = mount.path("cpu1").exists().then(|| send(b"before ", 1).unwrap());
+    let offline = match before.map(|_| Offline::new(1)) {
+        Some(Ok(offline)) => offline,
+        impossible => {
+            // Past the capturing of output: nobody should take this for done.
+            let why =
+                impossible.map_or("there is only one".into(), |result| result.err().unwrap().to_string());
+            let _ = writeln!(io::stderr(), "not tested: CPU 1 cannot be taken offline here: {why}");
+            return;
+        }
+    };
+    let refused = send(b"lost", 1).unwrap_err();
+    assert!(refused.starts_with("CPU 1 is offline or not allowed to the daemon"), "{refused}");
+    assert_eq!(send(b"elsewhere", 0).unwrap().written, 1);
+    assert_eq!(mount.read("cpu0"), b"elsewhere");
+    let mut part = [0; 3];
+    io::Read::read_exact(&mut fs::File::open(mount.path("cpu1")).unwrap(), &mut part).unwrap();
+    assert_eq!(&part, b"bef");
+
+    drop(offline);
+    eventually("the CPU", || send(b"after", 1).is_ok());
+    assert_eq!(writers_cpus(&mut mount), "1");
+    assert_eq!(mount.read("cpu1"), b"ore after");
+    let stats = mount.stats("cpu");
+    assert!(stats["cpu1.dropped"] >= 1 && stats["cpu0.dropped"] == 0, "{stats:?}");
+    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+    assert_eq!(mount.daemon().stderr(), "");
+}

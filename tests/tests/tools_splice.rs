@@ -1,0 +1,191 @@
+//! Ways to the bytes that go by the page cache instead of read(2). The kernel fills it ahead of and apart from what the
+//! caller takes in the end, so a fill that consumed would lose bytes. All of them are refused, and those who know to fall
+//! back to read(2) get every byte. A kernel that changes any of it is noticed here.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+
+use nix::errno::Errno;
+use nix::fcntl::{PosixFadviseAdvice, SpliceFFlags, copy_file_range, posix_fadvise, splice};
+use nix::sys::sendfile::sendfile;
+use nix::unistd::pipe;
+use relayfs_tests::lines::{Twins, assert_same};
+use relayfs_tests::{run, stdout_of, text, tool};
+
+const LEN: usize = 100_000;
+
+/// One way, tried on an open file; what it says.
+type Way = fn(&Twins, &File) -> Result<usize, Errno>;
+
+const WAYS: [(&str, Way, Result<usize, Errno>); 8] = [
+    ("splice", |_, file| splice_to_pipe(file, None), Err(Errno::EINVAL)),
+    ("splice at an offset", |_, file| splice_to_pipe(file, Some(4096)), Err(Errno::EINVAL)),
+    (
+        "sendfile to a pipe",
+        |_, file| sendfile(pipe().unwrap().1, file, None, LEN), // its reader is gone, but that comes later
+        Err(Errno::EINVAL),
+    ),
+    (
+        "sendfile to a file",
+        |_, file| sendfile(tempfile::tempfile().unwrap(), file, Some(&mut 0), LEN),
+        Err(Errno::EINVAL),
+    ),
+    (
+        "sendfile to a socket",
+        |_, file| sendfile(&UnixStream::pair().unwrap().0, file, None, LEN),
+        Err(Errno::EINVAL),
+    ),
+    (
+        "copy_file_range to another file system",
+        |_, file| copy_file_range(file, None, tempfile::tempfile().unwrap(), None, LEN),
+        Err(Errno::EXDEV),
+    ),
+    (
+        "copy_file_range within the mount",
+        |twins, file| {
+            let msg = OpenOptions::new().write(true).open(twins.mount.control("app/log", "msg")).unwrap();
+            copy_file_range(file, None, msg, None, LEN)
+        },
+        Err(Errno::EINVAL),
+    ),
+    (
+        "posix_fadvise, which only begins to read ahead",
+        |_, file| posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_WILLNEED).map(|()| 0),
+        Ok(0),
+    ),
+];
+
+fn splice_to_pipe(file: &File, mut offset: Option<i64>) -> Result<usize, Errno> {
+    let (_reader, writer) = pipe().unwrap();
+    splice(file, offset.as_mut(), writer, None, LEN, SpliceFFlags::empty())
+}
+
+/// Refused, with EINVAL as the kernel's relay files on debugfs do it; and whatever the kernel did on the way, no byte is
+/// consumed.
+#[test]
+fn page_cache_fills_consume_nothing() {
+    for (name, way, says) in WAYS {
+        for twins in [Twins::medium(), Twins::overwriting()] {
+            let mut file = File::open(twins.mount.path("cpu0")).unwrap();
+            assert_eq!(way(&twins, &file), says, "{name}");
+            let mut got = vec![0; 10];
+            file.read_exact(&mut got).unwrap();
+            assert_eq!(way(&twins, &file), says, "{name}, after a read");
+            assert_eq!(file.stream_position().unwrap(), 10, "{name} moves nothing");
+            file.read_to_end(&mut got).unwrap();
+            assert_same(name, &got, &twins.content);
+            assert_eq!(way(&twins, &file).unwrap_or(0), 0, "{name}, at the end");
+        }
+    }
+}
+
+/// A shared mapping is refused. A private one is not asked for by anybody: the kernel grants it, and whoever looks into
+/// it dies of SIGBUS, having consumed nothing. The same for readahead(2).
+#[test]
+fn mappings_consume_nothing() {
+    let twins = Twins::medium();
+    let python = |script: &str| {
+        let mut python = tool("python3", "python3");
+        run(python.args(["-c", script]).arg(twins.mount.path("cpu0")))
+    };
+    let output = python(
+        "
+import ctypes, errno, mmap, sys
+f = open(sys.argv[1], 'rb')
+try:
+    mmap.mmap(f.fileno(), 100000, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    raise SystemExit('a shared mapping is granted')
+except OSError as e:
+    assert e.errno == errno.ENODEV, e
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.readahead(f.fileno(), ctypes.c_int64(0), 100000))
+m = mmap.mmap(f.fileno(), 100000, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+print('granted', flush=True)
+m[5000]
+",
+    );
+    let what = format!("{}: {}", output.status, text(&output.stderr));
+    assert_eq!(text(&output.stdout), "0\ngranted\n", "{what}");
+    assert_eq!(relayfs_tests::exit_code(output.status), 128 + 7, "{what}");
+    assert_same("after it", &twins.mount.read("cpu0"), &twins.content);
+}
+
+/// With O_DIRECT the kernel splices by reading, and what it reads it delivers.
+#[test]
+fn splicing_a_file_opened_for_direct_io_gets_every_byte() {
+    let twins = Twins::medium();
+    let file =
+        OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(twins.mount.path("cpu0")).unwrap();
+    let (reader, writer) = pipe().unwrap();
+    let mut got = Vec::new();
+    let mut reader = File::from(reader);
+    loop {
+        let len = splice(&file, None, writer.as_fd(), None, LEN, SpliceFFlags::empty()).unwrap();
+        if len == 0 {
+            break;
+        }
+        let mut part = vec![0; len];
+        reader.read_exact(&mut part).unwrap();
+        got.extend(part);
+    }
+    assert_same("splice", &got, &twins.content);
+}
+
+/// Who tries sendfile(2) or the like first, falls back to read(2) and gets every byte, also in the middle of a file.
+#[test]
+fn programs_fall_back_to_reading() {
+    tool("busybox", "busybox");
+    let python = tool("python3", "python3");
+    let python = format!("{} -c", python.get_program().display());
+    let copy = "import os, shutil; shutil.copyfile(os.environ['F'], os.environ['OUT'])";
+    let scripts = [
+        "busybox cat $F".to_owned(),
+        "busybox cat $F > $OUT; cat $OUT".to_owned(),
+        "busybox cat $F | cat".to_owned(),
+        "(head -n 3; busybox cat) < $F".to_owned(),
+        "(head -n 3; busybox cat) < $F | cat".to_owned(),
+        "cp $F $OUT; cat $OUT".to_owned(),
+        "busybox cp $F $OUT; cat $OUT".to_owned(),
+        format!("{python} \"{copy}\"; cat $OUT"),
+    ];
+    for script in scripts {
+        Twins::medium().compare(&script);
+        Twins::overwriting().compare(&script);
+    }
+}
+
+/// Python's own sendfile for sockets does so too.
+#[test]
+fn python_sends_a_file_over_a_socket() {
+    let script = "
+import socket, sys, threading
+ours, theirs = socket.socketpair()
+got = bytearray()
+def receive():
+    while part := theirs.recv(65536):
+        got.extend(part)
+receiver = threading.Thread(target=receive)
+receiver.start()
+ours.sendfile(open(sys.argv[1], 'rb'))
+ours.close()
+receiver.join()
+sys.stdout.buffer.write(got)
+";
+    let twins = Twins::medium();
+    let mut python = tool("python3", "python3");
+    let got = stdout_of(python.args(["-c", script]).arg(twins.mount.path("cpu0")));
+    assert_same("socket.sendfile", &got, &twins.content);
+}
+
+/// What was sought over by a program that then splices is still there for a read from the same place.
+#[test]
+fn a_refused_splice_at_another_position_passes_over_nothing() {
+    let twins = Twins::medium();
+    let mut file = File::open(twins.mount.path("cpu0")).unwrap();
+    file.seek(SeekFrom::Start(500_000)).unwrap();
+    assert_eq!(splice_to_pipe(&file, None), Err(Errno::EINVAL));
+    assert_same("another reader", &twins.mount.read("cpu0"), &twins.content);
+}
