@@ -4,17 +4,25 @@
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
+[ "$(id -u)" -eq 0 ] || fail "the tests take root: some mount for other users, or in a mount namespace of their own"
 
 need busybox busybox
+need cat coreutils
 need dash dash
+need dd coreutils
 need fusermount3 fuse3
 need getconf libc-bin
+need install coreutils
 need less less
 need ls coreutils
 need mount.fuse3 fuse3
 need python3 python3
+need setpriv util-linux
+need sh dash
 need taskset util-linux
+need timeout coreutils
 need umount mount
+need unshare util-linux
 need_rust
 need_fuse
 for part in fmt clippy; do
@@ -22,7 +30,6 @@ for part in fmt clippy; do
         fail "there is no cargo $part: rustup component add rustfmt clippy"
 done
 install_missing
-[ "$(id -u)" -eq 0 ] || fail "the tests take root: some mount for other users, or in a mount namespace of their own"
 
 step() {
     printf '\n== %s\n' "$*"

@@ -179,10 +179,15 @@ impl StateDir {
             let fail = |source| DirError::Io { path: dir.path.join(LOCK), source };
             let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
             let (lock, is_new) = match openat(&dir, LOCK, flags, Mode::empty()) {
-                Err(Errno::ENOENT) if dir_is_empty(&dir)? => {
-                    (openat(&dir, LOCK, flags | OFlag::O_CREAT, Mode::S_IRUSR | Mode::S_IWUSR), true)
-                }
-                Err(Errno::ENOENT) => return Err(DirError::NotEmpty(dir.path)),
+                Err(Errno::ENOENT) => match dir_is_empty(&dir) {
+                    Ok(true) => {
+                        (openat(&dir, LOCK, flags | OFlag::O_CREAT, Mode::S_IRUSR | Mode::S_IWUSR), true)
+                    }
+                    Ok(false) => return Err(DirError::NotEmpty(dir.path)),
+                    // Removed since it was opened, by a daemon that ends.
+                    Err(DirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+                    Err(error) => return Err(error),
+                },
                 result => (result, false),
             };
             let mut lock = match lock {

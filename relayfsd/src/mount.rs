@@ -48,10 +48,8 @@ pub(crate) enum MountError {
     Stale { path: PathBuf, source: io::Error },
     #[error("{FUSE_DEVICE} is missing: modprobe fuse; in a container, add it: --device {FUSE_DEVICE}")]
     NoDevice,
-    #[error(
-        "cannot open {FUSE_DEVICE}: {0}; users may mount where it is open to them: chmod 666 {FUSE_DEVICE}"
-    )]
-    Device(io::Error),
+    #[error("cannot open {FUSE_DEVICE}: {source}{}", for_users(.source))]
+    Device { source: io::Error },
     #[error("mounting on {} is not permitted: it takes CAP_SYS_ADMIN; in a container: --cap-add SYS_ADMIN", .0.display())]
     NotPermitted(PathBuf),
     #[error("{}", fusermount::MISSING)]
@@ -62,6 +60,14 @@ pub(crate) enum MountError {
     Gone(PathBuf),
     #[error("cannot read the table of mounts: {0}")]
     Table(#[source] io::Error),
+}
+
+/// What to do where only root may open /dev/fuse.
+fn for_users(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; to let users mount: chmod 666 /dev/fuse",
+        _ => "",
+    }
 }
 
 /// The real path of a mount point, without asking anything that is mounted there.
@@ -137,7 +143,7 @@ pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, M
                     // To root the helper's refusal says nothing that helps.
                     _ if geteuid().is_root() => MountError::NotPermitted(point.to_owned()),
                     // The helper opens it as the user, too.
-                    Err(errno) => MountError::Device(errno.into()),
+                    Err(errno) => MountError::Device { source: errno.into() },
                     Ok(()) => error,
                 };
                 (fusermount::mount(point, options).map_err(refused)?.0, None)
@@ -147,9 +153,9 @@ pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, M
     let entries = mountinfo::read().map_err(MountError::Table)?;
     match mountinfo::topmost(&entries, point) {
         Some(Entry { id, device: number, fs_type, .. }) if fs_type == FS_TYPE => {
-            let connection = device.try_clone().map_err(MountError::Device)?;
+            let connection = device.try_clone().map_err(|source| MountError::Device { source })?;
             let (point, id, number) = (point.to_owned(), *id, number.clone());
-            Ok((device, Mount { id, device: number, point, connection, _helper: helper }))
+            Ok((device, Mount { id, device: number, point, gone: false, connection, _helper: helper }))
         }
         _ => Err(MountError::Gone(point.to_owned())),
     }
@@ -163,7 +169,7 @@ fn mount_directly(point: &Path, options: &MountOptions) -> Result<Option<OwnedFd
         Err(error) => match error.raw_os_error() {
             Some(libc::ENOENT | libc::ENXIO | libc::ENODEV) => return Err(MountError::NoDevice),
             Some(libc::EACCES | libc::EPERM) if may_ask_helper => return Ok(None),
-            _ => return Err(MountError::Device(error)),
+            _ => return Err(MountError::Device { source: error }),
         },
     };
     let (uid, gid) = (geteuid(), getegid());
@@ -211,6 +217,8 @@ pub(crate) struct Mount {
     device: String,
     /// Where it was mounted.
     point: PathBuf,
+    /// Known to be unmounted.
+    gone: bool,
     /// The mounted /dev/fuse.
     connection: OwnedFd,
     /// Its closing tells a waiting fusermount3 to unmount.
@@ -229,6 +237,12 @@ impl Mount {
         }
     }
 
+    /// It has been unmounted, by whomever: a mount that is found in its place from now on, be it with its numbers, is
+    /// somebody else's.
+    pub(crate) fn let_go(&mut self) {
+        self.gone = true;
+    }
+
     /// Whether it still is where users find it.
     pub(crate) fn is_attached(&self) -> io::Result<bool> {
         Ok(self.find(&mountinfo::read()?).is_some())
@@ -239,6 +253,9 @@ impl Mount {
     /// Both numbers are given to somebody else as soon as the file system is gone, but not before the kernel has cut the
     /// connection. It cuts it also when it is told to while the mount stays: then the place decides.
     fn find<'a>(&self, entries: &'a [Entry]) -> Option<&'a Entry> {
+        if self.gone {
+            return None;
+        }
         let connected = self.is_connected();
         let here = |entry: &Entry| connected || entry.point == self.point;
         entries.iter().find(|entry| entry.id == self.id && entry.device == self.device && here(entry))

@@ -181,6 +181,7 @@ impl Session {
     fn released(&mut self) {
         log::info!("unmounted; the files that are open are served until they are closed");
         notify(&[NotifyState::Status("unmounted; serving open files")]);
+        self.mount.let_go();
         self.close();
         self.state = None;
     }

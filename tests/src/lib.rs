@@ -348,6 +348,7 @@ impl Drop for Mount {
                 break;
             }
         }
+        background::remove_leftovers(&self.point);
     }
 }
 

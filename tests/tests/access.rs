@@ -371,8 +371,8 @@ fn a_user_is_told_what_he_may_not() {
         "'user_allow_other' is set in /etc/fuse.conf",
         "the socket's group 0 cannot be set: Operation not permitted",
         "mounting takes fusermount3, which is not installed: install the package fuse3, or run relayfsd as root",
-        "relayfsd: cannot open /dev/fuse: Permission denied",
-        "relayfsd: cannot open /dev/fuse: Permission denied",
+        "relayfsd: cannot open /dev/fuse: Permission denied (os error 13); to let users mount: chmod 666 /dev/fuse",
+        "relayfsd: cannot open /dev/fuse: Permission denied (os error 13); to let users mount: chmod 666 /dev/fuse",
         "0",
     ]) {
         assert!(line.contains(part), "{part}: {lines:#?}");

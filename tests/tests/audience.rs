@@ -197,11 +197,11 @@ fn errors_say_what_is_wrong() {
     }
 }
 
-/// "mounts if needed ..., umounts if it mounted"
+/// "mounts if needed ..., umounts if it mounted"; again and again, while the last daemon is just ending.
 #[test]
 fn it_mounts_what_is_not_mounted_and_leaves_nothing() {
     let place = Place::new();
-    for _ in 0..2 {
+    for _ in 0..10 {
         assert_eq!(listen_well(place.point(), &[]), "");
         comes_clean(&place);
     }

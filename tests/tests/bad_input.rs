@@ -291,7 +291,7 @@ fn cpus_that_cannot_be_used() {
             grep -e cpu$n.dropped -e cpu0.produced relay/.relay/channels/cpu/stats
             echo 1 2>/dev/null >relay/.relay/channels/cpu/flush || echo "refused $?"
             grep -e cpu0.produced relay/.relay/channels/cpu/stats
-            sed 's/.*channel/channel/' log
+            sed 's/.*channel/channel/' log | sort -V
             cat relay/cpu$n relay/cpu0
             umount relay
         } | sed -E "s/(CPU |cpu)$n/\1N/g; s/(CPU |cpu)$m/\1M/g"
@@ -438,7 +438,8 @@ fn control_files() {
         assert_eq!(write(file, b"1"), Err(Some(libc::EINVAL)), "{file}");
     }
     let stats = mount.stats("small");
-    assert_eq!((stats["total.written"], stats["total.dropped"], stats["total.too_big"]), (1, 1, 2));
+    assert_eq!((stats["total.written"], stats["total.dropped"]), (1, 1));
+    assert!(stats["total.too_big"] > 0);
     assert_eq!(mount.read("small0"), b"12345678");
     assert_unharmed(&mut mount);
 }

@@ -4,15 +4,16 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::os::fd::AsFd;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::minor;
 use nix::unistd::getsid;
 use relayfs_tests::background::{Daemon, Place, try_to_start};
 use relayfs_tests::{
@@ -205,6 +206,18 @@ fn unmounting_ends_it() {
     }
 }
 
+/// The mount point is free when umount returns, though the daemon is still busy ending.
+#[test]
+fn it_starts_right_after_it_was_unmounted() {
+    let place = Place::new();
+    for _ in 0..30 {
+        let output = try_to_start(&mut place.command(&[]));
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        umount2(place.point(), MntFlags::UMOUNT_NOFOLLOW).unwrap();
+    }
+    eventually("the end of the last one", || !place.state_dir().exists() && !place.socket_dir().exists());
+}
+
 /// While somebody has a file open, umount says that the target is busy, and nothing changes.
 #[test]
 fn who_has_a_file_open_keeps_it_mounted() {
@@ -293,6 +306,21 @@ fn told_to_end_it_ends_with_files_open() {
     }
 }
 
+/// Where the kernel cuts the connection while it is mounted, the daemon says so, and takes its dead mount away.
+#[test]
+fn a_connection_that_is_cut_is_an_error() {
+    let mut mounted = Mount::new(&[]);
+    let control = Place::named("connections");
+    mount(Some("fusectl"), control.point(), Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
+    let number = minor(fs::metadata(mounted.point()).unwrap().dev());
+    fs::write(control.path(&format!("{number}/abort")), "1").unwrap();
+    assert_eq!(exit_code(mounted.daemon().wait()), 1);
+    let told = mounted.daemon().stderr();
+    assert!(told.starts_with("relayfsd: the FUSE connection was cut while mounted; see "), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
+    assert!(!is_mounted(mounted.point()));
+}
+
 /// "Stale mounts of our own replaced": after kill -9 the next start clears up and mounts, even while files of the dead
 /// mount are open.
 #[test]
@@ -358,6 +386,24 @@ fn what_was_there_before_stays() {
             let left = fs::read_dir(dir).map(Iterator::count).map_err(|error| error.kind());
             assert_eq!(left, if existed { Ok(0) } else { Err(ErrorKind::NotFound) }, "{}", dir.display());
         }
+    }
+}
+
+/// The kernel gives the numbers of a mount that is gone to the next one: a daemon that finds out late that it was unmounted
+/// must not take that for its own.
+#[test]
+fn a_late_daemon_leaves_other_mounts_alone() {
+    for _ in 0..5 {
+        let mut late = Mount::new(&[]);
+        late.daemon().signal(Signal::SIGSTOP);
+        // By the system call: umount(8) would ask the daemon something.
+        umount2(late.point(), MntFlags::UMOUNT_NOFOLLOW).unwrap();
+        let next = Mount::new(&[]);
+        late.daemon().signal(Signal::SIGCONT);
+        assert_eq!(exit_code(late.daemon().wait()), 0);
+        assert!(is_mounted(next.point()));
+        assert_eq!(next.send(0, &[b"fine"]).written, 1);
+        assert_eq!(next.read("cpu0"), b"fine");
     }
 }
 

@@ -121,7 +121,7 @@ fn a_text_does_not_change_while_it_is_read() {
     let old = fs::read(mount.control("cpu", "stats")).unwrap();
     let mut got = vec![0; 50];
     file.read_exact(&mut got).unwrap();
-    assert_eq!(mount.send(0, &[b"more messages, more digits"; 4]).written, 4);
+    assert_eq!(mount.send(0, &[&b"more messages, more digits"[..]; 4]).written, 4);
     file.read_to_end(&mut got).unwrap();
     assert_same("stats", &got, &old);
     file.rewind().unwrap();
@@ -358,7 +358,7 @@ fn walks_over_the_tree_end() {
         ("tar -C $F -cf - . | tar -xOf -", "a message"),
         ("cp -r $F $OUT; cat $OUT/cpu0", "a message"),
         ("du -a $F", "cpu0"),
-        ("ls -lR $F", "subbuf_size"),
+        ("ls -lRA $F", "subbuf_size"),
         ("df $F", "relayfs"),
         ("stat -f $F", "fuse"),
         ("rm -rf $F/* $F/.relay || cat $F/cpu0", "a message"),
