@@ -108,7 +108,10 @@ impl Batch {
 
     #[cold]
     fn gather_slowly(&mut self, message: &[u8]) -> Result<(), RequestError> {
-        if self.frame.n_messages() == 0 && self.becomes_direct()? {
+        if self.frame.n_messages() > 0 {
+            self.send()?;
+        }
+        if self.becomes_direct()? {
             let direct = self.write(message);
             return self.written_otherwise(direct, message);
         }

@@ -28,14 +28,31 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// not for a reader, not for other threads that do. [`write_batch`](Self::write_batch), [`batch`](Self::batch) and
 /// [`flush`](Self::flush) wait for the daemon's answer.
 ///
-/// What one thread writes arrives in the order in which it was written, as far as it goes to one CPU's buffer.
+/// **Transports.** Where the daemon lets this process have the channel's buffers ([`Transport::Shared`]), a message is
+/// written straight into them, without a system call. Otherwise ([`Transport::Socket`]) it goes to the daemon as a packet.
+/// Also with shared buffers some messages go that way: those of more than 64 KiB, those for another CPU than the one
+/// the caller runs on, those of threads whose C library did not register them for restartable sequences, and one that
+/// was interrupted 64 times. Sharing means trusting: a process that has the buffers can damage what others wrote, and by
+/// truncating the files end those who write there.
+///
+/// **Order.** What one thread writes arrives in the order in which it was written, as far as it goes to one CPU's
+/// buffer. With shared buffers there are exceptions: a message that [`write_to`](Self::write_to) sends to another CPU
+/// may be overtaken by what the thread writes after moving there, and one of more than 64 KiB by all later ones if the
+/// daemon has not written it after 0.1 s. A [`flush`](Self::flush) in between keeps them apart. What is in a batch keeps
+/// its order always.
 ///
 /// **When the daemon goes away**, the call that notices fails with `Disconnected`, and so do later ones, until there
 /// is a new daemon: every call looks for one, but at most one a second. [`write`](Self::write) does not wait for the
-/// new daemon's answers either, so it goes on failing until they are there.
+/// new daemon's answers either, so it goes on failing until they are there. With shared buffers nothing fails until a
+/// sub-buffer is finished or messages are refused, and what is written between a crash and that is lost.
 ///
-/// **After fork**, the child's first call makes a connection of its own, and waits for that. As with any lock, no other
-/// thread may be inside a call while a process forks, if the child is to use the channel.
+/// **After fork**, the child's first call makes a connection of its own, and waits for that. With shared buffers the
+/// child writes at once, and gets its connection when it finishes a sub-buffer or first needs the daemon. As with any
+/// lock, no other thread may be inside a call while a process forks, if the child is to use the channel.
+///
+/// **In signal handlers**, [`write`](Self::write) may be called if the transport is shared and the message has at most
+/// 64 KiB: it takes no locks and no memory then. That ends when the connection does: where the daemon may go away,
+/// or the process forks, a handler must not rely on it.
 #[derive(Debug)]
 pub struct Channel {
     link: Link,
@@ -60,12 +77,12 @@ impl Channel {
 
     /// Writes a message into the buffer of the CPU on which the caller runs.
     ///
-    /// `Err` means that the message is lost. By shared buffers, `Ok` means that it is in the buffer. By the socket, `Ok`
+    /// `Err` means that the message is lost. With shared buffers, `Ok` means that it is in the buffer. By the socket, `Ok`
     /// means that the daemon will get it, even if this process ends now; whether there is room in the buffer is not
     /// known yet. Every loss is counted, but for those while the daemon was away: by the socket, what is too big is
     /// counted as such if it can be sent at all, and everything else among the dropped.
     ///
-    /// A message of more than about 64 KiB may take up to 0.1 s if the daemon does not keep up.
+    /// A message of more than 64 KiB may take up to 0.1 s if the daemon does not keep up.
     #[inline]
     pub fn write(&self, message: &[u8]) -> Result<(), WriteError> {
         self.write_somewhere(None, message)
@@ -74,7 +91,7 @@ impl Channel {
     /// Writes a message into the buffer of a given CPU; otherwise as [`write`](Self::write). In a global channel there
     /// is only one buffer, and `cpu` means nothing.
     ///
-    /// Also by shared buffers, a message for another CPU than the caller's goes by the socket.
+    /// Also with shared buffers, a message for another CPU than the caller's goes by the socket.
     pub fn write_to(&self, cpu: usize, message: &[u8]) -> Result<(), WriteError> {
         self.write_somewhere(Some(cpu), message)
     }

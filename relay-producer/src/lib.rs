@@ -6,6 +6,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A message of a process that the daemon trusts is written straight into the channel's buffers, which it shares with
+//! the daemon: a few nanoseconds, and no system call. Everybody else's goes through a socket, by the same calls.
+//! [`Channel::transport`] says which it is, [`Channel::why_socket`] why.
+//!
 //! [`Channel::write`] never waits: a message for which there is no room is dropped, and counted. Who would rather know
 //! what became of every message, or wait for room, writes batches:
 //!
@@ -28,6 +32,7 @@ mod error;
 mod frames;
 mod handshake;
 mod latest;
+mod line;
 mod link;
 mod options;
 mod replies;

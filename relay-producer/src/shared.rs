@@ -2,26 +2,19 @@
 //!
 //! A message that fits the current sub-buffer is one restartable sequence, and nothing else is touched. Everything that
 //! costs more happens at a switch, in [`Shared::settle`]: the daemon is woken if it waits, and every so often somebody
-//! looks whether the connection is still there, since nothing else here would notice that it is not.
+//! looks whether it is still there.
 //!
 //! Nothing in this file waits, takes memory or takes a lock that another thread could hold against it, so all of it can
 //! run in a signal handler.
 
-use std::os::fd::OwnedFd;
-use std::process;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, RwLock};
-use std::thread::yield_now;
-use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::unistd::write;
 use relay::abi::BufferBlock;
 use relay::buffer::Buffer;
 use relay::geometry::MESSAGE_MAX;
 use relay::writer::{Outcome, Placed, Run, Writer};
 
-use crate::socket::Socket;
+use crate::line::Line;
 use crate::thread::Thread;
 
 /// Longest message that is written directly, in bytes. A sequence that is interrupted starts over, and the longer it is
@@ -29,10 +22,9 @@ use crate::thread::Thread;
 const DIRECT_MAX: usize = 64 << 10;
 /// Tries at a message that is interrupted each time, before it goes by the socket.
 const TRIES_MAX: u32 = 64;
-/// Whether the connection is still there is looked at when a sub-buffer is finished, but not more often than this.
-const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// Tries at closing the descriptors of a connection that is over, while others are using them.
-const RETIRE_TRIES_MAX: u32 = 1000;
+/// One in so many refused messages asks whether the daemon is still there: with every sub-buffer full there are no
+/// switches to do that at. A power of two.
+const REFUSALS_PER_LOOK: usize = 16;
 
 /// What became of a message that was to be written directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +55,7 @@ pub(crate) struct Shared {
     /// Nothing is to be written here any more: the daemon has gone, or the process has been forked and must get a
     /// connection of its own.
     over: AtomicBool,
-    /// The process that may ring.
-    pid: u32,
-    /// `None` once retired. Only ever tried, never waited for.
-    line: RwLock<Option<Line>>,
-    /// When the connection was last looked at, in milliseconds since `born`.
-    looked: AtomicU64,
-    born: Instant,
+    line: Line,
 }
 
 /// One CPU's buffer.
@@ -78,14 +64,8 @@ struct Lane {
     /// Messages that are shorter than this are written directly; 0 when that is over. One look answers both.
     limit: AtomicUsize,
     buffer: Buffer,
-}
-
-/// The way to the daemon.
-#[derive(Debug)]
-pub(crate) struct Line {
-    /// An eventfd; the daemon waits for it if somebody waits for the daemon.
-    pub(crate) bell: OwnedFd,
-    pub(crate) socket: Arc<Socket>,
+    /// Messages for which there was no room, roughly.
+    refused: AtomicUsize,
 }
 
 impl Shared {
@@ -93,28 +73,14 @@ impl Shared {
     pub(crate) fn new(buffers: Vec<Buffer>, line: Line) -> Shared {
         let lane = |buffer: Buffer| {
             let longest = buffer.geometry().subbuf_size().min(MESSAGE_MAX).min(DIRECT_MAX);
-            Lane { limit: AtomicUsize::new(longest + 1), buffer }
+            Lane { limit: AtomicUsize::new(longest + 1), buffer, refused: AtomicUsize::new(0) }
         };
-        Shared {
-            lanes: buffers.into_iter().map(lane).collect(),
-            over: AtomicBool::new(false),
-            pid: process::id(),
-            line: RwLock::new(Some(line)),
-            looked: AtomicU64::new(0),
-            born: Instant::now(),
-        }
+        Shared { lanes: buffers.into_iter().map(lane).collect(), over: AtomicBool::new(false), line }
     }
 
     /// What stands for the buffers of a connection that brought none.
     pub(crate) fn none() -> Shared {
-        Shared {
-            lanes: Box::default(),
-            over: AtomicBool::new(true),
-            pid: process::id(),
-            line: RwLock::new(None),
-            looked: AtomicU64::new(0),
-            born: Instant::now(),
-        }
+        Shared { lanes: Box::default(), over: AtomicBool::new(true), line: Line::none() }
     }
 
     /// Writes a message into the buffer of the CPU the caller is on, which must be `only` if that is given. With
@@ -128,7 +94,7 @@ impl Shared {
         }
         match Writer::new(&lane.buffer, here).try_write(message) {
             Some(Outcome { placed: Placed::Written, switched: false }) => Direct::Written,
-            Some(outcome) => self.settle(&lane.buffer, here, outcome, drop_if_full),
+            Some(outcome) => self.settle(lane, here, outcome, drop_if_full),
             None => self.write_again(only, message, drop_if_full),
         }
     }
@@ -140,7 +106,7 @@ impl Shared {
         for _ in 1..TRIES_MAX {
             let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
             if let Some(outcome) = Writer::new(&lane.buffer, here).try_write(message) {
-                return self.settle(&lane.buffer, here, outcome, drop_if_full);
+                return self.settle(lane, here, outcome, drop_if_full);
             }
         }
         Direct::NotThis
@@ -163,31 +129,33 @@ impl Shared {
 
     /// What is to be done after a try that was not interrupted, but is not over with the message either.
     #[inline(never)]
-    fn settle<R: Run>(&self, buffer: &Buffer, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
-        let direct = match outcome.placed {
-            Placed::Written => Direct::Written,
+    fn settle<R: Run>(&self, lane: &Lane, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
+        match outcome.placed {
+            Placed::Written => {
+                self.after_switch(&lane.buffer);
+                if self.is_over() && !self.line.is_own() { Direct::WrittenByChild } else { Direct::Written }
+            }
             Placed::Full => {
                 if drop_if_full {
-                    count_in(buffer, here, |block| &block.dropped);
+                    count_in(&lane.buffer, here, |block| &block.dropped);
+                }
+                if outcome.switched {
+                    self.after_switch(&lane.buffer);
+                } else {
+                    self.after_refusal(lane);
                 }
                 Direct::Full
             }
             Placed::TooBig => {
-                count_in(buffer, here, |block| &block.too_big);
+                count_in(&lane.buffer, here, |block| &block.too_big);
+                self.after_switch(&lane.buffer);
                 Direct::TooBig
             }
             Placed::Closed => {
                 self.end();
                 Direct::Closed
             }
-        };
-        if outcome.switched {
-            self.after_switch(buffer);
-            if direct == Direct::Written && self.is_over() && self.pid != process::id() {
-                return Direct::WrittenByChild;
-            }
         }
-        direct
     }
 
     /// Counts a message that is too big even to be shown to [`Self::write`]. False: this thread does not write there.
@@ -241,77 +209,35 @@ impl Shared {
             // Should it fail, the memory is wasted; nothing else depends on it.
             let _ = lane.buffer.retire();
         }
-        for _ in 0..RETIRE_TRIES_MAX {
-            // Waiting for the lock, a thread could wait for itself, having been interrupted by a signal with the lock
-            // held, or for one that is not there, if it is a child's. Unclosed, they are closed with the channel.
-            if let Ok(mut line) = self.line.try_write() {
-                *line = None;
-                return;
-            }
-            yield_now();
-        }
+        self.line.close();
     }
 
     #[cold]
     fn after_switch(&self, buffer: &Buffer) {
         if let Some(wanted) = buffer.wake_wanted() {
-            // Unless it was rung, others still have to; the daemon itself looks when a connection ends.
-            if self.ring() {
-                wanted.rung();
-            }
-            return;
+            // What is not certain to be heard is still wanted from the next who switches.
+            if self.line.ring() { wanted.rung() } else { self.end() }
+        } else if self.line.is_found_cut() {
+            self.end();
         }
-        let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // Relaxed: a time of its own; two who look at once do no harm.
-        let looked = self.looked.load(Ordering::Relaxed);
-        if now.saturating_sub(looked) >= LOOK_INTERVAL.as_millis() as u64 {
-            self.looked.store(now, Ordering::Relaxed);
-            self.with_line(|_| ());
+    }
+
+    fn after_refusal(&self, lane: &Lane) {
+        // Relaxed, and not one step: whoever is not counted is one of many.
+        let refused = lane.refused.load(Ordering::Relaxed).wrapping_add(1);
+        lane.refused.store(refused, Ordering::Relaxed);
+        if refused.is_multiple_of(REFUSALS_PER_LOOK) && self.line.is_found_cut() {
+            self.end();
         }
     }
 
     /// Rings for whoever waits for any of the buffers: switches of an earlier connection may have gone unheard.
     pub(crate) fn ring_for_all(&self) {
         for wanted in self.lanes.iter().filter_map(|lane| lane.buffer.wake_wanted()) {
-            if self.ring() {
+            if self.line.ring() {
                 wanted.rung();
             }
         }
-    }
-
-    /// Rings. False: nobody hears it.
-    fn ring(&self) -> bool {
-        let rung = self.with_line(|line| {
-            loop {
-                match write(&line.bell, &1u64.to_ne_bytes()) {
-                    Err(Errno::EINTR) => {}
-                    // The daemon has not come round to the last 2^64 rings yet.
-                    Ok(_) | Err(Errno::EAGAIN) => return true,
-                    Err(_) => return false,
-                }
-            }
-        });
-        rung == Some(true)
-    }
-
-    /// Uses the connection, if it is there and this process's own; if not, ends this.
-    fn with_line<T>(&self, then: impl FnOnce(&Line) -> T) -> Option<T> {
-        // Fails only while it is being retired.
-        let line = self.line.try_read().ok()?;
-        let line = line.as_ref()?;
-        let done = if self.pid != process::id() {
-            // Still heard if the parent lives. If not, the child's own connection makes up for it.
-            then(line);
-            None
-        } else if line.socket.is_over() {
-            None
-        } else {
-            Some(then(line))
-        };
-        if done.is_none() {
-            self.end();
-        }
-        done
     }
 }
 

@@ -15,7 +15,8 @@ use relay::buffer::Buffer;
 use relay::frame::ShareReply;
 use relay::shm::Mapping;
 
-use crate::shared::{Line, Shared};
+use crate::line::Line;
+use crate::shared::Shared;
 use crate::socket::Socket;
 use crate::thread::Thread;
 use crate::transport::TransportChoice;
@@ -90,7 +91,7 @@ impl Arriving {
             (None, Some(control)) => control,
             (why, _) => return Err(why.unwrap_or_else(|| "no control file came".into())),
         };
-        let line = Line { bell: control.bell, socket: Arc::clone(socket) };
+        let line = Line::new(control.bell, Arc::clone(socket));
         Ok(Arc::new(Shared::new(self.buffers, line)))
     }
 

@@ -25,6 +25,7 @@ use relay::frame::{
 };
 use relay::geometry::MESSAGE_MAX;
 use relay::{Geometry, GeometrySpec, Mode};
+use relay_producer::{Channel, TransportChoice};
 use tempfile::TempDir;
 
 use files::Files;
@@ -154,6 +155,11 @@ pub fn open_reply(geometry: &Geometry, created: bool) -> OpenReply {
     }
 }
 
+/// The channel "cpu", without asking for its files: for daemons that follow a script.
+pub fn open_by_socket(daemon: &Daemon) -> Channel {
+    Channel::builder(&daemon.socket, "cpu").transport(TransportChoice::Socket).open().unwrap()
+}
+
 impl Daemon {
     /// A well-behaved one.
     pub fn start(dir: &TempDir, manners: Manners) -> Daemon {
@@ -166,7 +172,11 @@ impl Daemon {
 
     /// One that does anything with its connections.
     pub fn start_script(dir: &TempDir, script: impl Fn(&Peer) + Send + Sync + 'static) -> Daemon {
-        Daemon::start_with(&dir.path().join("socket"), move |_, peer| script(peer))
+        Daemon::start_script_at(&dir.path().join("socket"), script)
+    }
+
+    pub fn start_script_at(socket: &Path, script: impl Fn(&Peer) + Send + Sync + 'static) -> Daemon {
+        Daemon::start_with(socket, move |_, peer| script(peer))
     }
 
     fn start_with(path: &Path, serve: impl Fn(&Arc<Shared>, &Arc<Peer>) + Send + Sync + 'static) -> Daemon {
