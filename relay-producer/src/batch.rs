@@ -1,84 +1,34 @@
-//! Many messages in few frames, several of them under way at once.
+//! Many messages, and what became of each: written directly as long as there is room, else in frames, several of them
+//! under way at once.
+//!
+//! A batch writes directly only while nothing of it is on its way through the socket, and sends no frame before it has
+//! found no room or is not on the right CPU. So its messages keep their order, and a producer that waits for its reader
+//! pays for one answer each time the buffer is full.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use relay::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_REPLY, WriteReply};
+use relay::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
 
 use crate::connection::{Connection, Envelope};
 use crate::error::RequestError;
 use crate::frames::WriteFrame;
+use crate::options::{BatchOptions, Counts, Wait};
 use crate::replies::Reply;
+use crate::shared::Direct;
 use crate::socket::{Deadline, SendError};
 
-/// How long the daemon may take to answer, beyond what it was asked to wait.
-pub(crate) const REPLY_LIMIT: Duration = Duration::from_secs(10);
 /// Most frames under way. Few enough that their replies can never fill a socket, enough to keep both sides busy.
 const WINDOW: usize = 8;
 
-/// What to do when the channel's buffer is full.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Wait {
-    /// Drop the message.
-    #[default]
-    No,
-    /// Wait for a reader to make room, but not longer than this; then drop the message.
-    AtMost(Duration),
-    /// Wait for a reader to make room.
-    Forever,
-}
-
-impl Wait {
-    fn millis(self) -> u32 {
-        match self {
-            Wait::No => 0,
-            Wait::AtMost(wait) => {
-                u32::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX).min(WAIT_FOREVER - 1)
-            }
-            Wait::Forever => WAIT_FOREVER,
-        }
-    }
-
-    /// When an answer to what is sent now is overdue.
-    fn deadline(self) -> Deadline {
-        let wait = match self {
-            Wait::No => Duration::ZERO,
-            Wait::AtMost(wait) => wait,
-            Wait::Forever => return None,
-        };
-        Instant::now().checked_add(wait.saturating_add(REPLY_LIMIT))
-    }
-}
-
-/// How a batch is to be written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BatchOptions {
-    /// The CPU whose buffer is meant. Without it, each frame of messages goes to the buffer of the CPU on which the
-    /// caller runs when it is sent.
-    pub cpu: Option<usize>,
-    /// What to do when the buffer is full.
-    pub wait: Wait,
-}
-
-/// What became of the messages of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Messages now in the buffers.
-    pub written: u64,
-    /// Messages dropped because every sub-buffer was full.
-    pub dropped: u64,
-    /// Messages dropped because they are longer than any of this channel can be.
-    pub too_big: u64,
-}
-
 /// A stream of messages whose fate is asked for.
 ///
-/// [`push`](Self::push) gathers, and sends what fills a frame; [`send`](Self::send) sends the rest at once;
-/// [`finish`](Self::finish) waits until the daemon has answered for everything. All three may wait: for answers to
-/// earlier frames, and thereby for room in the buffer if the options say so. After an error the batch takes no more;
-/// `finish` then collects what is still to be known. A batch that is dropped without it is still written, as far as it
-/// was sent; nobody will know what became of it.
+/// [`push`](Self::push) writes into shared buffers, or gathers, and sends what fills a frame; [`send`](Self::send) sends
+/// the rest at once; [`finish`](Self::finish) waits until the daemon has answered for everything. All three may wait:
+/// for answers to earlier frames, and thereby for room in the buffer if the options say so. After an error the batch
+/// takes no more; `finish` then collects what is still to be known. A batch that is dropped without it is still written,
+/// as far as it was sent; nobody will know what became of it.
 #[derive(Debug)]
 pub struct Batch {
     connection: Arc<Connection>,
@@ -86,6 +36,8 @@ pub struct Batch {
     frame: WriteFrame,
     /// Ids of the frames that are not answered yet, oldest first.
     under_way: VecDeque<u32>,
+    /// Messages are written directly. Then nothing has been gathered, and nothing is under way.
+    direct: bool,
     counts: Counts,
 }
 
@@ -98,6 +50,7 @@ impl Batch {
             options,
             frame,
             under_way: VecDeque::with_capacity(WINDOW),
+            direct: false,
             counts: Counts::default(),
         })
     }
@@ -105,22 +58,88 @@ impl Batch {
     /// Adds a message. Too big ones are counted, nothing else.
     #[inline]
     pub fn push(&mut self, message: &[u8]) -> Result<(), RequestError> {
+        if !self.direct {
+            return self.gather(message);
+        }
+        match self.write(message) {
+            Direct::Written => {
+                self.counts.written += 1;
+                Ok(())
+            }
+            direct => self.written_otherwise(direct, message),
+        }
+    }
+
+    #[inline(always)]
+    fn write(&self, message: &[u8]) -> Direct {
+        let drop_if_full = self.options.wait == Wait::No;
+        match &self.connection.sharing {
+            Ok(shared) => shared.write(self.options.cpu, message, drop_if_full),
+            Err(_) => Direct::NotHere,
+        }
+    }
+
+    /// What follows from a direct write that did not simply succeed.
+    #[inline(never)]
+    fn written_otherwise(&mut self, direct: Direct, message: &[u8]) -> Result<(), RequestError> {
+        match direct {
+            Direct::Written | Direct::WrittenByChild => self.counts.written += 1,
+            Direct::TooBig => self.counts.too_big += 1,
+            Direct::Full if self.options.wait == Wait::No => self.counts.dropped += 1,
+            Direct::Full | Direct::NotHere | Direct::NotThis => {
+                self.direct = false;
+                return self.add_to_frame(message);
+            }
+            Direct::Closed | Direct::Over => return Err(RequestError::Disconnected),
+        }
+        Ok(())
+    }
+
+    /// Adds a message to the frame, unless messages can be written directly again.
+    #[inline]
+    fn gather(&mut self, message: &[u8]) -> Result<(), RequestError> {
         let len = MESSAGE_PREFIX_LEN + message.len();
-        if self.frame.len() + len > self.connection.room {
-            return self.push_slowly(message);
+        if self.frame.n_messages() == 0 || self.frame.len() + len > self.connection.room {
+            return self.gather_slowly(message);
         }
         self.frame.push(message);
         Ok(())
     }
 
-    /// Adds a message that has no place in the frame at hand.
     #[cold]
-    fn push_slowly(&mut self, message: &[u8]) -> Result<(), RequestError> {
+    fn gather_slowly(&mut self, message: &[u8]) -> Result<(), RequestError> {
+        if self.frame.n_messages() > 0 {
+            self.send()?;
+        }
+        if self.becomes_direct()? {
+            let direct = self.write(message);
+            return self.written_otherwise(direct, message);
+        }
+        self.add_to_frame(message)
+    }
+
+    /// Goes back to direct writing if this thread can, waiting for everything that is under way.
+    fn becomes_direct(&mut self) -> Result<bool, RequestError> {
+        if self.connection.is_gone() {
+            return Err(RequestError::Disconnected);
+        }
+        if !self.connection.shared().is_some_and(|shared| shared.is_here(self.options.cpu)) {
+            return Ok(false);
+        }
+        self.collect_all()?;
+        self.direct = true;
+        Ok(true)
+    }
+
+    /// Adds a message to the frame, sending that first if it has no room.
+    fn add_to_frame(&mut self, message: &[u8]) -> Result<(), RequestError> {
         if message.len() > self.connection.message_max {
             self.count_too_big();
             return Ok(());
         }
-        self.send()?;
+        if self.frame.len() + MESSAGE_PREFIX_LEN + message.len() > self.connection.room {
+            self.send()?;
+        }
         if MESSAGE_PREFIX_LEN + message.len() > self.connection.room {
             return self.send_long(message);
         }
@@ -131,6 +150,9 @@ impl Batch {
     /// Counts a message that is too big even to be shown to [`push`](Self::push).
     pub fn count_too_big(&mut self) {
         self.counts.too_big += 1;
+        if self.connection.shared().is_some_and(|shared| shared.count_too_big(self.options.cpu)) {
+            return;
+        }
         // The protocol has no other word for a message that the daemon never saw.
         if let Ok(cpu) = self.connection.buffer_of(self.options.cpu) {
             self.connection.add_lost(cpu, 1);
@@ -242,25 +264,6 @@ impl Drop for Batch {
     fn drop(&mut self) {
         for &id in &self.under_way {
             self.connection.forget(id);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn waits_are_rounded_up_and_never_become_for_ever() {
-        for (wait, millis) in [
-            (Wait::No, 0),
-            (Wait::AtMost(Duration::ZERO), 0),
-            (Wait::AtMost(Duration::from_nanos(1)), 1),
-            (Wait::AtMost(Duration::from_secs(2)), 2000),
-            (Wait::AtMost(Duration::MAX), WAIT_FOREVER - 1),
-            (Wait::Forever, WAIT_FOREVER),
-        ] {
-            assert_eq!(wait.millis(), millis, "{wait:?}");
         }
     }
 }

@@ -1,96 +1,26 @@
 //! The API: a channel that is opened once and written to from anywhere in the process.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
-use relay::frame::MESSAGE_PREFIX_LEN;
-use relay::{Geometry, GeometrySpec, Mode};
+use relay::Geometry;
+use relay::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
 
-use crate::batch::{Batch, BatchOptions, Counts, REPLY_LIMIT};
+use crate::batch::Batch;
+use crate::builder::Builder;
 use crate::connection::{Connection, Envelope};
 use crate::error::{BatchError, OpenError, RequestError, WriteError};
 use crate::frames::WriteFrame;
-use crate::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
+use crate::handshake::OpenRequest;
+use crate::link::{Link, no_connection};
+use crate::options::{BatchOptions, Counts, REPLY_LIMIT};
 use crate::replies::Reply;
-use crate::socket::{SendError, find};
+use crate::shared::{Direct, Shared};
+use crate::socket::SendError;
+use crate::transport::Transport;
 
-/// After a loss of the connection, a new one is tried for at most this often.
-const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// How long [`Channel::write`] may take for a message that is longer than the socket holds at once.
 const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
-
-/// How messages get into the buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Transport {
-    /// Through a Unix socket: the daemon writes for us.
-    Socket,
-}
-
-impl fmt::Display for Transport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Transport::Socket => f.write_str("socket"),
-        }
-    }
-}
-
-/// How a channel is to be opened; made by [`Channel::builder`].
-#[derive(Clone, Debug)]
-pub struct Builder {
-    mount: PathBuf,
-    name: String,
-    create: bool,
-    spec: GeometrySpec,
-}
-
-impl Builder {
-    /// Whether to create the channel if there is none of that name. One that exists keeps its geometry.
-    pub fn create(mut self, create: bool) -> Self {
-        self.create = create;
-        self
-    }
-
-    /// The geometry of a channel that is created; what it leaves out is left to the daemon.
-    pub fn geometry(mut self, spec: GeometrySpec) -> Self {
-        self.spec = spec.or(&self.spec);
-        self
-    }
-
-    /// What a channel that is created does when its buffers are full.
-    pub fn mode(mut self, mode: Mode) -> Self {
-        self.spec.mode = Some(mode);
-        self
-    }
-
-    /// Whether a channel that is created has one buffer for all CPUs.
-    pub fn global(mut self, global: bool) -> Self {
-        self.spec.global = Some(global);
-        self
-    }
-
-    /// Opens the channel.
-    pub fn open(self) -> Result<Channel, OpenError> {
-        let request = OpenRequest { name: self.name.parse()?, spec: self.spec, create: self.create };
-        request.check()?;
-        let socket = find(&self.mount)?;
-        let handshake = Handshake::begin(&socket, OPEN_LIMIT)?;
-        let connection = match handshake.go_on(&request, Some(Instant::now() + OPEN_LIMIT))? {
-            Progress::Done(connection) => connection,
-            Progress::Waiting(handshake) => return Err(handshake.overdue()),
-        };
-        Ok(Channel {
-            mount: self.mount,
-            request,
-            created: connection.created,
-            current: RwLock::new(Arc::new(connection)),
-            redial: Mutex::default(),
-        })
-    }
-}
 
 /// An open channel.
 ///
@@ -98,35 +28,36 @@ impl Builder {
 /// not for a reader, not for other threads that do. [`write_batch`](Self::write_batch), [`batch`](Self::batch) and
 /// [`flush`](Self::flush) wait for the daemon's answer.
 ///
-/// What one thread writes arrives in the order in which it was written, as far as it goes to one CPU's buffer.
+/// **Transports.** Where the daemon lets this process have the channel's buffers ([`Transport::Shared`]), a message is
+/// written straight into them, without a system call. Otherwise ([`Transport::Socket`]) it goes to the daemon as a packet.
+/// Also with shared buffers some messages go that way: those of more than 64 KiB, those for another CPU than the one
+/// the caller runs on, those of threads whose C library did not register them for restartable sequences, and one that
+/// was interrupted 64 times. Sharing means trusting: a process that has the buffers can damage what others wrote, and by
+/// truncating the files end those who write there.
+///
+/// **Order.** What one thread writes arrives in the order in which it was written, as far as it goes to one CPU's
+/// buffer. With shared buffers there are exceptions: a message that [`write_to`](Self::write_to) sends to another CPU
+/// may be overtaken by what the thread writes after moving there, and one of more than 64 KiB by all later ones if the
+/// daemon has not written it after 0.1 s. A [`flush`](Self::flush) in between keeps them apart. What is in a batch keeps
+/// its order always.
 ///
 /// **When the daemon goes away**, the call that notices fails with `Disconnected`, and so do later ones, until there
 /// is a new daemon: every call looks for one, but at most one a second. [`write`](Self::write) does not wait for the
-/// new daemon's answers either, so it goes on failing until they are there.
+/// new daemon's answers either, so it goes on failing until they are there. With shared buffers nothing fails until a
+/// sub-buffer is finished or messages are refused, and what is written between a crash and that is lost.
 ///
-/// **After fork**, the child's first call makes a connection of its own, and waits for that. As with any lock, no other
-/// thread may be inside a call while a process forks, if the child is to use the channel.
+/// **After fork**, the child's first call makes a connection of its own, and waits for that. With shared buffers the
+/// child writes at once, and gets its connection when it finishes a sub-buffer or first needs the daemon. As with any
+/// lock, no other thread may be inside a call while a process forks, if the child is to use the channel.
+///
+/// **In signal handlers**, [`write`](Self::write) may be called if the transport is shared and the message has at most
+/// 64 KiB: it takes no locks and no memory then. That ends when the connection does: where the daemon may go away,
+/// or the process forks, a handler must not rely on it.
 #[derive(Debug)]
 pub struct Channel {
-    mount: PathBuf,
-    request: OpenRequest,
+    link: Link,
     created: bool,
-    /// The latest connection. Locked only to take or replace the `Arc`.
-    current: RwLock<Arc<Connection>>,
-    redial: Mutex<Redial>,
 }
-
-/// The search for a new daemon.
-#[derive(Debug, Default)]
-struct Redial {
-    last_try: Option<Instant>,
-    /// The process that tried.
-    pid: u32,
-    under_way: Option<Handshake>,
-}
-
-/// Why there is no connection; `None` if it was not tried now.
-type NoConnection = Option<OpenError>;
 
 impl Channel {
     /// Opens an existing channel of the daemon behind `mount`, which is a mount point or a socket.
@@ -137,29 +68,81 @@ impl Channel {
     /// Prepares to open, and perhaps to create, a channel of the daemon behind `mount`, which is a mount point or a
     /// socket.
     pub fn builder(mount: impl AsRef<Path>, name: &str) -> Builder {
-        let mount = mount.as_ref().to_owned();
-        Builder { mount, name: name.to_owned(), create: false, spec: GeometrySpec::default() }
+        Builder::new(mount.as_ref(), name)
+    }
+
+    pub(crate) fn new(mount: PathBuf, request: OpenRequest, connection: Connection) -> Channel {
+        Channel { created: connection.created, link: Link::new(mount, request, connection) }
     }
 
     /// Writes a message into the buffer of the CPU on which the caller runs.
     ///
-    /// `Ok` means that the daemon will get it, even if this process ends now; whether there is room in the buffer is
-    /// not known yet. `Err` means that it is lost. The daemon gets to know of every loss but those while it was away:
-    /// it counts what is too big as such, if it can be sent at all, and everything else among the dropped.
+    /// `Err` means that the message is lost. With shared buffers, `Ok` means that it is in the buffer. By the socket, `Ok`
+    /// means that the daemon will get it, even if this process ends now; whether there is room in the buffer is not
+    /// known yet. Every loss is counted, but for those while the daemon was away: by the socket, what is too big is
+    /// counted as such if it can be sent at all, and everything else among the dropped.
     ///
-    /// A message of more than about 64 KiB may take up to 0.1 s if the daemon does not keep up.
+    /// A message of more than 64 KiB may take up to 0.1 s if the daemon does not keep up.
+    #[inline]
     pub fn write(&self, message: &[u8]) -> Result<(), WriteError> {
         self.write_somewhere(None, message)
     }
 
     /// Writes a message into the buffer of a given CPU; otherwise as [`write`](Self::write). In a global channel there
     /// is only one buffer, and `cpu` means nothing.
+    ///
+    /// Also with shared buffers, a message for another CPU than the caller's goes by the socket.
     pub fn write_to(&self, cpu: usize, message: &[u8]) -> Result<(), WriteError> {
         self.write_somewhere(Some(cpu), message)
     }
 
+    #[inline(always)]
     fn write_somewhere(&self, cpu: Option<usize>, message: &[u8]) -> Result<(), WriteError> {
-        let connection = self.connection(false).map_err(|_| WriteError::Disconnected)?;
+        let shared = self.link.buffers().first();
+        match shared.write(cpu, message, true) {
+            Direct::Written => Ok(()),
+            direct => self.written_otherwise(shared, direct, cpu, message),
+        }
+    }
+
+    /// What follows from a direct write that did not simply succeed.
+    #[inline(never)]
+    fn written_otherwise(
+        &self,
+        shared: &Shared,
+        direct: Direct,
+        cpu: Option<usize>,
+        message: &[u8],
+    ) -> Result<(), WriteError> {
+        match direct {
+            Direct::Written => Ok(()),
+            Direct::WrittenByChild => {
+                // Without one, the next call tries.
+                let _ = self.link.connection(false);
+                Ok(())
+            }
+            Direct::Full => Err(WriteError::Full),
+            Direct::TooBig => Err(WriteError::TooBig { len: message.len(), max: shared.message_max() }),
+            Direct::Closed => Err(WriteError::Disconnected),
+            Direct::NotHere | Direct::NotThis => self.write_by_socket(cpu, message, direct),
+            Direct::Over => match self.link.buffers().later() {
+                Some(later) => self.written_otherwise(later, later.write(cpu, message, true), cpu, message),
+                None => self.write_by_socket(cpu, message, direct),
+            },
+        }
+    }
+
+    /// Sends a message to the daemon. `why` it was not written directly.
+    #[cold]
+    fn write_by_socket(&self, cpu: Option<usize>, message: &[u8], mut why: Direct) -> Result<(), WriteError> {
+        let connection = self.link.connection(false).map_err(|_| WriteError::Disconnected)?;
+        if let (Direct::Over, Some(shared)) = (why, connection.shared()) {
+            // The connection is new. Later messages will go directly, so this one has to, lest they arrive before it.
+            why = shared.write(cpu, message, true);
+            if !matches!(why, Direct::NotHere | Direct::NotThis | Direct::Over) {
+                return self.written_otherwise(shared, why, cpu, message);
+            }
+        }
         let cpu = connection.buffer_of(cpu)?;
         let (len, max) = (message.len(), connection.geometry.message_max());
         let too_big = WriteError::TooBig { len, max };
@@ -167,15 +150,32 @@ impl Channel {
             connection.add_lost(cpu, 1);
             return Err(too_big);
         }
-        let envelope = Envelope { cpu, flags: 0, id: connection.new_id(), wait_ms: 0 };
-        let sent = if MESSAGE_PREFIX_LEN + len <= connection.room {
+        // As above: this message is the exception, so it is to be in before the next one.
+        let answered = why == Direct::NotThis;
+        let (flags, id) =
+            if answered { (WRITE_REPLY, connection.expect()) } else { (0, connection.new_id()) };
+        let envelope = Envelope { cpu, flags, id, wait_ms: 0 };
+        let is_long = MESSAGE_PREFIX_LEN + len > connection.room;
+        let deadline = (is_long || answered).then(|| Instant::now() + LONG_MESSAGE_LIMIT);
+        let sent = if is_long {
+            connection.send_long(message, envelope, deadline)
+        } else {
             let mut frame = WriteFrame::new(MESSAGE_PREFIX_LEN + len);
             frame.push(message);
             connection.send(&mut frame, envelope)
-        } else {
-            connection.send_long(message, envelope, Some(Instant::now() + LONG_MESSAGE_LIMIT))
         };
+        if answered && sent.is_err() {
+            connection.forget(id);
+        }
         match sent {
+            Ok(()) if answered => match connection.reply(id, deadline) {
+                Ok(Reply::Written(WriteReply { written: 1.., .. })) => Ok(()),
+                Ok(Reply::Written(WriteReply { too_big: 1.., .. })) => Err(too_big),
+                Ok(Reply::Written(_) | Reply::Refused(_)) => Err(WriteError::Full),
+                // It is on its way, and may be overtaken.
+                Err(RequestError::NoReply) => Ok(()),
+                Ok(Reply::Done) | Err(_) => Err(WriteError::Disconnected),
+            },
             // Sent all the same, so that the buffer's rules decide what becomes of it and the right counter counts it.
             Ok(()) if len > max => Err(too_big),
             Ok(()) => Ok(()),
@@ -202,12 +202,12 @@ impl Channel {
 
     /// Begins a batch whose messages come bit by bit.
     pub fn batch(&self, options: BatchOptions) -> Result<Batch, RequestError> {
-        Batch::new(self.connection(true).map_err(no_connection)?, options)
+        Batch::new(self.link.connection(true).map_err(no_connection)?, options)
     }
 
     /// Finishes the current sub-buffer of every CPU, after everything written before through this `Channel`.
     pub fn flush(&self) -> Result<(), RequestError> {
-        let connection = self.connection(true).map_err(no_connection)?;
+        let connection = self.link.connection(true).map_err(no_connection)?;
         let deadline = Some(Instant::now() + REPLY_LIMIT);
         let id = connection.expect();
         if let Err(error) = connection.send_flush(id, deadline) {
@@ -223,12 +223,12 @@ impl Channel {
 
     /// The channel's geometry, as the daemon told it last.
     pub fn geometry(&self) -> Geometry {
-        self.latest().geometry
+        self.link.latest().geometry
     }
 
     /// Number of the channel's buffers: the number of CPUs, or 1.
     pub fn n_bufs(&self) -> usize {
-        self.latest().n_bufs()
+        self.link.latest().n_bufs()
     }
 
     /// Whether opening it created the channel.
@@ -236,74 +236,13 @@ impl Channel {
         self.created
     }
 
-    /// How messages get into the buffers.
+    /// How messages get into the buffers. With shared ones, some still go by the socket: see [`Channel`].
     pub fn transport(&self) -> Transport {
-        Transport::Socket
+        if self.link.latest().sharing.is_ok() { Transport::Shared } else { Transport::Socket }
     }
 
-    fn latest(&self) -> Arc<Connection> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Why the transport is the socket, if it is.
+    pub fn why_socket(&self) -> Option<String> {
+        self.link.latest().sharing.as_ref().err().cloned()
     }
-
-    /// A connection that works as far as is known.
-    fn connection(&self, may_wait: bool) -> Result<Arc<Connection>, NoConnection> {
-        let latest = self.latest();
-        if latest.is_own() && !latest.is_gone() { Ok(latest) } else { self.reconnect(may_wait) }
-    }
-
-    #[cold]
-    fn reconnect(&self, may_wait: bool) -> Result<Arc<Connection>, NoConnection> {
-        let mut redial = match self.redial.try_lock() {
-            Ok(redial) => redial,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) if may_wait => {
-                self.redial.lock().unwrap_or_else(PoisonError::into_inner)
-            }
-            Err(TryLockError::WouldBlock) => return Err(None),
-        };
-        let latest = self.latest();
-        if latest.is_own() && !latest.is_gone() {
-            return Ok(latest);
-        }
-        if redial.pid != process::id() {
-            *redial = Redial { pid: process::id(), ..Redial::default() };
-        }
-        // A child has lost nothing yet, and shall not lose its first message.
-        let wait = if may_wait || !latest.is_own() { OPEN_LIMIT } else { Duration::ZERO };
-        let handshake = match redial.under_way.take().filter(|handshake| !handshake.is_overdue()) {
-            Some(handshake) => handshake,
-            None if redial.last_try.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) => return Err(None),
-            None => {
-                redial.last_try = Some(Instant::now());
-                self.dial(&latest.path, wait)?
-            }
-        };
-        match handshake.go_on(&self.request, Some(Instant::now() + wait))? {
-            Progress::Done(connection) => {
-                if latest.is_own() {
-                    connection.inherit_losses(&latest);
-                }
-                let connection = Arc::new(connection);
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = connection.clone();
-                Ok(connection)
-            }
-            Progress::Waiting(handshake) => {
-                redial.under_way = Some(handshake);
-                Err(None)
-            }
-        }
-    }
-
-    /// Connects to where the daemon was; only if nobody is there, looks where the mount says it is now: a look into
-    /// the mount of a daemon that hangs would hang as well.
-    fn dial(&self, path: &Path, wait: Duration) -> Result<Handshake, OpenError> {
-        match Handshake::begin(path, wait) {
-            Err(OpenError::NoDaemon { .. }) => Handshake::begin(&find(&self.mount)?, wait),
-            begun => begun,
-        }
-    }
-}
-
-fn no_connection(reason: NoConnection) -> RequestError {
-    reason.map_or(RequestError::Disconnected, RequestError::Reopen)
 }

@@ -6,12 +6,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use relay::name::DEFAULT_CHANNEL;
 use relay::paths::{MOUNT_DEFAULT, MOUNT_ENV};
 use relay::size::parse_size;
 use relay::{ChannelName, GeometrySpec};
-use relay_producer::Wait;
+use relay_producer::{TransportChoice, Wait};
 
 /// Writes messages into a relay channel.
 ///
@@ -65,13 +65,38 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) flush: bool,
 
-    /// Say which channel, geometry and transport it is
+    /// How messages get into the buffers
+    #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
+    pub(crate) transport: TransportArg,
+
+    /// Say which channel, geometry and transport it is, and if that is the socket, why
     #[arg(short, long)]
     pub(crate) verbose: bool,
 
     /// Messages to write [default: the lines of standard input]
     #[arg(value_name = "MESSAGE")]
     pub(crate) messages: Vec<OsString>,
+}
+
+/// `--transport`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportArg {
+    /// Write into shared buffers where that is possible, else send to the daemon
+    Auto,
+    /// Write into shared buffers, or fail
+    Shared,
+    /// Send to the daemon
+    Socket,
+}
+
+impl From<TransportArg> for TransportChoice {
+    fn from(arg: TransportArg) -> TransportChoice {
+        match arg {
+            TransportArg::Auto => TransportChoice::Auto,
+            TransportArg::Shared => TransportChoice::Shared,
+            TransportArg::Socket => TransportChoice::Socket,
+        }
+    }
 }
 
 impl Options {
@@ -191,6 +216,7 @@ mod tests {
             &["--create=size=1"],
             &["--cpu=-1"],
             &["--wait=soon"],
+            &["--transport=pigeon"],
             &["--no-such-option"],
         ] {
             assert!(parse(args).is_err(), "{args:?}");

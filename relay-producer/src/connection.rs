@@ -7,24 +7,26 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use nix::poll::PollFlags;
 use nix::sched::sched_getcpu;
 use relay::Geometry;
-use relay::frame::{ALL_CPUS, Body, ERROR_TEXT_MAX, Flush, HEADER_LEN, OpenReply, Write};
+use relay::frame::{ALL_CPUS, Body, ERROR_TEXT_MAX, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, Write};
+use relay::geometry::MESSAGE_MAX;
 
 use crate::error::{NoSuchCpu, RequestError};
 use crate::frames::{WriteFrame, pieces};
-use crate::handshake::FIRST_FREE_ID;
+use crate::handshake::{FIRST_FREE_ID, Opened};
 use crate::replies::{Replies, Reply};
+use crate::shared::Shared;
 use crate::socket::{Deadline, SendError, Socket};
 
 /// An open channel on a connected socket.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    socket: Socket,
+    socket: Arc<Socket>,
     pub(crate) path: PathBuf,
     pub(crate) geometry: Geometry,
     pub(crate) created: bool,
@@ -32,6 +34,8 @@ pub(crate) struct Connection {
     pub(crate) room: usize,
     /// Longest message the daemon takes from a socket, in bytes.
     pub(crate) message_max: usize,
+    /// The channel's buffers, if this process has them; else why not.
+    pub(crate) sharing: Result<Arc<Shared>, String>,
     /// The process that may use this connection; a child of it has inherited the descriptor, but not the replies.
     pid: u32,
     /// The channel's number.
@@ -56,23 +60,23 @@ pub(crate) struct Envelope {
 
 impl Connection {
     pub(crate) fn new(
-        socket: Socket,
+        socket: Arc<Socket>,
         path: PathBuf,
-        open: OpenReply,
-        geometry: Geometry,
-        room: usize,
-        message_max: usize,
+        opened: &Opened,
+        sharing: Result<Arc<Shared>, String>,
     ) -> Connection {
+        let Opened { hello, reply, geometry } = opened;
         Connection {
             socket,
             path,
-            geometry,
-            created: open.created != 0,
-            room,
-            message_max,
+            geometry: *geometry,
+            created: reply.created != 0,
+            room: FRAME_MAX.min(hello.frame_max as usize) - HEADER_LEN - WRITE_FIXED_LEN,
+            message_max: MESSAGE_MAX.min(hello.message_max as usize),
+            sharing,
             pid: std::process::id(),
-            channel: open.channel,
-            lost: (0..open.n_bufs).map(|_| AtomicU64::new(0)).collect(),
+            channel: reply.channel,
+            lost: (0..reply.n_bufs).map(|_| AtomicU64::new(0)).collect(),
             next_id: AtomicU32::new(FIRST_FREE_ID),
             gone: AtomicBool::new(false),
             unfinished: RwLock::new(false),
@@ -101,10 +105,23 @@ impl Connection {
         self.pid == std::process::id()
     }
 
-    /// Whether nothing can be sent any more.
+    /// The channel's buffers, as long as they may be written.
+    pub(crate) fn shared(&self) -> Option<&Shared> {
+        self.sharing.as_deref().ok().filter(|shared| !shared.is_over())
+    }
+
+    /// Whether it is over, as far as anybody has noticed.
     pub(crate) fn is_gone(&self) -> bool {
         // Relaxed: nothing else is read on the strength of it, and a late answer only costs one more failing send.
-        self.gone.load(Ordering::Relaxed)
+        self.gone.load(Ordering::Relaxed) || self.sharing.as_ref().is_ok_and(|shared| shared.is_over())
+    }
+
+    fn set_gone(&self) {
+        // Relaxed: as in `is_gone`.
+        self.gone.store(true, Ordering::Relaxed);
+        if let Ok(shared) = &self.sharing {
+            shared.end();
+        }
     }
 
     /// An id that no other frame of this connection has.
@@ -238,16 +255,14 @@ impl Connection {
     /// Remembers that nothing can be sent any more. Replies to what was sent earlier may still come.
     fn note(&self, sent: Result<(), SendError>) -> Result<(), SendError> {
         if sent == Err(SendError::Gone) {
-            // Relaxed: as in `is_gone`.
-            self.gone.store(true, Ordering::Relaxed);
+            self.set_gone();
         }
         sent
     }
 
     /// Ends the connection; whoever waits for a reply wakes up.
     fn hang_up(&self) {
-        // Relaxed: as in `is_gone`.
-        self.gone.store(true, Ordering::Relaxed);
+        self.set_gone();
         self.socket.shut_down();
     }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use relay::{GeometryError, NameError};
 use thiserror::Error;
 
-use crate::batch::Counts;
+use crate::options::Counts;
 
 /// What the daemon gives as its reason when it refuses something.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -81,6 +81,12 @@ pub enum OpenError {
     /// The daemon says no.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// Nothing but shared buffers was asked for, and they are not to be had.
+    #[error("cannot write shared buffers: {why}; the socket would do")]
+    NotShared {
+        /// Why not.
+        why: String,
+    },
     /// The system says no.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {

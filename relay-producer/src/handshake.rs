@@ -1,20 +1,25 @@
-//! From a path to an open channel: connect, `HELLO`, `OPEN`. It can be left and taken up again at any point, so that
+//! From a path to an open channel: connect, `HELLO`, `OPEN`, `SHARE`. It can be left and taken up again at any point, so that
 //! a producer which must not wait can get a new connection all the same.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::PollFlags;
 use relay::frame::{
-    self, Body, FRAME_MAX, Frame, HEADER_DEFAULT, HEADER_LEN, Hello, HelloReply, OPEN_CREATE, Open,
-    OpenReply, Refusal, VERSION, WRITE_FIXED_LEN,
+    self, Body, Frame, HEADER_DEFAULT, HEADER_LEN, Hello, HelloReply, OPEN_CREATE, Open, OpenReply, Refusal,
+    Share, ShareReply, VERSION,
 };
-use relay::geometry::MESSAGE_MAX;
 use relay::{ChannelName, Geometry, GeometryError, GeometrySpec, Mode};
 
 use crate::connection::Connection;
 use crate::error::{OpenError, Refused};
+use crate::shared::Shared;
+use crate::sharing::{Arriving, wanted};
 use crate::socket::{Deadline, Socket};
+use crate::transport::TransportChoice;
 
 /// How long a daemon may take to open a channel. Whoever takes longer is taken for somebody else.
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(5);
@@ -25,8 +30,11 @@ const FRAME_MAX_LEAST: usize = 512;
 
 const HELLO_ID: u32 = 1;
 const OPEN_ID: u32 = 2;
+const SHARE_ID: u32 = 3;
+/// What daemons of a release that does not know a request answer, an errno.
+const NOT_SUPPORTED: i32 = Errno::EOPNOTSUPP as i32;
 /// Ids for everything after the handshake start here.
-pub(crate) const FIRST_FREE_ID: u32 = 3;
+pub(crate) const FIRST_FREE_ID: u32 = 4;
 
 /// What a channel is opened with, the first time and after every loss of the connection.
 #[derive(Clone, Debug)]
@@ -34,6 +42,7 @@ pub(crate) struct OpenRequest {
     pub(crate) name: ChannelName,
     pub(crate) spec: GeometrySpec,
     pub(crate) create: bool,
+    pub(crate) transport: TransportChoice,
 }
 
 impl OpenRequest {
@@ -63,11 +72,26 @@ impl OpenRequest {
 /// A connection whose channel is not open yet.
 #[derive(Debug)]
 pub(crate) struct Handshake {
-    socket: Socket,
+    socket: Arc<Socket>,
     path: PathBuf,
-    /// The answer to `HELLO`; until it is there, `OPEN` has not been sent.
-    hello: Option<HelloReply>,
+    stage: Stage,
     begun: Instant,
+}
+
+/// What the next answer is to.
+#[derive(Debug)]
+enum Stage {
+    Hello,
+    Open(HelloReply),
+    Share(Opened, Box<Arriving>),
+}
+
+/// What the daemon said of itself and of the channel.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) hello: HelloReply,
+    pub(crate) reply: OpenReply,
+    pub(crate) geometry: Geometry,
 }
 
 /// How far a handshake came in the time it was given.
@@ -79,8 +103,8 @@ pub(crate) enum Progress {
 impl Handshake {
     /// Connects and says hello, waiting at most `wait` for a listener that is swamped.
     pub(crate) fn begin(path: &Path, wait: Duration) -> Result<Handshake, OpenError> {
-        let socket = Socket::connect(path, wait)?;
-        let handshake = Handshake { socket, path: path.into(), hello: None, begun: Instant::now() };
+        let socket = Arc::new(Socket::connect(path, wait)?);
+        let handshake = Handshake { socket, path: path.into(), stage: Stage::Hello, begun: Instant::now() };
         handshake.send(&Hello { min_version: VERSION, max_version: VERSION, features: 0 }.frame(0, HELLO_ID));
         Ok(handshake)
     }
@@ -99,7 +123,7 @@ impl Handshake {
     pub(crate) fn go_on(mut self, request: &OpenRequest, deadline: Deadline) -> Result<Progress, OpenError> {
         let mut packet = [0; HEADER_LEN + 4 + frame::ERROR_TEXT_MAX];
         loop {
-            let Some(len) = self.socket.receive(&mut packet) else {
+            let Some((len, descriptors)) = self.socket.receive_with_descriptors(&mut packet) else {
                 if self.socket.wait(PollFlags::POLLIN, deadline) {
                     continue;
                 }
@@ -110,30 +134,75 @@ impl Handshake {
             }
             let packet =
                 packet.get(..len).ok_or_else(|| self.not_ours(format!("an answer of {len} bytes")))?;
-            match self.hello {
-                None => {
-                    let hello = self.answer::<HelloReply>(packet, HELLO_ID)?;
-                    if hello.version != VERSION || (hello.frame_max as usize) < FRAME_MAX_LEAST {
-                        return Err(self.not_ours(format!("{hello:?}")));
-                    }
-                    self.hello = Some(hello);
-                    self.send(&request.frame());
+            self = match self.answered(packet, descriptors, request)? {
+                Progress::Waiting(handshake) => handshake,
+                done => return Ok(done),
+            };
+        }
+    }
+
+    /// Takes an answer, and asks the next question if there is one.
+    fn answered(
+        mut self,
+        packet: &[u8],
+        descriptors: Vec<OwnedFd>,
+        request: &OpenRequest,
+    ) -> Result<Progress, OpenError> {
+        // Whatever stands there meanwhile, the answer decides what comes next.
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Hello) {
+            Stage::Hello => {
+                let hello = self.answer::<HelloReply>(packet, HELLO_ID)?;
+                if hello.version != VERSION || (hello.frame_max as usize) < FRAME_MAX_LEAST {
+                    return Err(self.not_ours(format!("{hello:?}")));
                 }
-                Some(hello) => {
-                    let open = self.answer::<OpenReply>(packet, OPEN_ID)?;
-                    let geometry = geometry_of(&open)
-                        .filter(|_| (1..=N_BUFS_MAX).contains(&open.n_bufs))
-                        .ok_or_else(|| self.not_ours(format!("{open:?}")))?;
-                    return Ok(Progress::Done(Connection::new(
-                        self.socket,
-                        self.path,
-                        open,
-                        geometry,
-                        FRAME_MAX.min(hello.frame_max as usize) - HEADER_LEN - WRITE_FIXED_LEN,
-                        MESSAGE_MAX.min(hello.message_max as usize),
-                    )));
-                }
+                self.send(&request.frame());
+                Stage::Open(hello)
             }
+            Stage::Open(hello) => {
+                let reply = self.answer::<OpenReply>(packet, OPEN_ID)?;
+                let geometry = geometry_of(&reply)
+                    .filter(|_| (1..=N_BUFS_MAX).contains(&reply.n_bufs))
+                    .ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
+                let opened = Opened { hello, reply, geometry };
+                if let Err(why) = wanted(request.transport, &geometry) {
+                    return self.done(opened, Err(why), request);
+                }
+                self.send(&Share { channel: reply.channel }.frame(0, SHARE_ID));
+                let arriving = Arriving::new(geometry, reply.n_bufs as usize);
+                Stage::Share(opened, Box::new(arriving))
+            }
+            Stage::Share(opened, mut arriving) => {
+                match self.answer::<ShareReply>(packet, SHARE_ID) {
+                    Ok(reply) => arriving.take(reply, descriptors).map_err(|why| self.not_ours(why))?,
+                    Err(OpenError::Refused(refused)) => {
+                        let why = match refused.errno {
+                            NOT_SUPPORTED => format!("the daemon does not share buffers: {}", refused.text),
+                            _ => refused.text,
+                        };
+                        return self.done(opened, Err(why), request);
+                    }
+                    Err(error) => return Err(error),
+                }
+                if arriving.is_complete() {
+                    let shared = arriving.finish(&self.socket);
+                    return self.done(opened, shared, request);
+                }
+                Stage::Share(opened, arriving)
+            }
+        };
+        Ok(Progress::Waiting(self))
+    }
+
+    /// The channel is open.
+    fn done(
+        self,
+        opened: Opened,
+        shared: Result<Arc<Shared>, String>,
+        request: &OpenRequest,
+    ) -> Result<Progress, OpenError> {
+        match shared {
+            Err(why) if request.transport == TransportChoice::Shared => Err(OpenError::NotShared { why }),
+            shared => Ok(Progress::Done(Connection::new(self.socket, self.path, &opened, shared))),
         }
     }
 
@@ -193,7 +262,13 @@ mod tests {
     use super::*;
 
     fn check(spec: &str) -> Result<(), GeometryError> {
-        OpenRequest { name: "cpu".parse().unwrap(), spec: spec.parse().unwrap(), create: true }.check()
+        OpenRequest {
+            name: "cpu".parse().unwrap(),
+            spec: spec.parse().unwrap(),
+            create: true,
+            transport: TransportChoice::Auto,
+        }
+        .check()
     }
 
     #[test]

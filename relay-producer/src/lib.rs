@@ -6,6 +6,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A message of a process that the daemon trusts is written straight into the channel's buffers, which it shares with
+//! the daemon: a few nanoseconds, and no system call. Everybody else's goes through a socket, by the same calls.
+//! [`Channel::transport`] says which it is, [`Channel::why_socket`] why.
+//!
 //! [`Channel::write`] never waits: a message for which there is no room is dropped, and counted. Who would rather know
 //! what became of every message, or wait for room, writes batches:
 //!
@@ -21,15 +25,27 @@
 //! A write never raises SIGPIPE and never panics; what it returns when the daemon goes away is said at [`Channel`].
 
 mod batch;
+mod builder;
 mod channel;
 mod connection;
 mod error;
 mod frames;
 mod handshake;
+mod latest;
+mod line;
+mod link;
+mod options;
 mod replies;
+mod shared;
+mod sharing;
 mod socket;
+mod thread;
+mod transport;
 
-pub use batch::{Batch, BatchOptions, Counts, Wait};
-pub use channel::{Builder, Channel, Transport};
+pub use batch::Batch;
+pub use builder::Builder;
+pub use channel::Channel;
 pub use error::{BatchError, NoSuchCpu, OpenError, Refused, RequestError, WriteError};
+pub use options::{BatchOptions, Counts, Wait};
 pub use relay::{Geometry, GeometrySpec, Mode};
+pub use transport::{Transport, TransportChoice};

@@ -60,13 +60,15 @@ fn run(options: &Options) -> Result<Counts, Failure> {
     let channel = Channel::builder(options.mount(), options.channel.as_str())
         .create(options.create.is_some())
         .geometry(options.create.unwrap_or_default())
+        .transport(options.transport.into())
         .open()?;
     let (geometry, n_bufs) = (channel.geometry(), channel.n_bufs());
     if options.verbose {
         let created = if channel.created() { "created" } else { "existing" };
         let buffers = if n_bufs == 1 { "buffer" } else { "buffers" };
+        let why = channel.why_socket().map_or(String::new(), |why| format!(" ({why})"));
         say(&format!(
-            "{created} channel {}: {geometry}, {n_bufs} {buffers}; transport: {}",
+            "{created} channel {}: {geometry}, {n_bufs} {buffers}; transport: {}{why}",
             options.channel,
             channel.transport()
         ));

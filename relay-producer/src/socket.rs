@@ -1,7 +1,8 @@
 //! The socket itself: finding it, connecting to it, packets out and in. Nothing here waits unless told how long.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -12,7 +13,9 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::TimeVal;
+use relay::frame::DESCRIPTORS_MAX;
 use relay::paths::SOCKET_LINK;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::error::{OpenError, RequestError};
 
@@ -84,6 +87,37 @@ impl Socket {
                 Err(_) => return Some(0),
             }
         }
+    }
+
+    /// Takes one packet with the descriptors that come with it; otherwise as [`Self::receive`].
+    pub(crate) fn receive_with_descriptors(&self, packet: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
+        use rustix::io::Errno;
+        let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let mut was_reset = false;
+        loop {
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            match recvmsg(&self.0, &mut [IoSliceMut::new(packet)], &mut control, flags) {
+                Ok(received) => {
+                    let descriptors = control.drain().flat_map(|message| match message {
+                        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+                        _ => None,
+                    });
+                    return Some((received.bytes, descriptors.flatten().collect()));
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::CONNRESET) if !was_reset => was_reset = true,
+                Err(Errno::AGAIN) => return None,
+                Err(_) => return Some((0, Vec::new())),
+            }
+        }
+    }
+
+    /// Whether the other end has hung up, whatever may still be there to receive.
+    pub(crate) fn is_over(&self) -> bool {
+        // POLLHUP needs no asking for. An interruption, the only possible failure, says nothing.
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
     /// Waits until the socket can do what `events` says, or is over. `false`: time ran out.

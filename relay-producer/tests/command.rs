@@ -6,7 +6,8 @@ use std::fs;
 use std::io::{self, Write};
 use std::process::{Command, Output, Stdio};
 
-use common::{Daemon, Manners};
+use common::files::{Files, pin_anywhere};
+use common::{Daemon, Manners, geometry};
 use relay::frame::WAIT_FOREVER;
 use tempfile::{TempDir, tempdir};
 
@@ -131,9 +132,26 @@ fn verbose_says_what_it_is_and_flush_flushes() {
     assert!(output.status.success());
     assert_eq!(
         text(&output.stderr),
-        "relay-producer: existing channel cpu: subbuf-size=256K:n-subbufs=4:global, 1 buffer; transport: socket\n"
+        "relay-producer: existing channel cpu: subbuf-size=256K:n-subbufs=4:global, 1 buffer; \
+         transport: socket (a global channel is written by the daemon alone)\n"
     );
     assert_eq!(daemon.store().flushes, [1]);
+}
+
+#[test]
+fn the_transport_is_shared_where_it_can_be_and_an_error_where_it_must_be() {
+    let (_dir, daemon) = start(Manners { unshared: (1, "not you"), ..Manners::default() });
+    let said = complaint(&daemon, &["--transport=shared", "x"], b"", 1);
+    assert!(said.starts_with("relay-producer: cannot write shared buffers: "), "{said}");
+    assert_eq!(said.lines().count(), 1);
+    let files = Files::new(geometry(""));
+    daemon.share(&files);
+    let cpu = pin_anywhere().to_string();
+    let said = complaint(&daemon, &["-v", "--cpu", &cpu, "one", "two"], b"", 0);
+    let shared = relay::writer::Here::can_share();
+    assert!(said.contains(if shared { "; transport: shared\n" } else { "; transport: socket (" }), "{said}");
+    assert_eq!(files.read(cpu.parse().unwrap()), b"one\ntwo\n");
+    assert_eq!(daemon.store().waits.is_empty(), shared);
 }
 
 #[test]
@@ -141,13 +159,14 @@ fn channels_are_created_only_when_asked_for() {
     let (_dir, daemon) = start(Manners::default());
     let said = complaint(&daemon, &["-c", "app/log", "x"], b"", 1);
     assert_eq!(said, "relay-producer: no channel 'app/log': there is cpu\n");
-    let args = ["-v", "-c", "app/log", "--create=subbuf_size=64K:n-subbufs=8:overwrite", "x"];
+    let args =
+        ["-v", "--transport=socket", "-c", "app/log", "--create=subbuf_size=64K:n-subbufs=8:overwrite", "x"];
     let said = complaint(&daemon, &args, b"", 0);
     assert_eq!(
         said,
         format!(
             "relay-producer: created channel app/log: subbuf-size=64K:n-subbufs=8:overwrite, {} buffers; \
-             transport: socket\n",
+             transport: socket (it was asked for)\n",
             common::N_CPUS
         )
     );

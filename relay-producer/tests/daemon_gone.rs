@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, open_reply};
+use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, open_by_socket, open_reply};
 use relay::frame::{Body, Refusal, WriteReply};
 use relay_producer::{BatchOptions, Channel, RequestError, WriteError};
 use tempfile::tempdir;
@@ -96,7 +96,7 @@ fn at_most_one_try_a_second() {
             }
         }
     });
-    let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+    let channel = open_by_socket(&daemon);
     let started = Instant::now();
     while started.elapsed() < Duration::from_millis(2500) {
         let _ = channel.write(b"x");
@@ -122,8 +122,8 @@ fn a_hang_up_in_the_middle_of_a_batch_leaves_what_is_known() {
 fn nonsense_ends_the_connection_and_nothing_else() {
     let garbage: [(&str, Vec<u8>); 4] = [
         ("shorter than a frame", b"huh?".to_vec()),
-        ("unexpected Hello", hello_reply().frame(0, 3)),
-        ("no counts", relay::frame::done(relay::frame::FrameType::Flush, 3)),
+        ("unexpected Hello", hello_reply().frame(0, 4)),
+        ("no counts", relay::frame::done(relay::frame::FrameType::Flush, 4)),
         ("a packet of 60000 bytes", vec![0; 60_000]),
     ];
     for (expected, answer) in garbage {
@@ -137,7 +137,7 @@ fn nonsense_ends_the_connection_and_nothing_else() {
             }
             peer.receive();
         });
-        let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+        let channel = open_by_socket(&daemon);
         let error = channel.write_batch(["x"], BatchOptions::default()).unwrap_err();
         assert!(matches!(error.cause, RequestError::Garbled(_)), "{expected}: {error}");
         assert!(error.to_string().contains(expected), "{expected}: {error}");
@@ -151,16 +151,16 @@ fn a_refused_frame_ends_the_batch_and_the_others_still_count() {
         for answer in [
             hello_reply().frame(0, 1),
             open_reply(&geometry(""), false).frame(0, 2),
-            WriteReply { written: 7, ..WriteReply::default() }.frame(0, 3),
-            Refusal { errno: 6, text: "CPU 1 is offline".into() }.frame(0, 4),
-            WriteReply { written: 9, ..WriteReply::default() }.frame(0, 5),
+            WriteReply { written: 7, ..WriteReply::default() }.frame(0, 4),
+            Refusal { errno: 6, text: "CPU 1 is offline".into() }.frame(0, 5),
+            WriteReply { written: 9, ..WriteReply::default() }.frame(0, 6),
         ] {
             peer.receive();
             peer.send(&answer);
         }
         peer.receive();
     });
-    let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+    let channel = open_by_socket(&daemon);
     let error =
         channel.write_batch(std::iter::repeat_n([0; 40_000], 3), BatchOptions::default()).unwrap_err();
     assert_eq!(error.to_string(), "CPU 1 is offline");

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, idle_socket, open_reply};
+use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, idle_socket, open_by_socket, open_reply};
 use nix::sys::socket::SockType;
 use relay::frame::{Body, Frame, OpenReply, Refusal};
 use relay_producer::{Channel, GeometrySpec, Mode, OpenError, Transport};
@@ -196,7 +196,7 @@ fn a_producer_closes_without_a_reset() {
             sender.send(Frame::decode(&packet).unwrap().kind).unwrap();
         }
     });
-    let channel = Channel::open(&daemon.socket, "cpu").unwrap();
+    let channel = open_by_socket(&daemon);
     channel.write(b"last words").unwrap();
     drop(channel);
     assert_eq!(received.recv_timeout(PATIENCE).unwrap(), relay::frame::FrameType::Write);

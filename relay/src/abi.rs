@@ -10,8 +10,6 @@
 //!
 //! Everything is little-endian and naturally aligned; reserved bytes are zero.
 
-use std::mem::{offset_of, size_of};
-
 use crate::geometry::{Geometry, Mode};
 use crate::position::Widths;
 use crate::sync::AtomicU64;
@@ -22,6 +20,10 @@ pub const CONTROL_MAGIC: [u8; 8] = *b"relayctl";
 pub const LAYOUT_VERSION: u32 = 1;
 /// Where the first buffer's block begins in a control file.
 pub const BUFFERS_OFFSET: usize = 4096;
+/// Length of a [`BufferBlock`] in bytes.
+pub const BLOCK_LEN: usize = 512;
+/// Length of a [`Record`] in bytes.
+pub const RECORD_LEN: usize = 64;
 /// Bit of [`ControlHeader::flags`]: overwrite mode.
 pub const FLAG_OVERWRITE: u32 = 1;
 /// Bit of [`ControlHeader::flags`]: one buffer for all CPUs.
@@ -68,23 +70,25 @@ pub struct ControlHeader {
 }
 
 /// Shared words of one buffer. Each line of 64 bytes has one kind of writer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C)]
 pub struct BufferBlock {
     /// Where the writer is: `lap | slot | offset`. Alone on its line; written only on the buffer's CPU.
     pub state: AtomicU64,
-    pad0: [u8; 56],
+    pad0: Pad<56>,
     /// Where the reader is: `lap | slot | bytes_consumed`. Written by the daemon only.
     pub consumed: AtomicU64,
-    pad1: [u8; 56],
+    pad1: Pad<56>,
     /// Newest sub-buffer a writer has begun to write into: `lap | slot | 0`. Never decreases.
     pub begun: AtomicU64,
-    pad2: [u8; 56],
+    pad2: Pad<56>,
     /// Messages refused because every sub-buffer was full.
     pub dropped: AtomicU64,
     /// Messages longer than a sub-buffer or the message limit.
     pub too_big: AtomicU64,
-    pad3: [u8; 48],
+    /// Messages refused because they were interrupted each time and could not go another way.
+    pub contended: AtomicU64,
+    pad3: Pad<40>,
     /// Messages the daemon wrote for somebody.
     pub written: AtomicU64,
     /// Bytes given to readers.
@@ -101,11 +105,19 @@ pub struct BufferBlock {
     pub discarded_subbufs: AtomicU64,
     /// Most finished, unread sub-buffers that were ever seen at a time.
     pub high_water: AtomicU64,
-    pad4: [u8; 192],
+    /// Messages refused that no thread on the buffer's CPU has counted: lost on a socket, or their CPU not to be had.
+    pub dropped_elsewhere: AtomicU64,
+    pad4: Pad<56>,
+    /// Odd while somebody waits for the next switch; each arming takes a new odd value.
+    pub wake: AtomicU64,
+    pad5: Pad<56>,
+    /// Not 0 when the channel is over. Read by writers that switch; the daemon blocks the buffer after setting it.
+    pub closed: AtomicU64,
+    pad6: Pad<56>,
 }
 
 /// What is known of one sub-buffer. Written at the switches that begin and finish it, absolute values all.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[repr(C)]
 pub struct Record {
     /// Number of sub-buffers finished before it since the channel was created.
@@ -116,10 +128,25 @@ pub struct Record {
     pub padding: AtomicU64,
     /// Messages lost in this buffer, for whatever cause, when it was finished.
     pub lost: AtomicU64,
-    reserved: [u8; 32],
+    reserved: Pad<32>,
 }
 
+/// Bytes that nobody looks at.
+#[derive(Debug)]
+#[repr(transparent)]
+struct Pad<const N: usize>([u8; N]);
+
+impl<const N: usize> Default for Pad<N> {
+    fn default() -> Pad<N> {
+        Pad([0; N])
+    }
+}
+
+// loom's atomics are larger; nothing else of a model has a layout.
+#[cfg(not(loom))]
 const _: () = {
+    use std::mem::offset_of;
+
     assert!(size_of::<ControlHeader>() == 88);
     assert!(offset_of!(ControlHeader, layout_version) == 8);
     assert!(offset_of!(ControlHeader, header_len) == 12);
@@ -137,12 +164,13 @@ const _: () = {
     assert!(offset_of!(ControlHeader, records_offset) == 72);
     assert!(offset_of!(ControlHeader, record_stride) == 80);
 
-    assert!(size_of::<BufferBlock>() == 512);
+    assert!(size_of::<BufferBlock>() == BLOCK_LEN);
     assert!(offset_of!(BufferBlock, state) == 0);
     assert!(offset_of!(BufferBlock, consumed) == 64);
     assert!(offset_of!(BufferBlock, begun) == 128);
     assert!(offset_of!(BufferBlock, dropped) == 192);
     assert!(offset_of!(BufferBlock, too_big) == 200);
+    assert!(offset_of!(BufferBlock, contended) == 208);
     assert!(offset_of!(BufferBlock, written) == 256);
     assert!(offset_of!(BufferBlock, read_bytes) == 264);
     assert!(offset_of!(BufferBlock, read_subbufs) == 272);
@@ -151,8 +179,11 @@ const _: () = {
     assert!(offset_of!(BufferBlock, discarded_bytes) == 296);
     assert!(offset_of!(BufferBlock, discarded_subbufs) == 304);
     assert!(offset_of!(BufferBlock, high_water) == 312);
+    assert!(offset_of!(BufferBlock, dropped_elsewhere) == 320);
+    assert!(offset_of!(BufferBlock, wake) == 384);
+    assert!(offset_of!(BufferBlock, closed) == 448);
 
-    assert!(size_of::<Record>() == 64);
+    assert!(size_of::<Record>() == RECORD_LEN);
     assert!(offset_of!(Record, number) == 0);
     assert!(offset_of!(Record, begin) == 8);
     assert!(offset_of!(Record, padding) == 16);
@@ -165,7 +196,7 @@ const PAGE: u64 = 4096;
 /// The control header of a channel of this geometry with `n_bufs` buffers.
 pub fn control_header(geometry: &Geometry, n_bufs: usize) -> ControlHeader {
     let widths = Widths::new(geometry);
-    let records_len = 2 * geometry.n_subbufs() as u64 * size_of::<Record>() as u64;
+    let records_len = 2 * geometry.n_subbufs() as u64 * RECORD_LEN as u64;
     ControlHeader {
         magic: CONTROL_MAGIC,
         layout_version: LAYOUT_VERSION,
@@ -182,16 +213,44 @@ pub fn control_header(geometry: &Geometry, n_bufs: usize) -> ControlHeader {
         slot_bits: widths.slot_bits() as u8,
         reserved: [0; 2],
         buffers_offset: BUFFERS_OFFSET as u64,
-        buffer_stride: (size_of::<BufferBlock>() as u64 + records_len).next_multiple_of(PAGE),
-        records_offset: size_of::<BufferBlock>() as u64,
-        record_stride: size_of::<Record>() as u64,
+        buffer_stride: (BLOCK_LEN as u64 + records_len).next_multiple_of(PAGE),
+        records_offset: BLOCK_LEN as u64,
+        record_stride: RECORD_LEN as u64,
     }
 }
 
 impl ControlHeader {
     /// Length of the control file in bytes.
     pub fn control_len(&self) -> u64 {
-        self.buffers_offset + u64::from(self.n_bufs) * self.buffer_stride
+        self.buffers_offset.saturating_add(u64::from(self.n_bufs).saturating_mul(self.buffer_stride))
+    }
+
+    /// Whether this release can use a file with this header for a channel of this geometry: same layout, no feature
+    /// it does not know, and parts that lie where a file of `len` bytes has them.
+    pub fn check(&self, geometry: &Geometry, n_bufs: usize, len: u64) -> Result<(), &'static str> {
+        let own = control_header(geometry, n_bufs);
+        let shape = |h: &ControlHeader| {
+            (h.subbuf_size, h.n_subbufs, h.header, h.flags, h.n_bufs, h.offset_bits, h.slot_bits)
+        };
+        let block_len = self
+            .records_offset
+            .checked_add((2 * u64::from(self.n_subbufs)).saturating_mul(self.record_stride));
+        if self.magic != CONTROL_MAGIC {
+            Err("it is no control file")
+        } else if self.layout_version != LAYOUT_VERSION || self.features_required != 0 {
+            Err("its layout is of another release")
+        } else if shape(self) != shape(&own) {
+            Err("its geometry is not the channel's")
+        } else if self.buffers_offset < size_of::<ControlHeader>() as u64
+            || self.records_offset < BLOCK_LEN as u64
+            || self.record_stride < RECORD_LEN as u64
+            || block_len.is_none_or(|len| len > self.buffer_stride)
+            || self.control_len() > len
+        {
+            Err("its parts do not fit it")
+        } else {
+            Ok(())
+        }
     }
 }
 

@@ -2,55 +2,68 @@
 
 use std::sync::Arc;
 
-use crate::abi::{self, BufferBlock, Record};
+use crate::abi::{self, BufferBlock, ControlHeader, Record};
 use crate::geometry::Geometry;
 use crate::position::{Position, Widths};
-use crate::shm::Mapping;
+use crate::shm::{Located, Mapping};
 use crate::sync::{AtomicU64, Ordering};
 
 /// A mapped buffer. Cheap to clone; all clones are the same buffer.
 #[derive(Clone, Debug)]
 pub struct Buffer {
     control: Arc<Mapping>,
+    block: Located<BufferBlock>,
+    /// Where the first record is in the control file, and how far it is to the next.
+    records_at: usize,
+    record_stride: usize,
     data: Arc<Mapping>,
-    block_at: usize,
     geometry: Geometry,
     widths: Widths,
 }
 
 impl Buffer {
-    /// The buffer number `index` of a channel: its part of the control file, and its data file. `None` if the
-    /// mappings are too short for the geometry.
+    /// The buffer number `index` of a channel: its part of the control file, which has this header, and its data file.
+    /// `None` if the mappings are too short for it. The header was checked, see [`ControlHeader::check`].
     pub fn new(
         control: Arc<Mapping>,
         data: Arc<Mapping>,
         geometry: Geometry,
+        header: &ControlHeader,
         index: usize,
     ) -> Option<Buffer> {
-        let header = abi::control_header(&geometry, index + 1);
-        let block_at = usize::try_from(header.buffers_offset + index as u64 * header.buffer_stride).ok()?;
-        let buffer = Buffer { control, data, block_at, widths: Widths::new(&geometry), geometry };
-        let last_record =
-            block_at + size_of::<BufferBlock>() + (2 * geometry.n_subbufs() - 1) * size_of::<Record>();
-        buffer.control.get::<BufferBlock>(block_at)?;
-        buffer.control.get::<Record>(last_record)?;
-        buffer.data.lend(0, geometry.buffer_size() as usize, |_| ())?;
-        Some(buffer)
+        let block_at = header.buffers_offset.checked_add(header.buffer_stride.checked_mul(index as u64)?)?;
+        let records_at = usize::try_from(block_at.checked_add(header.records_offset)?).ok()?;
+        let record_stride = usize::try_from(header.record_stride).ok()?;
+        let block = Located::new(&control, usize::try_from(block_at).ok()?)?;
+        let last_record = records_at.checked_add(record_stride.checked_mul(2 * geometry.n_subbufs() - 1)?)?;
+        control.get::<Record>(records_at)?;
+        control.get::<Record>(last_record)?;
+        data.address(0, usize::try_from(geometry.buffer_size()).ok()?)?;
+        let widths = Widths::new(&geometry);
+        Some(Buffer { control, block, records_at, record_stride, data, geometry, widths })
     }
 
     /// A buffer in memory of this process alone, ready for use, whose history begins at `lap`.
     pub fn anonymous(geometry: Geometry, lap: u64) -> std::io::Result<Buffer> {
-        let control = Arc::new(Mapping::anonymous(abi::control_header(&geometry, 1).control_len())?);
-        let data = Arc::new(Mapping::anonymous(abi::data_len(&geometry))?);
-        let buffer = Buffer::new(control, data, geometry, 0).expect("mappings of the right length");
+        let header = abi::control_header(&geometry, 1);
+        let control = Arc::new(Mapping::anonymous(header.control_len())?);
+        let data = Arc::new(Mapping::anonymous(geometry.buffer_size())?);
+        let buffer = Buffer::new(control, data, geometry, &header, 0).expect("mappings of the right length");
         buffer.init(lap);
         Ok(buffer)
+    }
+
+    /// Lets go of the files, see [`Mapping::retire`].
+    pub fn retire(&self) -> std::io::Result<()> {
+        self.control.retire()?;
+        self.data.retire()
     }
 
     /// Makes a zeroed buffer that nobody uses yet ready for use: empty, at the start of `lap`.
     pub fn init(&self, lap: u64) {
         let start = self.widths.pack(lap, 0, 0);
-        self.zero_header(start);
+        let inside = self.data.zero(self.ring_offset(start), self.geometry.header());
+        debug_assert!(inside, "the ring was checked in new");
         // Relaxed: whoever hands the buffer to other threads or processes orders that.
         let block = self.block();
         block.begun.store(start.0, Ordering::Relaxed);
@@ -69,39 +82,47 @@ impl Buffer {
     }
 
     /// The shared words.
+    #[inline]
     pub fn block(&self) -> &BufferBlock {
-        self.control.get(self.block_at).expect("checked in new")
+        &self.block
     }
 
     /// The record of the sub-buffer at `position`.
     pub fn record(&self, position: Position) -> &Record {
         let number = 2 * self.widths.slot(position) + (self.widths.lap(position) & 1) as usize;
-        let at = self.block_at + size_of::<BufferBlock>() + number * size_of::<Record>();
-        self.control.get(at).expect("the last record was checked in new, and slots are clamped")
+        let at = self.records_at + number * self.record_stride;
+        self.control.get(at).expect("first and last record were checked in new, and slots are clamped")
     }
 
     /// Messages lost in this buffer so far, for whatever cause.
     pub fn lost(&self) -> u64 {
         let block = self.block();
         // Relaxed: a sum of counters that stand for themselves.
-        block.dropped.load(Ordering::Relaxed).wrapping_add(block.too_big.load(Ordering::Relaxed))
+        [&block.dropped, &block.too_big, &block.contended, &block.dropped_elsewhere]
+            .iter()
+            .fold(0, |sum, counter| sum.wrapping_add(counter.load(Ordering::Relaxed)))
+    }
+
+    /// Counts messages that the daemon wrote for somebody.
+    pub fn count_written(&self, n: u64) {
+        add(&self.block().written, n);
+    }
+
+    /// Counts messages that are lost without their CPU having been asked.
+    pub fn count_dropped_elsewhere(&self, n: u64) {
+        add(&self.block().dropped_elsewhere, n);
     }
 
     /// The ring.
+    #[inline(always)]
     pub(crate) fn data(&self) -> &Mapping {
         &self.data
     }
 
     /// Where `position` is in the ring, in bytes.
+    #[inline(always)]
     pub(crate) fn ring_offset(&self, position: Position) -> usize {
         self.widths.slot(position) * self.geometry.subbuf_size() + self.widths.offset(position)
-    }
-
-    /// Zeroes the header of the sub-buffer at `position`.
-    pub(crate) fn zero_header(&self, position: Position) {
-        let start = self.widths.at(position, 0);
-        let inside = self.data.zero(self.ring_offset(start), self.geometry.header());
-        debug_assert!(inside, "the ring was checked in new");
     }
 }
 

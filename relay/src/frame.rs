@@ -13,8 +13,14 @@
 //! reply    empty
 //! CLOSE    u32 channel
 //! reply    empty
+//! SHARE    u32 channel
+//! reply    u32 layout version   u32 first   u32 count   with descriptors
 //! ERROR    u32 errno   text (UTF-8)
 //! ```
+//!
+//! `SHARE` asks for the channel's files, to write them directly. Its replies, all with its id, bring descriptors: the
+//! first the control file and the bell (an eventfd of this connection), then, as do further ones, data files number
+//! `first` to `first + count - 1`; the last brings the last file.
 //!
 //! A reply has its request's type with [`REPLY_BIT`] set and the request's id; a refusal is an `ERROR` with that
 //! id. Every request is answered but `WRITE`, which is answered only if [`WRITE_REPLY`] is set.
@@ -41,6 +47,9 @@ pub const WRITE_REPLY: u16 = 1;
 /// Flag of `WRITE`: the frame's only message is longer than the frame and goes on in the next frame of this id,
 /// whose body, after the same fixed part, is just more bytes.
 pub const WRITE_MORE: u16 = 2;
+
+/// Most descriptors that come with one frame.
+pub const DESCRIPTORS_MAX: usize = 32;
 
 /// `cpu` of a `FLUSH` that means every buffer.
 pub const ALL_CPUS: u32 = u32::MAX;
@@ -70,14 +79,16 @@ pub enum FrameType {
     Flush = 4,
     /// Gives a channel back.
     Close = 5,
+    /// Asks for a channel's files.
+    Share = 6,
     /// A refusal; the only type without [`REPLY_BIT`] that the daemon sends.
     Error = 0x7fff,
 }
 
 impl FrameType {
     fn from_wire(raw: u16) -> Option<FrameType> {
-        use FrameType::{Close, Error, Flush, Hello, Open, Write};
-        [Hello, Open, Write, Flush, Close, Error].into_iter().find(|t| *t as u16 == raw)
+        use FrameType::{Close, Error, Flush, Hello, Open, Share, Write};
+        [Hello, Open, Write, Flush, Close, Share, Error].into_iter().find(|t| *t as u16 == raw)
     }
 }
 
@@ -471,6 +482,56 @@ impl Body<'_> for Close {
     }
 }
 
+/// Asks for a channel's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The channel's number.
+    pub channel: u32,
+}
+
+impl Body<'_> for Share {
+    const KIND: FrameType = FrameType::Share;
+    const REPLY: bool = false;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.channel.to_le_bytes());
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, FrameError> {
+        let mut fields = Fields(body);
+        fields.all("share", |f| Some(Share { channel: f.u32()? }))
+    }
+}
+
+/// Brings some of a channel's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShareReply {
+    /// Version of the files' layout, [`crate::abi::LAYOUT_VERSION`].
+    pub layout_version: u32,
+    /// Number of the first data file that comes with this reply.
+    pub first: u32,
+    /// How many data files come with this reply.
+    pub count: u32,
+}
+
+impl Body<'_> for ShareReply {
+    const KIND: FrameType = FrameType::Share;
+    const REPLY: bool = true;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        for value in [self.layout_version, self.first, self.count] {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, FrameError> {
+        let mut fields = Fields(body);
+        fields.all("share reply", |f| {
+            Some(ShareReply { layout_version: f.u32()?, first: f.u32()?, count: f.u32()? })
+        })
+    }
+}
+
 /// A whole reply that says nothing but "done", for `FLUSH` and `CLOSE`.
 pub fn done(kind: FrameType, id: u32) -> Vec<u8> {
     let mut out = Vec::new();
@@ -599,6 +660,8 @@ mod tests {
             WriteReply { written: 1, dropped: 2, too_big: 3 },
             Flush { channel: 1, cpu: ALL_CPUS },
             Close { channel: 9 },
+            Share { channel: 9 },
+            ShareReply { layout_version: 1, first: 30, count: 2 },
             Refusal { errno: 2, text: "no channel 'ä'".into() },
         );
     }

@@ -15,9 +15,13 @@ pub mod name;
 pub mod paths;
 pub mod position;
 pub mod reader;
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+pub mod rseq;
+#[cfg_attr(loom, path = "shm_model.rs")]
 pub mod shm;
 pub mod size;
 pub mod sync;
+pub mod wake;
 pub mod writer;
 
 pub use geometry::{Geometry, GeometryError, GeometrySpec, Mode};

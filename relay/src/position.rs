@@ -23,17 +23,23 @@ pub struct Widths {
     slot_bits: u32,
     subbuf_size: u64,
     n_subbufs: u64,
+    /// The offset's bits, and as many as the slot has, at the low end; kept for the way of every message.
+    offset_mask: u64,
+    slot_mask: u64,
 }
 
 impl Widths {
     /// The widths of a channel of this geometry.
     pub fn new(geometry: &Geometry) -> Widths {
         let (subbuf_size, n_subbufs) = (geometry.subbuf_size() as u64, geometry.n_subbufs() as u64);
+        let (offset_bits, slot_bits) = (offset_bits(subbuf_size), slot_bits(n_subbufs));
         Widths {
-            offset_bits: offset_bits(subbuf_size),
-            slot_bits: slot_bits(n_subbufs),
+            offset_bits,
+            slot_bits,
             subbuf_size,
             n_subbufs,
+            offset_mask: (1 << offset_bits) - 1,
+            slot_mask: (1 << slot_bits) - 1,
         }
     }
 
@@ -60,7 +66,7 @@ impl Widths {
 
     /// Which sub-buffer of the ring; never out of the ring, whatever the word says.
     pub fn slot(&self, position: Position) -> usize {
-        let slot = (position.0 >> self.offset_bits) & ((1 << self.slot_bits) - 1);
+        let slot = (position.0 >> self.offset_bits) & self.slot_mask;
         slot.min(self.n_subbufs - 1) as usize
     }
 
@@ -82,6 +88,20 @@ impl Widths {
     /// The same sub-buffer, marked as blocked.
     pub fn at_blocked(&self, position: Position) -> Position {
         Position(position.0 & !self.offset_mask() | (self.subbuf_size + 1))
+    }
+
+    /// Where in the ring `len` bytes more go, and where they end; `None` if they do not fit the sub-buffer, or it is
+    /// blocked. `len` is not longer than a message may be. A hostile word may give a place behind the ring.
+    #[inline(always)]
+    pub fn append(&self, position: Position, len: usize) -> Option<(usize, Position)> {
+        // Blocked is one more than full, so nothing fits. Offset and length are far from overflowing.
+        let offset = self.raw_offset(position);
+        if offset + len as u64 > self.subbuf_size {
+            return None;
+        }
+        // No sum of bits of a word overflows: slot and offset have at most 34 of them.
+        let slot = position.0.wrapping_shr(self.offset_bits) & self.slot_mask;
+        Some(((slot * self.subbuf_size + offset) as usize, Position(position.0 + len as u64)))
     }
 
     /// Start of the next sub-buffer.
@@ -135,7 +155,7 @@ impl Widths {
     }
 
     fn offset_mask(&self) -> u64 {
-        (1 << self.offset_bits) - 1
+        self.offset_mask
     }
 
     fn lap_mask(&self) -> u64 {

@@ -14,7 +14,7 @@ use crate::buffer::{Buffer, add};
 use crate::geometry::Mode;
 use crate::position::Position;
 use crate::sync::{Ordering, fence};
-use crate::writer::Writer;
+use crate::writer::{Contended, Run, Writer};
 
 /// Tries at looking at something that a writer keeps overwriting, before going on with what there is.
 const TRIES_MAX: u32 = 1000;
@@ -165,28 +165,35 @@ impl Reader {
         self.buffer.block().high_water.fetch_max(self.n_finished(), Ordering::Relaxed);
     }
 
-    /// Forgets everything unread and starts over at an empty ring (W8). The caller is the buffer's writer too.
-    pub fn reset(&mut self) {
+    /// Forgets everything unread and starts over at an empty ring (W8). `run` is a writer of the buffer.
+    pub fn reset(&mut self, run: impl Run) -> Result<(), Contended> {
         self.note_high_water();
         if self.buffer.geometry().mode() == Mode::Overwrite {
             // What the writer has taken before is not the reset's doing; what was kept of it, is.
             let kept = self.pending.len() - self.pending_at;
             add(&self.buffer.block().discarded_bytes, kept as u64);
             self.advance(kept);
+            self.drop_pending();
             self.catch_up();
         }
         let block = self.buffer.block();
-        add(&block.discarded_bytes, self.unread());
-        add(&block.discarded_subbufs, self.n_finished());
+        let n_finished = self.n_finished();
         let mut start = self.cursor;
-        Writer::new(&self.buffer).reset(|position| {
+        let done = Writer::new(&self.buffer, run).reset(|position| {
             start = position;
             // C, pairs with D, before the new state: a `consumed` that is ahead just means room.
             block.consumed.store(position.0, Ordering::Release);
         });
-        self.cursor = start;
-        self.stream = self.buffer.record(start).begin.load(Ordering::Relaxed);
-        self.drop_pending();
+        if done.is_err() {
+            self.publish();
+            return done;
+        }
+        // What was written up to the reset itself, which others may have gone on doing.
+        let begin = self.buffer.record(start).begin.load(Ordering::Relaxed);
+        add(&block.discarded_bytes, begin.saturating_sub(self.stream));
+        add(&block.discarded_subbufs, n_finished);
+        (self.cursor, self.stream) = (start, begin);
+        Ok(())
     }
 
     /// R1-R3 for a ring whose unread part nobody changes. Returns the number of bytes passed to `reply`.

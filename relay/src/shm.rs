@@ -1,4 +1,4 @@
-//! Memory shared with other processes: the only file of this crate with `unsafe` in it.
+//! Memory shared with other processes. Besides this file only `rseq.rs` has `unsafe` in it.
 //!
 //! Bytes that somebody else may change at any time are never borrowed as plain Rust values. Control words are
 //! reached as atomics through [`Mapping::get`]; payload is copied in and out as raw bytes. The one exception,
@@ -8,7 +8,9 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::ops::Deref;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
@@ -59,12 +61,12 @@ impl Mapping {
 
     /// The shared value at `offset`, or `None` if it does not lie inside the mapping or is not aligned.
     pub fn get<T: Shared>(&self, offset: usize) -> Option<&T> {
-        let at = self.at(offset, size_of::<T>())?.cast::<T>();
+        let at = self.address(offset, size_of::<T>())?.cast::<T>();
         if !at.is_aligned() {
             return None;
         }
         // SAFETY:
-        // - in bounds: `at()` checked `offset..offset + size_of::<T>()`;
+        // - in bounds: `address()` checked `offset..offset + size_of::<T>()`;
         // - aligned: checked above;
         // - alive: the reference borrows `self`, and only `drop` unmaps;
         // - valid and aliased: `T: Shared` has no invalid bit patterns and is changed through atomics only.
@@ -73,17 +75,38 @@ impl Mapping {
 
     /// Writes the header of a control file that nobody else has been given yet.
     pub fn put_header(&self, header: ControlHeader) {
-        let at = self.at(0, size_of::<ControlHeader>()).expect("a control file is longer than its header");
-        // SAFETY: in bounds by `at()`, aligned as the start of a page, and plain old data.
+        let at =
+            self.address(0, size_of::<ControlHeader>()).expect("a control file is longer than its header");
+        // SAFETY: in bounds by `address()`, aligned as the start of a page, and plain old data.
         unsafe { at.cast::<ControlHeader>().write(header) }
+    }
+
+    /// The header of a control file, as it is now: a copy, and nothing in it is to be believed unchecked.
+    pub fn header(&self) -> Option<ControlHeader> {
+        let at = self.address(0, size_of::<ControlHeader>())?;
+        // SAFETY: in bounds by `address()`, aligned as the start of a page, and every bit pattern is a valid header;
+        // volatile, since somebody may be changing it.
+        Some(unsafe { at.cast::<ControlHeader>().read_volatile() })
+    }
+
+    /// Lets go of the file, whose memory may then be freed. The addresses stay valid: who still writes there does so
+    /// to zeroed memory of its own that nobody looks at.
+    pub fn retire(&self) -> io::Result<()> {
+        let len = map_len(self.len as u64)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+        // SAFETY: replaces exactly our own mapping, which stays ours; every access to it is by atomics or raw copies that
+        // take any value, and the change of pages under them is one of values.
+        unsafe { mmap_anonymous(Some(self.base.addr()), len, prot, flags) }?;
+        Ok(())
     }
 
     /// Copies `bytes` to `offset`. False, and nothing is copied, if they would not lie inside the mapping.
     ///
     /// The caller is the only writer of these bytes; readers of other processes may look at them meanwhile.
     pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> bool {
-        let Some(to) = self.at(offset, bytes.len()) else { return false };
-        // SAFETY: `to` is valid for `bytes.len()` bytes by `at()`; a Rust slice never overlaps the mapping, since
+        let Some(to) = self.address(offset, bytes.len()) else { return false };
+        // SAFETY: `to` is valid for `bytes.len()` bytes by `address()`; a Rust slice never overlaps the mapping, since
         // nothing but `lend` makes slices of it, and `lend`'s callee only passes them to the kernel.
         unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
         true
@@ -91,8 +114,8 @@ impl Mapping {
 
     /// Zeroes `len` bytes at `offset`, on the same terms as [`Mapping::copy_in`].
     pub fn zero(&self, offset: usize, len: usize) -> bool {
-        let Some(to) = self.at(offset, len) else { return false };
-        // SAFETY: `to` is valid for `len` bytes by `at()`.
+        let Some(to) = self.address(offset, len) else { return false };
+        // SAFETY: `to` is valid for `len` bytes by `address()`.
         unsafe { to.as_ptr().write_bytes(0, len) }
         true
     }
@@ -102,10 +125,10 @@ impl Mapping {
     /// A writer may be changing them meanwhile; whoever copies checks afterwards whether one was, and throws the
     /// copy away then.
     pub fn copy_out(&self, offset: usize, len: usize, out: &mut Vec<u8>) -> bool {
-        let Some(from) = self.at(offset, len) else { return false };
+        let Some(from) = self.address(offset, len) else { return false };
         out.reserve(len);
         let to = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        // SAFETY: `from` is valid for `len` bytes by `at()`, the spare capacity of `out` by `reserve`, and the two
+        // SAFETY: `from` is valid for `len` bytes by `address()`, the spare capacity of `out` by `reserve`, and the two
         // do not overlap. Bytes that change during the copy make it meaningless, not invalid: any `u8` is one.
         unsafe { to.copy_from_nonoverlapping(from.as_ptr(), len) }
         // SAFETY: the copy above initialised exactly `len` bytes behind the old length.
@@ -116,16 +139,17 @@ impl Mapping {
     /// Lends the `len` bytes at `offset` to `pass_on`, which must only hand them to the kernel; `None` if they are
     /// not in the mapping. This is how a reply goes from the ring to the reader without a copy of ours.
     pub fn lend<R>(&self, offset: usize, len: usize, pass_on: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        let from = self.at(offset, len)?;
-        // SAFETY: valid for `len` bytes by `at()` and alive while `self` is borrowed. In no-overwrite mode, the only
+        let from = self.address(offset, len)?;
+        // SAFETY: valid for `len` bytes by `address()` and alive while `self` is borrowed. In no-overwrite mode, the only
         // one this is used in, an honest writer leaves committed bytes alone until `consumed` has passed them; a
         // dishonest one changes what its own reader sees, and the kernel, which does the reading, does not mind.
         let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr(), len) };
         Some(pass_on(bytes))
     }
 
-    /// Address of `offset`, if `len` bytes from there lie inside the mapping.
-    fn at(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
+    /// Address of `offset`, if `len` bytes from there lie inside the mapping; for those who copy by themselves.
+    #[inline(always)]
+    pub(crate) fn address(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         if offset.checked_add(len)? > self.len {
             return None;
         }
@@ -133,6 +157,40 @@ impl Mapping {
         Some(unsafe { self.base.add(offset) })
     }
 }
+
+/// A shared value, found once. Keeps its mapping alive.
+#[derive(Debug)]
+pub struct Located<T: Shared> {
+    at: NonNull<T>,
+    _mapping: Arc<Mapping>,
+}
+
+impl<T: Shared> Located<T> {
+    /// The shared value at `offset` of `mapping`, see [`Mapping::get`].
+    pub fn new(mapping: &Arc<Mapping>, offset: usize) -> Option<Located<T>> {
+        Some(Located { at: mapping.get::<T>(offset)?.into(), _mapping: mapping.clone() })
+    }
+}
+
+impl<T: Shared> Deref for Located<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: it came from a reference into the mapping, which is kept, and stays where it is.
+        unsafe { self.at.as_ref() }
+    }
+}
+
+impl<T: Shared> Clone for Located<T> {
+    fn clone(&self) -> Located<T> {
+        Located { at: self.at, _mapping: self._mapping.clone() }
+    }
+}
+
+// SAFETY: it stands for a `&T` into memory that belongs to no thread.
+unsafe impl<T: Shared + Sync> Send for Located<T> {}
+// SAFETY: as above.
+unsafe impl<T: Shared + Sync> Sync for Located<T> {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {

@@ -1,4 +1,11 @@
-//! The one door to atomics: everything in this crate that is shared goes through here, so that a model checker's
-//! types can take the place of the standard library's.
+//! The one door to atomics: everything in this crate that is shared goes through here, so that loom's types take the
+//! place of the standard library's when models run.
 
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+#[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// For `rseq.rs`, which no model runs.
+#[cfg(not(loom))]
+pub(crate) use std::sync::atomic::AtomicIsize;

@@ -1,11 +1,13 @@
-//! Writing into one buffer: append, switch, flush.
+//! Writing into one buffer: append, switch, flush, reset.
 //!
-//! The rule everything hangs on: **only one thread at a time writes to a buffer**, a thread on the buffer's CPU. So
-//! there is no reserve and commit: a message is copied behind `state`, where nobody looks, and one store to `state`
-//! makes it part of the stream. It is there, whole, or it is not there at all.
+//! The rule everything hangs on: **only a thread on the buffer's CPU writes to it, and it is not interrupted**. The kernel
+//! has this by switching interrupts off, we have it by restartable sequences ([`crate::rseq`]), or by being the only
+//! thread that writes at all ([`Alone`]). So there is no reserve and commit: a message is copied behind `state`, where
+//! nobody looks, and one store to `state` makes it part of the stream. It is there, whole, or it is not there at all.
 //!
-//! Each change is one `Sequence`: some stores that mean nothing until the last one, the store to `state`. The
-//! branches are the kernel's (`relay_write`, `relay_switch_subbuf`); Wn are the numbers of its rules in `DESIGN.md`.
+//! Each change is one sequence: stores that mean nothing until the last one, the store to `state`, and none of them at all
+//! unless `state` is still what the change was made for. The branches are the kernel's (`relay_write`,
+//! `relay_switch_subbuf`); Wn are the numbers of its rules in `DESIGN.md`.
 //!
 //! ```text
 //! A  state, Release        with B, the reader's Acquire: bytes and records before it are visible behind it
@@ -14,169 +16,324 @@
 //!                          also sees that the sub-buffer was begun again, and throws the copy away
 //! ```
 
-use crate::buffer::{Buffer, add};
+use std::ops::Range;
+
+use thiserror::Error;
+
+use crate::abi::BufferBlock;
+use crate::buffer::Buffer;
 use crate::geometry::{MESSAGE_MAX, Mode};
 use crate::position::Position;
-use crate::sync::{Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
+
+/// Tries at a change that is interrupted each time, before it is given up.
+const TRIES_MAX: u32 = 64;
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Placed {
     /// It is in the buffer.
     Written,
-    /// Every sub-buffer is full. Not counted: the caller may wait and try again, or [`Writer::count_dropped`].
+    /// Every sub-buffer is full.
     Full,
-    /// No sub-buffer could ever hold it. Counted.
+    /// No sub-buffer could ever hold it.
     TooBig,
+    /// The channel is over.
+    Closed,
 }
 
 /// What a write or flush did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// What became of the message.
+    /// What became of the message. If it was not written, nobody has counted it yet.
     pub placed: Placed,
     /// Whether a sub-buffer was finished: whoever polls wants to know.
     pub switched: bool,
 }
 
-/// The writing end of a buffer. Whoever makes one sees to it that it is the only one in use at a time.
-#[derive(Debug)]
-pub struct Writer<'a> {
-    buffer: &'a Buffer,
+/// A change was interrupted each time it was tried, or this thread is not on the buffer's CPU. Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("interrupted each time, or not on the buffer's CPU")]
+pub struct Contended;
+
+/// How changes are made. False: nothing was changed, look again.
+pub trait Run: Copy {
+    /// Copies a message behind the position and moves the position.
+    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool;
+    /// Any other change.
+    fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool;
+    /// Adds to a counter that others on this CPU add to as well.
+    fn count(&self, counter: &AtomicU64, n: u64) -> bool;
 }
 
-/// One indivisible change of a buffer.
-struct Sequence<'a> {
-    /// Where the buffer must still be.
-    from: Position,
-    /// Whether the sub-buffer of `from` is finished by it.
-    closes: bool,
-    /// The sub-buffer to start writing into, if any.
-    begins: Option<Position>,
-    /// Where the message goes, and the message.
-    message: (Position, &'a [u8]),
-    /// Where the buffer is afterwards.
-    to: Position,
+/// The only writer of its buffer, so that nothing can come between the steps of a change.
+#[derive(Clone, Copy, Debug)]
+pub struct Alone;
+
+/// A thread that others let write for them: by restartable sequences where there are any, since producers may be writing
+/// the same buffer; elsewhere nobody else can, and it is alone.
+#[derive(Clone, Copy, Debug)]
+pub enum Here {
+    /// The only writer.
+    Alone,
+    /// One of those on this CPU.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+    OnCpu(crate::rseq::OnCpu),
 }
 
-impl<'a> Writer<'a> {
-    /// The writing end of `buffer`.
-    pub fn new(buffer: &'a Buffer) -> Writer<'a> {
-        Writer { buffer }
+impl Here {
+    /// The calling thread, which is on `cpu`; without one it is the only writer.
+    pub fn on(cpu: Option<usize>) -> Here {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+        if let (Some(cpu), Some(thread)) = (cpu, crate::rseq::Thread::current()) {
+            // A number that does not fit is that of no CPU, and every sequence fails.
+            return Here::OnCpu(thread.on(u32::try_from(cpu).unwrap_or(u32::MAX)));
+        }
+        let _ = cpu;
+        Here::Alone
     }
 
-    /// Writes one message: wholly, or not at all (W1, W4).
-    pub fn write(&self, message: &[u8]) -> Outcome {
-        let geometry = self.buffer.geometry();
-        // W2.a. Longer than the header leaves room for is W2.e, which the switch decides.
-        if message.len() > geometry.subbuf_size().min(MESSAGE_MAX) {
-            add(&self.buffer.block().too_big, 1);
-            return Outcome { placed: Placed::TooBig, switched: false };
-        }
+    /// Whether the calling thread can write a buffer together with others.
+    pub fn can_share() -> bool {
+        !matches!(Here::on(Some(0)), Here::Alone)
+    }
+}
+
+/// One message behind the last.
+#[derive(Clone, Copy, Debug)]
+pub struct Append<'a> {
+    /// Where the buffer must still be.
+    pub(crate) from: Position,
+    /// Where the message goes in the ring.
+    pub(crate) at: usize,
+    pub(crate) message: &'a [u8],
+    /// Where the buffer is afterwards.
+    pub(crate) to: Position,
+}
+
+/// A change that finishes or begins a sub-buffer.
+#[derive(Debug)]
+pub struct Sequence<'a> {
+    /// Where the buffer must still be.
+    pub(crate) from: Position,
+    pub(crate) stores: Stores<'a>,
+    /// The header to zero, a range of the ring.
+    pub(crate) zero: Range<usize>,
+    /// Where the message goes in the ring.
+    pub(crate) message_at: usize,
+    pub(crate) message: &'a [u8],
+    /// Where the buffer is afterwards.
+    pub(crate) to: Position,
+}
+
+/// Words to store, in order; `begun` last (E).
+#[derive(Debug)]
+pub(crate) struct Stores<'a> {
+    list: [(&'a AtomicU64, u64); Sequence::STORES_MAX],
+    len: usize,
+}
+
+impl Sequence<'_> {
+    /// Most words that a change stores besides the state.
+    pub(crate) const STORES_MAX: usize = 5;
+}
+
+impl<'a> Stores<'a> {
+    fn none(buffer: &'a Buffer) -> Stores<'a> {
+        Stores { list: [(&buffer.block().begun, 0); Sequence::STORES_MAX], len: 0 }
+    }
+
+    fn push(&mut self, word: &'a AtomicU64, value: u64) {
+        self.list[self.len] = (word, value);
+        self.len += 1;
+    }
+
+    pub(crate) fn as_slice(&self) -> &[(&'a AtomicU64, u64)] {
+        &self.list[..self.len]
+    }
+}
+
+/// The writing end of a buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer<'a, R> {
+    buffer: &'a Buffer,
+    run: R,
+}
+
+impl<'a, R: Run> Writer<'a, R> {
+    /// The writing end of `buffer` for whoever `run` is.
+    #[inline(always)]
+    pub fn new(buffer: &'a Buffer, run: R) -> Writer<'a, R> {
+        Writer { buffer, run }
+    }
+
+    /// Writes one message: wholly, or not at all (W1, W4). `None`: interrupted, nothing was changed.
+    #[inline(always)]
+    pub fn try_write(&self, message: &[u8]) -> Option<Outcome> {
         let from = self.state();
-        let widths = self.buffer.widths();
-        let offset = widths.offset(from);
-        if !widths.blocked(from) && offset + message.len() <= geometry.subbuf_size() {
-            let to = widths.at(from, offset + message.len());
-            self.run(&Sequence { from, closes: false, begins: None, message: (from, message), to });
-            return Outcome { placed: Placed::Written, switched: false };
+        if message.len() <= MESSAGE_MAX
+            && let Some((at, to)) = self.buffer.widths().append(from, message.len())
+        {
+            let append = Append { from, at, message, to };
+            let done = self.run.append(self.buffer, append);
+            return done.then_some(Outcome { placed: Placed::Written, switched: false });
+        }
+        self.write_behind(from, message)
+    }
+
+    /// Writes a message that is too long for the current sub-buffer, or for any.
+    #[inline(never)]
+    fn write_behind(self, from: Position, message: &[u8]) -> Option<Outcome> {
+        // W2.a. Longer than the header leaves room for is W2.e, which the switch decides.
+        if message.len() > self.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
+            return Some(Outcome { placed: Placed::TooBig, switched: false });
+        }
+        // W2.c, W5 for all but the first one that finds the buffer full.
+        if self.buffer.widths().blocked(from) && self.buffer.geometry().mode() == Mode::NoOverwrite {
+            let block = self.buffer.block();
+            // D, pairs with C, as in `switch`.
+            let consumed = Position(block.consumed.load(Ordering::Acquire));
+            let is_full = self.buffer.widths().full(self.buffer.widths().at(from, 0), consumed);
+            if is_full && block.closed.load(Ordering::Relaxed) == 0 {
+                return Some(Outcome { placed: Placed::Full, switched: false });
+            }
         }
         self.switch(from, message)
     }
 
-    /// Finishes the current sub-buffer, even an empty one, and starts the next if there is room (W7).
-    pub fn flush(&self) -> Outcome {
+    /// Finishes the current sub-buffer, even an empty one, and starts the next if there is room (W7). `None`:
+    /// interrupted, nothing was changed.
+    pub fn try_flush(&self) -> Option<Outcome> {
         self.switch(self.state(), &[])
     }
 
-    /// Counts messages that their producers gave up.
-    pub fn count_dropped(&self, messages: u64) {
-        add(&self.buffer.block().dropped, messages);
+    /// [`Writer::try_write`] until it succeeds, a bounded number of times.
+    pub fn write(&self, message: &[u8]) -> Result<Outcome, Contended> {
+        (0..TRIES_MAX).find_map(|_| self.try_write(message)).ok_or(Contended)
     }
 
-    /// Counts messages that were written for somebody else.
-    pub fn count_written(&self, messages: u64) {
-        add(&self.buffer.block().written, messages);
+    /// [`Writer::try_flush`] until it succeeds, a bounded number of times.
+    pub fn flush(&self) -> Result<Outcome, Contended> {
+        (0..TRIES_MAX).find_map(|_| self.try_flush()).ok_or(Contended)
+    }
+
+    /// [`Writer::write`] that counts what was too big. What was refused for lack of room is the caller's to count, who
+    /// may rather try again.
+    pub fn place(&self, message: &[u8]) -> Result<Outcome, Contended> {
+        let outcome = self.write(message)?;
+        if outcome.placed == Placed::TooBig && !self.count(1, |block| &block.too_big) {
+            self.buffer.count_dropped_elsewhere(1);
+        }
+        Ok(outcome)
+    }
+
+    /// Adds `n` to one of the buffer's counters. False: not on its CPU, or interrupted each time.
+    pub fn count(&self, n: u64, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) -> bool {
+        let counter = counter(self.buffer.block());
+        (0..TRIES_MAX).any(|_| self.run.count(counter, n))
     }
 
     /// Goes to the first slot of the next lap, leaving everything behind (W8). `before` learns where to before
     /// anybody can see it, so that the reader is never found behind the writer.
-    pub(crate) fn reset(&self, before: impl FnOnce(Position)) {
-        let from = self.state();
-        let start = self.buffer.widths().next_lap(from);
-        before(start);
-        let to = self.buffer.widths().at(start, self.buffer.geometry().header());
-        // The sub-buffer left behind is not *produced*, so it is not closed: the new one takes over its number, and
-        // begins where the stream is.
-        self.open_record(start, self.buffer.record(from).number.load(Ordering::Relaxed), self.end(from));
-        self.run(&Sequence { from, closes: false, begins: Some(start), message: (to, &[]), to });
+    pub(crate) fn reset(&self, mut before: impl FnMut(Position)) -> Result<(), Contended> {
+        let buffer = self.buffer;
+        let done = (0..TRIES_MAX).any(|_| {
+            let from = self.state();
+            let start = buffer.widths().next_lap(from);
+            before(start);
+            let mut stores = Stores::none(buffer);
+            // The sub-buffer left behind is not *produced*, so it is not closed: the new one takes over its number,
+            // and begins where the stream is.
+            let number = buffer.record(from).number.load(Ordering::Relaxed);
+            self.open_record(&mut stores, start, number, self.end(from));
+            stores.push(&buffer.block().begun, start.0);
+            self.run.switch(buffer, &self.beginning(from, stores, start, &[]))
+        });
+        done.then_some(()).ok_or(Contended)
+    }
+
+    /// Ends the buffer: every later write finds it blocked, looks, and is told [`Placed::Closed`].
+    pub fn close(&self) -> Result<(), Contended> {
+        let (buffer, widths) = (self.buffer, self.buffer.widths());
+        // Relaxed: before the state, which is what sends writers here.
+        buffer.block().closed.store(1, Ordering::Relaxed);
+        let done = (0..TRIES_MAX).any(|_| {
+            let from = self.state();
+            if widths.blocked(from) {
+                return true;
+            }
+            let next = widths.next(from);
+            let mut stores = Stores::none(buffer);
+            self.close_record(&mut stores, from, next);
+            let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
+            self.run.switch(buffer, &Sequence { from, stores, zero: 0..0, message_at, message: &[], to })
+        });
+        done.then_some(()).ok_or(Contended)
     }
 
     /// W2, after a.
-    fn switch(&self, from: Position, message: &[u8]) -> Outcome {
+    #[inline(never)]
+    fn switch(&self, from: Position, message: &[u8]) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
+        // Relaxed: the daemon sets it before it blocks the buffer, and that is ordered by the state.
+        if buffer.block().closed.load(Ordering::Relaxed) != 0 {
+            return Some(Outcome { placed: Placed::Closed, switched: false });
+        }
         let geometry = buffer.geometry();
         let closes = !widths.blocked(from);
         let next = if closes { widths.next(from) } else { widths.at(from, 0) };
-
+        let mut stores = Stores::none(buffer);
+        if closes {
+            self.close_record(&mut stores, from, next);
+        }
         if geometry.mode() == Mode::NoOverwrite {
             // D, pairs with C: not weaker, or our stores into the slot could overtake the reader's loads from it.
             let consumed = Position(buffer.block().consumed.load(Ordering::Acquire));
             if widths.full(next, consumed) {
-                if closes {
-                    let to = widths.at_blocked(next);
-                    self.run(&Sequence { from, closes, begins: None, message: (next, &[]), to });
-                }
-                return Outcome { placed: Placed::Full, switched: closes }; // W2.c, W5
+                let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
+                let blocking = Sequence { from, stores, zero: 0..0, message_at, message: &[], to };
+                let done = !closes || self.run.switch(buffer, &blocking);
+                return done.then_some(Outcome { placed: Placed::Full, switched: closes }); // W2.c, W5
             }
         }
-        let start = widths.at(next, geometry.header());
+        stores.push(&buffer.block().begun, next.0);
         let fits = message.len() <= geometry.subbuf_size() - geometry.header();
-        let message = if fits { message } else { &[] };
-        let to = widths.at(start, geometry.header() + message.len());
-        self.run(&Sequence { from, closes, begins: Some(next), message: (start, message), to });
-        if !fits {
-            add(&buffer.block().too_big, 1); // W2.e
-        }
-        Outcome { placed: if fits { Placed::Written } else { Placed::TooBig }, switched: closes }
+        let sequence = self.beginning(from, stores, next, if fits { message } else { &[] }); // W2.d, W2.e
+        let placed = if fits { Placed::Written } else { Placed::TooBig };
+        self.run.switch(buffer, &sequence).then_some(Outcome { placed, switched: closes })
     }
 
-    /// Runs a sequence. With one writing thread for each buffer nothing can come between its steps.
-    fn run(&self, sequence: &Sequence<'_>) {
+    /// The change that starts the sub-buffer at `next`: header, message.
+    fn beginning<'s>(
+        &self,
+        from: Position,
+        stores: Stores<'s>,
+        next: Position,
+        message: &'s [u8],
+    ) -> Sequence<'s> {
+        let (widths, header) = (self.buffer.widths(), self.buffer.geometry().header());
+        let start = self.buffer.ring_offset(next);
+        let to = widths.at(next, header + message.len());
+        Sequence { from, stores, zero: start..start + header, message_at: start + header, message, to }
+    }
+
+    /// What is to be said of the sub-buffer at `from`, which ends here, and of the next.
+    fn close_record(&self, stores: &mut Stores<'a>, from: Position, next: Position) {
         let buffer = self.buffer;
-        if sequence.closes {
-            let record = buffer.record(sequence.from);
-            let next = buffer.widths().next(sequence.from);
-            let padding = buffer.geometry().subbuf_size() - buffer.widths().offset(sequence.from);
-            // Relaxed, like everything before the store to state: A orders it.
-            record.padding.store(padding as u64, Ordering::Relaxed);
-            record.lost.store(buffer.lost(), Ordering::Relaxed);
-            self.open_record(
-                next,
-                record.number.load(Ordering::Relaxed).wrapping_add(1),
-                self.end(sequence.from),
-            );
-        }
-        if let Some(begins) = sequence.begins {
-            // Release: a reader that goes by `begun` (Acquire, in `oldest_whole`) finds the records stored before it.
-            buffer.block().begun.store(begins.0, Ordering::Release);
-            // E, pairs with F: stores into the sub-buffer may not become visible before `begun`.
-            fence(Ordering::Release);
-            buffer.zero_header(begins);
-        }
-        let (at, message) = sequence.message;
-        let inside = buffer.data().copy_in(buffer.ring_offset(at), message);
-        debug_assert!(inside, "the ring was checked when the buffer was mapped");
-        // A, pairs with B.
-        buffer.block().state.store(sequence.to.0, Ordering::Release);
+        let record = buffer.record(from);
+        let padding = buffer.geometry().subbuf_size() - buffer.widths().offset(from);
+        stores.push(&record.padding, padding as u64);
+        stores.push(&record.lost, buffer.lost());
+        let number = record.number.load(Ordering::Relaxed).wrapping_add(1);
+        self.open_record(stores, next, number, self.end(from));
     }
 
-    /// Says what is known of a sub-buffer that is not reached yet. Its record is not the one a reader may still need:
+    /// What is to be said of a sub-buffer that is not reached yet. Its record is not the one a reader may still need:
     /// the sub-buffer in the same slot one lap ago has the other of the slot's two.
-    fn open_record(&self, position: Position, number: u64, begin: u64) {
+    fn open_record(&self, stores: &mut Stores<'a>, position: Position, number: u64, begin: u64) {
         let record = self.buffer.record(position);
-        record.number.store(number, Ordering::Relaxed);
-        record.begin.store(begin, Ordering::Relaxed);
+        stores.push(&record.number, number);
+        stores.push(&record.begin, begin);
     }
 
     /// Stream position of the writer at `position`.
@@ -185,8 +342,69 @@ impl<'a> Writer<'a> {
         begin.wrapping_add(self.buffer.widths().offset(position) as u64)
     }
 
+    #[inline(always)]
     fn state(&self) -> Position {
-        // Relaxed: this thread stored it, or was handed the buffer by the one that did.
+        // Relaxed: it was stored on this CPU, or the change that is made for it fails.
         Position(self.buffer.block().state.load(Ordering::Relaxed))
+    }
+}
+
+impl Run for Here {
+    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
+        match self {
+            Here::Alone => Alone.append(buffer, append),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            Here::OnCpu(on_cpu) => on_cpu.append(buffer, append),
+        }
+    }
+
+    fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
+        match self {
+            Here::Alone => Alone.switch(buffer, sequence),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            Here::OnCpu(on_cpu) => on_cpu.switch(buffer, sequence),
+        }
+    }
+
+    fn count(&self, counter: &AtomicU64, n: u64) -> bool {
+        match self {
+            Here::Alone => Alone.count(counter, n),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            Here::OnCpu(on_cpu) => on_cpu.count(counter, n),
+        }
+    }
+}
+
+impl Run for Alone {
+    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
+        debug_assert_eq!(buffer.block().state.load(Ordering::Relaxed), append.from.0, "alone");
+        let inside = buffer.data().copy_in(append.at, append.message);
+        debug_assert!(inside, "the ring was checked when the buffer was mapped");
+        // A, pairs with B.
+        buffer.block().state.store(append.to.0, Ordering::Release);
+        true
+    }
+
+    fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
+        debug_assert_eq!(buffer.block().state.load(Ordering::Relaxed), sequence.from.0, "alone");
+        for (word, value) in sequence.stores.as_slice() {
+            // Release, for the sake of `begun`, the last of them: a reader that goes by it (E, Acquire in
+            // `oldest_whole`) finds the records before it. The others A orders for who goes by `state`.
+            word.store(*value, Ordering::Release);
+        }
+        // E, pairs with F: stores into the sub-buffer may not become visible before `begun`.
+        fence(Ordering::Release);
+        let inside = buffer.data().zero(sequence.zero.start, sequence.zero.len())
+            && buffer.data().copy_in(sequence.message_at, sequence.message);
+        debug_assert!(inside, "the ring was checked when the buffer was mapped");
+        // A, pairs with B.
+        buffer.block().state.store(sequence.to.0, Ordering::Release);
+        true
+    }
+
+    fn count(&self, counter: &AtomicU64, n: u64) -> bool {
+        // Relaxed: the count says nothing about other memory.
+        counter.fetch_add(n, Ordering::Relaxed);
+        true
     }
 }

@@ -3,9 +3,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::writer::{Placed, Writer};
+use relay::rseq::{OnCpu, Thread};
+use relay::writer::{Alone, Placed, Run, Writer};
 use relay::{GeometrySpec, Mode};
 
 /// Messages the writer tries in each test.
@@ -40,7 +43,29 @@ fn check(stream: &mut Vec<u8>, next: &mut u64) -> u64 {
     n
 }
 
+/// Once with a writer that is alone, once with one that uses restartable sequences.
 fn run(
+    mode: Mode,
+    subbuf_size: u64,
+    n_subbufs: u64,
+    read_len: usize,
+    len: impl Fn(u64) -> usize + Send + Sync + Copy,
+) {
+    run_as(|| Alone, mode, subbuf_size, n_subbufs, read_len, len);
+    run_as(on_this_cpu, mode, subbuf_size, n_subbufs, read_len, len);
+}
+
+/// This thread as the writer of a buffer, which is from now on that of the CPU it is on.
+fn on_this_cpu() -> OnCpu {
+    let cpu = sched_getcpu().unwrap();
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+    Thread::current().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu as u32)
+}
+
+fn run_as<R: Run>(
+    run: impl FnOnce() -> R + Send,
     mode: Mode,
     subbuf_size: u64,
     n_subbufs: u64,
@@ -59,14 +84,14 @@ fn run(
     let (mut stream, mut next, mut received, mut delivered) = (Vec::new(), 0, 0, 0);
     let written = thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            let writer = Writer::new(&buffer);
+            let writer = Writer::new(&buffer, run());
             let (mut bytes, mut written) = (Vec::new(), 0);
             for number in 0..MESSAGES {
                 message(number, len(number), &mut bytes);
-                match writer.write(&bytes).placed {
+                match writer.write(&bytes).unwrap().placed {
                     Placed::Written => written += 1,
-                    Placed::Full => writer.count_dropped(1),
-                    Placed::TooBig => panic!("every message fits"),
+                    Placed::Full => assert!(writer.count(1, |block| &block.dropped)),
+                    Placed::TooBig | Placed::Closed => panic!("every message fits"),
                 }
             }
             ended.store(true, Ordering::Release);

@@ -1,10 +1,13 @@
 //! The buffer against a model of the kernel's rules made of vectors: thousands of histories of writes, flushes,
 //! reads and resets in both modes, from places where the arithmetic could go wrong.
 
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
 use proptest::prelude::*;
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::writer::{Outcome, Placed, Writer};
+use relay::rseq::{OnCpu, Thread};
+use relay::writer::{Alone, Outcome, Placed, Run, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 /// Kernel relay (W and R rules), with the two differences of ours: all-padding sub-buffers are all skipped, and in
@@ -60,7 +63,7 @@ impl Model {
             (true, true) => Placed::Written,
         };
         match placed {
-            Placed::Full => {}
+            Placed::Full | Placed::Closed => {}
             Placed::TooBig => self.too_big += 1,
             Placed::Written => self.append(message),
         }
@@ -197,48 +200,74 @@ proptest! {
     #[test]
     fn buffer_agrees_with_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], ops in ops()) {
         let lap = laps_left.map_or(0, |left| lap_max(&geometry) - left);
-        let buffer = Buffer::anonymous(geometry, lap).unwrap();
-        let (writer, mut reader) = (Writer::new(&buffer), Reader::new(buffer.clone()));
-        let mut model = Model::new(geometry);
-        let mut scratch = Vec::new();
-        let mut delivered = 0;
-        for (step, op) in ops.into_iter().enumerate() {
-            match op {
-                Op::Write(len) => {
-                    let message: Vec<u8> = (0..len).map(|i| (step * 7 + i) as u8 | 1).collect();
-                    let outcome = writer.write(&message);
-                    prop_assert_eq!(outcome, model.write(&message), "write {} at step {}", len, step);
-                    if outcome.placed == Placed::Full {
-                        writer.count_dropped(1);
+        history(geometry, lap, &ops, Alone)?;
+        history(geometry, lap, &ops, on_this_cpu())?;
+    }
+}
+
+/// This thread as the writer of a buffer, which is from now on that of the CPU it is on.
+fn on_this_cpu() -> OnCpu {
+    let cpu = sched_getcpu().unwrap();
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+    Thread::current().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu as u32)
+}
+
+/// One history, played to the buffer and to the model.
+fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<(), TestCaseError> {
+    let buffer = Buffer::anonymous(geometry, lap).unwrap();
+    let (writer, mut reader) = (Writer::new(&buffer, run), Reader::new(buffer.clone()));
+    let mut model = Model::new(geometry);
+    let mut scratch = Vec::new();
+    let mut delivered = 0;
+    for (step, op) in ops.iter().cloned().enumerate() {
+        match op {
+            Op::Write(len) => {
+                let message: Vec<u8> = (0..len).map(|i| (step * 7 + i) as u8 | 1).collect();
+                let outcome = writer.write(&message).unwrap();
+                prop_assert_eq!(outcome, model.write(&message), "write {} at step {}", len, step);
+                match outcome.placed {
+                    Placed::Written => {}
+                    Placed::Full => {
+                        prop_assert!(writer.count(1, |block| &block.dropped));
                         model.dropped += 1;
                     }
-                }
-                Op::Flush => {
-                    let (open, switched) = model.switch();
-                    let placed = if open { Placed::Written } else { Placed::Full };
-                    prop_assert_eq!(writer.flush(), Outcome { placed, switched }, "flush at step {}", step);
-                }
-                Op::Read(count) => {
-                    let mut got = Vec::new();
-                    reader.read(count, &mut scratch, |bytes| got.extend_from_slice(bytes));
-                    delivered += got.len() as u64;
-                    prop_assert_eq!(got, model.read(count), "read {} at step {}", count, step);
-                }
-                Op::Reset => {
-                    reader.reset();
-                    model.reset();
+                    Placed::TooBig => prop_assert!(writer.count(1, |block| &block.too_big)),
+                    Placed::Closed => prop_assert!(false, "nobody closed it"),
                 }
             }
-            prop_assert_eq!(reader.has_finished(), model.consumed < model.produced(), "poll after step {}", step);
-            prop_assert_eq!(reader.size(), model.size, "size after step {}", step);
-            use relay_counters::*;
-            let counts = counts(&buffer);
-            prop_assert_eq!((counts.dropped, counts.too_big), (model.dropped, model.too_big));
-            // Nothing is lost silently: every byte ever written is somewhere.
-            prop_assert_eq!(delivered + counts.overwritten + counts.discarded + reader.unread(), model.size);
-            prop_assert_eq!(counts.read, delivered);
+            Op::Flush => {
+                let (open, switched) = model.switch();
+                let placed = if open { Placed::Written } else { Placed::Full };
+                prop_assert_eq!(
+                    writer.flush().unwrap(),
+                    Outcome { placed, switched },
+                    "flush at step {}",
+                    step
+                );
+            }
+            Op::Read(count) => {
+                let mut got = Vec::new();
+                reader.read(count, &mut scratch, |bytes| got.extend_from_slice(bytes));
+                delivered += got.len() as u64;
+                prop_assert_eq!(got, model.read(count), "read {} at step {}", count, step);
+            }
+            Op::Reset => {
+                reader.reset(run).unwrap();
+                model.reset();
+            }
         }
+        prop_assert_eq!(reader.has_finished(), model.consumed < model.produced(), "poll after step {}", step);
+        prop_assert_eq!(reader.size(), model.size, "size after step {}", step);
+        use relay_counters::*;
+        let counts = counts(&buffer);
+        prop_assert_eq!((counts.dropped, counts.too_big), (model.dropped, model.too_big));
+        // Nothing is lost silently: every byte ever written is somewhere.
+        prop_assert_eq!(delivered + counts.overwritten + counts.discarded + reader.unread(), model.size);
+        prop_assert_eq!(counts.read, delivered);
     }
+    Ok(())
 }
 
 /// The counters of a buffer, read as a client would.

@@ -35,6 +35,8 @@ pub(crate) struct Channel {
     pub(crate) holders: AtomicUsize,
     /// Removed when the channel ends: after that the directory may be a successor's.
     files: Mutex<Files>,
+    /// Whether its files have been given to a producer.
+    shared: AtomicBool,
 }
 
 struct ChannelBuffer {
@@ -74,6 +76,7 @@ pub(crate) struct Counts {
     pub(crate) written: u64,
     pub(crate) dropped: u64,
     pub(crate) too_big: u64,
+    pub(crate) contended: u64,
     pub(crate) read_bytes: u64,
     pub(crate) read_subbufs: u64,
     pub(crate) overwritten_bytes: u64,
@@ -85,7 +88,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     /// Names and values, in the order of the file. Names are never removed or given another meaning.
-    fn named(&self) -> [(&'static str, u64); 13] {
+    fn named(&self) -> [(&'static str, u64); 14] {
         [
             ("produced", self.produced),
             ("consumed", self.consumed),
@@ -93,6 +96,7 @@ impl Counts {
             ("written", self.written),
             ("dropped", self.dropped),
             ("too_big", self.too_big),
+            ("contended", self.contended),
             ("read_bytes", self.read_bytes),
             ("read_subbufs", self.read_subbufs),
             ("overwritten_bytes", self.overwritten_bytes),
@@ -111,6 +115,7 @@ impl Counts {
         self.written = self.written.wrapping_add(other.written);
         self.dropped = self.dropped.wrapping_add(other.dropped);
         self.too_big = self.too_big.wrapping_add(other.too_big);
+        self.contended = self.contended.wrapping_add(other.contended);
         self.read_bytes = self.read_bytes.wrapping_add(other.read_bytes);
         self.read_subbufs = self.read_subbufs.wrapping_add(other.read_subbufs);
         self.overwritten_bytes = self.overwritten_bytes.wrapping_add(other.overwritten_bytes);
@@ -146,7 +151,7 @@ impl Channel {
         let now = SystemTime::now();
         for index in 0..n_bufs {
             let data = files.create(state_dir.join(format!("{id}.data{index}")), abi::data_len(&geometry))?;
-            let buffer = Buffer::new(control.clone(), Arc::new(data), geometry, index)
+            let buffer = Buffer::new(control.clone(), Arc::new(data), geometry, &header, index)
                 .expect("files were just made as long as the geometry says");
             buffer.init(0);
             let reader = Reader::new(buffer.clone());
@@ -164,6 +169,7 @@ impl Channel {
             closed: AtomicBool::new(false),
             holders: AtomicUsize::new(0),
             files: Mutex::new(files),
+            shared: AtomicBool::new(false),
         })
     }
 
@@ -227,6 +233,7 @@ impl Channel {
     pub(crate) fn poll(&self, cpu: usize, file: u64, wake: Option<Wake>) -> PollState {
         if let Some(wake) = wake {
             let mut waiters = self.waiters(cpu);
+            self.buffers[cpu].buffer.arm();
             match waiters.iter_mut().find(|(who, _)| *who == file) {
                 Some(waiter) => waiter.1 = wake,
                 None => waiters.push((file, wake)),
@@ -254,6 +261,28 @@ impl Channel {
         }
     }
 
+    /// Tells those who poll, if there is something: a producer that writes by itself has rung, or has gone.
+    pub(crate) fn wake_readable(&self) {
+        for cpu in 0..self.n_bufs() {
+            let polled = !self.waiters(cpu).is_empty();
+            if polled && self.read_side(cpu).reader.has_finished() {
+                self.wake(cpu);
+            }
+        }
+    }
+
+    /// Opens the channel's files for a producer: the control file, then the data files. From then on it is shared.
+    pub(crate) fn share(&self) -> io::Result<Vec<File>> {
+        self.shared.store(true, Ordering::Relaxed);
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.0.iter().map(|path| OpenOptions::new().read(true).write(true).open(path)).collect()
+    }
+
+    /// Whether producers write it by themselves.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::Relaxed)
+    }
+
     /// Ends the channel: those who poll are told, and its files go. What is unread can be read as before.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
@@ -279,8 +308,9 @@ impl Channel {
             consumed: produced.saturating_sub(side.reader.n_finished()),
             bytes: side.reader.size(),
             written: get(&block.written),
-            dropped: get(&block.dropped),
+            dropped: get(&block.dropped) + get(&block.dropped_elsewhere),
             too_big: get(&block.too_big),
+            contended: get(&block.contended),
             read_bytes: get(&block.read_bytes),
             read_subbufs: get(&block.read_subbufs),
             overwritten_bytes: get(&block.overwritten_bytes),

@@ -14,6 +14,7 @@ use clap::{ArgAction, CommandFactory, Parser};
 use relay::size::parse_size;
 
 use crate::mount_words::{Words, parse_mode};
+use crate::sharing::Shared;
 
 /// Most connections at once, where `--max-connections` does not say.
 const CONNECTIONS_MAX_DEFAULT: usize = 4096;
@@ -66,6 +67,10 @@ pub(crate) struct Cli {
     /// Permissions of the socket; 0666 lets any user send [default: 0600, with --group 0660]
     #[arg(long, value_name = "OCTAL", value_parser = parse_mode)]
     pub(crate) socket_mode: Option<u32>,
+
+    /// Who may write the buffers directly, by shared memory: never, owner, group or all
+    #[arg(long, value_name = "WHO", default_value = "group", hide_possible_values = true)]
+    pub(crate) shared: Shared,
 
     /// Where producers connect [default: /run/relayfs/NAME/socket, for users below $XDG_RUNTIME_DIR]
     #[arg(long, value_name = "PATH")]

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 use log::debug;
 use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use nix::sys::eventfd::EventFd;
 use relay::frame::{
     Body, FRAME_MAX, Frame, FrameError, FrameType, Hello, HelloReply, Refusal, VERSION, WRITE_REPLY,
 };
@@ -21,6 +23,7 @@ use crate::flow::Ring;
 use crate::peer::Peer;
 use crate::registry::Registry;
 use crate::requests::Requests;
+use crate::sharing::Sharing;
 
 /// Lowest version of the protocol that is spoken here.
 const VERSION_MIN: u16 = 1;
@@ -84,6 +87,18 @@ pub(crate) struct Common {
     pub(crate) registry: Arc<Registry>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) ring: Ring,
+    pub(crate) sharing: Sharing,
+    pub(crate) epoll: Epoll,
+}
+
+/// Set in the token of a connection's bell.
+pub(crate) const BELL_BIT: u64 = 1 << 63;
+
+impl Common {
+    /// Lets the bell of connection `number` be heard.
+    pub(crate) fn watch_bell(&self, bell: &EventFd, number: u64) -> nix::Result<()> {
+        self.epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, number | BELL_BIT))
+    }
 }
 
 enum State {
@@ -109,6 +124,11 @@ impl Connection {
     /// The peer has gone: what it sent is still written, but waits for room no longer.
     pub(crate) fn cancel(&self) {
         self.requests.cancel();
+    }
+
+    /// Its bell was rung.
+    pub(crate) fn rung(&self) {
+        self.requests.rung();
     }
 
     /// Does what was held back, then takes some frames. `packet` is scratch space for one of them.
@@ -210,5 +230,6 @@ impl Drop for Connection {
         self.cancel();
         self.requests.abandon();
         self.peer.stop_receiving();
+        self.requests.give_up_bell();
     }
 }

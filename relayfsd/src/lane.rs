@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::frame::{Messages, WriteReply};
-use relay::writer::{Outcome, Placed, Writer};
+use relay::writer::{Contended, Here, Outcome, Placed, Writer};
 
 use crate::registry::Held;
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
@@ -21,7 +21,7 @@ pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receive
         match next_job(producers, files, deadline) {
             Ok((job, from_producer)) => {
                 match pin(cpu) {
-                    Ok(()) => work(job, &mut parked),
+                    Ok(()) => work(job, &mut parked, cpu),
                     Err(unavailable) => {
                         give_up(&mut parked);
                         job.fail(unavailable);
@@ -78,10 +78,10 @@ fn pin(cpu: Option<usize>) -> Result<(), Unavailable> {
         .map_err(|errno| Unavailable { cpu, why: UnavailableCause::NotAllowed(errno) })
 }
 
-fn work(job: Job, parked: &mut VecDeque<Progress>) {
+fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
     match job {
         Job::Write(batch) => {
-            let mut progress = Progress::new(batch);
+            let mut progress = Progress::new(batch, lane);
             // The sweep that its producer's end caused may have come before it.
             if progress.is_over(Instant::now()) {
                 progress.batch.wait = Wait::No;
@@ -93,23 +93,27 @@ fn work(job: Job, parked: &mut VecDeque<Progress>) {
             }
         }
         Job::Message { channel, cpu, bytes, done } => {
-            let writer = Writer::new(channel.buffer(cpu));
-            let placed = settled(&channel, cpu, || writer.write(&bytes));
+            let buffer = channel.buffer(cpu);
+            let writer = Writer::new(buffer, Here::on(lane));
+            let placed = settled(&channel, cpu, || writer.place(&bytes));
             match placed {
-                Placed::Written => writer.count_written(1),
-                Placed::Full => writer.count_dropped(1),
-                Placed::TooBig => {}
+                Ok(Placed::Written) => buffer.count_written(1),
+                Ok(Placed::Full | Placed::Closed) | Err(_) => buffer.count_dropped_elsewhere(1),
+                Ok(Placed::TooBig) => {}
             }
-            done(Ok(placed));
+            done(placed);
         }
         Job::Flush { channel, cpu, done } => {
-            let writer = Writer::new(channel.buffer(cpu));
-            settled(&channel, cpu, || writer.flush());
-            done(Ok(()));
+            let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
+            done(settled(&channel, cpu, || writer.flush()).map(drop));
+        }
+        Job::Close { channel, cpu, done } => {
+            let closed = Writer::new(channel.buffer(cpu), Here::on(lane)).close();
+            done(closed.map_err(|Contended| contended(cpu)));
         }
         Job::Reset { channel, cpu, done } => {
-            channel.read_side(cpu).reader.reset();
-            done(Ok(()));
+            let reset = channel.read_side(cpu).reader.reset(Here::on(lane));
+            done(reset.map_err(|Contended| contended(cpu)));
             retry(parked, |progress| {
                 progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu
             });
@@ -124,20 +128,28 @@ fn work(job: Job, parked: &mut VecDeque<Progress>) {
     }
 }
 
+fn contended(cpu: usize) -> Unavailable {
+    Unavailable { cpu, why: UnavailableCause::Contended }
+}
+
 /// Does something on a buffer and tells those who poll. Full is only full if the reader's lock was held: a reader has
 /// its bytes a moment before what it gave back can be seen, and must find room for what it writes then.
-fn settled(channel: &Held, cpu: usize, act: impl Fn() -> Outcome) -> Placed {
-    let first = act();
-    let last = if first.placed == Placed::Full {
+fn settled(
+    channel: &Held,
+    cpu: usize,
+    act: impl Fn() -> Result<Outcome, Contended>,
+) -> Result<Placed, Unavailable> {
+    let mut outcome = act().map_err(|Contended| contended(cpu))?;
+    let mut switched = outcome.switched;
+    if outcome.placed == Placed::Full {
         let _side = channel.read_side(cpu);
-        act()
-    } else {
-        first
-    };
-    if first.switched || last.switched {
+        outcome = act().map_err(|Contended| contended(cpu))?;
+        switched |= outcome.switched;
+    }
+    if switched {
         channel.wake(cpu);
     }
-    last.placed
+    Ok(outcome.placed)
 }
 
 /// Lets waiting batches of one buffer go on in their order, until one has to wait again.
@@ -169,7 +181,7 @@ fn give_up(parked: &mut VecDeque<Progress>) {
 pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
     let messages =
         if batch.single { 1 } else { Messages(&batch.bytes[batch.start..]).flatten().count() as u64 };
-    Writer::new(batch.channel.buffer(batch.cpu)).count_dropped(batch.lost + messages);
+    batch.channel.buffer(batch.cpu).count_dropped_elsewhere(batch.lost + messages);
     if let Some(done) = batch.done.take() {
         done(Err(why));
     }
@@ -181,12 +193,14 @@ struct Progress {
     /// Where the next message, with its length before it, begins.
     at: usize,
     counts: WriteReply,
+    /// The CPU of the thread that writes it.
+    lane: Option<usize>,
 }
 
 impl Progress {
-    fn new(mut batch: Batch) -> Progress {
-        Writer::new(batch.channel.buffer(batch.cpu)).count_dropped(std::mem::take(&mut batch.lost));
-        Progress { at: batch.start, counts: WriteReply::default(), batch }
+    fn new(mut batch: Batch, lane: Option<usize>) -> Progress {
+        batch.channel.buffer(batch.cpu).count_dropped_elsewhere(std::mem::take(&mut batch.lost));
+        Progress { at: batch.start, counts: WriteReply::default(), batch, lane }
     }
 
     fn waits(&self) -> bool {
@@ -210,9 +224,9 @@ impl Progress {
     fn go_on(&mut self) -> bool {
         let before = self.counts;
         let (switched, finished) = self.write_messages();
-        let writer = Writer::new(self.batch.channel.buffer(self.batch.cpu));
-        writer.count_written(self.counts.written - before.written);
-        writer.count_dropped(self.counts.dropped - before.dropped);
+        let buffer = self.batch.channel.buffer(self.batch.cpu);
+        buffer.count_written(self.counts.written - before.written);
+        buffer.count_dropped_elsewhere(self.counts.dropped - before.dropped);
         if switched {
             self.batch.channel.wake(self.batch.cpu);
         }
@@ -229,7 +243,7 @@ impl Progress {
             self.counts.dropped += 1;
             self.at = next;
         }
-        Writer::new(self.batch.channel.buffer(self.batch.cpu)).count_dropped(self.counts.dropped - before);
+        self.batch.channel.buffer(self.batch.cpu).count_dropped_elsewhere(self.counts.dropped - before);
         if let Some(done) = self.batch.done.take() {
             done(Ok(self.counts));
         }
@@ -237,16 +251,19 @@ impl Progress {
 
     fn write_messages(&mut self) -> (bool, bool) {
         let batch = &self.batch;
-        let writer = Writer::new(batch.channel.buffer(batch.cpu));
+        let writer = Writer::new(batch.channel.buffer(batch.cpu), Here::on(self.lane));
+        let dropped = Outcome { placed: Placed::Full, switched: false };
         let mut switched = false;
         while let Some((message, next)) = self.message() {
-            let mut outcome = writer.write(message);
+            // A message that is interrupted each time is dropped, as one for which there is no room.
+            let mut outcome = writer.place(message).unwrap_or(dropped);
             switched |= outcome.switched;
             if outcome.placed == Placed::Full {
                 // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
                 // later, it does with `parked` set.
                 let mut side = batch.channel.read_side(batch.cpu);
-                outcome = writer.write(message);
+                outcome = writer.place(message).unwrap_or(dropped);
+                switched |= outcome.switched;
                 if outcome.placed == Placed::Full && batch.wait != Wait::No {
                     side.parked = true;
                     return (switched, false);
@@ -254,7 +271,7 @@ impl Progress {
             }
             match outcome.placed {
                 Placed::Written => self.counts.written += 1,
-                Placed::Full => self.counts.dropped += 1,
+                Placed::Full | Placed::Closed => self.counts.dropped += 1,
                 Placed::TooBig => self.counts.too_big += 1,
             }
             self.at = next;

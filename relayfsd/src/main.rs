@@ -23,6 +23,7 @@ mod registry;
 mod requests;
 mod server;
 mod session;
+mod sharing;
 mod tree;
 mod writers;
 

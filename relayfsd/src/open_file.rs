@@ -250,6 +250,7 @@ fn write_message(channel: &Held, bytes: &[u8], written: Written) {
             Ok(Placed::Written) => Ok(()),
             Ok(Placed::Full) => Err(libc::ENOSPC),
             Ok(Placed::TooBig) => Err(libc::EMSGSIZE),
+            Ok(Placed::Closed) => Err(libc::ENODEV),
             Err(unavailable) => Err(unavailable.errno()),
         });
     });

@@ -11,6 +11,7 @@ use relay::{ChannelName, GeometrySpec, Mode};
 
 use crate::cli::{self, Cli};
 use crate::mount_words::Words;
+use crate::sharing::Sharing;
 
 /// Event loops that serve file operations, unless `-s` asks for a single one.
 const FUSE_THREADS: usize = 2;
@@ -36,6 +37,8 @@ pub(crate) struct Options {
     pub(crate) socket_mode: u32,
     /// Group of the socket, where it is not the daemon's own.
     pub(crate) socket_gid: Option<u32>,
+    /// Who may write the buffers directly.
+    pub(crate) sharing: Sharing,
     /// The state directory, if it was named.
     pub(crate) state_dir: Option<PathBuf>,
     /// Where to log when in the background, instead of syslog.
@@ -121,6 +124,7 @@ impl Options {
             socket: cli.socket.as_deref().map(absolute).transpose()?,
             socket_mode: cli.socket_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 }),
             socket_gid: group,
+            sharing: Sharing { with: cli.shared, gid: group },
             state_dir: cli.state_dir.as_deref().map(absolute).transpose()?,
             log_file: cli.log_file.as_deref().map(absolute).transpose()?,
             foreground: cli.foreground || cli.debug,

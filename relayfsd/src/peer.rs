@@ -1,11 +1,15 @@
 //! The other end of a connection: receiving from it and answering it, without ever waiting for it.
 
 use std::fmt;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use log::debug;
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, Shutdown, getsockopt, recv, send, setsockopt, shutdown, sockopt};
+use nix::sys::socket::{
+    ControlMessage, MsgFlags, Shutdown, UnixCredentials, getsockopt, recv, sendmsg, setsockopt, shutdown,
+    sockopt,
+};
 
 /// Not in the `libc` crate yet for most platforms.
 const SO_PASSRIGHTS: libc::c_int = 83;
@@ -28,16 +32,29 @@ pub(crate) fn refuse_descriptors(listener: &impl AsFd) {
 pub(crate) struct Peer {
     socket: OwnedFd,
     number: u64,
+    /// Who it is, as the kernel knows it.
+    who: Option<UnixCredentials>,
 }
 
 impl Peer {
     /// `number` tells the connections apart in the log.
     pub(crate) fn new(socket: OwnedFd, number: u64) -> Peer {
-        match getsockopt(&socket, sockopt::PeerCredentials) {
+        let who = getsockopt(&socket, sockopt::PeerCredentials);
+        match &who {
             Ok(who) => debug!("connection {number}: from uid {}, pid {}", who.uid(), who.pid()),
             Err(error) => debug!("connection {number}: from nobody knows whom: {error}"),
         }
-        Peer { socket, number }
+        Peer { socket, number, who: who.ok() }
+    }
+
+    /// What tells it apart.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Who it is, as the kernel knows it.
+    pub(crate) fn who(&self) -> Option<&UnixCredentials> {
+        self.who.as_ref()
     }
 
     /// Takes the next packet and gives its length in bytes, which exceeds `packet`'s if it did not fit; 0 when the
@@ -56,7 +73,15 @@ impl Peer {
     /// Sends a frame. A peer that does not take its replies is dropped: its socket is shut down, which the socket
     /// thread sees as a hang-up.
     pub(crate) fn send(&self, frame: &[u8]) {
-        match send(self.socket.as_raw_fd(), frame, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        self.send_with(frame, &[]);
+    }
+
+    /// Sends a frame with descriptors, of which the peer gets copies.
+    pub(crate) fn send_with(&self, frame: &[u8], descriptors: &[RawFd]) {
+        let rights = [ControlMessage::ScmRights(descriptors)];
+        let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        match sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(frame)], rights, flags, None) {
             Ok(_) => {}
             Err(Errno::EPIPE | Errno::ECONNRESET) => debug!("{self}: gone before its reply"),
             Err(error) => {

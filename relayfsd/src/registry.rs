@@ -5,6 +5,7 @@ use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use relay::name::COMPONENTS_MAX;
 use relay::size::format_size;
@@ -12,10 +13,12 @@ use relay::{ChannelName, Geometry, GeometrySpec};
 use thiserror::Error;
 
 use crate::channel::{Channel, Counts};
-use crate::writers::Writers;
+use crate::writers::{self, Writers};
 
 /// Most channels at a time.
 pub(crate) const CHANNELS_MAX: usize = 4096;
+/// How long the writers have to end a channel's buffers.
+const CLOSE_MAX: Duration = Duration::from_millis(500);
 /// Names an error message lists before it says how many more there are.
 const NAMES_LISTED: usize = 20;
 
@@ -253,9 +256,14 @@ impl Registry {
     }
 
     /// Clean end: nothing can be opened any more, pollers are told, and what is unread is said, a line a channel.
-    pub(crate) fn close_all(&self) {
+    pub(crate) fn close_all(self: &Arc<Self>) {
         self.lock().closed = true;
         for channel in self.all() {
+            if channel.is_shared() {
+                // First those who write by themselves, so that what is told below is all there will be.
+                let held = Held::new(self, channel.clone());
+                writers::close_all(&self.writers, &held, CLOSE_MAX);
+            }
             channel.close();
             let unread = channel.unread();
             if unread > 0 {

@@ -1,15 +1,23 @@
-//! What a producer asks for: OPEN, WRITE, FLUSH, CLOSE. Turns frames into jobs for the writers, once everything in
+//! What a producer asks for: OPEN, SHARE, WRITE, FLUSH, CLOSE. Turns frames into jobs for the writers, once everything in
 //! them has been checked, and keeps what a connection holds: its channels, a long message that is not complete yet,
 //! and jobs for which there was no room.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use relay::frame::{ALL_CPUS, HEADER_DEFAULT, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, done};
-use relay::frame::{Body, Close, Flush, Frame, FrameType, Messages, Open, OpenReply, Refusal, Write};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use relay::abi::LAYOUT_VERSION;
+use relay::frame::{
+    ALL_CPUS, DESCRIPTORS_MAX, HEADER_DEFAULT, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, done,
+};
+use relay::frame::{
+    Body, Close, Flush, Frame, FrameType, Messages, Open, OpenReply, Refusal, Share, ShareReply, Write,
+};
 use relay::{ChannelName, GeometrySpec, Mode};
 
 use crate::assembly::{Assembly, AssemblyError};
@@ -17,6 +25,7 @@ use crate::connection::{Common, Refused};
 use crate::flow::UnderWay;
 use crate::peer::Peer;
 use crate::registry::{Create, Held};
+use crate::sharing::NotShared;
 use crate::writers::{Batch, Busy, Gather, Job, Wait};
 
 /// Most channels that one connection holds.
@@ -44,6 +53,8 @@ pub(crate) struct Requests {
     under_way: Arc<UnderWay>,
     /// Some batch may wait for room.
     has_waited: bool,
+    /// What the producer rings, if it was given files.
+    bell: Option<EventFd>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -58,6 +69,7 @@ impl Requests {
             long: None,
             held_back: VecDeque::new(),
             has_waited: false,
+            bell: None,
             cancelled: Arc::default(),
         }
     }
@@ -95,6 +107,7 @@ impl Requests {
             (FrameType::Write, false) => self.write(frame, long),
             (FrameType::Flush, false) => self.flush(frame),
             (FrameType::Close, false) => self.close(frame),
+            (FrameType::Share, false) => self.share(frame),
             (FrameType::Hello | FrameType::Error, _) | (_, true) => {
                 Err(Refused::request(Errno::EOPNOTSUPP, "only the daemon sends replies and errors"))
             }
@@ -143,6 +156,61 @@ impl Requests {
         self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
         self.peer.send(&done(FrameType::Close, frame.id));
         Ok(())
+    }
+
+    /// Sends the channel's files to a producer who may write them, and its bell.
+    fn share(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let number = Share::decode(frame.body)?.channel;
+        let channel = self.channel(number)?;
+        let admitted = match channel.geometry().global() {
+            true => Err(NotShared::Global),
+            false => self.common.sharing.admits(self.peer.who()),
+        };
+        admitted.map_err(|why| Refused::request(Errno::EPERM, why))?;
+        let failed = |error: io::Error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            Refused::request(errno, format!("cannot share the channel's files: {error}"))
+        };
+        let files = channel.share().map_err(failed)?;
+        let bell = self.bell().map_err(|errno| failed(errno.into()))?;
+        let mut descriptors: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        // Behind the control file.
+        descriptors.insert(1.min(descriptors.len()), bell.as_raw_fd());
+        let mut first = 0;
+        for (index, part) in descriptors.chunks(DESCRIPTORS_MAX).enumerate() {
+            let count = (part.len() - if index == 0 { 2 } else { 0 }) as u32;
+            let reply = ShareReply { layout_version: LAYOUT_VERSION, first, count };
+            self.peer.send_with(&reply.frame(0, frame.id), part);
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// The connection's bell, which it rings when somebody waits for what it writes by itself.
+    fn bell(&mut self) -> nix::Result<&EventFd> {
+        if self.bell.is_none() {
+            let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+            self.common.watch_bell(&bell, self.peer.number())?;
+            self.bell = Some(bell);
+        }
+        self.bell.as_ref().ok_or(Errno::EIO)
+    }
+
+    /// The bell was rung, or nobody is left who could: whoever polls what this producer writes is told.
+    pub(crate) fn rung(&self) {
+        if let Some(bell) = &self.bell {
+            // Emptied before the look, so that a later ring is another event.
+            let _ = bell.read();
+            self.channels.values().for_each(|channel| channel.wake_readable());
+        }
+    }
+
+    /// The end: the producer keeps its copy of the bell, but nobody listens.
+    pub(crate) fn give_up_bell(&mut self) {
+        self.rung(); // it may have been killed between a switch and the ring
+        if let Some(bell) = self.bell.take() {
+            let _ = self.common.epoll.delete(bell);
+        }
     }
 
     fn write(&mut self, frame: &Frame, long: Option<Long>) -> Result<(), Refused> {

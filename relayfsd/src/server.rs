@@ -21,10 +21,11 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use relay::frame::{Body, FRAME_MAX, Refusal};
 
-use crate::connection::{Common, Connection, Turn};
+use crate::connection::{BELL_BIT, Common, Connection, Turn};
 use crate::flow::Ring;
 use crate::peer::{self, Peer};
 use crate::registry::Registry;
+use crate::sharing::Sharing;
 
 /// Connections accepted before it is the others' turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -62,6 +63,7 @@ impl Server {
         listener: OwnedFd,
         registry: Arc<Registry>,
         connections_max: usize,
+        sharing: Sharing,
     ) -> io::Result<Server> {
         peer::refuse_descriptors(&listener);
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
@@ -75,13 +77,12 @@ impl Server {
         let on_room = Arc::clone(&ring);
         registry.writers().set_on_room(Box::new(move || on_room()));
         let event_loop = Loop {
-            epoll,
             control: Arc::clone(&control),
             // Only its accept() is used, which asks no more of a socket than that it is a Unix one.
             listener: listener.into(),
             accepting: false,
             spare: spare(&control),
-            common: Arc::new(Common { registry, budget: Arc::default(), ring }),
+            common: Arc::new(Common { registry, budget: Arc::default(), ring, sharing, epoll }),
             connections: HashMap::new(),
             connections_max,
             next_token: LISTENER + 1,
@@ -115,7 +116,6 @@ struct Entry {
 }
 
 struct Loop {
-    epoll: Epoll,
     control: Arc<Control>,
     listener: UnixListener,
     /// Somebody may wait to be accepted.
@@ -137,7 +137,7 @@ impl Loop {
         let mut events = [EpollEvent::empty(); EVENTS_MAX];
         let mut deadline = None;
         loop {
-            let n = match self.epoll.wait(&mut events, self.timeout(deadline)) {
+            let n = match self.common.epoll.wait(&mut events, self.timeout(deadline)) {
                 Ok(n) => n,
                 Err(Errno::EINTR) => 0,
                 Err(error) => return error!("the socket thread cannot go on: epoll_wait: {error}"),
@@ -177,6 +177,11 @@ impl Loop {
         match event.data() {
             BELL => self.room(),
             LISTENER => self.accepting = true,
+            token if token & BELL_BIT != 0 => {
+                if let Some(entry) = self.connections.get(&(token & !BELL_BIT)) {
+                    entry.connection.rung();
+                }
+            }
             token => {
                 // None would be somebody who is over, and such are not watched.
                 let Some(entry) = self.connections.get_mut(&token) else { return };
@@ -217,7 +222,7 @@ impl Loop {
             Turn::Idle if !stopping => entry.queued = false,
             Turn::Idle | Turn::Over => {
                 // By hand, since a reply that is still to come keeps the descriptor open.
-                let _ = self.epoll.delete(&entry.connection);
+                let _ = self.common.epoll.delete(&entry.connection);
                 self.connections.remove(&token);
                 // Who could not be accepted for want of a descriptor may be now.
                 self.accepting = !stopping;
@@ -227,7 +232,7 @@ impl Loop {
 
     /// Everybody gets turns until nothing is left in the socket, and is then dropped.
     fn begin_to_stop(&mut self) {
-        let _ = self.epoll.delete(&self.listener);
+        let _ = self.common.epoll.delete(&self.listener);
         self.accepting = false;
         for (&token, entry) in &mut self.connections {
             entry.connection.cancel();
@@ -272,7 +277,7 @@ impl Loop {
         let token = self.next_token;
         self.next_token += 1;
         let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        if let Err(error) = self.epoll.add(&socket, EpollEvent::new(events, token)) {
+        if let Err(error) = self.common.epoll.add(&socket, EpollEvent::new(events, token)) {
             let text = format!("the daemon cannot watch another connection: {error}");
             return self.turn_away(socket, error, text);
         }

@@ -23,10 +23,12 @@ use tempfile::TempDir;
 
 use super::Server;
 use crate::registry::Registry;
+use crate::sharing::{Shared, Sharing};
 use crate::writers::reset_all;
 
 /// Nothing here takes that long; a test that is wrong ends nevertheless.
 const PATIENCE: Duration = Duration::from_secs(20);
+const SHARING: Sharing = Sharing { with: Shared::Owner, gid: None };
 const CONNECTIONS_MAX: usize = 100;
 /// Only CPU 0 is sure to be there; the daemon never runs on the others here.
 const N_CPUS: usize = 2;
@@ -47,7 +49,7 @@ impl Daemon {
         let listener = seqpacket();
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         listen(&listener, Backlog::new(128).unwrap()).unwrap();
-        let server = Server::start(listener, registry.clone(), CONNECTIONS_MAX).unwrap();
+        let server = Server::start(listener, registry.clone(), CONNECTIONS_MAX, SHARING).unwrap();
         Daemon { server: Some(server), registry, path, _dir: dir }
     }
 

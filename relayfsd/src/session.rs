@@ -132,9 +132,9 @@ impl Session {
         let unmounted =
             watch(&mount).map_err(|source| SessionError::Start { what: "watching the mount", source })?;
 
-        let server =
-            Server::start(listener, registry.clone(), limits::connections_max(options.connections_max))
-                .map_err(|source| SessionError::Start { what: "the server", source })?;
+        let connections_max = limits::connections_max(options.connections_max);
+        let server = Server::start(listener, registry.clone(), connections_max, options.sharing)
+            .map_err(|source| SessionError::Start { what: "the server", source })?;
         let summary = summary(options, &point, socket.path(), &registry);
         Ok(Session {
             server: Some(server),

@@ -75,6 +75,8 @@ pub(crate) enum Job {
     },
     /// Finish the current sub-buffer.
     Flush { channel: Held, cpu: usize, done: Done },
+    /// End the buffer for producers that write it by themselves.
+    Close { channel: Held, cpu: usize, done: Done },
     /// Forget everything unread.
     Reset { channel: Held, cpu: usize, done: Done },
     /// A reader made room, for which a batch has been waiting.
@@ -92,6 +94,7 @@ impl Job {
             Job::Write(Batch { channel, cpu, .. })
             | Job::Message { channel, cpu, .. }
             | Job::Flush { channel, cpu, .. }
+            | Job::Close { channel, cpu, .. }
             | Job::Reset { channel, cpu, .. }
             | Job::Room { channel, cpu } => Some((channel, *cpu)),
             Job::Sweep | Job::Barrier { .. } => None,
@@ -110,7 +113,7 @@ impl Job {
         match self {
             Job::Write(batch) => lane::drop_batch(batch, why),
             Job::Message { done, .. } => done(Err(why)),
-            Job::Flush { done, .. } | Job::Reset { done, .. } => done(Err(why)),
+            Job::Flush { done, .. } | Job::Close { done, .. } | Job::Reset { done, .. } => done(Err(why)),
             Job::Room { .. } | Job::Sweep | Job::Barrier { .. } => {}
         }
     }
@@ -133,6 +136,8 @@ pub(crate) enum UnavailableCause {
     Ending,
     /// No thread could be started.
     NoThread(Arc<std::io::Error>),
+    /// The thread was interrupted each time it tried.
+    Contended,
 }
 
 impl fmt::Display for UnavailableCause {
@@ -142,6 +147,7 @@ impl fmt::Display for UnavailableCause {
                 write!(f, "is offline or not allowed to the daemon ({})", errno.desc())
             }
             UnavailableCause::Ending => f.write_str("is not served any more: the daemon is ending"),
+            UnavailableCause::Contended => f.write_str("is too busy for the daemon to write there"),
             UnavailableCause::NoThread(error) => write!(f, "has no thread of the daemon's: {error}"),
         }
     }
@@ -292,6 +298,15 @@ pub(crate) fn reset_all(
     done: impl FnOnce(Vec<Unavailable>) + Send + 'static,
 ) {
     on_all(writers, channel, done, |channel, cpu, done| Job::Reset { channel, cpu, done });
+}
+
+/// Ends every buffer of a channel for producers that write by themselves, and waits for that, `limit` at most.
+pub(crate) fn close_all(writers: &Writers, channel: &Held, limit: Duration) {
+    let (sender, receiver) = bounded(1);
+    let done = move |_| sender.send(()).unwrap_or_default(); // nobody waits any more
+    on_all(writers, channel, done, |channel, cpu, done| Job::Close { channel, cpu, done });
+    // A CPU that is not to be had is one where nobody writes, or it finds the channel closed at its next switch.
+    let _ = receiver.recv_timeout(limit);
 }
 
 fn on_all(

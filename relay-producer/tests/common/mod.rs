@@ -3,9 +3,11 @@
 // Each test program uses its own part of this.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod files;
+
 use std::fs;
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,16 +16,19 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, listen, recv, send,
-    shutdown, socket,
+    AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, listen,
+    recv, sendmsg, shutdown, socket,
 };
 use relay::frame::{
-    Body, FRAME_MAX, Flush, Frame, FrameType, Hello, HelloReply, Messages, Open, OpenReply, Refusal,
+    Body, FRAME_MAX, Flush, Frame, FrameType, Hello, HelloReply, Messages, Open, OpenReply, Refusal, Share,
     WRITE_MORE, WRITE_REPLY, Write, WriteReply, done,
 };
 use relay::geometry::MESSAGE_MAX;
 use relay::{Geometry, GeometrySpec, Mode};
+use relay_producer::{Channel, TransportChoice};
 use tempfile::TempDir;
+
+use files::Files;
 
 /// No condition that a test waits for takes longer, unless something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -61,6 +66,9 @@ pub struct Manners {
     pub hold: Option<&'static [u8]>,
     /// The connection ends after so many frames of messages.
     pub frames_max: usize,
+    /// What a producer is told that asks for the channel's files, if there are none. By default as from a daemon of
+    /// an older release.
+    pub unshared: (i32, &'static str),
 }
 
 impl Default for Manners {
@@ -71,6 +79,7 @@ impl Default for Manners {
             dropped_over: usize::MAX,
             hold: None,
             frames_max: usize::MAX,
+            unshared: (95, "unknown frame type 0x6"),
         }
     }
 }
@@ -87,6 +96,8 @@ struct Shared {
     changed: Condvar,
     peers: Mutex<Vec<Arc<Peer>>>,
     accepted: AtomicUsize,
+    /// The files of every channel, and whether messages that come by the socket go there.
+    files: Mutex<Option<(Arc<Files>, bool)>>,
     /// Whether frames of messages are taken from the sockets.
     open: Mutex<bool>,
     gate: Condvar,
@@ -106,8 +117,15 @@ impl Peer {
     }
 
     pub fn send(&self, packet: &[u8]) {
+        self.send_with(packet, &[]);
+    }
+
+    pub fn send_with(&self, packet: &[u8], descriptors: &[RawFd]) {
+        let rights = [ControlMessage::ScmRights(descriptors)];
+        let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
         // Whoever has gone away does not want it.
-        let _ = send(self.0.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL);
+        let packet = [IoSlice::new(packet)];
+        let _ = sendmsg::<()>(self.0.as_raw_fd(), &packet, rights, MsgFlags::MSG_NOSIGNAL, None);
     }
 
     pub fn hang_up(&self) {
@@ -137,6 +155,11 @@ pub fn open_reply(geometry: &Geometry, created: bool) -> OpenReply {
     }
 }
 
+/// The channel "cpu", without asking for its files: for daemons that follow a script.
+pub fn open_by_socket(daemon: &Daemon) -> Channel {
+    Channel::builder(&daemon.socket, "cpu").transport(TransportChoice::Socket).open().unwrap()
+}
+
 impl Daemon {
     /// A well-behaved one.
     pub fn start(dir: &TempDir, manners: Manners) -> Daemon {
@@ -149,7 +172,11 @@ impl Daemon {
 
     /// One that does anything with its connections.
     pub fn start_script(dir: &TempDir, script: impl Fn(&Peer) + Send + Sync + 'static) -> Daemon {
-        Daemon::start_with(&dir.path().join("socket"), move |_, peer| script(peer))
+        Daemon::start_script_at(&dir.path().join("socket"), script)
+    }
+
+    pub fn start_script_at(socket: &Path, script: impl Fn(&Peer) + Send + Sync + 'static) -> Daemon {
+        Daemon::start_with(socket, move |_, peer| script(peer))
     }
 
     fn start_with(path: &Path, serve: impl Fn(&Arc<Shared>, &Arc<Peer>) + Send + Sync + 'static) -> Daemon {
@@ -163,6 +190,7 @@ impl Daemon {
             changed: Condvar::new(),
             peers: Mutex::default(),
             accepted: AtomicUsize::new(0),
+            files: Mutex::default(),
             open: Mutex::new(true),
             gate: Condvar::new(),
         });
@@ -197,6 +225,16 @@ impl Daemon {
         let (store, timeout) =
             self.shared.changed.wait_timeout_while(store, PATIENCE, |store| !condition(store)).unwrap();
         assert!(!timeout.timed_out(), "{what}: {} messages, {} lost", store.messages.len(), store.lost);
+    }
+
+    /// From now on channels have these files, and messages go there.
+    pub fn share(&self, files: &Arc<Files>) {
+        *self.shared.files.lock().unwrap() = Some((files.clone(), true));
+    }
+
+    /// From now on channels have these files, and what comes by the socket does not go there.
+    pub fn share_apart(&self, files: &Arc<Files>) {
+        *self.shared.files.lock().unwrap() = Some((files.clone(), false));
     }
 
     pub fn accepted(&self) -> usize {
@@ -272,6 +310,14 @@ impl<'a> Session<'a> {
                     self.peer.send(&hello_reply().frame(0, frame.id));
                 }
                 FrameType::Open => self.open(&frame, &mut store),
+                FrameType::Share => {
+                    assert_eq!(Share::decode(frame.body).unwrap().channel, 3);
+                    let (errno, text) = self.manners.unshared;
+                    match self.files() {
+                        Some((files, _)) => files.send(self.peer, frame.id),
+                        None => self.peer.send(&Refusal { errno, text: text.into() }.frame(0, frame.id)),
+                    }
+                }
                 FrameType::Write => self.write(&frame, &mut store),
                 FrameType::Flush => {
                     let flush = Flush::decode(frame.body).unwrap();
@@ -285,6 +331,10 @@ impl<'a> Session<'a> {
             drop(store);
             self.shared.changed.notify_all();
         }
+    }
+
+    fn files(&self) -> Option<(Arc<Files>, bool)> {
+        self.shared.files.lock().unwrap().clone()
     }
 
     fn open(&self, frame: &Frame<'_>, store: &mut Store) {
@@ -306,7 +356,11 @@ impl<'a> Session<'a> {
             spec.mode = Some(if open.mode == 2 { Mode::Overwrite } else { Mode::NoOverwrite });
             spec.global = Some(open.scope == 2);
         }
-        self.peer.send(&open_reply(&spec.build().unwrap(), !exists).frame(0, frame.id));
+        let mut reply = open_reply(&spec.build().unwrap(), !exists);
+        if let Some((files, _)) = self.files() {
+            reply = OpenReply { n_bufs: files.data.len() as u32, ..reply };
+        }
+        self.peer.send(&reply.frame(0, frame.id));
         store.opened.push((name, create));
     }
 
@@ -314,6 +368,9 @@ impl<'a> Session<'a> {
         let write = Write::decode(frame.body).unwrap();
         assert_eq!(write.channel, 3);
         store.lost += u64::from(write.lost);
+        if let Some((files, true)) = self.files() {
+            files.buffers[write.cpu as usize].count_dropped_elsewhere(write.lost.into());
+        }
         store.waits.push(write.wait_ms);
         let more = frame.flags & WRITE_MORE != 0;
         let goes_on = self.long.as_ref().is_some_and(|(id, ..)| *id == frame.id);
@@ -338,7 +395,9 @@ impl<'a> Session<'a> {
         for message in Messages(&messages[0]) {
             let message = message.expect("lengths that add up").to_vec();
             hold |= self.manners.hold.is_some_and(|start| message.starts_with(start));
-            if message.len() > geometry(self.manners.geometry).message_max() {
+            if let Some((files, true)) = self.files() {
+                files.write(write.cpu as usize, &message, write.wait_ms != 0, &mut reply);
+            } else if message.len() > geometry(self.manners.geometry).message_max() {
                 reply.too_big += 1;
             } else if message.len() > self.manners.dropped_over {
                 reply.dropped += 1;

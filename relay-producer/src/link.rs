@@ -1,0 +1,132 @@
+//! A channel's way to its daemon: the latest connection, and getting a new one when that is over.
+
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
+use std::time::{Duration, Instant};
+
+use crate::connection::Connection;
+use crate::error::{OpenError, RequestError};
+use crate::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
+use crate::latest::Latest;
+use crate::socket::find;
+
+/// After a loss of the connection, a new one is tried for at most this often.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A channel's way to its daemon.
+#[derive(Debug)]
+pub(crate) struct Link {
+    mount: PathBuf,
+    request: OpenRequest,
+    /// The latest connection. Locked only to take or replace the `Arc`.
+    current: RwLock<Arc<Connection>>,
+    /// The same one's buffers, for those who may not lock.
+    buffers: Latest,
+    redial: Mutex<Redial>,
+}
+
+/// The search for a new daemon.
+#[derive(Debug, Default)]
+struct Redial {
+    last_try: Option<Instant>,
+    /// The process that tried.
+    pid: u32,
+    under_way: Option<Handshake>,
+}
+
+/// Why there is no connection; `None` if it was not tried now.
+pub(crate) type NoConnection = Option<OpenError>;
+
+/// For those who would have waited.
+pub(crate) fn no_connection(reason: NoConnection) -> RequestError {
+    reason.map_or(RequestError::Disconnected, RequestError::Reopen)
+}
+
+impl Link {
+    pub(crate) fn new(mount: PathBuf, request: OpenRequest, connection: Connection) -> Link {
+        Link {
+            mount,
+            request,
+            buffers: Latest::new(connection.sharing.as_ref().ok()),
+            current: RwLock::new(Arc::new(connection)),
+            redial: Mutex::default(),
+        }
+    }
+
+    /// The buffers to be written directly.
+    #[inline(always)]
+    pub(crate) fn buffers(&self) -> &Latest {
+        &self.buffers
+    }
+
+    pub(crate) fn latest(&self) -> Arc<Connection> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A connection that works as far as is known.
+    pub(crate) fn connection(&self, may_wait: bool) -> Result<Arc<Connection>, NoConnection> {
+        let latest = self.latest();
+        if latest.is_own() && !latest.is_gone() { Ok(latest) } else { self.reconnect(may_wait) }
+    }
+
+    #[cold]
+    fn reconnect(&self, may_wait: bool) -> Result<Arc<Connection>, NoConnection> {
+        let mut redial = match self.redial.try_lock() {
+            Ok(redial) => redial,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) if may_wait => {
+                self.redial.lock().unwrap_or_else(PoisonError::into_inner)
+            }
+            Err(TryLockError::WouldBlock) => return Err(None),
+        };
+        let latest = self.latest();
+        if latest.is_own() && !latest.is_gone() {
+            return Ok(latest);
+        }
+        if redial.pid != process::id() {
+            *redial = Redial { pid: process::id(), ..Redial::default() };
+        }
+        // A child has lost nothing yet, and shall not lose its first message.
+        let wait = if may_wait || !latest.is_own() { OPEN_LIMIT } else { Duration::ZERO };
+        let handshake = match redial.under_way.take().filter(|handshake| !handshake.is_overdue()) {
+            Some(handshake) => handshake,
+            None if redial.last_try.is_some_and(|at| at.elapsed() < RETRY_INTERVAL) => return Err(None),
+            None => {
+                redial.last_try = Some(Instant::now());
+                self.dial(&latest.path, wait)?
+            }
+        };
+        match handshake.go_on(&self.request, Some(Instant::now() + wait))? {
+            Progress::Done(connection) => {
+                if latest.is_own() {
+                    connection.inherit_losses(&latest);
+                }
+                let connection = Arc::new(connection);
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = connection.clone();
+                if let Ok(shared) = &connection.sharing {
+                    // Without a place there, the next messages find them by way of the connection.
+                    self.buffers.push(shared);
+                    shared.ring_for_all();
+                }
+                if let Ok(retired) = &latest.sharing {
+                    retired.retire();
+                }
+                Ok(connection)
+            }
+            Progress::Waiting(handshake) => {
+                redial.under_way = Some(handshake);
+                Err(None)
+            }
+        }
+    }
+
+    /// Connects to where the daemon was; only if nobody is there, looks where the mount says it is now: a look into
+    /// the mount of a daemon that hangs would hang as well.
+    fn dial(&self, path: &Path, wait: Duration) -> Result<Handshake, OpenError> {
+        match Handshake::begin(path, wait) {
+            Err(OpenError::NoDaemon { .. }) => Handshake::begin(&find(&self.mount)?, wait),
+            begun => begun,
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Buffers that this process has mapped, and writing them: what `relay::writer` does, with what belongs to a connection.
+//!
+//! A message that fits the current sub-buffer is one restartable sequence, and nothing else is touched. Everything that
+//! costs more happens at a switch, in [`Shared::settle`]: the daemon is woken if it waits, and every so often somebody
+//! looks whether it is still there.
+//!
+//! Nothing in this file waits, takes memory or takes a lock that another thread could hold against it, so all of it can
+//! run in a signal handler.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use relay::abi::BufferBlock;
+use relay::buffer::Buffer;
+use relay::geometry::MESSAGE_MAX;
+use relay::writer::{Outcome, Placed, Run, Writer};
+
+use crate::line::Line;
+use crate::thread::Sequences;
+
+/// Longest message that is written directly, in bytes. A sequence that is interrupted starts over, and the longer it is
+/// the more often that happens; the daemon's writers have no signals to fear.
+const DIRECT_MAX: usize = 64 << 10;
+/// Tries at a message that is interrupted each time, before it goes by the socket.
+const TRIES_MAX: u32 = 64;
+/// One in so many refused messages asks whether the daemon is still there: with every sub-buffer full there are no
+/// switches to do that at. A power of two.
+const REFUSALS_PER_LOOK: usize = 16;
+
+/// What became of a message that was to be written directly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direct {
+    /// It is in the buffer.
+    Written,
+    /// It is in the buffer, and this process, a forked child, is in want of a connection of its own.
+    WrittenByChild,
+    /// There is no room.
+    Full,
+    /// Too big for the channel. It has been counted.
+    TooBig,
+    /// The channel is over.
+    Closed,
+    /// The connection is over, or never brought any buffers. Nothing was done.
+    Over,
+    /// This thread does not write that buffer: it is on another CPU, or cannot run sequences. Nothing was done.
+    NotHere,
+    /// This message is not to be written directly: too long, or interrupted too often. Nothing was done.
+    NotThis,
+}
+
+/// The mapped buffers of one connection.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    /// One for each CPU; none at all if the connection brought none.
+    lanes: Box<[Lane]>,
+    sequences: Option<Sequences>,
+    /// Nothing is to be written here any more: the daemon has gone, or the process has been forked and must get a
+    /// connection of its own.
+    over: AtomicBool,
+    line: Line,
+}
+
+/// One CPU's buffer.
+#[derive(Debug)]
+struct Lane {
+    /// Messages that are shorter than this are written directly; 0 when that is over. One look answers both.
+    limit: AtomicUsize,
+    buffer: Buffer,
+    /// Messages for which there was no room, roughly.
+    refused: AtomicUsize,
+}
+
+impl Shared {
+    /// The buffers of all CPUs, in order.
+    pub(crate) fn new(buffers: Vec<Buffer>, line: Line) -> Shared {
+        let lane = |buffer: Buffer| {
+            let longest = buffer.geometry().subbuf_size().min(MESSAGE_MAX).min(DIRECT_MAX);
+            Lane { limit: AtomicUsize::new(longest + 1), buffer, refused: AtomicUsize::new(0) }
+        };
+        Shared {
+            lanes: buffers.into_iter().map(lane).collect(),
+            sequences: Sequences::find(),
+            over: AtomicBool::new(false),
+            line,
+        }
+    }
+
+    /// What stands for the buffers of a connection that brought none.
+    pub(crate) fn none() -> Shared {
+        Shared { lanes: Box::default(), sequences: None, over: AtomicBool::new(true), line: Line::none() }
+    }
+
+    /// Writes a message into the buffer of the CPU the caller is on, which must be `only` if that is given. With
+    /// `drop_if_full`, a message for which there is no room is counted as dropped.
+    #[inline(always)]
+    pub(crate) fn write(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
+        let Some((lane, here)) = self.here(only) else { return self.refuse(only, message) };
+        // Relaxed: as in `is_over`.
+        if message.len() >= lane.limit.load(Ordering::Relaxed) {
+            return self.refuse(only, message);
+        }
+        match Writer::new(&lane.buffer, here).try_write(message) {
+            Some(Outcome { placed: Placed::Written, switched: false }) => Direct::Written,
+            Some(outcome) => self.settle(lane, here, outcome, drop_if_full),
+            None => self.write_again(only, message, drop_if_full),
+        }
+    }
+
+    /// Goes on after a try that was interrupted: perhaps on another CPU.
+    #[cold]
+    #[inline(never)]
+    fn write_again(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
+        for _ in 1..TRIES_MAX {
+            let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
+            if let Some(outcome) = Writer::new(&lane.buffer, here).try_write(message) {
+                return self.settle(lane, here, outcome, drop_if_full);
+            }
+        }
+        Direct::NotThis
+    }
+
+    /// Says why a message is not even tried. What no sub-buffer could hold is counted.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, only: Option<usize>, message: &[u8]) -> Direct {
+        if self.is_over() {
+            return Direct::Over;
+        }
+        let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
+        if message.len() <= lane.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
+            return Direct::NotThis;
+        }
+        count_in(&lane.buffer, here, |block| &block.too_big);
+        Direct::TooBig
+    }
+
+    /// What is to be done after a try that was not interrupted, but is not over with the message either.
+    #[inline(never)]
+    fn settle<R: Run>(&self, lane: &Lane, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
+        match outcome.placed {
+            Placed::Written => {
+                self.after_switch(&lane.buffer);
+                if self.is_over() && !self.line.is_own() { Direct::WrittenByChild } else { Direct::Written }
+            }
+            Placed::Full => {
+                if drop_if_full {
+                    count_in(&lane.buffer, here, |block| &block.dropped);
+                }
+                if outcome.switched {
+                    self.after_switch(&lane.buffer);
+                } else {
+                    self.after_refusal(lane);
+                }
+                Direct::Full
+            }
+            Placed::TooBig => {
+                count_in(&lane.buffer, here, |block| &block.too_big);
+                self.after_switch(&lane.buffer);
+                Direct::TooBig
+            }
+            Placed::Closed => {
+                self.end();
+                Direct::Closed
+            }
+        }
+    }
+
+    /// Counts a message that is too big even to be shown to [`Self::write`]. False: this thread does not write there.
+    pub(crate) fn count_too_big(&self, only: Option<usize>) -> bool {
+        let place = self.here(only);
+        if let Some((lane, here)) = place {
+            count_in(&lane.buffer, here, |block| &block.too_big);
+        }
+        place.is_some()
+    }
+
+    /// Whether the caller is on a CPU, which must be `only` if that is given, whose buffer it can write.
+    pub(crate) fn is_here(&self, only: Option<usize>) -> bool {
+        self.here(only).is_some()
+    }
+
+    #[inline(always)]
+    fn here(&self, only: Option<usize>) -> Option<(&Lane, impl Run + use<>)> {
+        let thread = self.sequences?.thread();
+        // More than there are buffers if the thread is not registered.
+        let cpu = thread.cpu();
+        if only.is_some_and(|only| only != cpu as usize) {
+            return None;
+        }
+        Some((self.lanes.get(cpu as usize)?, thread.on(cpu)))
+    }
+
+    /// Longest message of the channel, in bytes.
+    pub(crate) fn message_max(&self) -> usize {
+        self.lanes.first().map_or(0, |lane| lane.buffer.geometry().message_max())
+    }
+
+    /// Whether nothing is to be written here any more.
+    pub(crate) fn is_over(&self) -> bool {
+        // Relaxed: nothing else is read on the strength of it, and who sees it late writes to a buffer nobody reads.
+        self.over.load(Ordering::Relaxed)
+    }
+
+    /// From now on nothing is written here.
+    #[cold]
+    pub(crate) fn end(&self) {
+        // Relaxed, both: as in `is_over`.
+        self.over.store(true, Ordering::Relaxed);
+        self.lanes.iter().for_each(|lane| lane.limit.store(0, Ordering::Relaxed));
+    }
+
+    /// Lets go of the files and of the connection. Threads that are still inside write to memory that nobody reads.
+    pub(crate) fn retire(&self) {
+        self.end();
+        for lane in &self.lanes {
+            // Should it fail, the memory is wasted; nothing else depends on it.
+            let _ = lane.buffer.retire();
+        }
+        self.line.close();
+    }
+
+    #[cold]
+    fn after_switch(&self, buffer: &Buffer) {
+        if let Some(wanted) = buffer.wake_wanted() {
+            // What is not certain to be heard is still wanted from the next who switches.
+            if self.line.ring() { wanted.rung() } else { self.end() }
+        } else if self.line.is_found_cut() {
+            self.end();
+        }
+    }
+
+    fn after_refusal(&self, lane: &Lane) {
+        // Relaxed, and not one step: whoever is not counted is one of many.
+        let refused = lane.refused.load(Ordering::Relaxed).wrapping_add(1);
+        lane.refused.store(refused, Ordering::Relaxed);
+        if refused.is_multiple_of(REFUSALS_PER_LOOK) && self.line.is_found_cut() {
+            self.end();
+        }
+    }
+
+    /// Rings for whoever waits for any of the buffers: switches of an earlier connection may have gone unheard.
+    pub(crate) fn ring_for_all(&self) {
+        for wanted in self.lanes.iter().filter_map(|lane| lane.buffer.wake_wanted()) {
+            if self.line.ring() {
+                wanted.rung();
+            }
+        }
+    }
+}
+
+/// Counts a message in a buffer: on its CPU if the thread is still there.
+fn count_in<R: Run>(buffer: &Buffer, here: R, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) {
+    if !Writer::new(buffer, here).count(1, counter) {
+        buffer.count_dropped_elsewhere(1);
+    }
+}

@@ -1,0 +1,147 @@
+//! Getting a channel's files: whether to ask for them, and mapping what comes.
+//!
+//! They come in several packets, and are mapped and closed packet by packet: a machine with many CPUs has more of them
+//! than a process may have open. If anything is wrong with one, the rest is still awaited, so that the socket, which
+//! is used then, has nothing in it that nobody expects.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use relay::Geometry;
+use relay::abi::{self, ControlHeader, LAYOUT_VERSION};
+use relay::buffer::Buffer;
+use relay::frame::ShareReply;
+use relay::shm::Mapping;
+
+use crate::line::Line;
+use crate::shared::Shared;
+use crate::socket::Socket;
+use crate::thread::Sequences;
+use crate::transport::TransportChoice;
+
+/// Descriptors before the data files in the first reply: control file and bell.
+const FIRST_EXTRA: usize = 2;
+
+/// Whether the buffers of a channel are to be asked for; if not, why.
+pub(crate) fn wanted(choice: TransportChoice, geometry: &Geometry) -> Result<(), String> {
+    let why = if choice == TransportChoice::Socket {
+        "it was asked for"
+    } else if geometry.global() {
+        "a global channel is written by the daemon alone"
+    } else if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
+        "shared buffers need Linux on x86-64"
+    } else if Sequences::find().is_none() {
+        "the C library registers no restartable sequences: glibc 2.35 and later do, unless glibc.pthread.rseq=0"
+    } else {
+        return Ok(());
+    };
+    Err(why.into())
+}
+
+/// A channel's files on their way here.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    geometry: Geometry,
+    n_bufs: usize,
+    /// Data files that have come, usable or not.
+    n_arrived: usize,
+    control: Option<Control>,
+    buffers: Vec<Buffer>,
+    /// The first thing that was wrong.
+    unusable: Option<String>,
+}
+
+#[derive(Debug)]
+struct Control {
+    mapping: Arc<Mapping>,
+    header: ControlHeader,
+    bell: OwnedFd,
+}
+
+impl Arriving {
+    pub(crate) fn new(geometry: Geometry, n_bufs: usize) -> Arriving {
+        Arriving { geometry, n_bufs, n_arrived: 0, control: None, buffers: Vec::new(), unusable: None }
+    }
+
+    /// Takes the next packet; an error if it makes no sense.
+    pub(crate) fn take(&mut self, reply: ShareReply, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+        let count = reply.count as usize;
+        let is_first = self.control.is_none() && self.n_arrived == 0;
+        let progress = count > 0 || is_first;
+        if reply.first as usize != self.n_arrived || count > self.n_bufs - self.n_arrived || !progress {
+            return Err(format!("{reply:?} after {} of {} files", self.n_arrived, self.n_bufs));
+        }
+        if self.unusable.is_none() {
+            self.unusable = self.map(reply, descriptors, is_first).err();
+        }
+        self.n_arrived += count;
+        Ok(())
+    }
+
+    /// Whether all files have come.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.n_arrived == self.n_bufs
+    }
+
+    /// The buffers, or why they cannot be used.
+    pub(crate) fn finish(self, socket: &Arc<Socket>) -> Result<Arc<Shared>, String> {
+        let control = match (self.unusable, self.control) {
+            (None, Some(control)) => control,
+            (why, _) => return Err(why.unwrap_or_else(|| "no control file came".into())),
+        };
+        let line = Line::new(control.bell, Arc::clone(socket));
+        Ok(Arc::new(Shared::new(self.buffers, line)))
+    }
+
+    fn map(&mut self, reply: ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Result<(), String> {
+        if reply.layout_version != LAYOUT_VERSION {
+            let theirs = reply.layout_version;
+            return Err(format!(
+                "the daemon's buffers have layout {theirs}, this release knows {LAYOUT_VERSION}"
+            ));
+        }
+        let expected = reply.count as usize + if is_first { FIRST_EXTRA } else { 0 };
+        if descriptors.len() != expected {
+            return Err(format!(
+                "{} of {expected} descriptors came: perhaps too few may be open (ulimit -n)",
+                descriptors.len()
+            ));
+        }
+        let mut descriptors = descriptors.into_iter();
+        if is_first && let (Some(control), Some(bell)) = (descriptors.next(), descriptors.next()) {
+            self.control = Some(self.map_control(control.into(), bell)?);
+        }
+        let Some(control) = &self.control else { return Ok(()) };
+        for (file, index) in descriptors.zip(self.n_arrived..) {
+            let buffer = map_data(file.into(), control, self.geometry, index)
+                .map_err(|why| format!("the file of buffer {index} cannot be used: {why}"))?;
+            self.buffers.push(buffer);
+        }
+        Ok(())
+    }
+
+    fn map_control(&self, file: File, bell: OwnedFd) -> Result<Control, String> {
+        let why = |why: String| format!("the control file cannot be used: {why}");
+        let len = file.metadata().map_err(|error| why(error.to_string()))?.len();
+        if len < size_of::<ControlHeader>() as u64 {
+            return Err(why(format!("it has {len} bytes")));
+        }
+        let mapping = Mapping::new(&file, len).map_err(|error| why(error.to_string()))?;
+        let header = mapping.header().ok_or_else(|| why("it has no header".into()))?;
+        header.check(&self.geometry, self.n_bufs, len).map_err(|wrong| why(wrong.into()))?;
+        Ok(Control { mapping: Arc::new(mapping), header, bell })
+    }
+}
+
+fn map_data(file: File, control: &Control, geometry: Geometry, index: usize) -> Result<Buffer, String> {
+    let said = |error: io::Error| error.to_string();
+    let (len, needed) = (file.metadata().map_err(said)?.len(), abi::data_len(&geometry));
+    if len < needed {
+        return Err(format!("it has {len} bytes instead of {needed}"));
+    }
+    let data = Arc::new(Mapping::new(&file, needed).map_err(said)?);
+    Buffer::new(Arc::clone(&control.mapping), data, geometry, &control.header, index)
+        .ok_or_else(|| "its part of the control file is missing".into())
+}

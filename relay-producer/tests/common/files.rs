@@ -1,0 +1,157 @@
+//! A channel's files as the daemon makes them, and its reading end.
+
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::{Arc, Mutex};
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+use relay::Geometry;
+use relay::abi::{self, LAYOUT_VERSION};
+use relay::buffer::Buffer;
+use relay::frame::{Body, DESCRIPTORS_MAX, ShareReply, WriteReply};
+use relay::reader::Reader;
+use relay::shm::Mapping;
+use relay::writer::{Here, Placed, Writer};
+
+use super::Peer;
+
+#[derive(Debug)]
+pub struct Files {
+    pub control: File,
+    pub data: Vec<File>,
+    pub bell: EventFd,
+    pub buffers: Vec<Buffer>,
+    readers: Vec<Mutex<Reader>>,
+    /// Most data files in one reply.
+    pub at_once: usize,
+}
+
+/// Number of this machine's CPUs, those that are offline included.
+pub fn n_cpus() -> usize {
+    sysconf(SysconfVar::_NPROCESSORS_CONF).unwrap().unwrap() as usize
+}
+
+/// The CPUs that the calling thread may run on.
+pub fn allowed_cpus() -> Vec<usize> {
+    let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap()).collect()
+}
+
+/// Moves the calling thread to a CPU, for good.
+pub fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+}
+
+/// Moves the calling thread to a CPU that it may run on, and says which.
+pub fn pin_anywhere() -> usize {
+    let cpu = allowed_cpus()[0];
+    pin(cpu);
+    cpu
+}
+
+impl Files {
+    pub fn new(geometry: Geometry) -> Arc<Files> {
+        Files::with(geometry, n_cpus(), DESCRIPTORS_MAX - 2)
+    }
+
+    pub fn with(geometry: Geometry, n_bufs: usize, at_once: usize) -> Arc<Files> {
+        let file = |len: u64| {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(len).unwrap();
+            file
+        };
+        let header = abi::control_header(&geometry, n_bufs);
+        let control = file(header.control_len());
+        let map = Arc::new(Mapping::new(&control, header.control_len()).unwrap());
+        map.put_header(header);
+        let data: Vec<_> = (0..n_bufs).map(|_| file(abi::data_len(&geometry))).collect();
+        let buffers: Vec<_> = (0..n_bufs)
+            .map(|cpu| {
+                let ring = Arc::new(Mapping::new(&data[cpu], abi::data_len(&geometry)).unwrap());
+                let buffer = Buffer::new(map.clone(), ring, geometry, &header, cpu).unwrap();
+                buffer.init(0);
+                buffer
+            })
+            .collect();
+        let readers = buffers.iter().map(|buffer| Mutex::new(Reader::new(buffer.clone()))).collect();
+        let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC).unwrap();
+        Arc::new(Files { control, data, bell, buffers, readers, at_once })
+    }
+
+    /// Answers a request for them.
+    pub fn send(&self, peer: &Peer, id: u32) {
+        let mut first = 0;
+        while first == 0 || first < self.data.len() {
+            let part = &self.data[first..self.data.len().min(first + self.at_once)];
+            let mut descriptors: Vec<RawFd> = Vec::new();
+            if first == 0 {
+                descriptors.extend([self.control.as_raw_fd(), self.bell.as_fd().as_raw_fd()]);
+            }
+            descriptors.extend(part.iter().map(AsRawFd::as_raw_fd));
+            let (start, count) = (first as u32, part.len() as u32);
+            let reply = ShareReply { layout_version: LAYOUT_VERSION, first: start, count };
+            peer.send_with(&reply.frame(0, id), &descriptors);
+            first += part.len();
+        }
+    }
+
+    /// Writes as the daemon does. To be called by one thread at a time.
+    pub fn write(&self, cpu: usize, message: &[u8], wait: bool, reply: &mut WriteReply) {
+        pin(cpu);
+        let (buffer, here) = (&self.buffers[cpu], Here::on(Some(cpu)));
+        loop {
+            match Writer::new(buffer, here).place(message).unwrap().placed {
+                Placed::Written => reply.written += 1,
+                Placed::TooBig => reply.too_big += 1,
+                Placed::Full if wait => {
+                    std::thread::yield_now();
+                    continue;
+                }
+                Placed::Full | Placed::Closed => {
+                    reply.dropped += 1;
+                    buffer.count_dropped_elsewhere(1);
+                }
+            }
+            return;
+        }
+    }
+
+    /// Ends the channel as the daemon does.
+    pub fn close(&self) {
+        for cpu in allowed_cpus() {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    pin(cpu);
+                    Writer::new(&self.buffers[cpu], Here::on(Some(cpu))).close().unwrap();
+                });
+            });
+        }
+    }
+
+    /// What there is to read in a buffer now.
+    pub fn read(&self, cpu: usize) -> Vec<u8> {
+        let mut reader = self.readers[cpu].lock().unwrap();
+        let (mut scratch, mut out) = (Vec::new(), Vec::new());
+        loop {
+            let before = out.len();
+            reader.read(1 << 20, &mut scratch, |bytes| out.extend_from_slice(bytes));
+            if out.len() == before {
+                return out;
+            }
+        }
+    }
+
+    /// Number of rings since the last look.
+    pub fn rings(&self) -> u64 {
+        self.bell.read().unwrap_or(0)
+    }
+
+    /// Messages lost in all buffers.
+    pub fn lost(&self) -> u64 {
+        self.buffers.iter().map(Buffer::lost).sum()
+    }
+}
