@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use relay::abi::BufferBlock;
 use relay::buffer::Buffer;
 use relay::geometry::MESSAGE_MAX;
-use relay::writer::{Outcome, Placed, Run, Writer};
+use relay::writer::{Appended, Outcome, Placed, Run, Writer};
 
 use crate::line::Line;
 use crate::thread::Sequences;
@@ -61,9 +61,8 @@ pub(crate) struct Shared {
 
 /// One CPU's buffer.
 #[derive(Debug)]
+#[repr(align(128))] // threads on other CPUs have lines of their own
 struct Lane {
-    /// Messages that are shorter than this are written directly; 0 when that is over. One look answers both.
-    limit: AtomicUsize,
     buffer: Buffer,
     /// Messages for which there was no room, roughly.
     refused: AtomicUsize,
@@ -72,10 +71,7 @@ struct Lane {
 impl Shared {
     /// The buffers of all CPUs, in order.
     pub(crate) fn new(buffers: Vec<Buffer>, line: Line) -> Shared {
-        let lane = |buffer: Buffer| {
-            let longest = buffer.geometry().subbuf_size().min(MESSAGE_MAX).min(DIRECT_MAX);
-            Lane { limit: AtomicUsize::new(longest + 1), buffer, refused: AtomicUsize::new(0) }
-        };
+        let lane = |buffer| Lane { buffer, refused: AtomicUsize::new(0) };
         Shared {
             lanes: buffers.into_iter().map(lane).collect(),
             sequences: Sequences::find(),
@@ -93,27 +89,38 @@ impl Shared {
     /// `drop_if_full`, a message for which there is no room is counted as dropped.
     #[inline(always)]
     pub(crate) fn write(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
-        let Some((lane, here)) = self.here(only) else { return self.refuse(only, message) };
-        // Relaxed: as in `is_over`.
-        if message.len() >= lane.limit.load(Ordering::Relaxed) {
+        if message.len() > DIRECT_MAX {
             return self.refuse(only, message);
         }
-        match Writer::new(&lane.buffer, here).try_write(message) {
-            Some(Outcome { placed: Placed::Written, switched: false }) => Direct::Written,
-            Some(outcome) => self.settle(lane, here, outcome, drop_if_full),
-            None => self.write_again(only, message, drop_if_full),
+        let Some((lane, here)) = self.here(only) else { return self.refuse(only, message) };
+        match Writer::new(&lane.buffer, here).append(message) {
+            Appended::Done => Direct::Written,
+            appended => self.write_elsewhere(appended, only, message, drop_if_full),
         }
     }
 
-    /// Goes on after a try that was interrupted: perhaps on another CPU.
-    #[cold]
+    /// Goes on with a message that was not simply appended: perhaps on another CPU.
     #[inline(never)]
-    fn write_again(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
-        for _ in 1..TRIES_MAX {
+    fn write_elsewhere(
+        &self,
+        appended: Appended,
+        only: Option<usize>,
+        message: &[u8],
+        drop_if_full: bool,
+    ) -> Direct {
+        if self.is_over() {
+            return Direct::Over;
+        }
+        let mut interrupted = appended == Appended::Interrupted;
+        for _ in 0..TRIES_MAX {
             let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
-            if let Some(outcome) = Writer::new(&lane.buffer, here).try_write(message) {
+            let writer = Writer::new(&lane.buffer, here);
+            let outcome =
+                if interrupted { writer.try_write(message) } else { writer.write_elsewhere(message) };
+            if let Some(outcome) = outcome {
                 return self.settle(lane, here, outcome, drop_if_full);
             }
+            interrupted = true;
         }
         Direct::NotThis
     }
@@ -180,13 +187,13 @@ impl Shared {
 
     #[inline(always)]
     fn here(&self, only: Option<usize>) -> Option<(&Lane, impl Run + use<>)> {
-        let thread = self.sequences?.thread();
+        let sequences = self.sequences?;
         // More than there are buffers if the thread is not registered.
-        let cpu = thread.cpu();
-        if only.is_some_and(|only| only != cpu as usize) {
+        let cpu = sequences.cpu();
+        if only.is_some_and(|only| only != cpu) {
             return None;
         }
-        Some((self.lanes.get(cpu as usize)?, thread.on(cpu)))
+        Some((self.lanes.get(cpu)?, sequences.on(cpu)))
     }
 
     /// Longest message of the channel, in bytes.
@@ -203,9 +210,9 @@ impl Shared {
     /// From now on nothing is written here.
     #[cold]
     pub(crate) fn end(&self) {
-        // Relaxed, both: as in `is_over`.
+        // Relaxed: as in `is_over`.
         self.over.store(true, Ordering::Relaxed);
-        self.lanes.iter().for_each(|lane| lane.limit.store(0, Ordering::Relaxed));
+        self.lanes.iter().for_each(|lane| lane.buffer.stop_appending());
     }
 
     /// Lets go of the files and of the connection. Threads that are still inside write to memory that nobody reads.

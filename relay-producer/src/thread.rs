@@ -18,15 +18,11 @@ mod nobody {
             None
         }
 
-        pub(crate) fn thread(self) -> Sequences {
-            self
+        pub(crate) fn cpu(self) -> usize {
+            match self {}
         }
 
-        pub(crate) fn cpu(&self) -> u32 {
-            match *self {}
-        }
-
-        pub(crate) fn on(self, _cpu: u32) -> Alone {
+        pub(crate) fn on(self, _cpu: usize) -> Alone {
             match self {}
         }
     }

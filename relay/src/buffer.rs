@@ -5,12 +5,13 @@ use std::sync::Arc;
 use crate::abi::{self, BufferBlock, ControlHeader, Record};
 use crate::geometry::Geometry;
 use crate::position::{Position, Widths};
-use crate::shm::{Located, Mapping};
+use crate::shm::{Located, Mapping, Window};
 use crate::sync::{AtomicU64, Ordering};
 
 /// A mapped buffer. Cheap to clone; all clones are the same buffer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Buffer {
+    window: Window,
     control: Arc<Mapping>,
     block: Located<BufferBlock>,
     /// Where the first record is in the control file, and how far it is to the next.
@@ -40,7 +41,8 @@ impl Buffer {
         control.get::<Record>(last_record)?;
         data.address(0, usize::try_from(geometry.buffer_size()).ok()?)?;
         let widths = Widths::new(&geometry);
-        Some(Buffer { control, block, records_at, record_stride, data, geometry, widths })
+        let window = Window::new(&data, geometry.subbuf_size());
+        Some(Buffer { window, control, block, records_at, record_stride, data, geometry, widths })
     }
 
     /// A buffer in memory of this process alone, ready for use, whose history begins at `lap`.
@@ -51,6 +53,14 @@ impl Buffer {
         let buffer = Buffer::new(control, data, geometry, &header, 0).expect("mappings of the right length");
         buffer.init(lap);
         Ok(buffer)
+    }
+
+    /// From now on nothing is appended by means of this value, but for messages of no bytes: [`Appended::Elsewhere`] is the
+    /// answer.
+    ///
+    /// [`Appended::Elsewhere`]: crate::writer::Appended::Elsewhere
+    pub fn stop_appending(&self) {
+        self.window.close();
     }
 
     /// Lets go of the files, see [`Mapping::retire`].
@@ -119,10 +129,32 @@ impl Buffer {
         &self.data
     }
 
+    /// Where this process's threads append.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+    #[inline(always)]
+    pub(crate) fn window(&self) -> &Window {
+        &self.window
+    }
+
     /// Where `position` is in the ring, in bytes.
     #[inline(always)]
     pub(crate) fn ring_offset(&self, position: Position) -> usize {
         self.widths.slot(position) * self.geometry.subbuf_size() + self.widths.offset(position)
+    }
+}
+
+impl Clone for Buffer {
+    fn clone(&self) -> Buffer {
+        Buffer {
+            window: Window::new(&self.data, self.geometry.subbuf_size()),
+            control: self.control.clone(),
+            block: self.block.clone(),
+            records_at: self.records_at,
+            record_stride: self.record_stride,
+            data: self.data.clone(),
+            geometry: self.geometry,
+            widths: self.widths,
+        }
     }
 }
 

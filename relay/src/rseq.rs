@@ -6,7 +6,7 @@
 //! registered, there are no sequences, and messages go by the socket. The library's symbols are looked up at run
 //! time, so that programs start with any.
 //!
-//! Each sequence here is, in the words of librseq:
+//! Each sequence here is, in the words of librseq (`append` loads the state as well, instead of comparing it):
 //!
 //! ```text
 //! rseq_cs <- descriptor                              last instruction before the sequence
@@ -24,12 +24,12 @@
 #![allow(unsafe_code)]
 
 use std::arch::asm;
-use std::marker::PhantomData;
 
 use crate::buffer::Buffer;
+use crate::position::Position;
 use crate::shm::Mapping;
 use crate::sync::{AtomicIsize, AtomicU64, Ordering};
-use crate::writer::{Append, Run, Sequence};
+use crate::writer::{Appended, Run, Sequence};
 
 /// From this length on, `rep movsb` copies; it is what processors do best with much.
 const REP_MOVSB_MIN: usize = 2048;
@@ -38,78 +38,47 @@ const REP_MOVSB_MIN: usize = 2048;
 static AREA_OFFSET: AtomicIsize = AtomicIsize::new(0);
 const ABSENT: isize = isize::MIN;
 
-/// The knowledge that this process's threads are registered, and where.
+/// The knowledge that this process's threads are registered, and where each has its area.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequences {
     offset: isize,
 }
 
-impl Sequences {
-    /// Whether threads can run sequences in this process.
-    pub fn find() -> Option<Sequences> {
-        Thread::current()?;
-        // Relaxed: as in `current`, which has found it.
-        Some(Sequences { offset: AREA_OFFSET.load(Ordering::Relaxed) })
-    }
-
-    /// The calling thread.
-    #[inline(always)]
-    pub fn thread(self) -> Thread {
-        let thread_pointer: *mut u8;
-        // SAFETY: on x86-64 the word at fs:0 is the thread pointer itself.
-        unsafe {
-            asm!("mov {}, fs:0", out(reg) thread_pointer, options(nostack, preserves_flags, readonly, pure))
-        };
-        Thread { area: thread_pointer.wrapping_offset(self.offset), _not_send: PhantomData }
-    }
-}
-
-/// The calling thread's registration.
-#[derive(Clone, Copy, Debug)]
-pub struct Thread {
-    area: *mut u8,
-    _not_send: PhantomData<*mut u8>,
-}
-
 /// A thread that believes itself to be on a CPU, and writes only as long as that is so.
 #[derive(Clone, Copy, Debug)]
 pub struct OnCpu {
-    thread: Thread,
-    cpu: u32,
+    sequences: Sequences,
+    cpu: usize,
 }
 
-impl Thread {
-    /// The calling thread, if it can run sequences.
-    #[inline]
-    pub fn current() -> Option<Thread> {
+impl Sequences {
+    /// Whether threads can run sequences in this process.
+    pub fn find() -> Option<Sequences> {
         // Relaxed: the offset is the same for whoever finds it out.
-        let mut offset = AREA_OFFSET.load(Ordering::Relaxed);
-        if offset == 0 {
-            offset = find_area();
-        }
-        if offset == ABSENT {
-            return None;
-        }
-        let thread_pointer: *mut u8;
-        // SAFETY: on x86-64 the word at fs:0 is the thread pointer itself.
-        unsafe {
-            asm!("mov {}, fs:0", out(reg) thread_pointer, options(nostack, preserves_flags, readonly, pure))
+        let offset = match AREA_OFFSET.load(Ordering::Relaxed) {
+            0 => find_area(),
+            offset => offset,
         };
-        Some(Thread { area: thread_pointer.wrapping_offset(offset), _not_send: PhantomData })
+        (offset != ABSENT).then_some(Sequences { offset })
     }
 
-    /// The CPU the thread is on at this moment, or a number larger than any if it is not registered.
-    #[inline]
-    pub fn cpu(&self) -> u32 {
-        // SAFETY: the area is the calling thread's own, alive as long as it, and the kernel keeps its second word, the
-        // current CPU, up to date; it may change between any two instructions, hence volatile.
-        unsafe { self.area.cast::<u32>().wrapping_add(1).read_volatile() }
+    /// The CPU the calling thread is on at this moment, or a number larger than any if it is not registered.
+    #[inline(always)]
+    pub fn cpu(self) -> usize {
+        let cpu: usize;
+        // SAFETY: the C library has an area for every thread, registered or not, at this distance from where fs points; the
+        // kernel keeps its second word up to date, which may change between any two instructions, hence not `pure`.
+        unsafe {
+            asm!("mov {:e}, fs:[{} + 4]", out(reg) cpu, in(reg) self.offset,
+                options(nostack, preserves_flags, readonly))
+        };
+        cpu
     }
 
-    /// This thread as a writer of the buffer of `cpu`.
-    #[inline]
-    pub fn on(self, cpu: u32) -> OnCpu {
-        OnCpu { thread: self, cpu }
+    /// Whichever thread calls, as a writer of the buffer of `cpu`.
+    #[inline(always)]
+    pub fn on(self, cpu: usize) -> OnCpu {
+        OnCpu { sequences: self, cpu }
     }
 }
 
@@ -238,59 +207,59 @@ pub fn die_at(point: u32) {
     relay_kill_at.store(point, Ordering::SeqCst);
 }
 
+/// What the kernel wants to find before an abort handler, as the number that glibc registered with.
+macro_rules! signature {
+    () => {
+        ".byte 0x0f, 0xb9, 0x3d\n.long 0x53053053\n"
+    };
+}
+
 /// The descriptor, its installation, and the start of a sequence.
 macro_rules! begin {
-    () => {
-        "
+    ($scratch:literal) => {
+        concat!(
+            "
         .pushsection .data.rel.ro.rseq_cs, \"aw\"
         .balign 32
     77: .long 0, 0
         .quad 2f, 3f - 2f, 4f
         .popsection
-        lea {tmp}, [rip + 77b]
-        mov qword ptr [{area} + 8], {tmp}
+        lea ",
+            $scratch,
+            ", [rip + 77b]
+        mov qword ptr fs:[{area} + 8], ",
+            $scratch,
+            "
     2:
-        "
-    };
-}
-
-/// What follows the commit of an append, as `end`, but goes to {failed} after an abort or a failed check.
-macro_rules! end_or_fail {
-    () => {
-        "
-    3:  mov qword ptr [{area} + 8], 0
-        .pushsection .text.rseq_abort, \"ax\"
-        .byte 0x0f, 0xb9, 0x3d
-        .long 0x53053053
-    4:
-    5:  mov qword ptr [{area} + 8], 0
-        jmp {failed}
-        .popsection
-        "
+            "
+        )
     };
 }
 
 /// What follows the commit: leaves 1 in {tmp}, or 0 after an abort or a failed check, and no descriptor installed.
 macro_rules! end {
     () => {
-        "
+        concat!(
+            "
     3:  mov {tmp:e}, 1
         jmp 6f
         .pushsection .text.rseq_abort, \"ax\"
-        .byte 0x0f, 0xb9, 0x3d
-        .long 0x53053053
+            ",
+            signature!(),
+            "
     4:  jmp 5f
         .popsection
     5:  xor {tmp:e}, {tmp:e}
-    6:  mov qword ptr [{area} + 8], 0
-        "
+    6:  mov qword ptr fs:[{area} + 8], 0
+            "
+        )
     };
 }
 
 /// What a switch needs, where its sequence finds it.
 #[repr(C)]
 struct Switch {
-    cpu: u64,
+    cpu: usize,
     state: *const AtomicU64,
     from: u64,
     to: u64,
@@ -305,47 +274,95 @@ struct Switch {
 
 impl Run for OnCpu {
     #[inline(always)]
-    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
-        let Some(to) = buffer.data().address(append.at, append.message.len()) else { return false };
-        let state: *const AtomicU64 = &buffer.block().state;
+    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
+        let (window, state) = (buffer.window(), &raw const buffer.block().state);
         // SAFETY:
-        // - the area is the calling thread's own, and only its descriptor word is written, which is zero again after;
-        // - `state` borrows from the mapping; the bytes written are the `message.len()` bytes of the ring that
-        //   `address` checked; those read are the message's;
+        // - the area, at a distance from where fs points, is the calling thread's own, and only its descriptor word is
+        //   written, which is zero again after;
+        // - `state` and `window` are borrowed for longer than this takes;
+        // - the window's address is that of a whole sub-buffer inside the mapping, whatever else it says, and the message is
+        //   copied to an offset of at most `room` there, so it ends inside; the bytes read are the message's;
         // - all registers used are declared, and flags and memory are taken to be changed by default;
-        // - the abort handler is preceded by the signature that glibc registered, and leaves by the same way out.
+        // - the abort handler is preceded by the signature that glibc registered, and leaves by a way out.
         unsafe {
             asm!(
                 kill_point!("1"),
-                begin!(),
+                begin!("rdi"),
                 kill_point!("2"),
-                "cmp dword ptr [{area} + 4], {cpu:e}",
+                "cmp dword ptr fs:[{area} + 4], {tmp:e}",
                 "jne 5f",
-                "cmp qword ptr [{state}], {from}",
-                "jne 5f",
+                "mov {room}, [{window} + 16]",
+                "sub {room}, {len}",
+                "jb 7f",
+                "mov rdi, [{state}]",
+                "sub rdi, [{window}]",
+                "cmp rdi, {room}",
+                "ja 7f",
+                "add rdi, [{window} + 8]",
                 kill_point!("3"),
                 copy!(),
                 kill_point!("4"),
-                "mov qword ptr [{state}], {to}",
-                end_or_fail!(),
+                "add qword ptr [{state}], {len}",
+                "3: mov qword ptr fs:[{area} + 8], 0",
                 kill_point!("5"),
-                area = in(reg) self.thread.area,
-                cpu = in(reg) self.cpu,
+                ".pushsection .text.rseq_abort, \"ax\"",
+                signature!(),
+                "4:",
+                "5: mov qword ptr fs:[{area} + 8], 0",
+                "jmp {interrupted}",
+                "7: mov qword ptr fs:[{area} + 8], 0",
+                "jmp {elsewhere}",
+                ".popsection",
+                area = in(reg) self.sequences.offset,
                 state = in(reg) state,
-                from = in(reg) append.from.0,
-                to = in(reg) append.to.0,
+                window = in(reg) window,
+                room = out(reg) _,
+                len = in(reg) message.len(),
                 rep_movsb_min = const REP_MOVSB_MIN,
-                tmp = out(reg) _,
-                failed = label { return false },
-                inout("rdi") to.as_ptr() => _,
-                inout("rsi") append.message.as_ptr() => _,
-                inout("rcx") append.message.len() => _,
+                tmp = inout(reg) self.cpu => _,
+                interrupted = label { return Appended::Interrupted },
+                elsewhere = label { return Appended::Elsewhere },
+                out("rdi") _,
+                inout("rsi") message.as_ptr() => _,
+                inout("rcx") message.len() => _,
                 out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
                 out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
                 options(nostack),
             );
         }
-        true
+        Appended::Done
+    }
+
+    fn locate(&self, buffer: &Buffer, position: Position) {
+        let widths = buffer.widths();
+        let subbuf_size = buffer.geometry().subbuf_size();
+        let Some(address) = buffer.data().address(widths.slot(position) * subbuf_size, subbuf_size) else {
+            return;
+        };
+        let begin = widths.at(position, 0).0;
+        // SAFETY: as in `append`; the one store is to the window, which is aligned to its size, so that no interruption can
+        // leave half of it behind. That it failed is seen at the next message.
+        unsafe {
+            asm!(
+                "movq {both}, {begin}",
+                "movq {high}, {address}",
+                "punpcklqdq {both}, {high}",
+                begin!("{tmp}"),
+                "cmp dword ptr fs:[{area} + 4], {cpu:e}",
+                "jne 5f",
+                "movaps [{window}], {both}",
+                end!(),
+                area = in(reg) self.sequences.offset,
+                cpu = in(reg) self.cpu,
+                window = in(reg) buffer.window(),
+                begin = in(reg) begin,
+                address = in(reg) address.as_ptr(),
+                both = out(xmm_reg) _,
+                high = out(xmm_reg) _,
+                tmp = out(reg) _,
+                options(nostack),
+            );
+        }
     }
 
     #[inline(never)]
@@ -362,7 +379,7 @@ impl Run for OnCpu {
         let mut list = [(std::ptr::null(), 0); Sequence::STORES_MAX];
         list.iter_mut().zip(stores).for_each(|(to, store)| *to = store);
         let switch = Switch {
-            cpu: self.cpu.into(),
+            cpu: self.cpu,
             state: &buffer.block().state,
             from: sequence.from.0,
             to: sequence.to.0,
@@ -380,10 +397,10 @@ impl Run for OnCpu {
         unsafe {
             asm!(
                 kill_point!("1"),
-                begin!(),
+                begin!("{tmp}"),
                 kill_point!("2"),
                 "mov ecx, [{switch}]",
-                "cmp dword ptr [{area} + 4], ecx",
+                "cmp dword ptr fs:[{area} + 4], ecx",
                 "jne 5f",
                 "mov rdx, [{switch} + 8]",
                 "mov rax, [{switch} + 16]",
@@ -414,7 +431,7 @@ impl Run for OnCpu {
                 "mov qword ptr [rdx], rax",
                 end!(),
                 kill_point!("5"),
-                area = in(reg) self.thread.area,
+                area = in(reg) self.sequences.offset,
                 switch = in(reg) &raw const switch,
                 rep_movsb_min = const REP_MOVSB_MIN,
                 tmp = out(reg) done,
@@ -433,12 +450,12 @@ impl Run for OnCpu {
         // SAFETY: as in `append`; the commit is one addition to a word borrowed from the mapping.
         unsafe {
             asm!(
-                begin!(),
-                "cmp dword ptr [{area} + 4], {cpu:e}",
+                begin!("{tmp}"),
+                "cmp dword ptr fs:[{area} + 4], {cpu:e}",
                 "jne 5f",
                 "add qword ptr [{counter}], {n}",
                 end!(),
-                area = in(reg) self.thread.area,
+                area = in(reg) self.sequences.offset,
                 cpu = in(reg) self.cpu,
                 counter = in(reg) counter,
                 n = in(reg) n,

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use crate::abi::{BufferBlock, ControlHeader, Record};
+use crate::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 /// Types that may be reached by reference in shared memory.
 ///
@@ -197,6 +198,33 @@ impl Drop for Mapping {
         // SAFETY: base and len are what mmap returned, and no reference outlives `self`.
         let result = unsafe { munmap(self.base.cast(), self.len) };
         debug_assert!(result.is_ok(), "unmapping our own mapping: {result:?}");
+    }
+}
+
+/// Where threads on a buffer's CPU append: a sub-buffer's position, its offset zero, and its address in this process, which
+/// they alone store and load, in restartable sequences, and both at once, to which end they are aligned.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub(crate) struct Window {
+    begin: AtomicU64,
+    address: AtomicPtr<u8>,
+    /// The sub-buffer's size in bytes, or 0 when nothing is to be appended any more.
+    size: AtomicUsize,
+}
+
+impl Window {
+    /// That of a ring's first sub-buffer in lap 0, which was checked to be inside the ring.
+    pub(crate) fn new(ring: &Mapping, subbuf_size: usize) -> Window {
+        Window {
+            begin: AtomicU64::new(0),
+            address: AtomicPtr::new(ring.base.as_ptr()),
+            size: AtomicUsize::new(subbuf_size),
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        // Relaxed: it becomes 0 at some time, no matter when.
+        self.size.store(0, Ordering::Relaxed);
     }
 }
 

@@ -181,3 +181,17 @@ impl<T: Shared> Deref for Located<T> {
         self.mapping.get(self.offset).expect("looked for in new")
     }
 }
+
+/// Nothing: no sequences run in models.
+#[derive(Debug)]
+pub(crate) struct Window;
+
+impl Window {
+    /// Nothing.
+    pub(crate) fn new(_: &Mapping, _: usize) -> Window {
+        Window
+    }
+
+    /// Nothing.
+    pub(crate) fn close(&self) {}
+}

@@ -6,6 +6,6 @@ pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-/// For `rseq.rs`, which no model runs.
+/// For `shm.rs` and `rseq.rs`, which no model runs.
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::AtomicIsize;
+pub(crate) use std::sync::atomic::{AtomicIsize, AtomicPtr, AtomicUsize};

@@ -58,12 +58,25 @@ pub struct Contended;
 
 /// How changes are made. False: nothing was changed, look again.
 pub trait Run: Copy {
-    /// Copies a message behind the position and moves the position.
-    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool;
-    /// Any other change.
+    /// Copies a message of at most [`MESSAGE_MAX`] bytes behind the last one and moves the state on, if it fits there.
+    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended;
+    /// A message fits the sub-buffer at `position`, but was not appended for not knowing where that is.
+    fn locate(&self, buffer: &Buffer, position: Position);
+    /// A change that finishes or begins a sub-buffer.
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool;
     /// Adds to a counter that others on this CPU add to as well.
     fn count(&self, counter: &AtomicU64, n: u64) -> bool;
+}
+
+/// What became of a message that was to be put behind the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Appended {
+    /// It is there.
+    Done,
+    /// Something came in between. Nothing was changed, look again.
+    Interrupted,
+    /// It does not fit the current sub-buffer, or it is not known where that is. Nothing was changed.
+    Elsewhere,
 }
 
 /// The only writer of its buffer, so that nothing can come between the steps of a change.
@@ -85,9 +98,8 @@ impl Here {
     /// The calling thread, which is on `cpu`; without one it is the only writer.
     pub fn on(cpu: Option<usize>) -> Here {
         #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-        if let (Some(cpu), Some(thread)) = (cpu, crate::rseq::Thread::current()) {
-            // A number that does not fit is that of no CPU, and every sequence fails.
-            return Here::OnCpu(thread.on(u32::try_from(cpu).unwrap_or(u32::MAX)));
+        if let (Some(cpu), Some(sequences)) = (cpu, crate::rseq::Sequences::find()) {
+            return Here::OnCpu(sequences.on(cpu));
         }
         let _ = cpu;
         Here::Alone
@@ -97,18 +109,6 @@ impl Here {
     pub fn can_share() -> bool {
         !matches!(Here::on(Some(0)), Here::Alone)
     }
-}
-
-/// One message behind the last.
-#[derive(Clone, Copy, Debug)]
-pub struct Append<'a> {
-    /// Where the buffer must still be.
-    pub(crate) from: Position,
-    /// Where the message goes in the ring.
-    pub(crate) at: usize,
-    pub(crate) message: &'a [u8],
-    /// Where the buffer is afterwards.
-    pub(crate) to: Position,
 }
 
 /// A change that finishes or begins a sub-buffer.
@@ -168,35 +168,34 @@ impl<'a, R: Run> Writer<'a, R> {
     }
 
     /// Writes one message: wholly, or not at all (W1, W4). `None`: interrupted, nothing was changed.
-    #[inline(always)]
     pub fn try_write(&self, message: &[u8]) -> Option<Outcome> {
-        let from = self.state();
-        if message.len() <= MESSAGE_MAX
-            && let Some((at, to)) = self.buffer.widths().append(from, message.len())
-        {
-            let append = Append { from, at, message, to };
-            let done = self.run.append(self.buffer, append);
-            return done.then_some(Outcome { placed: Placed::Written, switched: false });
+        if message.len() <= MESSAGE_MAX {
+            match self.append(message) {
+                Appended::Done => return Some(Outcome { placed: Placed::Written, switched: false }),
+                Appended::Interrupted => return None,
+                Appended::Elsewhere => {}
+            }
         }
-        self.write_behind(from, message)
+        self.write_elsewhere(message)
     }
 
-    /// Writes a message that is too long for the current sub-buffer, or for any.
-    #[inline(never)]
-    fn write_behind(self, from: Position, message: &[u8]) -> Option<Outcome> {
+    /// The way of almost every message, of at most [`MESSAGE_MAX`] bytes: behind the last one.
+    #[inline(always)]
+    pub fn append(&self, message: &[u8]) -> Appended {
+        self.run.append(self.buffer, message)
+    }
+
+    /// [`Writer::try_write`] after [`Appended::Elsewhere`].
+    pub fn write_elsewhere(&self, message: &[u8]) -> Option<Outcome> {
+        let (buffer, widths) = (self.buffer, self.buffer.widths());
         // W2.a. Longer than the header leaves room for is W2.e, which the switch decides.
-        if message.len() > self.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
+        if message.len() > buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
             return Some(Outcome { placed: Placed::TooBig, switched: false });
         }
-        // W2.c, W5 for all but the first one that finds the buffer full.
-        if self.buffer.widths().blocked(from) && self.buffer.geometry().mode() == Mode::NoOverwrite {
-            let block = self.buffer.block();
-            // D, pairs with C, as in `switch`.
-            let consumed = Position(block.consumed.load(Ordering::Acquire));
-            let is_full = self.buffer.widths().full(self.buffer.widths().at(from, 0), consumed);
-            if is_full && block.closed.load(Ordering::Relaxed) == 0 {
-                return Some(Outcome { placed: Placed::Full, switched: false });
-            }
+        let from = self.state();
+        if widths.append(from, message.len()).is_some() {
+            self.run.locate(buffer, from);
+            return None;
         }
         self.switch(from, message)
     }
@@ -282,19 +281,22 @@ impl<'a, R: Run> Writer<'a, R> {
         let geometry = buffer.geometry();
         let closes = !widths.blocked(from);
         let next = if closes { widths.next(from) } else { widths.at(from, 0) };
+        let full = geometry.mode() == Mode::NoOverwrite && {
+            // D, pairs with C: not weaker, or our stores into the slot could overtake the reader's loads from it.
+            widths.full(next, Position(buffer.block().consumed.load(Ordering::Acquire)))
+        };
+        if full && !closes {
+            return Some(Outcome { placed: Placed::Full, switched: false }); // W5
+        }
         let mut stores = Stores::none(buffer);
         if closes {
             self.close_record(&mut stores, from, next);
         }
-        if geometry.mode() == Mode::NoOverwrite {
-            // D, pairs with C: not weaker, or our stores into the slot could overtake the reader's loads from it.
-            let consumed = Position(buffer.block().consumed.load(Ordering::Acquire));
-            if widths.full(next, consumed) {
-                let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
-                let blocking = Sequence { from, stores, zero: 0..0, message_at, message: &[], to };
-                let done = !closes || self.run.switch(buffer, &blocking);
-                return done.then_some(Outcome { placed: Placed::Full, switched: closes }); // W2.c, W5
-            }
+        if full {
+            let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
+            let blocking = Sequence { from, stores, zero: 0..0, message_at, message: &[], to };
+            let done = self.run.switch(buffer, &blocking);
+            return done.then_some(Outcome { placed: Placed::Full, switched: true }); // W2.c
         }
         stores.push(&buffer.block().begun, next.0);
         let fits = message.len() <= geometry.subbuf_size() - geometry.header();
@@ -342,7 +344,6 @@ impl<'a, R: Run> Writer<'a, R> {
         begin.wrapping_add(self.buffer.widths().offset(position) as u64)
     }
 
-    #[inline(always)]
     fn state(&self) -> Position {
         // Relaxed: it was stored on this CPU, or the change that is made for it fails.
         Position(self.buffer.block().state.load(Ordering::Relaxed))
@@ -350,11 +351,19 @@ impl<'a, R: Run> Writer<'a, R> {
 }
 
 impl Run for Here {
-    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
+    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
         match self {
-            Here::Alone => Alone.append(buffer, append),
+            Here::Alone => Alone.append(buffer, message),
             #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            Here::OnCpu(on_cpu) => on_cpu.append(buffer, append),
+            Here::OnCpu(on_cpu) => on_cpu.append(buffer, message),
+        }
+    }
+
+    fn locate(&self, buffer: &Buffer, position: Position) {
+        match self {
+            Here::Alone => Alone.locate(buffer, position),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            Here::OnCpu(on_cpu) => on_cpu.locate(buffer, position),
         }
     }
 
@@ -376,14 +385,19 @@ impl Run for Here {
 }
 
 impl Run for Alone {
-    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
-        debug_assert_eq!(buffer.block().state.load(Ordering::Relaxed), append.from.0, "alone");
-        let inside = buffer.data().copy_in(append.at, append.message);
+    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
+        let state = &buffer.block().state;
+        // Relaxed: nobody else stores it.
+        let from = Position(state.load(Ordering::Relaxed));
+        let Some((at, to)) = buffer.widths().append(from, message.len()) else { return Appended::Elsewhere };
+        let inside = buffer.data().copy_in(at, message);
         debug_assert!(inside, "the ring was checked when the buffer was mapped");
         // A, pairs with B.
-        buffer.block().state.store(append.to.0, Ordering::Release);
-        true
+        state.store(to.0, Ordering::Release);
+        Appended::Done
     }
+
+    fn locate(&self, _: &Buffer, _: Position) {}
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
         debug_assert_eq!(buffer.block().state.load(Ordering::Relaxed), sequence.from.0, "alone");

@@ -7,7 +7,7 @@ use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::rseq::{OnCpu, Thread};
+use relay::rseq::{OnCpu, Sequences};
 use relay::writer::{Alone, Placed, Run, Writer};
 use relay::{GeometrySpec, Mode};
 
@@ -61,7 +61,7 @@ fn on_this_cpu() -> OnCpu {
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-    Thread::current().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu as u32)
+    Sequences::find().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu)
 }
 
 fn run_as<R: Run>(

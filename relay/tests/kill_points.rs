@@ -11,7 +11,7 @@ use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::rseq::{Thread, die_at};
+use relay::rseq::{Sequences, die_at};
 use relay::shm::Mapping;
 use relay::writer::{Placed, Writer};
 use relay::{Geometry, GeometrySpec, abi};
@@ -51,8 +51,8 @@ fn write(buffer: &Buffer, letters: &[u8], point: u32) {
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-    let thread = Thread::current().expect("a C library that registers restartable sequences (glibc 2.35)");
-    let writer = Writer::new(buffer, thread.on(cpu as u32));
+    let thread = Sequences::find().expect("a C library that registers restartable sequences (glibc 2.35)");
+    let writer = Writer::new(buffer, thread.on(cpu));
     let (last, others) = letters.split_last().unwrap();
     for letter in others {
         assert_eq!(writer.write(&[*letter; 40]).unwrap().placed, Placed::Written);

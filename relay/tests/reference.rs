@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use proptest::prelude::*;
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::rseq::{OnCpu, Thread};
+use relay::rseq::{OnCpu, Sequences};
 use relay::writer::{Alone, Outcome, Placed, Run, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
@@ -211,7 +211,7 @@ fn on_this_cpu() -> OnCpu {
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-    Thread::current().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu as u32)
+    Sequences::find().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu)
 }
 
 /// One history, played to the buffer and to the model.
