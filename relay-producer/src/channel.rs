@@ -101,6 +101,7 @@ impl Channel {
         let shared = self.link.buffers().first();
         match shared.write(cpu, message, true) {
             Direct::Written => Ok(()),
+            Direct::Full => Err(WriteError::Full),
             direct => self.written_otherwise(shared, direct, cpu, message),
         }
     }

@@ -24,7 +24,7 @@ const DIRECT_MAX: usize = 64 << 10;
 const TRIES_MAX: u32 = 64;
 /// One in so many refused messages asks whether the daemon is still there: with every sub-buffer full there are no
 /// switches to do that at. A power of two.
-const REFUSALS_PER_LOOK: usize = 16;
+const REFUSALS_PER_LOOK: usize = 256;
 
 /// What became of a message that was to be written directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,8 +95,22 @@ impl Shared {
         let Some((lane, here)) = self.here(only) else { return self.refuse(only, message) };
         match Writer::new(&lane.buffer, here).append(message) {
             Appended::Done => Direct::Written,
+            Appended::Elsewhere if drop_if_full && self.drop_if_blocked(lane, here, message.len()) => {
+                Direct::Full
+            }
             appended => self.write_elsewhere(appended, only, message, drop_if_full),
         }
+    }
+
+    /// Drops a message for which there is no room, if one before it has found out: who goes on writing to full buffers
+    /// shall not pay more for it than if there were room.
+    #[inline(never)]
+    fn drop_if_blocked<R: Run>(&self, lane: &Lane, here: R, len: usize) -> bool {
+        let dropped = Writer::new(&lane.buffer, here).drop_if_blocked(len);
+        if dropped {
+            self.after_refusal(lane);
+        }
+        dropped
     }
 
     /// Goes on with a message that was not simply appended: perhaps on another CPU.
@@ -235,11 +249,20 @@ impl Shared {
         }
     }
 
+    #[inline]
     fn after_refusal(&self, lane: &Lane) {
         // Relaxed, and not one step: whoever is not counted is one of many.
         let refused = lane.refused.load(Ordering::Relaxed).wrapping_add(1);
         lane.refused.store(refused, Ordering::Relaxed);
-        if refused.is_multiple_of(REFUSALS_PER_LOOK) && self.line.is_found_cut() {
+        if refused.is_multiple_of(REFUSALS_PER_LOOK) {
+            self.look();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look(&self) {
+        if self.line.is_found_cut() {
             self.end();
         }
     }

@@ -200,6 +200,20 @@ impl<'a, R: Run> Writer<'a, R> {
         self.switch(from, message)
     }
 
+    /// Counts a message of `len` bytes as dropped that finds every sub-buffer full, as one before it has (W5). False: it is not so, or not
+    /// for certain, and nothing was done.
+    #[inline(always)]
+    pub fn drop_if_blocked(&self, len: usize) -> bool {
+        let (buffer, widths) = (self.buffer, self.buffer.widths());
+        let (from, block) = (self.state(), buffer.block());
+        len <= buffer.geometry().subbuf_size()
+            && widths.blocked(from)
+            // Relaxed: nothing is written on the strength of these.
+            && widths.full(widths.at(from, 0), Position(block.consumed.load(Ordering::Relaxed)))
+            && block.closed.load(Ordering::Relaxed) == 0
+            && self.run.count(&block.dropped, 1)
+    }
+
     /// Finishes the current sub-buffer, even an empty one, and starts the next if there is room (W7). `None`:
     /// interrupted, nothing was changed.
     pub fn try_flush(&self) -> Option<Outcome> {
