@@ -118,6 +118,11 @@ impl Buffer {
         add(&self.block().written, n);
     }
 
+    /// Counts messages that were interrupted each time they were tried.
+    pub fn count_contended(&self, n: u64) {
+        add(&self.block().contended, n);
+    }
+
     /// Counts messages that are lost without their CPU having been asked.
     pub fn count_dropped_elsewhere(&self, n: u64) {
         add(&self.block().dropped_elsewhere, n);

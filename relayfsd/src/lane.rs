@@ -98,7 +98,8 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
             let placed = settled(&channel, cpu, || writer.place(&bytes));
             match placed {
                 Ok(Placed::Written) => buffer.count_written(1),
-                Ok(Placed::Full | Placed::Closed) | Err(_) => buffer.count_dropped_elsewhere(1),
+                Ok(Placed::Full | Placed::Closed) => buffer.count_dropped_elsewhere(1),
+                Err(_) => buffer.count_contended(1),
                 Ok(Placed::TooBig) => {}
             }
             done(placed);
@@ -177,6 +178,10 @@ fn give_up(parked: &mut VecDeque<Progress>) {
     parked.drain(..).for_each(Progress::drop_rest);
 }
 
+fn has_switched(placed: Result<Outcome, Contended>) -> bool {
+    placed.is_ok_and(|outcome| outcome.switched)
+}
+
 /// Counts the messages of a batch as dropped, and says why.
 pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
     let messages =
@@ -222,11 +227,9 @@ impl Progress {
 
     /// Writes until the end, which is told, or until it has to wait for room: false.
     fn go_on(&mut self) -> bool {
-        let before = self.counts;
+        let before = self.counts.written;
         let (switched, finished) = self.write_messages();
-        let buffer = self.batch.channel.buffer(self.batch.cpu);
-        buffer.count_written(self.counts.written - before.written);
-        buffer.count_dropped_elsewhere(self.counts.dropped - before.dropped);
+        self.batch.channel.buffer(self.batch.cpu).count_written(self.counts.written - before);
         if switched {
             self.batch.channel.wake(self.batch.cpu);
         }
@@ -252,27 +255,33 @@ impl Progress {
     fn write_messages(&mut self) -> (bool, bool) {
         let batch = &self.batch;
         let writer = Writer::new(batch.channel.buffer(batch.cpu), Here::on(self.lane));
-        let dropped = Outcome { placed: Placed::Full, switched: false };
         let mut switched = false;
         while let Some((message, next)) = self.message() {
-            // A message that is interrupted each time is dropped, as one for which there is no room.
-            let mut outcome = writer.place(message).unwrap_or(dropped);
-            switched |= outcome.switched;
-            if outcome.placed == Placed::Full {
+            let mut placed = writer.place(message);
+            switched |= has_switched(placed);
+            if placed.is_ok_and(|outcome| outcome.placed == Placed::Full) {
                 // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
                 // later, it does with `parked` set.
                 let mut side = batch.channel.read_side(batch.cpu);
-                outcome = writer.place(message).unwrap_or(dropped);
-                switched |= outcome.switched;
-                if outcome.placed == Placed::Full && batch.wait != Wait::No {
+                placed = writer.place(message);
+                switched |= has_switched(placed);
+                if batch.wait != Wait::No && placed.is_ok_and(|outcome| outcome.placed == Placed::Full) {
                     side.parked = true;
                     return (switched, false);
                 }
             }
-            match outcome.placed {
-                Placed::Written => self.counts.written += 1,
-                Placed::Full | Placed::Closed => self.counts.dropped += 1,
-                Placed::TooBig => self.counts.too_big += 1,
+            let buffer = batch.channel.buffer(batch.cpu);
+            match placed.map(|outcome| outcome.placed) {
+                Ok(Placed::Written) => self.counts.written += 1,
+                Ok(Placed::Full | Placed::Closed) => {
+                    buffer.count_dropped_elsewhere(1);
+                    self.counts.dropped += 1;
+                }
+                Ok(Placed::TooBig) => self.counts.too_big += 1,
+                Err(Contended) => {
+                    buffer.count_contended(1);
+                    self.counts.dropped += 1;
+                }
             }
             self.at = next;
         }
