@@ -10,6 +10,11 @@
 //! then `begun` tells whether they were still whole. What was copied of a sub-buffer but not asked for yet is kept,
 //! so that a message is never cut, even if the writer laps a reader in the middle of one.
 
+mod consume;
+mod snapshot;
+
+pub use consume::ConsumeError;
+
 use crate::buffer::{Buffer, add};
 use crate::geometry::Mode;
 use crate::position::Position;
@@ -29,6 +34,8 @@ pub struct Reader {
     cursor: Position,
     /// Stream position of the cursor.
     stream: u64,
+    /// Start of the first sub-buffer since the last reset, or since this reader began.
+    floor: Position,
     /// Overwrite mode: a validated copy of the rest of the cursor's sub-buffer, delivered up to `pending_at`.
     pending: Vec<u8>,
     pending_at: usize,
@@ -51,7 +58,8 @@ impl Reader {
         let cursor = Position(buffer.block().consumed.load(Ordering::Relaxed));
         let begin = buffer.record(cursor).begin.load(Ordering::Relaxed);
         let stream = begin.wrapping_add(buffer.widths().offset(cursor) as u64);
-        Reader { buffer, cursor, stream, pending: Vec::new(), pending_at: 0, skipping: false }
+        let floor = buffer.widths().at(cursor, 0);
+        Reader { buffer, cursor, stream, floor, pending: Vec::new(), pending_at: 0, skipping: false }
     }
 
     /// The buffer this reads.
@@ -155,8 +163,12 @@ impl Reader {
 
     /// [`Reader::unread`], but for the header of a sub-buffer that nobody has written to yet: it says nothing.
     pub fn unread_data(&self) -> u64 {
-        let only_header = self.buffer.widths().offset(self.state()) <= self.buffer.geometry().header();
-        if only_header && self.n_finished() == 0 { 0 } else { self.unread() }
+        if !self.has_unfinished() && self.n_finished() == 0 { 0 } else { self.unread() }
+    }
+
+    /// Whether something has been written to the current sub-buffer, which a flush would finish.
+    pub fn has_unfinished(&self) -> bool {
+        self.buffer.widths().offset(self.state()) > self.buffer.geometry().header()
     }
 
     /// Raises the high-water mark to what is there now. Fullness falls only when something is read, so looking
@@ -192,7 +204,7 @@ impl Reader {
         let begin = self.buffer.record(start).begin.load(Ordering::Relaxed);
         add(&block.discarded_bytes, begin.saturating_sub(self.stream));
         add(&block.discarded_subbufs, n_finished);
-        (self.cursor, self.stream) = (start, begin);
+        (self.cursor, self.stream, self.floor) = (start, begin, start);
         Ok(())
     }
 
@@ -329,9 +341,14 @@ impl Reader {
 
     /// Whether the writer has begun to overwrite the cursor's sub-buffer.
     fn lapped(&self) -> bool {
+        self.lapped_at(self.cursor)
+    }
+
+    /// Whether the writer has begun to overwrite the sub-buffer at `position`.
+    fn lapped_at(&self, position: Position) -> bool {
         // F, pairs with E: what was copied or looked up before, comes before the look at `begun`.
         fence(Ordering::Acquire);
-        self.buffer.widths().before(self.cursor, self.oldest_whole())
+        self.buffer.widths().before(position, self.oldest_whole())
     }
 
     fn oldest_whole(&self) -> Position {
@@ -359,12 +376,17 @@ impl Reader {
 
     /// How far the cursor's sub-buffer can be read now.
     fn readable(&self) -> Readable {
-        let (widths, state) = (self.buffer.widths(), self.state());
-        if widths.before(self.cursor, state) {
-            let padding = self.buffer.record(self.cursor).padding.load(Ordering::Relaxed);
+        self.readable_at(self.cursor, self.state())
+    }
+
+    /// How far the sub-buffer at `position` can be read when the writer is at `state`.
+    fn readable_at(&self, position: Position, state: Position) -> Readable {
+        let widths = self.buffer.widths();
+        if widths.before(position, state) {
+            let padding = self.buffer.record(position).padding.load(Ordering::Relaxed);
             let size = self.buffer.geometry().subbuf_size();
             Readable { len: size - padding.min(size as u64) as usize, finished: true }
-        } else if widths.before(state, self.cursor) {
+        } else if widths.before(state, position) {
             Readable { len: 0, finished: false }
         } else {
             Readable { len: widths.offset(state), finished: false }

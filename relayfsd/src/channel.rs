@@ -16,6 +16,8 @@ use relay::reader::Reader;
 use relay::shm::Mapping;
 use relay::{ChannelName, Geometry, abi};
 
+use crate::snapshot::SnapshotSlot;
+
 /// Wakes somebody who polls.
 pub(crate) type Wake = Box<dyn FnOnce() + Send>;
 
@@ -42,6 +44,8 @@ pub(crate) struct Channel {
 struct ChannelBuffer {
     buffer: Buffer,
     read_side: Mutex<ReadSide>,
+    /// The copy of it that is open, if one is.
+    snapshot: SnapshotSlot,
     /// Who wants to know of the next switch, by open file: the file's number, and how to wake it.
     waiters: Mutex<Vec<(u64, Wake)>>,
 }
@@ -156,7 +160,8 @@ impl Channel {
             buffer.init(0);
             let reader = Reader::new(buffer.clone());
             let read_side = Mutex::new(ReadSide { reader, parked: false, grown: (0, now) });
-            buffers.push(ChannelBuffer { buffer, read_side, waiters: Mutex::new(Vec::new()) });
+            let (snapshot, waiters) = (SnapshotSlot::default(), Mutex::new(Vec::new()));
+            buffers.push(ChannelBuffer { buffer, read_side, snapshot, waiters });
         }
         Ok(Channel {
             id,
@@ -216,6 +221,23 @@ impl Channel {
     /// the shared words do not show, so its lock is taken over.
     pub(crate) fn read_side(&self, cpu: usize) -> MutexGuard<'_, ReadSide> {
         self.buffers[cpu].read_side.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the open copy of a buffer is found.
+    pub(crate) fn snapshot_slot(&self, cpu: usize) -> &SnapshotSlot {
+        &self.buffers[cpu].snapshot
+    }
+
+    /// Whether something has been written to the buffer's current sub-buffer.
+    pub(crate) fn has_unfinished(&self, cpu: usize) -> bool {
+        self.read_side(cpu).reader.has_unfinished()
+    }
+
+    /// Opens one of the channel's files to be looked at: that of a buffer, or without one the control file.
+    pub(crate) fn open_file(&self, cpu: Option<usize>) -> io::Result<File> {
+        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = files.0.get(cpu.map_or(0, |cpu| cpu + 1));
+        File::open(path.ok_or(io::ErrorKind::NotFound)?)
     }
 
     /// Size of a buffer's file, the bytes written to it since creation, and when it was first seen to be that.

@@ -13,35 +13,50 @@ use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
 use fuser::{
-    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    BackgroundSession, BackingId, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents,
     PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
     ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request, Session, SessionACL,
     TimeOrNow, WriteFlags,
 };
 
+use crate::backing::Backings;
 use crate::channel::{PollState, Wake};
-use crate::open_file::{OpenFile, OpenFiles};
+use crate::open_file::{OpenFile, OpenFiles, Source};
 use crate::options::{Access, MountOptions};
-use crate::tree::{Class, Node, NodeStat, Tree};
+use crate::tree::{Class, Node, NodeStat, PerCpu, Tree};
 
 /// Names and attributes change at any time, so the kernel asks each time.
 const TTL: Duration = Duration::ZERO;
 /// What cat and its like ask for at a time: the most that one request can carry.
 const IO_SIZE: u32 = 1 << 20;
 
+/// How many file systems may lie on each other below one of our files: the kernel's limit. Ours are on tmpfs, unless
+/// `--state-dir` says otherwise.
+const STACK_DEPTH: u32 = 2;
+
 /// The mounted tree.
 pub(crate) struct Fs {
     tree: Tree,
     access: Access,
     files: OpenFiles,
+    /// Whether the kernel maps files by itself, and which.
+    passthrough: bool,
+    backings: Backings<BackingId>,
     /// Dropped at the end of the session.
     alive: Option<Sender<Infallible>>,
 }
 
 impl Fs {
     pub(crate) fn new(tree: Tree, access: Access) -> Fs {
-        Fs { tree, access, files: OpenFiles::default(), alive: None }
+        Fs {
+            tree,
+            access,
+            files: OpenFiles::default(),
+            passthrough: false,
+            backings: Backings::default(),
+            alive: None,
+        }
     }
 
     fn attr(&self, node: Node, stat: &NodeStat) -> FileAttr {
@@ -50,12 +65,13 @@ impl Fs {
             Class::Dir => (FileType::Directory, 0o755),
             Class::Link => (FileType::Symlink, 0o777),
             Class::Private => (FileType::RegularFile, 0o400 | group_bits(0o400)),
+            Class::Reader => (FileType::RegularFile, 0o600 | group_bits(0o600)),
             Class::Public => (FileType::RegularFile, 0o444),
             Class::Message => (FileType::RegularFile, 0o200 | group_bits(0o200)),
             Class::Owner => (FileType::RegularFile, 0o200),
         };
         let perm = match (node, self.access.mode) {
-            (Node::Buffer { .. }, Some(mode)) => mode as u16,
+            (Node::Buffer { .. } | Node::PerCpu { dir: PerCpu::Snapshot, .. }, Some(mode)) => mode as u16,
             _ => perm,
         };
         FileAttr {
@@ -121,6 +137,8 @@ impl Filesystem for Fs {
         let _ = config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC);
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
         let _ = config.set_max_write(IO_SIZE);
+        self.passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(STACK_DEPTH).is_ok();
         Ok(())
     }
 
@@ -162,9 +180,7 @@ impl Filesystem for Fs {
         match self.stat(ino) {
             Err(errno) => reply.error(errno),
             Ok(_) if changes_owner => reply.error(Errno::EPERM),
-            Ok((Node::Control { file, .. }, attr)) if size.is_some() && file.takes_writes() => {
-                reply.attr(&TTL, &attr)
-            }
+            Ok((node, attr)) if size.is_some() && node.takes_writes() => reply.attr(&TTL, &attr),
             Ok(_) if size.is_some() => reply.error(Errno::EINVAL),
             Ok(_) => reply.error(Errno::EPERM),
         }
@@ -178,12 +194,27 @@ impl Filesystem for Fs {
         let readable = flags.acc_mode() != OpenAccMode::O_WRONLY;
         let opened =
             node(ino).and_then(|node| OpenFile::open(&self.tree, node, readable).map_err(Errno::from_i32));
-        match opened {
-            Ok(file) => {
-                let handle = FileHandle(self.files.insert(file));
-                reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH);
+        let file = match opened {
+            Ok(file) => file,
+            Err(errno) => return reply.error(errno),
+        };
+        let source = file.source();
+        let handle = FileHandle(self.files.insert(file));
+        let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
+        match source {
+            Source::Us => reply.opened(handle, direct),
+            Source::Cache { is_new: true } => reply.opened(handle, FopenFlags::FOPEN_NOFLUSH),
+            Source::Cache { is_new: false } => {
+                reply.opened(handle, FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE)
             }
-            Err(errno) => reply.error(errno),
+            Source::UsAndFile(behind) => {
+                // It takes CAP_SYS_ADMIN. Without, the file can be read all the same.
+                let register = || reply.open_backing(behind?);
+                match self.passthrough.then(|| self.backings.open(ino.0, handle.0, register)) {
+                    Some(Ok(backing)) => reply.opened_passthrough(handle, direct, &backing),
+                    _ => reply.opened(handle, direct),
+                }
+            }
         }
     }
 
@@ -199,8 +230,8 @@ impl Filesystem for Fs {
         reply: ReplyData,
     ) {
         match self.files.get(fh.0) {
-            _ if lock_owner.is_none() => reply.error(Errno::EINVAL),
             None => reply.error(Errno::EBADF),
+            Some(file) if lock_owner.is_none() && !file.is_cached() => reply.error(Errno::EINVAL),
             Some(file) => file.read(offset, size as usize, |read| match read {
                 Ok(bytes) => reply.data(bytes),
                 Err(errno) => reply.error(Errno::from_i32(errno)),
@@ -268,6 +299,7 @@ impl Filesystem for Fs {
         reply: ReplyEmpty,
     ) {
         self.files.remove(fh.0);
+        self.backings.close(fh.0);
         reply.ok();
     }
 
@@ -278,9 +310,11 @@ impl Filesystem for Fs {
         let dots = [".", ".."].map(|name| (name.to_owned(), INodeNo(ino.0), FileType::Directory));
         let entries = entries.into_iter().map(|(name, node)| {
             let kind = match node {
-                Node::Dir(_) | Node::Relay | Node::ChannelsDir(_) | Node::ChannelDir(_) => {
-                    FileType::Directory
-                }
+                Node::Dir(_)
+                | Node::Relay
+                | Node::ChannelsDir(_)
+                | Node::ChannelDir(_)
+                | Node::PerCpuDir { .. } => FileType::Directory,
                 Node::Socket => FileType::Symlink,
                 _ => FileType::RegularFile,
             };

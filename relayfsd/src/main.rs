@@ -1,9 +1,11 @@
 //! relayfsd: the kernel's relay channels for ordinary processes, mounted with FUSE.
 
 mod assembly;
+mod backing;
 mod channel;
 mod cli;
 mod connection;
+mod consumed;
 mod daemonize;
 mod dirs;
 mod flow;
@@ -24,6 +26,7 @@ mod requests;
 mod server;
 mod session;
 mod sharing;
+mod snapshot;
 mod tree;
 mod writers;
 

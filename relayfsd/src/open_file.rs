@@ -2,6 +2,9 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
@@ -10,8 +13,10 @@ use relay::geometry::MESSAGE_MAX;
 use relay::writer::Placed;
 
 use crate::channel::{PollState, Wake};
+use crate::consumed::consume;
 use crate::registry::Held;
-use crate::tree::{ControlFile, Node, Tree};
+use crate::snapshot::Snapshot;
+use crate::tree::{ControlFile, Node, PerCpu, Tree, consumed_text};
 use crate::writers::{Job, Unavailable, flush_all, reset_all};
 
 /// How much of what it has read an open file keeps at least, twice that at most, for a reader that seeks back, in bytes.
@@ -26,6 +31,9 @@ const KEEP_PASSED_MAX: usize = 1 << 20;
 /// request can have, so an unaligned one up to a page earlier, and each piece would be a message of its own.
 const WRITE_MAX: usize = MESSAGE_MAX - 4096;
 
+/// Most bytes of the file with the positions that are read at a time.
+const POSITIONS_READ_MAX: usize = 1 << 20;
+
 /// An open file.
 pub(crate) enum OpenFile {
     /// A buffer's file.
@@ -34,6 +42,22 @@ pub(crate) enum OpenFile {
     Text(Vec<u8>),
     /// A control file that is written to.
     Control { channel: Held, file: ControlFile },
+    /// Where sub-buffers are given back, and the number that was next when it was opened.
+    Consumed { channel: Held, cpu: usize, text: Vec<u8> },
+    /// The file with the positions, opened by us.
+    Positions { file: File, _channel: Held },
+    /// A frozen copy of a buffer.
+    Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: Held },
+}
+
+/// Where the kernel gets the bytes of an open file from.
+pub(crate) enum Source {
+    /// From us, each time.
+    Us,
+    /// From us each time, and for mappings from a file, if there may be any.
+    UsAndFile(io::Result<File>),
+    /// From us once: they do not change. The flag says that what it has of an earlier copy is none.
+    Cache { is_new: bool },
 }
 
 /// A buffer's open file.
@@ -74,9 +98,23 @@ impl OpenFile {
             Node::Version => text(crate::tree::VERSION_TEXT.to_owned()),
             Node::Stats => text(tree.registry().stats()),
             Node::Buffer { channel, cpu } => {
-                let channel = tree.hold(channel).ok_or(libc::ENOENT)?;
-                let cpu = Some(cpu as usize).filter(|cpu| *cpu < channel.n_bufs()).ok_or(libc::ENOENT)?;
+                let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
+                let cpu = cpu as usize;
                 Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::default() }))
+            }
+            Node::PerCpu { channel, dir, cpu } => {
+                let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
+                let cpu = cpu as usize;
+                match dir {
+                    PerCpu::Consumed => {
+                        let text = consumed_text(&channel, cpu).into_bytes();
+                        Ok(OpenFile::Consumed { channel, cpu, text })
+                    }
+                    PerCpu::Snapshot => {
+                        let (snapshot, is_new) = Snapshot::open(&channel, cpu)?;
+                        Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
+                    }
+                }
             }
             Node::Control { channel, file } => {
                 let channel = tree.hold(channel).ok_or(libc::ENOENT)?;
@@ -84,21 +122,49 @@ impl OpenFile {
                     ControlFile::Msg | ControlFile::Flush | ControlFile::Reset => {
                         Ok(OpenFile::Control { channel, file })
                     }
+                    ControlFile::Positions => {
+                        let file = channel.open_file(None).map_err(errno_of)?;
+                        Ok(OpenFile::Positions { file, _channel: channel })
+                    }
                     _ => text(file.text(&channel)),
                 }
             }
-            Node::Dir(_) | Node::Relay | Node::ChannelsDir(_) | Node::ChannelDir(_) => Err(libc::EISDIR),
+            Node::Dir(_)
+            | Node::Relay
+            | Node::ChannelsDir(_)
+            | Node::ChannelDir(_)
+            | Node::PerCpuDir { .. } => Err(libc::EISDIR),
             Node::Socket => Err(libc::ELOOP),
         }
+    }
+
+    /// Where the kernel is to get its bytes from.
+    pub(crate) fn source(&self) -> Source {
+        match self {
+            OpenFile::Buffer(buffer) => Source::UsAndFile(buffer.channel.open_file(Some(buffer.cpu))),
+            OpenFile::Positions { file, .. } => Source::UsAndFile(file.try_clone()),
+            OpenFile::Snapshot { is_new, .. } => Source::Cache { is_new: *is_new },
+            OpenFile::Text(_) | OpenFile::Control { .. } | OpenFile::Consumed { .. } => Source::Us,
+        }
+    }
+
+    /// Whether the kernel may read it for its cache.
+    pub(crate) fn is_cached(&self) -> bool {
+        matches!(self, OpenFile::Snapshot { .. })
     }
 
     /// read(2): passes the bytes, or an errno, to `reply`, once.
     pub(crate) fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<&[u8], i32>)) {
         match self {
             OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
-            OpenFile::Text(text) => {
-                let start = usize::try_from(at).unwrap_or(usize::MAX).min(text.len());
-                reply(Ok(&text[start..(start.saturating_add(count)).min(text.len())]));
+            OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count))),
+            OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count))),
+            OpenFile::Positions { file, .. } => {
+                let mut bytes = vec![0; count.min(POSITIONS_READ_MAX)];
+                reply(match file.read_at(&mut bytes, at) {
+                    Ok(n) => Ok(&bytes[..n]),
+                    Err(error) => Err(errno_of(error)),
+                });
             }
             OpenFile::Control { .. } => reply(Ok(&[])),
         }
@@ -126,7 +192,11 @@ impl OpenFile {
                     reset_all(writers, &channel, done);
                 }
             }
-            OpenFile::Buffer(_) | OpenFile::Text(_) => written(Err(libc::EINVAL)),
+            OpenFile::Consumed { channel, cpu, .. } => written(consume(channel, *cpu, bytes)),
+            OpenFile::Buffer(_)
+            | OpenFile::Text(_)
+            | OpenFile::Positions { .. }
+            | OpenFile::Snapshot { .. } => written(Err(libc::EINVAL)),
         }
     }
 
@@ -137,7 +207,7 @@ impl OpenFile {
                 Some(buffer.channel.poll(buffer.cpu, number, wake))
             }
             OpenFile::Buffer(_) => Some(PollState::Idle),
-            OpenFile::Text(_) | OpenFile::Control { .. } => None,
+            _ => None,
         }
     }
 
@@ -234,6 +304,16 @@ impl Past {
         self.kept.extend_from_slice(new);
         self.kept_at = at + bytes.len() as u64 - self.kept.len() as u64;
     }
+}
+
+/// Up to `count` bytes from `at`.
+fn part(bytes: &[u8], at: u64, count: usize) -> &[u8] {
+    let start = usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
+    &bytes[start..start.saturating_add(count).min(bytes.len())]
+}
+
+fn errno_of(error: io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
 }
 
 fn write_message(channel: &Held, bytes: &[u8], written: Written) {

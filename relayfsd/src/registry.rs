@@ -162,6 +162,16 @@ impl Registry {
         self.lock().memory
     }
 
+    /// Sets memory aside that is not a channel's, if there is as much.
+    pub(crate) fn claim(self: &Arc<Self>, bytes: u64) -> Option<MemoryClaim> {
+        let mut channels = self.lock();
+        if bytes > self.memory_max.saturating_sub(channels.memory) {
+            return None;
+        }
+        channels.memory += bytes;
+        Some(MemoryClaim { registry: self.clone(), bytes })
+    }
+
     /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it. The flag says which.
     pub(crate) fn open(
         self: &Arc<Self>,
@@ -362,7 +372,24 @@ impl Held {
     }
 }
 
+/// Memory that counts as taken until this is dropped.
+pub(crate) struct MemoryClaim {
+    registry: Arc<Registry>,
+    bytes: u64,
+}
+
+impl Drop for MemoryClaim {
+    fn drop(&mut self) {
+        self.registry.lock().memory -= self.bytes;
+    }
+}
+
 impl Held {
+    /// The registry of the channel.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
     /// The threads that write for others.
     pub(crate) fn writers(&self) -> &Writers {
         self.registry.writers()

@@ -3,11 +3,14 @@
 //! ```text
 //! /            cpu0 ... cpuN-1    app/log0 ... app/logN-1
 //! /.relay/     socket  version  stats  channels/
-//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset
+//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/
+//! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
 
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use relay::abi;
 
 use crate::channel::Channel;
 use crate::registry::{Held, Registry};
@@ -33,6 +36,30 @@ pub(crate) enum Node {
     Buffer { channel: u32, cpu: u32 },
     /// A control file.
     Control { channel: u32, file: ControlFile },
+    /// A directory with a file for each buffer, in that of the control files.
+    PerCpuDir { channel: u32, dir: PerCpu },
+    /// A file in it.
+    PerCpu { channel: u32, dir: PerCpu, cpu: u32 },
+}
+
+/// What there is for each buffer besides the buffer's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PerCpu {
+    /// Where readers of mappings give sub-buffers back.
+    Consumed,
+    /// A frozen copy.
+    Snapshot,
+}
+
+impl PerCpu {
+    pub(crate) const ALL: [PerCpu; 2] = [PerCpu::Consumed, PerCpu::Snapshot];
+
+    fn name(self) -> &'static str {
+        match self {
+            PerCpu::Consumed => "consumed",
+            PerCpu::Snapshot => "snapshot",
+        }
+    }
 }
 
 /// The control files of a channel.
@@ -46,10 +73,12 @@ pub(crate) enum ControlFile {
     Msg,
     Flush,
     Reset,
+    /// The file with the positions, as readers of mappings want it.
+    Positions,
 }
 
 impl ControlFile {
-    pub(crate) const ALL: [ControlFile; 8] = [
+    pub(crate) const ALL: [ControlFile; 9] = [
         ControlFile::Stats,
         ControlFile::SubbufSize,
         ControlFile::NSubbufs,
@@ -58,6 +87,7 @@ impl ControlFile {
         ControlFile::Msg,
         ControlFile::Flush,
         ControlFile::Reset,
+        ControlFile::Positions,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -70,15 +100,11 @@ impl ControlFile {
             ControlFile::Msg => "msg",
             ControlFile::Flush => "flush",
             ControlFile::Reset => "reset",
+            ControlFile::Positions => "control",
         }
     }
 
-    /// Whether it is there to be written to.
-    pub(crate) fn takes_writes(self) -> bool {
-        matches!(self, ControlFile::Msg | ControlFile::Flush | ControlFile::Reset)
-    }
-
-    /// What it says when it is opened; what is written to, says nothing.
+    /// What it says when it is opened; what is written to, says nothing, and the positions are no text.
     pub(crate) fn text(self, channel: &Channel) -> String {
         match self {
             ControlFile::Stats => channel.stats(),
@@ -86,7 +112,9 @@ impl ControlFile {
             ControlFile::NSubbufs => format!("{}\n", channel.geometry().n_subbufs()),
             ControlFile::Mode => format!("{}\n", channel.geometry().mode()),
             ControlFile::Dropped => format!("{}\n", channel.total().dropped),
-            ControlFile::Msg | ControlFile::Flush | ControlFile::Reset => String::new(),
+            ControlFile::Msg | ControlFile::Flush | ControlFile::Reset | ControlFile::Positions => {
+                String::new()
+            }
         }
     }
 }
@@ -98,6 +126,8 @@ pub(crate) enum Class {
     Link,
     /// Tells of messages: for the owner, and the group if there is one.
     Private,
+    /// Lets readers take part in reading: for the same.
+    Reader,
     /// Tells of the geometry only: for everybody.
     Public,
     /// Takes messages: for the owner, and the group if there is one.
@@ -130,8 +160,21 @@ impl Node {
             Node::ChannelDir(id) => (3, id, 0),
             Node::Buffer { channel, cpu } => (4, channel, cpu),
             Node::Control { channel, file } => (5, channel, file as u32),
+            Node::PerCpuDir { channel, dir } => (6, channel, dir as u32),
+            Node::PerCpu { channel, dir, cpu } => (7 + dir as u64, channel, cpu),
         };
         kind << (FILE_BITS + ID_BITS) | u64::from(id) << FILE_BITS | u64::from(file)
+    }
+
+    /// Whether it is there to be written to.
+    pub(crate) fn takes_writes(self) -> bool {
+        match self {
+            Node::Control { file, .. } => {
+                matches!(file, ControlFile::Msg | ControlFile::Flush | ControlFile::Reset)
+            }
+            Node::PerCpu { dir, .. } => dir == PerCpu::Consumed,
+            _ => false,
+        }
     }
 
     /// The node of an inode number; it may be gone by now.
@@ -148,6 +191,10 @@ impl Node {
             (3, id, 0) => Node::ChannelDir(id),
             (4, channel, cpu) => Node::Buffer { channel, cpu },
             (5, channel, file) => Node::Control { channel, file: *ControlFile::ALL.get(file as usize)? },
+            (6, channel, dir) => Node::PerCpuDir { channel, dir: *PerCpu::ALL.get(dir as usize)? },
+            (kind @ 7.., channel, cpu) => {
+                Node::PerCpu { channel, dir: *PerCpu::ALL.get(kind as usize - 7)?, cpu }
+            }
             _ => return None,
         })
     }
@@ -196,8 +243,14 @@ impl Tree {
                 subdir.or_else(|| Some(Node::ChannelDir(self.registry.hold(&path)?.id())))
             }
             Node::ChannelDir(channel) => {
-                let file = ControlFile::ALL.into_iter().find(|file| file.name() == name)?;
-                Some(Node::Control { channel, file })
+                let file = ControlFile::ALL.into_iter().find(|file| file.name() == name);
+                let dir = PerCpu::ALL.into_iter().find(|dir| dir.name() == name);
+                file.map(|file| Node::Control { channel, file })
+                    .or_else(|| Some(Node::PerCpuDir { channel, dir: dir? }))
+            }
+            Node::PerCpuDir { channel, dir } => {
+                let cpu = canonical_number(name.strip_prefix("cpu")?)?;
+                self.hold_buffer(channel, cpu).map(|_| Node::PerCpu { channel, dir, cpu })
             }
             _ => None,
         }
@@ -209,8 +262,7 @@ impl Tree {
         // Which of the digits belong to the name, only the channels know; they cannot be ambiguous.
         (path.len() - n_digits..path.len()).find_map(|split| {
             let (name, number) = path.split_at(split);
-            let canonical = number == "0" || !number.starts_with('0');
-            let cpu = number.parse::<u32>().ok().filter(|_| canonical)?;
+            let cpu = canonical_number(number)?;
             let held = self.registry.hold(name).filter(|held| (cpu as usize) < held.n_bufs())?;
             Some(Node::Buffer { channel: held.id(), cpu })
         })
@@ -253,6 +305,15 @@ impl Tree {
                 entries.extend(
                     ControlFile::ALL.map(|file| (file.name().to_owned(), Node::Control { channel, file })),
                 );
+                entries.extend(
+                    PerCpu::ALL.map(|dir| (dir.name().to_owned(), Node::PerCpuDir { channel, dir })),
+                );
+            }
+            Node::PerCpuDir { channel, dir } => {
+                let n_bufs = self.hold(channel)?.n_bufs() as u32;
+                entries.extend(
+                    (0..n_bufs).map(|cpu| (format!("cpu{cpu}"), Node::PerCpu { channel, dir, cpu })),
+                );
             }
             _ => return None,
         }
@@ -273,14 +334,32 @@ impl Tree {
             Node::Stats => fixed(Class::Private, self.registry.stats().len() as u64, SystemTime::now()),
             Node::ChannelDir(id) => fixed(Class::Dir, 0, self.hold(id)?.created()),
             Node::Buffer { channel, cpu } => {
-                let held = self.hold(channel).filter(|held| (cpu as usize) < held.n_bufs())?;
-                let (size, mtime) = held.size_and_mtime(cpu as usize);
+                let (size, mtime) = self.hold_buffer(channel, cpu)?.size_and_mtime(cpu as usize);
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
+            }
+            Node::PerCpuDir { channel, .. } => fixed(Class::Dir, 0, self.hold(channel)?.created()),
+            Node::PerCpu { channel, dir: PerCpu::Consumed, cpu } => {
+                let held = self.hold_buffer(channel, cpu)?;
+                let text = consumed_text(&held, cpu as usize);
+                fixed(Class::Reader, text.len() as u64, held.created())
+            }
+            Node::PerCpu { channel, dir: PerCpu::Snapshot, cpu } => {
+                let held = self.hold_buffer(channel, cpu)?;
+                let open = held.snapshot_slot(cpu as usize).len();
+                // What it would be if it were taken now.
+                let size = open.unwrap_or_else(|| held.read_side(cpu as usize).reader.snapshot_max());
+                let mtime = held.size_and_mtime(cpu as usize).1;
+                NodeStat { class: Class::Private, size, mtime, ctime: mtime }
+            }
+            Node::Control { channel, file: ControlFile::Positions } => {
+                let held = self.hold(channel)?;
+                let header = abi::control_header(held.geometry(), held.n_bufs());
+                fixed(Class::Private, header.control_len(), held.created())
             }
             Node::Control { channel, file } => {
                 let held = self.hold(channel)?;
                 let class = match file {
-                    ControlFile::Stats | ControlFile::Dropped => Class::Private,
+                    ControlFile::Stats | ControlFile::Dropped | ControlFile::Positions => Class::Private,
                     ControlFile::SubbufSize | ControlFile::NSubbufs | ControlFile::Mode => Class::Public,
                     ControlFile::Msg => Class::Message,
                     ControlFile::Flush | ControlFile::Reset => Class::Owner,
@@ -296,6 +375,11 @@ impl Tree {
         self.registry.hold_id(channel)
     }
 
+    /// The same, if it has a buffer of that number.
+    pub(crate) fn hold_buffer(&self, channel: u32, cpu: u32) -> Option<Held> {
+        self.hold(channel).filter(|held| (cpu as usize) < held.n_bufs())
+    }
+
     fn dir_path(&self, id: u32) -> Option<String> {
         if id == 0 { Some(String::new()) } else { self.registry.dir_path(id) }
     }
@@ -303,6 +387,17 @@ impl Tree {
 
 /// The text of `.relay/version`.
 pub(crate) const VERSION_TEXT: &str = concat!("relayfs ", env!("CARGO_PKG_VERSION"), "\n");
+
+/// What `consumed/cpuN` says: the number of the next sub-buffer.
+pub(crate) fn consumed_text(channel: &Channel, cpu: usize) -> String {
+    format!("{}\n", channel.read_side(cpu).reader.next_number())
+}
+
+/// A number without leading zeros.
+fn canonical_number(text: &str) -> Option<u32> {
+    let canonical = text == "0" || !text.starts_with(['0', '+']);
+    text.parse().ok().filter(|_| canonical)
+}
 
 fn join(dir: &str, name: &str) -> String {
     if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
@@ -329,7 +424,10 @@ mod tests {
             Node::ChannelDir(3),
             Node::Buffer { channel, cpu: 4095 },
         ];
-        for node in nodes.into_iter().chain(control) {
+        let per_cpu = PerCpu::ALL
+            .into_iter()
+            .flat_map(|dir| [Node::PerCpuDir { channel, dir }, Node::PerCpu { channel, dir, cpu: 4095 }]);
+        for node in nodes.into_iter().chain(control).chain(per_cpu) {
             assert_eq!(Node::from_ino(node.ino()), Some(node));
         }
         assert_eq!(Node::from_ino(0), None);

@@ -1,0 +1,69 @@
+//! Giving back sub-buffers that were read by other means: in a mapping. The kernel's `relay_subbufs_consumed`, which
+//! clients call there, for clients that are processes, and may not be alone.
+
+use thiserror::Error;
+
+use super::Reader;
+use crate::buffer::add;
+use crate::geometry::Mode;
+use crate::sync::Ordering;
+
+/// Why nothing was given back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ConsumeError {
+    /// The next sub-buffer to be read is another one: somebody else was there first, or the writer.
+    #[error("the next sub-buffer is number {next}")]
+    Stale {
+        /// Its number.
+        next: u64,
+    },
+    /// So many are not finished.
+    #[error("only {finished} sub-buffers are finished")]
+    TooMany {
+        /// How many are.
+        finished: u64,
+    },
+}
+
+impl Reader {
+    /// Number of the cursor's sub-buffer: how many were finished before it since the channel was created.
+    pub fn next_number(&self) -> u64 {
+        self.stable(|buffer, state| {
+            let ahead = buffer.widths().count(self.cursor, state).max(0).cast_unsigned();
+            buffer.record(state).number.load(Ordering::Relaxed).wrapping_sub(ahead)
+        })
+    }
+
+    /// Gives back `count` finished sub-buffers, a partly read one counting as one, if the first of them has number `from`,
+    /// where that is given. Returns whether any was; an error changes nothing.
+    pub fn consume(&mut self, from: Option<u64>, count: u64) -> Result<bool, ConsumeError> {
+        self.note_high_water();
+        let consumed = self.cursor;
+        if self.buffer.geometry().mode() == Mode::Overwrite {
+            self.catch_up(); // the writer may have been there first
+        }
+        let next = self.next_number();
+        if from.is_some_and(|from| from != next) {
+            return Err(ConsumeError::Stale { next });
+        }
+        let finished = self.n_finished();
+        if count > finished {
+            return Err(ConsumeError::TooMany { finished });
+        }
+        if count > 0 {
+            self.drop_pending(); // of the first of them
+        }
+        for _ in 0..count {
+            let unread = self.readable().len.saturating_sub(self.buffer.widths().offset(self.cursor));
+            if self.buffer.geometry().mode() == Mode::Overwrite && self.lapped() {
+                self.catch_up(); // these are gone, and counted
+                break;
+            }
+            add(&self.buffer.block().read_bytes, unread as u64);
+            self.advance(unread);
+            self.give_back();
+        }
+        self.publish();
+        Ok(self.buffer.widths().before(consumed, self.cursor))
+    }
+}

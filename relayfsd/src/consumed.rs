@@ -1,0 +1,51 @@
+//! `consumed/cpuN`: readers of mappings give sub-buffers back by writing to it.
+//!
+//! `COUNT` gives back so many; `FROM COUNT` only if the first of them has number FROM, so that of two who read the same, one
+//! is told.
+
+use relay::reader::ConsumeError;
+
+use crate::registry::Held;
+use crate::writers::Job;
+
+/// Does what was written. An errno if that is not possible; nothing has changed then.
+pub(crate) fn consume(channel: &Held, cpu: usize, text: &[u8]) -> Result<(), i32> {
+    let (from, count) = parse(text).ok_or(libc::EINVAL)?;
+    let mut side = channel.read_side(cpu);
+    let freed = side.reader.consume(from, count).map_err(|error| match error {
+        ConsumeError::Stale { .. } => libc::ESTALE,
+        ConsumeError::TooMany { .. } => libc::EINVAL,
+    })?;
+    let room = freed && std::mem::take(&mut side.parked);
+    drop(side);
+    if room {
+        channel.writers().submit_now(Job::Room { channel: channel.clone(), cpu });
+    }
+    Ok(())
+}
+
+/// The number of the first sub-buffer, if there is one, and how many.
+fn parse(text: &[u8]) -> Option<(Option<u64>, u64)> {
+    let number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit()).then(|| word.parse().ok())?;
+    let words: Vec<&str> = std::str::from_utf8(text).ok()?.split_ascii_whitespace().collect();
+    match words[..] {
+        [count] => Some((None, number(count)?)),
+        [from, count] => Some((Some(number(from)?), number(count)?)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_number_or_two() {
+        assert_eq!(parse(b"3\n"), Some((None, 3)));
+        assert_eq!(parse(b" 7 2"), Some((Some(7), 2)));
+        assert_eq!(parse(b"18446744073709551615 0"), Some((Some(u64::MAX), 0)));
+        for bad in ["", "\n", "-1", "+1", "1 2 3", "x", "1x", "18446744073709551616", "1\0", "0x10"] {
+            assert_eq!(parse(bad.as_bytes()), None, "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Frozen copies of buffers: what `snapshot/cpuN` shows, from the first who opens it until the last who closes it.
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use crate::registry::{Held, MemoryClaim};
+
+/// A copy of a buffer.
+pub(crate) struct Snapshot {
+    bytes: Vec<u8>,
+    _memory: MemoryClaim,
+}
+
+/// The copy of a buffer that is open, if one is. All opens of a file share what the kernel caches of it, so there is one
+/// at a time.
+#[derive(Default)]
+pub(crate) struct SnapshotSlot(Mutex<Weak<Snapshot>>);
+
+impl Snapshot {
+    /// Takes a copy of a buffer, or shares the one that somebody has open; the flag says whether it is new. An errno if
+    /// there is no memory for it.
+    pub(crate) fn open(channel: &Held, cpu: usize) -> Result<(Arc<Snapshot>, bool), i32> {
+        let mut slot = channel.snapshot_slot(cpu).lock();
+        if let Some(open) = slot.upgrade() {
+            return Ok((open, false));
+        }
+        let no_memory = || {
+            log::warn!("channel {}: no memory for a snapshot of cpu{cpu}, see --max-memory", channel.name());
+            libc::ENOMEM
+        };
+        let max = channel.read_side(cpu).reader.snapshot_max();
+        let memory = channel.registry().claim(max).ok_or_else(no_memory)?;
+        let mut bytes = Vec::new();
+        let len = usize::try_from(max).map_err(|_| libc::ENOMEM)?;
+        bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
+        channel.read_side(cpu).reader.snapshot(len, &mut bytes);
+        let snapshot = Arc::new(Snapshot { bytes, _memory: memory });
+        *slot = Arc::downgrade(&snapshot);
+        Ok((snapshot, true))
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl SnapshotSlot {
+    /// Size of the copy that is open, in bytes.
+    pub(crate) fn len(&self) -> Option<u64> {
+        self.lock().upgrade().map(|snapshot| snapshot.bytes.len() as u64)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Weak<Snapshot>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
