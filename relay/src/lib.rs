@@ -9,6 +9,7 @@
 pub mod abi;
 pub mod buffer;
 pub mod complaint;
+pub mod duration;
 pub mod frame;
 pub mod geometry;
 pub mod name;

@@ -8,9 +8,11 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser};
+use relay::duration::parse_duration;
 use relay::size::parse_size;
 
 use crate::mount_words::{Words, parse_mode};
@@ -18,6 +20,9 @@ use crate::sharing::Shared;
 
 /// Most connections at once, where `--max-connections` does not say.
 const CONNECTIONS_MAX_DEFAULT: usize = 4096;
+
+/// Shortest `--flush-interval`.
+const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// Relay channels for ordinary processes: any process writes messages, readers open one file per CPU.
 #[derive(Debug, Parser)]
@@ -51,6 +56,10 @@ pub(crate) struct Cli {
     /// Example: app/log:subbuf-size=64K:n-subbufs=8:overwrite:global:header=16
     #[arg(long, value_name = "NAME[:OPTION...]", action = ArgAction::Append)]
     pub(crate) channel: Vec<String>,
+
+    /// Finish sub-buffers that have something in them this often, so that whoever polls hears of it [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = flush_interval)]
+    pub(crate) flush_interval: Option<Duration>,
 
     /// Memory for all channels together [default: a quarter of what the machine or its cgroup has]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -107,6 +116,14 @@ pub(crate) struct Cli {
     /// Any name for /proc/mounts to show as the source, then the directory to mount on
     #[arg(value_name = "MOUNTPOINT", required = true, num_args = 1..=2)]
     pub(crate) operands: Vec<PathBuf>,
+}
+
+fn flush_interval(text: &str) -> Result<Duration, String> {
+    let interval = parse_duration(text).map_err(|error| error.to_string())?;
+    if interval < FLUSH_INTERVAL_MIN {
+        return Err(format!("at least {FLUSH_INTERVAL_MIN:?}"));
+    }
+    Ok(interval)
 }
 
 /// Reads a command line. What `-o` says is taken first, so the command line's own options win.

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::mount::MsFlags;
 use nix::unistd::{Group, getegid, geteuid};
@@ -27,6 +28,8 @@ pub(crate) struct Options {
     pub(crate) general: GeometrySpec,
     /// The channels to open at the start, the default one first, each with `general` filled in.
     pub(crate) channels: Vec<(ChannelName, GeometrySpec)>,
+    /// How often unfinished sub-buffers are finished, if at all.
+    pub(crate) flush_interval: Option<Duration>,
     /// Bytes that all channels may take together.
     pub(crate) memory_max: Option<u64>,
     /// Most connections at once.
@@ -119,6 +122,7 @@ impl Options {
             mount_point: absolute(mount_point)?,
             channels: channels(&cli.channel, &general)?,
             general,
+            flush_interval: cli.flush_interval,
             memory_max: cli.max_memory,
             connections_max: cli.max_connections,
             socket: cli.socket.as_deref().map(absolute).transpose()?,

@@ -13,7 +13,7 @@ use relay::{ChannelName, Geometry, GeometrySpec};
 use thiserror::Error;
 
 use crate::channel::{Channel, Counts};
-use crate::writers::{self, Writers};
+use crate::writers::{self, Job, Unavailable, Writers};
 
 /// Most channels at a time.
 pub(crate) const CHANNELS_MAX: usize = 4096;
@@ -263,6 +263,23 @@ impl Registry {
         );
         channels.gone.write_to("gone", &mut text);
         text
+    }
+
+    /// Finishes the current sub-buffers that have something in them, for the sake of those who poll.
+    pub(crate) fn flush_unfinished(self: &Arc<Self>) {
+        for channel in self.all() {
+            let unfinished = (0..channel.n_bufs()).filter(|cpu| channel.has_unfinished(*cpu));
+            for cpu in unfinished {
+                let held = Held::new(self, channel.clone());
+                let name = channel.name().clone();
+                let done = Box::new(move |done: Result<(), Unavailable>| {
+                    if let Err(unavailable) = done {
+                        log::debug!("channel {name}: flush: {unavailable}");
+                    }
+                });
+                self.writers.submit_now(Job::Flush { channel: held, cpu, done });
+            }
+        }
     }
 
     /// Clean end: nothing can be opened any more, pollers are told, and what is unread is said, a line a channel.

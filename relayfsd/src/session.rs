@@ -8,7 +8,7 @@
 //!     still open        serve the open files until the last is closed
 //! ```
 //!
-//! Nothing here has a timer, save that the end does not wait for ever.
+//! Nothing here has a timer, save that the end does not wait for ever, and what `--flush-interval` asks for.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded, never, select};
+use crossbeam_channel::{Receiver, bounded, never, select, tick};
 use nix::unistd::geteuid;
 use relay::paths;
 use relay::size::format_size;
@@ -84,7 +84,7 @@ pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), Sessio
     }
     starter.ready().map_err(SessionError::Starter)?;
     session.notify_ready();
-    session.serve(&signals, &log, options.foreground)
+    session.serve(&signals, &log, options)
 }
 
 /// A daemon at work. Dropping it, in whatever state, undoes everything, in the order of the fields.
@@ -158,15 +158,17 @@ impl Session {
     }
 
     /// Waits for the end, whichever way it comes.
-    fn serve(mut self, signals: &Receiver<i32>, log: &Log, foreground: bool) -> Result<(), SessionError> {
+    fn serve(mut self, signals: &Receiver<i32>, log: &Log, options: &Options) -> Result<(), SessionError> {
+        let flush = options.flush_interval.map_or_else(never, tick);
         loop {
             select! {
                 recv(signals) -> signal => match signal {
                     // In the foreground, what SIGHUP says is that the terminal is gone.
-                    Ok(SIGHUP) if !foreground => log.reopen(),
+                    Ok(SIGHUP) if !options.foreground => log.reopen(),
                     _ => return self.stop(signals),
                 },
                 recv(self.mounted.ended()) -> _ => return self.ended(),
+                recv(flush) -> _ => self.registry.flush_unfinished(),
                 recv(self.unmounted) -> gone => {
                     self.unmounted = never();
                     if gone.is_ok() {

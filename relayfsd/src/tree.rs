@@ -305,15 +305,13 @@ impl Tree {
                 entries.extend(
                     ControlFile::ALL.map(|file| (file.name().to_owned(), Node::Control { channel, file })),
                 );
-                entries.extend(
-                    PerCpu::ALL.map(|dir| (dir.name().to_owned(), Node::PerCpuDir { channel, dir })),
-                );
+                entries
+                    .extend(PerCpu::ALL.map(|dir| (dir.name().to_owned(), Node::PerCpuDir { channel, dir })));
             }
             Node::PerCpuDir { channel, dir } => {
                 let n_bufs = self.hold(channel)?.n_bufs() as u32;
-                entries.extend(
-                    (0..n_bufs).map(|cpu| (format!("cpu{cpu}"), Node::PerCpu { channel, dir, cpu })),
-                );
+                entries
+                    .extend((0..n_bufs).map(|cpu| (format!("cpu{cpu}"), Node::PerCpu { channel, dir, cpu })));
             }
             _ => return None,
         }
