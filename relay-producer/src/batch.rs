@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use relay::client::{Deadline, SendError};
 use relay::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
 
 use crate::connection::{Connection, Envelope};
@@ -17,7 +18,6 @@ use crate::frames::WriteFrame;
 use crate::options::{BatchOptions, Counts, Wait};
 use crate::replies::Reply;
 use crate::shared::Direct;
-use crate::socket::{Deadline, SendError};
 
 /// Most frames under way. Few enough that their replies can never fill a socket, enough to keep both sides busy.
 const WINDOW: usize = 8;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use relay::Geometry;
+use relay::client::SendError;
 use relay::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
 
 use crate::batch::Batch;
@@ -16,7 +17,6 @@ use crate::link::{Link, no_connection};
 use crate::options::{BatchOptions, Counts, REPLY_LIMIT};
 use crate::replies::Reply;
 use crate::shared::{Direct, Shared};
-use crate::socket::SendError;
 use crate::transport::Transport;
 
 /// How long [`Channel::write`] may take for a message that is longer than the socket holds at once.

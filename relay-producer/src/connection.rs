@@ -13,6 +13,7 @@ use std::time::Instant;
 use nix::poll::PollFlags;
 use nix::sched::sched_getcpu;
 use relay::Geometry;
+use relay::client::{Deadline, SendError, Socket};
 use relay::frame::{ALL_CPUS, Body, ERROR_TEXT_MAX, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, Write};
 use relay::geometry::MESSAGE_MAX;
 
@@ -21,7 +22,6 @@ use crate::frames::{WriteFrame, pieces};
 use crate::handshake::{FIRST_FREE_ID, Opened};
 use crate::replies::{Replies, Reply};
 use crate::shared::Shared;
-use crate::socket::{Deadline, SendError, Socket};
 
 /// An open channel on a connected socket.
 #[derive(Debug)]

@@ -1,22 +1,10 @@
 //! What can go wrong, one enum for each question: opening, writing without waiting, asking and waiting.
 
-use std::io;
-use std::path::PathBuf;
-
+use relay::client::{ConnectError, Refused, SendError};
 use relay::{GeometryError, NameError};
 use thiserror::Error;
 
 use crate::options::Counts;
-
-/// What the daemon gives as its reason when it refuses something.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{text}")]
-pub struct Refused {
-    /// An errno.
-    pub errno: i32,
-    /// For people.
-    pub text: String,
-}
 
 /// The channel has no buffer for a CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -37,47 +25,9 @@ pub enum OpenError {
     /// The geometry is out of range.
     #[error(transparent)]
     Geometry(#[from] GeometryError),
-    /// There is no relayfs at this path.
-    #[error(
-        "no relayfs is mounted on {path}: {why}; mount one with 'relayfsd {path}', or name another mount point"
-    )]
-    NotMounted {
-        /// The path that was given as mount point.
-        path: String,
-        /// What is there instead.
-        why: &'static str,
-    },
-    /// A mount whose daemon is dead.
-    #[error(
-        "the daemon of {path} has died and left its mount behind: start 'relayfsd {path}' again, or umount it"
-    )]
-    Stale {
-        /// The mount point.
-        path: String,
-    },
-    /// Nobody listens on the socket.
-    #[error(
-        "no daemon answers on {socket}: it has ended, or the socket's directory is not visible here (a container needs it \
-         bind-mounted beside the mount point)"
-    )]
-    NoDaemon {
-        /// The socket.
-        socket: String,
-    },
-    /// The socket's permissions do not let this user in.
-    #[error("not permitted to use {socket}: relayfsd's --group or --socket-mode decide who may send")]
-    Forbidden {
-        /// The socket.
-        socket: String,
-    },
-    /// Somebody listens there who does not speak the protocol.
-    #[error("{socket} is not a relayfs socket: {why}")]
-    NotOurs {
-        /// The socket.
-        socket: String,
-        /// How one can tell.
-        why: String,
-    },
+    /// There is no connection to a daemon.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     /// The daemon says no.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -86,16 +36,6 @@ pub enum OpenError {
     NotShared {
         /// Why not.
         why: String,
-    },
-    /// The system says no.
-    #[error("cannot {doing} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why it failed.
-        source: io::Error,
     },
 }
 
@@ -153,4 +93,14 @@ pub struct BatchError {
     /// What went wrong.
     #[source]
     pub cause: RequestError,
+}
+
+/// For those who waited for room.
+impl From<SendError> for RequestError {
+    fn from(error: SendError) -> RequestError {
+        match error {
+            SendError::Full => RequestError::NoReply,
+            SendError::Gone => RequestError::Disconnected,
+        }
+    }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
+use relay::client::{ConnectError, Deadline, Socket, refusal};
 use relay::frame::{
     self, Body, Frame, HEADER_DEFAULT, HEADER_LEN, Hello, HelloReply, OPEN_CREATE, Open, OpenReply, Refusal,
     Share, ShareReply, VERSION,
@@ -15,10 +16,9 @@ use relay::frame::{
 use relay::{ChannelName, Geometry, GeometryError, GeometrySpec, Mode};
 
 use crate::connection::Connection;
-use crate::error::{OpenError, Refused};
+use crate::error::OpenError;
 use crate::shared::Shared;
 use crate::sharing::{Arriving, wanted};
-use crate::socket::{Deadline, Socket};
 use crate::transport::TransportChoice;
 
 /// How long a daemon may take to open a channel. Whoever takes longer is taken for somebody else.
@@ -224,18 +224,8 @@ impl Handshake {
     }
 
     fn not_ours(&self, why: String) -> OpenError {
-        OpenError::NotOurs { socket: self.path.display().to_string(), why }
+        ConnectError::NotOurs { socket: self.path.display().to_string(), why }.into()
     }
-}
-
-/// What an `ERROR` says, made fit for a terminal.
-pub(crate) fn refusal(body: &[u8]) -> Result<Refused, String> {
-    let Refusal { errno, text } = Refusal::decode(body).map_err(|error| error.to_string())?;
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    Ok(Refused { errno, text: shown })
 }
 
 fn geometry_of(reply: &OpenReply) -> Option<Geometry> {
@@ -281,12 +271,5 @@ mod tests {
         {
             assert!(check(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn texts_of_refusals_are_made_harmless() {
-        let mut body = 2u32.to_le_bytes().to_vec();
-        body.extend_from_slice("no channel 'ä'\x1b[2J\n".as_bytes());
-        assert_eq!(refusal(&body), Ok(Refused { errno: 2, text: "no channel 'ä'\\u{1b}[2J\\n".into() }));
     }
 }

@@ -38,14 +38,14 @@ mod options;
 mod replies;
 mod shared;
 mod sharing;
-mod socket;
 mod thread;
 mod transport;
 
 pub use batch::Batch;
 pub use builder::Builder;
 pub use channel::Channel;
-pub use error::{BatchError, NoSuchCpu, OpenError, Refused, RequestError, WriteError};
+pub use error::{BatchError, NoSuchCpu, OpenError, RequestError, WriteError};
 pub use options::{BatchOptions, Counts, Wait};
+pub use relay::client::{ConnectError, Refused};
 pub use relay::{Geometry, GeometrySpec, Mode};
 pub use transport::{Transport, TransportChoice};

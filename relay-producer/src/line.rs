@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::unistd::write;
 
-use crate::socket::Socket;
+use relay::client::Socket;
 
 /// Whether the connection is still there is looked at not more often than this.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);

@@ -5,11 +5,12 @@ use std::process;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
+use relay::client::{ConnectError, find};
+
 use crate::connection::Connection;
 use crate::error::{OpenError, RequestError};
 use crate::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
 use crate::latest::Latest;
-use crate::socket::find;
 
 /// After a loss of the connection, a new one is tried for at most this often.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -125,7 +126,9 @@ impl Link {
     /// the mount of a daemon that hangs would hang as well.
     fn dial(&self, path: &Path, wait: Duration) -> Result<Handshake, OpenError> {
         match Handshake::begin(path, wait) {
-            Err(OpenError::NoDaemon { .. }) => Handshake::begin(&find(&self.mount)?, wait),
+            Err(OpenError::Connect(ConnectError::NoDaemon { .. })) => {
+                Handshake::begin(&find(&self.mount)?, wait)
+            }
             begun => begun,
         }
     }

@@ -7,11 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use relay::client::{Deadline, Refused, refusal};
 use relay::frame::{Body, Frame, FrameType, WriteReply};
 
-use crate::error::{Refused, RequestError};
-use crate::handshake::refusal;
-use crate::socket::Deadline;
+use crate::error::RequestError;
 
 /// An answer to a request.
 #[derive(Debug)]

@@ -12,12 +12,12 @@ use std::sync::Arc;
 use relay::Geometry;
 use relay::abi::{self, ControlHeader, LAYOUT_VERSION};
 use relay::buffer::Buffer;
+use relay::client::Socket;
 use relay::frame::ShareReply;
 use relay::shm::Mapping;
 
 use crate::line::Line;
 use crate::shared::Shared;
-use crate::socket::Socket;
 use crate::thread::Sequences;
 use crate::transport::TransportChoice;
 

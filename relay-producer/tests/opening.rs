@@ -9,7 +9,7 @@ use std::path::Path;
 use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, idle_socket, open_by_socket, open_reply};
 use nix::sys::socket::SockType;
 use relay::frame::{Body, Frame, OpenReply, Refusal};
-use relay_producer::{Channel, GeometrySpec, Mode, OpenError, Transport};
+use relay_producer::{Channel, ConnectError, GeometrySpec, Mode, OpenError, Transport};
 use tempfile::{TempDir, tempdir};
 
 fn error(mount: &Path) -> OpenError {
@@ -105,11 +105,11 @@ fn what_is_no_mount_is_told_apart() {
     fs::create_dir(path("empty")).unwrap();
     for (name, why) in [("nothing", "no such path"), ("file", "neither"), ("empty", "ordinary directory")] {
         let error = error(&path(name));
-        assert!(matches!(error, OpenError::NotMounted { .. }), "{error}");
+        assert!(matches!(error, OpenError::Connect(ConnectError::NotMounted { .. })), "{error}");
         assert!(error.to_string().contains(why), "{error}");
     }
     let error = error(&mount(&dir, &path("gone")));
-    assert!(matches!(error, OpenError::NoDaemon { .. }), "{error}");
+    assert!(matches!(error, OpenError::Connect(ConnectError::NoDaemon { .. })), "{error}");
 }
 
 #[test]
@@ -117,9 +117,9 @@ fn sockets_without_a_daemon_are_told_apart() {
     let dir = tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     drop(idle_socket(&path("dead"), SockType::SeqPacket).unwrap());
-    assert!(matches!(error(&path("dead")), OpenError::NoDaemon { .. }));
+    assert!(matches!(error(&path("dead")), OpenError::Connect(ConnectError::NoDaemon { .. })));
     let _stream = idle_socket(&path("stream"), SockType::Stream).unwrap();
-    assert!(matches!(error(&path("stream")), OpenError::NotOurs { .. }));
+    assert!(matches!(error(&path("stream")), OpenError::Connect(ConnectError::NotOurs { .. })));
 }
 
 #[test]
@@ -167,7 +167,7 @@ fn answers_that_make_no_sense_are_errors() {
             }
         });
         let error = error(&daemon.socket);
-        assert!(matches!(error, OpenError::NotOurs { .. }), "{expected}: {error}");
+        assert!(matches!(error, OpenError::Connect(ConnectError::NotOurs { .. })), "{expected}: {error}");
         assert!(error.to_string().contains(expected), "{expected}: {error}");
     }
 }

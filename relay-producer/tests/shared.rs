@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use common::files::{Files, allowed_cpus, n_cpus, pin, pin_anywhere};
 use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, open_reply};
 use relay::frame::{Body, OpenReply, ShareReply};
-use relay_producer::{BatchOptions, Channel, OpenError, Transport, TransportChoice, Wait, WriteError};
+use relay_producer::{
+    BatchOptions, Channel, ConnectError, OpenError, Transport, TransportChoice, Wait, WriteError,
+};
 use tempfile::{TempDir, tempdir};
 
 /// Whether threads of this process can run sequences. What differs then is said in each test.
@@ -511,7 +513,7 @@ fn answers_that_make_no_sense_are_errors() {
         let opened = Channel::open(&daemon.socket, "cpu");
         if can_share() {
             let error = opened.unwrap_err();
-            assert!(matches!(error, OpenError::NotOurs { .. }), "{expected}: {error}");
+            assert!(matches!(error, OpenError::Connect(ConnectError::NotOurs { .. })), "{expected}: {error}");
             assert!(error.to_string().contains(expected), "{expected}: {error}");
         }
     }

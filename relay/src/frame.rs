@@ -15,12 +15,18 @@
 //! reply    empty
 //! SHARE    u32 channel
 //! reply    u32 layout version   u32 first   u32 count   with descriptors
+//! WATCH    u32 channel   u32 cpu
+//! reply    empty
+//! CONSUME  u32 channel   u32 cpu   u64 from   u64 count
+//! reply    empty
 //! ERROR    u32 errno   text (UTF-8)
 //! ```
 //!
 //! `SHARE` asks for the channel's files, to write them directly. Its replies, all with its id, bring descriptors: the
 //! first the control file and the bell (an eventfd of this connection), then, as do further ones, data files number
-//! `first` to `first + count - 1`; the last brings the last file.
+//! `first` to `first + count - 1`; the last brings the last file. With [`SHARE_READ`] they can only be read, and the bell is
+//! rung by the daemon: once after each `WATCH`, when its buffer has finished sub-buffers or is over. `CONSUME` gives
+//! `count` of them back, if the first is number `from`.
 //!
 //! A reply has its request's type with [`REPLY_BIT`] set and the request's id; a refusal is an `ERROR` with that
 //! id. Every request is answered but `WRITE`, which is answered only if [`WRITE_REPLY`] is set.
@@ -40,6 +46,8 @@ pub const ERROR_TEXT_MAX: usize = 4096;
 
 /// Set in the type of a reply.
 pub const REPLY_BIT: u16 = 0x8000;
+/// Flag of `SHARE`: to read the files, not to write them.
+pub const SHARE_READ: u16 = 1;
 /// Flag of `OPEN`: create the channel if there is none of that name.
 pub const OPEN_CREATE: u16 = 1;
 /// Flag of `WRITE`: answer when every message is written or dropped.
@@ -81,14 +89,20 @@ pub enum FrameType {
     Close = 5,
     /// Asks for a channel's files.
     Share = 6,
+    /// Asks to be told of a buffer's finished sub-buffers.
+    Watch = 7,
+    /// Gives sub-buffers back that were read in a mapping.
+    Consume = 8,
     /// A refusal; the only type without [`REPLY_BIT`] that the daemon sends.
     Error = 0x7fff,
 }
 
 impl FrameType {
     fn from_wire(raw: u16) -> Option<FrameType> {
-        use FrameType::{Close, Error, Flush, Hello, Open, Share, Write};
-        [Hello, Open, Write, Flush, Close, Share, Error].into_iter().find(|t| *t as u16 == raw)
+        use FrameType::{Close, Consume, Error, Flush, Hello, Open, Share, Watch, Write};
+        [Hello, Open, Write, Flush, Close, Share, Watch, Consume, Error]
+            .into_iter()
+            .find(|t| *t as u16 == raw)
     }
 }
 
@@ -532,7 +546,63 @@ impl Body<'_> for ShareReply {
     }
 }
 
-/// A whole reply that says nothing but "done", for `FLUSH` and `CLOSE`.
+/// Asks for one ring of the bell when a buffer has something finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watch {
+    /// The channel's number.
+    pub channel: u32,
+    /// Whose buffer.
+    pub cpu: u32,
+}
+
+impl Body<'_> for Watch {
+    const KIND: FrameType = FrameType::Watch;
+    const REPLY: bool = false;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.channel.to_le_bytes());
+        out.extend_from_slice(&self.cpu.to_le_bytes());
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, FrameError> {
+        let mut fields = Fields(body);
+        fields.all("watch", |f| Some(Watch { channel: f.u32()?, cpu: f.u32()? }))
+    }
+}
+
+/// Gives sub-buffers back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Consume {
+    /// The channel's number.
+    pub channel: u32,
+    /// Whose buffer.
+    pub cpu: u32,
+    /// Number of the first of them since the channel was created.
+    pub from: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl Body<'_> for Consume {
+    const KIND: FrameType = FrameType::Consume;
+    const REPLY: bool = false;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.channel.to_le_bytes());
+        out.extend_from_slice(&self.cpu.to_le_bytes());
+        out.extend_from_slice(&self.from.to_le_bytes());
+        out.extend_from_slice(&self.count.to_le_bytes());
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, FrameError> {
+        let mut fields = Fields(body);
+        fields.all("consume", |f| {
+            Some(Consume { channel: f.u32()?, cpu: f.u32()?, from: f.u64()?, count: f.u64()? })
+        })
+    }
+}
+
+/// A whole reply that says nothing but "done", for `FLUSH`, `CLOSE`, `WATCH` and `CONSUME`.
 pub fn done(kind: FrameType, id: u32) -> Vec<u8> {
     let mut out = Vec::new();
     begin(&mut out, kind, true, 0, id);
@@ -662,6 +732,8 @@ mod tests {
             Close { channel: 9 },
             Share { channel: 9 },
             ShareReply { layout_version: 1, first: 30, count: 2 },
+            Watch { channel: 9, cpu: 1 },
+            Consume { channel: 9, cpu: 1, from: u64::MAX, count: 3 },
             Refusal { errno: 2, text: "no channel 'ä'".into() },
         );
     }

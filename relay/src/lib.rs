@@ -8,6 +8,7 @@
 
 pub mod abi;
 pub mod buffer;
+pub mod client;
 pub mod complaint;
 pub mod duration;
 pub mod frame;
@@ -22,6 +23,8 @@ pub mod rseq;
 pub mod shm;
 pub mod size;
 pub mod sync;
+#[cfg(not(loom))]
+pub mod view;
 pub mod wake;
 pub mod writer;
 

@@ -11,6 +11,7 @@ use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU8;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
@@ -43,8 +44,16 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `len` bytes of `file` from its start, with every page present.
     pub fn new(file: &File, len: u64) -> io::Result<Mapping> {
+        Mapping::of_file(file, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+    }
+
+    /// The same, to be looked at only: whoever writes there gets SIGSEGV.
+    pub fn read_only(file: &File, len: u64) -> io::Result<Mapping> {
+        Mapping::of_file(file, len, ProtFlags::PROT_READ)
+    }
+
+    fn of_file(file: &File, len: u64, prot: ProtFlags) -> io::Result<Mapping> {
         let len = map_len(len)?;
-        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, len, prot, flags, file, 0) }?;
@@ -100,6 +109,14 @@ impl Mapping {
         // take any value, and the change of pages under them is one of values.
         unsafe { mmap_anonymous(Some(self.base.addr()), len, prot, flags) }?;
         Ok(())
+    }
+
+    /// The `len` bytes at `offset`, which others may be changing; `None` if they are not in the mapping.
+    pub fn bytes(&self, offset: usize, len: usize) -> Option<&[AtomicU8]> {
+        let at = self.address(offset, len)?.cast::<AtomicU8>();
+        // SAFETY: valid for `len` bytes by `address()`, alive while `self` is borrowed, of a type without alignment or invalid
+        // values, and changed by others as atomics or raw memory, never borrowed as anything else for longer than `lend`.
+        Some(unsafe { std::slice::from_raw_parts(at.as_ptr(), len) })
     }
 
     /// Copies `bytes` to `offset`. False, and nothing is copied, if they would not lie inside the mapping.

@@ -293,11 +293,14 @@ impl Channel {
         }
     }
 
-    /// Opens the channel's files for a producer: the control file, then the data files. From then on it is shared.
-    pub(crate) fn share(&self) -> io::Result<Vec<File>> {
-        self.shared.store(true, Ordering::Relaxed);
+    /// Opens the channel's files for somebody else: the control file, then the data files. If it is to write them, the
+    /// channel is shared from then on.
+    pub(crate) fn share(&self, to_write: bool) -> io::Result<Vec<File>> {
+        if to_write {
+            self.shared.store(true, Ordering::Relaxed);
+        }
         let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.0.iter().map(|path| OpenOptions::new().read(true).write(true).open(path)).collect()
+        files.0.iter().map(|path| OpenOptions::new().read(true).write(to_write).open(path)).collect()
     }
 
     /// Whether producers write it by themselves.

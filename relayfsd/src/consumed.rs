@@ -11,11 +11,21 @@ use crate::writers::Job;
 /// Does what was written. An errno if that is not possible; nothing has changed then.
 pub(crate) fn consume(channel: &Held, cpu: usize, text: &[u8]) -> Result<(), i32> {
     let (from, count) = parse(text).ok_or(libc::EINVAL)?;
-    let mut side = channel.read_side(cpu);
-    let freed = side.reader.consume(from, count).map_err(|error| match error {
+    give_back(channel, cpu, from, count).map_err(|error| match error {
         ConsumeError::Stale { .. } => libc::ESTALE,
         ConsumeError::TooMany { .. } => libc::EINVAL,
-    })?;
+    })
+}
+
+/// Gives `count` sub-buffers back, the first of which has number `from`, where that is given.
+pub(crate) fn give_back(
+    channel: &Held,
+    cpu: usize,
+    from: Option<u64>,
+    count: u64,
+) -> Result<(), ConsumeError> {
+    let mut side = channel.read_side(cpu);
+    let freed = side.reader.consume(from, count)?;
     let room = freed && std::mem::take(&mut side.parked);
     drop(side);
     if room {

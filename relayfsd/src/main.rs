@@ -21,6 +21,7 @@ mod mountinfo;
 mod open_file;
 mod options;
 mod peer;
+mod reading;
 mod registry;
 mod requests;
 mod server;

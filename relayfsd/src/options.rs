@@ -87,6 +87,13 @@ pub(crate) struct MountOptions {
     pub(crate) flags: MsFlags,
 }
 
+impl Access {
+    /// Permission bits of the files of buffers.
+    pub(crate) fn buffer_mode(&self) -> u32 {
+        self.mode.unwrap_or(if self.group_reads { 0o440 } else { 0o400 })
+    }
+}
+
 impl Options {
     /// Reads a command line, program name included. Errors know how to print themselves, and their exit
     /// status; `--help` and `--version` are such errors, too.
@@ -118,6 +125,13 @@ impl Options {
             [mount_point] => (mount_point, None),
             _ => return Err("one mount point is needed".into()),
         };
+        let access = Access {
+            uid: words.uid.unwrap_or_else(|| geteuid().as_raw()),
+            gid: group.or(words.gid).unwrap_or_else(|| getegid().as_raw()),
+            group_reads: group.is_some(),
+            mode: words.mode,
+            others_mounted: allow_other,
+        };
         Ok(Options {
             mount_point: absolute(mount_point)?,
             channels: channels(&cli.channel, &general)?,
@@ -128,19 +142,18 @@ impl Options {
             socket: cli.socket.as_deref().map(absolute).transpose()?,
             socket_mode: cli.socket_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 }),
             socket_gid: group,
-            sharing: Sharing { with: cli.shared, gid: group },
+            sharing: Sharing {
+                with: cli.shared,
+                gid: group,
+                owner: (access.uid, access.gid),
+                mode: access.buffer_mode(),
+            },
             state_dir: cli.state_dir.as_deref().map(absolute).transpose()?,
             log_file: cli.log_file.as_deref().map(absolute).transpose()?,
             foreground: cli.foreground || cli.debug,
             debug: cli.debug,
             verbose: cli.verbose,
-            access: Access {
-                uid: words.uid.unwrap_or_else(|| geteuid().as_raw()),
-                gid: group.or(words.gid).unwrap_or_else(|| getegid().as_raw()),
-                group_reads: group.is_some(),
-                mode: words.mode,
-                others_mounted: allow_other,
-            },
+            access,
             mount: MountOptions {
                 allow_other,
                 // Without the kernel's checks everybody who is let in could read everything.

@@ -13,10 +13,12 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use relay::abi::LAYOUT_VERSION;
 use relay::frame::{
-    ALL_CPUS, DESCRIPTORS_MAX, HEADER_DEFAULT, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, done,
+    ALL_CPUS, DESCRIPTORS_MAX, HEADER_DEFAULT, OPEN_CREATE, SHARE_READ, WAIT_FOREVER, WRITE_MORE,
+    WRITE_REPLY, done,
 };
 use relay::frame::{
-    Body, Close, Flush, Frame, FrameType, Messages, Open, OpenReply, Refusal, Share, ShareReply, Write,
+    Body, Close, Consume, Flush, Frame, FrameType, Messages, Open, OpenReply, Refusal, Share, ShareReply,
+    Watch, Write,
 };
 use relay::{ChannelName, GeometrySpec, Mode};
 
@@ -24,6 +26,7 @@ use crate::assembly::{Assembly, AssemblyError};
 use crate::connection::{Common, Refused};
 use crate::flow::UnderWay;
 use crate::peer::Peer;
+use crate::reading::Reading;
 use crate::registry::{Create, Held};
 use crate::sharing::NotShared;
 use crate::writers::{Batch, Busy, Gather, Job, Wait};
@@ -55,6 +58,8 @@ pub(crate) struct Requests {
     has_waited: bool,
     /// What the producer rings, if it was given files.
     bell: Option<EventFd>,
+    /// What it reads in mappings.
+    reading: Reading,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -62,6 +67,7 @@ impl Requests {
     pub(crate) fn new(common: Arc<Common>, peer: Arc<Peer>) -> Requests {
         Requests {
             under_way: UnderWay::new(Arc::clone(&common.ring)),
+            reading: Reading::new(peer.number()),
             common,
             peer,
             channels: BTreeMap::new(),
@@ -108,6 +114,8 @@ impl Requests {
             (FrameType::Flush, false) => self.flush(frame),
             (FrameType::Close, false) => self.close(frame),
             (FrameType::Share, false) => self.share(frame),
+            (FrameType::Watch, false) => self.watch(frame),
+            (FrameType::Consume, false) => self.consume(frame),
             (FrameType::Hello | FrameType::Error, _) | (_, true) => {
                 Err(Refused::request(Errno::EOPNOTSUPP, "only the daemon sends replies and errors"))
             }
@@ -153,26 +161,33 @@ impl Requests {
 
     fn close(&mut self, frame: &Frame) -> Result<(), Refused> {
         let number = Close::decode(frame.body)?.channel;
-        self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
+        let channel = self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
+        self.reading.end(number, &channel);
         self.peer.send(&done(FrameType::Close, frame.id));
         Ok(())
     }
 
-    /// Sends the channel's files to a producer who may write them, and its bell.
+    /// Sends the channel's files to a producer who may write them, or to a reader, and its bell.
     fn share(&mut self, frame: &Frame) -> Result<(), Refused> {
         let number = Share::decode(frame.body)?.channel;
+        let to_write = frame.flags & SHARE_READ == 0;
         let channel = self.channel(number)?;
-        let admitted = match channel.geometry().global() {
-            true => Err(NotShared::Global),
-            false => self.common.sharing.admits(self.peer.who()),
+        let admitted = match to_write {
+            false => self.common.sharing.admits_reader(self.peer.who()),
+            true if channel.geometry().global() => Err(NotShared::Global),
+            true => self.common.sharing.admits(self.peer.who()),
         };
         admitted.map_err(|why| Refused::request(Errno::EPERM, why))?;
         let failed = |error: io::Error| {
             let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
             Refused::request(errno, format!("cannot share the channel's files: {error}"))
         };
-        let files = channel.share().map_err(failed)?;
-        let bell = self.bell().map_err(|errno| failed(errno.into()))?;
+        let files = channel.share(to_write).map_err(failed)?;
+        let bell = match to_write {
+            true => self.bell(),
+            false => self.reading.begin(number),
+        };
+        let bell = bell.map_err(|errno| failed(errno.into()))?;
         let mut descriptors: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
         // Behind the control file.
         descriptors.insert(1.min(descriptors.len()), bell.as_raw_fd());
@@ -183,6 +198,24 @@ impl Requests {
             self.peer.send_with(&reply.frame(0, frame.id), part);
             first += count;
         }
+        Ok(())
+    }
+
+    /// Rings the reader's bell once a buffer has something finished.
+    fn watch(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let Watch { channel, cpu } = Watch::decode(frame.body)?;
+        let held = self.channel(channel)?;
+        self.reading.watch(channel, held, buffer_of(held, cpu)?)?;
+        self.peer.send(&done(FrameType::Watch, frame.id));
+        Ok(())
+    }
+
+    /// Gives back what was read in a mapping.
+    fn consume(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let Consume { channel, cpu, from, count } = Consume::decode(frame.body)?;
+        let held = self.channel(channel)?;
+        self.reading.consume(channel, held, buffer_of(held, cpu)?, from, count)?;
+        self.peer.send(&done(FrameType::Consume, frame.id));
         Ok(())
     }
 
@@ -207,6 +240,9 @@ impl Requests {
 
     /// The end: the producer keeps its copy of the bell, but nobody listens.
     pub(crate) fn give_up_bell(&mut self) {
+        for (number, channel) in &self.channels {
+            self.reading.end(*number, channel);
+        }
         self.rung(); // it may have been killed between a switch and the ring
         if let Some(bell) = self.bell.take() {
             let _ = self.common.epoll.delete(bell);

@@ -28,7 +28,7 @@ use crate::writers::reset_all;
 
 /// Nothing here takes that long; a test that is wrong ends nevertheless.
 const PATIENCE: Duration = Duration::from_secs(20);
-const SHARING: Sharing = Sharing { with: Shared::Owner, gid: None };
+const SHARING: Sharing = Sharing { with: Shared::Owner, gid: None, owner: (0, 0), mode: 0o400 };
 const CONNECTIONS_MAX: usize = 100;
 /// Only CPU 0 is sure to be there; the daemon never runs on the others here.
 const N_CPUS: usize = 2;

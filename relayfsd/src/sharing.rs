@@ -1,4 +1,5 @@
-//! Who may write buffers directly: whom the daemon trusts with the memory.
+//! Who may have the files of channels: to write them directly, whom the daemon trusts with the memory; to look at them, who
+//! may read the buffers' files in the mount.
 //!
 //! Sharing memory means trusting: who has a channel's files can damage what others wrote to that channel, or, by
 //! truncating them, end its other producers. Whom the kernel says the peer is decides, never the peer.
@@ -29,6 +30,9 @@ pub(crate) struct Sharing {
     pub(crate) with: Shared,
     /// The group of `--group`.
     pub(crate) gid: Option<u32>,
+    /// Owner, group and permission bits of the buffers' files in the mount.
+    pub(crate) owner: (u32, u32),
+    pub(crate) mode: u32,
 }
 
 /// Why a producer does not get the files.
@@ -38,6 +42,7 @@ pub(crate) enum NotShared {
     Stranger { uid: u32, with: Shared },
     NoSequences,
     Global,
+    NoReader { uid: u32 },
 }
 
 impl fmt::Display for NotShared {
@@ -56,6 +61,7 @@ impl fmt::Display for NotShared {
             NotShared::NoSequences => f.write_str(
                 "relayfsd has no restartable sequences here (rseq(2), x86-64, glibc 2.35 or later)",
             ),
+            NotShared::NoReader { uid } => write!(f, "uid {uid} may not read the channel's files"),
             NotShared::Global => f.write_str("a global channel is written by relayfsd alone"),
         }
     }
@@ -77,6 +83,21 @@ impl Sharing {
             Shared::Group if trusted || in_group() => Ok(()),
             Shared::Owner | Shared::Group => Err(NotShared::Stranger { uid, with: self.with }),
         }
+    }
+}
+
+impl Sharing {
+    /// Whether a peer gets the files of channels to look at: whether it could open them in the mount.
+    pub(crate) fn admits_reader(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
+        let uid = peer.map_or(u32::MAX, UnixCredentials::uid);
+        let (owner, group) = self.owner;
+        let class = match peer {
+            _ if uid == 0 => return Ok(()),
+            _ if uid == owner => 6,
+            Some(peer) if is_member(peer, Gid::from_raw(group)) => 3,
+            _ => 0,
+        };
+        if self.mode >> class & 4 != 0 { Ok(()) } else { Err(NotShared::NoReader { uid }) }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The socket itself: finding it, connecting to it, packets out and in. Nothing here waits unless told how long.
+//! The clients' end of the socket: finding it, connecting to it, packets out and in. Nothing here waits unless told how
+//! long.
 
 use std::fs::{self, File};
 use std::io::{self, IoSliceMut};
@@ -13,56 +14,114 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{self, AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, sockopt};
 use nix::sys::time::TimeVal;
-use relay::frame::DESCRIPTORS_MAX;
-use relay::paths::SOCKET_LINK;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use thiserror::Error;
 
-use crate::error::{OpenError, RequestError};
+use crate::frame::{Body, DESCRIPTORS_MAX, Refusal};
+use crate::paths::SOCKET_LINK;
 
 /// What is asked for the queue of sent packets, in bytes; the system grants what it allows. The usual default holds
 /// fewer than 300 small messages, too few for a burst while the daemon wakes up.
 const SEND_QUEUE: usize = 1 << 20;
 
 /// When to stop waiting; `None` is never.
-pub(crate) type Deadline = Option<Instant>;
+pub type Deadline = Option<Instant>;
 
 /// Why a packet was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum SendError {
+pub enum SendError {
     /// No room in the socket now.
     Full,
     /// The connection is over.
     Gone,
 }
 
-/// For those who waited for room.
-impl From<SendError> for RequestError {
-    fn from(error: SendError) -> RequestError {
-        match error {
-            SendError::Full => RequestError::NoReply,
-            SendError::Gone => RequestError::Disconnected,
-        }
-    }
+/// Why there is no connection to a daemon.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// There is no relayfs at this path.
+    #[error(
+        "no relayfs is mounted on {path}: {why}; mount one with 'relayfsd {path}', or name another mount point"
+    )]
+    NotMounted {
+        /// The path that was given as mount point.
+        path: String,
+        /// What is there instead.
+        why: &'static str,
+    },
+    /// A mount whose daemon is dead.
+    #[error(
+        "the daemon of {path} has died and left its mount behind: start 'relayfsd {path}' again, or umount it"
+    )]
+    Stale {
+        /// The mount point.
+        path: String,
+    },
+    /// Nobody listens on the socket.
+    #[error(
+        "no daemon answers on {socket}: it has ended, or the socket's directory is not visible here (a container needs it \
+         bind-mounted beside the mount point)"
+    )]
+    NoDaemon {
+        /// The socket.
+        socket: String,
+    },
+    /// The socket's permissions do not let this user in.
+    #[error("not permitted to use {socket}: relayfsd's --group or --socket-mode decide who may send")]
+    Forbidden {
+        /// The socket.
+        socket: String,
+    },
+    /// Somebody listens there who does not speak the protocol.
+    #[error("{socket} is not a relayfs socket: {why}")]
+    NotOurs {
+        /// The socket.
+        socket: String,
+        /// How one can tell.
+        why: String,
+    },
+    /// The system says no.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The error.
+        source: io::Error,
+    },
+}
+
+/// What the daemon gives as its reason when it refuses something.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{text}")]
+pub struct Refused {
+    /// An errno.
+    pub errno: i32,
+    /// For people.
+    pub text: String,
 }
 
 /// A connected socket.
 #[derive(Debug)]
-pub(crate) struct Socket(OwnedFd);
+pub struct Socket(OwnedFd);
 
 impl Socket {
     /// Connects, waiting at most `wait` for a listener whose queue is full.
-    pub(crate) fn connect(path: &Path, wait: Duration) -> Result<Socket, OpenError> {
+    pub fn connect(path: &Path, wait: Duration) -> Result<Socket, ConnectError> {
         let shown = || path.display().to_string();
         try_connect(path, wait).map_err(|errno| match errno {
-            Errno::ENOENT | Errno::ECONNREFUSED => OpenError::NoDaemon { socket: shown() },
-            Errno::EACCES => OpenError::Forbidden { socket: shown() },
-            Errno::EPROTOTYPE => OpenError::NotOurs { socket: shown(), why: "it is of another type".into() },
-            errno => OpenError::Io { doing: "connect to", path: path.into(), source: errno.into() },
+            Errno::ENOENT | Errno::ECONNREFUSED => ConnectError::NoDaemon { socket: shown() },
+            Errno::EACCES => ConnectError::Forbidden { socket: shown() },
+            Errno::EPROTOTYPE => {
+                ConnectError::NotOurs { socket: shown(), why: "it is of another type".into() }
+            }
+            errno => ConnectError::Io { doing: "connect to", path: path.into(), source: errno.into() },
         })
     }
 
     /// Sends one packet, at once or not at all.
-    pub(crate) fn send(&self, packet: &[u8]) -> Result<(), SendError> {
+    pub fn send(&self, packet: &[u8]) -> Result<(), SendError> {
         loop {
             match socket::send(self.0.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
                 Ok(_) => return Ok(()),
@@ -75,7 +134,7 @@ impl Socket {
 
     /// Takes one packet: its length, which exceeds the buffer's if it was cut; `None` if there is none yet; 0 when
     /// the connection is over.
-    pub(crate) fn receive(&self, packet: &mut [u8]) -> Option<usize> {
+    pub fn receive(&self, packet: &mut [u8]) -> Option<usize> {
         // A peer that closes with packets unread leaves one ECONNRESET, told before what it had sent.
         let mut was_reset = false;
         loop {
@@ -90,7 +149,7 @@ impl Socket {
     }
 
     /// Takes one packet with the descriptors that come with it; otherwise as [`Self::receive`].
-    pub(crate) fn receive_with_descriptors(&self, packet: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
+    pub fn receive_with_descriptors(&self, packet: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
         use rustix::io::Errno;
         let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
@@ -114,14 +173,14 @@ impl Socket {
     }
 
     /// Whether the other end has hung up, whatever may still be there to receive.
-    pub(crate) fn is_over(&self) -> bool {
+    pub fn is_over(&self) -> bool {
         // POLLHUP needs no asking for. An interruption, the only possible failure, says nothing.
         let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
     /// Waits until the socket can do what `events` says, or is over. `false`: time ran out.
-    pub(crate) fn wait(&self, events: PollFlags, deadline: Deadline) -> bool {
+    pub fn wait(&self, events: PollFlags, deadline: Deadline) -> bool {
         loop {
             let timeout = match deadline {
                 None => PollTimeout::NONE,
@@ -140,7 +199,7 @@ impl Socket {
     }
 
     /// Ends the connection: whoever waits on it wakes up. What has arrived can still be received.
-    pub(crate) fn shut_down(&self) {
+    pub fn shut_down(&self) {
         // Fails only if it is over anyway.
         let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Both);
     }
@@ -175,13 +234,13 @@ fn try_connect(path: &Path, wait: Duration) -> nix::Result<Socket> {
 }
 
 /// The socket of a mount: behind the link in its tree, or `mount` itself if that is a socket.
-pub(crate) fn find(mount: &Path) -> Result<PathBuf, OpenError> {
+pub fn find(mount: &Path) -> Result<PathBuf, ConnectError> {
     let path = || mount.display().to_string();
-    let not_mounted = |why| OpenError::NotMounted { path: path(), why };
+    let not_mounted = |why| ConnectError::NotMounted { path: path(), why };
     let failed = |error: io::Error, absent| match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOTCONN) => OpenError::Stale { path: path() },
+        Some(Errno::ENOTCONN) => ConnectError::Stale { path: path() },
         Some(Errno::ENOENT | Errno::ENOTDIR) => not_mounted(absent),
-        _ => OpenError::Io { doing: "look into", path: mount.into(), source: error },
+        _ => ConnectError::Io { doing: "look into", path: mount.into(), source: error },
     };
     let kind = fs::metadata(mount).map_err(|error| failed(error, "there is no such path"))?.file_type();
     if kind.is_socket() {
@@ -197,5 +256,33 @@ pub(crate) fn find(mount: &Path) -> Result<PathBuf, OpenError> {
         // Not a link: the socket itself, bind-mounted there.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(link),
         Err(error) => Err(failed(error, "it is an ordinary directory")),
+    }
+}
+
+impl AsFd for Socket {
+    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// What an `ERROR` says, made fit for a terminal.
+pub fn refusal(body: &[u8]) -> Result<Refused, String> {
+    let Refusal { errno, text } = Refusal::decode(body).map_err(|error| error.to_string())?;
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    Ok(Refused { errno, text: shown })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_of_refusals_are_made_harmless() {
+        let mut body = 2u32.to_le_bytes().to_vec();
+        body.extend_from_slice("no channel 'ä'\x1b[2J\n".as_bytes());
+        assert_eq!(refusal(&body), Ok(Refused { errno: 2, text: "no channel 'ä'\\u{1b}[2J\\n".into() }));
     }
 }

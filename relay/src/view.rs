@@ -1,0 +1,237 @@
+//! Looking at one buffer in a mapping of one's own: what a reader does that is not the daemon. It gets whole finished
+//! sub-buffers where they lie, and asks the daemon to have them back; it only ever loads.
+
+use std::sync::atomic::AtomicU8;
+
+use crate::buffer::Buffer;
+use crate::geometry::Mode;
+use crate::position::Position;
+use crate::sync::{Ordering, fence};
+
+/// Tries at looking at something that a writer keeps overwriting.
+const TRIES_MAX: u32 = 1000;
+
+/// One buffer, seen from outside.
+#[derive(Debug)]
+pub struct View {
+    buffer: Buffer,
+    /// Where the next sub-buffer begins, or goes on.
+    cursor: Position,
+    /// Number of the first sub-buffer that was taken and is not given back, and how many were.
+    taken: Option<(u64, u64)>,
+}
+
+/// A finished sub-buffer, where it lies.
+#[derive(Clone, Copy, Debug)]
+pub struct SubBuffer<'a> {
+    buffer: &'a Buffer,
+    position: Position,
+    /// How many were finished before it since the channel was created.
+    pub number: u64,
+    /// Bytes in it, padding aside.
+    len: usize,
+}
+
+impl View {
+    /// A view of what is unread. The mappings behind `buffer` may be read-only.
+    pub fn new(buffer: Buffer) -> View {
+        let mut view = View { buffer, cursor: Position(0), taken: None };
+        view.go_back();
+        view
+    }
+
+    /// The next finished sub-buffer, if there is one. In overwrite mode some may have been passed over, see their numbers.
+    pub fn next_finished(&mut self) -> Option<SubBuffer<'_>> {
+        let (position, number, len) = self.find()?;
+        self.cursor = self.buffer.widths().next(position);
+        let first = self.taken.filter(|(first, count)| first.wrapping_add(*count) == number);
+        // What was passed over has given itself back.
+        self.taken = Some(first.map_or((number, 1), |(first, count)| (first, count + 1)));
+        Some(SubBuffer { buffer: &self.buffer, position, number, len })
+    }
+
+    /// Whether there is a finished sub-buffer.
+    pub fn has_finished(&self) -> bool {
+        self.buffer.widths().before(self.cursor, self.state())
+    }
+
+    /// What to give back: the number of the first sub-buffer that was taken, and how many were, if any. To be followed by
+    /// [`View::go_back`] if that is refused.
+    pub fn take_back(&mut self) -> Option<(u64, u64)> {
+        self.taken.take()
+    }
+
+    /// Goes to what is unread by what the daemon says: somebody else has been reading.
+    pub fn go_back(&mut self) {
+        self.taken = None;
+        // Acquire: what the daemon found before, we do.
+        self.cursor = Position(self.buffer.block().consumed.load(Ordering::Acquire));
+    }
+
+    /// Whether the channel is over, so that nothing will come but what is there.
+    pub fn is_closed(&self) -> bool {
+        // Acquire: what was written before is seen.
+        self.buffer.block().closed.load(Ordering::Acquire) != 0
+    }
+
+    fn find(&mut self) -> Option<(Position, u64, usize)> {
+        let (widths, size) = (self.buffer.widths(), self.buffer.geometry().subbuf_size());
+        for _ in 0..TRIES_MAX {
+            if self.lapped(self.cursor) {
+                self.cursor = self.oldest_whole();
+            }
+            if !self.has_finished() {
+                return None;
+            }
+            let record = self.buffer.record(self.cursor);
+            // Relaxed: the state that was loaded orders them.
+            let padding = record.padding.load(Ordering::Relaxed).min(size as u64) as usize;
+            let number = record.number.load(Ordering::Relaxed);
+            if !self.lapped(self.cursor) {
+                let len = (size - padding).saturating_sub(widths.offset(self.cursor));
+                return Some((self.cursor, number, len));
+            }
+        }
+        None
+    }
+
+    fn lapped(&self, position: Position) -> bool {
+        lapped(&self.buffer, position)
+    }
+
+    fn oldest_whole(&self) -> Position {
+        oldest_whole(&self.buffer)
+    }
+
+    fn state(&self) -> Position {
+        // B, pairs with A in the writer.
+        Position(self.buffer.block().state.load(Ordering::Acquire))
+    }
+}
+
+impl SubBuffer<'_> {
+    /// Number of bytes, padding aside.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its bytes where they lie. A writer that keeps to the rules leaves them alone in no-overwrite mode; others share the
+    /// memory all the same, hence atomics.
+    pub fn bytes(&self) -> &[AtomicU8] {
+        self.buffer.data().bytes(self.buffer.ring_offset(self.position), self.len).unwrap_or_default()
+    }
+
+    /// Lends its bytes to `pass_on`, which must only hand them to the kernel.
+    pub fn lend<R>(&self, pass_on: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        self.buffer.data().lend(self.buffer.ring_offset(self.position), self.len, pass_on)
+    }
+
+    /// Appends its bytes to `out`.
+    pub fn copy_to(&self, out: &mut Vec<u8>) {
+        self.buffer.data().copy_out(self.buffer.ring_offset(self.position), self.len, out);
+    }
+
+    /// Whether no writer has begun to overwrite it: what was copied before is right. Always so in no-overwrite mode, until
+    /// it is given back.
+    pub fn is_whole(&self) -> bool {
+        !lapped(self.buffer, self.position)
+    }
+}
+
+fn lapped(buffer: &Buffer, position: Position) -> bool {
+    if buffer.geometry().mode() == Mode::NoOverwrite {
+        return false;
+    }
+    // F, pairs with E in the writer: what was copied or looked up before, comes before the look at `begun`.
+    fence(Ordering::Acquire);
+    buffer.widths().before(position, oldest_whole(buffer))
+}
+
+fn oldest_whole(buffer: &Buffer) -> Position {
+    buffer.widths().oldest(Position(buffer.block().begun.load(Ordering::Acquire)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::GeometrySpec;
+    use crate::reader::{ConsumeError, Reader};
+    use crate::writer::{Alone, Writer};
+
+    fn buffer(spec: &str) -> Buffer {
+        let spec: GeometrySpec = spec.parse().unwrap();
+        Buffer::anonymous(spec.build().unwrap(), 0).unwrap()
+    }
+
+    fn text(sub_buffer: SubBuffer<'_>) -> String {
+        let mut bytes = Vec::new();
+        sub_buffer.copy_to(&mut bytes);
+        let seen: Vec<u8> = sub_buffer.bytes().iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
+        assert_eq!(seen, bytes);
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn sub_buffers_are_seen_once_and_given_back_by_number() {
+        let buffer = buffer("subbuf-size=8:n-subbufs=3");
+        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+        let mut view = View::new(buffer.clone());
+        assert!(view.next_finished().is_none());
+        for message in [b"aaaaa", b"bbbbb", b"ccccc"] {
+            writer.write(message).unwrap();
+        }
+        assert_eq!(text(view.next_finished().unwrap()), "aaaaa");
+        let second = view.next_finished().unwrap();
+        assert_eq!((second.number, second.len(), second.is_whole()), (1, 5, true));
+        assert!(view.next_finished().is_none(), "the third is not finished");
+        assert_eq!(view.take_back(), Some((0, 2)));
+        assert_eq!(reader.consume(Some(0), 2), Ok(true));
+        assert_eq!(reader.consume(Some(0), 1), Err(ConsumeError::Stale { next: 2 }));
+        assert_eq!(reader.consume(Some(2), 1), Err(ConsumeError::TooMany { finished: 0 }));
+        writer.flush().unwrap();
+        assert_eq!(text(view.next_finished().unwrap()), "ccccc");
+        assert_eq!(view.take_back(), Some((2, 1)));
+        assert_eq!(view.take_back(), None);
+    }
+
+    #[test]
+    fn what_was_partly_read_is_seen_from_there_on_and_counts_as_one() {
+        let buffer = buffer("subbuf-size=8:n-subbufs=3");
+        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+        writer.write(b"abcdefg").unwrap();
+        writer.flush().unwrap();
+        reader.read(3, &mut Vec::new(), |bytes| assert_eq!(bytes, b"abc"));
+        let mut view = View::new(buffer.clone());
+        assert_eq!(text(view.next_finished().unwrap()), "defg");
+        assert_eq!(reader.consume(view.take_back().map(|(from, _)| from), 1), Ok(true));
+        assert_eq!(reader.unread(), 0);
+        assert_eq!(buffer.block().read_bytes.load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn overwritten_ones_are_passed_over_and_known_by_their_numbers() {
+        let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
+        let writer = Writer::new(&buffer, Alone);
+        let mut view = View::new(buffer.clone());
+        writer.write(b"00000").unwrap();
+        writer.write(b"11111").unwrap();
+        let first = view.next_finished().unwrap();
+        assert_eq!((first.number, first.is_whole()), (0, true));
+        for n in 2..7 {
+            writer.write(n.to_string().repeat(5).as_bytes()).unwrap();
+        }
+        let next = view.next_finished().unwrap();
+        assert_eq!(next.number, 4);
+        assert_eq!(text(next), "44444");
+        assert_eq!(
+            view.take_back(),
+            Some((4, 1)),
+            "the first was the writer's before it was ours to give back"
+        );
+    }
+}
