@@ -8,6 +8,7 @@ pub mod numbered;
 pub mod peer;
 pub mod progress;
 pub mod streams;
+pub mod stress;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;

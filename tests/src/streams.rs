@@ -15,6 +15,8 @@ pub struct Received<'a> {
     at: u64,
     /// Where reads ended that may have been the last before a reset, if there are resets.
     ends: Option<VecDeque<u64>>,
+    /// Whether a writer's messages need not come in their order.
+    any_order: bool,
     /// Messages whose end a reset has thrown away.
     pub cuts: u64,
     /// Messages, of any length.
@@ -43,11 +45,17 @@ impl<'a> Received<'a> {
             rest: Vec::new(),
             at: 0,
             ends: resets.then(VecDeque::new),
+            any_order: false,
             cuts: 0,
             messages: 0,
             short: [0; NUMBERED_MIN],
             writers: BTreeMap::new(),
         }
+    }
+
+    /// The same where the messages of a writer need not come in their order.
+    pub fn in_any_order(self) -> Received<'a> {
+        Received { any_order: true, ..self }
     }
 
     /// Takes what a read returned.
@@ -102,7 +110,8 @@ impl<'a> Received<'a> {
             Message::Numbered { writer, seq, .. } => {
                 let numbers = self.writers.entry(writer).or_default();
                 let seq = u64::from(seq);
-                assert!(numbers.end <= seq, "writer {writer}: {seq} comes after {}", numbers.end - 1);
+                let in_order = self.any_order || numbers.end <= seq;
+                assert!(in_order, "writer {writer}: {seq} comes after {}", numbers.end - 1);
                 numbers.add(seq);
             }
         }
@@ -154,12 +163,13 @@ impl Numbers {
     }
 
     fn add(&mut self, number: u64) {
-        let word = (number / 64) as usize;
+        let (word, bit) = ((number / 64) as usize, 1 << (number % 64));
         if self.bits.len() <= word {
             self.bits.resize(word + 1, 0);
         }
-        self.bits[word] |= 1 << (number % 64);
-        self.end = number + 1;
+        assert_eq!(self.bits[word] & bit, 0, "message {number} was read twice");
+        self.bits[word] |= bit;
+        self.end = self.end.max(number + 1);
         self.count += 1;
     }
 }

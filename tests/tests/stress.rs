@@ -14,20 +14,18 @@ use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::Signal;
 use relayfs_tests::known::{NUMBERED_MIN, Pattern};
 use relayfs_tests::numbered::Random;
-use relayfs_tests::progress::{Progress, STREAMS, Stream, get};
+use relayfs_tests::progress::{Stream, get};
 use relayfs_tests::streams::{Numbers, Received};
-use relayfs_tests::{DEADLINE, Mount, Process, TUNABLES, exit_code, program};
+use relayfs_tests::stress::{Done, StressWriter};
+use relayfs_tests::{DEADLINE, Mount};
 
 /// Processes that write at any time.
 const PROCESSES: usize = 4;
@@ -81,20 +79,6 @@ struct Totals {
     bytes: u64,
     overwritten: u64,
     discarded: u64,
-}
-
-/// A process that writes.
-struct Writer {
-    process: Process,
-    progress: Progress,
-    path: PathBuf,
-    number: u32,
-}
-
-/// A process that has written.
-struct Past {
-    number: u32,
-    progress: Progress,
 }
 
 /// What the pokers did.
@@ -172,7 +156,7 @@ fn stress(round: &Round, duration: Duration, pattern: &Pattern) -> Totals {
     let mount = Mount::with_sequences(&args);
     let n_cpus = (0..).take_while(|cpu| mount.path(&format!("cpu{cpu}")).exists()).count();
     let is_over = AtomicBool::new(false);
-    let (past, kills, pokes, received) = thread::scope(|scope| {
+    let (done, kills, pokes, received) = thread::scope(|scope| {
         let readers: Vec<_> = (0..n_cpus)
             .map(|cpu| {
                 let (mount, is_over) = (&mount, &is_over);
@@ -183,71 +167,45 @@ fn stress(round: &Round, duration: Duration, pattern: &Pattern) -> Totals {
         let poker = scope.spawn(|| poke(&mount, round, stopped));
         // Dropped whatever happens here.
         let end = End { is_over: &is_over, _running: running };
-        let (past, kills) = supervise(&mount, round, duration);
+        let (done, kills) = supervise(&mount, round, duration);
         drop(end);
         let pokes = poker.join().expect("poking");
         let received: Vec<_> = readers.into_iter().map(|reader| reader.join().expect("reading")).collect();
-        (past, kills, pokes, received)
+        (done, kills, pokes, received)
     });
-    let mut totals = check(round, &mount, &past, &received, pokes.resets);
+    let mut totals = check(round, &mount, &done, &received, pokes.resets);
     (totals.kills, totals.flushes, totals.resets) = (kills, pokes.flushes, pokes.resets);
     totals
 }
 
 /// Keeps processes writing, kills one now and then and starts another for it, and at last lets all of them end.
-/// Returns those that there were, and how many were killed.
-fn supervise(mount: &Mount, round: &Round, duration: Duration) -> (Vec<Past>, u64) {
+/// Returns what they did, and how many were killed.
+fn supervise(mount: &Mount, round: &Round, duration: Duration) -> (Vec<Done>, u64) {
     let mut random = Random::new(round.subbuf_size as u64);
     let mut numbers = 0..;
-    let mut start = || Writer::start(mount, round, numbers.next().expect("no end of numbers"));
-    let mut running: Vec<Writer> = (0..PROCESSES).map(|_| start()).collect();
-    let (mut past, mut kills) = (Vec::new(), 0);
+    let mut start = || {
+        let number: u32 = numbers.next().expect("no end of numbers");
+        let lengths = 1..=round.subbuf_size.min(DIRECT_MAX);
+        StressWriter::start(mount, number, lengths, !number.is_multiple_of(2))
+    };
+    let mut running: Vec<StressWriter> = (0..PROCESSES).map(|_| start()).collect();
+    let (mut done, mut kills) = (Vec::new(), 0);
     let begin = Instant::now();
     // On a machine that has much else to do, it takes longer until everything has happened.
     while begin.elapsed() < duration || kills == 0 {
         thread::park_timeout(Duration::from_millis(1 + random.below(KILL_INTERVAL_MAX_MS) as u64));
-        let which = random.below(PROCESSES);
-        let writer = &mut running[which];
-        if !writer.process.is_running() {
-            let status = writer.process.wait();
-            panic!("writer {} ended by itself: {}", writer.number, exit_code(status));
-        }
+        let writer = &mut running[random.below(PROCESSES)];
+        writer.assert_running();
         // One that has not written yet is of no use dead.
-        if writer.progress.streams().any(|stream| get(&stream.attempts) > 0) {
-            writer.process.signal(Signal::SIGKILL);
-            writer.process.wait();
+        if writer.attempts() > 0 {
+            done.push(std::mem::replace(writer, start()).kill());
             kills += 1;
-            past.push(std::mem::replace(writer, start()).past());
         }
         assert!(begin.elapsed() < duration + DEADLINE, "nobody writes");
     }
-    for writer in &running {
-        writer.progress.common().stop.store(1, Ordering::Release);
-    }
-    for mut writer in running {
-        assert_eq!(exit_code(writer.process.wait()), 0, "the end of writer {}", writer.number);
-        assert!(writer.progress.streams().all(|stream| get(&stream.in_flight) == 0));
-        past.push(writer.past());
-    }
-    (past, kills)
-}
-
-impl Writer {
-    fn start(mount: &Mount, round: &Round, number: u32) -> Writer {
-        let path = mount.beside(&format!("progress{number}"));
-        let progress = Progress::create(&path).expect("a file for the progress");
-        let mut command = Command::new(program("test-stress-writer"));
-        command.arg(mount.point()).arg("cpu").arg(&path).arg(number.to_string());
-        command.args(["1".to_owned(), round.subbuf_size.min(DIRECT_MAX).to_string()]);
-        command.arg(if number.is_multiple_of(2) { "plain" } else { "handler" });
-        command.env_remove(TUNABLES).stdin(Stdio::null());
-        Writer { process: Process::start(&mut command), progress, path, number }
-    }
-
-    fn past(self) -> Past {
-        std::fs::remove_file(&self.path).expect("removing the file of the progress");
-        Past { number: self.number, progress: self.progress }
-    }
+    running.iter().for_each(StressWriter::stop);
+    done.extend(running.into_iter().map(StressWriter::finish));
+    (done, kills)
 }
 
 /// Reads a CPU's file until nobody writes any more and nothing is left.
@@ -305,7 +263,7 @@ fn poke(mount: &Mount, round: &Round, stopped: Receiver<()>) -> Pokes {
 }
 
 /// Compares what was written with what was read, and both with the daemon's numbers.
-fn check(round: &Round, mount: &Mount, past: &[Past], received: &[Received], n_resets: u64) -> Totals {
+fn check(round: &Round, mount: &Mount, done: &[Done], received: &[Received], n_resets: u64) -> Totals {
     let stats = mount.stats("cpu");
     let stat = |cpu: &str, name: &str| stats[&format!("{cpu}.{name}")];
     for (cpu, received) in received.iter().enumerate() {
@@ -338,15 +296,14 @@ fn check(round: &Round, mount: &Mount, past: &[Past], received: &[Received], n_r
     let (mut open_messages, mut open_bytes) = (0, 0);
     let mut short = [(0, 0); NUMBERED_MIN];
     let mut bytes = 0;
-    for past in past {
-        totals.moves += get(&past.progress.common().moves);
-        for (index, stream) in past.progress.streams().enumerate() {
-            let writer = past.number * STREAMS as u32 + index as u32;
+    for done in done {
+        totals.moves += done.moves();
+        for (writer, stream) in done.streams() {
             let read = numbers.remove(&writer).unwrap_or_default();
             check_stream(writer, stream, &read, is_lossy);
             totals.attempts += get(&stream.attempts);
             totals.written += stream.written();
-            totals.signals += if index.is_multiple_of(2) { get(&stream.signals) } else { 0 };
+            totals.signals += if writer.is_multiple_of(2) { get(&stream.signals) } else { 0 };
             totals.migrations += get(&stream.migrations);
             bytes += get(&stream.bytes);
             let in_flight = get(&stream.in_flight);

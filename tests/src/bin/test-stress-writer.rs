@@ -95,6 +95,8 @@ fn main() {
             job.change_cpus(tid, &mut random);
         }
     });
+    // What went to the daemon is done then, and what got lost on the way is counted.
+    job.channel.flush().expect("an answer");
 }
 
 fn write(job: &Job, thread: usize) {
@@ -124,9 +126,10 @@ fn write(job: &Job, thread: usize) {
     }
 }
 
-/// Mostly short messages, but of all lengths from `min` to `max`.
+/// All lengths from `min` to `max`, mostly short ones if there are any.
 fn random_len(random: &mut Random, min: usize, max: usize) -> usize {
     let most = match random.below(100) {
+        _ if min > HANDLER_LEN_MAX => max,
         0..30 => 32,
         30..70 => 256,
         70..95 => 2048,
