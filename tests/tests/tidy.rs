@@ -14,8 +14,10 @@ const CONFINED: &[(&str, &[&str])] = &[
         &[
             "relay/src/shm.rs",
             "relayfsd/src/daemonize.rs",
+            "tests/examples/test-plugin.rs",
             "tests/src/bin/test-fork.rs",
             "tests/src/bin/test-stress-writer.rs",
+            "tests/src/bin/test-unload.rs",
             "tests/src/progress.rs",
         ],
     ),
