@@ -15,8 +15,8 @@ pub struct Received<'a> {
     at: u64,
     /// Where reads ended that may have been the last before a reset, if there are resets.
     ends: Option<VecDeque<u64>>,
-    /// Whether a writer's messages need not come in their order.
-    any_order: bool,
+    /// Messages of at least as many bytes need not come in their order.
+    any_order_from: usize,
     /// Messages whose end a reset has thrown away.
     pub cuts: u64,
     /// Messages, of any length.
@@ -45,7 +45,7 @@ impl<'a> Received<'a> {
             rest: Vec::new(),
             at: 0,
             ends: resets.then(VecDeque::new),
-            any_order: false,
+            any_order_from: usize::MAX,
             cuts: 0,
             messages: 0,
             short: [0; NUMBERED_MIN],
@@ -53,9 +53,9 @@ impl<'a> Received<'a> {
         }
     }
 
-    /// The same where the messages of a writer need not come in their order.
-    pub fn in_any_order(self) -> Received<'a> {
-        Received { any_order: true, ..self }
+    /// The same where those messages of a writer that have at least `len` bytes need not come in their order.
+    pub fn in_any_order_from(self, len: usize) -> Received<'a> {
+        Received { any_order_from: len, ..self }
     }
 
     /// Takes what a read returned.
@@ -107,10 +107,10 @@ impl<'a> Received<'a> {
         self.messages += 1;
         match message {
             Message::Short { len } => self.short[len] += 1,
-            Message::Numbered { writer, seq, .. } => {
+            Message::Numbered { writer, seq, len } => {
                 let numbers = self.writers.entry(writer).or_default();
                 let seq = u64::from(seq);
-                let in_order = self.any_order || numbers.end <= seq;
+                let in_order = len >= self.any_order_from || numbers.end <= seq;
                 assert!(in_order, "writer {writer}: {seq} comes after {}", numbers.end - 1);
                 numbers.add(seq);
             }

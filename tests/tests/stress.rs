@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -169,7 +169,13 @@ fn stress(round: &Round, duration: Duration, pattern: &Pattern) -> Totals {
         let end = End { is_over: &is_over, _running: running };
         let (done, kills) = supervise(&mount, round, duration);
         drop(end);
-        let pokes = poker.join().expect("poking");
+        let pokes = poker.join();
+        // Readers that wait for something to read are to look whether they are done.
+        while !readers.iter().all(|reader| reader.is_finished()) {
+            let _ = fs::write(mount.control("cpu", "flush"), "1");
+            thread::park_timeout(PAUSE);
+        }
+        let pokes = pokes.expect("poking");
         let received: Vec<_> = readers.into_iter().map(|reader| reader.join().expect("reading")).collect();
         (done, kills, pokes, received)
     });
@@ -236,7 +242,9 @@ fn read<'a>(
             Pace::Lags => thread::park_timeout(PAUSE),
             Pace::KeepsUp if got == 0 => {
                 let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
-                poll(&mut polled, PollTimeout::from(10u8)).expect("polling a buffer");
+                let limit = PollTimeout::try_from(DEADLINE).expect("a limit that poll can take");
+                // With every sub-buffer full, nobody comes along who would make up for a call that was forgotten.
+                assert_eq!(poll(&mut polled, limit), Ok(1), "nobody woke the reader of cpu{cpu}");
             }
             Pace::KeepsUp => {}
         }
