@@ -158,6 +158,8 @@ impl Shared {
     #[inline(never)]
     fn settle<R: Run>(&self, lane: &Lane, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
         match outcome.placed {
+            // Whoever waits, waits for a switch: to be rung for less would use up the ring.
+            Placed::Written if !outcome.switched => Direct::Written,
             Placed::Written => {
                 self.after_switch(&lane.buffer);
                 if self.is_over() && !self.line.is_own() { Direct::WrittenByChild } else { Direct::Written }

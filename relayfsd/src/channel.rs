@@ -286,8 +286,16 @@ impl Channel {
     /// Tells those who poll, if there is something: a producer that writes by itself has rung, or has gone.
     pub(crate) fn wake_readable(&self) {
         for cpu in 0..self.n_bufs() {
-            let polled = !self.waiters(cpu).is_empty();
-            if polled && self.read_side(cpu).reader.has_finished() {
+            if self.waiters(cpu).is_empty() {
+                continue;
+            }
+            // A ring for nothing has used up what was armed: look once more after arming again.
+            let finished = || self.read_side(cpu).reader.has_finished();
+            let readable = finished() || {
+                self.buffers[cpu].buffer.arm();
+                finished()
+            };
+            if readable {
                 self.wake(cpu);
             }
         }

@@ -2,9 +2,13 @@
 
 pub mod background;
 pub mod buffer;
+pub mod known;
 pub mod lines;
 pub mod numbered;
 pub mod peer;
+pub mod progress;
+pub mod streams;
+pub mod stress;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -23,6 +27,8 @@ use tempfile::TempDir;
 
 /// How long anything that should happen may take before a test gives up on it.
 pub const DEADLINE: Duration = Duration::from_secs(20);
+/// What may switch restartable sequences off in a process.
+pub const TUNABLES: &str = "GLIBC_TUNABLES";
 /// Time between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -214,14 +220,26 @@ impl Mount {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let point = dir.path().join("relay");
         fs::create_dir(&point).expect("a directory to mount on");
-        let daemon = serve(&point, args);
+        let daemon = serve(Command::new(program("relayfsd")), &point, args);
+        Mount { daemon, dir, point }
+    }
+
+    /// The same with restartable sequences, even if they are switched off for whoever runs the tests.
+    #[track_caller]
+    pub fn with_sequences(args: &[&str]) -> Mount {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let point = dir.path().join("relay");
+        fs::create_dir(&point).expect("a directory to mount on");
+        let mut command = Command::new(program("relayfsd"));
+        command.env_remove(TUNABLES);
+        let daemon = serve(command, &point, args);
         Mount { daemon, dir, point }
     }
 
     /// Runs `relayfsd -f ARGS` again on the same mount point, when the last daemon has ended.
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
-        self.daemon = serve(&self.point, args);
+        self.daemon = serve(Command::new(program("relayfsd")), &self.point, args);
     }
 
     /// The mount point.
@@ -316,8 +334,7 @@ impl Mount {
 
 /// Runs `relayfsd -f ARGS` on a mount point and waits until the mount is usable.
 #[track_caller]
-fn serve(point: &Path, args: &[&str]) -> Process {
-    let mut command = Command::new(program("relayfsd"));
+fn serve(mut command: Command, point: &Path, args: &[&str]) -> Process {
     command.arg("-f").args(args).arg(point).stdin(Stdio::null()).stderr(Stdio::piped());
     let mut daemon = Process::start(&mut command);
     eventually("the mount", || {

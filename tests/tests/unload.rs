@@ -1,0 +1,50 @@
+//! A library that writes shared buffers can be unloaded: its threads keep nothing of it, and go on.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use relayfs_tests::{Mount, TUNABLES, program, run, text, workspace};
+
+/// How often the library is loaded and unloaded.
+const ROUNDS: usize = 20;
+/// What it writes, again and again: more than half of the smallest sub-buffer.
+const MESSAGE: &str = "a message of a library that may be gone\n";
+
+/// Whatever a thread does last, it is not to leave anything behind.
+#[test]
+fn a_library_that_has_written_directly_can_be_unloaded_and_its_threads_go_on() {
+    let (program, library) = (program("test-unload"), library());
+    let tried = (301 * ROUNDS) as u64;
+    for (last, args) in [
+        ("a message behind others", &["--subbuf-size=1M", "--n-subbufs=4"][..]),
+        ("a message in a sub-buffer of its own", &["--subbuf-size=64", "--n-subbufs=4", "--overwrite"]),
+        ("a message for which there is no room", &["--subbuf-size=64", "--n-subbufs=4"]),
+    ] {
+        let mount = Mount::with_sequences(args);
+        let mut command = Command::new(&program);
+        command.arg(mount.point()).arg(&library).args([&ROUNDS.to_string(), MESSAGE]);
+        let output = run(command.env_remove(TUNABLES));
+        assert!(output.status.success(), "{last}: {}: {}", output.status, text(&output.stderr));
+        let written: u64 = text(&output.stdout).trim().parse().expect("a number of messages");
+
+        let files = (0..).map(|cpu| format!("cpu{cpu}")).take_while(|file| mount.path(file).exists());
+        let read: String = files.map(|file| text(&mount.read(&file))).collect();
+        let n_read = (read.len() / MESSAGE.len()) as u64;
+        assert!(read == MESSAGE.repeat(n_read as usize), "{last}: {read}");
+        let stats = mount.stats("cpu");
+        assert_eq!(stats["total.dropped"], tried - written, "{last}: {stats:?}");
+        let overwritten = stats["total.overwritten_bytes"] / MESSAGE.len() as u64;
+        assert_eq!(n_read + overwritten, written, "{last}: {stats:?}");
+    }
+}
+
+/// The library, built as it is now.
+fn library() -> PathBuf {
+    let program = program("test-unload");
+    let dir = program.parent().expect("the directory of the programs");
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["build", "--quiet", "--package=relayfs-tests", "--example=test-plugin", "--locked"]);
+    build.args(dir.ends_with("release").then_some("--release"));
+    assert!(build.current_dir(workspace()).status().expect("cargo").success(), "building the library");
+    dir.join("examples/libtest_plugin.so")
+}
