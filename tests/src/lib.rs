@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod buffer;
+pub mod direct;
 pub mod lines;
 pub mod numbered;
 pub mod peer;
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use relay_producer::{BatchOptions, Channel, Counts};
+use relay_producer::{BatchOptions, Channel, Counts, TransportChoice};
 use tempfile::TempDir;
 
 /// How long anything that should happen may take before a test gives up on it.
@@ -249,13 +250,22 @@ impl Mount {
         &mut self.daemon
     }
 
-    /// Opens a channel for writing.
+    /// Opens a channel for writing through the daemon, which answers for every message, and counts it.
     #[track_caller]
     pub fn channel(&self, name: &str) -> Channel {
-        Channel::open(&self.point, name).expect("opening a channel")
+        let builder = Channel::builder(&self.point, name).transport(TransportChoice::Socket);
+        builder.open().expect("opening a channel")
     }
 
-    /// Writes messages to a CPU's buffer of channel `cpu` and waits for what became of them.
+    /// Opens a channel for writing directly, or, where that was switched off, as any program does.
+    #[track_caller]
+    pub fn direct_channel(&self, name: &str) -> Channel {
+        let channel = Channel::open(&self.point, name).expect("opening a channel");
+        direct::assert_direct(&channel);
+        channel
+    }
+
+    /// Writes messages to a CPU's buffer of channel `cpu` and waits for what became of them. By the socket.
     #[track_caller]
     pub fn send(&self, cpu: usize, messages: &[&[u8]]) -> Counts {
         self.send_to("cpu", cpu, messages)

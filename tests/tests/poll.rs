@@ -79,6 +79,11 @@ fn events(epoll: &Epoll, timeout: EpollTimeout) -> Vec<EpollFlags> {
     events[..n].iter().map(EpollEvent::events).collect()
 }
 
+/// Messages by the socket, and directly.
+fn both_ways(shape: Shape) -> [Shape; 2] {
+    [shape, shape.direct()]
+}
+
 fn deadline() -> EpollTimeout {
     EpollTimeout::try_from(DEADLINE).unwrap()
 }
@@ -112,7 +117,8 @@ fn poll_tells_of_finished_sub_buffers_only() {
         assert_eq!(b.poll(), READABLE, "full, or lapped");
         b.audit();
     }
-    for shape in [Shape::new(100, 1), Shape::new(100, 1).over()] {
+    let one = Shape::new(100, 1);
+    for shape in [one, one.over()].into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         b.write("a", 100);
         assert_eq!(b.poll(), IDLE);
@@ -154,7 +160,8 @@ fn control_files_are_always_ready() {
 /// A sleeper is woken by a switch, whether by a message or by a flush.
 #[test]
 fn a_switch_wakes_who_sleeps() {
-    for shape in [SMALL, SMALL.over(), Shape::new(8192, 2), Shape::new(100, 1), SMALL.header(16)] {
+    let shapes = [SMALL, SMALL.over(), Shape::new(8192, 2), Shape::new(100, 1), SMALL.header(16)];
+    for shape in shapes.into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         b.write("a", shape.s - shape.header);
         let sleeper = Sleeper::on(vec![b.open()]);
@@ -172,7 +179,7 @@ fn a_switch_wakes_who_sleeps() {
 /// What does not finish a sub-buffer wakes nobody.
 #[test]
 fn nothing_else_wakes_who_sleeps() {
-    for shape in [SMALL, SMALL.over(), Shape::new(4096, 4)] {
+    for shape in [SMALL, SMALL.over(), Shape::new(4096, 4)].into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         let sleeper = Sleeper::on(vec![b.open()]);
         b.write("a", shape.s - 100);
@@ -194,19 +201,21 @@ fn nothing_else_wakes_who_sleeps() {
 /// One switch wakes all who sleep: hundreds of them, with files of their own, sharing one, and in epoll.
 #[test]
 fn a_switch_wakes_everybody() {
-    let b = Buffer::new(SMALL);
-    let shared = b.open();
-    let mut sleepers: Vec<Sleeper> = (0..250).map(|_| Sleeper::on(vec![b.open()])).collect();
-    sleepers.extend((0..10).map(|_| Sleeper::on(vec![shared.try_clone().unwrap()])));
-    let epolls: Vec<_> = (0..20).map(|i| epoll_on(&shared, i % 2 == 0)).collect();
-    assert!(sleepers.iter().all(Sleeper::sleeps));
-    b.write("ab", 600);
-    assert!(sleepers.into_iter().all(|sleeper| sleeper.woken() == [READABLE]));
-    for epoll in epolls {
-        assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN]);
+    for shape in both_ways(SMALL) {
+        let b = Buffer::new(shape);
+        let shared = b.open();
+        let mut sleepers: Vec<Sleeper> = (0..250).map(|_| Sleeper::on(vec![b.open()])).collect();
+        sleepers.extend((0..10).map(|_| Sleeper::on(vec![shared.try_clone().unwrap()])));
+        let epolls: Vec<_> = (0..20).map(|i| epoll_on(&shared, i % 2 == 0)).collect();
+        assert!(sleepers.iter().all(Sleeper::sleeps));
+        b.write("ab", 600);
+        assert!(sleepers.into_iter().all(|sleeper| sleeper.woken() == [READABLE]));
+        for epoll in epolls {
+            assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN]);
+        }
+        assert_eq!(b.read(MIB), each("ab", 600));
+        b.audit();
     }
-    assert_eq!(b.read(MIB), each("ab", 600));
-    b.audit();
 }
 
 /// Who polls every CPU's file at once is told which of them is ready.
@@ -234,7 +243,8 @@ fn many_files_are_polled_at_once() {
 /// Level-triggered epoll tells of what is there each time; edge-triggered, once for each switch.
 #[test]
 fn epoll_is_level_or_edge_triggered() {
-    for shape in [Shape::new(1000, 20), Shape::new(1000, 20).over()] {
+    let large = Shape::new(1000, 20);
+    for shape in [large, large.over()].into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         let (level, edge) = (epoll_on(b.file(), false), epoll_on(b.file(), true));
         b.write("a", 1000);
@@ -266,8 +276,9 @@ fn epoll_is_level_or_edge_triggered() {
 #[test]
 fn no_wake_up_is_missed() {
     const N: usize = 1000;
-    for edge in [false, true] {
-        let b = Buffer::new(Shape::new(16, 4));
+    let ways = both_ways(Shape::new(16, 4)).into_iter();
+    for (shape, edge) in ways.flat_map(|shape| [(shape, false), (shape, true)]) {
+        let b = Buffer::new(shape);
         let mut file = b.open();
         let reader = std::thread::spawn(move || {
             let epoll = epoll_on(&file, edge);
