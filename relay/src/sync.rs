@@ -9,3 +9,5 @@ pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 /// For `rseq.rs`, which no model runs.
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::AtomicIsize;
+#[cfg(all(not(loom), feature = "kill-points"))]
+pub(crate) use std::sync::atomic::AtomicU32;

@@ -33,10 +33,10 @@ fn n_descriptors(mount: &mut Mount) -> usize {
     fs::read_dir(format!("/proc/{}/fd", mount.daemon().pid())).unwrap().count()
 }
 
-/// `relay-producer ARGS` with a pipe for its lines.
+/// `relay-producer ARGS` with a pipe for its lines, all of which go by the socket.
 fn producer(mount: &Mount, args: &[&str]) -> Process {
     let mut command = Command::new(program("relay-producer"));
-    command.arg("-m").arg(mount.point()).args(["--cpu", "0"]).args(args);
+    command.arg("-m").arg(mount.point()).args(["--cpu", "0", "--transport=socket"]).args(args);
     Process::start(command.stdin(Stdio::piped()).stderr(Stdio::null()))
 }
 
