@@ -6,6 +6,7 @@ pub mod direct;
 pub mod lines;
 pub mod numbered;
 pub mod peer;
+pub mod users;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -212,17 +213,23 @@ impl Mount {
     /// Runs `relayfsd -f ARGS` and waits until the mount is usable.
     #[track_caller]
     pub fn new(args: &[&str]) -> Mount {
+        Mount::prepared(args, |command| command)
+    }
+
+    /// The same with a command that was made ready by the test.
+    #[track_caller]
+    pub fn prepared(args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) -> Mount {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let point = dir.path().join("relay");
         fs::create_dir(&point).expect("a directory to mount on");
-        let daemon = serve(&point, args);
+        let daemon = serve(&point, args, prepare);
         Mount { daemon, dir, point }
     }
 
     /// Runs `relayfsd -f ARGS` again on the same mount point, when the last daemon has ended.
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
-        self.daemon = serve(&self.point, args);
+        self.daemon = serve(&self.point, args, |command| command);
     }
 
     /// The mount point.
@@ -326,10 +333,10 @@ impl Mount {
 
 /// Runs `relayfsd -f ARGS` on a mount point and waits until the mount is usable.
 #[track_caller]
-fn serve(point: &Path, args: &[&str]) -> Process {
+fn serve(point: &Path, args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) -> Process {
     let mut command = Command::new(program("relayfsd"));
     command.arg("-f").args(args).arg(point).stdin(Stdio::null()).stderr(Stdio::piped());
-    let mut daemon = Process::start(&mut command);
+    let mut daemon = Process::start(prepare(&mut command));
     eventually("the mount", || {
         assert!(daemon.is_running(), "relayfsd ended: {}", daemon.stderr());
         point.join(".relay/version").exists()
