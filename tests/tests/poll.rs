@@ -14,7 +14,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, gettid};
 use relayfs_tests::buffer::{Buffer, MIB, READABLE, Shape, each, poll_now};
-use relayfs_tests::{DEADLINE, Mount, Process, eventually, exit_code, stdout_of, text, tool};
+use relayfs_tests::direct::with_sequences;
+use relayfs_tests::{DEADLINE, Mount, Process, eventually, exit_code, program, stdout_of, text, tool};
 
 const IDLE: PollFlags = PollFlags::empty();
 const SMALL: Shape = Shape::new(1000, 3);
@@ -176,6 +177,22 @@ fn a_switch_wakes_who_sleeps() {
     }
 }
 
+/// So is one by another process that writes by itself: the daemon hears of it, and tells.
+#[test]
+fn a_switch_in_another_process_wakes_who_sleeps() {
+    let mount = Mount::prepared(&["--subbuf-size=1000"], with_sequences);
+    let line = "x".repeat(600);
+    for i in 0..20 {
+        let sleeper = Sleeper::on(vec![File::open(mount.path("cpu0")).unwrap()]);
+        let mut command = tool("taskset", "util-linux");
+        command.args(["-c", "0"]).arg(program("relay-producer")).arg("-m").arg(mount.point());
+        stdout_of(with_sequences(command.args(["--transport=shared", &line, &line])));
+        assert_eq!(sleeper.woken(), [READABLE], "the time number {i}");
+        assert_eq!(mount.read("cpu0").len(), 2 * 601);
+    }
+    assert_eq!(mount.stats("cpu")["cpu0.written"], 0, "nothing went by the socket");
+}
+
 /// What does not finish a sub-buffer wakes nobody.
 #[test]
 fn nothing_else_wakes_who_sleeps() {
@@ -207,7 +224,7 @@ fn a_switch_wakes_everybody() {
         let mut sleepers: Vec<Sleeper> = (0..250).map(|_| Sleeper::on(vec![b.open()])).collect();
         sleepers.extend((0..10).map(|_| Sleeper::on(vec![shared.try_clone().unwrap()])));
         let epolls: Vec<_> = (0..20).map(|i| epoll_on(&shared, i % 2 == 0)).collect();
-        assert!(sleepers.iter().all(Sleeper::sleeps));
+        eventually("everybody asleep", || sleepers.iter().all(Sleeper::sleeps));
         b.write("ab", 600);
         assert!(sleepers.into_iter().all(|sleeper| sleeper.woken() == [READABLE]));
         for epoll in epolls {

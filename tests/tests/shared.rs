@@ -80,17 +80,14 @@ fn the_transport_is_told_and_why() {
 fn who_is_trusted_is_the_daemons_choice() {
     let member = (USER, gid_of(GROUP));
     let (root, stranger) = ((0, 0), (NOBODY, NOBODY));
-    let never = |_| Some(NEVER.to_owned());
-    let not_owner = |uid| {
-        let why = "is not relayfsd's user (--shared=group or --shared=all admit others)";
-        Some(format!("uid {uid} {why}"))
-    };
+    let never = |_| NEVER.to_owned();
+    let not_owner =
+        |uid| format!("uid {uid} is not relayfsd's user (--shared=group or --shared=all admit others)");
     let not_member = |uid| {
-        let why = "is neither relayfsd's user nor of its --group (--shared=all admits everybody)";
-        Some(format!("uid {uid} {why}"))
+        format!("uid {uid} is neither relayfsd's user nor of its --group (--shared=all admits everybody)")
     };
     let group = ["--group", GROUP];
-    type Refusal<'a> = Option<&'a dyn Fn(u32) -> Option<String>>;
+    type Refusal<'a> = Option<&'a dyn Fn(u32) -> String>;
     let cases: [(&[&str], [Refusal<'_>; 3]); 5] = [
         // Root, a member of the group, somebody else.
         (&["--shared=never"], [Some(&never); 3]),
@@ -105,10 +102,7 @@ fn who_is_trusted_is_the_daemons_choice() {
         for ((uid, gid), refusal) in [root, member, stranger].into_iter().zip(refusals) {
             let mut command = by_user(uid, gid, program_for_all("relay-producer"));
             with_sequences(&mut command).env_remove("RELAYFS").arg("-m").arg(mount.point());
-            let expected = match refusal.and_then(|why| why(uid)) {
-                Some(why) => format!("socket ({why})"),
-                None => "shared".to_owned(),
-            };
+            let expected = refusal.map_or("shared".to_owned(), |why| format!("socket ({})", why(uid)));
             assert_eq!(transport(&mount, "cpu", command), expected, "{args:?}: uid {uid}, gid {gid}");
         }
     }
@@ -117,8 +111,7 @@ fn who_is_trusted_is_the_daemons_choice() {
     open_to_all(&mount);
     let mut command = by_user(NOBODY, 0, program_for_all("relay-producer"));
     with_sequences(&mut command).arg("-m").arg(mount.point());
-    let expected = not_member(NOBODY).map(|why| format!("socket ({why})"));
-    assert_eq!(Some(transport(&mount, "cpu", command)), expected);
+    assert_eq!(transport(&mount, "cpu", command), format!("socket ({})", not_member(NOBODY)));
 }
 
 /// A member of the group is also who is one by the system's list of groups. The daemon of a user trusts that user, and

@@ -545,12 +545,16 @@ fn a_forked_child_writes_for_itself() {
     assert_eq!(text(&mount.read("cpu0")), "before child after");
 }
 
-/// A program that a producer runs inherits nothing of its connection.
+/// A program that a producer runs inherits nothing of its connection: no socket, no file, no bell.
 #[test]
 fn a_program_that_is_run_inherits_no_connection() {
-    let mount = Mount::new(&[]);
-    let channel = mount.channel("cpu");
-    channel.write(b"x").expect("room");
-    let open = stdout_of(tool("ls", "coreutils").args(["-l", "/proc/self/fd"]));
-    assert!(!text(&open).contains("socket:"), "{}", text(&open));
+    for way in Way::BOTH {
+        let mount = Mount::new(&[]);
+        let channel = way.open(&mount, "cpu");
+        channel.write(b"x").expect("room");
+        let open = text(&stdout_of(tool("ls", "coreutils").args(["-l", "/proc/self/fd"])));
+        for part in ["socket:", "anon_inode:", "relayfs"] {
+            assert!(!open.contains(part), "{way:?}: {open}");
+        }
+    }
 }
