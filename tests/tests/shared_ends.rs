@@ -104,11 +104,12 @@ fn a_daemon_that_ends_is_an_error_and_the_next_one_is_found() {
             channel.flush().unwrap_err();
         });
     }
-    mount.restart(&["--subbuf-size=100", "--n-subbufs=3", "--overwrite"]);
+    mount.restart(&["--subbuf-size=100", "--n-subbufs=9", "--overwrite"]);
     for channel in &channels {
         until_it_works("a write that finds the new daemon", || on_cpu(0, || channel.write(b"found ")));
         assert_direct(channel);
         assert_eq!(channel.geometry().subbuf_size(), 100);
+        channel.flush().unwrap(); // by the socket, it may not be there yet
     }
     assert_eq!(text(&mount.read("cpu0")), "found ".repeat(3));
 }
@@ -132,6 +133,7 @@ fn a_daemon_that_is_killed_is_noticed() {
         mount.restart(&args);
         until_it_works("a write that finds the new daemon", || on_cpu(0, || channel.write(b"found")));
         assert_direct(&channel);
+        channel.flush().unwrap(); // by the socket, it may not be there yet
         assert_eq!(text(&mount.read("cpu0")), "found");
     }
 }
