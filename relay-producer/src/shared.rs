@@ -158,10 +158,12 @@ impl Shared {
     #[inline(never)]
     fn settle<R: Run>(&self, lane: &Lane, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
         match outcome.placed {
-            // Whoever waits, waits for a switch: to be rung for less would use up the ring.
-            Placed::Written if !outcome.switched => Direct::Written,
             Placed::Written => {
-                self.after_switch(&lane.buffer);
+                // Not where a sub-buffer only begins, after a full buffer: who waits, waits for one that ends, and a ring
+                // for nothing would use up his.
+                if outcome.switched {
+                    self.after_switch(&lane.buffer);
+                }
                 if self.is_over() && !self.line.is_own() { Direct::WrittenByChild } else { Direct::Written }
             }
             Placed::Full => {

@@ -195,10 +195,11 @@ macro_rules! kill_point {
 }
 
 /// Number of the place where the writer dies; 0 is none.
+// SAFETY: no other symbol has this name.
 #[cfg(feature = "kill-points")]
-#[unsafe(no_mangle)] // SAFETY: no other symbol has this name
+#[unsafe(no_mangle)]
 #[allow(non_upper_case_globals, reason = "it is named in assembly")]
-static relay_kill_at: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+static relay_kill_at: crate::sync::AtomicU32 = crate::sync::AtomicU32::new(0);
 
 /// Lets this process die at a place in its next sequence: 1 before anything, 2 with the descriptor installed, 3 after
 /// the words of a switch are stored, 4 right before the commit, 5 right after it.

@@ -6,6 +6,8 @@ pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+#[cfg(all(not(loom), feature = "kill-points"))]
+pub(crate) use std::sync::atomic::AtomicU32;
 /// For `shm.rs` and `rseq.rs`, which no model runs.
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicIsize, AtomicPtr, AtomicUsize};

@@ -283,17 +283,17 @@ impl Channel {
         }
     }
 
-    /// Tells those who poll, if there is something: a producer that writes by itself has rung, or has gone.
+    /// Tells those who poll, if there is something: a producer that writes by itself has rung, or has gone. Where a reader
+    /// was faster and there is nothing any more, those who poll go on waiting, and producers have to ring again.
     pub(crate) fn wake_readable(&self) {
         for cpu in 0..self.n_bufs() {
             if self.waiters(cpu).is_empty() {
                 continue;
             }
-            // A ring for nothing has used up what was armed: look once more after arming again.
-            let finished = || self.read_side(cpu).reader.has_finished();
-            let readable = finished() || {
+            let has_finished = || self.read_side(cpu).reader.has_finished();
+            let readable = has_finished() || {
                 self.buffers[cpu].buffer.arm();
-                finished()
+                has_finished()
             };
             if readable {
                 self.wake(cpu);
@@ -403,5 +403,39 @@ impl Drop for Files {
             // Whatever is wrong with the directory was said by who uses it; there is nobody to tell here.
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use relay::GeometrySpec;
+    use relay::writer::{Alone, Writer};
+
+    use super::*;
+
+    /// A producer rings for a sub-buffer that a reader has taken when the daemon comes to look: who polls must hear of the
+    /// next one.
+    #[test]
+    fn a_ring_that_a_reader_was_faster_than_is_not_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let geometry = GeometrySpec::default().build().unwrap();
+        let channel = Channel::create(dir.path(), 1, "cpu".parse().unwrap(), geometry, 1, true).unwrap();
+        let woken = Arc::new(AtomicUsize::new(0));
+        let wake = Arc::clone(&woken);
+        let told = move || {
+            wake.fetch_add(1, Ordering::Relaxed);
+        };
+        assert!(matches!(channel.poll(0, 7, Some(Box::new(told))), PollState::Idle));
+        let switch = || {
+            Writer::new(channel.buffer(0), Alone).flush().unwrap();
+            channel.buffer(0).wake_wanted().expect("somebody polls").rung();
+        };
+        switch();
+        channel.read_side(0).reader.read(1, &mut Vec::new(), |_| {});
+        channel.wake_readable();
+        assert_eq!(woken.load(Ordering::Relaxed), 0, "there is nothing");
+        switch();
+        channel.wake_readable();
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
     }
 }

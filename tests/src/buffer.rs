@@ -1,5 +1,8 @@
 //! One buffer under test, in the notation in which the kernel's behaviour is recorded: a *shape* is `8192x2/over`,
 //! bytes are runs of letters, `a*100 b*50`, and a message is one letter repeated.
+//!
+//! The rules are the same whoever writes. So a shape says that too: the daemon, to which messages go by the socket, or,
+//! `/direct`, the test itself, on the buffer's CPU.
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
@@ -15,6 +18,7 @@ use relay::paths;
 use relay_producer::{BatchOptions, Channel};
 
 use crate::Mount;
+use crate::direct::{is_without_sequences, on_cpu};
 
 /// What one read(2) of "everything" asks for.
 pub const MIB: usize = 1 << 20;
@@ -32,12 +36,14 @@ pub struct Shape {
     pub over: bool,
     /// Reserved bytes at the start of each sub-buffer.
     pub header: usize,
+    /// Whether messages are written directly.
+    pub direct: bool,
 }
 
 impl Shape {
-    /// No-overwrite mode, no header.
+    /// No-overwrite mode, no header, by the socket.
     pub const fn new(s: usize, n: usize) -> Shape {
-        Shape { s, n, over: false, header: 0 }
+        Shape { s, n, over: false, header: 0, direct: false }
     }
 
     /// The same in overwrite mode.
@@ -50,10 +56,16 @@ impl Shape {
         Shape { header, ..self }
     }
 
+    /// The same written directly.
+    pub const fn direct(self) -> Shape {
+        Shape { direct: true, ..self }
+    }
+
     /// The shapes for which the tables hold as they stand or with other numbers: the two that were recorded and
-    /// an odd one.
-    pub fn of_tables() -> [Shape; 3] {
-        [Shape::new(8192, 2), Shape::new(4096, 4), Shape::new(1000, 3)]
+    /// an odd one; both ways of writing.
+    pub fn of_tables() -> [Shape; 6] {
+        let [a, b, c] = [Shape::new(8192, 2), Shape::new(4096, 4), Shape::new(1000, 3)];
+        [a, a.direct(), b, b.direct(), c, c.direct()]
     }
 
     /// Those in both modes.
@@ -65,7 +77,10 @@ impl Shape {
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}x{}/{}", self.s, self.n, if self.over { "over" } else { "noover" })?;
-        if self.header > 0 { write!(f, "/hdr{}", self.header) } else { Ok(()) }
+        if self.header > 0 {
+            write!(f, "/hdr{}", self.header)?;
+        }
+        if self.direct { f.write_str("/direct") } else { Ok(()) }
     }
 }
 
@@ -119,12 +134,12 @@ impl Buffer {
     /// Mounts an empty one.
     #[track_caller]
     pub fn new(shape: Shape) -> Buffer {
-        let Shape { s, n, over, header } = shape;
+        let Shape { s, n, over, header, direct } = shape;
         let mode = if over { "overwrite" } else { "no-overwrite" };
         let mount =
             Mount::new(&["--channel", &format!("cpu:subbuf-size={s}:n-subbufs={n}:header={header}:{mode}")]);
         let file = File::open(mount.path("cpu0")).expect("opening a buffer");
-        let channel = mount.channel("cpu");
+        let channel = if direct { mount.direct_channel("cpu") } else { mount.channel("cpu") };
         let zero = || Cell::new(0);
         Buffer {
             shape,
@@ -165,12 +180,29 @@ impl Buffer {
     #[track_caller]
     pub fn write_bytes(&self, message: &[u8]) -> bool {
         let options = BatchOptions { cpu: Some(0), ..BatchOptions::default() };
-        let counts = self.channel.write_batch([message], options).expect("writing a message");
+        let write = || self.channel.write_batch([message], options).expect("writing a message");
+        let counts = if self.shape.direct {
+            self.settle();
+            on_cpu(0, write)
+        } else {
+            write()
+        };
         assert_eq!(counts.written + counts.dropped + counts.too_big, 1, "{counts:?}");
         self.accepted.set(self.accepted.get() + counts.written);
         self.dropped.set(self.dropped.get() + counts.dropped);
         self.too_big.set(self.too_big.get() + counts.too_big);
         counts.written == 1
+    }
+
+    /// Waits until what was read can be seen by who writes directly: read(2) returns a moment before. The daemon looks
+    /// at its counts only when that is done.
+    fn settle(&self) {
+        self.stat("consumed");
+    }
+
+    /// What the daemon has to say of `n` messages that were written: those that came by the socket are counted.
+    pub fn counted_as_written(&self, n: u64) -> u64 {
+        if self.shape.direct && !is_without_sequences() { 0 } else { n }
     }
 
     /// Reads once, up to `count` bytes, as runs.
@@ -274,7 +306,7 @@ impl Buffer {
         while !self.read(MIB).is_empty() {}
         let stats = self.mount.stats("cpu");
         let stat = |name: &str| stats[&format!("cpu0.{name}")];
-        assert_eq!(stat("written"), self.accepted.get(), "{shape}: written");
+        assert_eq!(stat("written"), self.counted_as_written(self.accepted.get()), "{shape}: written");
         assert_eq!(stat("dropped"), self.dropped.get(), "{shape}: dropped");
         assert_eq!(stat("too_big"), self.too_big.get(), "{shape}: too_big");
         assert_eq!(stat("read_bytes"), self.delivered.get(), "{shape}: read_bytes");

@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod buffer;
+pub mod direct;
 pub mod known;
 pub mod lines;
 pub mod numbered;
@@ -9,6 +10,7 @@ pub mod peer;
 pub mod progress;
 pub mod streams;
 pub mod stress;
+pub mod users;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -22,13 +24,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use relay_producer::{BatchOptions, Channel, Counts};
+use relay_producer::{BatchOptions, Channel, Counts, TransportChoice};
 use tempfile::TempDir;
 
 /// How long anything that should happen may take before a test gives up on it.
 pub const DEADLINE: Duration = Duration::from_secs(20);
-/// What may switch restartable sequences off in a process.
-pub const TUNABLES: &str = "GLIBC_TUNABLES";
 /// Time between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -217,29 +217,29 @@ impl Mount {
     /// Runs `relayfsd -f ARGS` and waits until the mount is usable.
     #[track_caller]
     pub fn new(args: &[&str]) -> Mount {
+        Mount::prepared(args, |command| command)
+    }
+
+    /// The same with a command that was made ready by the test.
+    #[track_caller]
+    pub fn prepared(args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) -> Mount {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let point = dir.path().join("relay");
         fs::create_dir(&point).expect("a directory to mount on");
-        let daemon = serve(Command::new(program("relayfsd")), &point, args);
+        let daemon = serve(&point, args, prepare);
         Mount { daemon, dir, point }
     }
 
-    /// The same with restartable sequences, even if they are switched off for whoever runs the tests.
+    /// [`Mount::new`] with restartable sequences, even if they are switched off for whoever runs the tests.
     #[track_caller]
     pub fn with_sequences(args: &[&str]) -> Mount {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let point = dir.path().join("relay");
-        fs::create_dir(&point).expect("a directory to mount on");
-        let mut command = Command::new(program("relayfsd"));
-        command.env_remove(TUNABLES);
-        let daemon = serve(command, &point, args);
-        Mount { daemon, dir, point }
+        Mount::prepared(args, direct::with_sequences)
     }
 
     /// Runs `relayfsd -f ARGS` again on the same mount point, when the last daemon has ended.
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
-        self.daemon = serve(Command::new(program("relayfsd")), &self.point, args);
+        self.daemon = serve(&self.point, args, |command| command);
     }
 
     /// The mount point.
@@ -267,13 +267,22 @@ impl Mount {
         &mut self.daemon
     }
 
-    /// Opens a channel for writing.
+    /// Opens a channel for writing through the daemon, which answers for every message, and counts it.
     #[track_caller]
     pub fn channel(&self, name: &str) -> Channel {
-        Channel::open(&self.point, name).expect("opening a channel")
+        let builder = Channel::builder(&self.point, name).transport(TransportChoice::Socket);
+        builder.open().expect("opening a channel")
     }
 
-    /// Writes messages to a CPU's buffer of channel `cpu` and waits for what became of them.
+    /// Opens a channel for writing directly, or, where that was switched off, as any program does.
+    #[track_caller]
+    pub fn direct_channel(&self, name: &str) -> Channel {
+        let channel = Channel::open(&self.point, name).expect("opening a channel");
+        direct::assert_direct(&channel);
+        channel
+    }
+
+    /// Writes messages to a CPU's buffer of channel `cpu` and waits for what became of them. By the socket.
     #[track_caller]
     pub fn send(&self, cpu: usize, messages: &[&[u8]]) -> Counts {
         self.send_to("cpu", cpu, messages)
@@ -334,9 +343,10 @@ impl Mount {
 
 /// Runs `relayfsd -f ARGS` on a mount point and waits until the mount is usable.
 #[track_caller]
-fn serve(mut command: Command, point: &Path, args: &[&str]) -> Process {
+fn serve(point: &Path, args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) -> Process {
+    let mut command = Command::new(program("relayfsd"));
     command.arg("-f").args(args).arg(point).stdin(Stdio::null()).stderr(Stdio::piped());
-    let mut daemon = Process::start(&mut command);
+    let mut daemon = Process::start(prepare(&mut command));
     eventually("the mount", || {
         assert!(daemon.is_running(), "relayfsd ended: {}", daemon.stderr());
         point.join(".relay/version").exists()

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 
 use nix::sys::signal::Signal;
 
+use crate::direct::with_sequences;
 use crate::progress::{Progress, STREAMS, Stream, get};
-use crate::{Mount, Process, TUNABLES, exit_code, program};
+use crate::{Mount, Process, exit_code, program};
 
 /// A `test-stress-writer` that writes to channel `cpu`.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ impl StressWriter {
         command.arg(mount.point()).arg("cpu").arg(&path).arg(number.to_string());
         command.args([lengths.start().to_string(), lengths.end().to_string()]);
         command.arg(if handlers { "handler" } else { "plain" });
-        command.env_remove(TUNABLES).stdin(Stdio::null());
+        with_sequences(&mut command).stdin(Stdio::null());
         StressWriter { process: Process::start(&mut command), progress, path, number }
     }
 

@@ -2,45 +2,14 @@
 //! user who is not root.
 
 use std::fs::{self, File};
-use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 
-use nix::unistd::Group;
+use relayfs_tests::users::{
+    GROUP, NOBODY, USER, by_user, gid_of, mount_for_all, program_for_all, where_users_mount,
+};
 use relayfs_tests::{Mount, complaint, private_shell, program, run, text, tool};
-
-/// A group that every Debian has, and a user who is in no group but his own.
-const GROUP: &str = "adm";
-const USER: u32 = 1000;
-/// As "nobody" a process is as far from root as it gets.
-const NOBODY: u32 = 65534;
-
-fn gid_of(group: &str) -> u32 {
-    Group::from_name(group).unwrap().expect("a group of every Debian").gid.as_raw()
-}
-
-/// A mount by root in a directory that everybody may enter.
-fn mount(args: &[&str]) -> Mount {
-    let mount = Mount::new(args);
-    fs::set_permissions(mount.beside(""), fs::Permissions::from_mode(0o755)).unwrap();
-    mount
-}
-
-/// A program of ours by a path that every user may use, wherever the workspace is.
-fn shared_program(name: &str) -> PathBuf {
-    // Left open: whoever runs it finds it through the descriptor.
-    let fd = File::open(program(name)).unwrap().into_raw_fd();
-    format!("/proc/self/fd/{fd}").into()
-}
-
-/// A command that a user runs who has just this group.
-fn by_user(uid: u32, gid: u32, program: impl AsRef<Path>) -> Command {
-    let mut command = Command::new(program.as_ref());
-    command.uid(uid).gid(gid).env_remove("XDG_RUNTIME_DIR");
-    command
-}
 
 /// A line of shell in the mount, run by a user.
 fn shell(mount: &Mount, (uid, gid): (u32, u32), line: &str) -> Output {
@@ -48,12 +17,12 @@ fn shell(mount: &Mount, (uid, gid): (u32, u32), line: &str) -> Output {
 }
 
 fn send_by(mount: &Mount, uid: u32, gid: u32, message: &str) -> Output {
-    let mut producer = by_user(uid, gid, shared_program("relay-producer"));
+    let mut producer = by_user(uid, gid, program_for_all("relay-producer"));
     run(producer.arg("-m").arg(mount.point()).args(["--cpu", "0", "-n", message]))
 }
 
 fn read_by(mount: &Mount, uid: u32, gid: u32) -> Output {
-    run(by_user(uid, gid, shared_program("audience")).arg("-m").arg(mount.point()))
+    run(by_user(uid, gid, program_for_all("audience")).arg("-m").arg(mount.point()))
 }
 
 #[track_caller]
@@ -80,7 +49,7 @@ fn modes_and_owners_of_roots_mount() {
         (&["--socket-mode=0666"], 0, "0400", "0200", "0666"),
         (&["--group", GROUP, "--socket-mode=0622"], adm, "0440", "0220", "0622"),
     ] {
-        let mount = mount(&[args, &["--channel", "app/log:global"]].concat());
+        let mount = mount_for_all(&[args, &["--channel", "app/log:global"]].concat());
         for (paths, mode) in [
             (
                 &["", "app", ".relay", ".relay/channels", ".relay/channels/cpu", ".relay/channels/app"][..],
@@ -107,7 +76,7 @@ fn modes_and_owners_of_roots_mount() {
 /// Without a switch nobody but root reads, sends or changes anything; all may look at what is there.
 #[test]
 fn others_are_refused_and_told_why() {
-    let mount = mount(&[]);
+    let mount = mount_for_all(&[]);
     mount.send(0, &[b"for root"]);
     let before = mount.stats("cpu");
     let socket = fs::read_link(mount.path(".relay/socket")).unwrap();
@@ -158,7 +127,7 @@ fn others_are_refused_and_told_why() {
 /// "Creating, renaming, deleting by users is refused", for root too, with the kernel's errors.
 #[test]
 fn not_even_root_changes_the_tree() {
-    let mount = mount(&[]);
+    let mount = mount_for_all(&[]);
     let cpu0 = mount.path("cpu0");
     let to = mount.path("new");
     for (what, result, errno) in [
@@ -181,7 +150,7 @@ fn not_even_root_changes_the_tree() {
 /// "`--group NAME` is the one switch for everybody else": its members read and send; flush and reset stay root's.
 #[test]
 fn a_group_is_let_in() {
-    let mount = mount(&["--group", GROUP]);
+    let mount = mount_for_all(&["--group", GROUP]);
     let member = (USER, gid_of(GROUP));
     assert_done(&send_by(&mount, member.0, member.1, "by socket\n"), "");
     assert_done(&read_by(&mount, member.0, member.1), "by socket\n");
@@ -214,7 +183,7 @@ fn a_group_is_let_in() {
 /// "`--socket-mode 0666` lets any user send", and nothing else.
 #[test]
 fn everybody_may_send_and_only_root_reads() {
-    let mount = mount(&["--socket-mode=0666"]);
+    let mount = mount_for_all(&["--socket-mode=0666"]);
     assert_done(&send_by(&mount, NOBODY, NOBODY, "from nobody\n"), "");
     complaint("audience", &read_by(&mount, NOBODY, NOBODY));
     assert!(!shell(&mount, (NOBODY, NOBODY), "echo x >.relay/channels/cpu/msg").status.success());
@@ -224,7 +193,7 @@ fn everybody_may_send_and_only_root_reads() {
 /// "-o uid=,gid=,mode=": the files can be given to somebody.
 #[test]
 fn files_can_be_given_to_a_user() {
-    let mount = mount(&["-o", "uid=1000,gid=65534,mode=0440"]);
+    let mount = mount_for_all(&["-o", "uid=1000,gid=65534,mode=0440"]);
     assert_eq!(access(&mount.path("cpu0")), "0440 1000:65534");
     assert_eq!(access(&mount.path(".relay/channels/cpu/msg")), "0200 1000:65534");
     mount.send(0, &[b"one\n"]);
@@ -263,32 +232,6 @@ fn directories_of_others_are_not_trusted() {
     for (line, part) in printed.lines().zip(expected) {
         assert!(line.contains(part), "{line}");
     }
-}
-
-/// Runs a script as root where the user nobody may use FUSE: with a /dev/fuse of mode 0666, as udev makes it, whatever
-/// mode it has here. `$nobody COMMAND` runs one as that user; the programs are in PATH; the script is in a directory of
-/// root's, with the directory `relay` of nobody's in it.
-fn where_users_mount(script: &str) -> Vec<String> {
-    tool("fusermount3", "fuse3");
-    tool("setpriv", "util-linux");
-    let setup = r#"
-        cd "$1"; chmod 755 .; shift
-        mkdir bin dev relay; chown 65534:65534 relay
-        mount -t tmpfs tmpfs bin; cp "$@" bin; PATH=$PWD/bin:$PATH
-        mount -t tmpfs tmpfs dev; mknod -m 666 dev/fuse c 10 229; mount --bind dev/fuse /dev/fuse
-        : >fuse.conf; mount --bind fuse.conf /etc/fuse.conf
-        unset XDG_RUNTIME_DIR
-        nobody="setpriv --reuid=65534 --regid=65534 --clear-groups"
-        set +e; exec 2>&1
-    "#;
-    let dir = tempfile::tempdir().unwrap();
-    let mut command = private_shell(&format!("{setup}\n{script}"));
-    command.arg(dir.path()).args(["relayfsd", "relay-producer", "audience"].map(program));
-    let output = run(&mut command);
-    assert!(output.status.success(), "{output:?}");
-    // Paths of the test's own directory are of no interest.
-    let printed = text(&output.stdout).replace(dir.path().to_str().unwrap(), "DIR");
-    printed.lines().map(str::to_owned).collect()
 }
 
 /// "Run by a user: for that user." Mounted by fusermount3, unmounted by it, nothing left behind.

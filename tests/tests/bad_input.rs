@@ -374,6 +374,7 @@ fn the_daemon_goes_away() {
         Command::new(program("relay-producer"))
             .arg("-m")
             .arg(mount.point())
+            .arg("--transport=socket")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped()),

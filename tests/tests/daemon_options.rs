@@ -10,6 +10,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use nix::unistd::{Group, Pid};
 use relayfs_tests::background::Place;
+use relayfs_tests::direct::is_without_sequences;
 use relayfs_tests::{
     DEADLINE, Mount, Process, eventually, exit_code, private_shell, program, run, stdout_of, text, tool,
 };
@@ -138,6 +139,7 @@ fn every_long_option_works_in_mount_options() {
         "max_connections=2".into(),
         format!("group={GROUP}"),
         "socket_mode=0622".into(),
+        "shared=never".into(),
         format!("socket={}", socket.display()),
         format!("state_dir={}", state.display()),
         format!("log_file={}", log.display()),
@@ -165,6 +167,8 @@ fn every_long_option_works_in_mount_options() {
     assert!(state.join("lock").exists());
     let channels: Vec<_> =
         (0..2).map(|_| relay_producer::Channel::open(&socket, "cpu").expect("a connection")).collect();
+    let why = channels[0].why_socket().expect("the socket");
+    assert!(is_without_sequences() || why == "relayfsd runs with --shared=never", "{why}");
     let refused = relay_producer::Channel::open(&socket, "cpu").unwrap_err().to_string();
     assert!(refused.contains("2 connections are open, the limit of --max-connections"), "{refused}");
     drop(channels);

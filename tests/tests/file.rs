@@ -81,7 +81,8 @@ fn a_global_channel_has_one_file() {
 /// The size is what was written since creation, the unfinished sub-buffer included; neither reading nor reset lowers it.
 #[test]
 fn the_size_is_what_was_written() {
-    let shapes = [Shape::new(4096, 4), Shape::new(1000, 3)];
+    let [a, b] = [Shape::new(4096, 4), Shape::new(1000, 3)];
+    let shapes = [a, a.direct(), b, b.direct()];
     for shape in
         shapes.into_iter().flat_map(|shape| [shape, shape.over()]).chain([Shape::new(8192, 2).over()])
     {

@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
-use relay_producer::{BatchOptions, Channel};
+use relay_producer::BatchOptions;
 use relayfs_tests::{Mount, eventually, exit_code};
 
 /// A CPU that is offline, until this is dropped.
@@ -43,7 +43,8 @@ fn a_cpu_goes_away_and_comes_back() {
     let mut mount = Mount::new(&[]);
     let send = |message: &[u8], cpu| {
         let options = BatchOptions { cpu: Some(cpu), ..BatchOptions::default() };
-        let channel = Channel::open(mount.point(), "cpu").unwrap();
+        // Through the daemon, whose writers are the subject.
+        let channel = mount.channel("cpu");
         channel.write_batch(&[message], options).map_err(|error| error.to_string())
     };
     let before = mount.path("cpu1").exists().then(|| send(b"before ", 1).unwrap());

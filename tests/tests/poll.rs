@@ -3,7 +3,7 @@
 //! behaviour: 4.6 its table of states, R5 its rule.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::process::Stdio;
 use std::sync::mpsc;
@@ -14,7 +14,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, gettid};
 use relayfs_tests::buffer::{Buffer, MIB, READABLE, Shape, each, poll_now};
-use relayfs_tests::{DEADLINE, Mount, Process, eventually, exit_code, stdout_of, text, tool};
+use relayfs_tests::direct::with_sequences;
+use relayfs_tests::{DEADLINE, Mount, Process, eventually, exit_code, program, stdout_of, text, tool};
 
 const IDLE: PollFlags = PollFlags::empty();
 const SMALL: Shape = Shape::new(1000, 3);
@@ -45,6 +46,7 @@ impl Sleeper {
     /// What it was told.
     #[track_caller]
     fn woken(self) -> Vec<PollFlags> {
+        eventually("somebody waking a sleeper", || self.thread.is_finished());
         self.thread.join().unwrap()
     }
 }
@@ -59,8 +61,8 @@ fn is_polling(thread: Pid) -> bool {
 #[track_caller]
 fn wait_for(files: &[File]) -> Vec<PollFlags> {
     let mut fds: Vec<_> = files.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::all())).collect();
-    let n_ready = poll(&mut fds, PollTimeout::try_from(DEADLINE).unwrap()).expect("poll");
-    assert_ne!(n_ready, 0, "not woken");
+    // For ever: when its time is over, poll(2) looks once more, and finds what nobody told it.
+    poll(&mut fds, PollTimeout::NONE).expect("poll");
     fds.iter().map(|fd| fd.revents().expect("flags that are known")).collect()
 }
 
@@ -77,6 +79,11 @@ fn events(epoll: &Epoll, timeout: EpollTimeout) -> Vec<EpollFlags> {
     let mut events = [EpollEvent::empty(); 8];
     let n = epoll.wait(&mut events, timeout).unwrap();
     events[..n].iter().map(EpollEvent::events).collect()
+}
+
+/// Messages by the socket, and directly.
+fn both_ways(shape: Shape) -> [Shape; 2] {
+    [shape, shape.direct()]
 }
 
 fn deadline() -> EpollTimeout {
@@ -112,7 +119,8 @@ fn poll_tells_of_finished_sub_buffers_only() {
         assert_eq!(b.poll(), READABLE, "full, or lapped");
         b.audit();
     }
-    for shape in [Shape::new(100, 1), Shape::new(100, 1).over()] {
+    let one = Shape::new(100, 1);
+    for shape in [one, one.over()].into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         b.write("a", 100);
         assert_eq!(b.poll(), IDLE);
@@ -154,7 +162,8 @@ fn control_files_are_always_ready() {
 /// A sleeper is woken by a switch, whether by a message or by a flush.
 #[test]
 fn a_switch_wakes_who_sleeps() {
-    for shape in [SMALL, SMALL.over(), Shape::new(8192, 2), Shape::new(100, 1), SMALL.header(16)] {
+    let shapes = [SMALL, SMALL.over(), Shape::new(8192, 2), Shape::new(100, 1), SMALL.header(16)];
+    for shape in shapes.into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         b.write("a", shape.s - shape.header);
         let sleeper = Sleeper::on(vec![b.open()]);
@@ -169,10 +178,37 @@ fn a_switch_wakes_who_sleeps() {
     }
 }
 
+/// So is one by another process that writes by itself: the daemon hears of it, and tells.
+#[test]
+fn a_switch_in_another_process_wakes_who_sleeps() {
+    let mount = Mount::prepared(&["--subbuf-size=1000"], with_sequences);
+    let mut command = tool("taskset", "util-linux");
+    command.args(["-c", "0"]).arg(program("relay-producer")).arg("-m").arg(mount.point());
+    command.arg("--transport=shared").stdin(Stdio::piped());
+    // It goes on running: the daemon would also hear of its end.
+    let mut producer = Process::start(with_sequences(&mut command));
+    let mut stdin = producer.child().stdin.take().unwrap();
+    let line = format!("{}\n", "x".repeat(600));
+    for i in 0..20 {
+        let sleeper = Sleeper::on(vec![File::open(mount.path("cpu0")).unwrap()]);
+        // Of any two lines one finishes a sub-buffer.
+        stdin.write_all(line.repeat(2).as_bytes()).unwrap();
+        assert_eq!(sleeper.woken(), [READABLE], "the time number {i}");
+        let mut n_read = 0;
+        eventually("both lines", || {
+            n_read += mount.read("cpu0").len();
+            n_read == 2 * line.len()
+        });
+    }
+    drop(stdin);
+    assert!(producer.wait().success());
+    assert_eq!(mount.stats("cpu")["cpu0.written"], 0, "nothing went by the socket");
+}
+
 /// What does not finish a sub-buffer wakes nobody.
 #[test]
 fn nothing_else_wakes_who_sleeps() {
-    for shape in [SMALL, SMALL.over(), Shape::new(4096, 4)] {
+    for shape in [SMALL, SMALL.over(), Shape::new(4096, 4)].into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         let sleeper = Sleeper::on(vec![b.open()]);
         b.write("a", shape.s - 100);
@@ -194,19 +230,21 @@ fn nothing_else_wakes_who_sleeps() {
 /// One switch wakes all who sleep: hundreds of them, with files of their own, sharing one, and in epoll.
 #[test]
 fn a_switch_wakes_everybody() {
-    let b = Buffer::new(SMALL);
-    let shared = b.open();
-    let mut sleepers: Vec<Sleeper> = (0..250).map(|_| Sleeper::on(vec![b.open()])).collect();
-    sleepers.extend((0..10).map(|_| Sleeper::on(vec![shared.try_clone().unwrap()])));
-    let epolls: Vec<_> = (0..20).map(|i| epoll_on(&shared, i % 2 == 0)).collect();
-    assert!(sleepers.iter().all(Sleeper::sleeps));
-    b.write("ab", 600);
-    assert!(sleepers.into_iter().all(|sleeper| sleeper.woken() == [READABLE]));
-    for epoll in epolls {
-        assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN]);
+    for shape in both_ways(SMALL) {
+        let b = Buffer::new(shape);
+        let shared = b.open();
+        let mut sleepers: Vec<Sleeper> = (0..250).map(|_| Sleeper::on(vec![b.open()])).collect();
+        sleepers.extend((0..10).map(|_| Sleeper::on(vec![shared.try_clone().unwrap()])));
+        let epolls: Vec<_> = (0..20).map(|i| epoll_on(&shared, i % 2 == 0)).collect();
+        eventually("everybody asleep", || sleepers.iter().all(Sleeper::sleeps));
+        b.write("ab", 600);
+        assert!(sleepers.into_iter().all(|sleeper| sleeper.woken() == [READABLE]));
+        for epoll in epolls {
+            assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN]);
+        }
+        assert_eq!(b.read(MIB), each("ab", 600));
+        b.audit();
     }
-    assert_eq!(b.read(MIB), each("ab", 600));
-    b.audit();
 }
 
 /// Who polls every CPU's file at once is told which of them is ready.
@@ -234,7 +272,8 @@ fn many_files_are_polled_at_once() {
 /// Level-triggered epoll tells of what is there each time; edge-triggered, once for each switch.
 #[test]
 fn epoll_is_level_or_edge_triggered() {
-    for shape in [Shape::new(1000, 20), Shape::new(1000, 20).over()] {
+    let large = Shape::new(1000, 20);
+    for shape in [large, large.over()].into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         let (level, edge) = (epoll_on(b.file(), false), epoll_on(b.file(), true));
         b.write("a", 1000);
@@ -266,8 +305,9 @@ fn epoll_is_level_or_edge_triggered() {
 #[test]
 fn no_wake_up_is_missed() {
     const N: usize = 1000;
-    for edge in [false, true] {
-        let b = Buffer::new(Shape::new(16, 4));
+    let ways = both_ways(Shape::new(16, 4)).into_iter();
+    for (shape, edge) in ways.flat_map(|shape| [(shape, false), (shape, true)]) {
+        let b = Buffer::new(shape);
         let mut file = b.open();
         let reader = std::thread::spawn(move || {
             let epoll = epoll_on(&file, edge);
@@ -284,10 +324,14 @@ fn no_wake_up_is_missed() {
             }
         });
         let mut n_written = 0;
-        while n_written < N {
+        while n_written < N && !reader.is_finished() {
             n_written += b.write("a", 16).len();
-            b.flush();
+            // The daemon, whom a direct writer has to tell, would know of a flush.
+            if !shape.direct {
+                b.flush();
+            }
         }
+        b.flush();
         reader.join().unwrap();
     }
 }

@@ -1,4 +1,5 @@
-//! What `relay-producer` and its library promise, against a real daemon.
+//! What `relay-producer` and its library promise, against a real daemon. Where it matters what the daemon answers, or counts,
+//! messages go by the socket; what is different without it is in `shared.rs`.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -11,11 +12,19 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
-use relay_producer::{BatchOptions, Channel, Counts, Mode, OpenError, RequestError, Wait, WriteError};
+use relay_producer::{
+    BatchOptions, Channel, Counts, Mode, OpenError, RequestError, TransportChoice, Wait, WriteError,
+};
+use relayfs_tests::direct::{WHY_NO_SEQUENCES, is_without_sequences};
 use relayfs_tests::{Mount, Process, eventually, exit_code, program, run, run_with_input, text, tool};
 
 /// Longest message there is, in bytes.
 const MESSAGE_MAX: usize = 1 << 20;
+
+/// Sends everything to the daemon.
+const SOCKET: &str = "--transport=socket";
+/// What users say, which is nothing.
+const AUTO: &str = "--transport=auto";
 
 /// `relay-producer -m MOUNT ARGS`, without the environment of whoever runs the tests.
 fn producer(mount: &Mount, args: &[&str]) -> Command {
@@ -92,12 +101,16 @@ fn what_is_a_message() {
         (&["--chunk=1K"], &[b'x'; 2048], &[&[b'x'; 1024], &[b'x'; 1024]]),
     ];
     for (args, input, messages) in cases {
-        let args = [&["--cpu=0"], *args].concat();
-        let written = total(&mount, "cpu", "written");
-        produce_well(&mount, &args, input);
-        assert_eq!(text(&mount.read("cpu0")), text(&messages.concat()), "{args:?}");
-        let n_messages = total(&mount, "cpu", "written") - written;
-        assert_eq!(n_messages, messages.len() as u64, "{args:?}: number of messages");
+        for transport in [SOCKET, AUTO] {
+            let args = [&["--cpu=0", transport], *args].concat();
+            let written = total(&mount, "cpu", "written");
+            produce_well(&mount, &args, input);
+            assert_eq!(text(&mount.read("cpu0")), text(&messages.concat()), "{args:?}");
+            let n_messages = total(&mount, "cpu", "written") - written;
+            if transport == SOCKET {
+                assert_eq!(n_messages, messages.len() as u64, "{args:?}: number of messages");
+            }
+        }
     }
     let output = run(producer(&mount, &["--cpu=0"]).arg(OsStr::from_bytes(b"not \xff UTF-8")));
     assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()));
@@ -108,18 +121,20 @@ fn what_is_a_message() {
 #[test]
 fn a_line_appears_while_the_input_stays_open() {
     let mount = Mount::new(&[]);
-    let mut producer = start(&mount, &["--cpu=1"]);
-    let mut stdin = producer.child().stdin.take().expect("piped");
-    for line in ["first\n", "second\n", "third\n"] {
-        stdin.write_all(line.as_bytes()).expect("the producer reads");
-        let mut got = Vec::new();
-        eventually("the line", || {
-            got.extend(mount.read("cpu1"));
-            got == line.as_bytes()
-        });
+    for transport in [SOCKET, AUTO] {
+        let mut producer = start(&mount, &["--cpu=1", transport]);
+        let mut stdin = producer.child().stdin.take().expect("piped");
+        for line in ["first\n", "second\n", "third\n"] {
+            stdin.write_all(line.as_bytes()).expect("the producer reads");
+            let mut got = Vec::new();
+            eventually("the line", || {
+                got.extend(mount.read("cpu1"));
+                got == line.as_bytes()
+            });
+        }
+        drop(stdin);
+        assert_eq!(exit_code(producer.wait()), 0);
     }
-    drop(stdin);
-    assert_eq!(exit_code(producer.wait()), 0);
 }
 
 /// "--chunk SIZE for binary", in blocks up to the longest message.
@@ -127,9 +142,11 @@ fn a_line_appears_while_the_input_stays_open() {
 fn binary_comes_out_as_it_went_in() {
     let mount = Mount::new(&["--subbuf-size", "1M"]);
     let input = bytes(3_000_001);
-    for chunk in ["64K", "1000", "1M"] {
-        produce_well(&mount, &["--cpu=0", "--chunk", chunk], &input);
-        assert!(mount.read("cpu0") == input, "chunks of {chunk}");
+    for (chunk, transport) in
+        ["64K", "1000", "1M"].into_iter().flat_map(|chunk| [(chunk, SOCKET), (chunk, AUTO)])
+    {
+        produce_well(&mount, &["--cpu=0", "--chunk", chunk, transport], &input);
+        assert!(mount.read("cpu0") == input, "chunks of {chunk}, {transport}");
     }
     assert_eq!(total(&mount, "cpu", "dropped"), 0);
 }
@@ -189,7 +206,12 @@ fn channels_are_created_on_demand_and_keep_their_geometry() {
     ];
     for (channel, option, expected) in cases {
         let said = one_line(produce(&mount, &["-v", "-c", channel, "--cpu=0", "-n", option, "x"], b""), 0);
-        assert_eq!(said, format!("relay-producer: {expected}; transport: socket"));
+        let transport = match channel {
+            "c" => "socket (a global channel is written by the daemon alone)".to_owned(),
+            _ if is_without_sequences() => format!("socket ({WHY_NO_SEQUENCES})"),
+            _ => "shared".to_owned(),
+        };
+        assert_eq!(said, format!("relay-producer: {expected}; transport: {transport}"));
         assert!(mount.control(channel, "stats").exists(), "{channel} has unread data, so it stays");
     }
     let geometry = |file| fs::read_to_string(mount.control("app/b", file)).expect("a control file");
@@ -209,7 +231,8 @@ fn a_producers_channel_lives_while_it_is_held_or_unread() {
     produce_well(&mount, &["-c", "app/log", "--create"], b"");
     eventually("an empty channel to go with its producer", gone);
 
-    let (code, _) = produce(&mount, &["-c", "app/log", "--create", "--cpu=0"], &b"12345678\n".repeat(500));
+    let args = ["-c", "app/log", "--create", "--cpu=0", SOCKET];
+    let (code, _) = produce(&mount, &args, &b"12345678\n".repeat(500));
     assert_eq!(code, 3);
     assert!(!gone(), "unread");
     let mut file = File::open(mount.path("app/log0")).expect("the channel's file");
@@ -231,8 +254,11 @@ fn a_producers_channel_lives_while_it_is_held_or_unread() {
 fn with_wait_nothing_is_lost_to_a_slow_reader() {
     let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "2"]);
     let input: String = (0..3000).map(|n| format!("line {n} {}\n", "x".repeat(n % 90))).collect();
-    for wait in ["--wait", "--wait=10m"] {
-        let mut producer = start(&mount, &["--cpu=0", wait]);
+    let mut n_sent = 0;
+    for (wait, transport) in
+        [("--wait", SOCKET), ("--wait=10m", SOCKET), ("--wait", AUTO), ("--wait=10m", AUTO)]
+    {
+        let mut producer = start(&mount, &["--cpu=0", wait, transport]);
         let mut stdin = producer.child().stdin.take().expect("piped");
         let lines = input.clone();
         let feeder = thread::spawn(move || stdin.write_all(lines.as_bytes()));
@@ -252,8 +278,11 @@ fn with_wait_nothing_is_lost_to_a_slow_reader() {
         assert_eq!((exit_code(producer.wait()), producer.stderr()), (0, String::new()));
         assert!(got == input.as_bytes(), "{wait}: {} of {} bytes", got.len(), input.len());
         assert_eq!(total(&mount, "cpu", "dropped"), 0, "{wait}");
+        if transport == SOCKET {
+            n_sent += 3000;
+            assert_eq!(total(&mount, "cpu", "written"), n_sent, "{wait}");
+        }
     }
-    assert_eq!(total(&mount, "cpu", "written"), 6000);
 }
 
 /// "(dropped counts only if it gives up)"; "3 some messages dropped (a line on stderr says how many and why)". Without
@@ -261,9 +290,10 @@ fn with_wait_nothing_is_lost_to_a_slow_reader() {
 #[test]
 fn what_finds_no_room_is_dropped_at_once_or_when_the_wait_is_over() {
     let input = bytes(20_000);
-    for wait in [&[][..], &["--wait=0"], &["--wait=30ms"], &["--wait=0.03"]] {
+    let waits = [&[][..], &["--wait=0"], &["--wait=30ms"], &["--wait=0.03"]].into_iter();
+    for (wait, transport) in waits.flat_map(|wait| [(wait, SOCKET), (wait, AUTO)]) {
         let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "2"]);
-        let args = [&["--cpu=0", "--chunk=1000"], wait].concat();
+        let args = [&["--cpu=0", "--chunk=1000", transport], wait].concat();
         let said = one_line(produce(&mount, &args, &input), 3);
         assert_eq!(
             said,
@@ -271,7 +301,11 @@ fn what_finds_no_room_is_dropped_at_once_or_when_the_wait_is_over() {
              use --wait)"
         );
         let counted = |counter| total(&mount, "cpu", counter);
-        assert_eq!((counted("written"), counted("dropped"), counted("too_big")), (8, 12, 0), "{wait:?}");
+        assert_eq!((counted("dropped"), counted("too_big")), (12, 0), "{args:?}");
+        assert_eq!(counted("bytes"), 8000, "{args:?}");
+        if transport == SOCKET {
+            assert_eq!(counted("written"), 8, "{args:?}");
+        }
         assert!(mount.read("cpu0") == input[..8000], "{wait:?}: the first eight, in order");
     }
 }
@@ -280,7 +314,7 @@ fn what_finds_no_room_is_dropped_at_once_or_when_the_wait_is_over() {
 #[test]
 fn a_waiting_producer_is_in_nobodys_way() {
     let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "1"]);
-    let mut waiting = start(&mount, &["--cpu=0", "--chunk=1000", "--wait"]);
+    let mut waiting = start(&mount, &["--cpu=0", "--chunk=1000", "--wait", SOCKET]);
     let mut stdin = waiting.child().stdin.take().expect("piped");
     stdin.write_all(&[b'a'; 10_000]).expect("a pipe holds that");
     eventually("a full buffer", || mount.stats("cpu")["cpu0.written"] == 4);
@@ -304,7 +338,7 @@ fn lines_that_are_too_long_are_skipped_by_number() {
     let mount = Mount::new(&["--subbuf-size", "4096"]);
     let (fits, over, huge) = ("f".repeat(4095), "o".repeat(4096), "h".repeat(5 << 20));
     let input = format!("one\n{fits}\n{over}\n\n{huge}\nsix\n{huge}");
-    let (code, said) = produce(&mount, &["--cpu=0"], input.as_bytes());
+    let (code, said) = produce(&mount, &["--cpu=0", SOCKET], input.as_bytes());
     let skipped = |number| {
         format!(
             "relay-producer: line {number} skipped: longer than a message of this channel may be, 4096 bytes\n"
@@ -329,7 +363,8 @@ fn lines_that_are_too_long_are_skipped_by_number() {
 #[test]
 fn a_line_without_end_takes_no_memory() {
     let mount = Mount::new(&["--subbuf-size", "2M"]);
-    let mut producer = start(&mount, &["--cpu=0"]);
+    // Shared buffers would count as memory of the producer's.
+    let mut producer = start(&mount, &["--cpu=0", SOCKET]);
     let mut stdin = producer.child().stdin.take().expect("piped");
     for _ in 0..64 {
         stdin.write_all(&vec![b'x'; MESSAGE_MAX]).expect("the producer reads");
@@ -462,11 +497,11 @@ fn flush_finishes_every_cpus_sub_buffer() {
 fn a_daemon_killed_in_the_middle_is_an_error() {
     const GEOMETRY: &[&str] = &["--subbuf-size", "4096", "--n-subbufs", "1"];
     let mut mount = Mount::new(GEOMETRY);
-    let mut waiting = start(&mount, &["--cpu=0", "--wait"]);
+    let mut waiting = start(&mount, &["--cpu=0", "--wait", SOCKET]);
     let mut stdin = waiting.child().stdin.take().expect("piped");
     stdin.write_all(&b"0123456789abcde\n".repeat(300)).expect("a pipe holds that");
     drop(stdin);
-    let mut idle = start(&mount, &["--cpu=1"]);
+    let mut idle = start(&mount, &["--cpu=1", SOCKET]);
     let mut idle_stdin = idle.child().stdin.take().expect("piped");
     idle_stdin.write_all(b"before\n").expect("the producer reads");
     eventually("a full buffer and a line", || {
@@ -492,17 +527,19 @@ fn a_daemon_killed_in_the_middle_is_an_error() {
 /// The same when the daemon is told to end: nobody is left waiting.
 #[test]
 fn a_daemon_that_ends_lets_nobody_wait() {
-    let mut mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "1"]);
-    let mut waiting = start(&mount, &["--cpu=0", "--wait", "--chunk=1000"]);
-    let mut stdin = waiting.child().stdin.take().expect("piped");
-    stdin.write_all(&[b'x'; 5000]).expect("a pipe holds that");
-    eventually("a full buffer", || mount.stats("cpu")["cpu0.written"] == 4);
-    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
-    drop(stdin);
-    let code = exit_code(waiting.wait());
-    let said = waiting.stderr();
-    assert!(code == 1 || code == 3, "{code}: {said}");
-    assert_eq!(said.lines().count(), 1, "{said}");
+    for transport in [SOCKET, AUTO] {
+        let mut mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "1"]);
+        let mut waiting = start(&mount, &["--cpu=0", "--wait", "--chunk=1000", transport]);
+        let mut stdin = waiting.child().stdin.take().expect("piped");
+        stdin.write_all(&[b'x'; 5000]).expect("a pipe holds that");
+        eventually("a full buffer", || mount.stats("cpu")["cpu0.bytes"] == 4000);
+        assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+        drop(stdin);
+        let code = exit_code(waiting.wait());
+        let said = waiting.stderr();
+        assert!(code == 1 || code == 3, "{transport}: {code}: {said}");
+        assert_eq!(said.lines().count(), 1, "{transport}: {said}");
+    }
 }
 
 /// "survives the daemon going away (an error, not a SIGPIPE, not a panic) and finds a new one at a later call"
@@ -514,6 +551,7 @@ fn the_library_finds_a_new_daemon_at_a_later_call() {
         let log = Channel::builder(mount.point(), "app/log")
             .create(true)
             .mode(Mode::Overwrite)
+            .transport(TransportChoice::Socket)
             .open()
             .expect("a channel");
         let temporary = Channel::builder(mount.point(), "temporary").create(true).open().expect("a channel");

@@ -320,8 +320,10 @@ fn flushed_empty_sub_buffers_are_skipped() {
 /// With one sub-buffer only, a writer that does not overwrite waits for the reader after each.
 #[test]
 fn one_sub_buffer_is_enough() {
-    for s in [8192, 1000, 1] {
-        let b = Buffer::new(Shape::new(s, 1));
+    for shape in
+        [8192, 1000, 1].map(|s| Shape::new(s, 1)).into_iter().flat_map(|shape| [shape, shape.direct()])
+    {
+        let (b, s) = (Buffer::new(shape), shape.s);
         assert_eq!(b.write("ab", s), "a", "W5");
         assert_eq!(b.produced_consumed(), (1, 0));
         assert_eq!(b.read(s), each("a", s));
@@ -341,31 +343,35 @@ fn one_sub_buffer_is_enough() {
 /// With one sub-buffer, a writer that overwrites leaves only what it is writing.
 #[test]
 fn one_overwritten_sub_buffer_holds_the_newest() {
-    let b = Buffer::new(Shape::new(8192, 1).over());
-    b.write("abc", 3584);
-    assert_eq!(b.poll(), READABLE);
-    assert_eq!(b.read(MIB), each("c", 3584), "4.5");
-    assert_eq!((b.read(MIB), b.poll()), (String::new(), IDLE));
-    b.write("de", 8192);
-    assert_eq!(b.read(MIB), each("e", 8192), "4.5");
-    b.write("f", 10);
-    b.flush();
-    assert_eq!(b.read(MIB), "", "4.5: given up at the flush");
-    b.audit();
+    let shape = Shape::new(8192, 1).over();
+    for shape in [shape, shape.direct()] {
+        let b = Buffer::new(shape);
+        b.write("abc", 3584);
+        assert_eq!(b.poll(), READABLE);
+        assert_eq!(b.read(MIB), each("c", 3584), "4.5");
+        assert_eq!((b.read(MIB), b.poll()), (String::new(), IDLE));
+        b.write("de", 8192);
+        assert_eq!(b.read(MIB), each("e", 8192), "4.5");
+        b.write("f", 10);
+        b.flush();
+        assert_eq!(b.read(MIB), "", "4.5: given up at the flush");
+        b.audit();
+    }
 }
 
 /// Sub-buffers of one byte, of which every message fills one.
 #[test]
 fn the_smallest_sub_buffers_work() {
-    for n in [1, 2, 3, 5] {
-        let b = Buffer::new(Shape::new(1, n));
+    let shapes = [1, 2, 3, 5].map(|n| Shape::new(1, n)).into_iter();
+    for shape in shapes.flat_map(|shape| [shape, shape.direct()]) {
+        let (b, n) = (Buffer::new(shape), shape.n);
         for letters in ["abcdefgh", "ijklmnop"] {
             assert_eq!(b.write(letters, 1), letters[..n]);
             assert_eq!(b.read(MIB), each(&letters[..n], 1));
         }
         b.audit();
 
-        let b = Buffer::new(Shape::new(1, n).over());
+        let b = Buffer::new(shape.over());
         b.write("abcdefgh", 1);
         assert_eq!(b.read(MIB), each(&"abcdefgh"[8 - n..], 1));
         b.audit();

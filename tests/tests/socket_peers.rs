@@ -33,10 +33,18 @@ fn n_descriptors(mount: &mut Mount) -> usize {
     fs::read_dir(format!("/proc/{}/fd", mount.daemon().pid())).unwrap().count()
 }
 
-/// `relay-producer ARGS` with a pipe for its lines.
+/// Number of sockets among them: one to listen on, and one for each connection.
+fn n_sockets(mount: &mut Mount) -> usize {
+    let files = fs::read_dir(format!("/proc/{}/fd", mount.daemon().pid())).unwrap();
+    // Some are closed again before they are looked at.
+    let names = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+    names.filter(|name| name.to_string_lossy().starts_with("socket:")).count()
+}
+
+/// `relay-producer ARGS` with a pipe for its lines, all of which go by the socket.
 fn producer(mount: &Mount, args: &[&str]) -> Process {
     let mut command = Command::new(program("relay-producer"));
-    command.arg("-m").arg(mount.point()).args(["--cpu", "0"]).args(args);
+    command.arg("-m").arg(mount.point()).args(["--cpu", "0", "--transport=socket"]).args(args);
     Process::start(command.stdin(Stdio::piped()).stderr(Stdio::null()))
 }
 
@@ -56,7 +64,8 @@ fn writers_are_pinned() {
 /// "A producer killed in the middle": of what it sent there are whole messages, in order, without a gap, and no more.
 #[test]
 fn killed_in_the_middle_of_a_batch() {
-    let mount = Mount::new(&["--subbuf-size=1M", "--n-subbufs=32"]);
+    let mut mount = Mount::new(&["--subbuf-size=1M", "--n-subbufs=32"]);
+    let before = n_sockets(&mut mount);
     let mut process = producer(&mount, &[]);
     let mut pipe = process.child().stdin.take().unwrap();
     let feeder = thread::spawn(move || {
@@ -73,13 +82,10 @@ fn killed_in_the_middle_of_a_batch() {
     process.wait();
     let fed = feeder.join().unwrap();
 
-    // What was sent, counts: all that is in the socket is taken.
-    let mut written = 0;
-    eventually("the end of what it sent", || {
-        let before = std::mem::replace(&mut written, mount.stats("cpu")["total.written"]);
-        Peer::hello(&mount).assert_served(); // takes its turn behind it
-        before == written
-    });
+    // What was sent, counts: all that is in the socket is taken, and then it is closed.
+    eventually("the end of what it sent", || n_sockets(&mut mount) == before);
+    mount.channel("cpu").flush().unwrap(); // takes its turn behind it
+    let written = mount.stats("cpu")["total.written"];
     let text = String::from_utf8(mount.read("cpu0")).unwrap();
     assert!(text.ends_with('\n'));
     for (i, line) in text.lines().enumerate() {

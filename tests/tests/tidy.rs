@@ -12,7 +12,9 @@ const CONFINED: &[(&str, &[&str])] = &[
     (
         "unsafe",
         &[
+            "relay/src/rseq.rs",
             "relay/src/shm.rs",
+            "relay/src/shm_model.rs",
             "relayfsd/src/daemonize.rs",
             "tests/examples/test-plugin.rs",
             "tests/src/bin/test-fork.rs",

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use relayfs_tests::{Mount, TUNABLES, program, run, text, workspace};
+use relayfs_tests::direct::with_sequences;
+use relayfs_tests::{Mount, program, run, text, workspace};
 
 /// How often the library is loaded and unloaded.
 const ROUNDS: usize = 20;
@@ -23,7 +24,7 @@ fn a_library_that_has_written_directly_can_be_unloaded_and_its_threads_go_on() {
         let mount = Mount::with_sequences(args);
         let mut command = Command::new(&program);
         command.arg(mount.point()).arg(&library).args([&ROUNDS.to_string(), MESSAGE]);
-        let output = run(command.env_remove(TUNABLES));
+        let output = run(with_sequences(&mut command));
         assert!(output.status.success(), "{last}: {}: {}", output.status, text(&output.stderr));
         let written: u64 = text(&output.stdout).trim().parse().expect("a number of messages");
 

@@ -281,7 +281,8 @@ fn overwriting_keeps_the_newest_sub_buffers() {
         (Shape::new(4096, 4), 1792, 23, "qrstuvw"),
         (Shape::new(4096, 4), 4096, 5, "bcde"),
     ];
-    for (shape, len, n_messages, kept) in recorded {
+    let both_ways = recorded.into_iter().flat_map(|row| [row, (row.0.direct(), row.1, row.2, row.3)]);
+    for (shape, len, n_messages, kept) in both_ways {
         let b = Buffer::new(shape.over());
         b.write(&letters('a', n_messages), len);
         assert_eq!(b.read(MIB), each(kept, len), "4.5, {n_messages} x {len}");
@@ -502,7 +503,8 @@ fn a_message_too_big_beside_the_header_finishes_the_sub_buffer() {
 /// One sub-buffer, with and without a header, in both modes.
 #[test]
 fn one_sub_buffer_switches_like_many() {
-    for shape in [Shape::new(8192, 1), Shape::new(1000, 1).header(16)] {
+    let shapes = [Shape::new(8192, 1), Shape::new(1000, 1).header(16)].into_iter();
+    for shape in shapes.flat_map(|shape| [shape, shape.direct()]) {
         let Shape { s, header, .. } = shape;
         let room = s - header;
         let b = Buffer::new(shape);

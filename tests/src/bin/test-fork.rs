@@ -1,33 +1,46 @@
 //! Forks while a channel is open, and writes to CPU 0 from both processes: "before" and "after" from the parent,
 //! "child" from the child.
 //!
-//! `test-fork MOUNT`
+//! `test-fork MOUNT` has an answer for each message. `test-fork MOUNT direct` writes directly and asks nobody: having
+//! opened the channel it says so and waits for a line, and after that it does not need the daemon any more.
 
+use std::io::stdin;
 use std::process::exit;
 
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use relay_producer::Channel;
+use relayfs_tests::direct::{assert_direct, pin};
 
 fn main() {
     let mount = std::env::args().nth(1).expect("a mount point");
     let channel = Channel::open(mount, "cpu").expect("opening the channel");
-    channel.write_to(0, b"before ").expect("room");
-    channel.flush().expect("an answer");
+    let is_direct = std::env::args().nth(2).is_some();
+    let write = |message: &[u8]| {
+        channel.write_to(0, message).expect("room");
+        if !is_direct {
+            channel.flush().expect("an answer");
+        }
+    };
+    if is_direct {
+        assert_direct(&channel);
+        pin(0);
+        println!("open");
+        stdin().read_line(&mut String::new()).expect("a line");
+    }
+    write(b"before ");
     // SAFETY: this process has one thread, so the child may do whatever the parent may.
     #[allow(unsafe_code)]
     let side = unsafe { fork() };
     match side.expect("a second process") {
         ForkResult::Child => {
-            channel.write_to(0, b"child ").expect("a connection of its own");
-            channel.flush().expect("an answer of its own");
+            write(b"child ");
             drop(channel);
             exit(0);
         }
         ForkResult::Parent { child } => {
             assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)), "the child's end");
-            channel.write_to(0, b"after").expect("the connection is as it was");
-            channel.flush().expect("an answer");
+            write(b"after");
         }
     }
 }

@@ -1,9 +1,11 @@
 //! A process with several threads that write numbered messages in batches through one `Channel`, and report what was
 //! answered: a line "PRODUCER THREAD FIRST COUNT WRITTEN BYTES" on standard output for every batch.
 //!
-//! `test-producers MOUNT CHANNEL PRODUCER THREADS BATCHES wait|drop LEN_MAX`; 0 batches are as many as there is time for.
+//! `test-producers MOUNT CHANNEL PRODUCER THREADS BATCHES wait|drop LEN_MAX direct|socket`; 0 batches are as many as there
+//! is time for.
 
-use relay_producer::{BatchOptions, Channel, Wait};
+use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
+use relayfs_tests::direct::assert_direct;
 use relayfs_tests::numbered::{LEN_MIN, Random, Tag, message};
 
 /// Most messages of a batch.
@@ -13,12 +15,17 @@ const SHORT_MAX: usize = 300;
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    let [_, mount, channel, producer, threads, batches, wait, len_max] = &args[..] else {
+    let [_, mount, channel, producer, threads, batches, wait, len_max, way] = &args[..] else {
         panic!("wrong arguments: {args:?}");
     };
     let number = |text: &str| text.parse::<u32>().expect("a number");
     let wait = if wait == "wait" { Wait::Forever } else { Wait::No };
-    let channel = Channel::open(mount, channel).expect("opening the channel");
+    let is_direct = way == "direct";
+    let choice = if is_direct { TransportChoice::Auto } else { TransportChoice::Socket };
+    let channel = Channel::builder(mount, channel).transport(choice).open().expect("opening the channel");
+    if is_direct {
+        assert_direct(&channel);
+    }
     std::thread::scope(|scope| {
         for thread in 0..number(threads) {
             let tag = Tag { producer: number(producer), thread, seq: 0 };

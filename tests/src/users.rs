@@ -1,0 +1,80 @@
+//! Other users than the one who runs the tests, who is root.
+
+use std::fs::{self, File};
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use nix::unistd::Group;
+
+use crate::{Mount, private_shell, program, run, text, tool};
+
+/// A group that every Debian has.
+pub const GROUP: &str = "adm";
+/// A user who is in no group but his own.
+pub const USER: u32 = 1000;
+/// As "nobody" a process is as far from root as it gets.
+pub const NOBODY: u32 = 65534;
+
+/// The number of a group.
+#[track_caller]
+pub fn gid_of(group: &str) -> u32 {
+    Group::from_name(group).expect("the system's database").expect("a group of every Debian").gid.as_raw()
+}
+
+/// A mount by root in a directory that everybody may enter.
+#[track_caller]
+pub fn mount_for_all(args: &[&str]) -> Mount {
+    let mount = Mount::new(args);
+    open_to_all(&mount);
+    mount
+}
+
+/// Lets everybody enter the directory of a mount.
+#[track_caller]
+pub fn open_to_all(mount: &Mount) {
+    fs::set_permissions(mount.beside(""), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
+}
+
+/// A program of ours by a path that every user may use, wherever the workspace is.
+pub fn program_for_all(name: &str) -> PathBuf {
+    // Left open: whoever runs it finds it through the descriptor.
+    let fd = File::open(program(name)).expect("a program").into_raw_fd();
+    format!("/proc/self/fd/{fd}").into()
+}
+
+/// A command that a user runs who has just this group.
+pub fn by_user(uid: u32, gid: u32, program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.uid(uid).gid(gid).env_remove("XDG_RUNTIME_DIR");
+    command
+}
+
+/// Runs a script as root where the user nobody may use FUSE: with a /dev/fuse of mode 0666, as udev makes it, whatever
+/// mode it has here. `$nobody COMMAND` runs one as that user; the programs are in PATH; the script is in a directory of
+/// root's, with the directory `relay` of nobody's in it.
+#[track_caller]
+pub fn where_users_mount(script: &str) -> Vec<String> {
+    tool("fusermount3", "fuse3");
+    tool("setpriv", "util-linux");
+    let setup = r#"
+        cd "$1"; chmod 755 .; shift
+        mkdir bin dev relay; chown 65534:65534 relay
+        mount -t tmpfs tmpfs bin; cp "$@" bin; PATH=$PWD/bin:$PATH
+        mount -t tmpfs tmpfs dev; mknod -m 666 dev/fuse c 10 229; mount --bind dev/fuse /dev/fuse
+        : >fuse.conf; mount --bind fuse.conf /etc/fuse.conf
+        unset XDG_RUNTIME_DIR
+        nobody="setpriv --reuid=65534 --regid=65534 --clear-groups"
+        set +e; exec 2>&1
+    "#;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut command = private_shell(&format!("{setup}\n{script}"));
+    command.arg(dir.path()).args(["relayfsd", "relay-producer", "audience"].map(program));
+    let output = run(&mut command);
+    assert!(output.status.success(), "{output:?}");
+    // Paths of the test's own directory are of no interest.
+    let printed = text(&output.stdout).replace(dir.path().to_str().expect("ASCII"), "DIR");
+    printed.lines().map(str::to_owned).collect()
+}

@@ -1,0 +1,226 @@
+//! What becomes of producers that write by themselves when they fork, run another program, or lose their daemon.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use relay_producer::{
+    BatchOptions, Channel, OpenError, RequestError, Transport, TransportChoice, WriteError,
+};
+use relayfs_tests::direct::{assert_direct, is_without_sequences, on_cpu, pin, with_sequences};
+use relayfs_tests::{Mount, Process, eventually, exit_code, program, text};
+
+/// `relay-producer` that writes what comes through a pipe, and is on CPU 0.
+fn producer(mount: &Mount, transport: &str) -> Process {
+    let mut command = Command::new(program("relay-producer"));
+    command.arg("-m").arg(mount.point()).args(["-v", "--transport", transport]);
+    with_sequences(&mut command).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let producer = Process::start(&mut command);
+    let mut cpu = CpuSet::new();
+    cpu.set(0).unwrap();
+    sched_setaffinity(producer.pid(), &cpu).unwrap();
+    producer
+}
+
+/// What a process has open; sockets are all alike.
+fn open_files(pid: Pid) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(Result::unwrap);
+    let name = |path: PathBuf| path.display().to_string();
+    let names = entries.map(|entry| name(fs::read_link(entry.path()).unwrap()));
+    let mut names: Vec<String> =
+        names.map(|name| if name.starts_with("socket:") { "socket".into() } else { name }).collect();
+    names.sort();
+    names
+}
+
+/// A child that was forked writes at once, without asking anybody: here the daemon stands still from before the fork until
+/// after the child's end.
+#[test]
+fn a_forked_child_writes_at_once() {
+    let mut mount = Mount::prepared(&[], with_sequences);
+    let mut command = Command::new(program("test-fork"));
+    with_sequences(&mut command).arg(mount.point()).arg("direct");
+    let mut process = Process::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut said = String::new();
+    BufReader::new(process.child().stdout.take().unwrap()).read_line(&mut said).unwrap();
+    assert_eq!(said, "open\n");
+    mount.daemon().signal(Signal::SIGSTOP);
+    process.child().stdin.take().unwrap().write_all(b"\n").unwrap();
+    let status = process.wait();
+    mount.daemon().signal(Signal::SIGCONT);
+    assert!(status.success(), "{status}");
+    assert_eq!(text(&mount.read("cpu0")), "before child after");
+    assert_eq!(mount.stats("cpu")["total.written"], 0, "nothing went by the socket");
+}
+
+/// Of what comes with the buffers a producer keeps the bell open and nothing else, however many CPUs there are.
+#[test]
+fn of_what_comes_with_the_buffers_only_the_bell_stays_open() {
+    let mount = Mount::prepared(&[], with_sequences);
+    let open = ["socket", "shared"].map(|transport| {
+        let mut producer = producer(&mount, transport);
+        let mut stdin = producer.child().stdin.take().unwrap();
+        stdin.write_all(b"line\n").unwrap();
+        eventually("the line", || [mount.read("cpu0"), mount.read("cpu1")].concat() == b"line\n");
+        let mut open = open_files(producer.pid());
+        // One end of a pipe for each of the two.
+        open.retain(|name| !name.starts_with("pipe:"));
+        drop(stdin);
+        assert!(producer.wait().success());
+        open
+    });
+    let [by_socket, mut shared] = open;
+    let bell = shared.iter().position(|name| name == "anon_inode:[eventfd]").expect("a bell");
+    shared.remove(bell);
+    assert_eq!(shared, by_socket);
+    assert_eq!(by_socket.iter().filter(|name| *name == "socket").count(), 1, "{by_socket:?}");
+}
+
+/// Waits until an attempt succeeds.
+fn until_it_works<T, E>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) {
+    eventually(what, || attempt().is_ok());
+}
+
+/// A daemon that is told to end takes nothing more, on any CPU, from the moment it has ended; the next one is found, also
+/// if its channel has another geometry, and written directly.
+#[test]
+fn a_daemon_that_ends_is_an_error_and_the_next_one_is_found() {
+    let mut mount = Mount::new(&["--subbuf-size=4096"]);
+    let channels: Vec<Channel> = (0..3).map(|_| mount.direct_channel("cpu")).collect();
+    let n_bufs = channels[0].n_bufs();
+    channels.iter().for_each(|channel| channel.write(b"before").unwrap());
+    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+    for (channel, cpu) in channels.iter().zip([0, n_bufs - 1, 0]) {
+        on_cpu(cpu, || {
+            for _ in 0..3 {
+                assert_eq!(channel.write(b"x"), Err(WriteError::Disconnected));
+            }
+            channel.write_batch([b"x"], BatchOptions::default()).unwrap_err();
+            channel.flush().unwrap_err();
+        });
+    }
+    mount.restart(&["--subbuf-size=100", "--n-subbufs=9", "--overwrite"]);
+    for channel in &channels {
+        until_it_works("a write that finds the new daemon", || on_cpu(0, || channel.write(b"found ")));
+        assert_direct(channel);
+        assert_eq!(channel.geometry().subbuf_size(), 100);
+        channel.flush().unwrap(); // by the socket, it may not be there yet
+    }
+    assert_eq!(text(&mount.read("cpu0")), "found ".repeat(3));
+}
+
+/// A daemon that is killed says nothing. Who writes notices when a sub-buffer is finished, and no later than when all are
+/// full; and finds the next one.
+#[test]
+fn a_daemon_that_is_killed_is_noticed() {
+    for mode in ["--header=0", "--overwrite"] {
+        let args = ["--subbuf-size=1000", "--n-subbufs=4", mode];
+        let mut mount = Mount::new(&args);
+        let channel = mount.direct_channel("cpu");
+        on_cpu(0, || channel.write(b"before").unwrap());
+        mount.end(Signal::SIGKILL);
+        eventually("somebody noticing", || {
+            on_cpu(0, || channel.write(&[b'x'; 100])) == Err(WriteError::Disconnected)
+        });
+        for _ in 0..3 {
+            assert_eq!(channel.write(b"x"), Err(WriteError::Disconnected));
+        }
+        mount.restart(&args);
+        until_it_works("a write that finds the new daemon", || on_cpu(0, || channel.write(b"found")));
+        assert_direct(&channel);
+        channel.flush().unwrap(); // by the socket, it may not be there yet
+        assert_eq!(text(&mount.read("cpu0")), "found");
+    }
+}
+
+/// The next daemon need not share: then it is the socket, or, for who must have the buffers, an error that says so.
+#[test]
+fn the_next_daemon_may_not_share() {
+    let mut mount = Mount::new(&[]);
+    let channel = mount.direct_channel("cpu");
+    let strict = Channel::builder(mount.point(), "cpu").transport(TransportChoice::Shared).open();
+    assert_eq!(strict.is_err(), is_without_sequences());
+    mount.end(Signal::SIGTERM);
+    mount.restart(&["--shared=never"]);
+    until_it_works("a write that finds the new daemon", || channel.write_to(0, b"by socket"));
+    channel.flush().unwrap();
+    assert_eq!(channel.transport(), Transport::Socket);
+    if let Ok(strict) = strict {
+        assert_eq!(channel.why_socket().unwrap(), "relayfsd runs with --shared=never");
+        eventually(
+            "the reason",
+            || matches!(strict.flush(), Err(RequestError::Reopen(OpenError::NotShared { why })) if why.contains("--shared=never")),
+        );
+        assert_eq!(strict.write(b"x"), Err(WriteError::Disconnected));
+    }
+    assert_eq!(mount.read("cpu0"), b"by socket");
+    assert_eq!(mount.stats("cpu")["cpu0.written"], 1);
+}
+
+/// `relay-producer` ends with an error when its daemon has, at the latest when it has something to write that does not
+/// fit the sub-buffer; never by a signal, though the files are gone.
+#[test]
+fn the_command_ends_when_its_daemon_has() {
+    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
+        let mut mount = Mount::prepared(&["--subbuf-size=1000"], with_sequences);
+        let state = relay::paths::state_dir(mount.point(), 0);
+        let mut producer = producer(&mount, "shared");
+        let mut stdin = producer.child().stdin.take().unwrap();
+        stdin.write_all(b"line\n").unwrap();
+        eventually("the line", || mount.stats("cpu")["total.bytes"] == 5);
+        mount.end(signal);
+        if signal == Signal::SIGTERM {
+            assert!(!state.exists(), "the buffers' files are gone");
+        }
+        eventually("the producer's end", || {
+            // Until it is not there any more to read it.
+            let _ = stdin.write_all(&[b'x'; 400]).and_then(|()| stdin.write_all(b"\n"));
+            !producer.is_running()
+        });
+        assert_eq!(exit_code(producer.wait()), 1, "{signal}");
+        let said = producer.stderr();
+        let [verbose, told] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+        assert!(verbose.ends_with("transport: shared"), "{said}");
+        assert!(told.starts_with("relay-producer: the daemon has gone away; "), "{said}");
+    }
+}
+
+/// Threads of a process that write all the time all go on with the next daemon.
+#[test]
+fn all_threads_find_the_next_daemon() {
+    let args = ["--subbuf-size=4096", "--overwrite"];
+    let mut mount = Mount::new(&args);
+    let channel = mount.direct_channel("cpu");
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        let is_there = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (channel, is_there) = (&channel, &is_there);
+                scope.spawn(move || {
+                    pin(thread % 2);
+                    until_it_works("the next daemon", || {
+                        let is_there = is_there.load(Ordering::SeqCst);
+                        channel.write(&[b'x'; 100]).map_err(Some).and(if is_there {
+                            Ok(())
+                        } else {
+                            Err(None)
+                        })
+                    });
+                });
+            }
+            mount.end(signal);
+            eventually("somebody noticing", || channel.write(&[b'x'; 100]) == Err(WriteError::Disconnected));
+            mount.restart(&args);
+            is_there.store(true, Ordering::SeqCst);
+        });
+        channel.flush().unwrap();
+        let left = ["cpu0", "cpu1"].map(|file| mount.read(file)).concat();
+        assert!(left.len().is_multiple_of(100) && left.len() >= 400, "{}", left.len());
+        assert_direct(&channel);
+    }
+}
