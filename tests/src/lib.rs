@@ -3,8 +3,11 @@
 pub mod background;
 pub mod buffer;
 pub mod lines;
+pub mod lttng;
+pub mod measure;
 pub mod numbered;
 pub mod peer;
+pub mod peers;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
