@@ -123,6 +123,7 @@ fn other_ways(mount: &Mount, channel: &Channel) {
     let socket = Channel::builder(mount.point(), "overwritten").transport(TransportChoice::Socket);
     let socket = socket.open().expect("opening a channel");
     let each = |taken: Duration| taken.as_secs_f64() * 1e9 / MESSAGES_SINGLY as f64;
+    let marker = trace_marker();
     let mut names = vec![
         "relayfs",
         "relayfs by socket",
@@ -137,10 +138,9 @@ fn other_ways(mount: &Mount, channel: &Channel) {
         Box::new(|| each(packets(&message, MESSAGES_SINGLY))),
         Box::new(|| each(append(&message, MESSAGES_SINGLY))),
     ];
-    let marker = trace_marker();
     if let Ok(marker) = &marker {
         names.push("ftrace's trace_marker");
-        measurements.push(Box::new(|| {
+        measurements.push(Box::new(move || {
             nanos(WRITER_CPU, MESSAGES_SINGLY, MESSAGE_LEN, |message| {
                 let mut marker = marker;
                 marker.write_all(message).expect("writing to the trace");
@@ -151,7 +151,7 @@ fn other_ways(mount: &Mount, channel: &Channel) {
     for (name, values) in names.into_iter().zip(&all) {
         row(name, format_args!("{values:<36}{} of relayfs", values.over(&all[0])));
     }
-    if let Err(why) = marker {
+    if let Err(why) = &marker {
         row("ftrace's trace_marker", format_args!("not there: {why}"));
     }
 }

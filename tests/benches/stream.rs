@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use relay_producer::{BatchOptions, Channel, Transport, TransportChoice, Wait};
+use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
 use relayfs_tests::lttng::{Lttng, NOT_INSTALLED};
 use relayfs_tests::measure::{
     MESSAGE_LEN, Measurement, Values, WRITER_CPU, alternately, head, on_cpu, reader_cpu, row, title,

@@ -3,7 +3,6 @@
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use tempfile::TempDir;
@@ -72,16 +71,18 @@ impl Lttng {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let emit = dir.path().join("emit");
         let paths = std::env::var_os("PATH").unwrap_or_default();
-        let missing = !std::env::split_paths(&paths).any(|dir| dir.join("lttng").is_file())
-            || !Path::new("/usr/include/lttng/tracepoint.h").exists();
-        if missing {
+        if !std::env::split_paths(&paths).any(|dir| dir.join("lttng").is_file()) {
             return None;
         }
         let source = workspace().join("tests/lttng");
         let mut cc = Command::new("cc");
         cc.args(["-O2", "-I"]).arg(&source).arg(source.join("emit.c"));
         let built = run(cc.arg("-o").arg(&emit).args(["-llttng-ust", "-ldl"]));
-        assert!(built.status.success(), "building tests/lttng/emit.c: {}", text(&built.stderr));
+        let said = text(&built.stderr);
+        if said.contains("lttng/tracepoint.h: No such file") {
+            return None;
+        }
+        assert!(built.status.success(), "building tests/lttng/emit.c: {said}");
         // Answers go to descriptor 3, complaints to 4, and what LTTng has to say besides to nowhere.
         let script =
             format!("exec 3>&1 4>&2 >/run/said\nexport HOME=/run\nlttng-sessiond --daemonize\n{script}");
