@@ -104,7 +104,7 @@ fn relay(mount: &Mount, channel: &Channel, n: usize) -> f64 {
         (counts, begun.elapsed())
     });
     assert_eq!(counts.written, n as u64);
-    assert_eq!(mount.stats("cpu")["dropped"], 0, "nothing is lost");
+    assert_eq!(mount.stats("cpu")["total.dropped"], 0, "nothing is lost");
     million_a_second(n, taken)
 }
 
@@ -153,7 +153,7 @@ fn start(command: &mut Command) -> Process {
 
 /// Million lines a second, from the start of `relay-producer` to when everything has been read. The reader ends with it.
 fn produce<R>(mount: &Mount, file: &Path, reader: R) -> f64 {
-    let before = mount.stats("cpu")["read_bytes"];
+    let before = mount.stats("cpu")["total.read_bytes"];
     let mut command = tool("taskset", "util-linux");
     command
         .args(["-c", &WRITER_CPU.to_string()])
@@ -164,7 +164,7 @@ fn produce<R>(mount: &Mount, file: &Path, reader: R) -> f64 {
     let begun = Instant::now();
     let status = command.status().expect("relay-producer");
     eventually("a reader that has read everything", || {
-        mount.stats("cpu")["read_bytes"] - before == (LINES * MESSAGE_LEN) as u64
+        mount.stats("cpu")["total.read_bytes"] - before == (LINES * MESSAGE_LEN) as u64
     });
     let taken = begun.elapsed();
     assert!(status.success(), "relay-producer: {status}");
