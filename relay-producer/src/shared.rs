@@ -145,7 +145,10 @@ impl Shared {
     fn settle<R: Run>(&self, lane: &Lane, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
         match outcome.placed {
             Placed::Written => {
-                self.after_switch(&lane.buffer);
+                // Not where a sub-buffer only begins, after a full buffer: the ring would be for nothing.
+                if outcome.switched {
+                    self.after_switch(&lane.buffer);
+                }
                 if self.is_over() && !self.line.is_own() { Direct::WrittenByChild } else { Direct::Written }
             }
             Placed::Full => {

@@ -264,8 +264,17 @@ impl Channel {
     /// Tells those who poll, if there is something: a producer that writes by itself has rung, or has gone.
     pub(crate) fn wake_readable(&self) {
         for cpu in 0..self.n_bufs() {
-            let polled = !self.waiters(cpu).is_empty();
-            if polled && self.read_side(cpu).reader.has_finished() {
+            if self.waiters(cpu).is_empty() {
+                continue;
+            }
+            let readable = || self.read_side(cpu).reader.has_finished();
+            // What was rung for may have been read by somebody else meanwhile. Then nobody rings for those who go on
+            // waiting unless asked again, and looked again after that.
+            let unheard = || {
+                self.buffers[cpu].buffer.arm();
+                readable()
+            };
+            if readable() || unheard() {
                 self.wake(cpu);
             }
         }
