@@ -29,19 +29,20 @@ objdump --disassemble --no-show-raw-insn -M intel "$(target_dir)/release/example
     END {
         if (failed) exit 1
         if (entries != 1) die(entries + 0 " functions called repeat")
-        # On until it comes to where it was. The copy begins with a look at the length, and ends with a jump.
-        for (i = entry; i && !place[i]; i = to) {
+        # From the copy, which begins with a look at the length and ends with a jump, on until it comes there again.
+        for (i = entry; i <= n && text[i] !~ /^cmp +rcx,0x10$/; i++) continue
+        copying = copied = i <= n
+        for (; i <= n && i && !place[i]; i = to) {
             place[i] = ++last
             way[last] = i
             to = i + 1
             if (operation[i] == "jmp") to = at[target[i]]
             else if (operation[i] ~ /^j/ && place[at[target[i]]]) to = at[target[i]]
             else if (operation[i] ~ /^(call|ret)/) die("it does not lead back: " text[i])
-            if (text[i] ~ /^cmp +rcx,0x10$/ && !copied) copying = copied = 1
             copies[i] = copying
             if (operation[i] == "jmp") copying = 0
         }
-        if (!i || !copied) die("this is not the usual way")
+        if (!copied || !place[i] || place[i] != 1) die("this is not the usual way")
         for (turn = place[i]; turn <= last; turn++) {
             i = way[turn]
             if (copies[i]) copy++; else rest++
