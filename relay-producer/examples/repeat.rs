@@ -1,0 +1,21 @@
+//! Writes a message into channel `cpu`, so many times. `tests/instructions.sh` counts the instructions of one.
+//!
+//! `cargo run --release -p relay-producer --example repeat -- MOUNT MESSAGE N`
+
+use std::env;
+use std::error::Error;
+
+use relay_producer::{Channel, WriteError};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let [mount, message, n] = args.as_slice() else { return Err("usage: repeat MOUNT MESSAGE N".into()) };
+    repeat(&Channel::open(mount, "cpu")?, message.as_bytes(), n.parse()?)?;
+    Ok(())
+}
+
+/// A function of its own, so that it can be found.
+#[inline(never)]
+fn repeat(channel: &Channel, message: &[u8], n: usize) -> Result<(), WriteError> {
+    (0..n).try_for_each(|_| channel.write(message))
+}

@@ -1,0 +1,146 @@
+//! Other ways from one process to another, to measure beside relayfs, and the processes at the other end: they are the
+//! bench's own program with other arguments.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+
+use crate::Process;
+use crate::measure::{WRITER_CPU, on_cpu, reader_cpu};
+
+/// Argument of a process that reads its standard input to the end.
+const DRAIN: &str = "drain-standard-input";
+/// Argument of a process that reads so many bytes from a relay's file.
+const READ_RELAY: &str = "read-relay";
+/// Bytes asked for in one read.
+const READ_LEN: usize = 128 << 10;
+/// A file of the kernel that takes messages into the trace.
+const TRACE_MARKER: &str = "/sys/kernel/tracing/trace_marker";
+
+/// What `main` of a bench begins with: plays the other end, if this process was started as one.
+pub fn play_other_end() -> Option<ExitCode> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    match args[..] {
+        [DRAIN] => on_cpu(reader_cpu(), drain),
+        [READ_RELAY, path, bytes] => {
+            let expected = bytes.parse().expect("a number");
+            on_cpu(reader_cpu(), || read_relay(Path::new(path), expected));
+        }
+        _ => return None,
+    }
+    Some(ExitCode::SUCCESS)
+}
+
+/// Another process that reads. Its standard output says when it is at work, and ends with it.
+#[derive(Debug)]
+pub struct Reader(Process);
+
+impl Reader {
+    /// Reads what comes from `input`.
+    pub fn of(input: impl Into<Stdio>) -> Reader {
+        Reader::start(&[DRAIN], input.into())
+    }
+
+    /// Reads `bytes` bytes from a file of a relay with a read(2) of 128 KiB each, and polls for more.
+    pub fn of_relay(path: &Path, bytes: usize) -> Reader {
+        let path = path.to_str().expect("a path of text");
+        Reader::start(&[READ_RELAY, path, &bytes.to_string()], Stdio::null())
+    }
+
+    fn start(args: &[&str], input: Stdio) -> Reader {
+        let mut command = Command::new(std::env::current_exe().expect("our own path"));
+        command.args(args).stdin(input).stdout(Stdio::piped());
+        let mut reader = Process::start(&mut command);
+        let mut ready = [0];
+        reader.child().stdout.as_mut().expect("a pipe").read_exact(&mut ready).expect("the reader");
+        Reader(reader)
+    }
+
+    /// Waits until it has read everything.
+    pub fn wait(mut self) {
+        self.0.stdout();
+        assert!(self.0.wait().success());
+    }
+}
+
+fn say_ready() {
+    let mut output = std::io::stdout();
+    output.write_all(b"r").and_then(|()| output.flush()).expect("telling that we are ready");
+}
+
+fn drain() {
+    let input = std::io::stdin().as_fd().try_clone_to_owned().expect("another descriptor");
+    let (mut input, mut bytes) = (File::from(input), vec![0; READ_LEN]);
+    say_ready();
+    while input.read(&mut bytes).expect("reading our input") > 0 {}
+}
+
+fn read_relay(path: &Path, expected: usize) {
+    let mut file = File::open(path).expect("opening a buffer");
+    let (mut bytes, mut total) = (vec![0; READ_LEN], 0);
+    say_ready();
+    while total < expected {
+        match file.read(&mut bytes).expect("reading a buffer") {
+            0 => {
+                let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
+                poll(&mut fds, PollTimeout::NONE).expect("waiting for a buffer");
+            }
+            n => total += n,
+        }
+    }
+    assert_eq!(total, expected, "bytes read");
+}
+
+/// Writes to a pipe that another process reads to its end.
+pub fn pipe(bytes: &[u8], writes: usize) -> Duration {
+    let (input, output) = std::io::pipe().expect("a pipe");
+    write_to(OwnedFd::from(output).into(), OwnedFd::from(input), bytes, writes)
+}
+
+/// Sends packets to another process that receives them all.
+pub fn packets(bytes: &[u8], sends: usize) -> Duration {
+    let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .expect("a pair of sockets");
+    write_to(near.into(), far, bytes, sends)
+}
+
+fn write_to(mut near: File, far: OwnedFd, bytes: &[u8], writes: usize) -> Duration {
+    let reader = Reader::of(far);
+    on_cpu(WRITER_CPU, || {
+        let begun = Instant::now();
+        for _ in 0..writes {
+            near.write_all(bytes).expect("writing to a process");
+        }
+        drop(near);
+        reader.wait();
+        begun.elapsed()
+    })
+}
+
+/// Appends to a new file on tmpfs.
+pub fn append(bytes: &[u8], writes: usize) -> Duration {
+    let mut file = tempfile::tempfile_in("/dev/shm").expect("a file on tmpfs");
+    on_cpu(WRITER_CPU, || {
+        let begun = Instant::now();
+        for _ in 0..writes {
+            file.write_all(bytes).expect("writing to a file on tmpfs");
+        }
+        begun.elapsed()
+    })
+}
+
+/// The kernel's trace_marker, open; or why not.
+pub fn trace_marker() -> Result<File, String> {
+    let opened = OpenOptions::new().write(true).open(TRACE_MARKER);
+    opened.map_err(|error| match error.kind() {
+        ErrorKind::NotFound => format!("no {TRACE_MARKER}"),
+        _ => format!("{TRACE_MARKER}: {error}"),
+    })
+}
