@@ -1,0 +1,229 @@
+//! The reader: maps a channel's buffers, takes finished sub-buffers from them, gives them back, and waits for more.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use relay::Geometry;
+use relay::abi::{ControlHeader, LAYOUT_VERSION, data_len};
+use relay::buffer::Buffer;
+use relay::frame::{Consume, ShareReply, Watch};
+use relay::shm::Mapping;
+use relay::view::{SubBuffer, View};
+
+use crate::connection::{Connection, ReadError};
+
+/// Descriptors before the buffers' files in the first reply: control file and bell.
+const FIRST_EXTRA: usize = 2;
+
+/// A channel, mapped for reading.
+///
+/// One thread at a time uses it; threads that share the work open one each, for instance for a CPU each by
+/// [`Reader::open_cpu`].
+#[derive(Debug)]
+pub struct Reader {
+    connection: Connection,
+    /// The daemon rings it.
+    bell: OwnedFd,
+    /// The buffers, by CPU; of those that are not read, none.
+    views: Vec<Option<View>>,
+}
+
+impl Reader {
+    /// Maps all buffers of an existing channel. `mount` is a mount point or a socket; it takes the right to read the
+    /// buffers' files there.
+    pub fn open(mount: impl AsRef<Path>, channel: &str) -> Result<Reader, ReadError> {
+        Reader::open_some(mount.as_ref(), channel, None)
+    }
+
+    /// The same for one CPU's buffer only.
+    pub fn open_cpu(mount: impl AsRef<Path>, channel: &str, cpu: usize) -> Result<Reader, ReadError> {
+        Reader::open_some(mount.as_ref(), channel, Some(cpu))
+    }
+
+    fn open_some(mount: &Path, channel: &str, only: Option<usize>) -> Result<Reader, ReadError> {
+        let mut connection = Connection::open(mount, channel)?;
+        let (geometry, n_bufs) = (connection.geometry, connection.n_bufs);
+        if let Some(cpu) = only.filter(|cpu| *cpu >= n_bufs) {
+            return Err(ReadError::NoSuchCpu { cpu, n_bufs });
+        }
+        let mut control = None;
+        let mut views = Vec::new();
+        connection.share(|reply, descriptors| {
+            let mut files = check(&reply, descriptors, views.is_empty())?.into_iter();
+            if views.is_empty()
+                && let (Some(file), Some(bell)) = (files.next(), files.next())
+            {
+                control = Some((map_control(file.into(), &geometry, n_bufs)?, bell));
+            }
+            let ((mapping, header), _) =
+                control.as_ref().ok_or_else(|| files_error("no control file came"))?;
+            for file in files {
+                let cpu = views.len();
+                let wanted = only.is_none_or(|only| only == cpu);
+                let map = || map_data(file.into(), mapping, header, geometry, cpu).map(View::new);
+                views.push(wanted.then(map).transpose()?);
+            }
+            Ok(())
+        })?;
+        let (_, bell) = control.ok_or_else(|| files_error("no control file came"))?;
+        Ok(Reader { connection, bell, views })
+    }
+
+    /// Number of the channel's buffers: the number of CPUs, or 1.
+    pub fn n_bufs(&self) -> usize {
+        self.views.len()
+    }
+
+    /// The channel's geometry.
+    pub fn geometry(&self) -> &Geometry {
+        &self.connection.geometry
+    }
+
+    /// The next finished sub-buffer of a CPU; `None` if there is none yet, or the CPU is not read. What is partly read goes
+    /// on where that ended. In overwrite mode some may have been passed over, see their numbers, and one that was taken may
+    /// be overwritten any time: [`SubBuffer::is_whole`] says so.
+    pub fn next_finished(&mut self, cpu: usize) -> Option<SubBuffer<'_>> {
+        self.views.get_mut(cpu)?.as_mut()?.next_finished()
+    }
+
+    /// Gives back all sub-buffers of a CPU that were taken since the last time. [`ReadError::Stale`] if others did before;
+    /// then nothing was given back, and [`Reader::next_finished`] goes on with what is unread.
+    pub fn release(&mut self, cpu: usize) -> Result<(), ReadError> {
+        let Some(view) = self.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
+        let Some((from, count)) = view.take_back() else { return Ok(()) };
+        let consume = Consume { channel: self.connection.channel, cpu: cpu as u32, from, count };
+        match self.connection.request(&consume) {
+            Err(ReadError::Refused(refused)) if refused.errno == libc_errno(Errno::ESTALE) => {
+                view.go_back();
+                Err(ReadError::Stale)
+            }
+            result => result,
+        }
+    }
+
+    /// Waits until a sub-buffer is finished that was not taken yet, or `deadline` has come: false. [`ReadError::Gone`] if
+    /// the channel, or the daemon, has gone; what is finished can be taken all the same.
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool, ReadError> {
+        loop {
+            self.drain_bell();
+            if self.watch()? {
+                return Ok(true);
+            }
+            let timeout = deadline.map_or(PollTimeout::NONE, |at| {
+                let left = at.saturating_duration_since(Instant::now());
+                PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
+            });
+            let mut fds = [
+                PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.connection.as_fd(), PollFlags::empty()),
+            ];
+            match poll(&mut fds, timeout) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(ReadError::Io { doing: "wait", source: errno.into() }),
+            }
+            if self.has_finished() {
+                return Ok(true);
+            }
+            if self.connection.is_over() {
+                return Err(ReadError::Gone);
+            }
+            if deadline.is_some_and(|at| at <= Instant::now()) {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Asks for a ring from every buffer that is read. Whether it is not necessary: there is something.
+    fn watch(&mut self) -> Result<bool, ReadError> {
+        for (cpu, view) in self.views.iter().enumerate() {
+            let Some(view) = view else { continue };
+            if view.has_finished() {
+                return Ok(true);
+            }
+            let watch = Watch { channel: self.connection.channel, cpu: cpu as u32 };
+            match self.connection.request(&watch) {
+                Err(ReadError::Refused(refused)) if refused.errno == libc_errno(Errno::ENODEV) => {
+                    return if self.has_finished() { Ok(true) } else { Err(ReadError::Gone) };
+                }
+                result => result?,
+            }
+        }
+        Ok(self.has_finished())
+    }
+
+    fn has_finished(&self) -> bool {
+        self.views.iter().flatten().any(View::has_finished)
+    }
+
+    fn drain_bell(&self) {
+        // Non-blocking; that it was not rung is no error.
+        let _ = nix::unistd::read(&self.bell, &mut [0; 8]);
+    }
+}
+
+/// The bell: readable when [`Reader::wait`] would return, once it has been called. For programs with an event loop of their
+/// own.
+impl AsFd for Reader {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+}
+
+fn libc_errno(errno: Errno) -> i32 {
+    errno as i32
+}
+
+fn files_error(why: impl Into<String>) -> ReadError {
+    ReadError::Files(why.into())
+}
+
+fn check(reply: &ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Result<Vec<OwnedFd>, ReadError> {
+    if reply.layout_version != LAYOUT_VERSION {
+        let theirs = reply.layout_version;
+        return Err(files_error(format!("they have layout {theirs}, this release knows {LAYOUT_VERSION}")));
+    }
+    let expected = reply.count as usize + if is_first { FIRST_EXTRA } else { 0 };
+    if descriptors.len() != expected {
+        let n = descriptors.len();
+        return Err(files_error(format!("{n} of {expected} came: perhaps too few may be open (ulimit -n)")));
+    }
+    Ok(descriptors)
+}
+
+fn map_control(
+    file: File,
+    geometry: &Geometry,
+    n_bufs: usize,
+) -> Result<(Arc<Mapping>, ControlHeader), ReadError> {
+    let said = |error: std::io::Error| files_error(format!("the control file: {error}"));
+    let len = file.metadata().map_err(said)?.len();
+    if len < size_of::<ControlHeader>() as u64 {
+        return Err(files_error(format!("the control file has {len} bytes")));
+    }
+    let mapping = Mapping::read_only(&file, len).map_err(said)?;
+    let header = mapping.header().ok_or_else(|| files_error("the control file has no header"))?;
+    header.check(geometry, n_bufs, len).map_err(|why| files_error(format!("the control file: {why}")))?;
+    Ok((Arc::new(mapping), header))
+}
+
+fn map_data(
+    file: File,
+    control: &Arc<Mapping>,
+    header: &ControlHeader,
+    geometry: Geometry,
+    cpu: usize,
+) -> Result<Buffer, ReadError> {
+    let said = |error: std::io::Error| files_error(format!("the file of buffer {cpu}: {error}"));
+    let (len, needed) = (file.metadata().map_err(said)?.len(), data_len(&geometry));
+    if len < needed {
+        return Err(files_error(format!("the file of buffer {cpu} has {len} bytes instead of {needed}")));
+    }
+    let data = Arc::new(Mapping::read_only(&file, needed).map_err(said)?);
+    Buffer::new(Arc::clone(control), data, geometry, header, cpu)
+        .ok_or_else(|| files_error(format!("the part of buffer {cpu} in the control file is missing")))
+}
