@@ -108,6 +108,11 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
             let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
             done(settled(&channel, cpu, || writer.flush()).map(drop));
         }
+        Job::FlushUnfinished { channel, cpu, done } if channel.has_unfinished(cpu) => {
+            let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
+            done(settled(&channel, cpu, || writer.flush()).map(drop));
+        }
+        Job::FlushUnfinished { done, .. } => done(Ok(())), // somebody did, since it was handed over
         Job::Close { channel, cpu, done } => {
             let closed = Writer::new(channel.buffer(cpu), Here::on(lane)).close();
             done(closed.map_err(|Contended| contended(cpu)));

@@ -277,7 +277,7 @@ impl Registry {
                         log::debug!("channel {name}: flush: {unavailable}");
                     }
                 });
-                self.writers.submit_now(Job::Flush { channel: held, cpu, done });
+                self.writers.submit_now(Job::FlushUnfinished { channel: held, cpu, done });
             }
         }
     }

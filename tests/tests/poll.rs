@@ -2,6 +2,7 @@
 //! of, to whoever sleeps as well, and nothing else; and closing wakes everybody. Labels are those of the kernel's recorded
 //! behaviour: 4.6 its table of states, R5 its rule.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
@@ -11,6 +12,7 @@ use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, gettid};
 use relayfs_tests::buffer::{Buffer, MIB, READABLE, Shape, each, poll_now};
@@ -243,6 +245,71 @@ fn a_switch_wakes_everybody() {
             assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN]);
         }
         assert_eq!(b.read(MIB), each("ab", 600));
+        b.audit();
+    }
+}
+
+/// A thousand watch one file, each by an open file of its own: in epoll, level- and edge-triggered, and in poll(2). All
+/// of them are told of each switch.
+#[test]
+fn a_thousand_are_woken() {
+    const EACH: u64 = 334;
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, soft.max(4096).min(hard), hard).unwrap();
+    for shape in both_ways(SMALL) {
+        let b = Buffer::new(shape);
+        let open = |_| b.open();
+        let epolled: [Vec<File>; 2] = [(); 2].map(|()| (0..EACH).map(open).collect());
+        let epolls = [EpollFlags::empty(), EpollFlags::EPOLLET]
+            .map(|edge| (edge, Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap()));
+        for ((edge, epoll), files) in epolls.iter().zip(&epolled) {
+            for (i, file) in files.iter().enumerate() {
+                epoll.add(file, EpollEvent::new(EpollFlags::EPOLLIN | *edge, i as u64)).unwrap();
+            }
+        }
+        for round in 0..3 {
+            let sleeper = Sleeper::on((0..EACH).map(open).collect());
+            b.write("ab", 600);
+            assert!(sleeper.woken().contains(&READABLE), "{shape}, round {round}");
+            for (edge, epoll) in &epolls {
+                let (mut told, mut all) = (BTreeSet::new(), vec![EpollEvent::empty(); EACH as usize]);
+                while told.len() < EACH as usize {
+                    let n = epoll.wait(&mut all, deadline()).unwrap();
+                    assert_ne!(n, 0, "{shape}, round {round}, {edge:?}: only {} were told", told.len());
+                    told.extend(all[..n].iter().map(EpollEvent::data));
+                }
+            }
+            b.read(MIB);
+            b.flush(); // an empty sub-buffer, or what is left of one
+            b.read(MIB);
+            assert_eq!(b.poll(), IDLE);
+        }
+        b.audit();
+    }
+}
+
+/// Who closes a file takes no wake-up along that others wait for; and what is closed while it is watched disturbs nobody.
+#[test]
+fn closing_another_descriptor_wakes_nobody_and_loses_nothing() {
+    for shape in both_ways(SMALL) {
+        let b = Buffer::new(shape);
+        let shared = b.open();
+        let sleeper = Sleeper::on(vec![shared.try_clone().unwrap()]);
+        let other = Sleeper::on(vec![b.open()]);
+        let epoll = epoll_on(&shared, true);
+        let watched_elsewhere = b.open();
+        let elsewhere = epoll_on(&watched_elsewhere, false);
+        for _ in 0..100 {
+            assert_eq!(poll_now(&b.open()), IDLE);
+        }
+        drop((shared.try_clone().unwrap(), watched_elsewhere));
+        assert!(sleeper.sleeps() && other.sleeps(), "4.6: {shape}");
+        b.write("ab", 600);
+        assert_eq!(sleeper.woken(), [READABLE], "{shape}");
+        assert_eq!(other.woken(), [READABLE], "{shape}");
+        assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN], "{shape}");
+        assert_eq!(events(&elsewhere, EpollTimeout::ZERO), [], "{shape}: it is closed");
+        b.read(MIB);
         b.audit();
     }
 }
