@@ -40,7 +40,7 @@ fn write(buffer: &Buffer, messages: u8) -> Vec<u8> {
 
 fn read(reader: &mut Reader, count: usize, out: &mut Vec<u8>) {
     let mut scratch = Vec::new();
-    reader.read(0, count, &mut scratch, |bytes| out.extend_from_slice(bytes));
+    reader.read(count, &mut scratch, |bytes| out.extend_from_slice(bytes));
 }
 
 /// Whole messages, in order; returns their numbers.
