@@ -242,7 +242,9 @@ impl Reader {
         let mut lapped = 0;
         while out.len() < count && lapped < TRIES_MAX {
             let at = self.stream;
-            self.catch_up();
+            if !self.catch_up() {
+                return;
+            }
             if self.skipping && self.stream != at {
                 return; // how far there is to go yet, `count` does not say any more
             }
@@ -301,14 +303,19 @@ impl Reader {
     }
 
     /// Overwrite mode: goes to the oldest sub-buffer that is still whole, if the cursor's is not (R2). The kernel
-    /// gives up that sub-buffer as soon as the next one is begun.
-    fn catch_up(&mut self) {
+    /// gives up that sub-buffer as soon as the next one is begun. False: there is none.
+    fn catch_up(&mut self) -> bool {
         if !self.lapped() {
-            return;
+            return true;
         }
         let mut oldest = self.oldest_whole();
         let mut begin = 0;
         for _ in 0..TRIES_MAX {
+            // With a single sub-buffer that is the one a writer was about to begin. Should it have died of that, others
+            // append before it, and where it will begin is not known yet.
+            if self.buffer.widths().before(self.state(), oldest) {
+                return false;
+            }
             begin = self.buffer.record(oldest).begin.load(Ordering::Relaxed);
             // F, pairs with E: the record is that of `oldest` unless the writer has gone on by then.
             fence(Ordering::Acquire);
@@ -325,6 +332,7 @@ impl Reader {
         );
         self.cursor = oldest;
         self.stream = begin;
+        true
     }
 
     /// Whether the writer has begun to overwrite the cursor's sub-buffer.
