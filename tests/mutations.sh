@@ -17,11 +17,12 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 survived=
 
+# With new times, or what was built of the tree before would pass for built of this one.
 fresh() {
     rm -rf "$work/tree"
     mkdir "$work/tree"
     git -C "$root" ls-files -z --cached --others --exclude-standard |
-        tar -C "$root" --null --files-from=- --create --file=- | tar -C "$work/tree" --extract --file=-
+        tar -C "$root" --null --files-from=- --create --file=- | tar -C "$work/tree" --extract --touch --file=-
 }
 
 # Prints the names of the models that fail, or nothing.
@@ -79,7 +80,6 @@ weaken commit 'the position before the bytes' $writer \
     's/let inside = buffer\.data()\.copy_in(append\.at/buffer.block().state.store(append.to.0, Ordering::Release);&/'
 weaken begun 'a switch does not tell that it begins a sub-buffer' $writer \
     's/^        stores\.push(&buffer\.block()\.begun, next\.0);$//'
-weaken reset 'reset does not raise `consumed`' $reader 's/block\.consumed\.store(position\.0, Ordering::Release);/let _ = position;/'
 weaken close-ended 'closing leaves a buffer alone that is blocked' $writer 's/if is_closed \&\& widths\.blocked(from)/if widths.blocked(from)/'
 weaken close-look 'a switch does not look at `closed`' $writer \
     '/fn switch(&self, from: Position/,/^    }/ s/closed\.load(Ordering::Relaxed) != 0/closed.load(Ordering::Relaxed) > 1/'

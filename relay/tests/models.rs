@@ -22,8 +22,8 @@ use relay::{GeometrySpec, Mode};
 
 /// Preemptions in a run, unless `LOOM_MAX_PREEMPTIONS` says otherwise.
 const PREEMPTIONS: usize = 3;
-/// The same for models that are run again for each store.
-const PREEMPTIONS_IF_KILLED: usize = 2;
+/// The same for models that would take minutes, or are run again for each store.
+const PREEMPTIONS_OF_MANY: usize = 2;
 
 fn buffer(mode: Mode, subbuf_size: u64, n_subbufs: u64) -> Buffer {
     set_racy(mode == Mode::Overwrite);
@@ -44,6 +44,17 @@ fn model_to(preemptions: usize, check: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.check(check);
+}
+
+/// Does two things at once, and returns when both are done. Each has a thread of its own: what the first thread of a model
+/// does while others run, loom takes for done before them if it only looks.
+fn beside<A, B>(one: impl FnOnce() -> A + 'static, other: impl FnOnce() -> B + 'static) -> (A, B)
+where
+    A: 'static,
+    B: 'static,
+{
+    let (one, other) = (thread::spawn(one), thread::spawn(other));
+    (one.join().unwrap(), other.join().unwrap())
 }
 
 /// Writes a message of two equal bytes.
@@ -101,7 +112,11 @@ fn no_overwrite_with_padding() {
 /// Only whole messages are read, in order, and every byte is read or counted as overwritten. Defends E, F: a reader that
 /// copied bytes of a newer message throws the copy away.
 fn overwrite(subbuf_size: u64, n_subbufs: u64, messages: u8, count: usize) {
-    model(move || {
+    overwrite_to(PREEMPTIONS, subbuf_size, n_subbufs, messages, count);
+}
+
+fn overwrite_to(preemptions: usize, subbuf_size: u64, n_subbufs: u64, messages: u8, count: usize) {
+    model_to(preemptions, move || {
         let buffer = buffer(Mode::Overwrite, subbuf_size, n_subbufs);
         let mut reader = Reader::new(buffer.clone());
         let other = buffer.clone();
@@ -131,6 +146,31 @@ fn overwrite_laps_a_reader_in_the_middle_of_a_subbuf() {
     overwrite(2, 1, 3, 16);
 }
 
+/// The record of a sub-buffer is used for another one two laps later.
+#[test]
+fn overwrite_laps_a_reader_twice() {
+    overwrite_to(1, 2, 1, 4, 16);
+}
+
+/// A reader that has been lapped finds what came instead: with two sub-buffers one is always whole. Defends E and F again:
+/// who goes by `begun`, sees the position behind it.
+#[test]
+fn a_lapped_reader_does_not_come_back_empty() {
+    model(|| {
+        let buffer = buffer(Mode::Overwrite, 2, 2);
+        let mut reader = Reader::new(buffer.clone());
+        assert_eq!(put(&buffer, Alone, 1), Placed::Written);
+        let reads = move || {
+            let mut bytes = Vec::new();
+            read(&mut reader, 16, &mut bytes);
+            bytes
+        };
+        let writer = move || (2..=3).for_each(|n| assert_eq!(put(&buffer, Alone, n), Placed::Written));
+        let ((), bytes) = beside(writer, reads);
+        assert_ne!(numbers(&bytes), []);
+    });
+}
+
 /// The size of the file never goes back while the writer goes around the ring under the one who asks. Defends the fence
 /// in `stable`, which is an F.
 #[test]
@@ -138,10 +178,11 @@ fn the_size_never_shrinks() {
     model(|| {
         let buffer = buffer(Mode::Overwrite, 2, 1);
         let reader = Reader::new(buffer.clone());
-        let writer = thread::spawn(move || write(&buffer, 4));
-        let first = reader.size();
-        let second = reader.size();
-        writer.join().unwrap();
+        let sizes = move || {
+            let sizes = [reader.size(), reader.size()];
+            (reader, sizes)
+        };
+        let (_, (reader, [first, second])) = beside(move || write(&buffer, 4), sizes);
         assert!(first <= second && second <= reader.size(), "{first}, {second}, {}", reader.size());
         assert_eq!(reader.size(), 8);
     });
@@ -153,7 +194,7 @@ fn the_size_never_shrinks() {
 fn killed(mode: Mode, subbuf_size: u64, n_subbufs: u64, reads_meanwhile: usize) {
     // Two messages of two bytes and a position, of which one switches at the most, and a switch of its own.
     for stores in 0..2 * 3 + 5 + 6 {
-        model_to(PREEMPTIONS_IF_KILLED, move || {
+        model_to(PREEMPTIONS_OF_MANY, move || {
             let buffer = buffer(mode, subbuf_size, n_subbufs);
             let mut reader = Reader::new(buffer.clone());
             let writer_of = buffer.clone();
@@ -218,7 +259,7 @@ fn nobody_sleeps_through_a_switch() {
             let buffer = buffer(Mode::NoOverwrite, 2, 4);
             let bell = Arc::new(AtomicUsize::new(0));
             let (other, ring) = (buffer.clone(), bell.clone());
-            let writer = thread::spawn(move || {
+            let writer = move || {
                 let switch = || {
                     Writer::new(&other, Alone).flush().unwrap();
                     if let Some(wanted) = other.wake_wanted() {
@@ -233,11 +274,13 @@ fn nobody_sleeps_through_a_switch() {
                     switch();
                     assert_ne!(before, other.block().state.load(Ordering::Relaxed));
                 }
-            });
+            };
             let reader = Reader::new(buffer.clone());
-            buffer.arm();
-            let found = reader.has_finished();
-            writer.join().unwrap();
+            let look = move || {
+                buffer.arm();
+                reader.has_finished()
+            };
+            let ((), found) = beside(writer, look);
             assert!(found || bell.load(Ordering::Acquire) > 0, "asleep for ever");
         });
     }
@@ -251,22 +294,26 @@ fn a_newer_arming_survives() {
         let bell = Arc::new(AtomicBool::new(false));
         buffer.arm();
         let (other, ring) = (buffer.clone(), bell.clone());
-        let writer = thread::spawn(move || {
+        let writer = move || {
             Writer::new(&other, Alone).flush().unwrap();
             if let Some(wanted) = other.wake_wanted() {
                 ring.store(true, Ordering::Release);
                 wanted.rung();
             }
-        });
+        };
         let mut reader = Reader::new(buffer.clone());
-        if bell.load(Ordering::Acquire) {
-            // Woken: reads everything, then arms again. Whoever switches next must ring.
-            read(&mut reader, 16, &mut Vec::new());
-            buffer.arm();
-            writer.join().unwrap();
+        let armed = buffer.clone();
+        let woken = move || {
+            let rung = bell.load(Ordering::Acquire);
+            if rung {
+                // Reads everything, then arms again. Whoever switches next must ring.
+                read(&mut reader, 16, &mut Vec::new());
+                armed.arm();
+            }
+            rung.then_some(reader)
+        };
+        if let ((), Some(reader)) = beside(writer, woken) {
             assert!(reader.has_finished() || buffer.wake_wanted().is_some(), "a newer arming was undone");
-        } else {
-            writer.join().unwrap();
         }
     });
 }
