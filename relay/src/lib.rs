@@ -20,6 +20,8 @@ pub mod rseq;
 #[cfg_attr(loom, path = "shm_model.rs")]
 pub mod shm;
 pub mod size;
+#[cfg(loom)]
+pub mod steps_model;
 pub mod sync;
 pub mod wake;
 pub mod writer;
