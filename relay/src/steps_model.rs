@@ -12,7 +12,8 @@ use loom::sync::atomic::{AtomicU64 as Word, Ordering};
 use loom::sync::{Mutex, MutexGuard};
 
 use crate::buffer::Buffer;
-use crate::writer::{Alone, Append, Run, Sequence};
+use crate::position::Position;
+use crate::writer::{Alone, Appended, Run, Sequence};
 
 loom::lazy_static! {
     /// Held by the thread that runs on the one CPU that a model has.
@@ -86,9 +87,11 @@ fn uninterrupted<T>(act: impl FnOnce() -> T) -> T {
 pub struct OnCpu;
 
 impl Run for OnCpu {
-    fn append(&self, buffer: &Buffer, append: Append<'_>) -> bool {
-        uninterrupted(|| is_at(buffer, append.from.0) && Alone.append(buffer, append))
+    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
+        uninterrupted(|| Alone.append(buffer, message))
     }
+
+    fn locate(&self, _: &Buffer, _: Position) {}
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
         uninterrupted(|| is_at(buffer, sequence.from.0) && Alone.switch(buffer, sequence))

@@ -286,7 +286,7 @@ fn nobody_sleeps_through_a_switch() {
     }
 }
 
-/// A late disarming does not undo a newer arming.
+/// Each arming has a value of its own, so that a late disarming does not undo a newer one.
 #[test]
 fn a_newer_arming_survives() {
     model(|| {
