@@ -55,18 +55,18 @@ pub(crate) struct Options {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
     /// Records a channel into files, one for each CPU
+    ///
+    /// The files are DIR/cpu0, DIR/cpu1, and so on. What was recorded is consumed. It ends at SIGINT (Ctrl-C), SIGTERM or after --duration, and then takes along what
+    /// the buffers hold at that moment; a second signal ends it at once. A channel that is not there, or goes away, is
+    /// waited for. The files hold the messages as they were written, back to back, and are for their owner alone.
+    ///
+    /// When the disk is full it ends with an error: the files keep what they have, and what is not in them is still in the
+    /// buffers. At the end it says what was recorded and what the channel lost meanwhile. Exit status: 0 when it ended as
+    /// it was told to, whatever was lost; 1 after an error; 2 for wrong usage.
     Record(Record),
 }
 
-/// Records a channel into files, one for each CPU: DIR/cpu0, DIR/cpu1, ...
-///
-/// What was recorded is consumed. It ends at SIGINT (Ctrl-C), SIGTERM or after --duration, and then takes along what
-/// the buffers hold at that moment; a second signal ends it at once. A channel that is not there, or goes away, is
-/// waited for. The files hold the messages as they were written, back to back, and are for their owner alone.
-///
-/// When the disk is full it ends with an error: the files keep what they have, and what is not in them is still in the
-/// buffers. At the end it says what was recorded and what the channel lost meanwhile. Exit status: 0 when it ended as
-/// it was told to, whatever was lost; 1 after an error; 2 for wrong usage.
+/// What is recorded, where to, and until when.
 #[derive(Debug, Args)]
 pub(crate) struct Record {
     #[command(flatten)]

@@ -163,11 +163,11 @@ impl Recorder<'_> {
                 flush(&self.place);
                 return Ok(());
             }
-            self.rest(LOOK_AGAIN)?;
+            self.rest(self.progress.due_in().map_or(LOOK_AGAIN, |time| time.min(LOOK_AGAIN)))?;
             if first.is_some_and(Identity::was_replaced) {
                 return Ok(());
             }
-            let due = self.progress.is_due();
+            let due = self.progress.due_in().is_some_and(|time| time.is_zero());
             if due || counted.elapsed() >= COUNT_AGAIN {
                 self.tally.add(&self.place.stats_path());
                 counted = Instant::now();

@@ -58,7 +58,7 @@ impl Halt {
 }
 
 /// Records until told to end, or until the channel has gone. From then on it takes what there is, which is at most
-/// `capacity` bytes: writers that go on would keep it for ever.
+/// `capacity` bytes, up to the end of a message: writers that go on would keep it for ever.
 pub(crate) fn record(
     source: &mut dyn Source,
     recording: &mut Recording,
@@ -68,10 +68,11 @@ pub(crate) fn record(
     let mut gone = false;
     let mut futile = 0;
     let mut last = 0;
+    let mut whole = true;
     loop {
         // Asked for before looking, so that the last look sees what was written before.
         let ending = gone || halt.is_set();
-        if ending && last >= capacity {
+        if ending && last >= capacity && (whole || last / 2 >= capacity) {
             return Ok(());
         }
         let consumes = source.consumes();
@@ -80,22 +81,21 @@ pub(crate) fn record(
             Err(Failure::Read { source, .. }) if means_gone(&source) => return Ok(()),
             result => result?,
         };
-        let all = match block {
+        match block {
             Some(block) => {
-                let all = block.all;
+                whole = block.all;
                 last += if ending { block.bytes.len() as u64 } else { 0 };
-                recording.append(block.bytes, all, consumes > 0)?;
+                recording.append(block.bytes, whole, consumes > 0)?;
                 source.written()?;
                 futile = 0;
-                all
             }
             None if ending => return Ok(()),
             None => {
                 futile += 1;
-                true
+                whole = true;
             }
-        };
-        if all && !ending {
+        }
+        if whole && !ending {
             gone = wait(source, halt, futile < FUTILE_MAX)?;
         }
     }

@@ -41,9 +41,9 @@ impl Progress {
         Progress { terminal, every, since: now, last: (now, Vec::new()), shown: 0 }
     }
 
-    /// Whether it is time for a report.
-    pub(crate) fn is_due(&self) -> bool {
-        self.every.is_some_and(|every| self.last.0.elapsed() >= every)
+    /// In which time the next report is due, if one is to come.
+    pub(crate) fn due_in(&self) -> Option<Duration> {
+        self.every.map(|every| every.saturating_sub(self.last.0.elapsed()))
     }
 
     /// Reports.
@@ -67,8 +67,8 @@ impl Progress {
         if self.terminal {
             self.clear();
             // Lines that are too long are cut: a second row would not be written over.
-            let lines_with_ends: String = lines.iter().map(|line| format!("{line}\r\n")).collect();
-            let _ = write!(io::stderr(), "\x1b[?7l{lines_with_ends}\x1b[?7h");
+            let rows: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let _ = write!(io::stderr(), "\x1b[?7l{rows}\x1b[?7h");
             self.shown = lines.len();
         } else {
             lines.iter().for_each(say);
@@ -85,7 +85,8 @@ impl Progress {
     /// Takes the last report off the terminal.
     fn clear(&mut self) {
         if self.shown > 0 {
-            let _ = write!(io::stderr(), "\x1b[{}A\x1b[J", self.shown);
+            // From the first column: a Ctrl-C is shown as ^C.
+            let _ = write!(io::stderr(), "\r\x1b[{}A\x1b[J", self.shown);
             self.shown = 0;
         }
     }
