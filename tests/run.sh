@@ -16,6 +16,7 @@ need install coreutils
 need less less
 need ls coreutils
 need mount.fuse3 fuse3
+need prlimit util-linux
 need python3 python3
 need setpriv util-linux
 need sh dash
