@@ -14,6 +14,7 @@ mod consume;
 mod snapshot;
 
 pub use consume::ConsumeError;
+pub use snapshot::Extent;
 
 use crate::buffer::{Buffer, add};
 use crate::geometry::Mode;
@@ -138,7 +139,11 @@ impl Reader {
 
     /// Finished sub-buffers that are not given back yet; at most the number there are.
     pub fn n_finished(&self) -> u64 {
-        let n = self.buffer.widths().count(self.cursor, self.state());
+        self.n_finished_from(self.cursor)
+    }
+
+    fn n_finished_from(&self, position: Position) -> u64 {
+        let n = self.buffer.widths().count(position, self.state());
         n.clamp(0, self.buffer.geometry().n_subbufs() as i64).cast_unsigned()
     }
 

@@ -37,7 +37,10 @@ pub(crate) fn give_back(
 /// The number of the first sub-buffer, if there is one, and how many.
 fn parse(text: &[u8]) -> Option<(Option<u64>, u64)> {
     let number = |word: &str| word.bytes().all(|byte| byte.is_ascii_digit()).then(|| word.parse().ok())?;
-    let words: Vec<&str> = std::str::from_utf8(text).ok()?.split_ascii_whitespace().collect();
+    // One line: `1\n1\n` is no FROM and COUNT.
+    let line = text.strip_suffix(b"\n").unwrap_or(text);
+    let words: Vec<&str> =
+        std::str::from_utf8(line).ok()?.split([' ', '\t']).filter(|w| !w.is_empty()).collect();
     match words[..] {
         [count] => Some((None, number(count)?)),
         [from, count] => Some((Some(number(from)?), number(count)?)),
@@ -54,7 +57,20 @@ mod tests {
         assert_eq!(parse(b"3\n"), Some((None, 3)));
         assert_eq!(parse(b" 7 2"), Some((Some(7), 2)));
         assert_eq!(parse(b"18446744073709551615 0"), Some((Some(u64::MAX), 0)));
-        for bad in ["", "\n", "-1", "+1", "1 2 3", "x", "1x", "18446744073709551616", "1\0", "0x10"] {
+        for bad in [
+            "",
+            "\n",
+            "-1",
+            "+1",
+            "1 2 3",
+            "x",
+            "1x",
+            "18446744073709551616",
+            "1\0",
+            "0x10",
+            "1\n1\n",
+            "1\n\n",
+        ] {
             assert_eq!(parse(bad.as_bytes()), None, "{bad:?}");
         }
     }

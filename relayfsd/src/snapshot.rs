@@ -27,12 +27,11 @@ impl Snapshot {
             log::warn!("channel {}: no memory for a snapshot of cpu{cpu}, see --max-memory", channel.name());
             libc::ENOMEM
         };
-        let max = channel.read_side(cpu).reader.snapshot_max();
-        let memory = channel.registry().claim(max).ok_or_else(no_memory)?;
+        let extent = channel.read_side(cpu).reader.snapshot_extent();
+        let memory = channel.registry().claim(extent.max() as u64).ok_or_else(no_memory)?;
         let mut bytes = Vec::new();
-        let len = usize::try_from(max).map_err(|_| libc::ENOMEM)?;
-        bytes.try_reserve_exact(len).map_err(|_| no_memory())?;
-        channel.read_side(cpu).reader.snapshot(len, &mut bytes);
+        bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
+        channel.read_side(cpu).reader.snapshot(extent, &mut bytes);
         let snapshot = Arc::new(Snapshot { bytes, _memory: memory });
         *slot = Arc::downgrade(&snapshot);
         Ok((snapshot, true))

@@ -345,7 +345,7 @@ impl Tree {
                 let held = self.hold_buffer(channel, cpu)?;
                 let open = held.snapshot_slot(cpu as usize).len();
                 // What it would be if it were taken now.
-                let size = open.unwrap_or_else(|| held.read_side(cpu as usize).reader.snapshot_max());
+                let size = open.unwrap_or_else(|| held.read_side(cpu as usize).reader.snapshot_len());
                 let mtime = held.size_and_mtime(cpu as usize).1;
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
             }

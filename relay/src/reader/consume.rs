@@ -6,6 +6,7 @@ use thiserror::Error;
 use super::Reader;
 use crate::buffer::add;
 use crate::geometry::Mode;
+use crate::position::Position;
 use crate::sync::Ordering;
 
 /// Why nothing was given back.
@@ -26,44 +27,55 @@ pub enum ConsumeError {
 }
 
 impl Reader {
-    /// Number of the cursor's sub-buffer: how many were finished before it since the channel was created.
+    /// Number of the next sub-buffer to be found in a mapping: how many were finished before it since the channel was
+    /// created. In overwrite mode that is the oldest that is still whole.
     pub fn next_number(&self) -> u64 {
-        self.stable(|buffer, state| {
-            let ahead = buffer.widths().count(self.cursor, state).max(0).cast_unsigned();
-            buffer.record(state).number.load(Ordering::Relaxed).wrapping_sub(ahead)
-        })
+        self.number_of(self.next_whole())
     }
 
     /// Gives back `count` finished sub-buffers, a partly read one counting as one, if the first of them has number `from`,
     /// where that is given. Returns whether any was; an error changes nothing.
     pub fn consume(&mut self, from: Option<u64>, count: u64) -> Result<bool, ConsumeError> {
-        self.note_high_water();
-        let consumed = self.cursor;
-        if self.buffer.geometry().mode() == Mode::Overwrite {
-            self.catch_up(); // the writer may have been there first
-        }
-        let next = self.next_number();
+        let (consumed, first) = (self.cursor, self.next_whole());
+        let next = self.number_of(first);
         if from.is_some_and(|from| from != next) {
             return Err(ConsumeError::Stale { next });
         }
-        let finished = self.n_finished();
+        let finished = self.n_finished_from(first);
         if count > finished {
             return Err(ConsumeError::TooMany { finished });
         }
-        if count > 0 {
-            self.drop_pending(); // of the first of them
+        if count == 0 {
+            return Ok(false);
         }
-        for _ in 0..count {
-            let unread = self.readable().len.saturating_sub(self.buffer.widths().offset(self.cursor));
+        self.note_high_water();
+        self.drop_pending(); // of the first of them, or of one that the writer has taken meanwhile
+        let widths = *self.buffer.widths();
+        let end = (0..count).fold(widths.at(first, 0), |position, _| widths.next(position));
+        while widths.before(self.cursor, end) {
+            let unread = self.readable().len.saturating_sub(widths.offset(self.cursor));
             if self.buffer.geometry().mode() == Mode::Overwrite && self.lapped() {
                 self.catch_up(); // these are gone, and counted
-                break;
+            } else {
+                add(&self.buffer.block().read_bytes, unread as u64);
+                self.advance(unread);
+                self.give_back();
             }
-            add(&self.buffer.block().read_bytes, unread as u64);
-            self.advance(unread);
-            self.give_back();
         }
         self.publish();
-        Ok(self.buffer.widths().before(consumed, self.cursor))
+        Ok(widths.before(consumed, self.cursor))
+    }
+
+    /// The cursor, unless the writer was there first.
+    fn next_whole(&self) -> Position {
+        let overwritten = self.buffer.geometry().mode() == Mode::Overwrite && self.lapped();
+        if overwritten { self.oldest_whole() } else { self.cursor }
+    }
+
+    fn number_of(&self, position: Position) -> u64 {
+        self.stable(|buffer, state| {
+            let ahead = buffer.widths().count(position, state).max(0).cast_unsigned();
+            buffer.record(state).number.load(Ordering::Relaxed).wrapping_sub(ahead)
+        })
     }
 }

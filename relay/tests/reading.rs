@@ -1,0 +1,313 @@
+//! The ways to read that are not read(): giving back by number, snapshots and views, in thousands of histories mixed with
+//! writes, reads, flushes and resets, beside a log of everything that was ever written.
+
+use proptest::prelude::*;
+use relay::buffer::Buffer;
+use relay::reader::{ConsumeError, Reader};
+use relay::view::View;
+use relay::writer::{Alone, Outcome, Placed, Writer};
+use relay::{Geometry, GeometrySpec, Mode};
+
+/// What was written to each sub-buffer since creation, by number; headers included, padding not.
+struct Log {
+    subbufs: Vec<Vec<u8>>,
+    /// Number of the first one since the last reset.
+    floor: usize,
+    /// Bytes in those that a reset left behind unfinished: they have no number.
+    forgotten: u64,
+}
+
+impl Log {
+    fn new(geometry: &Geometry) -> Log {
+        Log { subbufs: vec![vec![0; geometry.header()]], floor: 0, forgotten: 0 }
+    }
+
+    /// Number of the current one.
+    fn current(&self) -> usize {
+        self.subbufs.len() - 1
+    }
+
+    /// Stream position of the first byte of one that is not from before the last reset.
+    fn begin(&self, number: usize) -> u64 {
+        self.forgotten + self.subbufs[..number].iter().map(|subbuf| subbuf.len() as u64).sum::<u64>()
+    }
+
+    /// All bytes of the sub-buffers since the last reset.
+    fn since_reset(&self) -> Vec<u8> {
+        self.subbufs[self.floor..].concat()
+    }
+
+    fn note(&mut self, geometry: &Geometry, outcome: Outcome, message: &[u8], was_blocked: &mut bool) {
+        let opened = outcome.placed != Placed::Full && (outcome.switched || *was_blocked);
+        if outcome.switched {
+            self.subbufs.push(Vec::new());
+        }
+        // A message that is longer than a sub-buffer leaves everything as it is.
+        if outcome.placed == Placed::TooBig && message.len() > geometry.subbuf_size() {
+            return;
+        }
+        let current = self.current();
+        if opened {
+            self.subbufs[current].resize(geometry.header(), 0);
+        }
+        *was_blocked = outcome.placed == Placed::Full;
+        if outcome.placed == Placed::Written {
+            self.subbufs[current].extend_from_slice(message);
+        }
+    }
+
+    fn reset(&mut self, geometry: &Geometry) {
+        let current = self.current();
+        self.forgotten += self.subbufs[current].len() as u64;
+        self.subbufs[current] = vec![0; geometry.header()];
+        self.floor = current;
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write(usize),
+    Flush,
+    Read(usize),
+    /// So many, the first of which has this number more than the next one, if any is named.
+    Consume(Option<i64>, u64),
+    Reset,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let from = prop_oneof![4 => Just(Some(0)), 4 => Just(None), 1 => (-3i64..3).prop_map(Some)];
+    let op = prop_oneof![
+        12 => (0usize..40).prop_map(Op::Write),
+        6 => (0usize..12).prop_map(Op::Write),
+        3 => Just(Op::Flush),
+        6 => (1usize..60).prop_map(Op::Read),
+        6 => (from, 0u64..4).prop_map(|(from, count)| Op::Consume(from, count)),
+        1 => Just(Op::Reset),
+    ];
+    prop::collection::vec(op, 1..120)
+}
+
+fn geometries() -> impl Strategy<Value = Geometry> {
+    (
+        prop_oneof![Just(1u64), Just(7), Just(32), Just(36)],
+        prop_oneof![Just(1u64), Just(2), Just(3), Just(5), Just(8)],
+        prop_oneof![3 => Just(0u64), 1 => Just(5)],
+        any::<bool>(),
+    )
+        .prop_map(|(subbuf_size, n_subbufs, header, overwrite)| {
+            let spec = GeometrySpec {
+                subbuf_size: Some(subbuf_size),
+                n_subbufs: Some(n_subbufs),
+                header: Some(header.min(subbuf_size - 1)),
+                mode: Some(if overwrite { Mode::Overwrite } else { Mode::NoOverwrite }),
+                global: None,
+            };
+            spec.build().expect("within limits")
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn all_ways_to_read_agree_with_the_log(geometry in geometries(), lap in 0u64..3, ops in ops()) {
+        history(geometry, lap, &ops)?;
+    }
+}
+
+/// One history, and after each step a look at everything that only looks.
+fn history(geometry: Geometry, lap: u64, ops: &[Op]) -> Result<(), TestCaseError> {
+    let buffer = Buffer::anonymous(geometry, lap).unwrap();
+    let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+    let mut log = Log::new(&geometry);
+    let (mut scratch, mut is_blocked) = (Vec::new(), false);
+    for (step, op) in ops.iter().cloned().enumerate() {
+        match op {
+            Op::Write(len) => {
+                let message: Vec<u8> = (0..len).map(|i| (step * 7 + i) as u8 | 1).collect();
+                log.note(&geometry, writer.write(&message).unwrap(), &message, &mut is_blocked);
+            }
+            Op::Flush => log.note(&geometry, writer.flush().unwrap(), &[], &mut is_blocked),
+            Op::Read(count) => {
+                let before = reader.next_number();
+                reader.read(count, &mut scratch, |_| {});
+                prop_assert!(reader.next_number() >= before, "step {}", step);
+            }
+            Op::Consume(from, count) => consume(&buffer, &mut reader, &log, from, count, step)?,
+            Op::Reset => {
+                reader.reset(Alone).unwrap();
+                log.reset(&geometry);
+                is_blocked = false;
+            }
+        }
+        look(&buffer, &reader, &log, step)?;
+    }
+    Ok(())
+}
+
+/// Gives back, or is refused and has changed nothing.
+fn consume(
+    buffer: &Buffer,
+    reader: &mut Reader,
+    log: &Log,
+    from: Option<i64>,
+    count: u64,
+    step: usize,
+) -> Result<(), TestCaseError> {
+    let next = reader.next_number();
+    let (finished, position) = (log.current() as u64 - next, reader.position());
+    let from = from.map(|more| next.wrapping_add_signed(more));
+    let expected = if from.is_some_and(|from| from != next) {
+        Err(ConsumeError::Stale { next })
+    } else if count > finished {
+        Err(ConsumeError::TooMany { finished })
+    } else {
+        Ok(count > 0)
+    };
+    let counters = counters(buffer);
+    prop_assert_eq!(reader.consume(from, count), expected, "step {}", step);
+    if expected == Ok(true) {
+        prop_assert_eq!(reader.next_number(), next + count, "step {}", step);
+        prop_assert_eq!(reader.position(), log.begin((next + count) as usize), "step {}", step);
+        let unread = buffer.block().consumed.load(std::sync::atomic::Ordering::Relaxed);
+        prop_assert_eq!(buffer.widths().offset(relay::position::Position(unread)), 0, "step {}", step);
+    } else {
+        prop_assert_eq!((reader.next_number(), reader.position()), (next, position), "step {}", step);
+        prop_assert_eq!(self::counters(buffer), counters, "step {}", step);
+    }
+    Ok(())
+}
+
+/// Looks: at the numbers, a snapshot, a view, and what read() would give, of a copy of this reader's place.
+fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), TestCaseError> {
+    let geometry = buffer.geometry();
+    let (current, next) = (log.current(), reader.next_number() as usize);
+    let oldest = (current + 1).saturating_sub(geometry.n_subbufs()).max(log.floor);
+    let counters = counters(buffer);
+    prop_assert!(next <= current, "step {}", step);
+
+    let mut snapshot = Vec::new();
+    let extent = reader.snapshot_extent();
+    reader.snapshot(extent, &mut snapshot);
+    prop_assert!(snapshot.len() <= extent.max(), "step {}", step);
+    if geometry.mode() == Mode::Overwrite {
+        prop_assert!(next >= oldest, "step {}", step);
+        prop_assert_eq!(&snapshot, &log.subbufs[oldest..].concat(), "step {}", step);
+    } else {
+        let all = log.since_reset();
+        let read = (reader.position() - log.begin(log.floor)) as usize;
+        prop_assert_eq!(&snapshot, &all[read..], "step {}", step);
+        prop_assert_eq!(snapshot.len() as u64, reader.snapshot_len());
+    }
+
+    let mut view = View::new(buffer.clone());
+    let mut number = next;
+    while let Some(sub_buffer) = view.next_finished() {
+        prop_assert_eq!(sub_buffer.number, number as u64, "step {}", step);
+        let mut bytes = Vec::new();
+        sub_buffer.copy_to(&mut bytes);
+        prop_assert!(log.subbufs[number].ends_with(&bytes), "step {}: {:?}", step, bytes);
+        let is_whole = bytes.len() == log.subbufs[number].len();
+        prop_assert!(is_whole || number == next, "step {}: only the first may be read partly", step);
+        number += 1;
+    }
+    prop_assert_eq!(number, current, "step {}", step);
+    let taken = (current > next).then(|| (next as u64, (current - next) as u64));
+    prop_assert_eq!(view.take_back(), taken, "step {}", step);
+    prop_assert_eq!(self::counters(buffer), counters, "looking at step {} changed a counter", step);
+    // Nothing is lost silently.
+    let [read, overwritten, discarded, ..] = counters;
+    prop_assert_eq!(read + overwritten + discarded + reader.unread(), reader.size(), "step {}", step);
+    Ok(())
+}
+
+fn counters(buffer: &Buffer) -> [u64; 7] {
+    let block = buffer.block();
+    let counters = [
+        &block.read_bytes,
+        &block.overwritten_bytes,
+        &block.discarded_bytes,
+        &block.read_subbufs,
+        &block.overwritten_subbufs,
+        &block.discarded_subbufs,
+        &block.high_water,
+    ];
+    counters.map(|counter| counter.load(std::sync::atomic::Ordering::Relaxed))
+}
+
+/// A snapshot taken while somebody writes ends at a message, begins at the reader's place, or, in overwrite mode, at a
+/// sub-buffer, and has all that lies between.
+#[test]
+fn snapshots_of_a_busy_buffer_are_whole() {
+    for spec in [
+        "subbuf-size=64:n-subbufs=4096",
+        "subbuf-size=4096:n-subbufs=3:overwrite",
+        "subbuf-size=64:n-subbufs=64:overwrite",
+    ] {
+        let geometry = spec.parse::<GeometrySpec>().unwrap().build().unwrap();
+        let buffer = Buffer::anonymous(geometry, 0).unwrap();
+        let reader = Reader::new(buffer.clone());
+        let n_messages = if geometry.mode() == Mode::Overwrite { 400_000u64 } else { 32_000 };
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(|| {
+                let writer = Writer::new(&buffer, Alone);
+                for number in 0..n_messages {
+                    assert_eq!(writer.write(&number.to_le_bytes()).unwrap().placed, Placed::Written);
+                }
+            });
+            let (mut last_end, mut is_last) = (0, false);
+            while !is_last {
+                is_last = writing.is_finished();
+                let extent = reader.snapshot_extent();
+                let mut bytes = Vec::new();
+                reader.snapshot(extent, &mut bytes);
+                assert_eq!(bytes.len() % 8, 0, "{spec}: ends in a message");
+                let numbers: Vec<u64> =
+                    bytes.chunks(8).map(|bytes| u64::from_le_bytes(bytes.try_into().unwrap())).collect();
+                let Some((first, last)) = numbers.first().zip(numbers.last()) else { continue };
+                assert!(numbers.windows(2).all(|two| two[0] + 1 == two[1]), "{spec}: a gap");
+                assert!(*last >= last_end, "{spec}: goes backwards");
+                last_end = *last;
+                match geometry.mode() {
+                    Mode::NoOverwrite => assert_eq!(*first, 0, "{spec}: nothing was read"),
+                    Mode::Overwrite => assert_eq!(first % (geometry.subbuf_size() as u64 / 8), 0, "{spec}"),
+                }
+            }
+            assert_eq!(last_end, n_messages - 1, "{spec}");
+        });
+    }
+}
+
+/// What is written, or read, between finding out how much memory a snapshot takes and taking it, changes where it ends or
+/// begins and does not cut it.
+#[test]
+fn a_snapshot_ends_where_it_was_announced() {
+    for mode in ["no-overwrite", "overwrite"] {
+        let spec: GeometrySpec = format!("subbuf-size=8:n-subbufs=4:{mode}").parse().unwrap();
+        let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
+        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+        let snapshot = |reader: &Reader, extent| {
+            let mut bytes = Vec::new();
+            reader.snapshot(extent, &mut bytes);
+            String::from_utf8(bytes).unwrap()
+        };
+        writer.write(b"aaaaa").unwrap();
+        writer.write(b"bbb").unwrap();
+        writer.write(b"cc").unwrap();
+        let extent = reader.snapshot_extent();
+        writer.write(b"dddd").unwrap();
+        writer.write(b"eeee").unwrap();
+        assert_eq!(snapshot(&reader, extent), "aaaaabbbcc", "{mode}");
+        reader.read(6, &mut Vec::new(), |bytes| assert_eq!(bytes, b"aaaaab"));
+        let rest = if mode == "overwrite" { "aaaaabbbcc" } else { "bbcc" };
+        assert_eq!(snapshot(&reader, extent), rest, "{mode}");
+        reader.read(100, &mut Vec::new(), |_| {});
+        let rest = if mode == "overwrite" { "aaaaabbbcc" } else { "" };
+        assert_eq!(snapshot(&reader, extent), rest, "{mode}");
+        for letter in b'f'..=b'j' {
+            writer.write(&[letter; 6]).unwrap();
+        }
+        let now = if mode == "overwrite" { "gggggghhhhhhiiiiiijjjjjj" } else { "" };
+        assert_eq!(snapshot(&reader, extent), now, "{mode}: the writer went round");
+    }
+}
