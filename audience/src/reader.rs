@@ -106,6 +106,14 @@ impl Reader {
         }
     }
 
+    /// Forgets what was taken of a CPU without giving it back, and goes on with what is unread: who has read the file in
+    /// between calls this.
+    pub fn go_back(&mut self, cpu: usize) {
+        if let Some(view) = self.views.get_mut(cpu).and_then(Option::as_mut) {
+            view.go_back();
+        }
+    }
+
     /// Waits until a sub-buffer is finished that was not taken yet, or `deadline` has come: false. [`ReadError::Gone`] if
     /// the channel, or the daemon, has gone; what is finished can be taken all the same.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool, ReadError> {

@@ -34,7 +34,7 @@ use crate::waiting::{LOOK_AGAIN, if_there, missing, poll_timeout};
 use lane::Halt;
 use progress::{Progress, Recorded};
 use recording::{Recording, Rotation, prepare};
-use source::Reading;
+use source::Source;
 
 /// Time between two looks at the loss counters: a daemon that crashes takes with it what it counted since the last one.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
@@ -114,8 +114,8 @@ impl Recorder<'_> {
         }
         let capacity = capacity(&self.place);
         let first = files.first().map(CpuFile::identity);
-        let mut sources: BTreeMap<usize, Reading> =
-            files.into_iter().map(|file| (file.cpu, Reading::new(file))).collect();
+        let mut sources: BTreeMap<usize, Box<dyn Source>> =
+            files.into_iter().map(|file| (file.cpu, source::of(&self.place, file))).collect();
         let halt = &Halt::new()?;
         // Out of `self`, of which the threads get a part.
         let mut recordings = std::mem::take(&mut self.recordings);
@@ -126,7 +126,7 @@ impl Recorder<'_> {
             for (cpu, recording) in &mut recordings {
                 let Some(mut source) = sources.remove(cpu) else { continue };
                 let work = move || {
-                    let result = lane::record(&mut source, recording, halt, capacity);
+                    let result = lane::record(source.as_mut(), recording, halt, capacity);
                     (source, result)
                 };
                 match thread::Builder::new().name(format!("cpu{cpu}")).spawn_scoped(scope, work) {

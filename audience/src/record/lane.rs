@@ -20,7 +20,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 
 use super::recording::Recording;
-use super::source::Source;
+use super::source::{Bytes, Source};
 use crate::failure::Failure;
 use crate::waiting::{BROKEN, LOOK_AGAIN, means_gone, poll_timeout};
 
@@ -75,27 +75,23 @@ pub(crate) fn record(
         if ending && last >= capacity && (whole || last / 2 >= capacity) {
             return Ok(());
         }
-        let consumes = source.consumes();
-        recording.make_room(consumes)?;
-        let block = match source.next() {
+        recording.make_room(source.consumes())?;
+        let mut all = true;
+        let mut append = |block: Bytes<'_>| {
+            (whole, all) = (block.whole, block.all);
+            last += if ending { block.bytes.len() as u64 } else { 0 };
+            recording.append(block.bytes, whole, block.consumed)
+        };
+        let found = match source.next(&mut append) {
             Err(Failure::Read { source, .. }) if means_gone(&source) => return Ok(()),
             result => result?,
         };
-        match block {
-            Some(block) => {
-                whole = block.all;
-                last += if ending { block.bytes.len() as u64 } else { 0 };
-                recording.append(block.bytes, whole, consumes > 0)?;
-                source.written()?;
-                futile = 0;
-            }
-            None if ending => return Ok(()),
-            None => {
-                futile += 1;
-                whole = true;
-            }
+        futile = if found { 0 } else { futile + 1 };
+        if !found && ending {
+            return Ok(());
         }
-        if whole && !ending {
+        whole |= !found;
+        if all && !ending {
             gone = wait(source, halt, futile < FUTILE_MAX)?;
         }
     }
