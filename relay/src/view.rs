@@ -67,8 +67,7 @@ impl View {
     /// Goes to what is unread by what the daemon says: somebody else has been reading.
     pub fn go_back(&mut self) {
         self.taken = None;
-        // Acquire: what the daemon found before, we do.
-        self.cursor = Position(self.buffer.block().consumed.load(Ordering::Acquire));
+        self.cursor = self.consumed();
     }
 
     /// Whether the channel is over, so that nothing will come but what is there.
@@ -90,12 +89,29 @@ impl View {
             // Relaxed: the state that was loaded orders them.
             let padding = record.padding.load(Ordering::Relaxed).min(size as u64) as usize;
             let number = record.number.load(Ordering::Relaxed);
+            let consumed = self.consumed();
+            if widths.before(self.cursor, consumed) {
+                // Somebody else has read it, or a reset passed over it: it may have been written again, and the record be
+                // that of another one, which we have not seen and must not give back.
+                if self.taken.is_some() {
+                    return None; // let whoever took it ask, and be told
+                }
+                self.cursor = consumed;
+                continue;
+            }
             if !self.lapped(self.cursor) {
                 let len = (size - padding).saturating_sub(widths.offset(self.cursor));
                 return Some((self.cursor, number, len));
             }
         }
         None
+    }
+
+    /// Where the daemon's reader is. What was looked up before was right if that is not behind it yet.
+    fn consumed(&self) -> Position {
+        fence(Ordering::Acquire);
+        // Acquire: what the daemon found before, we do.
+        Position(self.buffer.block().consumed.load(Ordering::Acquire))
     }
 
     fn lapped(&self, position: Position) -> bool {
@@ -214,6 +230,55 @@ mod tests {
         assert_eq!(reader.consume(view.take_back().map(|(from, _)| from), 1), Ok(true));
         assert_eq!(reader.unread(), 0);
         assert_eq!(buffer.block().read_bytes.load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn what_somebody_else_has_read_is_not_seen_again_nor_given_back_for_another() {
+        for mode in ["no-overwrite", "overwrite"] {
+            let buffer = buffer(&format!("subbuf-size=8:n-subbufs=3:{mode}"));
+            let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+            let mut view = View::new(buffer.clone());
+            let mut pass = |text: &[u8]| {
+                writer.write(text).unwrap();
+                writer.flush().unwrap();
+                reader.read(10, &mut Vec::new(), |bytes| assert_eq!(bytes, text));
+            };
+            // Twice round the ring: the record where the view is has another number by now.
+            (0..6).for_each(|_| pass(b"theirs"));
+            writer.write(b"ours").unwrap();
+            assert!(view.next_finished().is_none(), "{mode}");
+            writer.flush().unwrap();
+            let next = view.next_finished().unwrap();
+            assert_eq!((next.number, text(next)), (6, "ours".to_owned()), "{mode}");
+            // Taken, and read by somebody else: who took it has to ask first.
+            reader.read(10, &mut Vec::new(), |bytes| assert_eq!(bytes, b"ours"));
+            writer.write(b"more").unwrap();
+            writer.flush().unwrap();
+            reader.read(10, &mut Vec::new(), |_| {});
+            writer.write(b"last").unwrap();
+            writer.flush().unwrap();
+            assert!(view.next_finished().is_none(), "{mode}");
+            assert_eq!(view.take_back(), Some((6, 1)), "{mode}");
+            assert_eq!(reader.consume(Some(6), 1), Err(ConsumeError::Stale { next: 8 }));
+            view.go_back();
+            assert_eq!(text(view.next_finished().unwrap()), "last", "{mode}");
+        }
+    }
+
+    #[test]
+    fn what_a_reset_has_passed_over_is_not_seen() {
+        for mode in ["no-overwrite", "overwrite"] {
+            let buffer = buffer(&format!("subbuf-size=8:n-subbufs=3:{mode}"));
+            let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+            let mut view = View::new(buffer.clone());
+            writer.write(b"before").unwrap();
+            reader.reset(Alone).unwrap();
+            assert!(view.next_finished().is_none(), "{mode}");
+            writer.write(b"behind").unwrap();
+            writer.flush().unwrap();
+            let next = view.next_finished().unwrap();
+            assert_eq!((next.number, text(next)), (0, "behind".to_owned()), "{mode}");
+        }
     }
 
     #[test]

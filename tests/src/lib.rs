@@ -2,6 +2,7 @@
 
 pub mod background;
 pub mod buffer;
+pub mod c;
 pub mod direct;
 pub mod known;
 pub mod lines;

@@ -1,0 +1,83 @@
+//! Programs in C, compiled by the test that needs them: what only C can show, and what mapping takes.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+
+use tempfile::TempDir;
+
+use crate::{Process, stdout_of, tool, workspace};
+
+/// A compiled program.
+#[derive(Debug)]
+pub struct Program {
+    dir: TempDir,
+}
+
+impl Program {
+    /// Compiles `tests/c/NAME.c`, in which no warning is let pass.
+    #[track_caller]
+    pub fn compile(name: &str) -> Program {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let source = workspace().join("tests/c").join(name).with_extension("c");
+        let mut cc = tool("cc", "gcc");
+        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(dir.path().join("program"));
+        stdout_of(cc.arg(source));
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
+        Program { dir }
+    }
+
+    /// A command that runs it.
+    pub fn command(&self) -> Command {
+        Command::new(self.path())
+    }
+
+    /// Where it is, for every user.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("program")
+    }
+}
+
+/// A running `tests/c/mapping.c`, which maps, reads and polls as it is told.
+#[derive(Debug)]
+pub struct Mapper {
+    _process: Process,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    _program: Program,
+}
+
+impl Mapper {
+    /// Starts one.
+    #[track_caller]
+    pub fn start() -> Mapper {
+        let program = Program::compile("mapping");
+        let mut process = Process::start(program.command().stdin(Stdio::piped()).stdout(Stdio::piped()));
+        let stdin = process.child().stdin.take().expect("piped");
+        let stdout = BufReader::new(process.child().stdout.take().expect("piped"));
+        Mapper { _process: process, stdin, stdout, _program: program }
+    }
+
+    /// Has it do something.
+    #[track_caller]
+    pub fn tell(&mut self, command: &str) -> String {
+        writeln!(self.stdin, "{command}").expect("the program reads");
+        self.answer()
+    }
+
+    /// Its next line.
+    #[track_caller]
+    pub fn answer(&mut self) -> String {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("the program prints");
+        line.trim_end().to_owned()
+    }
+
+    /// Has it open a file as number `fd`: for "r", "w" or "rw".
+    #[track_caller]
+    pub fn open(&mut self, fd: usize, path: &Path, how: &str) -> String {
+        self.tell(&format!("open {fd} {} {how}", path.display()))
+    }
+}
