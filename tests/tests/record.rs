@@ -97,6 +97,9 @@ impl Drop for Disk {
     }
 }
 
+/// How producers write.
+const WAYS: [&str; 2] = ["direct", "socket"];
+
 /// Several producers that wait, on every CPU, directly and by the socket: each message is in the file of a CPU, whole,
 /// once, and in its thread's order; the files have exactly the bytes that the channel counts.
 #[test]
@@ -107,7 +110,15 @@ fn with_producers_that_wait_all_is_recorded() {
     let mut producers: Vec<Process> = (1..=3)
         .map(|n| {
             let mut command = Command::new(program("test-producers"));
-            command.arg(mount.point()).args(["app/log", &n.to_string(), "2", "100", "wait", "16384"]);
+            command.arg(mount.point()).args([
+                "app/log",
+                &n.to_string(),
+                "2",
+                "100",
+                "wait",
+                "16384",
+                WAYS[n % 2],
+            ]);
             Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))
         })
         .collect();
@@ -185,7 +196,7 @@ fn signals_flush_and_take_what_there_is() {
 fn a_duration_ends_it_while_writers_go_on() {
     let mount = Mount::new(&["--subbuf-size", "16K", "--n-subbufs", "4"]);
     let mut command = Command::new(program("test-producers"));
-    command.arg(mount.point()).args(["cpu", "1", "2", "0", "drop", "1000"]);
+    command.arg(mount.point()).args(["cpu", "1", "2", "0", "drop", "1000", "direct"]);
     let _writer = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()));
     eventually("messages", || mount.stats("cpu")["cpu0.bytes"] > 0);
     let mut recorder = Recorder::start(mount.point(), &["--duration", "300ms"]);

@@ -159,7 +159,7 @@ fn snapshots_of_a_busy_buffer_are_whole_messages() {
     for mode in ["no-overwrite", "overwrite"] {
         let mount = Mount::new(&["--channel", &format!("one:global:subbuf-size=4096:n-subbufs=16:{mode}")]);
         let mut command = Command::new(program("test-producers"));
-        command.arg(mount.point()).args(["one", "1", "1", "0", "drop", "2000"]);
+        command.arg(mount.point()).args(["one", "1", "1", "0", "drop", "2000", "socket"]);
         let _writer = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()));
         eventually("messages", || mount.stats("one")["cpu0.bytes"] > 16 * 4096 / 2);
         for _ in 0..50 {
