@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 use audience::Reader;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use relay_producer::{BatchOptions, Wait};
-use relayfs_tests::Mount;
 use relayfs_tests::measure::{Values, WRITER_CPU, alternately, head, on_cpu, reader_cpu, rounds, row, title};
+use relayfs_tests::{Mount, program, tool};
 
 /// Length of the messages that are read in bulk, in bytes.
 const BULK_MESSAGE_LEN: usize = 4096;
 /// Bytes in one measurement of that.
 const BULK: usize = 2 << 30;
+/// What is ready to be recorded, in bytes.
+const READY_LEN: usize = 256 << 20;
 /// What one round of latencies consists of.
 const WAKE_UPS: usize = 300;
 /// Between two of them, so that the reader is asleep again.
@@ -27,6 +29,7 @@ const PAUSE: Duration = Duration::from_micros(500);
 fn main() -> ExitCode {
     head("reading");
     bulk();
+    recording();
     latency();
     ExitCode::SUCCESS
 }
@@ -131,6 +134,48 @@ fn read_file(file: &mut File) {
 fn wait_readable(file: &impl AsFd) {
     let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::from(1000u16)).expect("poll");
+}
+
+/// `audience record` of a full buffer, and `cat` of a file on tmpfs, both into a file there. Whole processes.
+fn recording() {
+    title(&format!("{} MiB into a file on tmpfs", READY_LEN >> 20), "GB/s");
+    let mount = Mount::new(&["--subbuf-size=1M", "--n-subbufs=256", "--max-memory=2G"]);
+    let channel = mount.direct_channel("cpu");
+    let message = vec![b'm'; BULK_MESSAGE_LEN];
+    let dir = tempfile::Builder::new().tempdir_in("/dev/shm").expect("a directory on tmpfs");
+    let whole = |command: &mut Command| {
+        let begun = Instant::now();
+        let status = command.stdin(Stdio::null()).stderr(Stdio::null()).status().expect("a program");
+        assert!(status.success());
+        READY_LEN as f64 / begun.elapsed().as_secs_f64() / 1e9
+    };
+    let record = || {
+        let messages = std::iter::repeat_n(message.as_slice(), READY_LEN / BULK_MESSAGE_LEN);
+        let options = BatchOptions { cpu: Some(WRITER_CPU), ..BatchOptions::default() };
+        channel.write_batch(messages, options).expect("filling the buffer");
+        channel.flush().expect("finishing the last sub-buffer");
+        let recorded = dir.path().join("recorded");
+        let mut command = Command::new(program("audience"));
+        command.arg("record").arg("--mount").arg(mount.point()).arg("-o").arg(&recorded);
+        let rate = whole(command.args(["--cpu", &WRITER_CPU.to_string(), "--duration", "1ms"]));
+        let len = fs::metadata(recorded.join(format!("cpu{WRITER_CPU}"))).expect("the recording").len();
+        assert_eq!(len, READY_LEN as u64);
+        fs::remove_dir_all(&recorded).expect("removing a recording");
+        rate
+    };
+    let from = dir.path().join("from");
+    fs::write(&from, vec![b'm'; READY_LEN]).expect("a file on tmpfs");
+    let cat = || {
+        let to = dir.path().join("to");
+        let rate = whole(tool("cat", "coreutils").arg(&from).stdout(File::create(&to).expect("a file")));
+        fs::remove_file(&to).expect("removing a file");
+        rate
+    };
+    let rates = alternately(&mut [Box::new(record), Box::new(cat)]);
+    ["audience record, mapping", "cat of a file"]
+        .into_iter()
+        .zip(&rates)
+        .for_each(|(name, rates)| row(name, rates));
 }
 
 /// From just before the write that finishes a sub-buffer until its reader, who was asleep, has it; on another CPU.

@@ -11,8 +11,8 @@ use crate::failure::Failure;
 
 /// One buffer, from which blocks of bytes are taken, one after the other.
 pub(crate) trait Source: Send {
-    /// Most bytes that looking for the next block consumes, so that there must be a place for them before.
-    fn consumes(&self) -> usize;
+    /// Most bytes that looking for the next block consumes, so that there must be a place for them before; asked each time.
+    fn consumes(&mut self) -> usize;
 
     /// Hands the next block to `record`, unless there is nothing at the moment: false. If that fails, so does this.
     fn next(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure>;
@@ -44,7 +44,7 @@ pub(crate) fn of(place: &Place, file: CpuFile) -> Box<dyn Source> {
     match Reader::open_cpu(&place.mount, place.channel.as_str(), cpu) {
         // In overwrite mode, what is looked at may be overwritten before it is written down; a read() checks that.
         Ok(reader) if reader.geometry().mode() == Mode::NoOverwrite => {
-            Box::new(Mapped { reader, cpu, reading })
+            Box::new(Mapped { reader, cpu, reading, from_mapping: false })
         }
         _ => Box::new(reading),
     }
@@ -58,7 +58,7 @@ struct Reading {
 }
 
 impl Source for Reading {
-    fn consumes(&self) -> usize {
+    fn consumes(&mut self) -> usize {
         Block::len(&self.file)
     }
 
@@ -85,19 +85,24 @@ struct Mapped {
     reader: Reader,
     cpu: usize,
     reading: Reading,
+    /// Whether the next block is to be one of the mapping, for which no place was made: it stays where it is until it is
+    /// recorded.
+    from_mapping: bool,
 }
 
 impl Source for Mapped {
-    fn consumes(&self) -> usize {
-        self.reading.consumes()
+    fn consumes(&mut self) -> usize {
+        self.from_mapping = self.reader.has_finished(self.cpu);
+        if self.from_mapping { 0 } else { self.reading.consumes() }
     }
 
     fn next(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure> {
-        let Some(sub_buffer) = self.reader.next_finished(self.cpu) else {
+        if !self.from_mapping {
             let result = self.reading.next(record);
             self.reader.go_back(self.cpu);
             return result;
-        };
+        }
+        let Some(sub_buffer) = self.reader.next_finished(self.cpu) else { return Ok(false) };
         let all = sub_buffer.is_last;
         sub_buffer
             .lend(|bytes| record(Bytes { bytes, whole: true, all, consumed: false }))
