@@ -135,6 +135,9 @@ impl Recording {
     /// Appends a block. `whole`: it ends with a whole message. `consumed`: it is nowhere else.
     pub(crate) fn append(&mut self, bytes: &[u8], whole: bool, consumed: bool) -> Result<(), Failure> {
         let current = &mut self.current;
+        if !consumed {
+            current.check_limit(bytes.len() as u64)?;
+        }
         let mut rest = bytes;
         let result = loop {
             if rest.is_empty() {
@@ -183,14 +186,11 @@ impl Current {
     }
 
     fn make_room(&mut self, len: u64) -> Result<(), Failure> {
+        self.check_limit(len)?;
         let failure = |errno| Failure::record(&self.path, errno);
-        let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft);
-        // To go beyond it would be a signal.
-        if len > limit.saturating_sub(self.len) {
-            return Err(failure(Errno::EFBIG));
-        }
         let Some(room) = self.room else { return Ok(()) };
-        if room - self.len >= len {
+        // Bytes that are not consumed need none, and have gone beyond.
+        if room.saturating_sub(self.len) >= len {
             return Ok(());
         }
         match self.allocate(len * BLOCKS_AHEAD).or_else(|_| self.allocate(len)) {
@@ -199,6 +199,13 @@ impl Current {
             Err(errno) => return Err(failure(errno)),
         }
         Ok(())
+    }
+
+    /// To go beyond the limit of a file's size would be a signal.
+    fn check_limit(&self, len: u64) -> Result<(), Failure> {
+        let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft);
+        let fits = len <= limit.saturating_sub(self.len);
+        if fits { Ok(()) } else { Err(Failure::record(&self.path, Errno::EFBIG)) }
     }
 
     /// Has the file system keep room for so many bytes from the end on; returns up to where there is some now.
@@ -302,6 +309,20 @@ mod tests {
         }
         assert_eq!(names(dir.path()), ["cpu0.000003", "cpu0.000004"]);
         assert_eq!(recording.total().load(Ordering::Relaxed), 5);
+    }
+
+    #[test]
+    fn bytes_that_stay_in_the_buffer_need_no_room_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut recording = Recording::new(dir.path(), 0, None).unwrap();
+        for _ in 0..3 {
+            recording.make_room(0).unwrap();
+            recording.append(b"abc", true, false).unwrap();
+        }
+        recording.make_room(10).unwrap();
+        recording.append(b"d", true, true).unwrap();
+        drop(recording);
+        assert_eq!(fs::read(dir.path().join("cpu0")).unwrap(), b"abcabcabcd");
     }
 
     #[test]
