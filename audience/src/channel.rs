@@ -5,6 +5,8 @@
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::{SysconfVar, sysconf};
@@ -12,12 +14,50 @@ use relay::ChannelName;
 use relay::name::COMPONENTS_MAX;
 
 use crate::failure::Failure;
+use crate::waiting::means_gone;
 
 /// One CPU's open file.
 #[derive(Debug)]
 pub(crate) struct CpuFile {
+    pub(crate) cpu: usize,
     pub(crate) path: PathBuf,
     pub(crate) file: File,
+    /// What one read asks for, in bytes, as far as the file is concerned.
+    pub(crate) block_size: u64,
+    /// Device and inode number.
+    id: (u64, u64),
+}
+
+impl CpuFile {
+    /// Opens the file of a path, which is a CPU's.
+    pub(crate) fn open(cpu: usize, path: PathBuf) -> Result<CpuFile, Failure> {
+        let file = File::open(&path).map_err(|error| Failure::open(&path, error))?;
+        let found = file.metadata().map_err(|error| Failure::read(&path, error))?;
+        Ok(CpuFile { cpu, path, file, block_size: found.blksize(), id: (found.dev(), found.ino()) })
+    }
+
+    /// What tells this file from another one of its path.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { path: self.path.clone(), id: self.id }
+    }
+}
+
+/// A path and which file it was.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl Identity {
+    /// Whether the path is another file's now. A mount that was detached while we read lives on, unseen by
+    /// everybody else, until we close its files.
+    pub(crate) fn was_replaced(&self) -> bool {
+        match fs::metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) != self.id,
+            Err(error) => means_gone(&error),
+        }
+    }
 }
 
 /// Where a channel is.
@@ -33,33 +73,47 @@ impl Place {
         self.mount.join(format!("{}{cpu}", self.channel))
     }
 
+    /// One of the channel's control files.
+    pub(crate) fn control_path(&self, file: &str) -> PathBuf {
+        channels_dir(&self.mount).join(self.channel.as_str()).join(file)
+    }
+
     /// The file of the channel's counters.
     pub(crate) fn stats_path(&self) -> PathBuf {
-        channels_dir(&self.mount).join(self.channel.as_str()).join("stats")
+        self.control_path("stats")
     }
 
     /// Opens the files of all CPUs, or of one, in the order of their numbers. `NoChannel` if there are none.
     pub(crate) fn open(&self, only: Option<usize>) -> Result<Vec<CpuFile>, Failure> {
-        let cpus = cpus_configured()?;
         let mut files = Vec::new();
-        for cpu in only.map_or(0..cpus, |cpu| cpu..cpu.saturating_add(1)) {
-            let path = self.cpu_path(cpu);
-            match File::open(&path) {
-                Ok(file) => files.push(CpuFile { path, file }),
-                Err(error) if error.kind() == ErrorKind::NotFound => {}
-                Err(error) => return Err(Failure::open(&path, error)),
+        for cpu in wanted(only)? {
+            match CpuFile::open(cpu, self.cpu_path(cpu)) {
+                Ok(file) => files.push(file),
+                Err(Failure::Open { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                Err(failure) => return Err(failure),
             }
         }
-        if !files.is_empty() {
-            return Ok(files);
-        }
+        if files.is_empty() { Err(self.nothing(only)?) } else { Ok(files) }
+    }
+
+    /// Why there is no file of any CPU, or of this one.
+    pub(crate) fn nothing(&self, only: Option<usize>) -> Result<Failure, Failure> {
+        let cpus = cpus_configured()?;
         let has: Vec<usize> = (0..cpus).filter(|&cpu| self.cpu_path(cpu).exists()).collect();
         let (mount, channel) = (self.mount.clone(), self.channel.clone());
         match only {
-            Some(cpu) if !has.is_empty() => Err(Failure::NoCpu { channel, mount, cpu, has }),
-            _ => Err(Failure::NoChannel { channel, known: known(&mount), mount }),
+            Some(cpu) if !has.is_empty() => Ok(Failure::NoCpu { channel, mount, cpu, has }),
+            _ => Ok(Failure::NoChannel { channel, known: known(&mount), mount }),
         }
     }
+}
+
+/// The numbers of all CPUs, or the one that is named.
+pub(crate) fn wanted(only: Option<usize>) -> Result<Range<usize>, Failure> {
+    Ok(match only {
+        Some(cpu) => cpu..cpu.saturating_add(1),
+        None => 0..cpus_configured()?,
+    })
 }
 
 /// How many CPUs the machine can have; those that are offline count.

@@ -40,6 +40,10 @@ pub(crate) enum Failure {
     Open { path: PathBuf, source: io::Error },
     #[error("cannot read {}: {source}", .path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error("{} holds a recording already; name another directory, or remove it", .0.display())]
+    Recorded(PathBuf),
+    #[error("cannot write {}: {source}{}", .path.display(), kept(*.lost))]
+    Record { path: PathBuf, source: io::Error, lost: usize },
     #[error("{} is not mounted (-m names another place), and relayfsd cannot mount it: {reason}", .mount.display())]
     Mount { mount: PathBuf, reason: String },
     #[error("cannot unmount {}: {reason}", .mount.display())]
@@ -49,6 +53,11 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn open(path: &Path, source: io::Error) -> Failure {
         Failure::Open { path: path.to_owned(), source }
+    }
+
+    /// A recording's file, or its directory, without any loss.
+    pub(crate) fn record(path: &Path, source: impl Into<io::Error>) -> Failure {
+        Failure::Record { path: path.to_owned(), source: source.into(), lost: 0 }
     }
 
     pub(crate) fn system(what: &'static str, source: impl Into<io::Error>) -> Failure {
@@ -87,7 +96,16 @@ fn advice(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => {
             "; its files are for the user who mounted it, root, and the group that relayfsd --group names"
         }
+        io::ErrorKind::OutOfMemory => "; raise relayfsd --max-memory",
         _ => "",
+    }
+}
+
+/// What became of the messages when a recording could not be written.
+fn kept(lost: usize) -> String {
+    match lost {
+        0 => "; what is not recorded is still in the buffers".to_owned(),
+        _ => format!("; {lost} bytes that were read are lost, the rest is still in the buffers"),
     }
 }
 

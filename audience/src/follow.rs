@@ -16,25 +16,21 @@
 //! ready and yet give nothing, time after time, as files on a disk do at their end, polling leaves them out
 //! for a moment. (Buffers that are flushed while they are empty do the same, so: not too soon, and not for long.)
 
-use std::fs;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags, poll};
 
-use crate::channel::{CpuFile, Place, known};
+use crate::channel::{CpuFile, Identity, Place};
 use crate::failure::Failure;
 use crate::losses::Tally;
 use crate::mount::is_mounted;
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::signals::{self, Stop};
+use crate::waiting::{BROKEN, LOOK_AGAIN, if_there, means_gone, missing, poll_timeout};
 
-/// Time between two looks at whether a channel is there, or still the same, or has more than empty sub-buffers
-/// by now.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Least time between two looks at the loss counters. A daemon that crashes takes with it what it counted
 /// since the last one.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
@@ -47,21 +43,19 @@ const ROUND_MAX: usize = 64 << 20;
 const FUTILE_MAX: usize = 50;
 /// How long after a signal a last read may take.
 const LAST_READ_MAX: Duration = Duration::from_secs(1);
-/// What poll reports for a descriptor that is no use any more.
-const BROKEN: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP).union(PollFlags::POLLNVAL);
 
 /// Follows the channel until the end.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     // Only for its errors: what is no directory will not become a mount point.
-    is_mounted(&options.mount)?;
-    let stop = signals::catch(|| {})?;
-    let place = Place { mount: options.mount.clone(), channel: options.channel.clone() };
+    is_mounted(&options.what.mount)?;
+    let stop = signals::catch(Some(signals::END_MAX), || {})?;
+    let place = options.what.place();
     let output = Output::new()?;
     let mut follower =
         Follower { options, place, stop, output, tally: Tally::default(), waiting_told: false };
     let result = follower.run();
     if !matches!(result, Err(Failure::OutputClosed)) {
-        follower.tally.tell(options.cpu);
+        follower.tally.tell(options.what.cpu);
     }
     result
 }
@@ -94,47 +88,22 @@ struct Follower<'a> {
     waiting_told: bool,
 }
 
-/// A file that is followed.
-struct Source {
-    file: CpuFile,
-    /// What one read asks for, in bytes.
-    block_size: u64,
-    /// Device and inode number.
-    id: (u64, u64),
-}
-
-impl Source {
-    fn new(file: CpuFile) -> Result<Source, Failure> {
-        let found = file.file.metadata().map_err(|error| Failure::read(&file.path, error))?;
-        Ok(Source { block_size: found.blksize(), id: (found.dev(), found.ino()), file })
-    }
-
-    /// Whether the path is another file's now. A mount that was detached while we read lives on, unseen by
-    /// everybody else, until we close its files.
-    fn was_replaced(&self) -> bool {
-        match fs::metadata(&self.file.path) {
-            Ok(found) => (found.dev(), found.ino()) != self.id,
-            Err(error) => means_gone(&error),
-        }
-    }
-}
-
 impl Follower<'_> {
     fn run(&mut self) -> Result<(), Failure> {
         let mut first = true;
         loop {
-            if let Some(mut sources) = self.open()? {
+            if let Some(mut files) = if_there(self.place.open(self.options.what.cpu))? {
                 if first {
                     self.tally.forgive(&self.place.stats_path());
                 }
-                let over = self.follow(&mut sources);
+                let over = self.follow(&mut files);
                 // Before the files are closed, which may be all that keeps the channel.
                 self.tally.add(&self.place.stats_path());
                 if over? == Over::Stopped {
                     return Ok(());
                 }
             } else if !std::mem::replace(&mut self.waiting_told, true) {
-                self.tell_waiting();
+                output::say(missing(&self.place));
             }
             // A channel that comes later starts its counters in our time.
             first = false;
@@ -145,21 +114,9 @@ impl Follower<'_> {
         }
     }
 
-    /// The channel's files, or `None` if it is not there.
-    fn open(&self) -> Result<Option<Vec<Source>>, Failure> {
-        let files = self.place.open(self.options.cpu);
-        match files.and_then(|files| files.into_iter().map(Source::new).collect()) {
-            Ok(sources) => Ok(Some(sources)),
-            Err(Failure::NoChannel { .. }) => Ok(None),
-            Err(Failure::Open { source, .. } | Failure::Read { source, .. }) if means_gone(&source) => {
-                Ok(None)
-            }
-            Err(failure) => Err(failure),
-        }
-    }
-
     /// Reads and polls until it is over.
-    fn follow(&mut self, sources: &mut [Source]) -> Result<Over, Failure> {
+    fn follow(&mut self, files: &mut [CpuFile]) -> Result<Over, Failure> {
+        let first = files.first().map(CpuFile::identity);
         let mut counted = Instant::now();
         let mut uncounted = 0;
         let mut looked = Instant::now();
@@ -170,8 +127,8 @@ impl Follower<'_> {
             let stopping = self.stop.caught().is_some();
             let begun = Instant::now();
             let mut got = 0;
-            for source in sources.iter_mut() {
-                match self.copy(source) {
+            for file in files.iter_mut() {
+                match self.copy(file) {
                     Ok(bytes) => got += bytes,
                     Err(Failure::Read { source, .. }) if means_gone(&source) => polled.gone = true,
                     Err(failure) => return Err(failure),
@@ -192,12 +149,12 @@ impl Follower<'_> {
             // So that no message waits longer than an interval, counted from the beginning of the round.
             let rest = self.options.interval.saturating_sub(begun.elapsed());
             polled = if futile < FUTILE_MAX {
-                self.poll(sources, rest)?
+                self.poll(files, rest)?
             } else {
                 self.poll(&[], rest.min(LOOK_AGAIN))?
             };
             if looked.elapsed() >= LOOK_AGAIN {
-                polled.gone |= sources.first().is_some_and(Source::was_replaced);
+                polled.gone |= first.as_ref().is_some_and(Identity::was_replaced);
                 looked = Instant::now();
             }
             // One that is being closed can still be opened, but has gone at once.
@@ -206,13 +163,13 @@ impl Follower<'_> {
     }
 
     /// What one file has now, onto standard output. Returns how many bytes.
-    fn copy(&mut self, source: &mut Source) -> Result<usize, Failure> {
+    fn copy(&mut self, file: &mut CpuFile) -> Result<usize, Failure> {
         let mut total = 0;
         while total < ROUND_MAX {
             if self.stop.caught().is_some_and(|(_, since)| since.elapsed() >= LAST_READ_MAX) {
                 break;
             }
-            match self.output.copy_some(&mut source.file, source.block_size)? {
+            match self.output.copy_some(file)? {
                 0 => break,
                 got => total += got,
             }
@@ -221,13 +178,13 @@ impl Follower<'_> {
     }
 
     /// Waits until a file is ready, a signal comes, or the time is over.
-    fn poll(&self, sources: &[Source], time: Duration) -> Result<Polled, Failure> {
+    fn poll(&self, files: &[CpuFile], time: Duration) -> Result<Polled, Failure> {
         let mut fds = vec![
             PollFd::new(self.stop.as_fd(), PollFlags::empty()),
             PollFd::new(self.output.as_fd(), PollFlags::empty()),
         ];
-        fds.extend(sources.iter().map(|source| PollFd::new(source.file.file.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut fds, PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX)) {
+        fds.extend(files.iter().map(|file| PollFd::new(file.file.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, poll_timeout(time)) {
             // Stopped and continued: a round more does no harm.
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Failure::system("poll", errno)),
@@ -237,25 +194,10 @@ impl Follower<'_> {
         if has(&fds[1], BROKEN) {
             return Err(Failure::OutputClosed);
         }
-        let files = &fds[2..];
+        let polled = &fds[2..];
         Ok(Polled {
-            ready: files.iter().any(|fd| has(fd, PollFlags::POLLIN)),
-            gone: files.iter().any(|fd| has(fd, BROKEN)),
+            ready: polled.iter().any(|fd| has(fd, PollFlags::POLLIN)),
+            gone: polled.iter().any(|fd| has(fd, BROKEN)),
         })
     }
-
-    fn tell_waiting(&self) {
-        let (mount, channel) = (self.place.mount.clone(), self.place.channel.clone());
-        let missing = match is_mounted(&mount) {
-            Ok(true) => Failure::NoChannel { channel, known: known(&mount), mount }.to_string(),
-            _ => format!("{} is not mounted", mount.display()),
-        };
-        output::say(format_args!("{missing}; waiting for it"));
-    }
-}
-
-/// The error of a file whose daemon has gone, or of a path below a mount that has.
-fn means_gone(error: &std::io::Error) -> bool {
-    let gone = [Errno::ENODEV, Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENOENT, Errno::ESTALE];
-    error.raw_os_error().is_some_and(|raw| gone.contains(&Errno::from_raw(raw)))
 }

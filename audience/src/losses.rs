@@ -4,20 +4,58 @@
 //! one.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
+use std::iter::Sum;
 use std::path::Path;
 
 use crate::output;
 
-/// One buffer's losses.
+/// One buffer's losses, or those of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Losses {
+pub(crate) struct Losses {
     /// Messages refused because all sub-buffers were full.
     dropped: u64,
     /// Messages longer than any message may be.
     too_big: u64,
+    /// Messages whose writer was interrupted each time it tried.
+    contended: u64,
     /// Unread bytes that gave way to new ones in overwrite mode.
     overwritten_bytes: u64,
+}
+
+impl Losses {
+    /// How many of what, by cause, without those of which there are none; and what may help.
+    fn causes(&self) -> impl Iterator<Item = (String, &'static str)> {
+        let cause = |count: u64, unit: &str, what: &str, advice| {
+            let s = if count == 1 { "" } else { "s" };
+            (count > 0).then(|| (format!("{count} {unit}{s} {what}"), advice))
+        };
+        [
+            cause(self.dropped, "message", "dropped", "; raise --n-subbufs"),
+            cause(self.too_big, "message", "too big", "; raise --subbuf-size"),
+            cause(self.contended, "message", "interrupted each time", ""),
+            cause(self.overwritten_bytes, "byte", "overwritten before they were read", "; raise --n-subbufs"),
+        ]
+        .into_iter()
+        .flatten()
+    }
+
+    fn add(&mut self, other: Losses) {
+        self.dropped = self.dropped.saturating_add(other.dropped);
+        self.too_big = self.too_big.saturating_add(other.too_big);
+        self.contended = self.contended.saturating_add(other.contended);
+        self.overwritten_bytes = self.overwritten_bytes.saturating_add(other.overwritten_bytes);
+    }
+}
+
+/// `12 messages dropped, 4096 bytes overwritten before they were read`, or `nothing lost`.
+impl fmt::Display for Losses {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let causes: Vec<String> = self.causes().map(|(count, _)| count).collect();
+        f.write_str(if causes.is_empty() { "nothing lost" } else { "" })?;
+        f.write_str(&causes.join(", "))
+    }
 }
 
 /// The counters of one look, by the buffer's number.
@@ -49,12 +87,13 @@ impl Tally {
     fn add_counters(&mut self, now: Counters) {
         for (&cpu, now) in &now {
             let last = self.last.get(&cpu).copied().unwrap_or_default();
-            let total = self.total.entry(cpu).or_default();
             let grown = |last: u64, now: u64| now.checked_sub(last).unwrap_or(now);
-            total.dropped = total.dropped.saturating_add(grown(last.dropped, now.dropped));
-            total.too_big = total.too_big.saturating_add(grown(last.too_big, now.too_big));
-            let overwritten = grown(last.overwritten_bytes, now.overwritten_bytes);
-            total.overwritten_bytes = total.overwritten_bytes.saturating_add(overwritten);
+            self.total.entry(cpu).or_default().add(Losses {
+                dropped: grown(last.dropped, now.dropped),
+                too_big: grown(last.too_big, now.too_big),
+                contended: grown(last.contended, now.contended),
+                overwritten_bytes: grown(last.overwritten_bytes, now.overwritten_bytes),
+            });
         }
         self.last = now;
     }
@@ -65,19 +104,27 @@ impl Tally {
     }
 
     fn lines(&self, only: Option<usize>) -> Vec<String> {
-        let mut lines = Vec::new();
-        for (cpu, losses) in self.total.iter().filter(|(cpu, _)| only.is_none_or(|only| only == **cpu)) {
-            let mut line = |count: u64, unit: &str, what: &str| {
-                if count > 0 {
-                    let s = if count == 1 { "" } else { "s" };
-                    lines.push(format!("cpu{cpu}: {count} {unit}{s} {what}"));
-                }
-            };
-            line(losses.dropped, "message", "dropped; raise --n-subbufs");
-            line(losses.too_big, "message", "too big; raise --subbuf-size");
-            line(losses.overwritten_bytes, "byte", "overwritten before they were read; raise --n-subbufs");
-        }
-        lines
+        let wanted = self.total.iter().filter(|(cpu, _)| only.is_none_or(|only| only == **cpu));
+        wanted
+            .flat_map(|(cpu, losses)| {
+                losses.causes().map(move |(count, advice)| format!("cpu{cpu}: {count}{advice}"))
+            })
+            .collect()
+    }
+
+    /// What one CPU's buffer lost.
+    pub(crate) fn of(&self, cpu: usize) -> Losses {
+        self.total.get(&cpu).copied().unwrap_or_default()
+    }
+}
+
+/// The losses of several buffers together.
+impl Sum for Losses {
+    fn sum<I: Iterator<Item = Losses>>(all: I) -> Losses {
+        all.fold(Losses::default(), |mut sum, losses| {
+            sum.add(losses);
+            sum
+        })
     }
 }
 
@@ -95,6 +142,7 @@ fn parse(text: &str) -> Counters {
         match name {
             "dropped" => losses.dropped = value,
             "too_big" => losses.too_big = value,
+            "contended" => losses.contended = value,
             "overwritten_bytes" => losses.overwritten_bytes = value,
             _ => {}
         }
@@ -129,6 +177,16 @@ mod tests {
         assert_eq!(tally.lines(None), expected);
         assert_eq!(tally.lines(Some(1)), expected[1..3]);
         assert!(tally.lines(Some(2)).is_empty());
+    }
+
+    #[test]
+    fn losses_add_up_and_are_said_in_one_line() {
+        let mut tally = Tally::default();
+        tally.add_counters(parse(STATS));
+        assert_eq!(tally.of(2).to_string(), "nothing lost");
+        let all: Losses = [0, 1, 10].map(|cpu| tally.of(cpu)).into_iter().sum();
+        let expected = "13 messages dropped, 1 message too big, 4096 bytes overwritten before they were read";
+        assert_eq!(all.to_string(), expected);
     }
 
     #[test]

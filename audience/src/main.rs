@@ -1,9 +1,10 @@
 //! `audience`: reads every per-CPU file of a relay channel onto standard output, and thereby consumes it.
 //!
 //! What the classic audience.c does: mount if needed, count the CPUs, read each `cpuN` to its end, and
-//! unmount what it mounted. With `--follow` it goes on reading until it is interrupted. It talks to no daemon
-//! and knows no protocol: it opens, polls and reads files, as any program may.
+//! unmount what it mounted. With `--follow` it goes on reading until it is interrupted, with `--snapshot` it
+//! consumes nothing, and `audience record` writes one file for each CPU. It talks to no daemon and knows no protocol: it opens, polls and reads files, as any program may.
 
+mod block;
 mod channel;
 mod failure;
 mod follow;
@@ -12,8 +13,10 @@ mod mount;
 mod once;
 mod options;
 mod output;
+mod record;
 mod signals;
 mod unmount;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -21,7 +24,7 @@ use clap::Parser;
 use relay::complaint::of_usage;
 
 use crate::failure::Failure;
-use crate::options::Options;
+use crate::options::{Action, Options};
 
 /// Exit status of wrong usage.
 const USAGE: u8 = 2;
@@ -35,7 +38,11 @@ fn main() -> ExitCode {
         }
         Err(help) => help.exit(),
     };
-    let result = if options.follow { follow::run(&options) } else { once::run(&options) };
+    let result = match &options.action {
+        Some(Action::Record(options)) => record::run(options),
+        None if options.follow => follow::run(&options),
+        None => once::run(&options),
+    };
     match result {
         // Whoever read our output has what they want, as in `audience | head`: no reason to complain.
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,

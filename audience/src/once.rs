@@ -1,9 +1,10 @@
-//! The classic reader: every file to its end, one after the other.
+//! The classic reader: every file to its end, one after the other. With `--snapshot`, of every file a copy, which
+//! consumes nothing.
 
-use std::os::unix::fs::MetadataExt;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
-use crate::channel::Place;
+use crate::channel::{CpuFile, wanted};
 use crate::failure::Failure;
 use crate::losses::Tally;
 use crate::mount::{OwnMount, is_mounted};
@@ -13,19 +14,19 @@ use crate::signals::{self, Stop};
 
 /// Reads what there is, mounting and unmounting if nothing is mounted.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    if is_mounted(&options.mount)? {
+    if is_mounted(&options.what.mount)? {
         // Nothing to clean up, so a signal may end us as it ends cat.
         return read(options, None);
     }
     let own = Arc::new(OwnMount::default());
     let shared = own.clone();
     // Before we mount: from then on no signal may leave the mount behind.
-    let stop = signals::catch(move || {
+    let stop = signals::catch(Some(signals::END_MAX), move || {
         if let Err(failure) = shared.unmount() {
             output::say(failure);
         }
     })?;
-    let result = own.mount(&options.mount).and_then(|()| read(options, Some(&stop)));
+    let result = own.mount(&options.what.mount).and_then(|()| read(options, Some(&stop)));
     let unmounted = own.unmount();
     match (result, unmounted) {
         (Err(failure), Err(second)) => {
@@ -36,25 +37,52 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
+fn read(options: &Options, stop: Option<&Stop>) -> Result<(), Failure> {
+    let mut output = Output::new()?;
+    if options.snapshot { look(options, &mut output, stop) } else { consume(options, &mut output, stop) }
+}
+
 /// All files are closed when this returns, as unmounting needs; and none before, since a channel that nobody
 /// holds may go as soon as it is empty, and its counters with it.
-fn read(options: &Options, stop: Option<&Stop>) -> Result<(), Failure> {
-    let place = Place { mount: options.mount.clone(), channel: options.channel.clone() };
-    let mut output = Output::new()?;
-    let mut files = place.open(options.cpu)?;
+fn consume(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Result<(), Failure> {
+    let place = options.what.place();
+    let mut files = place.open(options.what.cpu)?;
     for file in &mut files {
-        let block_size = file.file.metadata().map_err(|error| Failure::read(&file.path, error))?.blksize();
-        loop {
-            if let Some((signal, _)) = stop.and_then(Stop::caught) {
-                return Err(Failure::Interrupted(signal));
-            }
-            if output.copy_some(file, block_size)? == 0 {
-                break;
-            }
-        }
+        copy(file, output, stop)?;
     }
     let mut tally = Tally::default();
     tally.add(&place.stats_path());
-    tally.tell(options.cpu);
+    tally.tell(options.what.cpu);
     Ok(())
+}
+
+/// The frozen copies, one after the other: each takes its share of the daemon's memory while it is open.
+fn look(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Result<(), Failure> {
+    let place = options.what.place();
+    let mut found = false;
+    for cpu in wanted(options.what.cpu)? {
+        match CpuFile::open(cpu, place.control_path(&format!("snapshot/cpu{cpu}"))) {
+            Ok(mut file) => copy(&mut file, output, stop)?,
+            Err(Failure::Open { source, .. })
+                if source.kind() == ErrorKind::NotFound && !place.cpu_path(cpu).exists() =>
+            {
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        }
+        found = true;
+    }
+    if found { Ok(()) } else { Err(place.nothing(options.what.cpu)?) }
+}
+
+/// A file to its end.
+fn copy(file: &mut CpuFile, output: &mut Output, stop: Option<&Stop>) -> Result<(), Failure> {
+    loop {
+        if let Some((signal, _)) = stop.and_then(Stop::caught) {
+            return Err(Failure::Interrupted(signal));
+        }
+        if output.copy_some(file)? == 0 {
+            return Ok(());
+        }
+    }
 }

@@ -1,14 +1,19 @@
 //! The command line.
 //!
-//! In all our programs `-` and `_` mean the same in the names of options. Here no name has either.
+//! In all our programs `-` and `_` mean the same in the names of options.
 
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
+use clap::{Args, Parser, Subcommand};
 use relay::ChannelName;
+use relay::duration::parse_duration;
 use relay::name::DEFAULT_CHANNEL;
 use relay::paths::{MOUNT_DEFAULT, MOUNT_ENV};
+use relay::size::parse_size;
+
+use crate::channel::Place;
 
 /// Shortest time between two readings, in seconds: poll(2) counts milliseconds.
 const INTERVAL_MIN: f64 = 0.001;
@@ -22,9 +27,78 @@ const INTERVAL_MAX: f64 = 86_400.0;
 ///
 /// If nothing is mounted there, relayfsd is run to mount it, and unmounted again at the end; with --follow
 /// the mount is waited for instead. At the end, what the channel lost is told on standard error.
+///
+/// `audience record` records a channel into files, one for each CPU; see `audience record --help`.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub(crate) struct Options {
+    #[command(flatten)]
+    pub(crate) what: What,
+
+    /// Go on reading until interrupted; wait for a channel that is not there, or goes away
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+
+    /// With --follow: look for new messages at least this often
+    #[arg(long, value_name = "SECONDS", default_value = "0.2", value_parser = interval, requires = "follow")]
+    pub(crate) interval: Duration,
+
+    /// Print what the buffers hold, and consume nothing
+    #[arg(long, conflicts_with = "follow")]
+    pub(crate) snapshot: bool,
+
+    #[command(subcommand)]
+    pub(crate) action: Option<Action>,
+}
+
+/// What else there is to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Records a channel into files, one for each CPU
+    ///
+    /// The files are DIR/cpu0, DIR/cpu1, and so on. What was recorded is consumed. It ends at SIGINT (Ctrl-C), SIGTERM or after --duration, and then takes along what
+    /// the buffers hold at that moment; a second signal ends it at once. A channel that is not there, or goes away, is
+    /// waited for. The files hold the messages as they were written, back to back, and are for their owner alone.
+    ///
+    /// When the disk is full it ends with an error: the files keep what they have, and what is not in them is still in the
+    /// buffers. At the end it says what was recorded and what the channel lost meanwhile. Exit status: 0 when it ended as
+    /// it was told to, whatever was lost; 1 after an error; 2 for wrong usage.
+    Record(Record),
+}
+
+/// What is recorded, where to, and until when.
+#[derive(Debug, Args)]
+pub(crate) struct Record {
+    #[command(flatten)]
+    pub(crate) what: What,
+
+    /// Directory for the files, made if there is none; one that holds a recording is refused
+    #[arg(short, long, value_name = "DIR")]
+    pub(crate) output: PathBuf,
+
+    /// Begin another file when one has this size: cpu0.000000, cpu0.000001, ... [units: K, M, G]
+    ///
+    /// A file ends with a whole message, so it may be somewhat longer. (Only where the reader cannot keep up for so
+    /// long that a file reaches twice the size, a message may go on in the next one.)
+    #[arg(long, alias = "rotate_size", value_name = "SIZE", value_parser = nonzero_size)]
+    pub(crate) rotate_size: Option<u64>,
+
+    /// With --rotate-size: keep this many files of each CPU, and remove the oldest
+    #[arg(long, alias = "rotate_count", value_name = "COUNT", requires = "rotate_size")]
+    pub(crate) rotate_count: Option<NonZero<u64>>,
+
+    /// End after this time: 500ms, 10s, 5m
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
+
+    /// How often to say how it goes, 0 for never [default: 1s on a terminal, otherwise 10s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub(crate) progress: Option<Duration>,
+}
+
+/// What is read.
+#[derive(Debug, Args)]
+pub(crate) struct What {
     /// Where relayfs is mounted [default: $RELAYFS, or /mnt/relay]
     #[arg(short, long, value_name = "MOUNTPOINT", default_value_os_t = mount_default(), hide_default_value = true)]
     pub(crate) mount: PathBuf,
@@ -36,14 +110,12 @@ pub(crate) struct Options {
     /// Read only this CPU's file
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
+}
 
-    /// Go on reading until interrupted; wait for a channel that is not there, or goes away
-    #[arg(short, long)]
-    pub(crate) follow: bool,
-
-    /// With --follow: look for new messages at least this often
-    #[arg(long, value_name = "SECONDS", default_value = "0.2", value_parser = interval, requires = "follow")]
-    pub(crate) interval: Duration,
+impl What {
+    pub(crate) fn place(&self) -> Place {
+        Place { mount: self.mount.clone(), channel: self.channel.clone() }
+    }
 }
 
 /// The mount point where none is named: an empty variable counts as none.
@@ -63,6 +135,13 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
+fn nonzero_size(text: &str) -> Result<u64, String> {
+    match parse_size(text) {
+        Ok(0) => Err("a file has at least 1 byte".to_owned()),
+        other => other.map_err(|error| error.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -74,12 +153,16 @@ mod tests {
         Options::command().debug_assert();
     }
 
-    /// Then `-` and `_` are equal in all of them without further ado.
     #[test]
-    fn no_option_name_has_a_dash_or_an_underscore() {
+    fn every_dash_may_be_an_underscore() {
         let command = Options::command();
-        for name in command.get_arguments().filter_map(clap::Arg::get_long) {
-            assert!(!name.contains(['-', '_']), "--{name}: make its other spelling an alias");
+        for command in command.get_subcommands().chain([&command]) {
+            for arg in command.get_arguments() {
+                let name = arg.get_long().expect("an option");
+                let other = name.replace('-', "_");
+                let aliases = arg.get_all_aliases().unwrap_or_default();
+                assert!(name == other || aliases.contains(&other.as_str()), "--{name}");
+            }
         }
     }
 
@@ -97,5 +180,18 @@ mod tests {
         assert!(Options::try_parse_from(["audience", "--interval", "1"]).is_err());
         assert!(Options::try_parse_from(["audience", "-f"]).is_ok());
         assert!(Options::try_parse_from(["audience", "-c", "../etc"]).is_err());
+        assert!(Options::try_parse_from(["audience", "-f", "--snapshot"]).is_err());
+    }
+
+    #[test]
+    fn recording_has_options_of_its_own() {
+        let parse = |args: &[&str]| Options::try_parse_from([&["audience"], args].concat());
+        assert!(parse(&["record", "-o", "d", "-c", "app/log", "--cpu", "1", "--rotate_size=1M"]).is_ok());
+        assert!(parse(&["record"]).is_err(), "no directory");
+        assert!(parse(&["-f", "record", "-o", "d"]).is_err());
+        assert!(parse(&["record", "-o", "d", "-f"]).is_err());
+        assert!(parse(&["record", "-o", "d", "--rotate-count=3"]).is_err(), "of which size?");
+        assert!(parse(&["record", "-o", "d", "--rotate-size=0"]).is_err());
+        assert!(parse(&["record", "-o", "d", "--rotate-size=1", "--rotate-count=0"]).is_err());
     }
 }

@@ -91,6 +91,11 @@ impl Reader {
         self.views.get_mut(cpu)?.as_mut()?.next_finished()
     }
 
+    /// Whether a CPU has a finished sub-buffer that was not taken yet.
+    pub fn has_finished(&self, cpu: usize) -> bool {
+        self.views.get(cpu).and_then(Option::as_ref).is_some_and(View::has_finished)
+    }
+
     /// Gives back all sub-buffers of a CPU that were taken since the last time. [`ReadError::Stale`] if others did before;
     /// then nothing was given back, and [`Reader::next_finished`] goes on with what is unread.
     pub fn release(&mut self, cpu: usize) -> Result<(), ReadError> {
@@ -103,6 +108,14 @@ impl Reader {
                 Err(ReadError::Stale)
             }
             result => result,
+        }
+    }
+
+    /// Forgets what was taken of a CPU without giving it back, and goes on with what is unread: who has read the file in
+    /// between calls this.
+    pub fn go_back(&mut self, cpu: usize) {
+        if let Some(view) = self.views.get_mut(cpu).and_then(Option::as_mut) {
+            view.go_back();
         }
     }
 
@@ -126,7 +139,7 @@ impl Reader {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(errno) => return Err(ReadError::Io { doing: "wait", source: errno.into() }),
             }
-            if self.has_finished() {
+            if self.has_any_finished() {
                 return Ok(true);
             }
             if self.connection.is_over() {
@@ -148,15 +161,15 @@ impl Reader {
             let watch = Watch { channel: self.connection.channel, cpu: cpu as u32 };
             match self.connection.request(&watch) {
                 Err(ReadError::Refused(refused)) if refused.errno == libc_errno(Errno::ENODEV) => {
-                    return if self.has_finished() { Ok(true) } else { Err(ReadError::Gone) };
+                    return if self.has_any_finished() { Ok(true) } else { Err(ReadError::Gone) };
                 }
                 result => result?,
             }
         }
-        Ok(self.has_finished())
+        Ok(self.has_any_finished())
     }
 
-    fn has_finished(&self) -> bool {
+    fn has_any_finished(&self) -> bool {
         self.views.iter().flatten().any(View::has_finished)
     }
 

@@ -1,7 +1,8 @@
 //! SIGINT and SIGTERM, where we have something to do before we end: a last read, or an unmount.
 //!
 //! The first one asks the main thread to end. That may be stuck, as in writing to a pipe that nobody empties:
-//! at a second signal, or some seconds later, another thread ends the program instead.
+//! at a second signal, or some seconds later, another thread ends the program instead. (Only at the second
+//! signal while it records: what is in the buffers takes the time it takes to be written.)
 //!
 //! (To block the signals and read them from a signalfd would be simpler, but what we run would inherit the
 //! block.)
@@ -19,8 +20,8 @@ use signal_hook::low_level::emulate_default_handler;
 
 use crate::failure::Failure;
 
-/// How long the main thread has to end after the first signal.
-const END_MAX: Duration = Duration::from_secs(3);
+/// How long the main thread usually has to end after the first signal.
+pub(crate) const END_MAX: Duration = Duration::from_secs(3);
 
 /// A signal's number.
 pub(crate) type Signal = i32;
@@ -45,8 +46,12 @@ impl Stop {
     }
 }
 
-/// From now on signals ask us to end. `clean_up` is for the end that cannot wait for the main thread.
-pub(crate) fn catch(clean_up: impl Fn() + Send + Sync + 'static) -> Result<Stop, Failure> {
+/// From now on signals ask us to end, within this time, if there is any limit but a second signal. `clean_up` is
+/// for the end that cannot wait for the main thread.
+pub(crate) fn catch(
+    end_max: Option<Duration>,
+    clean_up: impl Fn() + Send + Sync + 'static,
+) -> Result<Stop, Failure> {
     let failure = |error| Failure::system("wait for signals", error);
     let mut signals = Signals::new([SIGINT, SIGTERM]).map_err(failure)?;
     let (hung_up, line) = io::pipe().map_err(failure)?;
@@ -63,10 +68,11 @@ pub(crate) fn catch(clean_up: impl Fn() + Send + Sync + 'static) -> Result<Stop,
                 end(signal);
             }
             let _ = tell.set((signal, Instant::now())); // the first one stays
+            let Some(end_max) = end_max else { continue };
             let end = end.clone();
             // If there is no thread for it, there is still the second signal.
             let _ = thread::Builder::new().spawn(move || {
-                thread::sleep(END_MAX);
+                thread::sleep(end_max);
                 end(signal);
             });
         }

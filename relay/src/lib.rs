@@ -22,6 +22,8 @@ pub mod rseq;
 #[cfg_attr(loom, path = "shm_model.rs")]
 pub mod shm;
 pub mod size;
+#[cfg(loom)]
+pub mod steps_model;
 pub mod sync;
 #[cfg(not(loom))]
 pub mod view;

@@ -195,16 +195,13 @@ impl Reader {
         }
         let block = self.buffer.block();
         let n_finished = self.n_finished();
-        let mut start = self.cursor;
-        let done = Writer::new(&self.buffer, run).reset(|position| {
-            start = position;
-            // C, pairs with D, before the new state: a `consumed` that is ahead just means room.
-            block.consumed.store(position.0, Ordering::Release);
-        });
-        if done.is_err() {
-            self.publish();
-            return done;
-        }
+        let start = match Writer::new(&self.buffer, run).reset() {
+            Ok(start) => start,
+            Err(contended) => {
+                self.publish(); // and with it takes back what a try that was interrupted may have said
+                return Err(contended);
+            }
+        };
         // What was written up to the reset itself, which others may have gone on doing.
         let begin = self.buffer.record(start).begin.load(Ordering::Relaxed);
         add(&block.discarded_bytes, begin.saturating_sub(self.stream));
@@ -259,7 +256,9 @@ impl Reader {
         let mut lapped = 0;
         while out.len() < count && lapped < TRIES_MAX {
             let at = self.stream;
-            self.catch_up();
+            if !self.catch_up() {
+                return;
+            }
             if self.skipping && self.stream != at {
                 return; // how far there is to go yet, `count` does not say any more
             }
@@ -318,14 +317,19 @@ impl Reader {
     }
 
     /// Overwrite mode: goes to the oldest sub-buffer that is still whole, if the cursor's is not (R2). The kernel
-    /// gives up that sub-buffer as soon as the next one is begun.
-    fn catch_up(&mut self) {
+    /// gives up that sub-buffer as soon as the next one is begun. False: there is none.
+    fn catch_up(&mut self) -> bool {
         if !self.lapped() {
-            return;
+            return true;
         }
         let mut oldest = self.oldest_whole();
         let mut begin = 0;
         for _ in 0..TRIES_MAX {
+            // With a single sub-buffer that is the one a writer was about to begin. Should it have died of that, others
+            // append before it, and where it will begin is not known yet.
+            if self.buffer.widths().before(self.state(), oldest) {
+                return false;
+            }
             begin = self.buffer.record(oldest).begin.load(Ordering::Relaxed);
             // F, pairs with E: the record is that of `oldest` unless the writer has gone on by then.
             fence(Ordering::Acquire);
@@ -342,6 +346,7 @@ impl Reader {
         );
         self.cursor = oldest;
         self.stream = begin;
+        true
     }
 
     /// Whether the writer has begun to overwrite the cursor's sub-buffer.

@@ -15,6 +15,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU8, Ordering};
 
 use crate::abi::{BLOCK_LEN, BUFFERS_OFFSET, BufferBlock, ControlHeader, RECORD_LEN, Record};
+use crate::steps_model::before_store;
 
 /// Sub-buffers a model's buffer may have.
 const N_SUBBUFS_MAX: usize = 4;
@@ -133,6 +134,7 @@ impl Mapping {
     }
 
     fn store(&self, at: usize, byte: u8) -> bool {
+        before_store();
         match self {
             Mapping::Control(_) => return false,
             // SAFETY: loom fails the model if anybody else accesses the cell at the same time.

@@ -2,7 +2,9 @@
 //! place of the standard library's when models run.
 
 #[cfg(loom)]
-pub(crate) use loom::sync::atomic::{AtomicU64, Ordering, fence};
+pub(crate) use crate::steps_model::AtomicU64;
+#[cfg(loom)]
+pub(crate) use loom::sync::atomic::{Ordering, fence};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 

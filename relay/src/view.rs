@@ -28,6 +28,8 @@ pub struct SubBuffer<'a> {
     position: Position,
     /// How many were finished before it since the channel was created.
     pub number: u64,
+    /// Whether there was no further finished one behind it.
+    pub is_last: bool,
     /// Bytes in it, padding aside.
     len: usize,
 }
@@ -47,7 +49,8 @@ impl View {
         let first = self.taken.filter(|(first, count)| first.wrapping_add(*count) == number);
         // What was passed over has given itself back.
         self.taken = Some(first.map_or((number, 1), |(first, count)| (first, count + 1)));
-        Some(SubBuffer { buffer: &self.buffer, position, number, len })
+        let is_last = !self.has_finished();
+        Some(SubBuffer { buffer: &self.buffer, position, number, is_last, len })
     }
 
     /// Whether there is a finished sub-buffer.

@@ -246,33 +246,39 @@ impl<'a, R: Run> Writer<'a, R> {
         (0..TRIES_MAX).any(|_| self.run.count(counter, n))
     }
 
-    /// Goes to the first slot of the next lap, leaving everything behind (W8). `before` learns where to before
-    /// anybody can see it, so that the reader is never found behind the writer.
-    pub(crate) fn reset(&self, mut before: impl FnMut(Position)) -> Result<(), Contended> {
+    /// Goes to the first slot of the next lap, leaving everything behind (W8), and returns where that is. The reader, who
+    /// calls, is taken along: a `consumed` that is ahead for a moment just means room.
+    pub(crate) fn reset(&self) -> Result<Position, Contended> {
         let buffer = self.buffer;
-        let done = (0..TRIES_MAX).any(|_| {
+        let done = (0..TRIES_MAX).find_map(|_| {
             let from = self.state();
             let start = buffer.widths().next_lap(from);
-            before(start);
             let mut stores = Stores::none(buffer);
+            // C, pairs with D: in the sequence, so that nobody finds room who would not if it fails.
+            stores.push(&buffer.block().consumed, start.0);
             // The sub-buffer left behind is not *produced*, so it is not closed: the new one takes over its number,
             // and begins where the stream is.
             let number = buffer.record(from).number.load(Ordering::Relaxed);
             self.open_record(&mut stores, start, number, self.end(from));
             stores.push(&buffer.block().begun, start.0);
-            self.run.switch(buffer, &self.beginning(from, stores, start, &[]))
+            self.run.switch(buffer, &self.beginning(from, stores, start, &[])).then_some(start)
         });
-        done.then_some(()).ok_or(Contended)
+        done.ok_or(Contended)
     }
 
     /// Ends the buffer: every later write finds it blocked, looks, and is told [`Placed::Closed`].
+    ///
+    /// The state changes even if the buffer is blocked already, by an empty sub-buffer: a writer that was interrupted
+    /// after its look at `closed`, and for which there is room by now, would go on from the same state, and all who come
+    /// after it would append there without a look.
     pub fn close(&self) -> Result<(), Contended> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
-        // Relaxed: before the state, which is what sends writers here.
+        // Relaxed, both: before the state, which is what sends writers here.
+        let is_closed = buffer.block().closed.load(Ordering::Relaxed) != 0;
         buffer.block().closed.store(1, Ordering::Relaxed);
         let done = (0..TRIES_MAX).any(|_| {
             let from = self.state();
-            if widths.blocked(from) {
+            if is_closed && widths.blocked(from) {
                 return true;
             }
             let next = widths.next(from);
@@ -417,7 +423,8 @@ impl Run for Alone {
         debug_assert_eq!(buffer.block().state.load(Ordering::Relaxed), sequence.from.0, "alone");
         for (word, value) in sequence.stores.as_slice() {
             // Release, for the sake of `begun`, the last of them: a reader that goes by it (E, Acquire in
-            // `oldest_whole`) finds the records before it. The others A orders for who goes by `state`.
+            // `oldest_whole`) finds the records before it; and of `consumed` in a reset (C). The others A orders for who
+            // goes by `state`.
             word.store(*value, Ordering::Release);
         }
         // E, pairs with F: stores into the sub-buffer may not become visible before `begun`.

@@ -1,29 +1,38 @@
 //! A writer that is killed at any place of a restartable sequence leaves whole messages only, and a buffer that the next
-//! writer goes on with. Run with `cargo test -p relay --features kill-points --test kill_points`.
+//! writer goes on with as if the dead one had never begun its last step, or, right after the commit, had ended it. Run
+//! with `cargo test -p relay --features kill-points --test kill_points`.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::rseq::{Sequences, die_at};
+use relay::rseq::{OnCpu, Sequences, die_at};
 use relay::shm::Mapping;
-use relay::writer::{Placed, Writer};
-use relay::{Geometry, GeometrySpec, abi};
+use relay::writer::{Alone, Run, Writer};
+use relay::{Geometry, Mode, abi};
 
 const DIR: &str = "RELAY_KILL_POINTS_DIR";
-/// Sub-buffers of 100 bytes: the third message of 40 switches.
-const SUBBUF_SIZE: u64 = 100;
+const SPEC: &str = "RELAY_KILL_POINTS_SPEC";
+const STEPS: &str = "RELAY_KILL_POINTS_STEPS";
+const POINT: &str = "RELAY_KILL_POINTS_POINT";
 
-fn geometry() -> Geometry {
-    let mode = std::env::var("RELAY_KILL_POINTS_MODE").unwrap_or_default();
-    let spec = GeometrySpec { subbuf_size: Some(SUBBUF_SIZE), n_subbufs: Some(3), ..mode.parse().unwrap() };
-    spec.build().unwrap()
+/// Places in a sequence: before it, three inside, right after the commit.
+const POINTS: std::ops::RangeInclusive<u32> = 1..=5;
+const AFTER_COMMIT: u32 = 5;
+/// From here on the words of a switch are stored, `begun` among them.
+const BEGUN: u32 = 3;
+/// Length of a message: sub-buffers of 100 bytes have room for two.
+const LEN: usize = 40;
+
+fn geometry(spec: &str) -> Geometry {
+    spec.parse::<relay::GeometrySpec>().unwrap().build().unwrap()
 }
 
 fn create(dir: &Path, geometry: &Geometry) -> Buffer {
@@ -45,66 +54,201 @@ fn open(dir: &Path, geometry: &Geometry) -> Buffer {
     Buffer::new(map("control"), map("data"), *geometry, &header, 0).unwrap()
 }
 
-/// Writes messages of 40 equal letters, and dies in the sequence of the last one at a place, if that is not 0.
-fn write(buffer: &Buffer, letters: &[u8], point: u32) {
+/// This thread, which stays on the CPU it is on, as a writer; children inherit the CPU.
+fn here() -> OnCpu {
     let cpu = sched_getcpu().unwrap();
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-    let thread = Sequences::find().expect("a C library that registers restartable sequences (glibc 2.35)");
-    let writer = Writer::new(buffer, thread.on(cpu));
-    let (last, others) = letters.split_last().unwrap();
-    for letter in others {
-        assert_eq!(writer.write(&[*letter; 40]).unwrap().placed, Placed::Written);
+    Sequences::find().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu)
+}
+
+/// One letter, one message; `!` flushes, `<` reads everything.
+fn step(buffer: &Buffer, run: impl Run, step: char) {
+    let writer = Writer::new(buffer, run);
+    match step {
+        '!' => drop(writer.flush().unwrap()),
+        '<' => drop(read(buffer)),
+        letter => drop(writer.write(&[letter as u8; LEN]).unwrap()),
     }
-    die_at(point);
-    assert_eq!(writer.write(&[*last; 40]).unwrap().placed, Placed::Written);
+}
+
+fn steps(buffer: &Buffer, run: impl Run, steps: &str) {
+    steps.chars().for_each(|one| step(buffer, run, one));
+}
+
+/// The letters of the messages that a reader finds, headers passed over.
+fn read(buffer: &Buffer) -> String {
+    let mut bytes = Vec::new();
+    Reader::new(buffer.clone()).read(1 << 20, &mut Vec::new(), |got| bytes.extend_from_slice(got));
+    let mut letters = String::new();
+    let mut rest = &bytes[..];
+    while let Some(first) = rest.first() {
+        if *first == 0 {
+            let header = buffer.geometry().header();
+            assert!(
+                rest.len() >= header && rest[..header].iter().all(|byte| *byte == 0),
+                "a header: {rest:?}"
+            );
+            rest = &rest[header..];
+        } else {
+            assert!(rest.len() >= LEN && rest[..LEN].iter().all(|byte| byte == first), "damaged: {rest:?}");
+            letters.push(char::from(*first));
+            rest = &rest[LEN..];
+        }
+    }
+    letters
+}
+
+/// What anybody can see of a buffer without reading it.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen {
+    state: u64,
+    size: u64,
+    produced: u64,
+    dropped: u64,
+}
+
+fn seen(buffer: &Buffer) -> Seen {
+    let (block, reader) = (buffer.block(), Reader::new(buffer.clone()));
+    Seen {
+        state: block.state.load(Ordering::Relaxed),
+        size: reader.size(),
+        produced: reader.produced(),
+        dropped: block.dropped.load(Ordering::Relaxed),
+    }
 }
 
 /// The process that dies: does nothing unless it is started by the test below.
 #[test]
 fn victim() {
-    let Ok(dir) = std::env::var(DIR) else { return };
+    let Some(dir) = std::env::var_os(DIR) else { return };
     let var = |name: &str| std::env::var(name).unwrap();
-    let point = var("RELAY_KILL_POINTS_POINT").parse().unwrap();
-    write(&open(Path::new(&dir), &geometry()), var("RELAY_KILL_POINTS_LETTERS").as_bytes(), point);
+    let buffer = open(Path::new(&dir), &geometry(&var(SPEC)));
+    let all = var(STEPS);
+    let (before, last) = all.split_at(all.len() - 1);
+    let here = here();
+    steps(&buffer, here, before);
+    die_at(var(POINT).parse().unwrap());
+    steps(&buffer, here, last);
+}
+
+/// Lets a process die in the last of some steps, and compares what others see and do with a buffer in this process alone,
+/// where that step was not done, or was.
+fn dies(spec: &str, all: &str, point: u32, reads_first: bool) {
+    let case = format!("{spec}, {all}, point {point}, reads first: {reads_first}");
+    let (dir, geometry, here) = (tempfile::tempdir().unwrap(), geometry(spec), here());
+    let (buffer, twin) = (create(dir.path(), &geometry), Buffer::anonymous(geometry, 0).unwrap());
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "victim", "--nocapture", "--test-threads=1"])
+        .envs([(SPEC, spec), (STEPS, all), (POINT, &point.to_string())])
+        .env(DIR, dir.path())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert_eq!(status.signal(), Some(4), "{case}: dies of SIGILL");
+
+    let before = seen_after(&twin, &all[..all.len() - 1]);
+    steps(&twin, Alone, if point == AFTER_COMMIT { &all[all.len() - 1..] } else { "" });
+    assert_eq!(seen(&buffer), seen(&twin), "{case}");
+    // In overwrite mode a reader may not trust what a switch that was begun might have overwritten.
+    let is_switch = {
+        let other = Buffer::anonymous(geometry, 0).unwrap();
+        steps(&other, Alone, all);
+        seen(&other).produced > before.produced
+    };
+    let gives_up = geometry.mode() == Mode::Overwrite && is_switch && (BEGUN..AFTER_COMMIT).contains(&point);
+    if reads_first {
+        let (found, expected) = (read(&buffer), read(&twin));
+        if gives_up {
+            assert!(expected.ends_with(&found), "{case}: {found} of {expected}");
+        } else {
+            assert_eq!(found, expected, "{case}");
+        }
+    }
+    // The next writer knows nothing of it: one message, then enough to go around the ring.
+    steps(&buffer, here, "z");
+    steps(&twin, Alone, "z");
+    assert_eq!(seen(&buffer), seen(&twin), "{case}: the next writer");
+    let (found, expected) = (read(&buffer), read(&twin));
+    if gives_up {
+        assert!(expected.ends_with(&found), "{case}: {found} of {expected}, the next writer");
+    } else {
+        assert_eq!(found, expected, "{case}: the next writer");
+    }
+    for letter in "stuvwxy".chars() {
+        step(&buffer, here, letter);
+        step(&twin, Alone, letter);
+        assert_eq!((read(&buffer), seen(&buffer)), (read(&twin), seen(&twin)), "{case}: later, {letter}");
+    }
+    accounted_for(&buffer, &case);
+}
+
+fn seen_after(buffer: &Buffer, all: &str) -> Seen {
+    steps(buffer, Alone, all);
+    seen(buffer)
+}
+
+/// Every byte was read or is counted as overwritten.
+fn accounted_for(buffer: &Buffer, case: &str) {
+    let block = buffer.block();
+    let counted =
+        [&block.read_bytes, &block.overwritten_bytes].map(|counter| counter.load(Ordering::Relaxed));
+    let unread = Reader::new(buffer.clone()).unread();
+    assert_eq!(counted.iter().sum::<u64>() + unread, seen(buffer).size, "{case}: bytes that nobody counted");
+}
+
+fn dies_anywhere(spec: &str, all: &[&str]) {
+    for all in all {
+        for point in POINTS {
+            for reads_first in [false, true] {
+                dies(spec, all, point, reads_first);
+            }
+        }
+    }
+}
+
+/// Appending; beginning the second sub-buffer, or the third; finishing one early.
+const USUAL: &[&str] = &["ab", "abc", "abcde", "ab!", "a!"];
+
+#[test]
+fn no_overwrite() {
+    dies_anywhere("subbuf-size=100:n-subbufs=3", USUAL);
 }
 
 #[test]
-fn a_writer_that_dies_anywhere_leaves_whole_messages() {
-    for mode in ["no-overwrite", "overwrite"] {
-        // The last message is appended, or begins the second sub-buffer, or the third.
-        for letters in ["ab", "abc", "abcde"] {
-            for point in 1..=5 {
-                let dir = tempfile::tempdir().unwrap();
-                let spec: GeometrySpec = mode.parse().unwrap();
-                let spec = GeometrySpec { subbuf_size: Some(SUBBUF_SIZE), n_subbufs: Some(3), ..spec };
-                let geometry = spec.build().unwrap();
-                let buffer = create(dir.path(), &geometry);
-                let status = Command::new(std::env::current_exe().unwrap())
-                    .args(["--exact", "victim", "--nocapture", "--test-threads=1"])
-                    .env(DIR, dir.path())
-                    .env("RELAY_KILL_POINTS_MODE", mode)
-                    .env("RELAY_KILL_POINTS_LETTERS", letters)
-                    .env("RELAY_KILL_POINTS_POINT", point.to_string())
-                    .stdout(std::process::Stdio::null())
-                    .status()
-                    .unwrap();
-                let case = format!("{mode}, {letters}, point {point}");
-                assert_eq!(status.signal(), Some(4), "{case}: dies of SIGILL");
+fn no_overwrite_with_headers() {
+    dies_anywhere("subbuf-size=100:n-subbufs=3:header=16", USUAL);
+}
 
-                // The next writer knows nothing of it.
-                write(&buffer, b"z", 0);
-                let committed = letters.len() - usize::from(point < 5);
-                let mut expected = letters.as_bytes()[..committed].to_vec();
-                expected.push(b'z');
-                let mut bytes = Vec::new();
-                Reader::new(buffer.clone())
-                    .read(0, 1 << 20, &mut Vec::new(), |got| bytes.extend_from_slice(got));
-                let messages: Vec<u8> = bytes.chunks(40).map(|message| message[0]).collect();
-                assert!(bytes.chunks(40).all(|message| *message == [message[0]; 40]), "{case}: {bytes:?}");
-                assert_eq!(messages, expected, "{case}");
-            }
-        }
+/// The switch that finds no room, by a message or a flush; and the one that finds some again.
+#[test]
+fn no_overwrite_that_is_full() {
+    dies_anywhere("subbuf-size=100:n-subbufs=1", &["abc", "ab!", "abc<d", "abc<!"]);
+    dies_anywhere("subbuf-size=100:n-subbufs=2:header=16", &["abcde", "abcde<f"]);
+}
+
+#[test]
+fn overwrite() {
+    dies_anywhere("subbuf-size=100:n-subbufs=3:overwrite", USUAL);
+    dies_anywhere("subbuf-size=100:n-subbufs=3:overwrite", &["abcdefg", "abcdefgh", "abcdef!", "abcd<efghi"]);
+}
+
+#[test]
+fn overwrite_with_headers() {
+    dies_anywhere("subbuf-size=100:n-subbufs=3:overwrite:header=16", &["abc", "abcdefg", "abcdef!"]);
+}
+
+/// The sub-buffer that is about to be overwritten is the one that is not finished yet.
+#[test]
+fn overwrite_of_a_single_subbuf() {
+    dies_anywhere("subbuf-size=100:n-subbufs=1:overwrite", &["ab", "abc", "a!", "ab!"]);
+}
+
+/// The switch for a message that fits no sub-buffer with a header.
+#[test]
+fn too_big_behind_a_header() {
+    for mode in ["no-overwrite", "overwrite"] {
+        dies_anywhere(&format!("subbuf-size=100:n-subbufs=3:header=70:{mode}"), &["a", "ab"]);
     }
 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use relay::buffer::Buffer;
 use relay::reader::Reader;
 use relay::rseq::{OnCpu, Sequences};
-use relay::writer::{Alone, Outcome, Placed, Run, Writer};
+use relay::writer::{Alone, Here, Outcome, Placed, Run, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 /// Kernel relay (W and R rules), with the two differences of ours: all-padding sub-buffers are all skipped, and in
@@ -201,17 +201,27 @@ proptest! {
     fn buffer_agrees_with_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], ops in ops()) {
         let lap = laps_left.map_or(0, |left| lap_max(&geometry) - left);
         history(geometry, lap, &ops, Alone)?;
-        history(geometry, lap, &ops, on_this_cpu())?;
+        if let Some(on_cpu) = on_this_cpu() {
+            history(geometry, lap, &ops, on_cpu)?;
+        }
     }
 }
 
-/// This thread as the writer of a buffer, which is from now on that of the CPU it is on.
-fn on_this_cpu() -> OnCpu {
+/// This thread as the writer of a buffer, which is from now on that of the CPU it is on. `None` where the C library was
+/// told to register nothing, and then the product must know.
+fn on_this_cpu() -> Option<OnCpu> {
     let cpu = sched_getcpu().unwrap();
+    let thread = Sequences::find();
+    assert_eq!(Here::can_share(), thread.is_some());
+    if std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0")) {
+        assert!(thread.is_none(), "restartable sequences, though they are switched off");
+        return None;
+    }
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-    Sequences::find().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu)
+    let thread = thread.expect("a C library that registers restartable sequences (glibc 2.35)");
+    Some(thread.on(cpu))
 }
 
 /// One history, played to the buffer and to the model.

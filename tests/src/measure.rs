@@ -59,7 +59,8 @@ pub fn alternately(measurements: &mut [Measurement<'_>]) -> Vec<Values> {
     values.into_iter().map(Values).collect()
 }
 
-fn rounds() -> usize {
+/// Rounds of measurements.
+pub fn rounds() -> usize {
     std::env::var(ROUNDS_ENV).ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)
 }
 

@@ -48,7 +48,9 @@ fn long_messages_under_signals_are_written_whole_or_refused_and_every_call_retur
     }
     let stats = mount.stats("cpu");
     let read: u64 = received.iter().map(|received| received.messages).sum();
-    assert_eq!(attempts, read + stats["total.dropped"], "read or counted as dropped: {stats:?}");
+    // Contended are those for which the daemon's thread was not where it should be: somebody took the CPU offline.
+    let lost = stats["total.dropped"] + stats["total.contended"];
+    assert_eq!(attempts, read + lost, "read or counted as lost: {stats:?}");
     assert!(read > 0, "{stats:?}");
     println!("{attempts} messages tried, {read} read: {stats:?}");
 }

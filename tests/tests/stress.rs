@@ -283,7 +283,7 @@ fn check(round: &Round, mount: &Mount, done: &[Done], received: &[Received], n_r
         read: received.iter().map(|received| received.messages).sum(),
         cuts: received.iter().map(|received| received.cuts).sum(),
         bytes: stat("total", "bytes"),
-        dropped: stat("total", "dropped"),
+        dropped: stat("total", "dropped") + stat("total", "contended"),
         overwritten: stat("total", "overwritten_bytes"),
         discarded: stat("total", "discarded_bytes"),
         ..Totals::default()

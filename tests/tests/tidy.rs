@@ -202,8 +202,10 @@ fn what_tests_ask_for_is_what_their_script_installs() {
 fn readme_names_every_option() {
     let readme = fs::read_to_string(workspace().join("README.md")).expect("README.md");
     let mut found = Vec::new();
-    for name in ["relayfsd", "relay-producer", "audience"] {
-        let help = text(&stdout_of(Command::new(program(name)).arg("--help")));
+    for name in ["relayfsd", "relay-producer", "audience", "audience record"] {
+        let mut words = name.split(' ');
+        let mut command = Command::new(program(words.next().expect("a program")));
+        let help = text(&stdout_of(command.args(words).arg("--help")));
         let options = help.lines().filter_map(|line| {
             // "  -f, --foreground", "      --cpu <N>"
             let (before, option) = line.split_once("--")?;

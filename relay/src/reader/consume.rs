@@ -55,7 +55,10 @@ impl Reader {
         while widths.before(self.cursor, end) {
             let unread = self.readable().len.saturating_sub(widths.offset(self.cursor));
             if self.buffer.geometry().mode() == Mode::Overwrite && self.lapped() {
-                self.catch_up(); // these are gone, and counted
+                // These are gone, and counted.
+                if !self.catch_up() {
+                    break;
+                }
             } else {
                 add(&self.buffer.block().read_bytes, unread as u64);
                 self.advance(unread);

@@ -1,0 +1,141 @@
+//! What a recording says while it goes on, and at its end: a line for each CPU, and one for all.
+//!
+//! On a terminal the lines are written over the last ones.
+
+use std::fmt::Display;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::losses::{Losses, Tally};
+use crate::output::say;
+
+/// Time between two reports, where none is named.
+const EVERY_ON_TERMINAL: Duration = Duration::from_secs(1);
+const EVERY_ELSEWHERE: Duration = Duration::from_secs(10);
+/// Most CPUs that have a line of their own on a terminal, which cannot write over what has gone off its upper end.
+const LINES_MAX: usize = 16;
+
+/// A CPU and the bytes recorded of it.
+pub(crate) type Recorded = (usize, u64);
+
+/// Reports while it goes on.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    terminal: bool,
+    /// `None`: never.
+    every: Option<Duration>,
+    since: Instant,
+    /// When the last report was, and what had been recorded then.
+    last: (Instant, Vec<Recorded>),
+    /// Lines on the terminal that the next ones are written over.
+    shown: usize,
+}
+
+impl Progress {
+    pub(crate) fn new(every: Option<Duration>) -> Progress {
+        let terminal = io::stderr().is_terminal();
+        let every = every.unwrap_or(if terminal { EVERY_ON_TERMINAL } else { EVERY_ELSEWHERE });
+        let now = Instant::now();
+        let every = (!every.is_zero()).then_some(every);
+        Progress { terminal, every, since: now, last: (now, Vec::new()), shown: 0 }
+    }
+
+    /// In which time the next report is due, if one is to come.
+    pub(crate) fn due_in(&self) -> Option<Duration> {
+        self.every.map(|every| every.saturating_sub(self.last.0.elapsed()))
+    }
+
+    /// Reports.
+    pub(crate) fn report(&mut self, recorded: Vec<Recorded>, tally: &Tally) {
+        let time = self.last.0.elapsed();
+        let before = |cpu| self.last.1.iter().find(|(c, _)| *c == cpu).map_or(0, |(_, bytes)| *bytes);
+        let grown: Vec<u64> =
+            recorded.iter().map(|(cpu, bytes)| bytes.saturating_sub(before(*cpu))).collect();
+        let line = |bytes: u64, grown: u64, losses: Losses| {
+            format!("{}, {}/s, {losses}", amount(bytes as f64), amount(grown as f64 / time.as_secs_f64()))
+        };
+        let mut lines = Vec::new();
+        if !self.terminal || recorded.len() <= LINES_MAX {
+            for ((cpu, bytes), grown) in recorded.iter().zip(&grown) {
+                lines.push(format!("cpu{cpu}: {}", line(*bytes, *grown, tally.of(*cpu))));
+            }
+        }
+        let (total, losses) = sum(&recorded, tally);
+        let since = self.since.elapsed().as_secs();
+        lines.push(format!("total: {}, {since} s", line(total, grown.iter().sum(), losses)));
+        if self.terminal {
+            self.clear();
+            // Lines that are too long are cut: a second row would not be written over.
+            let rows: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let _ = write!(io::stderr(), "\x1b[?7l{rows}\x1b[?7h");
+            self.shown = lines.len();
+        } else {
+            lines.iter().for_each(say);
+        }
+        self.last = (Instant::now(), recorded);
+    }
+
+    /// Says something else.
+    pub(crate) fn say(&mut self, message: impl Display) {
+        self.clear();
+        say(message);
+    }
+
+    /// Takes the last report off the terminal.
+    fn clear(&mut self) {
+        if self.shown > 0 {
+            // From the first column: a Ctrl-C is shown as ^C.
+            let _ = write!(io::stderr(), "\r\x1b[{}A\x1b[J", self.shown);
+            self.shown = 0;
+        }
+    }
+
+    /// Says what came of it all.
+    pub(crate) fn end(&mut self, dir: &Path, recorded: &[Recorded], tally: &Tally) {
+        self.clear();
+        for (cpu, bytes) in recorded {
+            say(format_args!("cpu{cpu}: {bytes} bytes recorded, {}", tally.of(*cpu)));
+        }
+        let (total, losses) = sum(recorded, tally);
+        say(format_args!("total: {total} bytes recorded in {}, {losses}", dir.display()));
+    }
+}
+
+fn sum(recorded: &[Recorded], tally: &Tally) -> (u64, Losses) {
+    (recorded.iter().map(|(_, bytes)| bytes).sum(), recorded.iter().map(|(cpu, _)| tally.of(*cpu)).sum())
+}
+
+/// `512 B`, `1.5 KiB`, `230.0 MiB`.
+fn amount(bytes: f64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024.0 {
+        return format!("{bytes:.0} B");
+    }
+    let mut amount = bytes / 1024.0;
+    let mut unit = 0;
+    while amount >= 1024.0 && unit + 1 < units.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    format!("{amount:.1} {}", units[unit])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn amounts_are_short() {
+        for (bytes, text) in [
+            (0.0, "0 B"),
+            (1023.0, "1023 B"),
+            (1024.0, "1.0 KiB"),
+            (1.5 * 1024.0 * 1024.0, "1.5 MiB"),
+            (1e15, "909.5 TiB"),
+            (1e18, "909494.7 TiB"),
+        ] {
+            assert_eq!(amount(bytes), text);
+        }
+    }
+}

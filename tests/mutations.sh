@@ -1,0 +1,88 @@
+#!/bin/sh
+# Shows that the models would notice: weakens each ordering and each rule that they defend, one at a time, in a copy of
+# the tree, runs them, and prints a table of which failed. Fails itself if one is still satisfied. Takes some minutes, and
+# is run by hand after a change of the algorithm or of the models. An argument picks the rows that have it in their name.
+set -eu
+cd "$(dirname "$0")/.."
+. tests/need.sh
+need_rust
+need tar tar
+install_missing
+pick=${1:-}
+root=$PWD
+target_dir=$(target_dir)/loom
+work=$target_dir/mutations
+mkdir -p "$work"
+trap 'rm -rf "$work"' EXIT
+trap 'exit 1' HUP INT TERM
+survived=
+
+# With new times, or what was built of the tree before would pass for built of this one.
+fresh() {
+    rm -rf "$work/tree"
+    mkdir "$work/tree"
+    git -C "$root" ls-files -z --cached --others --exclude-standard |
+        tar -C "$root" --null --files-from=- --create --file=- | tar -C "$work/tree" --extract --touch --file=-
+}
+
+# Prints the names of the models that fail, or nothing.
+models() {
+    cd "$work/tree"
+    RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" CARGO_TARGET_DIR=$target_dir \
+        cargo test --package relay --test models --release --locked >"$work/said" 2>&1 || true
+    cd "$root"
+    grep -q '^test result:' "$work/said" || { cat "$work/said" >&2; fail "the models could not be run: $1"; }
+    sed -n 's/^test \(.*\) \.\.\. FAILED$/`\1`/p' "$work/said" | paste -sd ' '
+}
+
+# weaken NAME WHAT FILE SED-SCRIPT
+weaken() {
+    case $1 in *"$pick"*) ;; *) return 0 ;; esac
+    fresh
+    sed -i "$4" "$work/tree/$3"
+    changed=$(diff "$3" "$work/tree/$3" | grep -c '^<') || fail "$1: nothing to change in $3 any more"
+    [ "$changed" = 1 ] || fail "$1: $changed places in $3, not one"
+    failing=$(models "$1")
+    [ -n "$failing" ] || survived="$survived $1"
+    printf '| %s | %s | %s |\n' "$1" "$2" "${failing:-none}"
+}
+
+fresh
+failing=$(models unchanged)
+[ -z "$failing" ] || fail "the models fail as it is: $failing"
+
+writer=relay/src/writer.rs reader=relay/src/reader.rs wake=relay/src/wake.rs models=relay/tests/models.rs
+printf '| what | weakened to | models that fail |\n| --- | --- | --- |\n'
+weaken A-append '`state` after a message: Relaxed' $writer \
+    's/ state\.store(to\.0, Ordering::Release)/ state.store(to.0, Ordering::Relaxed)/'
+weaken A-switch '`state` after a switch: Relaxed' $writer \
+    's/state\.store(sequence\.to\.0, Ordering::Release)/state.store(sequence.to.0, Ordering::Relaxed)/'
+weaken B 'the look at `state`: Relaxed' $reader \
+    's/block()\.state\.load(Ordering::Acquire)/block().state.load(Ordering::Relaxed)/'
+weaken C '`consumed` after a read: Relaxed' $reader \
+    's/consumed\.store(self\.cursor\.0, Ordering::Release)/consumed.store(self.cursor.0, Ordering::Relaxed)/'
+weaken D 'the look at `consumed` in a switch: Relaxed' $writer \
+    's/buffer\.block()\.consumed\.load(Ordering::Acquire)/buffer.block().consumed.load(Ordering::Relaxed)/'
+weaken E-words '`begun` and the records: Relaxed' $writer \
+    's/word\.store(\*value, Ordering::Release)/word.store(*value, Ordering::Relaxed)/'
+weaken E-fence 'no fence behind `begun`' $writer 's/^ *fence(Ordering::Release);$/();/'
+weaken F-copy 'no fence between a copy and the look at `begun`' $reader \
+    '/fn lapped/,/^    }/ s/fence(Ordering::Acquire);/();/'
+weaken F-begun 'the look at `begun`: Relaxed' $reader 's/begun\.load(Ordering::Acquire)/begun.load(Ordering::Relaxed)/'
+weaken F-record 'no fence behind the look at a record' $reader '/fn catch_up/,/^    }/ s/fence(Ordering::Acquire);/();/'
+weaken F-size 'no fence behind the look for the size' $reader '/fn stable/,/^    }/ s/fence(Ordering::Acquire);/();/'
+weaken H 'the fence behind arming: no more than AcqRel' $wake 's/fence(Ordering::SeqCst); \/\/ H/fence(Ordering::AcqRel); \/\/ H/'
+weaken J 'the fence before the look at `wake`: no more than AcqRel' $wake \
+    's/fence(Ordering::SeqCst); \/\/ J/fence(Ordering::AcqRel); \/\/ J/'
+weaken G 'an arming does not take a new value' $wake 's/(now | 1)\.wrapping_add(2)/now | 1/'
+weaken commit 'the position before the bytes' $writer \
+    's/let inside = buffer\.data()\.copy_in(at, message)/state.store(to.0, Ordering::Release);&/'
+weaken begun 'a switch does not tell that it begins a sub-buffer' $writer \
+    's/^        stores\.push(&buffer\.block()\.begun, next\.0);$//'
+weaken close-ended 'closing leaves a buffer alone that is blocked' $writer 's/if is_closed \&\& widths\.blocked(from)/if widths.blocked(from)/'
+weaken close-look 'a switch does not look at `closed`' $writer \
+    '/fn switch(&self, from: Position/,/^    }/ s/closed\.load(Ordering::Relaxed) != 0/closed.load(Ordering::Relaxed) > 1/'
+weaken single 'a reader goes to a sub-buffer that is not begun' $reader \
+    '/fn catch_up/,/^    }/ s/before(self\.state(), oldest)/before(oldest, oldest)/'
+weaken room 'no second look for room with the lock' $models 's/^                placed = put(&buffer, Alone, 2);$//'
+[ -z "$survived" ] || fail "no model defends:$survived"

@@ -1,0 +1,450 @@
+//! `audience record`, against a real daemon: what is in the files, what it says, and what it leaves in the buffers.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::signal::Signal;
+use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
+use relayfs_tests::numbered::{Tag, message as message_of, tags};
+use relayfs_tests::{Mount, Process, eventually, exit_code, program, run, text, tool};
+
+/// `audience record -m POINT -o DIR ARGS`.
+fn record(point: &Path, dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(program("audience"));
+    command.env_remove("RELAYFS").args(["record", "-m"]).arg(point).arg("-o").arg(dir).args(args);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// One at work.
+struct Recorder {
+    process: Process,
+    dir: PathBuf,
+    err: PathBuf,
+}
+
+impl Recorder {
+    /// Starts one into a directory beside the mount point.
+    #[track_caller]
+    fn start(point: &Path, args: &[&str]) -> Recorder {
+        Recorder::start_into(point, &point.with_file_name("recorded"), args)
+    }
+
+    #[track_caller]
+    fn start_into(point: &Path, dir: &Path, args: &[&str]) -> Recorder {
+        let err = point.with_file_name("said");
+        let mut command = record(point, dir, args);
+        command.stderr(File::create(&err).expect("a file"));
+        Recorder { process: Process::start(&mut command), dir: dir.to_owned(), err }
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.err).expect("what it said")
+    }
+
+    /// What is recorded of a CPU, in all files.
+    fn recorded(&self, cpu: usize) -> Vec<u8> {
+        names(&self.dir)
+            .iter()
+            .filter(|name| name.split('.').next() == Some(&format!("cpu{cpu}")))
+            .flat_map(|name| fs::read(self.dir.join(name)).expect("a recording"))
+            .collect()
+    }
+
+    /// Waits until it has its files open.
+    #[track_caller]
+    fn is_ready(&self) {
+        eventually("the recording to begin", || self.dir.is_dir() && !names(&self.dir).is_empty());
+    }
+
+    /// Ends it with a signal and returns its exit status.
+    #[track_caller]
+    fn end(&mut self, signal: Signal) -> i32 {
+        self.process.signal(signal);
+        exit_code(self.process.wait())
+    }
+}
+
+/// The names of a directory's files, sorted.
+fn names(dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").file_name());
+    let mut names: Vec<String> = entries.map(|name| name.into_string().expect("ASCII")).collect();
+    names.sort_unstable();
+    names
+}
+
+/// A file system of a size, below a mount's directory; gone at the end of the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    #[track_caller]
+    fn new(path: PathBuf, size: &str) -> Disk {
+        fs::create_dir(&path).expect("a directory to mount on");
+        let options = format!("size={size}");
+        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+            .expect("this test takes root, to mount a small disk");
+        Disk(path)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+/// How producers write.
+const WAYS: [&str; 2] = ["direct", "socket"];
+
+/// Several producers that wait, on every CPU, directly and by the socket: each message is in the file of a CPU, whole,
+/// once, and in its thread's order; the files have exactly the bytes that the channel counts.
+#[test]
+fn with_producers_that_wait_all_is_recorded() {
+    let mount = Mount::new(&["--subbuf-size", "16K", "--n-subbufs", "4", "--channel", "app/log"]);
+    let mut recorder = Recorder::start(mount.point(), &["-c", "app/log"]);
+    recorder.is_ready();
+    let mut producers: Vec<Process> = (1..=3)
+        .map(|n| {
+            let mut command = Command::new(program("test-producers"));
+            command.arg(mount.point()).args([
+                "app/log",
+                &n.to_string(),
+                "2",
+                "100",
+                "wait",
+                "16384",
+                WAYS[n % 2],
+            ]);
+            Process::start(command.stdin(Stdio::null()).stdout(Stdio::piped()))
+        })
+        .collect();
+    // And one for which the daemon writes.
+    let by_socket = Channel::builder(mount.point(), "app/log").transport(TransportChoice::Socket).open();
+    let by_socket = by_socket.expect("a channel");
+    for seq in 0..2000 {
+        let message = message_of(Tag { producer: 9, thread: 0, seq }, 100);
+        let options = BatchOptions { cpu: Some(seq as usize % 2), wait: Wait::Forever };
+        assert_eq!(by_socket.write_batch([&message[..]], options).expect("writing").written, 1);
+    }
+    let mut expected: BTreeMap<(u32, u32), u32> = BTreeMap::from([((9, 0), 2000)]);
+    for producer in &mut producers {
+        assert_eq!(exit_code(producer.wait()), 0);
+        for line in text(&producer.stdout()).lines() {
+            let words: Vec<u32> = line.split(' ').map(|word| word.parse().expect("a number")).collect();
+            assert_eq!(words[3], words[4], "who waits loses nothing: {line}");
+            *expected.entry((words[0], words[1])).or_default() += words[3];
+        }
+    }
+    assert_eq!(recorder.end(Signal::SIGINT), 0, "{}", recorder.said());
+    let stats = mount.stats("app/log");
+    let mut seen: BTreeMap<(u32, u32), Vec<u32>> = BTreeMap::new();
+    let mut total = 0;
+    for cpu in 0..2 {
+        let recorded = recorder.recorded(cpu);
+        assert_eq!(recorded.len() as u64, stats[&format!("cpu{cpu}.bytes")], "cpu{cpu}");
+        assert_eq!(recorded.len() as u64, stats[&format!("cpu{cpu}.read_bytes")], "cpu{cpu}");
+        assert!(
+            recorder.said().contains(&format!("cpu{cpu}: {} bytes recorded, nothing lost", recorded.len()))
+        );
+        total += recorded.len();
+        let mut last = BTreeMap::new();
+        for tag in tags(&recorded) {
+            let before = last.insert((tag.producer, tag.thread), tag.seq);
+            assert!(before < Some(tag.seq), "cpu{cpu}: {tag:?} after {before:?}");
+            seen.entry((tag.producer, tag.thread)).or_default().push(tag.seq);
+        }
+    }
+    let said = recorder.said();
+    assert!(said.contains(&format!("total: {total} bytes recorded in ")), "{said}");
+    for (thread, count) in expected {
+        let mut seqs = seen.remove(&thread).unwrap_or_default();
+        seqs.sort_unstable();
+        assert_eq!(seqs, (0..count).collect::<Vec<_>>(), "messages of {thread:?}");
+    }
+    assert!(seen.is_empty(), "messages nobody wrote: {:?}", seen.keys());
+}
+
+/// SIGINT and SIGTERM: the unfinished sub-buffers are finished and recorded too, and the exit status is 0.
+#[test]
+fn signals_flush_and_take_what_there_is() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mount = Mount::new(&[]);
+        let mut recorder = Recorder::start(mount.point(), &[]);
+        recorder.is_ready();
+        mount.send(0, &[b"zero\n"]);
+        mount.send(1, &[b"one\n", b"and another\n"]);
+        assert_eq!(recorder.end(signal), 0, "{}", recorder.said());
+        assert_eq!(text(&recorder.recorded(0)), "zero\n");
+        assert_eq!(text(&recorder.recorded(1)), "one\nand another\n");
+        let stats = mount.stats("cpu");
+        assert!(stats["cpu0.produced"] >= 1 && stats["cpu1.produced"] >= 1, "{stats:?}");
+        let dir = recorder.dir.display();
+        let said = format!(
+            "audience: cpu0: 5 bytes recorded, nothing lost\naudience: cpu1: 16 bytes recorded, nothing lost\n\
+             audience: total: 21 bytes recorded in {dir}, nothing lost\n"
+        );
+        assert_eq!(recorder.said(), said);
+    }
+}
+
+/// The end of the time is as good as a signal; a writer that never rests does not keep it.
+#[test]
+fn a_duration_ends_it_while_writers_go_on() {
+    let mount = Mount::new(&["--subbuf-size", "16K", "--n-subbufs", "4"]);
+    let mut command = Command::new(program("test-producers"));
+    command.arg(mount.point()).args(["cpu", "1", "2", "0", "drop", "1000", "direct"]);
+    let _writer = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()));
+    eventually("messages", || mount.stats("cpu")["cpu0.bytes"] > 0);
+    let mut recorder = Recorder::start(mount.point(), &["--duration", "300ms"]);
+    assert_eq!(exit_code(recorder.process.wait()), 0, "{}", recorder.said());
+    let stream = recorder.recorded(0);
+    assert!(!tags(&stream).is_empty(), "whole messages and nothing else");
+    assert_eq!(names(&recorder.dir), ["cpu0", "cpu1"]);
+}
+
+/// Without writers too, and of one CPU alone.
+#[test]
+fn one_cpu_can_be_recorded() {
+    let mount = Mount::new(&[]);
+    mount.send(0, &[b"zero"]);
+    mount.send(1, &[b"one"]);
+    let mut recorder = Recorder::start(mount.point(), &["--cpu", "1", "--duration=1ms"]);
+    assert_eq!(exit_code(recorder.process.wait()), 0, "{}", recorder.said());
+    assert_eq!(names(&recorder.dir), ["cpu1"]);
+    assert_eq!(text(&recorder.recorded(1)), "one");
+    assert_eq!(text(&mount.read("cpu0")), "zero", "the other is not touched");
+}
+
+/// Files of a size, each ending with a whole message; with a count the newest stay.
+#[test]
+fn files_are_rotated() {
+    let mount = Mount::new(&["--channel", "one:global:subbuf-size=1000:n-subbufs=8"]);
+    for (keep, args) in [(None, &[][..]), (Some(3), &["--rotate-count=3"])] {
+        let dir = mount.beside(&format!("kept-{keep:?}"));
+        let args = [&["-c", "one", "--rotate-size", "2000"], args].concat();
+        let mut recorder = Recorder::start_into(mount.point(), &dir, &args);
+        recorder.is_ready();
+        let mut sent = Vec::new();
+        for seq in 0..200 {
+            let message = message_of(Tag { producer: 1, thread: 1, seq }, 300);
+            let options = BatchOptions { cpu: Some(0), wait: Wait::Forever };
+            let counts = mount.channel("one").write_batch([&message[..]], options).expect("writing");
+            assert_eq!(counts.written, 1);
+            sent.extend(message);
+        }
+        assert_eq!(recorder.end(Signal::SIGINT), 0, "{}", recorder.said());
+        let names = names(&dir);
+        let numbers: Vec<usize> =
+            names.iter().map(|name| name.strip_prefix("cpu0.").expect("its name").parse().unwrap()).collect();
+        let last = *numbers.last().expect("a file");
+        assert!(last >= 5, "{names:?}");
+        let first = keep.map_or(0, |keep| last + 1 - keep);
+        assert_eq!(numbers, (first..=last).collect::<Vec<_>>());
+        let recorded = recorder.recorded(0);
+        assert!(sent.ends_with(&recorded), "the newest messages");
+        assert_eq!(recorded.len() == sent.len(), keep.is_none(), "all of them, if all files are kept");
+        for name in &names {
+            let file = fs::read(dir.join(name)).expect("a recording");
+            assert!(name == names.last().unwrap() || file.len() >= 2000, "{name}: {} bytes", file.len());
+            assert!(file.len() <= 2000 + 8000, "{name}: {} bytes", file.len());
+            tags(&file); // whole messages only
+        }
+        let said = recorder.said();
+        assert!(said.contains(&format!("total: {} bytes recorded", sent.len())), "{said}");
+    }
+}
+
+/// A full disk: an error, the file keeps what it has, and what is not in it is still in the buffer.
+#[test]
+fn a_full_disk_loses_nothing() {
+    let mount = Mount::new(&["--channel", "one:global:subbuf-size=256K:n-subbufs=8"]);
+    let disk = Disk::new(mount.beside("disk"), "3M");
+    let dir = disk.0.join("recorded");
+    let mut recorder = Recorder::start_into(mount.point(), &dir, &["-c", "one"]);
+    recorder.is_ready();
+    // Until it is full in the middle of the work: writers that wait, and then those that find no room.
+    let channel = mount.channel("one");
+    let mut sent = 0;
+    let mut write = || {
+        let message = message_of(Tag { producer: 1, thread: 1, seq: sent }, 50_000);
+        let counts = channel.write_batch([&message[..]], BatchOptions::default()).expect("writing");
+        sent += counts.written as u32;
+        counts.written == 1
+    };
+    eventually("the disk to be full", || {
+        write();
+        !recorder.process.is_running()
+    });
+    while write() {}
+    assert_eq!(exit_code(recorder.process.wait()), 1);
+    let said = recorder.said();
+    let error = format!(
+        "cannot write {}: No space left on device (os error 28); what is not recorded is still in the buffers",
+        dir.join("cpu0").display()
+    );
+    assert!(said.contains(&error), "{said}");
+    let recorded = recorder.recorded(0);
+    assert!(recorded.len() > 1 << 20, "{} bytes", recorded.len());
+    assert!(said.contains(&format!("cpu0: {} bytes recorded", recorded.len())), "{said}");
+    let stream = [recorded, mount.read("one0")].concat();
+    let seqs: Vec<u32> = tags(&stream).iter().map(|tag| tag.seq).collect();
+    assert_eq!(seqs, (0..sent).collect::<Vec<_>>(), "every message, in the file or still in the buffer");
+    assert_eq!(mount.stats("one")["cpu0.read_bytes"], stream.len() as u64);
+}
+
+/// A limit on the size of files is an error like a full disk, and no signal.
+#[test]
+fn a_limit_of_file_size_loses_nothing() {
+    let mount = Mount::new(&["--channel", "one:global:subbuf-size=256K:n-subbufs=8"]);
+    assert!(getrlimit(Resource::RLIMIT_FSIZE).expect("limits").1 > 1 << 20, "a limit that can be lowered");
+    assert_eq!(mount.send_to("one", 0, &[b"kept"]).written, 1);
+    let dir = mount.beside("recorded");
+    let mut limited = tool("prlimit", "util-linux");
+    let command = record(mount.point(), &dir, &["-c", "one"]);
+    limited.arg("--fsize=100000").arg(command.get_program()).args(command.get_args());
+    let mut process = Process::start(limited.stdin(Stdio::null()).stderr(Stdio::piped()));
+    let status = process.wait();
+    let said = process.stderr();
+    assert_eq!(exit_code(status), 1, "{said}");
+    assert!(said.contains("File too large") && said.contains("still in the buffers"), "{said}");
+    assert_eq!(text(&mount.read("one0")), "kept");
+}
+
+/// An existing recording is not touched; any other directory will do.
+#[test]
+fn a_recording_is_never_overwritten() {
+    let mount = Mount::new(&[]);
+    let dir = mount.beside("recorded");
+    fs::create_dir(&dir).unwrap();
+    fs::write(dir.join("notes"), "mine").unwrap();
+    let once = || run(&mut record(mount.point(), &dir, &["--duration", "1ms"]));
+    mount.send(0, &[b"first"]);
+    assert_eq!(exit_code(once().status), 0);
+    mount.send(0, &[b"second"]);
+    let output = once();
+    let said = format!(
+        "audience: {} holds a recording already; name another directory, or remove it\n",
+        dir.display()
+    );
+    assert_eq!((exit_code(output.status), text(&output.stderr)), (1, said));
+    assert_eq!(fs::read(dir.join("cpu0")).unwrap(), b"first");
+    assert_eq!(text(&mount.read("cpu0")), "second", "and nothing was consumed");
+    for (dir, part) in
+        [(dir.join("notes"), "Not a directory"), (mount.beside("a/b"), "No such file or directory")]
+    {
+        let output = run(&mut record(mount.point(), &dir, &["--duration", "1ms"]));
+        let said = text(&output.stderr);
+        assert!(exit_code(output.status) == 1 && said.contains(part) && said.lines().count() == 1, "{said}");
+    }
+}
+
+/// Progress lines where there is no terminal, and the counts of what was lost.
+#[test]
+fn it_says_how_it_goes_and_what_was_lost() {
+    let mount = Mount::new(&["--channel", "one:global:subbuf-size=64:n-subbufs=2"]);
+    mount.send_to("one", 0, &[&[b'x'; 65]]); // before its time
+    let mut recorder = Recorder::start(mount.point(), &["-c", "one", "--progress", "10ms"]);
+    eventually("progress", || recorder.said().contains("audience: total: 0 B, 0 B/s, nothing lost, "));
+    mount.send_to("one", 0, &[b"12345", &[b'x'; 65], &[b'y'; 65]]);
+    let line = "audience: cpu0: 5 B, ";
+    eventually("counts", || {
+        let said = recorder.said();
+        said.lines().any(|l| l.starts_with(line) && l.ends_with(", 2 messages too big"))
+    });
+    assert_eq!(recorder.end(Signal::SIGINT), 0);
+    let said = recorder.said();
+    assert!(said.contains("audience: cpu0: 5 bytes recorded, 2 messages too big\n"), "{said}");
+    let dir = recorder.dir.display();
+    let last = format!("audience: total: 5 bytes recorded in {dir}, 2 messages too big\n");
+    assert!(said.ends_with(&last), "{said}");
+}
+
+/// Runs a command on a terminal of its own, and presses Ctrl-C when the cursor has gone up.
+const ON_A_TERMINAL: &str = r"
+import os, pty, sys
+pid, fd = pty.fork()
+if pid == 0:
+    os.execv(sys.argv[1], sys.argv[1:])
+shown = b''
+pressed = False
+while True:
+    try:
+        more = os.read(fd, 65536)
+    except OSError:
+        break
+    shown += more
+    if b'\x1b[2A' in shown and not pressed:
+        os.write(fd, b'\x03')
+        pressed = True
+sys.stdout.buffer.write(shown)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+";
+
+/// On a terminal the lines are written over the last ones; what is said at the end stays.
+#[test]
+fn on_a_terminal_lines_are_written_over_each_other() {
+    let mount = Mount::new(&["--channel", "one:global"]);
+    let dir = mount.beside("recorded");
+    let command = record(mount.point(), &dir, &["-c", "one", "--progress", "10ms"]);
+    let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
+    let mut python = tool("python3", "python3");
+    let output = run(python.args(["-c", ON_A_TERMINAL]).args(words).env_remove("RELAYFS"));
+    assert_eq!(exit_code(output.status), 0, "{}", text(&output.stderr));
+    let shown = text(&output.stdout);
+    let report = "\x1b[?7lcpu0: 0 B, 0 B/s, nothing lost\r\ntotal: 0 B, 0 B/s, nothing lost, ";
+    assert!(shown.starts_with(report), "{shown:?}");
+    assert!(shown.contains(&format!(" s\r\n\x1b[?7h\r\x1b[2A\x1b[J{report}")), "{shown:?}");
+    let end = format!(
+        "\r\x1b[2A\x1b[Jaudience: cpu0: 0 bytes recorded, nothing lost\r\n\
+         audience: total: 0 bytes recorded in {}, nothing lost\r\n",
+        dir.display()
+    );
+    assert!(shown.ends_with(&end), "{shown:?}");
+}
+
+/// A channel that is not there is waited for, however the daemon ended; the next one's messages go into the same files.
+#[test]
+fn it_outlives_the_daemon() {
+    let mut mount = Mount::new(&[]);
+    let mut recorder = Recorder::start(mount.point(), &["-c", "app/log"]);
+    let mut expected = String::new();
+    for (round, signal) in [Signal::SIGKILL, Signal::SIGTERM].into_iter().enumerate() {
+        eventually("it waits", || recorder.said().matches("waiting for it\n").count() == round + 1);
+        if round == 0 {
+            mount.end(signal);
+        }
+        mount.restart(&["--channel", "app/log"]);
+        let message = format!("round {round}\n");
+        mount.send_to("app/log", 0, &[message.as_bytes()]);
+        expected += &message;
+        eventually("the message", || text(&recorder.recorded(0)) == expected);
+        mount.end(signal);
+    }
+    eventually("it waits", || recorder.said().matches("waiting for it\n").count() == 3);
+    assert_eq!(recorder.end(Signal::SIGINT), 0, "{}", recorder.said());
+    assert_eq!(text(&recorder.recorded(0)), expected);
+}
+
+/// Wrong usage is status 2 and one line.
+#[test]
+fn wrong_usage_is_told() {
+    let mount = Mount::new(&[]);
+    for args in [
+        &["--rotate-count", "3"][..],
+        &["--rotate-size", "0"],
+        &["--rotate-size", "1X"],
+        &["--duration", "soon"],
+        &["-f"],
+        &["--snapshot"],
+        &["operand"],
+    ] {
+        let output = run(&mut record(mount.point(), &mount.beside("recorded"), args));
+        let said = text(&output.stderr);
+        assert_eq!((exit_code(output.status), said.lines().count()), (2, 1), "{args:?}: {said}");
+    }
+    assert!(!mount.beside("recorded").exists());
+}
