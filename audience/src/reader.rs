@@ -113,10 +113,15 @@ impl Reader {
 
     /// Forgets what was taken of a CPU without giving it back, and goes on with what is unread: who has read the file in
     /// between calls this.
-    pub fn go_back(&mut self, cpu: usize) {
-        if let Some(view) = self.views.get_mut(cpu).and_then(Option::as_mut) {
-            view.go_back();
+    pub fn go_back(&mut self, cpu: usize) -> Result<(), ReadError> {
+        let Some(view) = self.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
+        // What a read() has brought is told as consumed a moment after it. The answer to this, whatever it is, comes later.
+        match self.connection.request(&Watch { channel: self.connection.channel, cpu: cpu as u32 }) {
+            Ok(()) | Err(ReadError::Refused(_)) => {}
+            Err(error) => return Err(error),
         }
+        view.go_back();
+        Ok(())
     }
 
     /// Waits until a sub-buffer is finished that was not taken yet, or `deadline` has come: false. [`ReadError::Gone`] if

@@ -98,9 +98,11 @@ impl Source for Mapped {
 
     fn next(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure> {
         if !self.from_mapping {
-            let result = self.reading.next(record);
-            self.reader.go_back(self.cpu);
-            return result;
+            let found = self.reading.next(record)?;
+            if found {
+                self.reader.go_back(self.cpu).map_err(|error| self.read_failure(error))?;
+            }
+            return Ok(found);
         }
         let Some(sub_buffer) = self.reader.next_finished(self.cpu) else { return Ok(false) };
         let all = sub_buffer.is_last;
@@ -110,8 +112,7 @@ impl Source for Mapped {
         match self.reader.release(self.cpu) {
             // Somebody else has read the same: it is recorded, and they have it too.
             Ok(()) | Err(ReadError::Stale) => Ok(true),
-            Err(ReadError::Gone) => Err(self.failure(Error::from_raw_os_error(nix::libc::ENODEV))),
-            Err(error) => Err(self.failure(Error::other(error))),
+            Err(error) => Err(self.read_failure(error)),
         }
     }
 
@@ -121,7 +122,11 @@ impl Source for Mapped {
 }
 
 impl Mapped {
-    fn failure(&self, error: Error) -> Failure {
+    fn read_failure(&self, error: ReadError) -> Failure {
+        let error = match error {
+            ReadError::Gone => Error::from_raw_os_error(nix::libc::ENODEV),
+            error => Error::other(error),
+        };
         Failure::read(&self.reading.file.path, error)
     }
 }
