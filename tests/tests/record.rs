@@ -377,7 +377,7 @@ while True:
     except OSError:
         break
     shown += more
-    if b'\x1b[2A' in shown and not pressed:
+    if shown.count(b'\x1b[2A') > 1 and not pressed:
         os.write(fd, b'\x03')
         pressed = True
 sys.stdout.buffer.write(shown)
