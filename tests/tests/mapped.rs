@@ -121,7 +121,7 @@ fn a_reader_that_waits_is_woken_by_a_switch_and_by_the_end() {
 fn overwritten_sub_buffers_are_passed_over() {
     let mount = Mount::new(&["--subbuf-size=4K", "--n-subbufs=4", "--overwrite"]);
     let mut reader = Reader::open(mount.point(), "cpu").unwrap();
-    let write = |n: u8| drop(mount.send(0, &[&[n; 3000]]));
+    let write = |n: u8| assert_eq!(mount.send(0, &[&[n; 3000]]).written, 1);
     (0..3).for_each(write);
     assert_eq!(reader.next_finished(0).unwrap().number, 0);
     (3..10).for_each(write);
