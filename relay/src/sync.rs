@@ -10,6 +10,6 @@ pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 #[cfg(all(not(loom), feature = "kill-points"))]
 pub(crate) use std::sync::atomic::AtomicU32;
-/// For `shm.rs` and `rseq.rs`, which no model runs.
+/// For `shm.rs`, `rseq.rs` and `view.rs`, which no model runs.
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicIsize, AtomicPtr, AtomicUsize};
+pub(crate) use std::sync::atomic::{AtomicIsize, AtomicPtr, AtomicU8, AtomicUsize};

@@ -1,12 +1,10 @@
 //! Looking at one buffer in a mapping of one's own: what a reader does that is not the daemon. It gets whole finished
 //! sub-buffers where they lie, and asks the daemon to have them back; it only ever loads.
 
-use std::sync::atomic::AtomicU8;
-
 use crate::buffer::Buffer;
 use crate::geometry::Mode;
 use crate::position::Position;
-use crate::sync::{Ordering, fence};
+use crate::sync::{AtomicU8, Ordering, fence};
 
 /// Tries at looking at something that a writer keeps overwriting.
 const TRIES_MAX: u32 = 1000;
