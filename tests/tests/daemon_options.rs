@@ -52,7 +52,19 @@ fn the_defaults() {
     assert_eq!(names(mount.point()), expected);
     assert_eq!(names(&mount.path(".relay")), ["channels", "socket", "stats", "version"]);
     assert_eq!(names(&mount.path(".relay/channels")), ["cpu"]);
-    let control = ["dropped", "flush", "mode", "msg", "n_subbufs", "reset", "stats", "subbuf_size"];
+    let control = [
+        "consumed",
+        "control",
+        "dropped",
+        "flush",
+        "mode",
+        "msg",
+        "n_subbufs",
+        "reset",
+        "snapshot",
+        "stats",
+        "subbuf_size",
+    ];
     assert_eq!(names(&mount.path(".relay/channels/cpu")), control);
     assert_eq!(geometry(mount.point(), "cpu"), "262144 x 4, no-overwrite");
 }
@@ -135,6 +147,7 @@ fn every_long_option_works_in_mount_options() {
         "overwrite".into(),
         "header=16".into(),
         "channel=app/log:global".into(),
+        "flush_interval=1m".into(),
         "max_memory=64M".into(),
         "max_connections=2".into(),
         format!("group={GROUP}"),

@@ -197,7 +197,7 @@ fn frames_out_of_order() {
 fn unknown_types() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
-    for kind in [0u16, 7, 100, 0x7ffe, 0x7fff, 0x8002, 0x8003, 0x8006, 0x8007, 0xffff] {
+    for kind in [0u16, 9, 100, 0x7ffe, 0x7fff, 0x8002, 0x8003, 0x8006, 0x8008, 0x8009, 0xffff] {
         let mut request = frame::done(frame::FrameType::Close, 9);
         request[4..6].copy_from_slice(&kind.to_le_bytes());
         let refusal = peer.ask::<WriteReply>(&request).unwrap_err();
