@@ -51,8 +51,8 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// lock, no other thread may be inside a call while a process forks, if the child is to use the channel.
 ///
 /// **In signal handlers**, [`write`](Self::write) may be called if the transport is shared and the message has at most
-/// 64 KiB: it takes no locks and no memory then. That ends when the connection does: where the daemon may go away,
-/// or the process forks, a handler must not rely on it.
+/// 64 KiB: it takes no locks and no memory then, unless it is itself interrupted 64 times in a row. That ends when the
+/// connection does: where the daemon may go away, or the process forks, a handler must not rely on it.
 #[derive(Debug)]
 pub struct Channel {
     link: Link,
