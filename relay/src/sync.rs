@@ -8,8 +8,11 @@ pub(crate) use loom::sync::atomic::{Ordering, fence};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+/// For `rseq.rs`.
+#[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+pub(crate) use std::sync::atomic::AtomicIsize;
 #[cfg(all(not(loom), feature = "kill-points"))]
 pub(crate) use std::sync::atomic::AtomicU32;
-/// For `shm.rs`, `rseq.rs` and `view.rs`, which no model runs.
+/// For `shm.rs` and `view.rs`, which no model runs.
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicIsize, AtomicPtr, AtomicU8, AtomicUsize};
+pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize};
