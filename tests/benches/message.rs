@@ -61,7 +61,7 @@ fn lengths(channel: &Channel) {
     let lttng = Lttng::overwriting();
     let mut line = vec!["", "relayfs", "memcpy", "relayfs/memcpy"];
     line.extend(lttng.iter().flat_map(|_| ["LTTng-UST", "LTTng-UST/relayfs"]));
-    title("one thread, 4 x 1 MiB overwritten; memcpy into the same of tmpfs", "ns");
+    title("one thread, 4 x 1 MiB overwritten; memcpy into such a file", "ns");
     if lttng.is_some() {
         println!("(LTTng-UST, with an equal payload, stamps each event with the time; relayfs does not)");
     } else {
