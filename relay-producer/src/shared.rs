@@ -179,7 +179,11 @@ impl Shared {
             }
             Placed::TooBig => {
                 count_in(&lane.buffer, here, |block| &block.too_big);
-                self.after_switch(&lane.buffer);
+                if outcome.switched {
+                    self.after_switch(&lane.buffer);
+                } else {
+                    self.after_refusal(lane);
+                }
                 Direct::TooBig
             }
             Placed::Closed => {

@@ -294,7 +294,7 @@ impl<'a, R: Run> Writer<'a, R> {
     #[inline(never)]
     fn switch(&self, from: Position, message: &[u8]) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
-        // Relaxed: the daemon sets it before it blocks the buffer, and that is ordered by the state.
+        // Relaxed: the daemon sets it before it blocks the buffer, and the look at the state came first (Acquire).
         if buffer.block().closed.load(Ordering::Relaxed) != 0 {
             return Some(Outcome { placed: Placed::Closed, switched: false });
         }
@@ -365,8 +365,9 @@ impl<'a, R: Run> Writer<'a, R> {
     }
 
     fn state(&self) -> Position {
-        // Relaxed: it was stored on this CPU, or the change that is made for it fails.
-        Position(self.buffer.block().state.load(Ordering::Relaxed))
+        // Acquire, for the sake of `closed`: who finds the buffer blocked because it is closed, finds it closed. For the
+        // rest Relaxed would do: it was stored on this CPU, or the change that is made for it fails.
+        Position(self.buffer.block().state.load(Ordering::Acquire))
     }
 }
 

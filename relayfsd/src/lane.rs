@@ -145,17 +145,18 @@ fn settled(
     cpu: usize,
     act: impl Fn() -> Result<Outcome, Contended>,
 ) -> Result<Placed, Unavailable> {
-    let mut outcome = act().map_err(|Contended| contended(cpu))?;
-    let mut switched = outcome.switched;
-    if outcome.placed == Placed::Full {
+    let mut outcome = act();
+    let mut switched = has_switched(outcome);
+    if outcome.is_ok_and(|outcome| outcome.placed == Placed::Full) {
         let _side = channel.read_side(cpu);
-        outcome = act().map_err(|Contended| contended(cpu))?;
-        switched |= outcome.switched;
+        outcome = act();
+        switched |= has_switched(outcome);
     }
+    // Also if the second try came to nothing: the first may have finished a sub-buffer.
     if switched {
         channel.wake(cpu);
     }
-    Ok(outcome.placed)
+    outcome.map(|outcome| outcome.placed).map_err(|Contended| contended(cpu))
 }
 
 /// Lets waiting batches of one buffer go on in their order, until one has to wait again.
