@@ -8,6 +8,7 @@
 //!           look at state                       w <- wake; if odd: ring the bell, wake: w -> w + 1
 //! ```
 //!
+//! G: each arming takes a value that no ring under way has, so that a late one does not undo it.
 //! H with J: of the two looks at least one sees what the other side stored, so either the daemon finds the switch or the
 //! writer finds the word odd; nothing weaker than full fences orders a store before a later load of something else. The
 //! bell rings *before* the word is made even: a writer that is killed in between leaves one ring too many, never one too

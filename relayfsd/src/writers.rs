@@ -115,7 +115,10 @@ impl Job {
     pub(crate) fn fail(self, why: Unavailable) {
         match self {
             Job::Write(batch) => lane::drop_batch(batch, why),
-            Job::Message { done, .. } => done(Err(why)),
+            Job::Message { channel, cpu, done, .. } => {
+                channel.buffer(cpu).count_dropped_elsewhere(1);
+                done(Err(why));
+            }
             Job::Flush { done, .. }
             | Job::FlushUnfinished { done, .. }
             | Job::Close { done, .. }
