@@ -76,7 +76,7 @@ weaken J 'the fence before the look at `wake`: no more than AcqRel' $wake \
     's/fence(Ordering::SeqCst); \/\/ J/fence(Ordering::AcqRel); \/\/ J/'
 weaken G 'an arming does not take a new value' $wake 's/(now | 1)\.wrapping_add(2)/now | 1/'
 weaken commit 'the position before the bytes' $writer \
-    's/let inside = buffer\.data()\.copy_in(at, message)/state.store(to.0, Ordering::Release);&/'
+    's/^        if !buffer\.data()\.copy_in(at, message)/        state.store(to.0, Ordering::Release);&/'
 weaken begun 'a switch does not tell that it begins a sub-buffer' $writer \
     's/^        stores\.push(&buffer\.block()\.begun, next\.0);$//'
 weaken close-ended 'closing leaves a buffer alone that is blocked' $writer 's/if is_closed \&\& widths\.blocked(from)/if widths.blocked(from)/'

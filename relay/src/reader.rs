@@ -108,7 +108,8 @@ impl Reader {
         self.note_high_water();
         let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
         self.skipping = true;
-        loop {
+        let pieces = self.buffer.geometry().buffer_size() / SKIP_LEN as u64;
+        for _ in 0..self.steps_max() as u64 + pieces {
             if overwrite && self.pending.is_empty() {
                 self.catch_up();
             }
@@ -216,7 +217,10 @@ impl Reader {
         let mut run: Option<(usize, usize)> = None;
         let mut left = count;
         self.credit();
-        while left > 0 {
+        for _ in 0..self.steps_max() {
+            if left == 0 {
+                break;
+            }
             let (readable, offset) = (self.readable(), self.buffer.widths().offset(self.cursor));
             let len = readable.len.saturating_sub(offset).min(left);
             let from = self.buffer.ring_offset(self.cursor);
@@ -254,7 +258,10 @@ impl Reader {
     fn read_copied(&mut self, count: usize, out: &mut Vec<u8>) {
         self.deliver_pending(count, out);
         let mut lapped = 0;
-        while out.len() < count && lapped < TRIES_MAX {
+        for _ in 0..self.steps_max() {
+            if out.len() >= count || lapped >= TRIES_MAX {
+                break;
+            }
             let at = self.stream;
             if !self.catch_up() {
                 return;
@@ -368,13 +375,19 @@ impl Reader {
 
     /// R1: gives back the sub-buffers that are finished and read to their end, all-padding ones included.
     fn credit(&mut self) {
-        loop {
+        for _ in 0..self.steps_max() {
             let readable = self.readable();
             if !(readable.finished && self.buffer.widths().offset(self.cursor) >= readable.len) {
                 return;
             }
             self.give_back();
         }
+    }
+
+    /// Sub-buffers that one call looks at: more than a ring has, unless the writer is very much faster. A peer that does
+    /// not keep to the rules could say that there are any number, all empty.
+    fn steps_max(&self) -> usize {
+        2 * self.buffer.geometry().n_subbufs() + TRIES_MAX as usize
     }
 
     /// Gives the cursor's sub-buffer back.
@@ -406,7 +419,7 @@ impl Reader {
     fn advance(&mut self, len: usize) {
         let offset = self.buffer.widths().offset(self.cursor) + len;
         self.cursor = self.buffer.widths().at(self.cursor, offset);
-        self.stream += len as u64;
+        self.stream = self.stream.wrapping_add(len as u64);
     }
 
     fn publish(&self) {

@@ -1,0 +1,116 @@
+//! A reader whose buffer's words are anything: it ends every call, stays inside the ring, and panics at nothing. What it then
+//! finds is nobody's message; that it goes on is what all other channels of the daemon depend on.
+
+use proptest::prelude::*;
+use relay::GeometrySpec;
+use relay::buffer::Buffer;
+use relay::reader::Reader;
+use relay::view::View;
+use relay::writer::{Alone, Writer};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A word as somebody might leave it behind: near the right one, or anything.
+fn word() -> impl Strategy<Value = u64> {
+    prop_oneof![any::<u64>(), 0u64..5000, Just(u64::MAX), (0u32..64).prop_map(|bit| 1 << bit)]
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    /// Overwrites a word of the block or of a record: which, and with what.
+    Scribble(usize, u64),
+    Read(usize),
+    SkipTo(u64),
+    Consume(Option<u64>, u64),
+    Snapshot,
+    Reset,
+    Write(usize),
+    Look,
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (0usize..64, word()).prop_map(|(place, value)| Op::Scribble(place, value)),
+        2 => (0usize..5000).prop_map(Op::Read),
+        1 => word().prop_map(Op::SkipTo),
+        1 => (proptest::option::of(word()), word()).prop_map(|(from, count)| Op::Consume(from, count)),
+        1 => Just(Op::Snapshot),
+        1 => Just(Op::Reset),
+        1 => (0usize..200).prop_map(Op::Write),
+        1 => Just(Op::Look),
+    ]
+}
+
+/// Stores a word in one of the places that peers can write.
+fn scribble(buffer: &Buffer, place: usize, value: u64) {
+    let block = buffer.block();
+    let words: [&AtomicU64; 8] = [
+        &block.state,
+        &block.state,
+        &block.begun,
+        &block.begun,
+        &block.consumed,
+        &block.dropped,
+        &block.wake,
+        &block.high_water,
+    ];
+    if let Some(word) = words.get(place) {
+        return word.store(value, Ordering::Relaxed);
+    }
+    let n_subbufs = buffer.geometry().n_subbufs() as u64;
+    let position = buffer.widths().pack(place as u64 & 1, place as u64 / 2 % n_subbufs, 0);
+    let record = buffer.record(position);
+    let word = [&record.number, &record.begin, &record.padding, &record.lost][place / 16];
+    word.store(value, Ordering::Relaxed);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_reader_ends_every_call(
+        subbuf_size in prop_oneof![Just(64u64), Just(100), Just(4096)],
+        n_subbufs in 1u64..6,
+        header in prop_oneof![Just(0u64), Just(16)],
+        overwrite in any::<bool>(),
+        ops in proptest::collection::vec(op(), 1..60),
+    ) {
+        let mode = if overwrite { "overwrite" } else { "no-overwrite" };
+        let spec: GeometrySpec =
+            format!("subbuf-size={subbuf_size}:n-subbufs={n_subbufs}:header={header}:{mode}").parse().unwrap();
+        let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
+        let ring = buffer.geometry().buffer_size();
+        let mut reader = Reader::new(buffer.clone());
+        let mut view = View::new(buffer.clone());
+        let mut scratch = Vec::new();
+        for op in ops {
+            match op {
+                Op::Scribble(place, value) => scribble(&buffer, place, value),
+                Op::Read(count) => {
+                    reader.read(count, &mut scratch, |bytes| assert!(bytes.len() <= count));
+                }
+                Op::SkipTo(target) => {
+                    reader.skip_to(target, &mut scratch, |_, bytes| assert!(bytes.len() <= 1 << 20));
+                }
+                Op::Consume(from, count) => drop(reader.consume(from, count)),
+                Op::Snapshot => {
+                    let mut copy = Vec::new();
+                    let extent = reader.snapshot_extent();
+                    reader.snapshot(extent, &mut copy);
+                    prop_assert!(copy.len() as u64 <= ring && copy.len() <= extent.max());
+                }
+                Op::Reset => drop(reader.reset(Alone)),
+                Op::Write(len) => drop(Writer::new(&buffer, Alone).write(&vec![b'm'; len])),
+                Op::Look => {
+                    for _ in 0..20 {
+                        let Some(sub_buffer) = view.next_finished() else { break };
+                        prop_assert!(sub_buffer.bytes().len() <= subbuf_size as usize);
+                    }
+                    drop(view.take_back());
+                }
+            }
+            // What stat, poll and the counters ask.
+            let _ = (reader.size(), reader.unread(), reader.unread_data(), reader.produced(), reader.n_finished());
+            let _ = (reader.next_number(), reader.has_finished(), reader.has_unfinished(), reader.snapshot_len());
+        }
+    }
+}
