@@ -48,7 +48,8 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 ///
 /// **After fork**, the child's first call makes a connection of its own, and waits for that. With shared buffers the
 /// child writes at once, and gets its connection when it finishes a sub-buffer or first needs the daemon. As with any
-/// lock, no other thread may be inside a call while a process forks, if the child is to use the channel.
+/// lock, no other thread may be inside a call while a process forks, if the child is to use the channel. A child of vfork
+/// must not write; one in a PID namespace of its own that has its parent's number there must open a channel of its own.
 ///
 /// **In signal handlers**, [`write`](Self::write) may be called if the transport is shared and the message has at most
 /// 64 KiB: it takes no locks and no memory then, unless it is itself interrupted 64 times in a row. That ends when the

@@ -12,10 +12,47 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 use crate::abi::{BufferBlock, ControlHeader, Record};
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+
+/// x86-64's pages. Where they are larger, replacing one fails, and the signal ends the process as it would have.
+const PAGE: usize = 4096;
+
+/// From now on a file that somebody truncates does not end this process: pages of it that are gone are zeroes of our own from
+/// the first access on. For the daemon, which maps what others may truncate, and believes no word of it anyway.
+pub fn outlive_truncation() -> io::Result<()> {
+    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK | SaFlags::SA_RESTART;
+    let action = SigAction::new(SigHandler::SigAction(on_bus_error), flags, SigSet::empty());
+    // SAFETY: the handler does nothing but system calls that a handler may do, and keeps errno.
+    unsafe { sigaction(Signal::SIGBUS, &action) }?;
+    Ok(())
+}
+
+extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    let errno = Errno::last_raw();
+    // SAFETY: the kernel passes a valid siginfo with SA_SIGINFO.
+    let info = unsafe { &*info };
+    // SAFETY: a SIGBUS has an address.
+    let (code, address) = (info.si_code, unsafe { info.si_addr() } as usize);
+    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+    let page = NonZeroUsize::new(address & !(PAGE - 1)).filter(|_| code == libc::BUS_ADRERR);
+    let replaced = page.is_some_and(|page| {
+        // SAFETY: the page lies in a mapping of a file and has nothing behind it: no access to it can succeed, so nothing
+        // that anybody has is replaced; see also `retire`.
+        unsafe { mmap_anonymous(Some(page), NonZeroUsize::MIN.saturating_add(PAGE - 1), prot, flags) }.is_ok()
+    });
+    if !replaced {
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        // SAFETY: no handler; the access is tried again on return, and ends the process.
+        let _ = unsafe { sigaction(Signal::SIGBUS, &default) };
+    }
+    Errno::set_raw(errno);
+}
 
 /// Types that may be reached by reference in shared memory.
 ///
@@ -157,6 +194,12 @@ impl Mapping {
     /// not in the mapping. This is how a reply goes from the ring to the reader without a copy of ours.
     pub fn lend<R>(&self, offset: usize, len: usize, pass_on: impl FnOnce(&[u8]) -> R) -> Option<R> {
         let from = self.address(offset, len)?;
+        // The kernel would refuse bytes of a file that somebody has truncated, and whoever waits for them would wait for
+        // ever. Looked at, they are there again, see `outlive_truncation`.
+        for page in (offset..offset + len).step_by(PAGE).filter_map(|page| self.address(page, 1)) {
+            // SAFETY: inside the mapping by `address()`; volatile, since the value is not what it is about.
+            let _ = unsafe { page.read_volatile() };
+        }
         // SAFETY: valid for `len` bytes by `address()` and alive while `self` is borrowed. In no-overwrite mode, the only
         // one this is used in, an honest writer leaves committed bytes alone until `consumed` has passed them; a
         // dishonest one changes what its own reader sees, and the kernel, which does the reading, does not mind.

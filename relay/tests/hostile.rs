@@ -105,7 +105,7 @@ proptest! {
                         let Some(sub_buffer) = view.next_finished() else { break };
                         prop_assert!(sub_buffer.bytes().len() <= subbuf_size as usize);
                     }
-                    drop(view.take_back());
+                    let _ = view.take_back();
                 }
             }
             // What stat, poll and the counters ask.

@@ -341,7 +341,7 @@ impl Channel {
             consumed: produced.saturating_sub(side.reader.n_finished()),
             bytes: side.reader.size(),
             written: get(&block.written),
-            dropped: get(&block.dropped) + get(&block.dropped_elsewhere),
+            dropped: get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere)),
             too_big: get(&block.too_big),
             contended: get(&block.contended),
             read_bytes: get(&block.read_bytes),

@@ -60,6 +60,10 @@ fn main() -> ExitCode {
             }
         }
     };
+    if let Err(error) = relay::shm::outlive_truncation() {
+        starter.failed(&format!("cannot handle SIGBUS: {error}"));
+        return ExitCode::FAILURE;
+    }
     match session::run(&options, &mut starter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
