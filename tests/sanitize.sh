@@ -1,0 +1,38 @@
+#!/bin/sh
+# What a sanitizer sees, by hand: AddressSanitizer over writing and reading shared buffers, and valgrind's memcheck over the
+# socket path, which is the one taken there, since valgrind registers no restartable sequences. ThreadSanitizer is left
+# out: it knows neither inline assembly nor the other processes that a buffer is shared with. As root, since it mounts;
+# takes a nightly toolchain.
+set -eu
+cd "$(dirname "$0")/.."
+. tests/need.sh
+
+need valgrind valgrind
+need_rust
+need_fuse
+install_missing
+cargo +nightly --version >/dev/null 2>&1 || fail "there is no nightly toolchain: rustup toolchain install nightly"
+target_dir=$(target_dir)
+
+printf '== AddressSanitizer\n'
+RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$target_dir/address cargo +nightly test --quiet --locked \
+    --target x86_64-unknown-linux-gnu --package relay --lib --test concurrent --test reference --test hostile
+RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$target_dir/address cargo +nightly test --quiet --locked \
+    --target x86_64-unknown-linux-gnu --package relay-producer --test shared
+
+printf '\n== valgrind\n'
+cargo build --workspace --locked --quiet
+programs=$target_dir/debug
+dir=$(mktemp -d)
+mkdir "$dir/mount"
+"$programs/relayfsd" "$dir/mount"
+trap 'umount "$dir/mount"; rm -rf "$dir"' EXIT
+seq 100000 >"$dir/lines"
+memcheck="valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite"
+$memcheck "$programs/relay-producer" --mount "$dir/mount" --verbose --wait=10s --cpu 0 <"$dir/lines" 2>"$dir/said" ||
+    fail "valgrind: $(cat "$dir/said")"
+grep -q socket "$dir/said" || fail "it did not go by the socket: $(cat "$dir/said")"
+cat "$dir/mount/cpu0" | cmp - "$dir/lines" || fail "what was read is not what was written"
+cat "$dir/said"
+$memcheck "$programs/audience" --mount "$dir/mount" || fail "valgrind complains of audience"
+printf '\nnothing found\n'
