@@ -1,0 +1,249 @@
+//! Threads that write one buffer together, by restartable sequences on one CPU: whole messages only, in the order of each
+//! writer, and none lost. And such threads on several CPUs, each in a buffer of its own.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use relay::buffer::Buffer;
+use relay::reader::Reader;
+use relay::rseq::Sequences;
+use relay::writer::{Here, Placed, Writer};
+use relay::{GeometrySpec, Mode};
+
+/// Threads that write one buffer.
+const WRITERS: u32 = 4;
+/// Messages that each of them writes in each run.
+const MESSAGES: u32 = 8_000;
+const HEAD_LEN: usize = 16;
+
+/// A message: its writer, number and length, a check of these, then bytes that follow from them.
+fn message(writer: u32, number: u32, len: usize, out: &mut Vec<u8>) {
+    out.clear();
+    for word in [writer, number, len as u32, check_of(writer, number, len as u32)] {
+        out.extend_from_slice(&word.to_le_bytes());
+    }
+    let first = (writer * 89 + number * 31) as usize;
+    out.extend((HEAD_LEN..len).map(|i| (first + i) as u8));
+}
+
+/// Tells a head from anything else, so that no length is believed that nobody wrote.
+fn check_of(writer: u32, number: u32, len: u32) -> u32 {
+    [writer, number, len].iter().fold(0x811c_9dc5, |sum, word| (sum ^ word).wrapping_mul(0x0100_0193))
+}
+
+/// What a reader has seen of one buffer.
+struct Seen {
+    reader: Reader,
+    stream: Vec<u8>,
+    delivered: u64,
+    /// For each writer, the number that comes next, and how many messages there were.
+    writers: Vec<(u32, u32)>,
+    expected: Vec<u8>,
+}
+
+impl Seen {
+    fn new(buffer: &Buffer, n_writers: u32) -> Seen {
+        Seen {
+            reader: Reader::new(buffer.clone()),
+            stream: Vec::new(),
+            delivered: 0,
+            writers: vec![(0, 0); n_writers as usize],
+            expected: Vec::new(),
+        }
+    }
+
+    /// Reads once, and checks every whole message there is by now. Returns how many bytes were read.
+    fn read(&mut self, read_len: usize, scratch: &mut Vec<u8>) -> usize {
+        let before = self.stream.len();
+        self.reader.read(read_len, scratch, |bytes| self.stream.extend_from_slice(bytes));
+        let n = self.stream.len() - before;
+        self.delivered += n as u64;
+        let mut at = 0;
+        while let Some(head) = self.stream[at..].first_chunk::<HEAD_LEN>() {
+            let word = |i: usize| u32::from_le_bytes(head[i..i + 4].try_into().unwrap());
+            let (writer, number, len) = (word(0), word(4), word(8));
+            assert_eq!(word(12), check_of(writer, number, len), "no message begins with {head:?}");
+            let Some(got) = self.stream.get(at..at + len as usize) else { break };
+            message(writer, number, len as usize, &mut self.expected);
+            assert!(got == self.expected, "message {number} of writer {writer} is damaged");
+            let (next, n) = &mut self.writers[writer as usize];
+            assert!(number >= *next, "message {number} of writer {writer} after {next}");
+            (*next, *n) = (number + 1, *n + 1);
+            at += got.len();
+        }
+        self.stream.drain(..at);
+        n
+    }
+
+    /// Checks what is so when everything was written and read.
+    fn finish(&self, buffer: &Buffer, len: impl Fn(u32) -> usize) {
+        assert!(self.stream.is_empty(), "part of a message at the end");
+        let n_writers = self.writers.len() as u64;
+        let written = n_writers * (0..MESSAGES).map(|number| len(number) as u64).sum::<u64>();
+        let overwritten = buffer.block().overwritten_bytes.load(Ordering::Relaxed);
+        assert_eq!(self.reader.size(), written, "bytes in the stream");
+        assert_eq!(self.delivered + overwritten, written, "bytes that were delivered or overwritten");
+        assert_eq!(self.reader.unread(), 0);
+        if buffer.geometry().mode() == Mode::NoOverwrite {
+            assert_eq!(overwritten, 0);
+            assert_eq!(self.writers, vec![(MESSAGES, MESSAGES); self.writers.len()]);
+        }
+    }
+}
+
+/// One that is at work as long as this lives, so that nobody waits for a thread that has panicked.
+struct AtWork<'a>(&'a AtomicUsize);
+
+impl Drop for AtWork<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
+fn pin(cpu: usize) {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
+}
+
+/// The CPUs this thread may run on.
+fn allowed_cpus() -> Vec<usize> {
+    let cpus = sched_getaffinity(Pid::from_raw(0)).unwrap();
+    (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu).unwrap()).collect()
+}
+
+/// Whether there are restartable sequences: always, unless the C library was told to register nothing.
+fn can_share() -> bool {
+    let off = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0"));
+    assert_eq!(Here::can_share(), !off, "a C library that registers restartable sequences (glibc 2.35)");
+    !off
+}
+
+/// Writes all messages of a writer, and tries again for as long as there is no room.
+fn write_all(buffer: &Buffer, cpu: usize, writer: u32, reading: &AtomicUsize, len: impl Fn(u32) -> usize) {
+    pin(cpu);
+    let (to, mut bytes) = (Writer::new(buffer, Sequences::find().unwrap().on(cpu)), Vec::new());
+    for number in 0..MESSAGES {
+        message(writer, number, len(number), &mut bytes);
+        loop {
+            match to.write(&bytes).unwrap().placed {
+                Placed::Written => break,
+                Placed::Full => assert_ne!(reading.load(Ordering::Acquire), 0, "nobody reads any more"),
+                Placed::TooBig | Placed::Closed => panic!("every message fits"),
+            }
+            thread::yield_now();
+        }
+        if number % 64 == writer {
+            thread::yield_now(); // else each would use up its time slice, and they would hardly ever meet
+        }
+    }
+}
+
+/// Lets `n_writers` threads on each of `cpus` write that CPU's buffer, and one on the last of all CPUs read.
+fn run(
+    cpus: &[usize],
+    n_writers: u32,
+    (mode, subbuf_size, n_subbufs): (Mode, u64, u64),
+    read_len: usize,
+    len: impl Fn(u32) -> usize + Sync,
+) {
+    let spec = GeometrySpec {
+        subbuf_size: Some(subbuf_size),
+        n_subbufs: Some(n_subbufs),
+        mode: Some(mode),
+        ..GeometrySpec::default()
+    };
+    let new = || Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
+    let buffers: Vec<(usize, Buffer)> = cpus.iter().map(|cpu| (*cpu, new())).collect();
+    // Two threads of a process share where they append; what other processes have is a clone.
+    let clones: Vec<Buffer> = buffers.iter().map(|(_, buffer)| buffer.clone()).collect();
+    let mut seen: Vec<Seen> = buffers.iter().map(|(_, buffer)| Seen::new(buffer, n_writers)).collect();
+    let reader_cpu = *allowed_cpus().last().unwrap();
+    let (reading, writing) = (AtomicUsize::new(1), AtomicUsize::new(cpus.len() * n_writers as usize));
+    let (reading, writing, len) = (&reading, &writing, &len);
+    thread::scope(|scope| {
+        for ((cpu, buffer), clone) in buffers.iter().zip(&clones) {
+            for writer in 0..n_writers {
+                let buffer = if writer % 2 == 0 { buffer } else { clone };
+                scope.spawn(move || {
+                    let _at_work = AtWork(writing);
+                    write_all(buffer, *cpu, writer, reading, len);
+                });
+            }
+            // One that wakes up in the middle of what they are doing.
+            scope.spawn(move || {
+                pin(*cpu);
+                while writing.load(Ordering::Relaxed) > 0 {
+                    thread::sleep(Duration::from_micros(20));
+                }
+            });
+        }
+        let seen = &mut seen;
+        scope.spawn(move || {
+            let _at_work = AtWork(reading);
+            pin(reader_cpu);
+            let mut scratch = Vec::new();
+            loop {
+                let last = writing.load(Ordering::Acquire) == 0;
+                let n: usize = seen.iter_mut().map(|seen| seen.read(read_len, &mut scratch)).sum();
+                if last && n == 0 {
+                    break;
+                }
+                if n == 0 {
+                    thread::yield_now();
+                }
+            }
+        });
+    });
+    for (seen, (_, buffer)) in seen.iter().zip(&buffers) {
+        seen.finish(buffer, len);
+    }
+}
+
+/// Small ones for the most part, and some for each way to copy.
+fn mixed(number: u32) -> usize {
+    let number = number as usize;
+    HEAD_LEN + if number.is_multiple_of(29) { 1500 + number % 2000 } else { number * 37 % 150 }
+}
+
+/// Those for sub-buffers of 250 bytes: some fill one alone.
+fn small(number: u32) -> usize {
+    if number.is_multiple_of(7) { 250 } else { HEAD_LEN + number as usize * 37 % 100 }
+}
+
+#[test]
+fn threads_on_one_cpu_lose_nothing_in_no_overwrite_mode() {
+    if can_share() {
+        let cpu = allowed_cpus()[0];
+        run(&[cpu], WRITERS, (Mode::NoOverwrite, 4096, 4), 100_000, mixed);
+        run(&[cpu], WRITERS, (Mode::NoOverwrite, 65_536, 4), 3000, mixed);
+        run(&[cpu], WRITERS, (Mode::NoOverwrite, 250, 3), 1000, small);
+        run(&[cpu], WRITERS, (Mode::NoOverwrite, 4096, 1), 4096, mixed);
+    }
+}
+
+#[test]
+fn threads_on_one_cpu_damage_nothing_in_overwrite_mode() {
+    if can_share() {
+        let cpu = allowed_cpus()[0];
+        run(&[cpu], WRITERS, (Mode::Overwrite, 4096, 4), 100_000, mixed);
+        run(&[cpu], WRITERS, (Mode::Overwrite, 65_536, 4), 3000, mixed);
+        run(&[cpu], WRITERS, (Mode::Overwrite, 250, 3), 1000, small);
+        run(&[cpu], WRITERS, (Mode::Overwrite, 4096, 1), 4096, mixed);
+    }
+}
+
+#[test]
+fn threads_on_several_cpus_each_have_a_buffer() {
+    if can_share() {
+        let mut cpus = allowed_cpus();
+        cpus.truncate(4);
+        for mode in [Mode::NoOverwrite, Mode::Overwrite] {
+            run(&cpus, 1, (mode, 4096, 4), 100_000, mixed);
+            run(&cpus, WRITERS, (mode, 250, 3), 1000, small);
+        }
+    }
+}
