@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
-use relay_producer::{Channel, Transport};
+use relay_producer::Channel;
 use relayfs_tests::Mount;
 use relayfs_tests::measure::{MESSAGE_LEN, alternately, head, n_cpus, on_cpu, row, title};
 
@@ -18,8 +18,7 @@ const MANY: usize = 8;
 fn main() -> ExitCode {
     head("threads");
     let mount = Mount::new(&["--overwrite", "--subbuf-size", "1M", "--n-subbufs", "4"]);
-    let channel = mount.channel("cpu");
-    assert_eq!(channel.transport(), Transport::Shared, "{:?}", channel.why_socket());
+    let channel = mount.direct_channel("cpu");
     title(&format!("{MESSAGE_LEN}-byte messages, 4 x 1 MiB overwritten, all threads together"), "million/s");
     let many = [0; MANY];
     let all = alternately(&mut [
