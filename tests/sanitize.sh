@@ -7,6 +7,9 @@ set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
 
+need cmp diffutils
+need seq coreutils
+need umount mount
 need valgrind valgrind
 need_rust
 need_fuse
@@ -16,7 +19,7 @@ target_dir=$(target_dir)
 
 printf '== AddressSanitizer\n'
 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$target_dir/address cargo +nightly test --quiet --locked \
-    --target x86_64-unknown-linux-gnu --package relay --lib --test concurrent --test reference --test hostile
+    --target x86_64-unknown-linux-gnu --package relay --lib --test concurrent --test threads --test reference --test hostile
 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$target_dir/address cargo +nightly test --quiet --locked \
     --target x86_64-unknown-linux-gnu --package relay-producer --test shared
 
@@ -26,12 +29,14 @@ programs=$target_dir/debug
 dir=$(mktemp -d)
 mkdir "$dir/mount"
 "$programs/relayfsd" "$dir/mount"
-trap 'umount "$dir/mount"; rm -rf "$dir"' EXIT
+# A mount that does not go keeps its directory: nothing is to be removed through it.
+trap 'umount "$dir/mount"; rmdir "$dir/mount" && rm -rf "$dir"' EXIT
+trap 'exit 1' HUP INT TERM
 seq 100000 >"$dir/lines"
 memcheck="valgrind --quiet --error-exitcode=9 --leak-check=full --errors-for-leak-kinds=definite"
 $memcheck "$programs/relay-producer" --mount "$dir/mount" --verbose --wait=10s --cpu 0 <"$dir/lines" 2>"$dir/said" ||
     fail "valgrind: $(cat "$dir/said")"
-grep -q socket "$dir/said" || fail "it did not go by the socket: $(cat "$dir/said")"
+grep -q "transport: socket (.*restartable sequences" "$dir/said" || fail "it did not go by the socket: $(cat "$dir/said")"
 cat "$dir/mount/cpu0" | cmp - "$dir/lines" || fail "what was read is not what was written"
 cat "$dir/said"
 $memcheck "$programs/audience" --mount "$dir/mount" || fail "valgrind complains of audience"
