@@ -113,11 +113,15 @@ impl Line {
             self.state.store(CUT, Ordering::Relaxed);
             return false;
         }
+        let is_own = self.is_own();
+        if !is_own {
+            self.state.store(INHERITED, Ordering::Relaxed);
+        }
         loop {
             match write(bell, &1u64.to_ne_bytes()) {
                 Err(Errno::EINTR) => {}
                 // EAGAIN: the daemon has not come round to the last 2^64 rings yet.
-                Ok(_) | Err(Errno::EAGAIN) => return self.is_own(),
+                Ok(_) | Err(Errno::EAGAIN) => return is_own,
                 Err(_) => return false,
             }
         }
