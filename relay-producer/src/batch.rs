@@ -12,7 +12,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use relay::client::{Deadline, SendError};
 use relay::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_REPLY, WriteReply};
@@ -20,13 +20,15 @@ use relay::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_REPLY, WriteReply};
 use crate::connection::{Connection, Envelope};
 use crate::error::RequestError;
 use crate::frames::WriteFrame;
-use crate::link::{Link, no_connection};
+use crate::link::Link;
 use crate::options::{BatchOptions, Counts, Wait};
 use crate::replies::Reply;
 use crate::shared::Direct;
 
 /// Most frames under way. Few enough that their replies can never fill a socket, enough to keep both sides busy.
 const WINDOW: usize = 8;
+/// How often who waits for a daemon looks whether the last one has closed the channel.
+const END_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A stream of messages whose fate is asked for.
 ///
@@ -234,8 +236,21 @@ impl Batch {
     fn find_daemon(&mut self, deadline: Deadline) -> Result<(), RequestError> {
         // Of what is under way, what was answered still counts.
         self.collect_all()?;
-        let connection = self.link.await_connection(deadline).map_err(no_connection)?;
-        self.take(connection)
+        loop {
+            let now = Instant::now();
+            let pause = now + END_LOOK_INTERVAL;
+            match self.link.await_connection(deadline.map_or(pause, |at| at.min(pause))) {
+                Ok(connection) => return self.take(connection),
+                Err(Some(reason)) => return Err(RequestError::Reopen(reason)),
+                Err(None) => {}
+            }
+            if let Some(shared) = self.connection.shared() {
+                shared.look_for_end();
+            }
+            if !self.survives() || deadline.is_some_and(|at| at <= now) {
+                return Err(RequestError::Disconnected);
+            }
+        }
     }
 
     fn take(&mut self, connection: Arc<Connection>) -> Result<(), RequestError> {

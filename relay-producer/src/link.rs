@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use relay::client::{ConnectError, Deadline, find};
+use relay::client::{ConnectError, find};
 
 use crate::connection::Connection;
 use crate::error::{OpenError, RequestError};
@@ -77,19 +77,21 @@ impl Link {
         if latest.works() { Ok(latest) } else { self.reconnect(wait, RETRY_INTERVAL) }
     }
 
-    /// A connection that works, for those who need the daemon, and wait for the next one until `deadline`.
-    pub(crate) fn await_connection(&self, deadline: Deadline) -> Result<Arc<Connection>, NoConnection> {
+    /// A connection that works, for those who need the daemon, and wait for the next one until `deadline`: `None`, if there
+    /// is none by then.
+    pub(crate) fn await_connection(&self, deadline: Instant) -> Result<Arc<Connection>, NoConnection> {
         loop {
             let latest = self.latest();
             latest.look();
             if latest.works() {
                 return Ok(latest);
             }
-            let left = deadline.map_or(OPEN_LIMIT, |at| at.saturating_duration_since(Instant::now()));
+            let left = deadline.saturating_duration_since(Instant::now());
             match self.reconnect(left.min(OPEN_LIMIT), AWAIT_INTERVAL) {
                 Ok(connection) => return Ok(connection),
                 // Nobody there yet, or one that ends while it is asked.
-                Err(None | Some(OpenError::Connect(_))) if !left.is_zero() => sleep(left.min(AWAIT_SLEEP)),
+                Err(None | Some(OpenError::Connect(_))) if left.is_zero() => return Err(None),
+                Err(None | Some(OpenError::Connect(_))) => sleep(left.min(AWAIT_SLEEP)),
                 Err(reason) => return Err(reason),
             }
         }

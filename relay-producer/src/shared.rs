@@ -347,6 +347,15 @@ impl Shared {
         }
     }
 
+    /// Looks whether the buffers are over, which otherwise those notice who write.
+    pub(crate) fn look_for_end(&self) {
+        // Relaxed: as in `is_over`.
+        if self.lanes.iter().any(|lane| lane.buffer.block().closed.load(Ordering::Relaxed) != 0) {
+            self.end();
+        }
+        self.look();
+    }
+
     /// Rings for whoever waits for any of the buffers: switches of an earlier connection may have gone unheard.
     pub(crate) fn ring_for_all(&self) {
         for wanted in self.lanes.iter().filter_map(|lane| lane.buffer.wake_wanted()) {
