@@ -1,0 +1,269 @@
+//! The file `state` in a state directory: which channels there are, so that the next daemon, or who looks at what a dead one
+//! left, finds them.
+//!
+//! ```text
+//! relayfs-state 1
+//! point 45:1234 /mnt/relay
+//! epoch 3
+//! last_id 7
+//! gone dropped 12
+//! channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log
+//! ```
+//!
+//! A line of `channel` has its number, which its files are called by; whether it lives as long as the daemon (`permanent`) or
+//! as somebody holds it (`held`); size and number of sub-buffers, bytes of header, mode, `percpu` or `global`, number of
+//! buffers, and name. It is text for the sake of people who look at what a crash has left.
+
+use std::fmt::Write as _;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use crate::{ChannelName, Geometry, GeometrySpec, Mode};
+
+/// Name of the file in the state directory.
+pub const STATE_FILE: &str = "state";
+/// Longest file of this kind, in bytes; as many channels as a daemon can have need far less.
+pub const STATE_FILE_MAX: usize = 8 << 20;
+
+/// First line: what it is, and the version of this form.
+const MAGIC: &str = "relayfs-state 1";
+
+/// What the file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StateFile {
+    /// What was mounted on: numbers of the directory, and its path.
+    pub point: String,
+    /// How many daemons there have been, one after another.
+    pub epoch: u32,
+    /// Highest number that was given to a channel or directory.
+    pub last_id: u32,
+    /// The channels.
+    pub channels: Vec<ChannelEntry>,
+    /// What channels that are gone had counted, by the names of `stats`.
+    pub gone: Vec<(String, u64)>,
+}
+
+/// A channel in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelEntry {
+    /// Its number: its files are `ID.control`, `ID.data0`, ...
+    pub id: u32,
+    /// Whether it lived as long as its daemon.
+    pub permanent: bool,
+    /// Its shape.
+    pub geometry: Geometry,
+    /// Number of its buffers.
+    pub n_bufs: usize,
+    /// Its name.
+    pub name: ChannelName,
+}
+
+/// Why a text is not a state file.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StateFileError {
+    /// It begins otherwise.
+    #[error("it does not begin with '{MAGIC}': another release's, or no state file")]
+    Magic,
+    /// It is longer than any.
+    #[error("it is longer than {STATE_FILE_MAX} bytes")]
+    TooLong,
+    /// A line makes no sense.
+    #[error("line {line}: {what}")]
+    Line {
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// Channels cannot be told apart.
+    #[error("{0}")]
+    Channels(&'static str),
+    /// A line that must be there is missing.
+    #[error("there is no line '{0}'")]
+    Missing(&'static str),
+}
+
+impl StateFile {
+    /// Reads the file's text. Whoever may write it is not trusted: all that is given back makes sense.
+    pub fn parse(text: &str) -> Result<StateFile, StateFileError> {
+        if text.len() > STATE_FILE_MAX {
+            return Err(StateFileError::TooLong);
+        }
+        let mut lines = text.lines();
+        if lines.next() != Some(MAGIC) || !text.ends_with('\n') {
+            return Err(StateFileError::Magic);
+        }
+        let (mut point, mut epoch, mut last_id) = (None, None, None);
+        let mut state = StateFile::default();
+        for (line, number) in lines.zip(2..) {
+            let (key, rest) = line.split_once(' ').unwrap_or((line, ""));
+            let fresh = match key {
+                "point" => point.replace(rest.to_owned()).is_none(),
+                "epoch" => parse(rest).map(|n: u32| epoch.replace(n).is_none()).unwrap_or(false),
+                "last_id" => parse(rest).map(|n: u32| last_id.replace(n).is_none()).unwrap_or(false),
+                "gone" => rest
+                    .split_once(' ')
+                    .and_then(|(name, value)| Some((name.to_owned(), parse(value)?)))
+                    .map(|count| state.gone.push(count))
+                    .is_some(),
+                "channel" => ChannelEntry::parse(rest).map(|entry| state.channels.push(entry)).is_some(),
+                _ => false,
+            };
+            if !fresh {
+                let what = match key {
+                    "point" | "epoch" | "last_id" => "no number, or a second one of its kind",
+                    "gone" => "no name and count",
+                    "channel" => "no channel",
+                    _ => "unknown",
+                };
+                return Err(StateFileError::Line { line: number, what });
+            }
+        }
+        state.point = point.ok_or(StateFileError::Missing("point"))?;
+        state.epoch = epoch.ok_or(StateFileError::Missing("epoch"))?;
+        state.last_id = last_id.ok_or(StateFileError::Missing("last_id"))?;
+        state.check_channels()?;
+        Ok(state)
+    }
+
+    /// Channels are told apart by their numbers and their names.
+    fn check_channels(&self) -> Result<(), StateFileError> {
+        let mut ids: Vec<u32> = self.channels.iter().map(|channel| channel.id).collect();
+        ids.sort_unstable();
+        let mut names: Vec<&ChannelName> = self.channels.iter().map(|channel| &channel.name).collect();
+        names.sort_unstable();
+        let wrong = if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+            "two channels have the same number"
+        } else if ids.last().is_some_and(|id| *id > self.last_id) || ids.first() == Some(&0) {
+            "a channel's number was never given"
+        } else if names.windows(2).any(|pair| pair[0] == pair[1]) {
+            "two channels have the same name"
+        } else {
+            return Ok(());
+        };
+        Err(StateFileError::Channels(wrong))
+    }
+
+    /// The file's text.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        self.write_to(&mut text).expect("writing to a string");
+        text
+    }
+
+    fn write_to(&self, text: &mut String) -> std::fmt::Result {
+        let point: String = self.point.chars().filter(|c| !c.is_control()).collect();
+        writeln!(text, "{MAGIC}\npoint {point}\nepoch {}\nlast_id {}", self.epoch, self.last_id)?;
+        for (name, value) in &self.gone {
+            writeln!(text, "gone {name} {value}")?;
+        }
+        for ChannelEntry { id, permanent, geometry, n_bufs, name } in &self.channels {
+            let life = if *permanent { "permanent" } else { "held" };
+            let scope = if geometry.global() { "global" } else { "percpu" };
+            let (size, n_subbufs) = (geometry.subbuf_size(), geometry.n_subbufs());
+            let (header, mode) = (geometry.header(), geometry.mode());
+            writeln!(text, "channel {id} {life} {size} {n_subbufs} {header} {mode} {scope} {n_bufs} {name}")?;
+        }
+        Ok(())
+    }
+}
+
+impl ChannelEntry {
+    /// What comes behind the word `channel`.
+    fn parse(text: &str) -> Option<ChannelEntry> {
+        let words: Vec<&str> = text.split(' ').collect();
+        let [id, life, size, n_subbufs, header, mode, scope, n_bufs, name] = words.as_slice() else {
+            return None;
+        };
+        let spec = GeometrySpec {
+            subbuf_size: Some(parse(size)?),
+            n_subbufs: Some(parse(n_subbufs)?),
+            header: Some(parse(header)?),
+            mode: Some(match *mode {
+                "no-overwrite" => Mode::NoOverwrite,
+                "overwrite" => Mode::Overwrite,
+                _ => return None,
+            }),
+            global: Some(match *scope {
+                "percpu" => false,
+                "global" => true,
+                _ => return None,
+            }),
+        };
+        let permanent = match *life {
+            "permanent" => true,
+            "held" => false,
+            _ => return None,
+        };
+        let n_bufs = parse(n_bufs).filter(|n| (1..=N_BUFS_MAX).contains(n))?;
+        let geometry = spec.build().ok()?;
+        if geometry.global() && n_bufs != 1 {
+            return None;
+        }
+        Some(ChannelEntry { id: parse(id)?, permanent, geometry, n_bufs, name: name.parse().ok()? })
+    }
+}
+
+/// Most buffers of a channel: more CPUs than Linux can have.
+const N_BUFS_MAX: usize = 1 << 16;
+
+/// A number as we write it: no sign, no leading zeros, so that a text has one meaning and a meaning one text.
+fn parse<T: FromStr + ToString>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|n: &T| n.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &str = "relayfs-state 1\npoint 45:1234 /mnt/relay\nepoch 3\nlast_id 7\ngone dropped 12\n\
+        channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log\nchannel 7 held 4096 2 16 overwrite global 1 b\n";
+
+    #[test]
+    fn what_is_written_is_read() {
+        let state = StateFile::parse(SAMPLE).unwrap();
+        assert_eq!((state.epoch, state.last_id, state.channels.len()), (3, 7, 2));
+        assert_eq!(state.point, "45:1234 /mnt/relay");
+        assert_eq!(state.gone, [("dropped".to_owned(), 12)]);
+        assert!(state.channels[0].permanent && !state.channels[1].permanent);
+        assert_eq!(state.channels[1].geometry.mode(), Mode::Overwrite);
+        assert_eq!(state.to_text(), SAMPLE);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_its_line() {
+        let message = |from: &str, to: &str| {
+            let text = SAMPLE.replacen(from, to, 1);
+            assert_ne!(text, SAMPLE, "{from}");
+            StateFile::parse(&text).unwrap_err().to_string()
+        };
+        for (from, to, part) in [
+            ("state 1", "state 2", "another release"),
+            ("relayfs-state 1\n", "", "another release"),
+            (" b\n", " b", "another release"),
+            ("epoch 3", "epoch +3", "line 3"),
+            ("epoch 3", "epoch 3\nepoch 3", "line 4"),
+            ("epoch 3\n", "", "'epoch'"),
+            ("last_id 7", "last_id 6", "never given"),
+            ("gone dropped 12", "gone dropped", "line 5"),
+            ("gone", "what", "line 5: unknown"),
+            ("channel 1 ", "channel 7 ", "same number"),
+            ("channel 1 ", "channel 0 ", "never given"),
+            ("app/log", "b", "same name"),
+            ("app/log", "../log", "line 6"),
+            ("app/log", "app log", "line 6"),
+            ("65536", "0", "line 6"),
+            ("65536", "99999999999999999999", "line 6"),
+            (" 8 0 ", " 8 65536 ", "line 6"),
+            ("percpu 4", "percpu 0", "line 6"),
+            ("global 1", "global 2", "line 7"),
+            ("held", "for ever", "line 7"),
+            ("overwrite global", "overwriting global", "line 7"),
+        ] {
+            let message = message(from, to);
+            assert!(message.contains(part), "{from} -> {to}: {message}");
+        }
+        assert_eq!(StateFile::parse(&"x".repeat(STATE_FILE_MAX + 1)), Err(StateFileError::TooLong));
+    }
+}
