@@ -243,7 +243,13 @@ impl Mount {
     /// Runs `relayfsd -f ARGS` again on the same mount point, when the last daemon has ended.
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
-        self.daemon = serve(&self.point, args, |command| command);
+        self.restart_prepared(args, |command| command);
+    }
+
+    /// The same with a command that was made ready by the test.
+    #[track_caller]
+    pub fn restart_prepared(&mut self, args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) {
+        self.daemon = serve(&self.point, args, prepare);
     }
 
     /// The mount point.
