@@ -42,6 +42,7 @@ impl Registry {
             writers::close_all(&self.writers, &left, CLOSE_MAX);
             let mut channels = self.lock();
             channels.remove(&left);
+            channels.gone.add(&left.total());
             // Named no more before its files go.
             self.save(&channels).map_err(|source| OpenError::Allocate {
                 name: name.clone(),
@@ -54,8 +55,12 @@ impl Registry {
         self.open(name, spec, Create::Permanent).map(drop)
     }
 
-    /// The channels are what they are to be: those that only a daemon before this one had a reason to keep go, and the state
-    /// file is this daemon's.
+    /// The state file is this daemon's from now on.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        self.save(&self.lock())
+    }
+
+    /// The channels are what they are to be: those that only a daemon before this one had a reason to keep go.
     pub(crate) fn settle(self: &Arc<Self>) -> io::Result<()> {
         self.look_for_heirs();
         for channel in self.all() {
@@ -110,6 +115,7 @@ impl Registry {
                 log::warn!("{error}");
             }
         }
+        kill_point!("end-closed");
     }
 
     /// Waits until nobody is reading, and lets nobody read any more: what is kept says exactly what was read.
