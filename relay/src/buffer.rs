@@ -69,6 +69,12 @@ impl Buffer {
         self.data.retire()
     }
 
+    /// A buffer that was ended, see [`crate::writer::Writer::close`], is not any more: who took it over serves it.
+    pub fn reopen(&self) {
+        // Relaxed: who still finds it closed goes away, and comes back.
+        self.block().closed.store(0, Ordering::Relaxed);
+    }
+
     /// Makes a zeroed buffer that nobody uses yet ready for use: empty, at the start of `lap`.
     pub fn init(&self, lap: u64) {
         let start = self.widths.pack(lap, 0, 0);

@@ -80,6 +80,12 @@ impl Widths {
         self.raw_offset(position) == self.subbuf_size + 1
     }
 
+    /// Whether the word is a position at all: its slot and its offset are ones that there are.
+    pub fn is_sound(&self, position: Position) -> bool {
+        let slot = (position.0 >> self.offset_bits) & self.slot_mask;
+        slot < self.n_subbufs && self.raw_offset(position) <= self.subbuf_size + 1
+    }
+
     /// The same sub-buffer at another offset.
     pub fn at(&self, position: Position, offset: usize) -> Position {
         Position(position.0 & !self.offset_mask() | offset as u64)

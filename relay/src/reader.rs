@@ -11,9 +11,11 @@
 //! so that a message is never cut, even if the writer laps a reader in the middle of one.
 
 mod consume;
+mod resume;
 mod snapshot;
 
 pub use consume::ConsumeError;
+pub use resume::Unsound;
 pub use snapshot::Extent;
 
 use crate::buffer::{Buffer, add};
@@ -83,8 +85,9 @@ impl Reader {
                 scratch.len()
             }
         };
-        add(&self.buffer.block().read_bytes, len as u64);
         self.publish();
+        // Behind that: what a reader that dies in between has not counted, the next one counts, see `resume`.
+        add(&self.buffer.block().read_bytes, len as u64);
         self.buffer.widths().before(consumed, self.cursor)
     }
 

@@ -1,21 +1,18 @@
 //! One channel: its buffers with their readers, who waits for them, and its counters as text.
 
 use std::fmt::Write as _;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
 use relay::buffer::Buffer;
 use relay::reader::Reader;
-use relay::shm::Mapping;
 use relay::{ChannelName, Geometry, abi};
 
+use crate::files::{self, Files};
 use crate::snapshot::SnapshotSlot;
 
 /// Wakes somebody who polls.
@@ -26,7 +23,7 @@ pub(crate) struct Channel {
     id: u32,
     name: ChannelName,
     geometry: Geometry,
-    permanent: bool,
+    permanent: AtomicBool,
     buffers: Vec<ChannelBuffer>,
     /// Bytes of its files.
     memory: u64,
@@ -35,10 +32,23 @@ pub(crate) struct Channel {
     closed: AtomicBool,
     /// See [`crate::registry::Held`].
     pub(crate) holders: AtomicUsize,
-    /// Removed when the channel ends: after that the directory may be a successor's.
-    files: Mutex<Files>,
+    /// `None` when the channel has ended: after that the directory may be a successor's.
+    files: Mutex<Option<Files>>,
     /// Whether its files have been given to a producer.
     shared: AtomicBool,
+    /// Whether there may be producers that have its files from an earlier daemon, and have not come back yet.
+    inherited: AtomicBool,
+    /// The daemon's, to tell apart who got the files from whom.
+    epoch: u32,
+}
+
+/// What a channel is called, and its shape.
+pub(crate) struct Named {
+    pub(crate) id: u32,
+    pub(crate) name: ChannelName,
+    pub(crate) geometry: Geometry,
+    /// See [`Channel::permanent`].
+    pub(crate) permanent: bool,
 }
 
 struct ChannelBuffer {
@@ -48,6 +58,19 @@ struct ChannelBuffer {
     snapshot: SnapshotSlot,
     /// Who wants to know of the next switch, by open file: the file's number, and how to wake it.
     waiters: Mutex<Vec<(u64, Wake)>>,
+}
+
+impl ChannelBuffer {
+    fn new(reader: Reader) -> ChannelBuffer {
+        let buffer = reader.buffer().clone();
+        let read_side = Mutex::new(ReadSide { reader, parked: false, grown: (0, SystemTime::now()) });
+        ChannelBuffer {
+            buffer,
+            read_side,
+            snapshot: SnapshotSlot::default(),
+            waiters: Mutex::new(Vec::new()),
+        }
+    }
 }
 
 /// What the one lock of a buffer protects. It is held while a reply is written, so that nobody sees a buffer whose
@@ -92,7 +115,7 @@ pub(crate) struct Counts {
 
 impl Counts {
     /// Names and values, in the order of the file. Names are never removed or given another meaning.
-    fn named(&self) -> [(&'static str, u64); 14] {
+    pub(crate) fn named(&self) -> [(&'static str, u64); 14] {
         [
             ("produced", self.produced),
             ("consumed", self.consumed),
@@ -109,6 +132,28 @@ impl Counts {
             ("discarded_subbufs", self.discarded_subbufs),
             ("high_water", self.high_water),
         ]
+    }
+
+    /// Sets the number of a name, if there is one of that name.
+    pub(crate) fn set(&mut self, name: &str, value: u64) {
+        let number = match name {
+            "produced" => &mut self.produced,
+            "consumed" => &mut self.consumed,
+            "bytes" => &mut self.bytes,
+            "written" => &mut self.written,
+            "dropped" => &mut self.dropped,
+            "too_big" => &mut self.too_big,
+            "contended" => &mut self.contended,
+            "read_bytes" => &mut self.read_bytes,
+            "read_subbufs" => &mut self.read_subbufs,
+            "overwritten_bytes" => &mut self.overwritten_bytes,
+            "overwritten_subbufs" => &mut self.overwritten_subbufs,
+            "discarded_bytes" => &mut self.discarded_bytes,
+            "discarded_subbufs" => &mut self.discarded_subbufs,
+            "high_water" => &mut self.high_water,
+            _ => return,
+        };
+        *number = value;
     }
 
     /// Adds another's numbers, which peers have a hand in; of high-water marks the highest counts.
@@ -139,43 +184,73 @@ impl Counts {
 
 impl Channel {
     /// Creates a channel: its files below `state_dir`, allocated and mapped.
-    pub(crate) fn create(
-        state_dir: &Path,
-        id: u32,
-        name: ChannelName,
-        geometry: Geometry,
-        n_bufs: usize,
-        permanent: bool,
-    ) -> io::Result<Channel> {
-        let mut files = Files::default();
-        let header = abi::control_header(&geometry, n_bufs);
-        let control = Arc::new(files.create(state_dir.join(format!("{id}.control")), header.control_len())?);
+    pub(crate) fn create(state_dir: &Path, epoch: u32, named: Named, n_bufs: usize) -> io::Result<Channel> {
+        let made = Made(Some(Files::of(state_dir, named.id, n_bufs)));
+        let files = made.files();
+        let header = abi::control_header(&named.geometry, n_bufs);
+        let control = Arc::new(files::create(files.control(), header.control_len())?);
         control.put_header(header);
         let mut buffers = Vec::with_capacity(n_bufs);
-        let now = SystemTime::now();
-        for index in 0..n_bufs {
-            let data = files.create(state_dir.join(format!("{id}.data{index}")), abi::data_len(&geometry))?;
-            let buffer = Buffer::new(control.clone(), Arc::new(data), geometry, &header, index)
+        for (index, path) in files.data().iter().enumerate() {
+            let data = files::create(path, abi::data_len(&named.geometry))?;
+            let buffer = Buffer::new(control.clone(), Arc::new(data), named.geometry, &header, index)
                 .expect("files were just made as long as the geometry says");
             buffer.init(0);
-            let reader = Reader::new(buffer.clone());
-            let read_side = Mutex::new(ReadSide { reader, parked: false, grown: (0, now) });
-            let (snapshot, waiters) = (SnapshotSlot::default(), Mutex::new(Vec::new()));
-            buffers.push(ChannelBuffer { buffer, read_side, snapshot, waiters });
+            buffers.push(ChannelBuffer::new(Reader::new(buffer)));
         }
-        Ok(Channel {
+        Ok(Channel::new(epoch, named, buffers, made.keep()))
+    }
+
+    /// Takes over a channel that a daemon before this one has left, to go on where it stopped. Producers may be writing to it
+    /// all the while. An error says what is wrong with it; nothing has been changed then.
+    pub(crate) fn adopt(
+        state_dir: &Path,
+        epoch: u32,
+        named: Named,
+        n_bufs: usize,
+    ) -> Result<Channel, String> {
+        let files = Files::of(state_dir, named.id, n_bufs);
+        let expected = abi::control_header(&named.geometry, n_bufs);
+        let control = Arc::new(files::find(files.control(), expected.control_len())?);
+        let wrong = |reason: &dyn std::fmt::Display| format!("{}: {reason}", files.control().display());
+        let header = control.header().ok_or_else(|| wrong(&"it has no header"))?;
+        header.check(&named.geometry, n_bufs, expected.control_len()).map_err(|reason| wrong(&reason))?;
+        let mut buffers = Vec::with_capacity(n_bufs);
+        for (index, path) in files.data().iter().enumerate() {
+            let data = Arc::new(files::find(path, abi::data_len(&named.geometry))?);
+            let buffer = Buffer::new(control.clone(), data, named.geometry, &header, index)
+                .ok_or_else(|| wrong(&format_args!("buffer {index}: its part is missing")))?;
+            let reader = Reader::resume(buffer)
+                .map_err(|unsound| wrong(&format_args!("buffer {index}: {unsound}")))?;
+            buffers.push(ChannelBuffer::new(reader));
+        }
+        for ChannelBuffer { buffer, .. } in &buffers {
+            buffer.reopen();
+        }
+        let channel = Channel::new(epoch, named, buffers, files);
+        channel.inherited.store(true, Ordering::Relaxed);
+        // Producers of the last daemon still ring its bells.
+        channel.shared.store(true, Ordering::Relaxed);
+        Ok(channel)
+    }
+
+    fn new(epoch: u32, named: Named, buffers: Vec<ChannelBuffer>, files: Files) -> Channel {
+        let Named { id, name, geometry, permanent } = named;
+        Channel {
             id,
             name,
             geometry,
-            permanent,
+            permanent: AtomicBool::new(permanent),
+            memory: Channel::memory_needed(&geometry, buffers.len()),
             buffers,
-            memory: Channel::memory_needed(&geometry, n_bufs),
-            created: now,
+            created: SystemTime::now(),
             closed: AtomicBool::new(false),
             holders: AtomicUsize::new(0),
-            files: Mutex::new(files),
+            files: Mutex::new(Some(files)),
             shared: AtomicBool::new(false),
-        })
+            inherited: AtomicBool::new(false),
+            epoch,
+        }
     }
 
     /// Bytes of the files of a channel of this geometry.
@@ -197,7 +272,30 @@ impl Channel {
 
     /// Whether it lives as long as the daemon.
     pub(crate) fn permanent(&self) -> bool {
-        self.permanent
+        // Relaxed: it is set while the daemon starts.
+        self.permanent.load(Ordering::Relaxed)
+    }
+
+    /// From now on it lives as long as the daemon.
+    pub(crate) fn make_permanent(&self) {
+        self.permanent.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether producers have its files from an earlier daemon, and may come back.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.inherited.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether producers of an earlier daemon are left. Returns whether that has changed.
+    pub(crate) fn look_for_heirs(&self) -> bool {
+        let left = match &*self.lock_files() {
+            Some(files) => files::has_earlier_marks(files.control(), self.epoch).unwrap_or(false),
+            None => false,
+        };
+        if !left {
+            self.inherited.store(false, Ordering::Relaxed);
+        }
+        !left
     }
 
     pub(crate) fn memory(&self) -> u64 {
@@ -235,8 +333,8 @@ impl Channel {
 
     /// Opens one of the channel's files to be looked at: that of a buffer, or without one the control file.
     pub(crate) fn open_file(&self, cpu: Option<usize>) -> io::Result<File> {
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        let path = files.0.get(cpu.map_or(0, |cpu| cpu + 1));
+        let files = self.lock_files();
+        let path = files.as_ref().and_then(|files| files.all().get(cpu.map_or(0, |cpu| cpu + 1)));
         File::open(path.ok_or(io::ErrorKind::NotFound)?)
     }
 
@@ -307,8 +405,14 @@ impl Channel {
         if to_write {
             self.shared.store(true, Ordering::Relaxed);
         }
-        let files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.0.iter().map(|path| OpenOptions::new().read(true).write(to_write).open(path)).collect()
+        let files = self.lock_files();
+        let paths = files.as_ref().ok_or(io::ErrorKind::NotFound)?.all();
+        let open = |path| OpenOptions::new().read(true).write(to_write).open(path);
+        let opened: Vec<File> = paths.iter().map(open).collect::<io::Result<_>>()?;
+        if let Some(control) = opened.first().filter(|_| to_write) {
+            files::mark(control, self.epoch)?;
+        }
+        Ok(opened)
     }
 
     /// Whether producers write it by themselves.
@@ -316,11 +420,28 @@ impl Channel {
         self.shared.load(Ordering::Relaxed)
     }
 
-    /// Ends the channel: those who poll are told, and its files go. What is unread can be read as before.
+    /// Ends the channel: those who poll are told. What is unread can be read as before. Its files are left.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        drop(std::mem::take(&mut *self.files.lock().unwrap_or_else(PoisonError::into_inner)));
+        *self.lock_files() = None;
         (0..self.n_bufs()).for_each(|cpu| self.wake(cpu));
+    }
+
+    /// Waits for who is reading, and lets nobody read any more.
+    pub(crate) fn freeze(&self) {
+        (0..self.n_bufs()).for_each(|cpu| std::mem::forget(self.read_side(cpu)));
+    }
+
+    /// The paths of its files.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.lock_files().as_ref().map_or_else(Vec::new, |files| files.all().to_vec())
+    }
+
+    /// Removes its files.
+    pub(crate) fn remove_files(&self) {
+        if let Some(files) = self.lock_files().take() {
+            files.remove();
+        }
     }
 
     /// Bytes that somebody wrote and nobody has read yet, in all buffers.
@@ -371,37 +492,32 @@ impl Channel {
         text
     }
 
+    fn lock_files(&self) -> MutexGuard<'_, Option<Files>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn waiters(&self, cpu: usize) -> MutexGuard<'_, Vec<(u64, Wake)>> {
         self.buffers[cpu].waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The files of a channel, removed when it goes.
-#[derive(Default)]
-struct Files(Vec<PathBuf>);
+/// Files that are being made, and are removed if that fails.
+struct Made(Option<Files>);
 
-impl Files {
-    /// Creates and maps a file of `len` zero bytes, with all its memory allocated now: later there might be none.
-    fn create(&mut self, path: PathBuf, len: u64) -> io::Result<Mapping> {
-        let file: File =
-            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path)?;
-        self.0.push(path);
-        let len_signed = i64::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-        // tmpfs stops for a signal to whichever thread, and starts over.
-        while let Err(errno) = fallocate(&file, FallocateFlags::empty(), 0, len_signed) {
-            if errno != Errno::EINTR {
-                return Err(errno.into());
-            }
-        }
-        Mapping::new(&file, len)
+impl Made {
+    fn files(&self) -> &Files {
+        self.0.as_ref().expect("only `keep` takes them")
+    }
+
+    fn keep(mut self) -> Files {
+        self.0.take().expect("only `keep` takes them")
     }
 }
 
-impl Drop for Files {
+impl Drop for Made {
     fn drop(&mut self) {
-        for path in &self.0 {
-            // Whatever is wrong with the directory was said by who uses it; there is nobody to tell here.
-            let _ = fs::remove_file(path);
+        if let Some(files) = &self.0 {
+            files.remove();
         }
     }
 }
@@ -419,7 +535,8 @@ mod tests {
     fn a_ring_that_a_reader_was_faster_than_is_not_the_last() {
         let dir = tempfile::tempdir().unwrap();
         let geometry = GeometrySpec::default().build().unwrap();
-        let channel = Channel::create(dir.path(), 1, "cpu".parse().unwrap(), geometry, 1, true).unwrap();
+        let named = Named { id: 1, name: "cpu".parse().unwrap(), geometry, permanent: true };
+        let channel = Channel::create(dir.path(), 1, named, 1).unwrap();
         let woken = Arc::new(AtomicUsize::new(0));
         let wake = Arc::clone(&woken);
         let told = move || {

@@ -89,6 +89,10 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 
+    /// At the end, leave the buffers with what is unread for the next start
+    #[arg(long)]
+    pub(crate) keep: bool,
+
     /// Log to this file when in the background [default: syslog]; SIGHUP reopens it
     #[arg(long, value_name = "FILE")]
     pub(crate) log_file: Option<PathBuf>,

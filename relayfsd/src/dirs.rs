@@ -4,17 +4,20 @@
 //! creates and removes at the same time, so nothing is taken for granted: no component may be a symbolic link,
 //! belong to somebody else, or be writable for others.
 
+use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::geteuid;
+use relay::state_file::STATE_FILE;
 use thiserror::Error;
 
 /// How often to start again when another daemon, ending, removes a directory that we are about to use.
@@ -23,6 +26,8 @@ const RETRIES_MAX: usize = 16;
 const LOCK: &str = "lock";
 /// How that file begins; the process id follows. A directory without it is not ours to clear.
 const LOCK_MAGIC: &str = "relayfsd ";
+/// Directories for what could not be gone on with; a number follows.
+const REFUSED: &str = "refused-";
 
 /// Why a directory cannot be used.
 #[derive(Debug, Error)]
@@ -164,11 +169,12 @@ impl AsFd for Dir {
     }
 }
 
-/// The state directory, locked. Dropping it removes it with all that is in it.
+/// The state directory, locked. Dropping it removes it with all that is in it but what was set aside, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     dir: Dir,
     _lock: File,
+    keep: Cell<bool>,
 }
 
 impl StateDir {
@@ -214,7 +220,7 @@ impl StateDir {
             }
             lock.set_len(0).and_then(|()| lock.rewind()).map_err(fail)?;
             lock.write_all(format!("{LOCK_MAGIC}{}\n", std::process::id()).as_bytes()).map_err(fail)?;
-            return Ok(StateDir { dir, _lock: lock });
+            return Ok(StateDir { dir, _lock: lock, keep: Cell::new(false) });
         }
         Err(DirError::Locked { path: place.path(), pid: None })
     }
@@ -223,32 +229,67 @@ impl StateDir {
         &self.dir.path
     }
 
-    /// Removes everything but the lock: what a daemon that died had left. The number of entries removed.
-    pub(crate) fn clear(&self) -> Result<usize, DirError> {
-        let mut removed = 0;
-        for path in entries(&self.dir)? {
-            let result = match path.symlink_metadata() {
-                Ok(status) if status.is_dir() => std::fs::remove_dir_all(&path),
-                _ => std::fs::remove_file(&path),
-            };
-            result.map_err(|source| DirError::Io { path, source })?;
-            removed += 1;
+    /// Whether the directory and what is in it stay for the next daemon.
+    pub(crate) fn set_keep(&self, keep: bool) {
+        self.keep.set(keep);
+    }
+
+    /// Everything in the directory but the lock and what was set aside.
+    pub(crate) fn entries(&self) -> Result<Vec<PathBuf>, DirError> {
+        let mut paths = entries(&self.dir)?;
+        paths.retain(|path| !is_refused(path));
+        Ok(paths)
+    }
+
+    /// A new directory in it, for what cannot be gone on with.
+    pub(crate) fn new_refused(&self) -> Result<PathBuf, DirError> {
+        for number in 1.. {
+            let path = self.dir.path.join(format!("{REFUSED}{number}"));
+            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(DirError::Io { path, source }),
+                Ok(()) => return Ok(path),
+            }
         }
-        Ok(removed)
+        unreachable!("there are more numbers than files")
+    }
+
+    /// Removes something in it.
+    pub(crate) fn remove_entry(&self, path: &Path) -> Result<(), DirError> {
+        let result = match path.symlink_metadata() {
+            Ok(status) if status.is_dir() => std::fs::remove_dir_all(path),
+            _ => std::fs::remove_file(path),
+        };
+        result.map_err(|source| DirError::Io { path: path.to_owned(), source })
     }
 }
 
 impl Drop for StateDir {
     fn drop(&mut self) {
+        // A bug is no reason to throw away what others have written.
+        if self.keep.get() || std::thread::panicking() {
+            return;
+        }
         let lock = self.dir.path.join(LOCK);
-        let result = self
-            .clear()
-            .and_then(|_| std::fs::remove_file(&lock).map_err(|source| DirError::Io { path: lock, source }));
+        let result = self.entries().and_then(|mut paths| {
+            // The state file last: it says that the rest is not to be gone on with.
+            paths.sort_by_key(|path| path.file_name().is_some_and(|name| name == STATE_FILE));
+            paths.iter().try_for_each(|path| self.remove_entry(path))?;
+            if !dir_is_empty(&self.dir)? {
+                return Ok(()); // the lock says whose it is
+            }
+            std::fs::remove_file(&lock).map_err(|source| DirError::Io { path: lock, source })
+        });
         match result {
             Ok(()) => self.dir.remove_if_empty(),
             Err(error) => log::warn!("cannot remove the state directory: {error}"),
         }
     }
+}
+
+/// Whether it is a directory for what was set aside.
+fn is_refused(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_bytes().starts_with(REFUSED.as_bytes()))
 }
 
 /// Everything in the directory but the lock.

@@ -1,5 +1,6 @@
 //! relayfsd: the kernel's relay channels for ordinary processes, mounted with FUSE.
 
+mod adopt;
 mod assembly;
 mod backing;
 mod channel;
@@ -8,9 +9,11 @@ mod connection;
 mod consumed;
 mod daemonize;
 mod dirs;
+mod files;
 mod flow;
 mod fs;
 mod fusermount;
+mod kill_point;
 mod lane;
 mod limits;
 mod listener;

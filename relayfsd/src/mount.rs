@@ -8,6 +8,7 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -128,6 +129,15 @@ pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
         }
     }
     Err(MountError::Stale { path: point.to_owned(), source: Errno::EBUSY.into() })
+}
+
+/// What the directory is that is mounted on, for whom its name may not be enough: `DEV:INODE PATH`. To be called after
+/// [`clear`].
+pub(crate) fn identity(point: &Path) -> Result<String, MountError> {
+    let status = stat(point)
+        .map_err(|errno| MountError::Unreachable { path: point.to_owned(), source: errno.into() })?;
+    let path = point.as_os_str().as_bytes().escape_ascii();
+    Ok(format!("{}:{} {path}", status.st_dev, status.st_ino))
 }
 
 /// Mounts on `point`. The kernel waits for answers from the returned /dev/fuse from now on.

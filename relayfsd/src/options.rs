@@ -44,6 +44,8 @@ pub(crate) struct Options {
     pub(crate) sharing: Sharing,
     /// The state directory, if it was named.
     pub(crate) state_dir: Option<PathBuf>,
+    /// Whether buffers stay for the next start at a clean end.
+    pub(crate) keep: bool,
     /// Where to log when in the background, instead of syslog.
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) foreground: bool,
@@ -149,6 +151,7 @@ impl Options {
                 mode: access.buffer_mode(),
             },
             state_dir: cli.state_dir.as_deref().map(absolute).transpose()?,
+            keep: cli.keep,
             log_file: cli.log_file.as_deref().map(absolute).transpose()?,
             foreground: cli.foreground || cli.debug,
             debug: cli.debug,

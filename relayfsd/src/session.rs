@@ -25,15 +25,17 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use thiserror::Error;
 
+use crate::adopt;
 use crate::daemonize::{self, Starter};
 use crate::dirs::{DirError, Place, StateDir};
 use crate::fs::{self, Fs, Mounted};
+use crate::kill_point;
 use crate::limits;
 use crate::listener::{self, ListenError, SocketFile};
 use crate::logging::{self, Log};
 use crate::mount::{self, How, Mount, MountError};
 use crate::options::Options;
-use crate::registry::{Create, OpenError, Registry};
+use crate::registry::{OpenError, Registry};
 use crate::server::Server;
 use crate::tree::Tree;
 
@@ -43,6 +45,12 @@ const PREDECESSOR_MAX: Duration = Duration::from_secs(5);
 const UNMOUNT_MAX: Duration = Duration::from_secs(1);
 /// How long the FUSE threads may take to notice that they are unmounted.
 const END_MAX: Duration = Duration::from_secs(1);
+/// How long a daemon that was killed may take to be gone altogether.
+const DYING_MAX: Duration = Duration::from_secs(1);
+/// How often buffers that somebody polls are looked at, while their producers ring for a daemon that is gone.
+const HEIRS_INTERVAL: Duration = Duration::from_millis(10);
+/// One in so many times, it is looked whether there are such producers.
+const HEIRS_LOOK: u32 = 100;
 /// Time between two tries of the above.
 const RETRY: Duration = Duration::from_millis(20);
 /// How long the writers may take for what producers have sent, when the daemon ends.
@@ -89,6 +97,8 @@ pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), Sessio
 
 /// A daemon at work. Dropping it, in whatever state, undoes everything, in the order of the fields.
 struct Session {
+    /// `--keep`.
+    keep: bool,
     server: Option<Server>,
     mount: Mount,
     socket: Option<SocketFile>,
@@ -110,17 +120,19 @@ impl Session {
             None => Place::below(&[Path::new("/dev/shm")], &paths::state_dir(&point, uid)),
         };
         let state = claim(&point, &state_place)?;
-        mount::clear(&point)?;
-        match state.clear()? {
-            0 => {}
-            n => log::info!("{}: removed {n} files that a dead relayfsd had left", state.path().display()),
-        }
-
+        clear(&point)?;
+        let (identity, named) = (mount::identity(&point)?, options.state_dir.is_some());
         let memory_max = options.memory_max.unwrap_or_else(|| limits::memory_max(state.path()));
-        let registry = Registry::new(state.path().to_owned(), limits::n_cpus(), memory_max, options.general);
+        let n_cpus = limits::n_cpus();
+        let legacy = adopt::take_over(&state, &identity, named, n_cpus)?;
+        // Whatever goes wrong from now on, what others have written stays.
+        state.set_keep(!legacy.channels.is_empty());
+        let registry = Registry::new(state.path().to_owned(), n_cpus, memory_max, options.general, legacy);
         for (name, spec) in &options.channels {
-            registry.open(name, *spec, Create::Permanent)?;
+            registry.open_permanent(name, *spec)?;
         }
+        registry.settle().map_err(|source| SessionError::Start { what: "writing the state file", source })?;
+        kill_point!("adopt-opened");
 
         let (path, place) = listener::place(options.socket.as_deref(), &point, uid);
         let (listener, socket) = listener::create(&path, &place, options.socket_mode, options.socket_gid)?;
@@ -136,7 +148,9 @@ impl Session {
         let server = Server::start(listener, registry.clone(), connections_max, options.sharing)
             .map_err(|source| SessionError::Start { what: "the server", source })?;
         let summary = summary(options, &point, socket.path(), &registry);
+        kill_point!("started");
         Ok(Session {
+            keep: options.keep,
             server: Some(server),
             mount,
             socket: Some(socket),
@@ -160,8 +174,19 @@ impl Session {
     /// Waits for the end, whichever way it comes.
     fn serve(mut self, signals: &Receiver<i32>, log: &Log, options: &Options) -> Result<(), SessionError> {
         let flush = options.flush_interval.map_or_else(never, tick);
+        let mut heirs = if self.registry.has_heirs() { tick(HEIRS_INTERVAL) } else { never() };
+        let mut listened = 0;
         loop {
             select! {
+                recv(heirs) -> _ => {
+                    listened += 1;
+                    if listened % HEIRS_LOOK != 0 {
+                        self.registry.listen_for_heirs();
+                    } else {
+                        self.registry.look_for_heirs();
+                        heirs = if self.registry.has_heirs() { heirs } else { never() };
+                    }
+                }
                 recv(signals) -> signal => match signal {
                     // In the foreground, what SIGHUP says is that the terminal is gone.
                     Ok(SIGHUP) if !options.foreground => log.reopen(),
@@ -184,24 +209,29 @@ impl Session {
         log::info!("unmounted; the files that are open are served until they are closed");
         notify(&[NotifyState::Status("unmounted; serving open files")]);
         self.mount.let_go();
-        self.close();
-        self.state = None;
+        self.close(self.keep);
+        // Kept, it is this daemon's until nobody reads it any more.
+        if !self.keep {
+            self.state = None;
+        }
     }
 
     /// The FUSE session has ended.
     fn ended(mut self) -> Result<(), SessionError> {
         notify(&[NotifyState::Stopping]);
         let still_there = self.mount.is_attached().unwrap_or(false);
-        self.close();
+        // Nobody wanted this end if the mount is still there.
+        self.close(self.keep || still_there);
         if still_there { Err(SessionError::Aborted) } else { Ok(()) }
     }
 
     /// Told to end.
     fn stop(mut self, signals: &Receiver<i32>) -> Result<(), SessionError> {
         notify(&[NotifyState::Stopping]);
-        let was_released = self.state.is_none();
-        self.close();
+        let was_released = self.server.is_none();
+        self.close(self.keep);
         if was_released {
+            self.freeze();
             return Ok(());
         }
         let deadline = Instant::now() + UNMOUNT_MAX;
@@ -213,25 +243,39 @@ impl Session {
                 }
                 Err(error) if Instant::now() >= deadline => {
                     log::warn!("files are still in use, unmounting lazily: {error}");
+                    self.freeze();
                     return Ok(()); // by dropping
                 }
                 Err(error) => log::debug!("unmounting: {error}; trying again"),
             }
             select! {
-                recv(signals) -> _ => return Ok(()),
+                recv(signals) -> _ => {
+                    self.freeze();
+                    return Ok(());
+                }
                 recv(self.mounted.ended()) -> _ => return Ok(()),
                 default(RETRY) => {}
             }
         }
     }
 
-    /// No new producers, no new channels; what has been sent is taken, and what is unread is told.
-    fn close(&mut self) {
+    /// No new producers, no new channels; what has been sent is taken. What is unread is told, or kept for the next daemon.
+    fn close(&mut self, keep: bool) {
         self.socket = None;
         if let Some(server) = self.server.take() {
             server.stop();
             self.registry.writers().settle(SETTLE_MAX);
-            self.registry.close_all();
+            self.registry.close_all(keep);
+            if let Some(state) = &self.state {
+                state.set_keep(keep);
+            }
+        }
+    }
+
+    /// What is kept says exactly what was read: no reply is under way when the process ends.
+    fn freeze(&self) {
+        if self.keep {
+            self.registry.freeze();
         }
     }
 }
@@ -247,6 +291,18 @@ fn claim(point: &Path, place: &Place) -> Result<StateDir, SessionError> {
             }
             Err(DirError::Locked { .. }) if Instant::now() < deadline => thread::sleep(RETRY),
             result => return Ok(result?),
+        }
+    }
+}
+
+/// Has nothing on the mount point. With the state directory's lock, a daemon that seems to be alive there is one that is just
+/// dying, or one with another state directory.
+fn clear(point: &Path) -> Result<(), MountError> {
+    let deadline = Instant::now() + DYING_MAX;
+    loop {
+        match mount::clear(point) {
+            Err(MountError::AlreadyMounted(_)) if Instant::now() < deadline => thread::sleep(RETRY),
+            result => return result,
         }
     }
 }

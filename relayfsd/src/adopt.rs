@@ -1,0 +1,185 @@
+//! What a daemon finds when it starts: the channels that the one before it left, by dying or because it was told to.
+//!
+//! ```text
+//! state file sound?   no: everything is set aside          each channel it names: sound?  no: its files are set aside
+//!                                                                                     yes: it goes on where it stopped
+//! files that it does not name: half made or half removed, nobody was told of them; removed
+//! ```
+//!
+//! Nothing is changed before it has been checked, and each step can be repeated: a start that is killed leaves what the next
+//! one can begin with. What is set aside is in `refused-N`, in the form of a state directory, for people to look at.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use relay::abi::BufferBlock;
+use relay::shm::Mapping;
+use relay::state_file::{ChannelEntry, STATE_FILE, STATE_FILE_MAX, StateFile};
+
+use crate::channel::{Channel, Named};
+use crate::dirs::{DirError, StateDir};
+use crate::files::Files;
+
+/// What goes on.
+pub(crate) struct Legacy {
+    /// What the state file said, and is to say from now on but for the channels.
+    pub(crate) state: StateFile,
+    /// The channels that are sound.
+    pub(crate) channels: Vec<Channel>,
+}
+
+/// Takes over what is in the state directory. `point` says which mount point's it must be, if that matters.
+pub(crate) fn take_over(
+    dir: &StateDir,
+    point: &str,
+    any_point: bool,
+    n_cpus: usize,
+) -> Result<Legacy, DirError> {
+    let fresh = StateFile { point: point.to_owned(), epoch: 1, ..StateFile::default() };
+    let mut left = match read(dir.path()) {
+        Ok(Some(left)) if any_point || left.point == point => left,
+        Ok(Some(left)) => {
+            set_all_aside(dir, &format!("it is of another mount point: {}, not {point}", left.point))?;
+            return Ok(Legacy { state: fresh, channels: Vec::new() });
+        }
+        // Nothing was ever finished, so nobody was told of anything.
+        Ok(None)
+            if !dir.entries()?.iter().any(|path| path.extension().is_some_and(|ext| ext == "control")) =>
+        {
+            clear_leftovers(dir, &HashSet::new())?;
+            return Ok(Legacy { state: fresh, channels: Vec::new() });
+        }
+        Ok(None) => {
+            set_all_aside(dir, &format!("there is no file '{STATE_FILE}'"))?;
+            return Ok(Legacy { state: fresh, channels: Vec::new() });
+        }
+        Err(reason) => {
+            set_all_aside(dir, &reason)?;
+            return Ok(Legacy { state: fresh, channels: Vec::new() });
+        }
+    };
+    left.epoch = left.epoch.saturating_add(1);
+    left.point = point.to_owned();
+    crate::kill_point!("adopt-read");
+    let mut channels = Vec::new();
+    for entry in std::mem::take(&mut left.channels) {
+        let named = Named {
+            id: entry.id,
+            name: entry.name.clone(),
+            geometry: entry.geometry,
+            permanent: false, // that is for this daemon's command line to say
+        };
+        let expected = if entry.geometry.global() { 1 } else { n_cpus };
+        let adopted = if entry.n_bufs == expected {
+            Channel::adopt(dir.path(), left.epoch, named, entry.n_bufs)
+        } else {
+            Err(format!("it has {} buffers, and this machine {n_cpus} CPUs", entry.n_bufs))
+        };
+        match adopted {
+            Ok(channel) => channels.push(channel),
+            Err(reason) => set_aside(dir, &left, &entry, &reason)?,
+        }
+        crate::kill_point!("adopt-channel");
+    }
+    let known = channels.iter().flat_map(Channel::paths).collect();
+    clear_leftovers(dir, &known)?;
+    crate::kill_point!("adopt-cleared");
+    Ok(Legacy { state: left, channels })
+}
+
+/// The state file; `None` if there is none.
+fn read(dir: &Path) -> Result<Option<StateFile>, String> {
+    let path = dir.join(STATE_FILE);
+    let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    let file = match open(
+        &path,
+        OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
+        Mode::empty(),
+    ) {
+        Ok(file) => fs::File::from(file),
+        Err(nix::errno::Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(said(&errno.desc())),
+    };
+    let mut text = String::new();
+    io::Read::read_to_string(&mut io::Read::take(file, STATE_FILE_MAX as u64 + 1), &mut text)
+        .map_err(|error| said(&error))?;
+    StateFile::parse(&text).map(Some).map_err(|error| said(&error))
+}
+
+/// Moves a channel that is not sound to a directory of its own, and tells those who write to it.
+fn set_aside(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &str) -> Result<(), DirError> {
+    let aside = dir.new_refused()?;
+    log::error!("channel {}: it cannot go on, and is set aside in {}: {reason}", entry.name, aside.display());
+    let files = Files::of(dir.path(), entry.id, entry.n_bufs);
+    tell_writers(files.control());
+    for path in files.all() {
+        move_to(path, &aside)?;
+        crate::kill_point!("adopt-aside");
+    }
+    let state = StateFile { channels: vec![entry.clone()], ..state.clone() };
+    let path = aside.join(STATE_FILE);
+    fs::write(&path, state.to_text()).map_err(|source| DirError::Io { path, source })
+}
+
+/// Moves all that is in the state directory to a directory in it.
+fn set_all_aside(dir: &StateDir, reason: &str) -> Result<(), DirError> {
+    let aside = dir.new_refused()?;
+    log::error!(
+        "what {} holds cannot go on, and is set aside in {}: {reason}",
+        dir.path().display(),
+        aside.display()
+    );
+    for path in dir.entries()? {
+        if path.extension().is_some_and(|extension| extension == "control") {
+            tell_writers(&path);
+        }
+        move_to(&path, &aside)?;
+    }
+    Ok(())
+}
+
+fn move_to(path: &Path, dir: &Path) -> Result<(), DirError> {
+    let name = path.file_name().unwrap_or_default();
+    match fs::rename(path, dir.join(name)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DirError::Io { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Producers may still be writing to buffers that are set aside. They find them closed at their next switch, as far as the
+/// control file is good for that.
+fn tell_writers(control: &Path) {
+    let Ok(file) = fs::OpenOptions::new().read(true).write(true).open(control) else { return };
+    let Ok(len) = file.metadata().map(|status| status.len()) else { return };
+    let Some((mapping, header)) =
+        Mapping::new(&file, len).ok().and_then(|mapping| mapping.header().map(|header| (mapping, header)))
+    else {
+        return;
+    };
+    let blocks = (0..header.n_bufs).map_while(|index| {
+        let at = header.buffers_offset.checked_add(header.buffer_stride.checked_mul(index.into())?)?;
+        mapping.get::<BufferBlock>(usize::try_from(at).ok()?)
+    });
+    for block in blocks {
+        // Relaxed: sooner or later they see it.
+        block.closed.store(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Removes what nobody was told of.
+fn clear_leftovers(dir: &StateDir, known: &HashSet<PathBuf>) -> Result<(), DirError> {
+    let state_file = dir.path().join(STATE_FILE);
+    for path in dir.entries()? {
+        if !known.contains(&path) && path != state_file {
+            dir.remove_entry(&path)?;
+            log::info!("{}: removed, it was half made or half removed", path.display());
+        }
+    }
+    Ok(())
+}
