@@ -31,8 +31,8 @@ use crate::output::{self, Output};
 use crate::signals::{self, Stop};
 use crate::waiting::{BROKEN, LOOK_AGAIN, Mounts, if_there, means_gone, missing, poll_timeout};
 
-/// Least time between two looks at the loss counters. A daemon that crashes takes with it what it counted
-/// since the last one.
+/// Least time between two looks at the loss counters. A channel that goes with its daemon takes with it what it
+/// counted since the last one.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
 /// Most bytes that one CPU gets in one round, for a writer that is faster than our output. Well above the
 /// usual capacity of a buffer: who stops before the end may stop inside a message, and the next CPU's would

@@ -36,7 +36,8 @@ use progress::{Progress, Recorded};
 use recording::{Recording, Rotation, prepare};
 use source::{Left, Source};
 
-/// Time between two looks at the loss counters: a daemon that crashes takes with it what it counted since the last one.
+/// Time between two looks at the loss counters: a channel that goes with its daemon takes with it what it counted since
+/// the last one.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Records until the end.
