@@ -1,6 +1,7 @@
 /* See kit.h. */
 #include "kit.h"
 
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@
 struct channel ch;
 
 /* How often a message is sent before it is given up to reach the tested buffer. */
-#define TRIES_MAX 20000
+#define TRIES_MAX 10000
 
 void fail_at(const char *file, int line, const char *format, ...)
 {
@@ -143,13 +144,26 @@ static struct counts counts_of(int cpu)
 	return counts;
 }
 
+/* Goes to a CPU, if it may run there. */
+static void go_to(int cpu)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(cpu, &cpus);
+	sched_setaffinity(0, sizeof cpus, &cpus);
+}
+
 /*
- * Which buffer a message to `msg` comes to is decided by the CPU on which the daemon takes it, and nobody can tell it
- * where. So it is sent until the counts of the buffer under test say that it came there; the others get the rest.
+ * Which buffer a message to `msg` comes to is decided by the CPU on which the daemon takes it. That depends on where it
+ * was sent from, in a way that changes with everything else that runs. So it is sent, from one CPU after the other, until
+ * the counts of the buffer under test say that it came there; the others get the rest.
  */
 enum placed put_bytes(int cpu, const void *bytes, size_t len)
 {
 	static const int errnos[3] = { 0, ENOSPC, EMSGSIZE };
+	static int here; /* the CPU that it last came from */
+	int n_cpus = sysconf(_SC_NPROCESSORS_CONF);
 
 	for (int i = 0; i < TRIES_MAX; i++) {
 		struct counts before = counts_of(cpu);
@@ -163,6 +177,8 @@ enum placed put_bytes(int cpu, const void *bytes, size_t len)
 			EQ(error, errnos[placed]);
 			return placed;
 		}
+		here = (here + 1) % n_cpus;
+		go_to(here);
 	}
 	FAIL("no message has come to CPU %d, in %d tries", cpu, TRIES_MAX);
 }

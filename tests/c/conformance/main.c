@@ -9,7 +9,6 @@
 #include "kit.h"
 
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -211,7 +210,6 @@ int main(int argc, char **argv)
 {
 	const char *mapping = NULL;
 	int until_closed = 0, n_run = 0, n_failed = 0, n_skipped = 0;
-	cpu_set_t cpus;
 
 	report = mmap(NULL, REPORT_MAX, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (report == MAP_FAILED)
@@ -240,10 +238,6 @@ int main(int argc, char **argv)
 	ch.mount = argv[0];
 	ch.name = argv[1];
 	look_at_channel(mapping);
-	/* A daemon with nothing else to do tends to take messages where they come from. */
-	CPU_ZERO(&cpus);
-	CPU_SET(ch.cpu, &cpus);
-	sched_setaffinity(0, sizeof cpus, &cpus);
 	printf("# %s: %zux%zu, %s, header %zu, buffer %d of %d, mapping %s\n", ch.name, ch.s, ch.n,
 	       ch.over ? "overwrite" : "no-overwrite", ch.h, ch.cpu, ch.n_bufs, ch.rings ? "ring" : "none");
 	fflush(stdout);

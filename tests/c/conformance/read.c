@@ -123,7 +123,7 @@ static size_t fill(char *stream)
 static void any_size(void)
 {
 	static char stream[MIB], got[MIB + 1];
-	const size_t counts[] = { 7, 97, ch.s - 1, ch.s, ch.s + 1, MIB };
+	const size_t counts[] = { ch.s / 500 + 7, ch.s / 100 + 97, ch.s - 1, ch.s, ch.s + 1, MIB };
 
 	for (int i = 0; i < 6; i++) {
 		int fd = READER();
