@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod c;
 pub mod direct;
 pub mod known;
+pub mod left;
 pub mod lines;
 pub mod lttng;
 pub mod measure;
@@ -244,6 +245,12 @@ impl Mount {
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
         self.daemon = serve(&self.point, args, |command| command);
+    }
+
+    /// [`Mount::restart`] with restartable sequences.
+    #[track_caller]
+    pub fn restart_with_sequences(&mut self, args: &[&str]) {
+        self.daemon = serve(&self.point, args, direct::with_sequences);
     }
 
     /// The mount point.
