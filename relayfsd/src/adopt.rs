@@ -25,6 +25,7 @@ use crate::dirs::{DirError, StateDir};
 use crate::files::Files;
 
 /// What goes on.
+#[derive(Default)]
 pub(crate) struct Legacy {
     /// What the state file said, and is to say from now on but for the channels.
     pub(crate) state: StateFile,

@@ -113,6 +113,18 @@ fn what_a_dead_daemon_left_is_cleared_and_only_that() {
 
     fs::write(dir.join("lock"), "relayfsd 1\n").unwrap();
     let state = StateDir::claim(&Place::named(&dir)).unwrap();
-    assert_eq!(state.clear().unwrap(), 2);
-    assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+    assert_eq!(state.entries().unwrap().len(), 2);
+    let aside = state.new_refused().unwrap();
+    fs::write(aside.join("evidence"), "").unwrap();
+    assert_eq!(state.entries().unwrap().len(), 2);
+
+    state.set_keep(true);
+    drop(state);
+    let state = StateDir::claim(&Place::named(&dir)).unwrap();
+    assert_eq!(state.entries().unwrap().len(), 2);
+    drop(state);
+    assert!(aside.join("evidence").exists(), "what was set aside is people's to remove");
+    let state = StateDir::claim(&Place::named(&dir)).unwrap();
+    assert!(state.entries().unwrap().is_empty());
+    assert_ne!(state.new_refused().unwrap(), aside);
 }

@@ -7,6 +7,7 @@ mod channel;
 mod cli;
 mod connection;
 mod consumed;
+mod counts;
 mod daemonize;
 mod dirs;
 mod files;

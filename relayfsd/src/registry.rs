@@ -1,28 +1,27 @@
 //! The daemon's channels by name: opening, creating, and when they go.
 
+mod succession;
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-use std::{fs, io};
 
-use crossbeam_channel::bounded;
 use relay::name::COMPONENTS_MAX;
 use relay::size::format_size;
-use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
+use relay::state_file::StateFile;
 use relay::{ChannelName, Geometry, GeometrySpec};
 use thiserror::Error;
 
 use crate::adopt::Legacy;
-use crate::channel::{Channel, Counts, Named};
-use crate::writers::{self, Job, Unavailable, Writers};
+use crate::channel::{Channel, Named};
+use crate::counts::Counts;
+use crate::kill_point;
+use crate::writers::{Job, Unavailable, Writers};
 
 /// Most channels at a time.
 pub(crate) const CHANNELS_MAX: usize = 4096;
-/// How long the writers have to end a channel's buffers.
-const CLOSE_MAX: Duration = Duration::from_millis(500);
 /// Names an error message lists before it says how many more there are.
 const NAMES_LISTED: usize = 20;
 
@@ -156,8 +155,11 @@ impl Registry {
         defaults: GeometrySpec,
         legacy: Legacy,
     ) -> Arc<Registry> {
-        let mut channels =
-            Channels { last_id: legacy.state.last_id, gone: gone(&legacy.state), ..Channels::default() };
+        let mut channels = Channels {
+            last_id: legacy.state.last_id,
+            gone: succession::gone(&legacy.state),
+            ..Channels::default()
+        };
         for channel in legacy.channels {
             log::warn!("channel {}: goes on with {} bytes unread", channel.name(), channel.unread());
             channels.add(Arc::new(channel));
@@ -234,7 +236,7 @@ impl Registry {
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
         let channel = Channel::create(&self.state_dir, self.state.epoch, named, n_bufs).map_err(failed)?;
         let channel = Arc::new(channel);
-        crate::kill_point!("open-made");
+        kill_point!("open-made");
         let mut channels = self.lock();
         if channels.closed {
             channel.remove_files();
@@ -246,7 +248,7 @@ impl Registry {
             channel.remove_files();
             return Err(failed(error));
         }
-        crate::kill_point!("open-named");
+        kill_point!("open-named");
         log::info!("channel {name}: created, {geometry}, {n_bufs} buffers");
         Ok((Held::new(self, channel), true))
     }
@@ -319,153 +321,6 @@ impl Registry {
         }
     }
 
-    /// Opens a channel of the command line. One that a daemon before this one has left goes on, if it has that geometry, or
-    /// as long as something in it is unread.
-    pub(crate) fn open_permanent(
-        self: &Arc<Self>,
-        name: &ChannelName,
-        spec: GeometrySpec,
-    ) -> Result<(), OpenError> {
-        if let Some(left) = self.attach(name)? {
-            let wanted = spec.or(&self.defaults).build();
-            let wanted = wanted.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
-            if *left.geometry() == wanted || left.unread() > 0 {
-                if *left.geometry() != wanted {
-                    log::warn!(
-                        "channel {name}: goes on as {}, since it has unread data; once that is read, the next start makes it {wanted}",
-                        left.geometry()
-                    );
-                }
-                left.make_permanent();
-                return Ok(());
-            }
-            // Who still writes there is told, and comes back for the new one.
-            writers::close_all(&self.writers, &left, CLOSE_MAX);
-            let mut channels = self.lock();
-            channels.remove(&left);
-            // Named no more before its files go.
-            self.save(&channels).map_err(|source| OpenError::Allocate {
-                name: name.clone(),
-                dir: self.state_dir.clone(),
-                source,
-            })?;
-            drop(channels);
-            left.remove_files();
-        }
-        self.open(name, spec, Create::Permanent).map(drop)
-    }
-
-    /// The channels are what they are to be: those that only a daemon before this one had a reason to keep go, and the state
-    /// file is this daemon's.
-    pub(crate) fn settle(self: &Arc<Self>) -> io::Result<()> {
-        self.look_for_heirs();
-        for channel in self.all() {
-            self.let_go(&channel);
-        }
-        self.save(&self.lock())
-    }
-
-    /// Whether there may be producers that have buffers from an earlier daemon, and have not come back.
-    pub(crate) fn has_heirs(&self) -> bool {
-        self.lock().by_name.values().any(|channel| channel.is_inherited())
-    }
-
-    /// Does for producers of an earlier daemon what their bells cannot: they ring for nobody.
-    pub(crate) fn listen_for_heirs(&self) {
-        for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
-            channel.wake_readable();
-        }
-    }
-
-    /// Looks which producers of an earlier daemon have come back or gone.
-    pub(crate) fn look_for_heirs(self: &Arc<Self>) {
-        for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
-            if channel.look_for_heirs() {
-                channel.wake_readable(); // the last thing they did
-                self.let_go(channel);
-            }
-        }
-    }
-
-    /// Clean end: nothing can be opened any more, and pollers are told. Channels that are kept for the next daemon stay as
-    /// they are, and producers go on writing; otherwise they are told too, and what is unread is said, a line a channel.
-    pub(crate) fn close_all(self: &Arc<Self>, keep: bool) {
-        self.lock().closed = true;
-        for channel in self.all() {
-            if channel.is_shared() && !keep {
-                // First those who write by themselves, so that what is told below is all there will be.
-                let held = Held::new(self, channel.clone());
-                writers::close_all(&self.writers, &held, CLOSE_MAX);
-            }
-            channel.close();
-            match channel.unread() {
-                0 => {}
-                unread if keep => log::info!("channel {}: {unread} bytes unread, kept", channel.name()),
-                unread => log::warn!("channel {}: {unread} bytes were not read", channel.name()),
-            }
-        }
-        if !keep {
-            // Should the rest of the end be cut short: nothing of this goes on.
-            let channels = Channels { last_id: self.lock().last_id, ..Channels::default() };
-            if let Err(error) = self.save(&channels) {
-                log::warn!("{error}");
-            }
-        }
-    }
-
-    /// Waits until nobody is reading, and lets nobody read any more: what is kept says exactly what was read.
-    pub(crate) fn freeze(&self) {
-        for channel in self.all() {
-            channel.freeze();
-        }
-    }
-
-    /// A reset that a dead daemon was in the middle of.
-    fn finish_resets(self: &Arc<Self>, channel: &Arc<Channel>) {
-        for cpu in (0..channel.n_bufs()).filter(|cpu| channel.read_side(*cpu).reader.is_half_reset()) {
-            let (sender, receiver) = bounded(1);
-            let done = Box::new(move |done| sender.send(done).unwrap_or_default());
-            self.writers.submit_now(Job::Reset { channel: Held::new(self, channel.clone()), cpu, done });
-            match receiver.recv_timeout(CLOSE_MAX) {
-                Ok(Ok(())) => log::info!("channel {}: finished the reset of buffer {cpu}", channel.name()),
-                Ok(Err(unavailable)) => {
-                    log::warn!(
-                        "channel {}: a reset was begun and cannot be finished: {unavailable}",
-                        channel.name()
-                    );
-                }
-                Err(_) => {
-                    log::warn!("channel {}: buffer {cpu}: finishing its reset takes long", channel.name())
-                }
-            }
-        }
-    }
-
-    /// Writes the state file, so that the next daemon finds these channels.
-    fn save(&self, channels: &Channels) -> io::Result<()> {
-        let entry = |channel: &Arc<Channel>| ChannelEntry {
-            id: channel.id(),
-            permanent: channel.permanent(),
-            geometry: *channel.geometry(),
-            n_bufs: channel.n_bufs(),
-            name: channel.name().clone(),
-        };
-        let gone = channels.gone.named().into_iter();
-        let state = StateFile {
-            last_id: channels.last_id,
-            channels: channels.by_name.values().map(entry).collect(),
-            gone: gone
-                .filter(|(_, value)| *value != 0)
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
-            ..self.state.clone()
-        };
-        let (new, path) = (self.state_dir.join(format!("{STATE_FILE}.new")), self.state_dir.join(STATE_FILE));
-        fs::write(&new, state.to_text())?;
-        crate::kill_point!("save-written");
-        fs::rename(new, path)
-    }
-
     fn attach(self: &Arc<Self>, name: &ChannelName) -> Result<Option<Held>, OpenError> {
         let channels = self.lock();
         if channels.closed {
@@ -527,7 +382,7 @@ impl Registry {
             // Named no more before its files go.
             match self.save(&channels) {
                 Ok(()) => {
-                    crate::kill_point!("remove-unnamed");
+                    kill_point!("remove-unnamed");
                     channel.remove_files();
                 }
                 Err(error) => log::warn!("channel {}: its files stay: {error}", channel.name()),
@@ -544,15 +399,6 @@ impl Registry {
     fn lock(&self) -> MutexGuard<'_, Channels> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// What the state file says of channels that are gone. Names of other releases count for nothing.
-fn gone(state: &StateFile) -> Counts {
-    let mut counts = Counts::default();
-    for (name, value) in &state.gone {
-        counts.set(name, *value);
-    }
-    counts
 }
 
 /// Keeps a channel alive: a producer's connection, an open file, a message under way.

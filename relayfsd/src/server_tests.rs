@@ -22,6 +22,7 @@ use relay::geometry::MESSAGE_MAX;
 use tempfile::TempDir;
 
 use super::Server;
+use crate::adopt::Legacy;
 use crate::registry::Registry;
 use crate::sharing::{Shared, Sharing};
 use crate::writers::reset_all;
@@ -44,7 +45,13 @@ struct Daemon {
 impl Daemon {
     fn new() -> Daemon {
         let dir = tempfile::tempdir().unwrap();
-        let registry = Registry::new(dir.path().to_owned(), N_CPUS, 256 << 20, GeometrySpec::default());
+        let registry = Registry::new(
+            dir.path().to_owned(),
+            N_CPUS,
+            256 << 20,
+            GeometrySpec::default(),
+            Legacy::default(),
+        );
         let path = dir.path().join("socket");
         let listener = seqpacket();
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();

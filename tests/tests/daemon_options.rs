@@ -156,6 +156,7 @@ fn every_long_option_works_in_mount_options() {
         format!("socket={}", socket.display()),
         format!("state_dir={}", state.display()),
         format!("log_file={}", log.display()),
+        "keep".into(),
         "single_thread".into(),
         "verbose".into(),
         "foreground".into(),
@@ -177,7 +178,7 @@ fn every_long_option_works_in_mount_options() {
     let status = fs::metadata(&socket).unwrap();
     let gid = Group::from_name(GROUP).unwrap().expect("a group of every Debian").gid.as_raw();
     assert_eq!((status.permissions().mode() & 0o777, status.gid()), (0o622, gid));
-    assert!(state.join("lock").exists());
+    assert!(state.join("lock").exists() && state.join("state").exists());
     let channels: Vec<_> =
         (0..2).map(|_| relay_producer::Channel::open(&socket, "cpu").expect("a connection")).collect();
     let why = channels[0].why_socket().expect("the socket");
@@ -193,6 +194,7 @@ fn every_long_option_works_in_mount_options() {
     assert!(said.contains("relayfsd: mounted on "), "verbose: {said}");
     assert!(said.contains("relayfsd: DEBUG "), "debug: {said}");
     assert!(said.lines().all(|line| line.starts_with("relayfsd: ")), "{said}");
+    assert!(state.join("1.control").exists(), "kept");
     assert!(!log.exists(), "in the foreground the log goes to standard error");
 }
 

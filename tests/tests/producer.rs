@@ -520,6 +520,7 @@ fn a_daemon_killed_in_the_middle_is_an_error() {
     let said = one_line(produce(&mount, &["x"], b""), 1);
     assert!(said.contains("has died"), "{said}");
     mount.restart(GEOMETRY);
+    assert_eq!(mount.read("cpu0").len(), 4096, "what was in the buffer goes on");
     produce_well(&mount, &["--cpu=0", "again"], b"");
     assert_eq!(text(&mount.read("cpu0")), "again\n");
 }
