@@ -9,7 +9,7 @@ use relay::reader::Reader;
 use relay::shm::Mapping;
 use relay::{GeometrySpec, abi};
 
-/// What is unread in each buffer of the channel with number `id`, which has this geometry.
+/// Reads, and so consumes, what each buffer of the channel with number `id` has unread, which has this geometry.
 #[track_caller]
 pub fn unread(state_dir: &Path, id: u32, geometry: &str, n_bufs: usize) -> Vec<Vec<u8>> {
     let geometry = geometry.parse::<GeometrySpec>().expect("a geometry").build().expect("a geometry");

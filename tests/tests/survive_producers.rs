@@ -80,7 +80,7 @@ fn a_daemon_that_is_killed_is_not_missed_by_who_writes() {
         };
         let unread = left::unread(&state_dir(mount.point(), 0), 1, geometry, n_bufs);
         check(&unread);
-        // Reading what was left has consumed it there, but for what the daemon after it takes from a copy of its own.
+        // That was consumed, as by any reader. What comes is for the next daemon.
         mount.restart(args);
         on_cpu(0, || channel.write(b"and on").unwrap());
         channel.flush().unwrap();
