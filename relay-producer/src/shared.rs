@@ -127,7 +127,8 @@ impl Shared {
     /// shall not pay more for it than if there were room.
     #[inline(never)]
     fn drop_if_blocked<R: Run>(&self, lane: &Lane, here: R, len: usize) -> bool {
-        let dropped = Writer::new(&lane.buffer, here).drop_if_blocked(len);
+        // Buffers that are over stay full for ever.
+        let dropped = !self.is_over() && Writer::new(&lane.buffer, here).drop_if_blocked(len);
         if dropped {
             self.after_refusal(lane);
         }

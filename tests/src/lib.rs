@@ -6,6 +6,7 @@ pub mod c;
 pub mod conformance;
 pub mod direct;
 pub mod known;
+pub mod left;
 pub mod lines;
 pub mod lttng;
 pub mod measure;
@@ -266,6 +267,12 @@ impl Mount {
     #[track_caller]
     pub fn restart_prepared(&mut self, args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) {
         self.daemon = serve(&self.point, args, prepare);
+    }
+
+    /// [`Mount::restart`] with restartable sequences.
+    #[track_caller]
+    pub fn restart_with_sequences(&mut self, args: &[&str]) {
+        self.daemon = serve(&self.point, args, direct::with_sequences);
     }
 
     /// The mount point.
