@@ -130,6 +130,7 @@ fn what_is_recorded_is_recorded_once() {
 fn of_new_buffers_all_is_recorded() {
     let mut mount = Mount::new(ARGS);
     let mut recorder = Recorder::start(mount.point(), &["--cpu=0"]);
+    recorder.is_ready();
     mount.send(0, &[&[b'o'; 3000]]);
     eventually("the first part", || recorder.recorded(0).len() == 3000);
     kill(&mut mount);
