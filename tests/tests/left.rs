@@ -58,7 +58,7 @@ fn used() -> Mount {
     mount.send_to("app/ring", 0, &[b"before"]);
     fs::write(mount.control("app/ring", "reset"), "1").unwrap();
     mount.send_to("app/ring", 0, &[b"behind"]);
-    mount.send_to("app/ring", 1, &[b"read "]);
+    mount.send_to("app/ring", 1, &[&[b'r'; 4000], &[b'u'; 200]]);
     mount.read("app/ring1");
     mount.send_to("app/ring", 1, &[b"unread"]);
     mount.send(1, &[&[b'x'; 5000]]);
@@ -80,7 +80,10 @@ fn what_a_dead_daemon_left_is_what_it_would_have_shown() {
     let mut mount = used();
     let shown = CHANNELS.map(|name| stdout_of(&mut audience(mount.point(), &["--snapshot", "-c", name])));
     assert_eq!(shown[0].len(), 9 * 1000 - 2500 + 9 * 100);
-    assert_eq!(text(&shown[1]), format!("{0}behind{0}read unread", "\0".repeat(8)));
+    assert_eq!(
+        text(&shown[1]),
+        format!("{0}behind{0}{1}{0}{2}unread", "\0".repeat(8), "r".repeat(4000), "u".repeat(200))
+    );
     kill(&mut mount);
     let dir = state_dir(&mount);
     let before = files(&dir);
