@@ -142,7 +142,8 @@ impl Line {
         let Some(Ends { socket, control, .. }) = &*ends else { return true };
         if socket.is_over() {
             self.state.store(CUT, Ordering::Relaxed);
-            return is_abandoned(control);
+            // Removed: no daemon will find it.
+            return fstat(control).is_ok_and(|stat| stat.st_nlink == 0);
         }
         if !self.is_own() {
             self.state.store(INHERITED, Ordering::Relaxed);
@@ -160,10 +161,4 @@ impl Line {
             yield_now();
         }
     }
-}
-
-/// Whether no daemon will find the file: it was removed, or put aside, and then nobody may write it.
-fn is_abandoned(control: &File) -> bool {
-    const OWNER_MAY_WRITE: u32 = 0o200;
-    fstat(control).is_ok_and(|stat| stat.st_nlink == 0 || stat.st_mode & OWNER_MAY_WRITE == 0)
 }

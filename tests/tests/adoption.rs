@@ -253,7 +253,7 @@ fn producers_of_what_is_set_aside_come_back() {
     eventually("the new ones", || on_cpu(0, || channel.write(b"new")).is_ok());
     channel.flush().unwrap();
     let got = text(&mount.read("cpu0"));
-    assert!(!got.is_empty() && got.len() % 3 == 0 && got.replace("new", "").is_empty(), "{got}");
+    assert!(!got.is_empty() && got.len().is_multiple_of(3) && got.replace("new", "").is_empty(), "{got}");
 }
 
 /// A channel of the command line goes on as it was while it has something unread; once it has not, it is what the command

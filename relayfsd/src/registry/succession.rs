@@ -1,8 +1,10 @@
 //! From one daemon to the next: the channels a daemon takes over, what it leaves, and the state file in between.
 
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fs, io};
 
 use crossbeam_channel::bounded;
 use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
@@ -166,7 +168,8 @@ impl Registry {
             ..self.state.clone()
         };
         let (new, path) = (self.state_dir.join(format!("{STATE_FILE}.new")), self.state_dir.join(STATE_FILE));
-        fs::write(&new, state.to_text())?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(state.to_text().as_bytes())?;
         kill_point!("save-written");
         fs::rename(new, path)
     }
