@@ -1,6 +1,6 @@
 //! What `audience` promises, against a real daemon.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
