@@ -187,7 +187,8 @@ fn what_is_not_there_is_told_with_what_is() {
 /// them.
 #[test]
 fn without_the_list_channels_go_by_their_numbers() {
-    let damages: [(fn(&Path), &str); 4] = [
+    type Damage = (fn(&Path), &'static str);
+    let damages: [Damage; 4] = [
         (|state| fs::remove_file(state).unwrap(), "there is no file 'state'"),
         (|state| fs::write(state, b"\xff\xfe").unwrap(), "UTF-8"),
         (|state| fs::write(state, fs::read_to_string(state).unwrap() + "what\n").unwrap(), ": line "),

@@ -1,8 +1,8 @@
 //! `audience record`, against a real daemon: what is in the files, what it says, and what it leaves in the buffers.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
