@@ -1,5 +1,6 @@
 //! What the end-to-end tests share: programs, mounts, processes, each cleaned up when it goes out of scope.
 
+pub mod audience;
 pub mod background;
 pub mod buffer;
 pub mod c;
