@@ -251,6 +251,12 @@ impl Channel {
         }
     }
 
+    /// Ends the connection as dropping the channel does, but while other threads may still be using it: their calls fail with
+    /// `Disconnected` from now on, and what they are writing at this moment may be lost.
+    pub fn close(&self) {
+        self.link.close();
+    }
+
     /// The channel's geometry, as the daemon told it last.
     pub fn geometry(&self) -> Geometry {
         self.link.latest().geometry

@@ -218,7 +218,7 @@ pub(crate) unsafe extern "C" fn relay_open_at(
 /// See `relay.h`.
 ///
 /// # Safety
-/// `chan` is null or from [`relay_open`], and no other thread is inside a call with it.
+/// `chan` is null or from [`relay_open`].
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn relay_close(chan: *mut Rchan) -> c_int {
@@ -226,10 +226,12 @@ pub(crate) unsafe extern "C" fn relay_close(chan: *mut Rchan) -> c_int {
     // SAFETY: as the caller promises.
     let handle = unsafe { Handle::find(chan) };
     status(guarded(|| {
-        let open = handle?.close()?;
+        let handle = handle?;
+        let open = handle.close()?;
         if let (Some(remove), Some(file)) = (open.callbacks.remove_buf_file, open.file) {
             remove(std::ptr::from_ref(file).cast());
         }
+        handle.bury(open);
         Ok(())
     }))
 }

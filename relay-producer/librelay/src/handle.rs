@@ -8,6 +8,7 @@ use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::ptr::{null, null_mut};
+use std::slice;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -20,7 +21,12 @@ const CLOSED_MAX: usize = 256;
 /// `RELAYFS_CHANNEL_VERSION`.
 const VERSION: c_uint = 1;
 
-/// The closed ones, in the order in which they were closed.
+/// So many closed channels stay, unconnected, before the first of them is freed: other threads may be inside a call.
+const LINGERING_MAX: usize = 16;
+
+/// These, in the order in which they were closed.
+static LINGERING: Mutex<VecDeque<&'static Open>> = Mutex::new(VecDeque::new());
+/// The closed handles, in the order in which they were closed.
 static CLOSED: Mutex<VecDeque<&'static Handle>> = Mutex::new(VecDeque::new());
 
 /// `struct rchan`.
@@ -61,6 +67,8 @@ pub(crate) struct Handle {
     me: AtomicUsize,
     /// Null while it is closed.
     open: AtomicPtr<Open>,
+    /// How many buffers there are to be shown.
+    n_made: AtomicUsize,
 }
 
 // SAFETY: `public` is written by the thread that opens, before anybody else has the pointer, and by the program, whose fields
@@ -121,6 +129,7 @@ impl Handle {
             public: UnsafeCell::new(public),
             me: AtomicUsize::new(0),
             open: AtomicPtr::new(null_mut()),
+            n_made: AtomicUsize::new(0),
         };
         let handle: &'static Handle = Box::leak(Box::new(handle));
         handle.me.store(std::ptr::from_ref(handle).addr(), Ordering::Relaxed);
@@ -173,7 +182,8 @@ impl Handle {
     pub(crate) fn open(&self) -> Result<&Open, Errno> {
         // Acquire: with the Release of `publish`.
         let open = self.open.load(Ordering::Acquire);
-        // SAFETY: null, or from `publish`, which `close` takes back only when nobody is inside a call.
+        // SAFETY: null, or from `publish`. A thread that found it just before it was closed can go on with it until
+        // `LINGERING_MAX` others have been closed.
         unsafe { open.as_ref() }.ok_or(Errno::EBADF)
     }
 
@@ -186,7 +196,9 @@ impl Handle {
             // SAFETY: it was given to an earlier channel by `into_raw`, and this is the only copy.
             drop(unsafe { std::ffi::CString::from_raw(public.base_filename.cast_mut()) });
         }
-        if shape.n_bufs > public.n_bufs {
+        // Relaxed, both: nobody else has the handle.
+        if shape.n_bufs > self.n_made.load(Ordering::Relaxed) {
+            self.n_made.store(shape.n_bufs, Ordering::Relaxed);
             // What was there before stays: an old pointer into it can still be looked at.
             let chan = self.as_chan();
             let bufs: Vec<RchanBuf> =
@@ -208,12 +220,16 @@ impl Handle {
         public.last_toobig.store(0, Ordering::Relaxed);
     }
 
-    /// The buffer of a CPU below the `n_bufs` it was described with, as programs see it.
+    /// The buffer of a CPU as programs see it, null if there is none.
     pub(crate) fn buf(&self, cpu: usize) -> *mut RchanBuf {
+        let public = self.public.get();
         // SAFETY: written by `describe` alone, before anybody else has the handle.
-        let bufs = unsafe { (*self.public.get()).buf };
-        // SAFETY: as the caller promises there are more.
-        unsafe { bufs.add(cpu).read() }
+        let bufs = unsafe { (*public).buf };
+        // SAFETY: as above.
+        let n_bufs = unsafe { (*public).n_bufs };
+        // SAFETY: `describe`, which comes before everything else, put so many there, or more.
+        let bufs = unsafe { slice::from_raw_parts(bufs, n_bufs) };
+        bufs.get(cpu).copied().unwrap_or(null_mut())
     }
 
     /// Hands it to the program.
@@ -222,20 +238,32 @@ impl Handle {
         self.as_chan()
     }
 
-    /// Takes the channel back; an error if somebody has closed it before.
-    pub(crate) fn close(&'static self) -> Result<Box<Open>, Errno> {
+    /// Closes the channel, and returns it for as long as it lasts; an error if somebody has closed it before.
+    pub(crate) fn close(&'static self) -> Result<&'static Open, Errno> {
+        // AcqRel: with `publish`, and so that only one thread finds it.
         let open = self.open.swap(null_mut(), Ordering::AcqRel);
-        if open.is_null() {
-            return Err(Errno::EBADF);
-        }
-        self.give_back();
-        // SAFETY: from `publish`, and only one thread finds it.
-        Ok(unsafe { Box::from_raw(open) })
+        // SAFETY: from `publish`, and freed by `bury` alone.
+        let open = unsafe { open.as_ref() }.ok_or(Errno::EBADF)?;
+        open.channel.close();
+        Ok(open)
     }
 
     /// Whoever took it does not need it, or no more.
     pub(crate) fn give_back(&'static self) {
         CLOSED.lock().unwrap_or_else(PoisonError::into_inner).push_back(self);
+    }
+
+    /// Frees the channel that [`Handle::close`] returned, some time, and the handle is to be used again.
+    pub(crate) fn bury(&'static self, open: &'static Open) {
+        let mut lingering = LINGERING.lock().unwrap_or_else(PoisonError::into_inner);
+        lingering.push_back(open);
+        let old = if lingering.len() > LINGERING_MAX { lingering.pop_front() } else { None };
+        drop(lingering);
+        if let Some(old) = old {
+            // SAFETY: from `publish`, where it was a box; it is in no handle any more, and was in the list once.
+            drop(unsafe { Box::from_raw(std::ptr::from_ref(old).cast_mut()) });
+        }
+        self.give_back();
     }
 
     /// Remembers a message that was too big.
