@@ -5,6 +5,7 @@ pub mod buffer;
 pub mod c;
 pub mod direct;
 pub mod known;
+pub mod librelay;
 pub mod lines;
 pub mod lttng;
 pub mod measure;

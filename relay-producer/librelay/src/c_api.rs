@@ -364,14 +364,17 @@ pub(crate) unsafe extern "C" fn relay_subbufs_consumed(
     reserve::commit_pending();
     // SAFETY: as the caller promises.
     let handle = unsafe { Handle::find(chan) };
-    status(guarded(|| {
+    // Nothing but errno tells how it went.
+    let before = Errno::last_raw();
+    let consumed = guarded(|| {
         let open = handle?.open()?;
         let (n_bufs, n_subbufs) = (open.channel.n_bufs(), open.channel.geometry().n_subbufs());
         if cpu as usize >= n_bufs || subbufs_consumed > n_subbufs {
             return Err(Errno::EINVAL);
         }
         open.control.consume(cpu as usize, subbufs_consumed)
-    }));
+    });
+    Errno::set_raw(consumed.map_or_else(|errno| errno as i32, |()| before));
 }
 
 /// See `relay.h`.
