@@ -8,6 +8,7 @@ pub mod conformance;
 pub mod direct;
 pub mod known;
 pub mod left;
+pub mod librelay;
 pub mod lines;
 pub mod lttng;
 pub mod measure;
