@@ -13,6 +13,7 @@ pub mod complaint;
 pub mod duration;
 pub mod frame;
 pub mod geometry;
+pub mod mountinfo;
 pub mod name;
 pub mod paths;
 pub mod position;

@@ -17,7 +17,6 @@ mod listener;
 mod logging;
 mod mount;
 mod mount_words;
-mod mountinfo;
 mod open_file;
 mod options;
 mod peer;
