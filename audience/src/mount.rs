@@ -130,7 +130,8 @@ fn said(mut stderr: ChildStderr) -> Vec<String> {
     lines.map(|line| line.strip_prefix("relayfsd: ").unwrap_or(line).to_owned()).collect()
 }
 
-fn beside_us() -> Option<PathBuf> {
+/// The daemon beside this program.
+pub(crate) fn beside_us() -> Option<PathBuf> {
     let path = env::current_exe().ok()?.with_file_name(DAEMON);
     path.is_file().then_some(path)
 }
