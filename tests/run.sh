@@ -16,7 +16,9 @@ need getconf libc-bin
 need install coreutils
 need less less
 need ls coreutils
+need mount mount
 need mount.fuse3 fuse3
+need nm binutils
 need prlimit util-linux
 need python3 python3
 need setpriv util-linux

@@ -10,6 +10,17 @@ use tempfile::TempDir;
 
 use crate::{Process, stdout_of, tool, workspace};
 
+/// Compiles `tests/c/SOURCE.c` with these flags.
+#[track_caller]
+pub fn compile(output: &Path, flags: &[&str], sources: &[&str]) {
+    let mut cc = tool("cc", "gcc");
+    cc.args(flags).arg("-o").arg(output);
+    for source in sources {
+        cc.arg(workspace().join("tests/c").join(source).with_extension("c"));
+    }
+    stdout_of(&mut cc);
+}
+
 /// A compiled program.
 #[derive(Debug)]
 pub struct Program {
@@ -21,10 +32,8 @@ impl Program {
     #[track_caller]
     pub fn compile(name: &str) -> Program {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let source = workspace().join("tests/c").join(name).with_extension("c");
-        let mut cc = tool("cc", "gcc");
-        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(dir.path().join("program"));
-        stdout_of(cc.arg(source));
+        let flags = ["-O2", "-Wall", "-Wextra", "-Werror", "-pthread"];
+        compile(&dir.path().join("program"), &flags, &[name]);
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
         Program { dir }
     }

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::sys::stat::{SFlag, stat};
-use relay::mountinfo::{self, Entry, FS_TYPE};
+use relay::mountinfo::{self, FS_TYPE};
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 /// The daemon that mounts, and the environment variable that says where it is, if not in PATH.
 const DAEMON: &str = "relayfsd";
@@ -39,8 +40,14 @@ pub(crate) struct Request<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Own {
     point: PathBuf,
-    id: u64,
-    device: String,
+    number: u64,
+}
+
+impl Own {
+    /// Somebody may have unmounted ours, and mounted another there.
+    fn is_there(&self) -> bool {
+        is_mounted(&self.point) && mount_number(&self.point) == Some(self.number)
+    }
 }
 
 /// What an umount(2) is about.
@@ -69,8 +76,7 @@ static ANSWERS: Mutex<Vec<Answer>> = Mutex::new(Vec::new());
 pub(crate) fn mount(request: Request) -> Result<(), Errno> {
     let point = mountinfo::resolve(request.point).map_err(|error| errno(&error))?;
     if is_alive(&point) {
-        remember(&point, None);
-        return Err(Errno::EBUSY);
+        return busy(&point);
     }
     match stat(&point) {
         Ok(status) if SFlag::from_bits_truncate(status.st_mode) & SFlag::S_IFMT != SFlag::S_IFDIR => {
@@ -80,15 +86,11 @@ pub(crate) fn mount(request: Request) -> Result<(), Errno> {
     }
     match run_daemon(&point, request) {
         Ok(()) => {
-            let own =
-                mounted(&point).map(|entry| Own { point: point.clone(), id: entry.id, device: entry.device });
+            let own = mount_number(&point).map(|number| Own { point: point.clone(), number });
             remember(&point, own);
             Ok(())
         }
-        Err(_) if appears(&point) => {
-            remember(&point, None);
-            Err(Errno::EBUSY)
-        }
+        Err(_) if appears(&point) => busy(&point),
         Err((errno, reason)) => {
             say(&format!("cannot mount {}: {reason}", point.display()));
             Err(errno)
@@ -104,13 +106,11 @@ pub(crate) fn what_to_unmount(path: &Path) -> Unmount {
         return Unmount::PassOn;
     };
     let Some(own) = &answer.own else { return Unmount::Refused };
-    // By number: somebody may have unmounted ours, and mounted another there.
-    match mounted(&point) {
-        Some(entry) if (entry.id, &entry.device) == (own.id, &own.device) => Unmount::Own(own.clone()),
-        _ => {
-            answer.own = None;
-            Unmount::Refused
-        }
+    if own.is_there() {
+        Unmount::Own(own.clone())
+    } else {
+        answer.own = None;
+        Unmount::Refused
     }
 }
 
@@ -129,7 +129,7 @@ fn by_helper(point: &Path, lazily: bool) -> Result<(), Errno> {
     command.arg("-u").args(lazily.then_some("-z")).arg("--").arg(point);
     let cannot = |reason: String| say(&format!("cannot unmount {}: {reason}", point.display()));
     match outcome(&mut command) {
-        Ok(_) if mounted(point).is_none() => Ok(()),
+        Ok(_) if !is_mounted(point) => Ok(()),
         Ok(output) => {
             cannot(one_line(&output.stderr));
             // Its exit status does not tell why; to be busy is the usual reason.
@@ -142,15 +142,28 @@ fn by_helper(point: &Path, lazily: bool) -> Result<(), Errno> {
     }
 }
 
-/// The relayfs that is seen at a place, from [`mountinfo::resolve`].
-fn mounted(point: &Path) -> Option<Entry> {
-    let entries = mountinfo::read().ok()?;
-    mountinfo::topmost(&entries, point).filter(|entry| entry.fs_type == FS_TYPE).cloned()
+/// Whether it is a relayfs that is seen at a place, from [`mountinfo::resolve`].
+fn is_mounted(point: &Path) -> bool {
+    let entries = mountinfo::read().unwrap_or_default();
+    mountinfo::topmost(&entries, point).is_some_and(|entry| entry.fs_type == FS_TYPE)
+}
+
+/// The number of the mount that is seen at a place, one that is never given again where the kernel has such (Linux 6.8).
+fn mount_number(point: &Path) -> Option<u64> {
+    /// The constant of statx(2).
+    const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+    let number = |wanted: StatxFlags| {
+        // Without asking the daemon, who may be dead.
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let answer = statx(CWD, point, flags, wanted).ok()?;
+        (answer.stx_mask & wanted.bits() != 0).then_some(answer.stx_mnt_id)
+    };
+    number(StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE)).or_else(|| number(StatxFlags::MNT_ID))
 }
 
 /// Whether a relayfs is mounted there, and not what a dead daemon has left.
 fn is_alive(point: &Path) -> bool {
-    mounted(point).is_some() && !matches!(stat(point), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
+    is_mounted(point) && !matches!(stat(point), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
 /// Whether somebody else's becomes usable within a short time.
@@ -215,6 +228,15 @@ fn outcome(command: &mut Command) -> io::Result<Output> {
 fn answers() -> MutexGuard<'static, Vec<Answer>> {
     // Whatever panicked, each answer is whole.
     ANSWERS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// There is a relayfs already, and it stays that of whoever made it, be it this process.
+fn busy(point: &Path) -> Result<(), Errno> {
+    let is_own = answers().iter().any(|a| a.point == point && a.own.as_ref().is_some_and(Own::is_there));
+    if !is_own {
+        remember(point, None);
+    }
+    Err(Errno::EBUSY)
 }
 
 fn remember(point: &Path, own: Option<Own>) {

@@ -1,0 +1,60 @@
+//! The two classic programs of relayfs, compiled without a changed character, and the place they know of: /mnt/relay, each
+//! time another one, in a mount namespace of its own.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+use crate::{c, private_shell, program, run, text};
+
+/// Compiled programs in a directory that everybody may enter.
+#[derive(Debug)]
+pub struct Classic {
+    dir: TempDir,
+}
+
+impl Classic {
+    /// The readers, with and without a care: `audience-classic`, `audience-printed`; and `mounts`.
+    #[track_caller]
+    pub fn readers() -> Classic {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
+        let into = |name| dir.path().join(name);
+        c::compile(&into("audience-classic"), &["-Wall", "-Werror"], &["classic/audience"]);
+        let printed = ["classic/audience-printed", "classic/get_cputotal"];
+        c::compile(&into("audience-printed"), &["-w"], &printed);
+        c::compile(&into("mounts"), &["-Wall", "-Wextra", "-Werror"], &["mounts"]);
+        Classic { dir }
+    }
+
+    /// Where they are.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A script that runs where /mnt/relay is an empty directory, and nothing else is in /mnt. They are in PATH, with our
+    /// own programs.
+    pub fn script(&self, script: &str) -> Command {
+        let setup = r#"
+            PATH=$1:$2:$PATH; unset RELAYFS RELAYFSD LD_PRELOAD XDG_RUNTIME_DIR
+            mount -t tmpfs tmpfs /mnt; mkdir /mnt/relay; cd /mnt
+            mounted() { grep -q " /mnt/relay " /proc/self/mountinfo && echo mounted || echo "not mounted"; }
+            daemons() { cat /proc/[0-9]*/comm 2>/dev/null | grep -c relayfsd || :; }
+            set +e
+        "#;
+        let mut command = private_shell(&format!("{setup}\n{script}"));
+        command.arg(self.path()).arg(program("audience").parent().expect("a directory of programs"));
+        command
+    }
+
+    /// Runs it to its end, and returns all that was printed, in the order in which it came.
+    #[track_caller]
+    pub fn run(&self, script: &str) -> String {
+        let output: Output = run(&mut self.script(&format!("exec 2>&1\n{script}")));
+        assert!(output.status.success(), "{output:?}");
+        text(&output.stdout)
+    }
+}
