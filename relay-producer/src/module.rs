@@ -93,9 +93,11 @@ fn catch_signals() -> Result<Receiver<()>, Errno> {
         let mut told = false;
         while let Ok(signal) = signals.wait() {
             if told {
-                // To this thread, the only one that does not block it, for the moment.
+                // To this thread, the only one that does not block it, for the moment. Shells have the programs in
+                // their background ignore SIGINT, and then it takes more.
                 let _ = signals.thread_unblock();
                 let _ = raise(signal);
+                let _ = raise(Signal::SIGKILL);
             }
             told = true;
             let _ = sender.try_send(());

@@ -30,6 +30,31 @@ impl Classic {
         Classic { dir }
     }
 
+    /// The same, where relayfs is installed: `bin`, `lib`, `include`, as below /usr/local.
+    #[track_caller]
+    pub fn installed() -> Classic {
+        let classic = Classic::readers();
+        let (bin, lib) = (classic.dir.path().join("bin"), classic.dir.path().join("lib/relayfs"));
+        for (dir, names) in
+            [(&bin, &["relayfsd", "relay-producer", "audience"][..]), (&lib, &["librelayfs_preload.so"])]
+        {
+            fs::create_dir_all(dir).expect("a directory");
+            for name in names {
+                fs::copy(program(name), dir.join(name)).expect("copying a file that was built");
+            }
+        }
+        install_librelay(classic.dir.path());
+        classic
+    }
+
+    /// Compiles a module from `tests/c/SOURCE.c`. For [`Classic::installed`].
+    #[track_caller]
+    pub fn module(&self, name: &str, flags: &[&str], source: &str) {
+        let include = format!("-I{}", self.dir.path().join("include/relayfs-compat").display());
+        let flags = [flags, &["-shared", "-fPIC", &include]].concat();
+        c::compile(&self.dir.path().join(name), &flags, &[source]);
+    }
+
     /// Where they are.
     pub fn path(&self) -> &Path {
         self.dir.path()
@@ -39,7 +64,8 @@ impl Classic {
     /// own programs.
     pub fn script(&self, script: &str) -> Command {
         let setup = r#"
-            PATH=$1:$2:$PATH; unset RELAYFS RELAYFSD LD_PRELOAD XDG_RUNTIME_DIR
+            if [ -e "$1/bin" ]; then PATH=$1:$1/bin:$PATH; else PATH=$1:$2:$PATH; fi
+            unset RELAYFS RELAYFSD LD_PRELOAD XDG_RUNTIME_DIR
             mount -t tmpfs tmpfs /mnt; mkdir /mnt/relay; cd /mnt
             mounted() { grep -q " /mnt/relay " /proc/self/mountinfo && echo mounted || echo "not mounted"; }
             daemons() { cat /proc/[0-9]*/comm 2>/dev/null | grep -c relayfsd || :; }

@@ -30,13 +30,14 @@ const NO_NEW_MOUNT: MsFlags = MsFlags::MS_REMOUNT
     .union(MsFlags::MS_SLAVE)
     .union(MsFlags::MS_UNBINDABLE);
 
+/// A string of C.
+type Text = *const c_char;
 // SAFETY: as the C library documents it; who calls it owes what its caller owed us.
-type MountFn =
-    unsafe extern "C" fn(*const c_char, *const c_char, *const c_char, c_ulong, *const c_void) -> c_int;
+type MountFn = unsafe extern "C" fn(Text, Text, Text, c_ulong, *const c_void) -> c_int;
 // SAFETY: as above.
-type UmountFn = unsafe extern "C" fn(*const c_char) -> c_int;
+type UmountFn = unsafe extern "C" fn(Text) -> c_int;
 // SAFETY: as above.
-type Umount2Fn = unsafe extern "C" fn(*const c_char, c_int) -> c_int;
+type Umount2Fn = unsafe extern "C" fn(Text, c_int) -> c_int;
 
 /// mount(2): the type `relayfs` is ours, all other calls are passed on.
 ///
@@ -47,9 +48,9 @@ type Umount2Fn = unsafe extern "C" fn(*const c_char, c_int) -> c_int;
 #[unsafe(no_mangle)]
 // SAFETY: see "Safety".
 pub unsafe extern "C" fn mount(
-    source: *const c_char,
-    target: *const c_char,
-    fs_type: *const c_char,
+    source: Text,
+    target: Text,
+    fs_type: Text,
     flags: c_ulong,
     data: *const c_void,
 ) -> c_int {
@@ -86,7 +87,7 @@ pub unsafe extern "C" fn mount(
 // SAFETY: the name is meant to take the place of the C library's, and the function has the same signature.
 #[unsafe(no_mangle)]
 // SAFETY: see "Safety".
-pub unsafe extern "C" fn umount(target: *const c_char) -> c_int {
+pub unsafe extern "C" fn umount(target: Text) -> c_int {
     // SAFETY: the caller's promise.
     if let Some(result) = unsafe { unmount_ours(target, 0) } {
         return answer(result);
@@ -108,7 +109,7 @@ pub unsafe extern "C" fn umount(target: *const c_char) -> c_int {
 // SAFETY: the name is meant to take the place of the C library's, and the function has the same signature.
 #[unsafe(no_mangle)]
 // SAFETY: see "Safety".
-pub unsafe extern "C" fn umount2(target: *const c_char, flags: c_int) -> c_int {
+pub unsafe extern "C" fn umount2(target: Text, flags: c_int) -> c_int {
     // SAFETY: the caller's promise.
     match unsafe { unmount_ours(target, flags) } {
         Some(result) => answer(result),
@@ -123,7 +124,7 @@ pub unsafe extern "C" fn umount2(target: *const c_char, flags: c_int) -> c_int {
 ///
 /// As for [`umount2`].
 // SAFETY: see "Safety".
-unsafe fn unmount_ours(target: *const c_char, flags: c_int) -> Option<Result<(), Errno>> {
+unsafe fn unmount_ours(target: Text, flags: c_int) -> Option<Result<(), Errno>> {
     // SAFETY: the caller's promise.
     let path = Path::new(unsafe { text(target) }?);
     let what = catch_unwind(|| mounts::what_to_unmount(path)).unwrap_or(Unmount::Refused);
@@ -142,7 +143,7 @@ unsafe fn unmount_ours(target: *const c_char, flags: c_int) -> Option<Result<(),
 ///
 /// As for [`umount2`].
 // SAFETY: see "Safety".
-unsafe fn real_umount2(target: *const c_char, flags: c_int) -> c_int {
+unsafe fn real_umount2(target: Text, flags: c_int) -> c_int {
     let real = next(c"umount2");
     // SAFETY: the C library's function of this name has this type.
     let real: Option<Umount2Fn> = unsafe { transmute(real) };
@@ -172,7 +173,7 @@ fn answer(result: Result<(), Errno>) -> c_int {
 ///
 /// Null, or a string that ends with a zero byte and stays for as long as the result is used.
 // SAFETY: see "Safety".
-unsafe fn text<'a>(string: *const c_char) -> Option<&'a OsStr> {
+unsafe fn text<'a>(string: Text) -> Option<&'a OsStr> {
     if string.is_null() {
         return None;
     }
