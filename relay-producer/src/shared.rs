@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use relay::abi::BufferBlock;
 use relay::buffer::Buffer;
+use relay::gate::{Gate, Start, Switching};
 use relay::geometry::MESSAGE_MAX;
 use relay::writer::{Appended, Outcome, Placed, Run, Writer};
 
@@ -25,6 +26,9 @@ const TRIES_MAX: u32 = 64;
 /// One in so many refused messages asks whether the daemon is still there: with every sub-buffer full there are no
 /// switches to do that at. A power of two.
 const REFUSALS_PER_LOOK: usize = 256;
+
+/// Who is asked before a sub-buffer of a CPU is begun.
+pub(crate) type CpuGate<'a> = dyn FnMut(usize, Switching) -> Option<Start> + 'a;
 
 /// What became of a message that was to be written directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,6 +115,51 @@ impl Shared {
             self.after_refusal(lane);
         }
         dropped
+    }
+
+    /// The same, asking `gate`, which is told the CPU, before a sub-buffer is begun.
+    #[inline(always)]
+    pub(crate) fn write_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
+        if message.len() > DIRECT_MAX {
+            return self.refuse(None, message);
+        }
+        let Some((lane, here)) = self.here(None) else { return self.refuse(None, message) };
+        match Writer::new(&lane.buffer, here).append(message) {
+            Appended::Done => Direct::Written,
+            _ => self.write_elsewhere_if(message, gate),
+        }
+    }
+
+    #[inline(never)]
+    fn write_elsewhere_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
+        if self.is_over() {
+            return Direct::Over;
+        }
+        for _ in 0..TRIES_MAX {
+            let Some((lane, here)) = self.here(None) else { return Direct::NotHere };
+            let cpu = self.number(lane);
+            let gate: &mut Gate<'_> = &mut |switching| gate(cpu, switching);
+            let writer = Writer::new(&lane.buffer, here);
+            match writer.append(message) {
+                Appended::Done => return Direct::Written,
+                Appended::Interrupted => continue,
+                Appended::Elsewhere => {}
+            }
+            if let Some(outcome) = writer.write_elsewhere_if(message, Some(gate)) {
+                return self.settle(lane, here, outcome, true);
+            }
+        }
+        Direct::NotThis
+    }
+
+    fn number(&self, lane: &Lane) -> usize {
+        (std::ptr::from_ref(lane).addr() - self.lanes.as_ptr().addr()) / size_of::<Lane>()
+    }
+
+    /// Whether all sub-buffers of a CPU are full. `None`: not known here.
+    pub(crate) fn is_full(&self, cpu: usize) -> Option<bool> {
+        let lane = self.lanes.get(cpu)?;
+        (!self.is_over()).then(|| lane.buffer.is_full())
     }
 
     /// Goes on with a message that was not simply appended: perhaps on another CPU.

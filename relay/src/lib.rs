@@ -12,6 +12,7 @@ pub mod client;
 pub mod complaint;
 pub mod duration;
 pub mod frame;
+pub mod gate;
 pub mod geometry;
 pub mod mountinfo;
 pub mod name;

@@ -6,6 +6,7 @@ pub mod c;
 pub mod classic;
 pub mod direct;
 pub mod known;
+pub mod librelay;
 pub mod lines;
 pub mod lttng;
 pub mod measure;
