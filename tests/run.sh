@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 need busybox busybox
 need cat coreutils
 need cc gcc
+need cp coreutils
 need dash dash
 need dd coreutils
 need fusermount3 fuse3

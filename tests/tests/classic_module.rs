@@ -9,7 +9,10 @@ use relayfs_tests::users::where_users_mount;
 const HELPERS: &str = r#"
     bytes() { sed -n 's/^total.bytes //p' /mnt/relay/.relay/channels/cpu/stats; }
     # load COMMAND...: in the background, until it says that the module is loaded
-    load() { "$@" 2>said & producer=$!; while kill -0 $producer && ! grep -q ': loaded$' said; do :; done; }
+    load() {
+        rm -f said; "$@" 2>said & producer=$!
+        while kill -0 $producer && ! grep -q ': loaded$' said; do :; done 2>/dev/null
+    }
     # end SIGNAL
     end() { kill -$1 $producer; wait $producer; echo "$?: $(sed s,.*/,, said | tr '\n' '|')"; }
 "#;
@@ -88,7 +91,10 @@ fn a_module_is_cleaned_up_whatever_ends_it() {
     let printed = classic.run(&format!(
         r#"{HELPERS}
         # begin MODULE: in the background, until it is in its init
-        begin() {{ relay-producer --load "$1" 2>said & producer=$!; while ! grep -q warning said; do :; done; }}
+        begin() {{
+            rm -f said; relay-producer --load "$1" 2>said & producer=$!
+            while kill -0 $producer && ! grep -q warning said; do :; done 2>/dev/null
+        }}
         for signal in INT TERM; do load relay-producer -v --load "$1/odd.so"; end $signal; done
         relay-producer --load "$1/odd.so" --for 20ms; echo $?
         begin "$1/slow.so"; kill -TERM $producer; touch go; wait $producer; echo "$?: $(tail -n 1 said)"
@@ -135,7 +141,7 @@ fn what_is_wrong_with_a_module_is_said() {
         relay-producer --load strange.so --for 0 2>/dev/null; echo $?
         relay-producer --load hello-mod.so message; echo $?
         relay-producer --for 1s message; echo $?
-        kill -9 $daemon; wait $daemon
+        kill -9 $daemon; wait $daemon 2>/dev/null
         relay-producer --load hello-mod.so; echo $?
         "#,
     );

@@ -9,7 +9,7 @@ fn where_mount_finds_us(script: &str) -> Vec<String> {
     let setup = r#"
         mount -t tmpfs tmpfs /mnt; mkdir /mnt/relay /mnt/sbin; cd /mnt
         cp -a /sbin/. sbin; ln -s "$1" sbin/mount.relayfs; mount --bind sbin "$(realpath /sbin)"
-        mounts() { sed -n '/relayfsd/s/,nosuid.*//p' /proc/mounts; }
+        mounts() { sed -n '/ .mnt.relay /s/,nosuid.*//p' /proc/mounts; }
         control() { cat "/mnt/relay/.relay/channels/cpu/$1"; }
         set +e; exec 2>&1
     "#;

@@ -2,9 +2,10 @@
 #include <linux/kernel.h>
 #include <linux/module.h>
 #include <sys/sysinfo.h>
-#include <relay.h>
 
 #ifdef SYSTEM
+
+#include <relay.h>
 
 #if !defined(MODULE_INIT_IGNORE_MODVERSIONS) || defined(MODULE_LICENSE)
 #error not the headers of the system
@@ -12,6 +13,8 @@
 int flags = MODULE_INIT_IGNORE_MODVERSIONS;
 
 #else
+
+#include <linux/relay.h>
 
 int init_module(void)
 {
