@@ -74,7 +74,15 @@ impl Classic {
             unset RELAYFS RELAYFSD LD_PRELOAD XDG_RUNTIME_DIR
             mount -t tmpfs tmpfs /mnt; mkdir /mnt/relay; cd /mnt
             mounted() { grep -q " /mnt/relay " /proc/self/mountinfo && echo mounted || echo "not mounted"; }
-            daemons() { cat /proc/[0-9]*/comm 2>/dev/null | grep -c relayfsd || :; }
+            no_daemons() { ! grep -qsx relayfsd /proc/[0-9]*/comm; }
+            # until_true COMMAND...: waits, and ends the script if it does not come true
+            until_true() {
+                tries=0
+                until "$@"; do
+                    tries=$((tries + 1)); [ $tries -lt 2000 ] || { echo "not true: $*"; exit 1; }
+                    sleep 0.01
+                done
+            }
             set +e
         "#;
         let mut command = private_shell(&format!("{setup}\n{script}"));

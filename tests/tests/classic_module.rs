@@ -8,10 +8,11 @@ use relayfs_tests::users::where_users_mount;
 /// Says when a module has run, and what there was to read.
 const HELPERS: &str = r#"
     bytes() { sed -n 's/^total.bytes //p' /mnt/relay/.relay/channels/cpu/stats; }
+    written_since() { [ "$(bytes)" != "$1" ]; }
     # load COMMAND...: in the background, until it says that the module is loaded
     load() {
         rm -f said; "$@" 2>said & producer=$!
-        while kill -0 $producer && ! grep -q ': loaded$' said; do :; done 2>/dev/null
+        until_true grep -qs ': loaded$' said
     }
     # end SIGNAL
     end() { kill -$1 $producer; wait $producer; echo "$?: $(sed s,.*/,, said | tr '\n' '|')"; }
@@ -40,7 +41,7 @@ fn module_and_reader_meet_in_a_running_daemon() {
         for module in hello-mod.so linked.so printed.so; do
             before=$(bytes)
             load relay-producer -v --load "$1/$module"
-            while [ "$(bytes)" = "$before" ]; do :; done
+            until_true written_since $before
             audience --exec audience-classic; mounted
             end TERM
         done
@@ -93,7 +94,7 @@ fn a_module_is_cleaned_up_whatever_ends_it() {
         # begin MODULE: in the background, until it is in its init
         begin() {{
             rm -f said; relay-producer --load "$1" 2>said & producer=$!
-            while kill -0 $producer && ! grep -q warning said; do :; done 2>/dev/null
+            until_true grep -qs warning said
         }}
         for signal in INT TERM; do load relay-producer -v --load "$1/odd.so"; end $signal; done
         relay-producer --load "$1/odd.so" --for 20ms; echo $?
@@ -133,7 +134,7 @@ fn what_is_wrong_with_a_module_is_said() {
         # What modules say of themselves is not of interest here.
         try() { relay-producer --load "$@" 2>&1 | grep -v ^odd; }
         relay-producer --load hello-mod.so; echo $?
-        relayfsd -f /mnt/relay & daemon=$!; while ! test -e /mnt/relay/.relay/version; do :; done
+        relayfsd -f /mnt/relay & daemon=$!; until_true test -e /mnt/relay/.relay/version
         for module in fails unknown-error strange alone; do try $module.so --for 0; done
         for file in nothing.so unknown.so none.so empty object.o audience-classic /mnt; do try $file; done
         relay-producer --load fails.so 2>/dev/null; echo $?

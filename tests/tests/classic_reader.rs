@@ -17,7 +17,7 @@ fn without_a_daemon_the_reader_mounts_and_unmounts() {
             $reader; echo "alone: $?"
             audience --exec $reader; echo "$?, $(mounted)"
         done
-        while [ "$(daemons)" != 0 ]; do :; done
+        until_true no_daemons
         find /dev/shm /run -name "*relay*"
         "#,
     );
@@ -115,7 +115,7 @@ fn a_dead_mount_is_replaced() {
     let printed = classic.run(
         r#"
         relayfsd -f relay & daemon=$!
-        while ! test -e relay/.relay/version; do :; done
+        until_true test -e relay/.relay/version
         kill -9 $daemon; wait $daemon 2>/dev/null
         cat relay/cpu0; mounted
         audience --exec audience-classic; echo $?; mounted
