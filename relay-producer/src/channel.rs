@@ -98,6 +98,13 @@ impl Channel {
         self.write_somewhere(Some(cpu), message)
     }
 
+    /// Writes a message of at most [`DIRECT_MAX`](crate::DIRECT_MAX) bytes directly behind the last one, as most are, for callers to whom an
+    /// instruction matters. False: it takes more than that, and nothing was done; [`write`](Self::write) will do it.
+    #[inline(always)]
+    pub fn append(&self, message: &[u8]) -> bool {
+        self.link.buffers().first().append(message)
+    }
+
     /// Writes a message as [`write`](Self::write) does, but asks `gate` before a sub-buffer is begun for it, telling the CPU and how
     /// things stand. If it refuses, the message is dropped as if all were full; the current sub-buffer is finished all the
     /// same. It may be asked again for one message, and it must not write to the channel. What goes by the socket

@@ -20,7 +20,7 @@ use crate::thread::Sequences;
 
 /// Longest message that is written directly, in bytes. A sequence that is interrupted starts over, and the longer it is
 /// the more often that happens; the daemon's writers have no signals to fear.
-const DIRECT_MAX: usize = 64 << 10;
+pub const DIRECT_MAX: usize = 64 << 10;
 /// Tries at a message that is interrupted each time, before it goes by the socket.
 const TRIES_MAX: u32 = 64;
 /// One in so many refused messages asks whether the daemon is still there: with every sub-buffer full there are no
@@ -117,7 +117,16 @@ impl Shared {
         dropped
     }
 
-    /// The same, asking `gate`, which is told the CPU, before a sub-buffer is begun.
+    /// Writes a message behind the last one. False: nothing was done.
+    #[inline(always)]
+    pub(crate) fn append(&self, message: &[u8]) -> bool {
+        message.len() <= DIRECT_MAX
+            && self
+                .here(None)
+                .is_some_and(|(lane, here)| Writer::new(&lane.buffer, here).append(message) == Appended::Done)
+    }
+
+    /// [`Shared::write`], asking `gate`, which is told the CPU, before a sub-buffer is begun.
     #[inline(always)]
     pub(crate) fn write_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
         if message.len() > DIRECT_MAX {

@@ -11,6 +11,7 @@ use std::ptr::null_mut;
 use std::slice;
 
 use nix::errno::Errno;
+use relay_producer::{DIRECT_MAX, WriteError};
 
 use crate::callback::{self, Callbacks};
 use crate::control::Control;
@@ -142,8 +143,13 @@ fn create_buf_file(
 }
 
 impl Handle {
-    /// Writes a message.
+    /// Writes a message behind the last one, if nothing more is to be done. False: nothing was.
     #[inline(always)]
+    fn append(&self, message: &[u8]) -> bool {
+        self.open().is_ok_and(|open| open.callbacks.subbuf_start.is_none() && open.channel.append(message))
+    }
+
+    /// Writes a message.
     pub(crate) fn write(&self, message: &[u8]) -> Result<(), Errno> {
         let open = self.open()?;
         let written = match open.callbacks.subbuf_start {
@@ -156,8 +162,8 @@ impl Handle {
 
     #[cold]
     #[inline(never)]
-    fn lost(&self, len: usize, error: relay_producer::WriteError) -> Errno {
-        if matches!(error, relay_producer::WriteError::TooBig { .. }) {
+    fn lost(&self, len: usize, error: WriteError) -> Errno {
+        if matches!(error, WriteError::TooBig { .. }) {
             self.note_too_big(len);
         }
         error::of_write(error)
@@ -243,6 +249,27 @@ pub(crate) unsafe extern "C" fn relay_close(chan: *mut Rchan) -> c_int {
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn relay_write(chan: *mut Rchan, data: *const c_void, length: usize) -> c_int {
+    // The way of almost every message; what it is not for, `write` sees to from the beginning.
+    if !reserve::is_pending() && !data.is_null() && length <= DIRECT_MAX {
+        // SAFETY: as the caller promises.
+        let handle = unsafe { Handle::find(chan) };
+        // SAFETY: as the caller promises; the length was looked at.
+        let message = unsafe { slice::from_raw_parts(data.cast(), length) };
+        if handle.is_ok_and(|handle| handle.append(message)) {
+            return 0;
+        }
+    }
+    // SAFETY: as the caller promises.
+    unsafe { write(chan, data, length) }
+}
+
+/// [`relay_write`] in full.
+///
+/// # Safety
+/// As [`relay_write`].
+// SAFETY: as the doc says.
+#[inline(never)]
+unsafe fn write(chan: *mut Rchan, data: *const c_void, length: usize) -> c_int {
     reserve::commit_pending();
     // SAFETY: as the caller promises.
     let handle = unsafe { Handle::find(chan) };

@@ -29,6 +29,9 @@ static LINGERING: Mutex<VecDeque<&'static Open>> = Mutex::new(VecDeque::new());
 /// The closed handles, in the order in which they were closed.
 static CLOSED: Mutex<VecDeque<&'static Handle>> = Mutex::new(VecDeque::new());
 
+/// Where the buffers are that were ever shown: nothing that is reachable is taken for lost.
+static SHOWN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
 /// `struct rchan`.
 #[repr(C)]
 #[derive(Debug)]
@@ -205,6 +208,7 @@ impl Handle {
                 (0..shape.n_bufs).map(|cpu| RchanBuf { chan, cpu: cpu as c_uint }).collect();
             let pointers: Vec<*mut RchanBuf> = bufs.leak().iter_mut().map(std::ptr::from_mut).collect();
             public.buf = pointers.leak().as_mut_ptr();
+            SHOWN.lock().unwrap_or_else(PoisonError::into_inner).push(public.buf.expose_provenance());
         }
         public.n_bufs = shape.n_bufs;
         public.is_global = shape.is_global.into();

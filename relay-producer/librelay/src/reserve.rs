@@ -69,11 +69,16 @@ fn commit_if(only: Option<&Handle>) -> Option<Result<(), Errno>> {
     SCRATCH.try_with(|scratch| scratch.try_borrow_mut().ok()?.commit(only)).ok()?
 }
 
-/// Writes what this thread has reserved and not committed.
+/// Whether a thread has reserved and not committed.
 #[inline(always)]
-pub(crate) fn commit_pending() {
+pub(crate) fn is_pending() -> bool {
     // Relaxed: as above.
-    if PENDING.load(Ordering::Relaxed) != 0 {
+    PENDING.load(Ordering::Relaxed) != 0
+}
+
+/// Writes what this thread has reserved and not committed.
+pub(crate) fn commit_pending() {
+    if is_pending() {
         commit_if(None);
     }
 }
