@@ -75,6 +75,8 @@ impl Classic {
             mount -t tmpfs tmpfs /mnt; mkdir /mnt/relay; cd /mnt
             mounted() { grep -q " /mnt/relay " /proc/self/mountinfo && echo mounted || echo "not mounted"; }
             no_daemons() { ! grep -qsx relayfsd /proc/[0-9]*/comm; }
+            # Whether a child has ended; its exit status is still to be had.
+            ended() { ! grep -qs '^State:.[^Z]' /proc/$1/status; }
             # until_true COMMAND...: waits, and ends the script if it does not come true
             until_true() {
                 tries=0

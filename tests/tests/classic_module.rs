@@ -15,7 +15,7 @@ const HELPERS: &str = r#"
         until_true grep -qs ': loaded$' said
     }
     # end SIGNAL
-    end() { kill -$1 $producer; wait $producer; echo "$?: $(sed s,.*/,, said | tr '\n' '|')"; }
+    end() { kill -$1 $producer; until_true ended $producer; wait $producer; echo "$?: $(sed s,.*/,, said | tr '\n' '|')"; }
 "#;
 
 /// "module loaded into a running daemon and read by the reader, which leaves the daemon alone; output compared byte for
@@ -98,9 +98,9 @@ fn a_module_is_cleaned_up_whatever_ends_it() {
         }}
         for signal in INT TERM; do load relay-producer -v --load "$1/odd.so"; end $signal; done
         relay-producer --load "$1/odd.so" --for 20ms; echo $?
-        begin "$1/slow.so"; kill -TERM $producer; touch go; wait $producer; echo "$?: $(tail -n 1 said)"
+        begin "$1/slow.so"; kill -TERM $producer; touch go; until_true ended $producer; wait $producer; echo "$?: $(tail -n 1 said)"
         begin "$1/hangs.so"; kill -TERM $producer; kill -0 $producer && echo running
-        kill -INT $producer; wait $producer 2>/dev/null; test $? -gt 128 && echo "killed: $(tail -n 1 said)"
+        kill -INT $producer; until_true ended $producer; wait $producer 2>/dev/null; test $? -gt 128 && echo "killed: $(tail -n 1 said)"
         "#
     ));
     let init = "odd: init 1|odd: a level of long ago|odd: warning|";
