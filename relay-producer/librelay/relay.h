@@ -77,8 +77,8 @@ struct rchan_callbacks {
 	 * It is called before anything has changed, and again if the thread was interrupted before the change was made;
 	 * so what it counts are tries. It is called by threads on all CPUs, and must not write to the channel (EDEADLK).
 	 * Not called for sub-buffers that the daemon begins: for relay_flush, for other programs, for messages of more than
-	 * 64 KiB, and for threads that cannot write directly. Where a process cannot write directly at all, relay_open fails
-	 * with ENOTSUP.
+	 * 64 KiB, and for threads that cannot write directly. Where a process cannot write directly at all, or the channel is
+	 * global, relay_open fails with ENOTSUP.
 	 *
 	 * subbuf has room for what subbuf_start_reserve reserves, and becomes the start of the sub-buffer. prev_subbuf is
 	 * always NULL: the sub-buffer may be with its reader already. prev_padding is what would be lost at its end.

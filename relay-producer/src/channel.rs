@@ -118,10 +118,18 @@ impl Channel {
         let shared = self.link.buffers().first();
         match shared.write_if(message, gate) {
             Direct::Written => Ok(()),
-            Direct::Over => match self.link.buffers().later() {
-                Some(later) => self.written_otherwise(later, later.write_if(message, gate), None, message),
-                None => self.write_by_socket(None, message, Direct::Over),
-            },
+            Direct::Over => {
+                if self.link.buffers().later().is_none() {
+                    // It may bring some; if not, the socket it is, or nothing.
+                    let _ = self.link.connection(false);
+                }
+                match self.link.buffers().later() {
+                    Some(later) => {
+                        self.written_otherwise(later, later.write_if(message, gate), None, message)
+                    }
+                    None => self.write_by_socket(None, message, Direct::Over),
+                }
+            }
             direct => self.written_otherwise(shared, direct, None, message),
         }
     }

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use relayfs_tests::direct::{is_without_sequences, with_sequences};
 use relayfs_tests::librelay::{Caller, Linked, installed, libraries, pkg_config};
-use relayfs_tests::{Mount, stdout_of, text, tool, workspace};
+use relayfs_tests::{Mount, eventually, stdout_of, text, tool, workspace};
 
 /// A caller on the first CPU that has written there, so that what it writes is in one buffer.
 #[track_caller]
@@ -152,9 +152,11 @@ fn what_is_reserved_is_written_by_commit_the_next_call_or_the_end_of_the_thread(
         ("reserve 0 seven.", "0"),
         ("close 0", "0"),
         ("commit 0", "EINVAL"),
+        ("reserve 1 last", "0"),
     ]);
     assert_eq!(text(&mount.read("app/log0")), "one.two.three.four.five.six.seven.");
     caller.end();
+    eventually("what was reserved at the end", || text(&mount.read("app/other0")) == "last");
 }
 
 #[test]
