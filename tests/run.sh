@@ -9,6 +9,7 @@ cd "$(dirname "$0")/.."
 need busybox busybox
 need cat coreutils
 need cc gcc
+need cp coreutils
 need dash dash
 need dd coreutils
 need fusermount3 fuse3
@@ -18,6 +19,7 @@ need install coreutils
 need less less
 need ls coreutils
 need make make
+need mount mount
 need mount.fuse3 fuse3
 need nm binutils
 need pkg-config pkg-config

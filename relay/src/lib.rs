@@ -14,6 +14,7 @@ pub mod duration;
 pub mod frame;
 pub mod gate;
 pub mod geometry;
+pub mod mountinfo;
 pub mod name;
 pub mod paths;
 pub mod position;

@@ -4,6 +4,7 @@ pub mod audience;
 pub mod background;
 pub mod buffer;
 pub mod c;
+pub mod classic;
 pub mod conformance;
 pub mod direct;
 pub mod known;
@@ -55,7 +56,7 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
 }
 
-/// One of the project's programs, built as it is now.
+/// One of the project's programs or libraries, built as it is now.
 pub fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let dir = BUILT.get_or_init(|| {
@@ -63,7 +64,7 @@ pub fn program(name: &str) -> PathBuf {
         let exe = std::env::current_exe().expect("our own path");
         let dir = exe.parent().and_then(Path::parent).expect("target/PROFILE/deps/test").to_owned();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--bins", "--locked"]).current_dir(workspace());
+        build.args(["build", "--quiet", "--locked"]).current_dir(workspace());
         if dir.file_name() == Some(OsStr::new("release")) {
             build.arg("--release");
         }
