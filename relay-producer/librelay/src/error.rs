@@ -41,7 +41,9 @@ pub(crate) fn of_request(error: &RequestError) -> Errno {
     match error {
         RequestError::NoSuchCpu(_) => Errno::ENXIO,
         RequestError::Refused(refused) => Errno::from_raw(refused.errno),
-        RequestError::Disconnected | RequestError::Reopen(_) => Errno::ENODEV,
+        RequestError::Disconnected | RequestError::Unanswered { .. } | RequestError::Reopen(_) => {
+            Errno::ENODEV
+        }
         RequestError::NoReply => Errno::ETIMEDOUT,
         RequestError::Garbled(_) => Errno::EPROTO,
     }
