@@ -63,7 +63,11 @@ fn pass(signal: Signal, args: &[&str]) {
     let bytes = mount.stats("cpu")["total.bytes"];
     eventually("all of it", || recorded() >= bytes);
     assert_eq!(recorder.end(Signal::SIGINT), 0, "{}", recorder.said());
-    assert!(recorder.said().contains(&format!("total: {bytes} bytes recorded in ")), "{}", recorder.said());
+    assert!(
+        recorder.said().contains(&format!("total: {bytes} bytes recorded in ")),
+        "{bytes}: {}",
+        recorder.said()
+    );
 
     let pattern = Pattern::default();
     let mut numbers: BTreeMap<u32, Numbers> = BTreeMap::new();
