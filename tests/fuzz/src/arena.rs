@@ -3,32 +3,40 @@
 
 use std::fs::File;
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
+use std::sync::Mutex;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 use relay::shm::Mapping;
 
-/// Addresses on either side of a mapping that lead nowhere, in bytes.
-const GUARD: usize = 16 << 20;
-/// Tries at getting the place between two guards.
+/// Addresses on either side of a mapping that lead nowhere, in bytes: more than a position can lead astray, and so few that what
+/// is free above them is soon filled.
+const GUARD: usize = 256 << 10;
+/// Tries at getting a place between two guards.
 const TRIES_MAX: u32 = 1000;
+
+/// Addresses between guards that were given up to be mapped. One thread at a time looks for them.
+static HOLES: Mutex<Vec<(usize, u64)>> = Mutex::new(Vec::new());
 
 /// A file of `len` bytes, whole pages, and this process's mapping of it, between two guards.
 pub(crate) fn guarded(len: u64) -> (File, Mapping) {
     let file = File::from(memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC).expect("a file"));
     file.set_len(len).expect("memory");
-    // The kernel puts a mapping into the highest hole that is large enough; until that is ours, the others are filled.
+    let mut holes = HOLES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    // Which hole the kernel puts a mapping into is its own affair, so those that are not ours, or of another length, are
+    // filled, and there is always one more.
     let mut fillers = Vec::new();
     for _ in 0..TRIES_MAX {
-        let place = hole(len as usize);
+        holes.push((hole(len as usize), len));
         let mapping = Mapping::new(&file, len).expect("a mapping");
-        if mapping.bytes(0, 0).map(<[_]>::as_ptr).is_some_and(|at| at as usize == place) {
+        let at = mapping.bytes(0, 0).map_or(0, |bytes| bytes.as_ptr() as usize);
+        if let Some(index) = holes.iter().position(|hole| *hole == (at, len)) {
+            holes.swap_remove(index);
             return (file, mapping);
         }
         fillers.push(mapping);
     }
-    panic!("no place between two guards for a file of {len} bytes, {:?}", file.as_fd());
+    panic!("no place between two guards for a file of {len} bytes");
 }
 
 /// Reserves addresses, and gives up `len` bytes in their midst again: the guards stay for good.

@@ -83,13 +83,18 @@ fn mount_point(bytes: &[u8]) {
 fn unescape(mut name: &[u8]) -> Vec<u8> {
     let mut path = Vec::new();
     while let Some((&first, rest)) = name.split_first() {
+        name = rest;
         let hex = rest.strip_prefix(b"x").and_then(|rest| rest.split_at_checked(2));
-        let byte = hex.and_then(|(hex, _)| u8::from_str_radix(str::from_utf8(hex).ok()?, 16).ok());
-        (name, path) = match (first, byte, hex) {
-            (b'\\', Some(byte), Some((_, rest))) => (rest, [path, vec![byte]].concat()),
-            (b'-', ..) => (rest, [path, vec![b'/']].concat()),
-            _ => (rest, [path, vec![first]].concat()),
-        };
+        let byte =
+            hex.and_then(|(hex, rest)| Some((u8::from_str_radix(str::from_utf8(hex).ok()?, 16).ok()?, rest)));
+        match (first, byte) {
+            (b'\\', Some((byte, rest))) => {
+                path.push(byte);
+                name = rest;
+            }
+            (b'-', _) => path.push(b'/'),
+            _ => path.push(first),
+        }
     }
     path
 }
