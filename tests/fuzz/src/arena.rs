@@ -6,32 +6,35 @@ use std::num::NonZeroUsize;
 use std::sync::Mutex;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
 use relay::shm::Mapping;
 
-/// Addresses on either side of a mapping that lead nowhere, in bytes: more than a position can lead astray, and so few that what
-/// is free above them is soon filled.
-const GUARD: usize = 256 << 10;
+/// Addresses on either side of a mapping that lead nowhere, in bytes: more than a position can lead astray.
+const GUARD: usize = 64 << 10;
 /// Tries at getting a place between two guards.
-const TRIES_MAX: u32 = 1000;
+const TRIES_MAX: u32 = 10_000;
 
-/// Addresses between guards that were given up to be mapped. One thread at a time looks for them.
-static HOLES: Mutex<Vec<(usize, u64)>> = Mutex::new(Vec::new());
+/// Where guards begin. One thread at a time puts them up.
+static GUARDS: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 /// A file of `len` bytes, whole pages, and this process's mapping of it, between two guards.
 pub(crate) fn guarded(len: u64) -> (File, Mapping) {
     let file = File::from(memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC).expect("a file"));
     file.set_len(len).expect("memory");
-    let mut holes = HOLES.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    // Which hole the kernel puts a mapping into is its own affair, so those that are not ours, or of another length, are
-    // filled, and there is always one more.
+    let mut guards = GUARDS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    // The kernel puts a mapping into the highest hole that is large enough. A small one is just filled; in a large one
+    // there is a guard above by then, and room for another below.
     let mut fillers = Vec::new();
     for _ in 0..TRIES_MAX {
-        holes.push((hole(len as usize), len));
+        guards.extend(guard(None));
         let mapping = Mapping::new(&file, len).expect("a mapping");
         let at = mapping.bytes(0, 0).map_or(0, |bytes| bytes.as_ptr() as usize);
-        if let Some(index) = holes.iter().position(|hole| *hole == (at, len)) {
-            holes.swap_remove(index);
+        let is_guarded = [at - GUARD, at + len as usize].into_iter().all(|beside| {
+            let new = if guards.contains(&beside) { None } else { guard(Some(beside)) };
+            guards.extend(new);
+            guards.contains(&beside)
+        });
+        if is_guarded {
             return (file, mapping);
         }
         fillers.push(mapping);
@@ -39,15 +42,12 @@ pub(crate) fn guarded(len: u64) -> (File, Mapping) {
     panic!("no place between two guards for a file of {len} bytes");
 }
 
-/// Reserves addresses, and gives up `len` bytes in their midst again: the guards stay for good.
-fn hole(len: usize) -> usize {
-    let whole = NonZeroUsize::new(GUARD + len + GUARD).expect("it is not 0");
-    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE;
-    // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-    let base = unsafe { mmap_anonymous(None, whole, ProtFlags::PROT_NONE, flags) }.expect("addresses");
-    // SAFETY: inside what was mapped just now.
-    let place = unsafe { base.add(GUARD) };
-    // SAFETY: it is ours, nobody knows of it, and nothing can be in it.
-    unsafe { munmap(place.cast(), len) }.expect("it is mapped");
-    place.as_ptr() as usize
+/// Reserves addresses for good, from `at` on or wherever there are some, if they are free.
+fn guard(at: Option<usize>) -> Option<usize> {
+    let len = NonZeroUsize::MIN.saturating_add(GUARD - 1);
+    let fixed = if at.is_some() { MapFlags::MAP_FIXED_NOREPLACE } else { MapFlags::empty() };
+    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_NORESERVE | fixed;
+    // SAFETY: a new mapping that replaces none touches no existing memory.
+    let base = unsafe { mmap_anonymous(at.and_then(NonZeroUsize::new), len, ProtFlags::PROT_NONE, flags) };
+    base.ok().map(|base| base.as_ptr() as usize)
 }

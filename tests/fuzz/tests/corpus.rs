@@ -113,6 +113,7 @@ fn no_corpus_is_left_out() {
     let mut found: Vec<_> =
         fs::read_dir(dir).expect("corpora").map(|e| e.expect("an entry").file_name()).collect();
     let mut known: Vec<_> = TARGETS.iter().map(|(name, _)| std::ffi::OsString::from(name)).collect();
-    (found.sort(), known.sort());
+    found.sort();
+    known.sort();
     assert_eq!(found, known);
 }
