@@ -128,7 +128,9 @@ impl Reader {
                 self.read_in_place(len, scratch, |bytes| passed(at, bytes))
             };
             discarded += skipped as u64;
-            if self.stream == at {
+            // Each of these calls looks at as many sub-buffers as one may, so together they may not go on for as many again.
+            let passed_by = self.buffer.widths().count(consumed, self.cursor);
+            if self.stream == at || passed_by > self.steps_max() as i64 {
                 break;
             }
         }

@@ -256,9 +256,9 @@ impl OpenBuffer {
 }
 
 impl Past {
-    /// File offset behind the run.
+    /// File offset behind the run. A peer that writes the buffer's records can let offsets be any.
     fn end(&self) -> u64 {
-        self.kept_at + self.kept.len() as u64
+        self.kept_at.saturating_add(self.kept.len() as u64)
     }
 
     fn keeps(&self, at: u64) -> bool {
@@ -306,7 +306,7 @@ impl Past {
             self.kept.drain(..(self.kept.len() + new.len() - max).min(self.kept.len()));
         }
         self.kept.extend_from_slice(new);
-        self.kept_at = at + bytes.len() as u64 - self.kept.len() as u64;
+        self.kept_at = at.saturating_add(bytes.len() as u64).saturating_sub(self.kept.len() as u64);
     }
 }
 
@@ -392,6 +392,22 @@ mod tests {
                 if at == stream.len() || (*len == 1 && at > 300_000) {
                     break;
                 }
+            }
+        }
+    }
+
+    /// Where a damaged buffer leads, which can be anywhere.
+    #[test]
+    fn offsets_at_the_end_of_their_range_are_survived() {
+        for at in [u64::MAX, u64::MAX - 3, u64::MAX - 10, 1 << 63] {
+            let mut past = Past::default();
+            past.add(at, b"hello", false);
+            past.add(past.end(), b"world", true);
+            for near in (0..20).map(|back| u64::MAX - back) {
+                if past.keeps(near) {
+                    assert!(past.again(near, 100).len() <= 10);
+                }
+                let _ = (past.has_dropped(near), past.begins_after(near));
             }
         }
     }

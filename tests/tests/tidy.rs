@@ -21,6 +21,7 @@ const CONFINED: &[(&str, &[&str])] = &[
             "relay/src/shm_model.rs",
             "relayfsd/src/daemonize.rs",
             "tests/examples/test-plugin.rs",
+            "tests/fuzz/src/arena.rs",
             "tests/src/bin/test-fork.rs",
             "tests/src/bin/test-stress-writer.rs",
             "tests/src/bin/test-unload.rs",
