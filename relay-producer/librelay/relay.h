@@ -92,7 +92,7 @@ struct rchan_callbacks {
 	/*
 	 * Called once by relay_open, for buffer 0, and decides two things. *is_global = 1: one buffer for all CPUs. And the
 	 * name: it returns relay_create_buf_file(NAME, DIR), where NAME ends with the 0 of the CPU, which is filename unless
-	 * it wants another. NULL: relay_open fails. Everything else that it can do in the kernel, it cannot do here.
+	 * it wants another. NULL: relay_open fails, with the errno it left, or ECANCELED. Nothing else can be decided here.
 	 */
 	struct dentry *(*create_buf_file)(const char *filename, struct dentry *parent, mode_t mode,
 					  struct rchan_buf *buf, int *is_global);
@@ -111,6 +111,7 @@ struct rchan_callbacks {
  * callbacks      May be NULL: when all sub-buffers are full, messages are dropped.
  * private_data   May be left out, as with older kernels.
  *
+ * EEXIST: a channel is there whose files would have the same names, or whose directory this would be.
  * ENOTSUP: base_filename is NULL (relay_late_setup_files does not exist here), or a callback cannot be had. ENAMETOOLONG.
  * ENOMEM: more than the daemon's --max-memory. ECONNREFUSED, ENOTCONN: the daemon has died. EACCES: its socket is for
  * others.
