@@ -50,7 +50,7 @@ fn is_sound(geometry: &Geometry) {
 
 fn command_line(args: Vec<Vec<u8>>) {
     let args = [vec![b"relayfsd".to_vec()], args].concat();
-    let options = match Options::parse(args.into_iter().map(OsString::from_vec)) {
+    let options = match Options::parse(args.into_iter().map(OsString::from_vec), false) {
         Ok(options) => options,
         Err(error) => {
             let said = error.to_string();
