@@ -364,7 +364,16 @@ impl Requests {
     }
 
     fn channel(&self, number: u32) -> Result<&Held, Refused> {
-        self.channels.get(&number).ok_or_else(|| unknown_channel(number))
+        let channel = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
+        match channel.why_broken() {
+            None => Ok(channel),
+            Some(why) => {
+                let text = format!("channel '{}' is broken: {why}", channel.name());
+                // Who writes need not wait for answers. With nothing else to lose, its connection tells it.
+                let alone = self.channels.len() == 1;
+                Err(if alone { Refused::connection } else { Refused::request }(Errno::EIO, text))
+            }
+        }
     }
 }
 
