@@ -333,12 +333,10 @@ impl Channel {
         if to_write {
             self.shared.store(true, Ordering::Relaxed);
         }
+        // Who finds a buffer closed that is not, would come back for the files again and again.
+        (0..self.n_bufs()).for_each(|cpu| drop(self.read_side(cpu)));
         let files = self.lock_files();
         let paths = files.as_ref().ok_or(io::ErrorKind::NotFound)?.all();
-        if to_write {
-            // Said by nobody who may: who gets the files would come back for them again and again.
-            self.buffers.iter().for_each(|buffer| buffer.buffer.reopen());
-        }
         let open = |path| OpenOptions::new().read(true).write(to_write).open(path);
         let opened: Vec<File> = paths.iter().map(open).collect::<io::Result<_>>()?;
         if let Some(control) = opened.first().filter(|_| to_write) {

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +27,8 @@ pub(crate) struct Damage {
     on_broken: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// Truncations met by the daemon, here or elsewhere, when it was last looked whether any was here.
     truncations_seen: AtomicUsize,
+    /// The daemon closes the channel's buffers, or gives them up.
+    ending: AtomicBool,
     /// When corrections were last told.
     told: Mutex<Option<Instant>>,
 }
@@ -46,6 +48,10 @@ impl<'a> Side<'a> {
             && let Err(unsound) = side.reader.check()
         {
             channel.set_broken(format!("buffer {cpu}: {unsound}"));
+        }
+        // Only the daemon closes a channel, and it says so before.
+        if !channel.damage().ending.load(Ordering::Acquire) {
+            side.reader.deny_closed();
         }
         Side { channel, cpu, side: Some(side) }
     }
@@ -145,11 +151,17 @@ impl Channel {
         }
         let (name, why) = (self.name(), self.damage().broken.get().map_or("", String::as_str));
         log::error!("channel {name}: broken, and not used any more: {why}; {}", remedy(name));
+        self.set_ending();
         (0..self.n_bufs()).for_each(|cpu| self.buffer(cpu).condemn());
         (0..self.n_bufs()).for_each(|cpu| self.wake(cpu));
         if let Some(call) = self.damage().on_broken.get() {
             call();
         }
+    }
+
+    /// From now on the buffers may be closed.
+    pub(crate) fn set_ending(&self) {
+        self.damage().ending.store(true, Ordering::Release);
     }
 
     fn may_tell(&self) -> bool {

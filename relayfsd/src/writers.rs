@@ -324,6 +324,7 @@ pub(crate) fn reset_all(
 
 /// Ends every buffer of a channel for producers that write by themselves, and waits for that, `limit` at most.
 pub(crate) fn close_all(writers: &Writers, channel: &Held, limit: Duration) {
+    channel.set_ending();
     let (sender, receiver) = bounded(1);
     let done = move |_| sender.send(()).unwrap_or_default(); // nobody waits any more
     on_all(writers, channel, done, |channel, cpu, done| Job::Close { channel, cpu, done });

@@ -60,6 +60,14 @@ impl Reader {
         if may_be { Ok(()) } else { Err(Unsound::Apart(behind)) }
     }
 
+    /// The buffer is not closed, whoever says so.
+    pub fn deny_closed(&self) {
+        if self.buffer.block().closed.load(Ordering::Relaxed) != 0 {
+            self.buffer.reopen();
+            self.correct();
+        }
+    }
+
     fn correct(&self) {
         let corrected = self.corrected().wrapping_add(1);
         self.checks.corrected.set(corrected);
