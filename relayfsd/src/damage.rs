@@ -164,6 +164,12 @@ impl Channel {
         self.damage().ending.store(true, Ordering::Release);
     }
 
+    /// It takes the place of a channel of which something may just have been told.
+    pub(crate) fn tell_no_sooner_than(&self, before: &Channel) {
+        let told = *before.damage().told.lock().unwrap_or_else(PoisonError::into_inner);
+        *self.damage().told.lock().unwrap_or_else(PoisonError::into_inner) = told;
+    }
+
     fn may_tell(&self) -> bool {
         let mut told = self.damage().told.lock().unwrap_or_else(PoisonError::into_inner);
         let may = told.is_none_or(|at| at.elapsed() >= TELL_INTERVAL);

@@ -45,7 +45,7 @@ impl Registry {
                 mode: Some(geometry.mode()),
                 global: Some(geometry.global()),
             };
-            self.open(name, spec, Create::Permanent)?;
+            self.open(name, spec, Create::Permanent)?.0.tell_no_sooner_than(broken);
         }
         Ok(())
     }
