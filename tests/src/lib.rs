@@ -3,6 +3,7 @@
 pub mod background;
 pub mod buffer;
 pub mod c;
+pub mod conformance;
 pub mod direct;
 pub mod known;
 pub mod lines;
