@@ -138,7 +138,10 @@ impl Channel {
             let found = fs::symlink_metadata(path).map_or(u64::MAX, |status| status.len());
             if found < len(index) {
                 let path = path.display();
-                self.set_broken(format!("{path} was truncated: it has {found} bytes instead of {}", len(index)));
+                self.set_broken(format!(
+                    "{path} was truncated: it has {found} bytes instead of {}",
+                    len(index)
+                ));
                 return;
             }
         }

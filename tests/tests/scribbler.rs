@@ -23,7 +23,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use relay_producer::{BatchOptions, Channel, TransportChoice};
 use relayfs_tests::direct::on_cpu;
-use relayfs_tests::{Mount, Process, eventually, exit_code, program, run, text};
+use relayfs_tests::{Mount, Process, conformance, eventually, exit_code, program, run, text};
 
 /// How long it scribbles, if nobody says.
 const SECONDS_DEFAULT: u64 = 3;
@@ -80,7 +80,6 @@ fn scribble(mode: &str) {
         "--channel=good:subbuf-size=16K:n-subbufs=4",
         "--channel",
         &evil,
-        "--flush-interval=10ms",
     ];
     // A pipe that nobody empties would hold the daemon up.
     let mut mount = Mount::prepared(&args, |command| {
@@ -144,6 +143,7 @@ fn scribble(mode: &str) {
     });
     mount.send_to("good", 0, &[b"unharmed"]);
     assert_eq!(mount.read("good0"), b"unharmed");
+    conformance::run(&mount, "good");
     assert_eq!(mount.stats("good")["total.corrected"], 0);
     assert!(mount.end(Signal::SIGTERM).success());
     let said = fs::read_to_string(&log).expect("the daemon's log");
@@ -174,12 +174,14 @@ fn good(mount: &Mount, cpu: usize, over: &AtomicBool) -> u64 {
     thread::scope(|scope| {
         scope.spawn(|| {
             let channel = Channel::open(mount.point(), "good").expect("the healthy channel");
-            let options = BatchOptions { cpu: Some(cpu), wait: relay_producer::Wait::AtMost(relayfs_tests::DEADLINE) };
+            let options =
+                BatchOptions { cpu: Some(cpu), wait: relay_producer::Wait::AtMost(relayfs_tests::DEADLINE) };
             on_cpu(cpu, || {
                 while !over.load(Ordering::Relaxed) {
                     let next = written.load(Ordering::Relaxed);
                     let messages: Vec<[u8; 8]> = (next..next + 100).map(u64::to_le_bytes).collect();
-                    let counts = channel.write_batch(&messages, options).expect("writing to the healthy channel");
+                    let counts =
+                        channel.write_batch(&messages, options).expect("writing to the healthy channel");
                     assert_eq!((counts.written, counts.dropped), (100, 0));
                     written.store(next + 100, Ordering::Release);
                 }
@@ -257,7 +259,9 @@ fn control(mount: &Mount, answers: &Answers) {
 fn write(mount: &Mount, answers: &Answers) {
     answers.note("msg", fs::write(mount.control("evil", "msg"), [b'm'; 300]));
     for transport in [TransportChoice::Auto, TransportChoice::Socket] {
-        let Ok(channel) = Channel::builder(mount.point(), "evil").transport(transport).open() else { continue };
+        let Ok(channel) = Channel::builder(mount.point(), "evil").transport(transport).open() else {
+            continue;
+        };
         for len in (0..5000).step_by(7) {
             // It is full or over or too big; it returns.
             let _ = channel.write(&vec![b'm'; len]);

@@ -51,7 +51,11 @@ fn run() -> Result<(), Box<dyn Error>> {
         };
         looks += 1;
         for _ in 0..STORES_PER_LOOK {
-            if looks / LOOKS_PER_KIND % 2 == 0 { target.nudge(&mut random) } else { target.scribble(&mut random) }
+            if looks / LOOKS_PER_KIND % 2 == 0 {
+                target.nudge(&mut random)
+            } else {
+                target.scribble(&mut random)
+            }
         }
         stores += STORES_PER_LOOK as u64;
     }
@@ -106,7 +110,8 @@ impl Target {
 
     /// A word such as there might be.
     fn nudge(&self, random: &mut Random) {
-        let block_at = self.header.buffers_offset + random.below(self.n_bufs) as u64 * self.header.buffer_stride;
+        let block_at =
+            self.header.buffers_offset + random.below(self.n_bufs) as u64 * self.header.buffer_stride;
         let block: &BufferBlock = self.control.0.get(block_at as usize).expect("inside the file");
         let record_at = block_at
             + self.header.records_offset
