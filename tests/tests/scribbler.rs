@@ -93,7 +93,7 @@ fn scribble(mode: &str) {
             .stdout(Stdio::piped()),
     );
     let (began, over, answers) = (Instant::now(), AtomicBool::new(false), Answers::default());
-    let sent = thread::scope(|scope| {
+    let (sent, stored) = thread::scope(|scope| {
         let (mount, over, answers) = (&mount, &over, &answers);
         let healthy: Vec<_> = (0..CPUS).map(|cpu| scope.spawn(move || good(mount, cpu, over))).collect();
         let visits: [fn(&Mount, &Answers); 6] = [read, wait, control, write, seek, renew];
@@ -120,19 +120,18 @@ fn scribble(mode: &str) {
                 }
             });
         }
-        // Everybody ends, also when one of them has failed.
-        let end = Instant::now() + Duration::from_secs(seconds) + relayfs_tests::DEADLINE;
-        while scribbler.is_running() && Instant::now() < end && !healthy.iter().any(|one| one.is_finished()) {
-            thread::sleep(PATIENCE);
-        }
+        let mut stored = String::new();
+        let mut output = scribbler.child().stdout.take().expect("a pipe");
+        output.read_to_string(&mut stored).expect("the scribbler's numbers, at its end");
         over.store(true, Ordering::Relaxed);
-        healthy.into_iter().map(|one| one.join().expect("the healthy channel")).sum::<u64>()
+        let sent = healthy.into_iter().map(|one| one.join().expect("the healthy channel")).sum::<u64>();
+        (sent, stored.trim().replace(' ', " stores in "))
     });
     assert_eq!(exit_code(scribbler.wait()), 0, "the scribbler");
     let pid = mount.daemon().pid().as_raw();
     eventually("the daemon to rest", || {
         let before = cpu_time(pid);
-        thread::sleep(REST);
+        pass(REST);
         cpu_time(pid) == before
     });
     // The channel can be had again, and the other one is as it was.
@@ -155,10 +154,15 @@ fn scribble(mode: &str) {
     assert!(corrections <= 2 * lasted + 2, "more than once a second, {lasted} s long: {said}");
     let renewed = answers.renewed.load(Ordering::Relaxed);
     println!(
-        "{mode}: {seconds} s; {sent} messages of the other channel; {} answers and {} errors of the damaged one, renewed {renewed} times; {corrections} lines of corrections",
+        "{mode}: {seconds} s, {stored} channels; {sent} messages of the other channel; {} answers and {} errors of the damaged one, renewed {renewed} times; {corrections} lines of corrections",
         answers.good.load(Ordering::Relaxed),
         answers.bad.load(Ordering::Relaxed),
     );
+}
+
+/// Lets time pass: to see the daemon's clock stand still, or as the pace of a visitor, not to wait for anything.
+fn pass(time: Duration) {
+    poll(&mut [], PollTimeout::try_from(time).expect("short")).expect("nothing to wait for");
 }
 
 /// User and system time of a process, in ticks.
@@ -292,7 +296,7 @@ fn renew(mount: &Mount, answers: &Answers) {
         answers.renewed.fetch_add(reset.is_ok().into(), Ordering::Relaxed);
         answers.note("reset", reset);
     }
-    thread::sleep(RENEW_INTERVAL);
+    pass(RENEW_INTERVAL);
 }
 
 /// Runs a program on the damaged channel to its end, which must be one of its own.

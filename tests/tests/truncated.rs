@@ -174,7 +174,7 @@ fn whoever_has_it_open_is_told() {
             });
             assert!(said.contains("to make it anew, write 1 to"), "{said}");
             let new = Channel::builder(mount.point(), "evil").transport(TransportChoice::Socket).open();
-            let said = new.err().expect("a refusal").to_string();
+            let said = new.expect_err("a refusal").to_string();
             assert!(said.contains("channel 'evil' is broken"), "{what}: {said}");
             direct.write(b"direct").unwrap();
             scene.mount.poke("good", "reset");
@@ -219,7 +219,7 @@ fn one_that_a_producer_made_goes_with_its_last_holder() {
     let entry = StateFile::parse(&entries).unwrap().channels.into_iter().find(|c| c.name.as_str() == "made");
     let path = scene.state.join(format!("{}.data0", entry.expect("the channel").id));
     File::options().write(true).open(path).unwrap().set_len(0).unwrap();
-    let refused = made("made").err().expect("somebody has it").to_string();
+    let refused = made("made").expect_err("somebody has it").to_string();
     assert!(refused.contains("is broken"), "{refused}");
     drop(first);
     eventually("its end", || !scene.mount.control("made", "mode").exists());

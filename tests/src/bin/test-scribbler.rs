@@ -51,7 +51,7 @@ fn run() -> Result<(), Box<dyn Error>> {
         };
         looks += 1;
         for _ in 0..STORES_PER_LOOK {
-            if looks / LOOKS_PER_KIND % 2 == 0 {
+            if (looks / LOOKS_PER_KIND).is_multiple_of(2) {
                 target.nudge(&mut random)
             } else {
                 target.scribble(&mut random)
