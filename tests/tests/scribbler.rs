@@ -73,7 +73,7 @@ fn scribble(mode: &str) {
         .map_or(SECONDS_DEFAULT, |text| text.parse().expect("a number of seconds"));
     let dir = tempfile::tempdir().expect("a directory");
     let (state, log) = (dir.path().join("state"), dir.path().join("log"));
-    let evil = format!("evil:subbuf-size=4K:n-subbufs=4:{mode}");
+    let evil = format!("evil:subbuf-size=4K:n-subbufs=3:{mode}");
     let args = [
         "--state-dir",
         state.to_str().expect("a path of text"),
