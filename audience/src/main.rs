@@ -2,13 +2,15 @@
 //!
 //! What the classic audience.c does: mount if needed, count the CPUs, read each `cpuN` to its end, and
 //! unmount what it mounted. With `--follow` it goes on reading until it is interrupted, with `--snapshot` it
-//! consumes nothing. It opens, polls and reads files, as any program may; only `audience record`, which writes
+//! consumes nothing, with `--state` it reads what a dead daemon has left. It opens, polls and reads files, as any program may; only `audience record`, which writes
 //! one file for each CPU, takes the buffers' mappings where the daemon gives them, by the library beside this.
 
 mod block;
 mod channel;
+mod exec;
 mod failure;
 mod follow;
+mod left;
 mod losses;
 mod mount;
 mod once;
@@ -21,7 +23,6 @@ mod waiting;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use relay::complaint::of_usage;
 
 use crate::failure::Failure;
@@ -31,7 +32,7 @@ use crate::options::{Action, Options};
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let options = match Options::read() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => {
             output::say(of_usage(&error.to_string()));
@@ -39,10 +40,16 @@ fn main() -> ExitCode {
         }
         Err(help) => help.exit(),
     };
-    let result = match &options.action {
-        Some(Action::Record(options)) => record::run(options),
-        None if options.follow => follow::run(&options),
-        None => once::run(&options),
+    if let [program, args @ ..] = options.program.as_slice() {
+        let error = exec::exec(program, args);
+        output::say(&error);
+        return ExitCode::from(error.status());
+    }
+    let result = match (&options.action, &options.state) {
+        (Some(Action::Record(options)), _) => record::run(options),
+        (None, Some(dir)) => left::run(dir, &options.what),
+        (None, None) if options.follow => follow::run(&options),
+        (None, None) => once::run(&options),
     };
     match result {
         // Whoever read our output has what they want, as in `audience | head`: no reason to complain.

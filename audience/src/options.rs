@@ -2,7 +2,9 @@
 //!
 //! In all our programs `-` and `_` mean the same in the names of options.
 
+use std::ffi::OsString;
 use std::num::NonZero;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,6 +22,10 @@ const INTERVAL_MIN: f64 = 0.001;
 /// Longest time between two readings, in seconds: a day.
 const INTERVAL_MAX: f64 = 86_400.0;
 
+/// The option after which everything belongs to a program.
+const EXEC: &str = "--exec";
+const EXEC_WITH_VALUE: &str = "--exec=";
+
 /// Reads a relay channel, CPU by CPU, onto standard output; what was read is consumed.
 ///
 /// What was read is gone, for every reader. The output goes CPU by CPU, not by time: first all that CPU 0's
@@ -35,7 +41,10 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) what: What,
 
-    /// Go on reading until interrupted; wait for a channel that is not there, or goes away
+    /// Go on reading until interrupted; wait for a channel that is not there, or goes away with its daemon
+    ///
+    /// However the daemon ended: if another one is started on the mount point, it goes on there, and says that it waits
+    /// until then. What a daemon that died was just delivering may be printed twice.
     #[arg(short, long)]
     pub(crate) follow: bool,
 
@@ -46,6 +55,28 @@ pub(crate) struct Options {
     /// Print what the buffers hold, and consume nothing
     #[arg(long, conflicts_with = "follow")]
     pub(crate) snapshot: bool,
+
+    /// Print what a daemon that died, or ended with --keep, has left in this directory; consume nothing
+    ///
+    /// No daemon is needed, and none is asked. It prints what is unread, or with overwrite mode all that is still there. A
+    /// state directory is /dev/shm/relayfs-UID/NAME, of the user relayfsd runs as and the mount point without its first
+    /// slash and with '-' for the others, or what relayfsd's --state-dir names. Also for refused-N in it, where the
+    /// next daemon puts what it does not trust. Channels that nothing names go by their numbers: -c 1.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["follow", "snapshot", "mount"])]
+    pub(crate) state: Option<PathBuf>,
+
+    /// Run a program to which mount(2) knows the type relayfs
+    ///
+    /// For programs that were written for a relayfs in the kernel. If one is there, mounting it is EBUSY and unmounting it
+    /// EINVAL, and nothing happens to it; otherwise relayfsd is started, and ends with the program's umount. All that
+    /// follows belongs to the program, whose exit status is the result; 127 and 126 say that there is none, or that it
+    /// cannot be run. Neither programs that are linked statically nor set-user-ID ones can be helped so.
+    #[arg(long, value_name = "PROGRAM [ARG]...", exclusive = true)]
+    pub(crate) exec: Option<OsString>,
+
+    /// The program of `--exec`, and its arguments; empty without.
+    #[arg(skip)]
+    pub(crate) program: Vec<OsString>,
 
     #[command(subcommand)]
     pub(crate) action: Option<Action>,
@@ -110,6 +141,31 @@ pub(crate) struct What {
     /// Read only this CPU's file
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
+}
+
+impl Options {
+    /// The options of this process. Help is an error, too, one that prints itself.
+    pub(crate) fn read() -> Result<Options, clap::Error> {
+        Options::parse_all(std::env::args_os().collect())
+    }
+
+    /// What follows `--exec` is nothing that we should understand, so the parser does not see it.
+    fn parse_all(mut args: Vec<OsString>) -> Result<Options, clap::Error> {
+        let is_exec = |arg: &OsString| arg == EXEC || arg.as_bytes().starts_with(EXEC_WITH_VALUE.as_bytes());
+        let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
+        let Some(at) = args[..end].iter().position(is_exec) else { return Options::try_parse_from(args) };
+        // `--exec PROGRAM` or `--exec=PROGRAM`.
+        let n_ours = (at + if args[at] == EXEC { 2 } else { 1 }).min(args.len());
+        let rest = args.split_off(n_ours);
+        if args.len() == at + 2 {
+            // Joined, for the program's name may begin with a dash.
+            let program = args.remove(at + 1);
+            args[at] = [EXEC_WITH_VALUE.as_ref(), program.as_os_str()].into_iter().collect();
+        }
+        let mut options = Options::try_parse_from(args)?;
+        options.program = options.exec.take().into_iter().chain(rest).collect();
+        Ok(options)
+    }
 }
 
 impl What {
@@ -184,6 +240,15 @@ mod tests {
     }
 
     #[test]
+    fn what_was_left_is_read_without_a_mount() {
+        let parse = |args: &[&str]| Options::try_parse_from([&["audience", "--state", "d"], args].concat());
+        assert!(parse(&["-c", "app/log", "--cpu", "1"]).is_ok());
+        for args in [&["-f"][..], &["--snapshot"], &["-m", "/mnt"], &["record", "-o", "d"]] {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
+    }
+
+    #[test]
     fn recording_has_options_of_its_own() {
         let parse = |args: &[&str]| Options::try_parse_from([&["audience"], args].concat());
         assert!(parse(&["record", "-o", "d", "-c", "app/log", "--cpu", "1", "--rotate_size=1M"]).is_ok());
@@ -193,5 +258,23 @@ mod tests {
         assert!(parse(&["record", "-o", "d", "--rotate-count=3"]).is_err(), "of which size?");
         assert!(parse(&["record", "-o", "d", "--rotate-size=0"]).is_err());
         assert!(parse(&["record", "-o", "d", "--rotate-size=1", "--rotate-count=0"]).is_err());
+    }
+
+    #[test]
+    fn what_follows_exec_belongs_to_the_program() {
+        let parse = |args: &[&str]| {
+            let args = ["audience"].iter().chain(args).map(OsString::from).collect();
+            Options::parse_all(args).map(|options| options.program)
+        };
+        for args in [&["p", "-f", "--exec", "--", "q"][..], &["-p"], &["p", ""], &["--help"], &["--"]] {
+            assert_eq!(parse(&[&["--exec"], args].concat()).unwrap(), args);
+        }
+        assert_eq!(parse(&["--exec=p=q", "-m"]).unwrap(), ["p=q", "-m"]);
+        assert!(parse(&["-f"]).unwrap().is_empty());
+        for wrong in
+            [&["--exec"][..], &["-f", "--exec", "p"], &["-m", "/x", "--exec", "p"], &["--", "--exec", "p"]]
+        {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

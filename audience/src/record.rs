@@ -1,8 +1,8 @@
 //! `audience record`: a thread for each CPU, from its buffer into a file of its own.
 //!
 //! ```text
-//!            .------ no such channel, or it has gone: every 0.2 s ------.
-//!            v                                                          |
+//!            .----- no such channel, or it has gone: every 0.2 s, ------.
+//!            v          and when something has been mounted             |
 //!   wait for the channel --> a thread for each CPU --> one ends by itself, a signal, or the time is over
 //!                                                                       |
 //!                            flush, take what there is, say what came of it
@@ -30,14 +30,19 @@ use crate::losses::Tally;
 use crate::mount::is_mounted;
 use crate::options::Record;
 use crate::signals::{self, Stop};
-use crate::waiting::{LOOK_AGAIN, if_there, missing, poll_timeout};
+use crate::waiting::{LOOK_AGAIN, Mounts, if_there, missing, poll_timeout};
 use lane::Halt;
 use progress::{Progress, Recorded};
 use recording::{Recording, Rotation, prepare};
-use source::Source;
+use source::{Left, Source};
 
-/// Time between two looks at the loss counters: a daemon that crashes takes with it what it counted since the last one.
+/// Time between two looks at the loss counters: a channel that goes with its daemon takes with it what it counted since
+/// the last one.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long there may be files and yet no daemon to say of which buffers, before they are recorded all the same: one that
+/// ends serves its files for a moment, but another one's socket may also be where we do not see it.
+const NEXT_DAEMON_MAX: Duration = Duration::from_secs(5);
 
 /// Records until the end.
 pub(crate) fn run(options: &Record) -> Result<(), Failure> {
@@ -51,6 +56,8 @@ pub(crate) fn run(options: &Record) -> Result<(), Failure> {
         // A time that no clock reaches is no limit.
         end: options.duration.and_then(|duration| Instant::now().checked_add(duration)),
         recordings: BTreeMap::new(),
+        left: BTreeMap::new(),
+        left_since: None,
         tally: Tally::default(),
         progress: Progress::new(options.progress),
     };
@@ -70,6 +77,10 @@ struct Recorder<'a> {
     end: Option<Instant>,
     /// By CPU; from one daemon to the next.
     recordings: BTreeMap<usize, Recording>,
+    /// How far the last daemon's buffers were recorded, by CPU.
+    left: BTreeMap<usize, Left>,
+    /// Since when there are files again, and yet nobody who says of which buffers.
+    left_since: Option<Instant>,
     tally: Tally,
     progress: Progress,
 }
@@ -81,6 +92,7 @@ impl Recorder<'_> {
     fn run(&mut self) -> Result<(), Failure> {
         let mut first = true;
         let mut waiting_told = false;
+        let mounts = Mounts::watch()?;
         loop {
             if let Some(files) = if_there(self.place.open(self.options.what.cpu))? {
                 if first {
@@ -88,15 +100,18 @@ impl Recorder<'_> {
                 }
                 self.record(files)?;
                 waiting_told = false;
-            } else if !std::mem::replace(&mut waiting_told, true) {
-                self.progress.say(missing(&self.place));
+            } else {
+                self.left_since = None;
+                if !std::mem::replace(&mut waiting_told, true) {
+                    self.progress.say(missing(&self.place));
+                }
             }
             // A channel that comes later starts its counters in our time.
             first = false;
             if self.is_over() {
                 return Ok(());
             }
-            self.rest(LOOK_AGAIN)?;
+            self.rest(LOOK_AGAIN, Some(&mounts))?;
         }
     }
 
@@ -114,8 +129,19 @@ impl Recorder<'_> {
         }
         let capacity = capacity(&self.place);
         let first = files.first().map(CpuFile::identity);
-        let mut sources: BTreeMap<usize, Box<dyn Source>> =
-            files.into_iter().map(|file| (file.cpu, source::of(&self.place, file))).collect();
+        if self.left_since.is_some_and(|since| since.elapsed() >= NEXT_DAEMON_MAX) {
+            self.left.clear();
+        }
+        let open = |file: CpuFile| {
+            let cpu = file.cpu;
+            Some((cpu, Source::open(&self.place, file, self.left.get(&cpu))?))
+        };
+        let Some(mut sources) = files.into_iter().map(open).collect::<Option<BTreeMap<usize, Source>>>()
+        else {
+            self.left_since.get_or_insert_with(Instant::now);
+            return Ok(());
+        };
+        self.left_since = None;
         let halt = &Halt::new()?;
         // Out of `self`, of which the threads get a part.
         let mut recordings = std::mem::take(&mut self.recordings);
@@ -123,11 +149,11 @@ impl Recorder<'_> {
         let (sources, result) = thread::scope(|scope| {
             let mut threads = Vec::new();
             let mut spawned = Ok(());
-            for (cpu, recording) in &mut recordings {
-                let Some(mut source) = sources.remove(cpu) else { continue };
+            for (&cpu, recording) in &mut recordings {
+                let Some(mut source) = sources.remove(&cpu) else { continue };
                 let work = move || {
-                    let result = lane::record(source.as_mut(), recording, halt, capacity);
-                    (source, result)
+                    let result = lane::record(&mut source, recording, halt, capacity);
+                    ((cpu, source), result)
                 };
                 match thread::Builder::new().name(format!("cpu{cpu}")).spawn_scoped(scope, work) {
                     Ok(thread) => threads.push(thread),
@@ -145,7 +171,7 @@ impl Recorder<'_> {
         });
         // Before the files are closed, which may be all that keeps the channel.
         self.tally.add(&self.place.stats_path());
-        drop(sources);
+        self.left.extend(sources.into_iter().filter_map(|(cpu, source)| Some((cpu, source.leave()?))));
         self.recordings = recordings;
         result
     }
@@ -163,7 +189,7 @@ impl Recorder<'_> {
                 flush(&self.place);
                 return Ok(());
             }
-            self.rest(self.progress.due_in().map_or(LOOK_AGAIN, |time| time.min(LOOK_AGAIN)))?;
+            self.rest(self.progress.due_in().map_or(LOOK_AGAIN, |time| time.min(LOOK_AGAIN)), None)?;
             if first.is_some_and(Identity::was_replaced) {
                 return Ok(());
             }
@@ -183,10 +209,11 @@ impl Recorder<'_> {
         self.stop.caught().is_some() || self.end.is_some_and(|end| Instant::now() >= end)
     }
 
-    /// Waits, until it is over at the most.
-    fn rest(&self, time: Duration) -> Result<(), Failure> {
+    /// Waits, until something has been mounted, or it is over, at the most.
+    fn rest(&self, time: Duration, mounts: Option<&Mounts>) -> Result<(), Failure> {
         let left = self.end.map_or(time, |end| end.saturating_duration_since(Instant::now()).min(time));
-        let mut fds = [PollFd::new(self.stop.as_fd(), PollFlags::empty())];
+        let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::empty())];
+        fds.extend(mounts.map(Mounts::poll_fd));
         match poll(&mut fds, poll_timeout(left)) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(Failure::system("poll", errno)),

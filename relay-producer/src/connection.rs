@@ -110,17 +110,28 @@ impl Connection {
         self.sharing.as_deref().ok().filter(|shared| !shared.is_over())
     }
 
-    /// Whether it is over, as far as anybody has noticed.
+    /// Whether it is over, as far as anybody has noticed. Its buffers may be good all the same.
     pub(crate) fn is_gone(&self) -> bool {
         // Relaxed: nothing else is read on the strength of it, and a late answer only costs one more failing send.
-        self.gone.load(Ordering::Relaxed) || self.sharing.as_ref().is_ok_and(|shared| shared.is_over())
+        self.gone.load(Ordering::Relaxed)
+            || self.sharing.as_ref().is_ok_and(|shared| shared.is_over() || shared.is_cut())
     }
 
-    fn set_gone(&self) {
+    /// Whether the daemon can be asked something, as far as is known.
+    pub(crate) fn works(&self) -> bool {
+        self.is_own() && !self.is_gone()
+    }
+
+    /// From now on it is over for everybody.
+    pub(crate) fn set_gone(&self) {
         // Relaxed: as in `is_gone`.
         self.gone.store(true, Ordering::Relaxed);
-        if let Ok(shared) = &self.sharing {
-            shared.end();
+    }
+
+    /// Looks whether the daemon has hung up, and remembers it.
+    pub(crate) fn look(&self) {
+        if self.socket.is_over() {
+            self.set_gone();
         }
     }
 
@@ -303,21 +314,26 @@ impl Connection {
             RequestError::Garbled(why)
         })
     }
+
+    /// The end, as this side wants it: the daemon is told of losses, and takes what was sent. A child closes its copies of the
+    /// descriptors, nothing more: losses and replies are its parent's.
+    pub(crate) fn close(&self) {
+        if self.is_own() {
+            for cpu in 0..self.n_bufs() {
+                // Nothing can be done if the socket does not take it.
+                let _ = self.tell_losses(cpu);
+            }
+            // Closed with replies unread, the daemon would see a reset instead of the end of what it has yet to take; and
+            // shut down first, no more can come.
+            self.socket.shut_down();
+            while self.socket.receive(&mut [0; HEADER_LEN]).is_some_and(|len| len > 0) {}
+        }
+        self.set_gone();
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A child closes its copy of the descriptor, nothing more: losses and replies are its parent's.
-        if !self.is_own() {
-            return;
-        }
-        for cpu in 0..self.n_bufs() {
-            // Nothing can be done if the socket does not take it.
-            let _ = self.tell_losses(cpu);
-        }
-        // Closed with replies unread, the daemon would see a reset instead of the end of what it has yet to take; and
-        // shut down first, no more can come.
-        self.socket.shut_down();
-        while self.socket.receive(&mut [0; HEADER_LEN]).is_some_and(|len| len > 0) {}
+        self.close();
     }
 }

@@ -126,6 +126,15 @@ impl Buffer {
         self.control.get(at).expect("first and last record were checked in new, and slots are clamped")
     }
 
+    /// Whether every sub-buffer is finished, or begun, and not given back, as far as this thread sees.
+    pub fn is_full(&self) -> bool {
+        let block = self.block();
+        // Relaxed, both: an answer that may be old by the time it is heard.
+        let state = Position(block.state.load(Ordering::Relaxed));
+        let consumed = Position(block.consumed.load(Ordering::Relaxed));
+        self.widths.full(self.widths.at(state, 0), consumed)
+    }
+
     /// Messages lost in this buffer so far, for whatever cause.
     pub fn lost(&self) -> u64 {
         let block = self.block();

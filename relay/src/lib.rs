@@ -12,7 +12,9 @@ pub mod client;
 pub mod complaint;
 pub mod duration;
 pub mod frame;
+pub mod gate;
 pub mod geometry;
+pub mod mountinfo;
 pub mod name;
 pub mod paths;
 pub mod position;
@@ -22,11 +24,11 @@ pub mod rseq;
 #[cfg_attr(loom, path = "shm_model.rs")]
 pub mod shm;
 pub mod size;
-#[cfg(not(loom))]
 pub mod state_file;
 #[cfg(loom)]
 pub mod steps_model;
 pub mod sync;
+#[cfg(not(loom))]
 pub mod view;
 pub mod wake;
 pub mod writer;

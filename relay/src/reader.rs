@@ -118,6 +118,7 @@ impl Reader {
         self.note_high_water();
         let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
         self.skipping = true;
+        let mut discarded = 0;
         let pieces = self.buffer.geometry().buffer_size() / SKIP_LEN as u64;
         for _ in 0..self.steps_max() as u64 + pieces {
             if overwrite && self.pending.is_empty() {
@@ -133,13 +134,17 @@ impl Reader {
             } else {
                 self.read_in_place(len, scratch, |bytes| passed(at, bytes))
             };
-            add(&self.buffer.block().discarded_bytes, skipped as u64);
-            if self.stream == at {
+            discarded += skipped as u64;
+            // Each of these calls looks at as many sub-buffers as one may, so together they may not go on for as many again.
+            let passed_by = self.buffer.widths().count(consumed, self.cursor);
+            if self.stream == at || passed_by > self.steps_max() as i64 {
                 break;
             }
         }
         self.skipping = false;
         self.publish();
+        // Behind that, as for a read: nothing may be counted as lost that the next reader still finds.
+        add(&self.buffer.block().discarded_bytes, discarded);
         self.buffer.widths().before(consumed, self.cursor)
     }
 

@@ -376,7 +376,9 @@ impl Channel {
 
     /// Bytes that somebody wrote and nobody has read yet, in all buffers.
     pub(crate) fn unread(&self) -> u64 {
-        (0..self.n_bufs()).map(|cpu| self.read_side(cpu).reader.unread_data()).sum()
+        // What a peer has made of its numbers is not to end the daemon.
+        let unread = |cpu| self.read_side(cpu).reader.unread_data();
+        (0..self.n_bufs()).fold(0, |sum, cpu| sum.saturating_add(unread(cpu)))
     }
 
     /// The numbers of one buffer.

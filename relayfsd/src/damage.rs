@@ -45,7 +45,7 @@ impl<'a> Side<'a> {
     /// What the lock of a buffer's reading side protects, looked at before anybody goes by it.
     pub(crate) fn new(channel: &'a Channel, cpu: usize, side: MutexGuard<'a, ReadSide>) -> Side<'a> {
         if channel.damage().broken.get().is_none()
-            && let Err(unsound) = side.reader.check()
+            && let Err(unsound) = side.reader.check_words()
         {
             channel.set_broken(format!("buffer {cpu}: {unsound}"));
         }

@@ -14,6 +14,7 @@ use relay::writer::Placed;
 
 use crate::channel::{PollState, Wake};
 use crate::consumed::consume;
+use crate::kill_point;
 use crate::registry::Held;
 use crate::snapshot::Snapshot;
 use crate::tree::{ControlFile, Node, PerCpu, Tree, consumed_text};
@@ -270,9 +271,12 @@ impl OpenBuffer {
                 if self.channel.is_broken() {
                     return reply(Err(libc::EIO));
                 }
+                kill_point!("read-found");
                 reply(Ok(bytes));
                 past.add(at, bytes, false);
+                kill_point!("read-replied");
             });
+            kill_point!("read-published");
             (skipped || freed) && std::mem::take(&mut side.parked)
         });
         if room {
@@ -282,9 +286,9 @@ impl OpenBuffer {
 }
 
 impl Past {
-    /// File offset behind the run.
+    /// File offset behind the run. A peer that writes the buffer's records can let offsets be any.
     fn end(&self) -> u64 {
-        self.kept_at + self.kept.len() as u64
+        self.kept_at.saturating_add(self.kept.len() as u64)
     }
 
     fn keeps(&self, at: u64) -> bool {
@@ -332,7 +336,7 @@ impl Past {
             self.kept.drain(..(self.kept.len() + new.len() - max).min(self.kept.len()));
         }
         self.kept.extend_from_slice(new);
-        self.kept_at = at + bytes.len() as u64 - self.kept.len() as u64;
+        self.kept_at = at.saturating_add(bytes.len() as u64).saturating_sub(self.kept.len() as u64);
     }
 }
 
@@ -423,6 +427,22 @@ mod tests {
                 if at == stream.len() || (*len == 1 && at > 300_000) {
                     break;
                 }
+            }
+        }
+    }
+
+    /// Where a damaged buffer leads, which can be anywhere.
+    #[test]
+    fn offsets_at_the_end_of_their_range_are_survived() {
+        for at in [u64::MAX, u64::MAX - 3, u64::MAX - 10, 1 << 63] {
+            let mut past = Past::default();
+            past.add(at, b"hello", false);
+            past.add(past.end(), b"world", true);
+            for near in (0..20).map(|back| u64::MAX - back) {
+                if past.keeps(near) {
+                    assert!(past.again(near, 100).len() <= 10);
+                }
+                let _ = (past.has_dropped(near), past.begins_after(near));
             }
         }
     }

@@ -128,10 +128,12 @@ impl Session {
         // Whatever goes wrong from now on, what others have written stays.
         state.set_keep(!legacy.channels.is_empty());
         let registry = Registry::new(state.path().to_owned(), n_cpus, memory_max, options.general, legacy);
+        let saving = |source| SessionError::Start { what: "writing the state file", source };
+        registry.begin().map_err(saving)?;
         for (name, spec) in &options.channels {
             registry.open_permanent(name, *spec)?;
         }
-        registry.settle().map_err(|source| SessionError::Start { what: "writing the state file", source })?;
+        registry.settle().map_err(saving)?;
         kill_point!("adopt-opened");
 
         let (path, place) = listener::place(options.socket.as_deref(), &point, uid);

@@ -10,6 +10,17 @@ use tempfile::TempDir;
 
 use crate::{Process, stdout_of, tool, workspace};
 
+/// Compiles `tests/c/SOURCE.c` with these flags.
+#[track_caller]
+pub fn compile(output: &Path, flags: &[&str], sources: &[&str]) {
+    let mut cc = tool("cc", "gcc");
+    cc.args(flags).arg("-o").arg(output);
+    for source in sources {
+        cc.arg(workspace().join("tests/c").join(source).with_extension("c"));
+    }
+    stdout_of(&mut cc);
+}
+
 /// A compiled program.
 #[derive(Debug)]
 pub struct Program {

@@ -1,11 +1,15 @@
 //! What the end-to-end tests share: programs, mounts, processes, each cleaned up when it goes out of scope.
 
+pub mod audience;
 pub mod background;
 pub mod buffer;
 pub mod c;
+pub mod classic;
 pub mod conformance;
 pub mod direct;
 pub mod known;
+pub mod left;
+pub mod librelay;
 pub mod lines;
 pub mod lttng;
 pub mod measure;
@@ -52,7 +56,7 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
 }
 
-/// One of the project's programs, built as it is now.
+/// One of the project's programs or libraries, built as it is now.
 pub fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let dir = BUILT.get_or_init(|| {
@@ -60,7 +64,7 @@ pub fn program(name: &str) -> PathBuf {
         let exe = std::env::current_exe().expect("our own path");
         let dir = exe.parent().and_then(Path::parent).expect("target/PROFILE/deps/test").to_owned();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--bins", "--locked"]).current_dir(workspace());
+        build.args(["build", "--quiet", "--locked"]).current_dir(workspace());
         if dir.file_name() == Some(OsStr::new("release")) {
             build.arg("--release");
         }
@@ -68,6 +72,21 @@ pub fn program(name: &str) -> PathBuf {
         dir
     });
     dir.join(name)
+}
+
+/// A daemon that dies at the place which `RELAYFSD_KILL_AT` names, see `relayfsd/src/kill_point.rs`.
+pub fn mortal_daemon() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let path = BUILT.get_or_init(|| {
+        let debug = program("relayfsd");
+        let target = debug.ancestors().nth(2).expect("target/PROFILE/relayfsd").join("kill-points");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--locked", "--package", "relayfsd", "--features", "kill-points"]);
+        build.arg("--target-dir").arg(&target).current_dir(workspace());
+        assert!(build.status().expect("cargo").success(), "building a daemon with kill points");
+        target.join("debug/relayfsd")
+    });
+    path.clone()
 }
 
 /// A tool of the system that a test needs: a missing one fails the test, saying what to install.
@@ -244,7 +263,19 @@ impl Mount {
     /// Runs `relayfsd -f ARGS` again on the same mount point, when the last daemon has ended.
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
-        self.daemon = serve(&self.point, args, |command| command);
+        self.restart_prepared(args, |command| command);
+    }
+
+    /// The same with a command that was made ready by the test.
+    #[track_caller]
+    pub fn restart_prepared(&mut self, args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) {
+        self.daemon = serve(&self.point, args, prepare);
+    }
+
+    /// [`Mount::restart`] with restartable sequences.
+    #[track_caller]
+    pub fn restart_with_sequences(&mut self, args: &[&str]) {
+        self.daemon = serve(&self.point, args, direct::with_sequences);
     }
 
     /// The mount point.

@@ -40,7 +40,7 @@ impl Reader {
 
     /// Whether the words that say where the writer is are such as a writer stores. What is read otherwise is inside the
     /// ring, but nobody's message.
-    pub fn check(&self) -> Result<(), Unsound> {
+    pub fn check_words(&self) -> Result<(), Unsound> {
         let widths = self.buffer.widths();
         let begun = Position(self.buffer.block().begun.load(Ordering::Relaxed));
         let state = self.state();
@@ -65,13 +65,17 @@ impl Reader {
         if self.buffer.block().closed.load(Ordering::Relaxed) != 0 {
             self.buffer.reopen();
             self.correct();
+            self.keep_count();
         }
     }
 
     fn correct(&self) {
-        let corrected = self.corrected().wrapping_add(1);
-        self.checks.corrected.set(corrected);
-        self.buffer.block().corrected.store(corrected, Ordering::Relaxed);
+        self.checks.corrected.set(self.corrected().wrapping_add(1));
+    }
+
+    /// Stores the count for the next reader. Not where something is found: who only looks may have maps that cannot be written.
+    fn keep_count(&self) {
+        self.buffer.block().corrected.store(self.corrected(), Ordering::Relaxed);
     }
 
     /// The padding of a sub-buffer, which is no more than all of it.
@@ -120,6 +124,7 @@ impl Reader {
         if before > self.buffer.geometry().n_subbufs() as u64 {
             self.buffer.block().high_water.store(n_finished, Ordering::Relaxed);
             self.correct();
+            self.keep_count();
         }
     }
 
@@ -129,6 +134,7 @@ impl Reader {
             self.correct();
         }
         self.checks.consumed.set(self.cursor);
+        self.keep_count();
     }
 
     /// A reset has stored `consumed`, or may have; if it was done, our stream is the writer's again.
