@@ -35,7 +35,7 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// Also with shared buffers some messages go that way: those of more than 64 KiB, those for another CPU than the one
 /// the caller runs on, those of threads whose C library did not register them for restartable sequences, and one that
 /// was interrupted 64 times. Sharing means trusting: a process that has the buffers can damage what others wrote, and by
-/// truncating the files end those who write there.
+/// truncating the files end those who write there, by SIGBUS: a handler for that is the program's to install, not ours.
 ///
 /// **Order.** What one thread writes arrives in the order in which it was written, as far as it goes to one CPU's
 /// buffer. With shared buffers there are exceptions: a message that [`write_to`](Self::write_to) sends to another CPU

@@ -9,6 +9,7 @@ mod connection;
 mod consumed;
 mod counts;
 mod daemonize;
+mod damage;
 mod dirs;
 mod files;
 mod flow;

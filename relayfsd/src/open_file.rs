@@ -46,7 +46,7 @@ pub(crate) enum OpenFile {
     /// Where sub-buffers are given back, and the number that was next when it was opened.
     Consumed { channel: Held, cpu: usize, text: Vec<u8> },
     /// The file with the positions, opened by us.
-    Positions { file: File, _channel: Held },
+    Positions { file: File, channel: Held },
     /// A frozen copy of a buffer.
     Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: Held },
 }
@@ -101,11 +101,13 @@ impl OpenFile {
             Node::Buffer { channel, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
                 let cpu = cpu as usize;
+                whole(&channel, Some(cpu))?;
                 Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::default() }))
             }
             Node::PerCpu { channel, dir, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
                 let cpu = cpu as usize;
+                whole(&channel, Some(cpu))?;
                 match dir {
                     PerCpu::Consumed => {
                         let text = consumed_text(&channel, cpu).into_bytes();
@@ -119,13 +121,23 @@ impl OpenFile {
             }
             Node::Control { channel, file } => {
                 let channel = tree.hold(channel).ok_or(libc::ENOENT)?;
+                if !matches!(
+                    file,
+                    ControlFile::Reset | ControlFile::SubbufSize | ControlFile::NSubbufs | ControlFile::Mode
+                ) {
+                    whole(&channel, None)?;
+                }
                 match file {
                     ControlFile::Msg | ControlFile::Flush | ControlFile::Reset => {
                         Ok(OpenFile::Control { channel, file })
                     }
                     ControlFile::Positions => {
                         let file = channel.open_file(None).map_err(errno_of)?;
-                        Ok(OpenFile::Positions { file, _channel: channel })
+                        Ok(OpenFile::Positions { file, channel })
+                    }
+                    ControlFile::Stats | ControlFile::Dropped => {
+                        let numbers = file.text(&channel);
+                        if channel.is_broken() { Err(libc::EIO) } else { text(numbers) }
                     }
                     _ => text(file.text(&channel)),
                 }
@@ -160,6 +172,7 @@ impl OpenFile {
             OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
             OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count))),
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count))),
+            OpenFile::Positions { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
             OpenFile::Positions { file, .. } => {
                 let mut bytes = vec![0; count.min(POSITIONS_READ_MAX)];
                 reply(match file.read_at(&mut bytes, at) {
@@ -178,6 +191,12 @@ impl OpenFile {
             OpenFile::Control { channel, file } => {
                 if bytes.strip_suffix(b"\n").unwrap_or(bytes) != b"1" {
                     return written(Err(libc::EINVAL));
+                }
+                if *file == ControlFile::Reset && channel.is_broken_or_cut(None) {
+                    return written(channel.renew().map_err(|error| {
+                        log::error!("{error}");
+                        error.errno()
+                    }));
                 }
                 let (channel, what) = (channel.clone(), file.name());
                 let (writers, name) = (channel.writers(), channel.name().clone());
@@ -223,6 +242,9 @@ impl OpenFile {
 impl OpenBuffer {
     fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<&[u8], i32>)) {
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.channel.is_broken() {
+            return reply(Err(libc::EIO));
+        }
         if past.keeps(at) {
             return reply(Ok(past.again(at, count)));
         }
@@ -235,12 +257,20 @@ impl OpenBuffer {
         }
         let room = SCRATCH.with_borrow_mut(|scratch| {
             let mut side = self.channel.read_side(self.cpu);
+            if self.channel.is_broken() {
+                reply(Err(libc::EIO));
+                return false;
+            }
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
             if side.reader.position() < at {
                 reply(Ok(&[])); // there is not as much yet
                 return skipped && std::mem::take(&mut side.parked);
             }
             let freed = side.reader.read(count, scratch, |bytes| {
+                // What is not there any more was found out by now.
+                if self.channel.is_broken() {
+                    return reply(Err(libc::EIO));
+                }
                 kill_point!("read-found");
                 reply(Ok(bytes));
                 past.add(at, bytes, false);
@@ -308,6 +338,11 @@ impl Past {
         self.kept.extend_from_slice(new);
         self.kept_at = at.saturating_add(bytes.len() as u64).saturating_sub(self.kept.len() as u64);
     }
+}
+
+/// That nobody has damaged a channel's control file, and the data file of `cpu`, or all.
+fn whole(channel: &Held, cpu: Option<usize>) -> Result<(), i32> {
+    if channel.is_broken_or_cut(cpu) { Err(libc::EIO) } else { Ok(()) }
 }
 
 /// Up to `count` bytes from `at`.

@@ -1,5 +1,6 @@
 //! The daemon's channels by name: opening, creating, and when they go.
 
+mod renewal;
 mod succession;
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,6 +18,7 @@ use thiserror::Error;
 use crate::adopt::Legacy;
 use crate::channel::{Channel, Named};
 use crate::counts::Counts;
+use crate::damage::remedy;
 use crate::kill_point;
 use crate::writers::{Job, Unavailable, Writers};
 
@@ -56,6 +58,8 @@ pub(crate) enum OpenError {
     NoIds { name: ChannelName },
     #[error("channel '{name}': cannot allocate its buffers in {}: {source}", dir.display())]
     Allocate { name: ChannelName, dir: PathBuf, source: std::io::Error },
+    #[error("channel '{name}' is broken: {why}; {}", remedy(name))]
+    Broken { name: ChannelName, why: String },
     #[error("the daemon is ending")]
     Closed,
 }
@@ -69,6 +73,7 @@ impl OpenError {
             OpenError::Memory { .. } => libc::ENOMEM,
             OpenError::TooMany { .. } | OpenError::NoIds { .. } => libc::ENOSPC,
             OpenError::Allocate { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            OpenError::Broken { .. } => libc::EIO,
             OpenError::Closed => libc::ENODEV,
         }
     }
@@ -175,6 +180,7 @@ impl Registry {
             writers: Writers::new(n_cpus),
         });
         for channel in registry.all() {
+            registry.watch(&channel);
             registry.finish_resets(&channel);
         }
         registry
@@ -236,6 +242,7 @@ impl Registry {
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
         let channel = Channel::create(&self.state_dir, self.state.epoch, named, n_bufs).map_err(failed)?;
         let channel = Arc::new(channel);
+        self.watch(&channel);
         kill_point!("open-made");
         let mut channels = self.lock();
         if channels.closed {
@@ -307,8 +314,8 @@ impl Registry {
     /// Finishes the current sub-buffers that have something in them, for the sake of those who poll.
     pub(crate) fn flush_unfinished(self: &Arc<Self>) {
         for channel in self.all() {
-            let unfinished = (0..channel.n_bufs()).filter(|cpu| channel.has_unfinished(*cpu));
-            for cpu in unfinished {
+            let unfinished = |cpu: &usize| !channel.is_broken() && channel.has_unfinished(*cpu);
+            for cpu in (0..channel.n_bufs()).filter(unfinished) {
                 let held = Held::new(self, channel.clone());
                 let name = channel.name().clone();
                 let done = Box::new(move |done: Result<(), Unavailable>| {
@@ -326,7 +333,15 @@ impl Registry {
         if channels.closed {
             return Err(OpenError::Closed);
         }
-        Ok(channels.by_name.get(name).map(|channel| Held::new(self, channel.clone())))
+        let held = channels.by_name.get(name).map(|channel| Held::new(self, channel.clone()));
+        drop(channels);
+        if let Some(held) = &held
+            && held.is_broken_or_cut(None)
+        {
+            let why = held.why_broken().unwrap_or_default().to_owned();
+            return Err(OpenError::Broken { name: name.clone(), why });
+        }
+        Ok(held)
     }
 
     /// Whether a new channel may be made, and its id. Holding `creating`, the answer stays true.
@@ -373,12 +388,15 @@ impl Registry {
         // Looked at under the lock, which whoever begins to hold a channel has too.
         // Acquire, with the Release of those who left before: what they wrote is seen.
         let held = channel.holders.load(Ordering::Acquire) > 0;
-        if held || channel.permanent() || channel.is_inherited() || channel.unread() > 0 || channels.closed {
+        let has_unread = || channel.unread() > 0 && !channel.is_broken();
+        if held || channel.permanent() || channel.is_inherited() || has_unread() || channels.closed {
             return;
         }
         if channels.remove(channel) {
             let total = channel.total();
-            channels.gone.add(&total);
+            if !channel.is_broken() {
+                channels.gone.add(&total);
+            }
             // Named no more before its files go.
             match self.save(&channels) {
                 Ok(()) => {

@@ -27,7 +27,7 @@ use crate::connection::{Common, Refused};
 use crate::flow::UnderWay;
 use crate::peer::Peer;
 use crate::reading::Reading;
-use crate::registry::{Create, Held};
+use crate::registry::{Create, Held, OpenError};
 use crate::sharing::NotShared;
 use crate::writers::{Batch, Busy, Gather, Job, Wait};
 
@@ -364,7 +364,17 @@ impl Requests {
     }
 
     fn channel(&self, number: u32) -> Result<&Held, Refused> {
-        self.channels.get(&number).ok_or_else(|| unknown_channel(number))
+        let channel = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
+        match channel.why_broken() {
+            None => Ok(channel),
+            Some(why) => {
+                let (name, why) = (channel.name().clone(), why.to_owned());
+                let text = OpenError::Broken { name, why }.to_string();
+                // Who writes need not wait for answers. With nothing else to lose, its connection tells it.
+                let alone = self.channels.len() == 1;
+                Err(if alone { Refused::connection } else { Refused::request }(Errno::EIO, text))
+            }
+        }
     }
 }
 
