@@ -35,7 +35,7 @@ use crate::listener::{self, ListenError, SocketFile};
 use crate::logging::{self, Log};
 use crate::mount::{self, How, Mount, MountError};
 use crate::options::Options;
-use crate::registry::{OpenError, Registry};
+use crate::registry::{Limits, OpenError, Registry};
 use crate::server::Server;
 use crate::tree::Tree;
 
@@ -122,12 +122,15 @@ impl Session {
         let state = claim(&point, &state_place)?;
         clear(&point)?;
         let (identity, named) = (mount::identity(&point)?, options.state_dir.is_some());
-        let memory_max = options.memory_max.unwrap_or_else(|| limits::memory_max(state.path()));
+        let limits = Limits {
+            memory: options.memory_max.unwrap_or_else(|| limits::memory_max(state.path())),
+            channels: options.channels_max,
+        };
         let n_cpus = limits::n_cpus();
         let legacy = adopt::take_over(&state, &identity, named, n_cpus)?;
         // Whatever goes wrong from now on, what others have written stays.
         state.set_keep(!legacy.channels.is_empty());
-        let registry = Registry::new(state.path().to_owned(), n_cpus, memory_max, options.general, legacy);
+        let registry = Registry::new(state.path().to_owned(), n_cpus, limits, options.general, legacy);
         for (name, spec) in &options.channels {
             registry.open_permanent(name, *spec)?;
         }
