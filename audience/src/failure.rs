@@ -40,6 +40,16 @@ pub(crate) enum Failure {
     Open { path: PathBuf, source: io::Error },
     #[error("cannot read {}: {source}", .path.display())]
     Read { path: PathBuf, source: io::Error },
+    #[error(
+        "{} is no state directory: there are no channels in it; relayfsd's are below /dev/shm/relayfs-UID, or where its \
+         --state-dir says, and one that ended by itself has left none", .0.display()
+    )]
+    NoState(PathBuf),
+    /// A channel of which there is nothing to read.
+    #[error("{0}")]
+    Left(String),
+    #[error("not all that {} holds of the channel is sound, see above; the rest was read", .0.display())]
+    Damaged(PathBuf),
     #[error("{} holds a recording already; name another directory, or remove it", .0.display())]
     Recorded(PathBuf),
     #[error("cannot write {}: {source}{}", .path.display(), kept(*.lost))]

@@ -1,8 +1,8 @@
 //! `--follow`: reads all CPUs' files until a signal comes or nobody reads our output.
 //!
 //! ```text
-//!            .---- no such channel, or it has gone: every 0.2 s ----.
-//!            v                                                      |
+//!            .---- no such channel, or it has gone: every 0.2 s, ---.
+//!            v          and when something has been mounted         |
 //!   wait for the channel --> read all --> poll all, the interval at most
 //!                               ^                  |
 //!                               '------------------'
@@ -29,10 +29,10 @@ use crate::mount::is_mounted;
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::signals::{self, Stop};
-use crate::waiting::{BROKEN, LOOK_AGAIN, if_there, means_gone, missing, poll_timeout};
+use crate::waiting::{BROKEN, LOOK_AGAIN, Mounts, if_there, means_gone, missing, poll_timeout};
 
-/// Least time between two looks at the loss counters. A daemon that crashes takes with it what it counted
-/// since the last one.
+/// Least time between two looks at the loss counters. A channel that goes with its daemon takes with it what it
+/// counted since the last one.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
 /// Most bytes that one CPU gets in one round, for a writer that is faster than our output. Well above the
 /// usual capacity of a buffer: who stops before the end may stop inside a message, and the next CPU's would
@@ -91,6 +91,7 @@ struct Follower<'a> {
 impl Follower<'_> {
     fn run(&mut self) -> Result<(), Failure> {
         let mut first = true;
+        let mounts = Mounts::watch()?;
         loop {
             if let Some(mut files) = if_there(self.place.open(self.options.what.cpu))? {
                 if first {
@@ -107,7 +108,7 @@ impl Follower<'_> {
             }
             // A channel that comes later starts its counters in our time.
             first = false;
-            self.poll(&[], LOOK_AGAIN)?;
+            self.poll(&[], Some(&mounts), LOOK_AGAIN)?;
             if self.stop.caught().is_some() {
                 return Ok(());
             }
@@ -149,9 +150,9 @@ impl Follower<'_> {
             // So that no message waits longer than an interval, counted from the beginning of the round.
             let rest = self.options.interval.saturating_sub(begun.elapsed());
             polled = if futile < FUTILE_MAX {
-                self.poll(files, rest)?
+                self.poll(files, None, rest)?
             } else {
-                self.poll(&[], rest.min(LOOK_AGAIN))?
+                self.poll(&[], None, rest.min(LOOK_AGAIN))?
             };
             if looked.elapsed() >= LOOK_AGAIN {
                 polled.gone |= first.as_ref().is_some_and(Identity::was_replaced);
@@ -177,13 +178,14 @@ impl Follower<'_> {
         Ok(total)
     }
 
-    /// Waits until a file is ready, a signal comes, or the time is over.
-    fn poll(&self, files: &[CpuFile], time: Duration) -> Result<Polled, Failure> {
+    /// Waits until a file is ready, something has been mounted, a signal comes, or the time is over.
+    fn poll(&self, files: &[CpuFile], mounts: Option<&Mounts>, time: Duration) -> Result<Polled, Failure> {
         let mut fds = vec![
             PollFd::new(self.stop.as_fd(), PollFlags::empty()),
             PollFd::new(self.output.as_fd(), PollFlags::empty()),
         ];
         fds.extend(files.iter().map(|file| PollFd::new(file.file.as_fd(), PollFlags::POLLIN)));
+        fds.extend(mounts.map(Mounts::poll_fd));
         match poll(&mut fds, poll_timeout(time)) {
             // Stopped and continued: a round more does no harm.
             Ok(_) | Err(Errno::EINTR) => {}
@@ -194,7 +196,7 @@ impl Follower<'_> {
         if has(&fds[1], BROKEN) {
             return Err(Failure::OutputClosed);
         }
-        let polled = &fds[2..];
+        let polled = &fds[2..2 + files.len()];
         Ok(Polled {
             ready: polled.iter().any(|fd| has(fd, PollFlags::POLLIN)),
             gone: polled.iter().any(|fd| has(fd, BROKEN)),

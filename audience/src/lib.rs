@@ -17,13 +17,16 @@
 //! # Ok::<(), audience::ReadError>(())
 //! ```
 //!
+//! A daemon that dies, or is restarted, is no end: its producers go on, and so does whoever calls [`Reader::reopen`] after
+//! [`ReadError::Gone`] until there is another one.
+//!
 //! As with `read()`, what one reader has given back, no other gets: [`Reader::release`] tells if somebody else was faster.
 
 mod connection;
 mod reader;
 
 pub use connection::ReadError;
-pub use reader::Reader;
+pub use reader::{BuffersId, Reader};
 pub use relay::client::{ConnectError, Refused};
 pub use relay::view::SubBuffer;
 pub use relay::{Geometry, Mode};

@@ -8,6 +8,9 @@ use std::fmt;
 use std::fs;
 use std::iter::Sum;
 use std::path::Path;
+use std::sync::atomic::Ordering;
+
+use relay::reader::Reader;
 
 use crate::output;
 
@@ -25,6 +28,20 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
+    /// What the counters of a buffer say that is looked at without its daemon.
+    pub(crate) fn of(reader: &Reader) -> Losses {
+        let block = reader.buffer().block();
+        // Relaxed: the counts say nothing about other memory.
+        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let overwritten = get(&block.overwritten_bytes).saturating_add(reader.overwritten_unread());
+        Losses {
+            dropped: get(&block.dropped).saturating_add(get(&block.dropped_elsewhere)),
+            too_big: get(&block.too_big),
+            contended: get(&block.contended),
+            overwritten_bytes: overwritten,
+        }
+    }
+
     /// How many of what, by cause, without those of which there are none; and what may help.
     fn causes(&self) -> impl Iterator<Item = (String, &'static str)> {
         let cause = |count: u64, unit: &str, what: &str, advice| {
@@ -69,6 +86,11 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
+    /// Of what was lost altogether, by the buffers' numbers.
+    pub(crate) fn of_all(total: BTreeMap<usize, Losses>) -> Tally {
+        Tally { last: Counters::new(), total }
+    }
+
     /// What the counters say now was lost before our time. Does nothing if they cannot be read.
     pub(crate) fn forgive(&mut self, stats: &Path) {
         if let Some(now) = read(stats) {

@@ -2,13 +2,14 @@
 //!
 //! What the classic audience.c does: mount if needed, count the CPUs, read each `cpuN` to its end, and
 //! unmount what it mounted. With `--follow` it goes on reading until it is interrupted, with `--snapshot` it
-//! consumes nothing. It opens, polls and reads files, as any program may; only `audience record`, which writes
+//! consumes nothing, with `--state` it reads what a dead daemon has left. It opens, polls and reads files, as any program may; only `audience record`, which writes
 //! one file for each CPU, takes the buffers' mappings where the daemon gives them, by the library beside this.
 
 mod block;
 mod channel;
 mod failure;
 mod follow;
+mod left;
 mod losses;
 mod mount;
 mod once;
@@ -39,10 +40,11 @@ fn main() -> ExitCode {
         }
         Err(help) => help.exit(),
     };
-    let result = match &options.action {
-        Some(Action::Record(options)) => record::run(options),
-        None if options.follow => follow::run(&options),
-        None => once::run(&options),
+    let result = match (&options.action, &options.state) {
+        (Some(Action::Record(options)), _) => record::run(options),
+        (None, Some(dir)) => left::run(dir, &options.what),
+        (None, None) if options.follow => follow::run(&options),
+        (None, None) => once::run(&options),
     };
     match result {
         // Whoever read our output has what they want, as in `audience | head`: no reason to complain.

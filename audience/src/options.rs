@@ -35,7 +35,10 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) what: What,
 
-    /// Go on reading until interrupted; wait for a channel that is not there, or goes away
+    /// Go on reading until interrupted; wait for a channel that is not there, or goes away with its daemon
+    ///
+    /// However the daemon ended: if another one is started on the mount point, it goes on there, and says that it waits
+    /// until then. What a daemon that died was just delivering may be printed twice.
     #[arg(short, long)]
     pub(crate) follow: bool,
 
@@ -46,6 +49,15 @@ pub(crate) struct Options {
     /// Print what the buffers hold, and consume nothing
     #[arg(long, conflicts_with = "follow")]
     pub(crate) snapshot: bool,
+
+    /// Print what a daemon that died, or ended with --keep, has left in this directory; consume nothing
+    ///
+    /// No daemon is needed, and none is asked. It prints what is unread, or with overwrite mode all that is still there. A
+    /// state directory is /dev/shm/relayfs-UID/NAME, of the user relayfsd runs as and the mount point without its first
+    /// slash and with '-' for the others, or what relayfsd's --state-dir names. Also for refused-N in it, where the
+    /// next daemon puts what it does not trust. Channels that nothing names go by their numbers: -c 1.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["follow", "snapshot", "mount"])]
+    pub(crate) state: Option<PathBuf>,
 
     #[command(subcommand)]
     pub(crate) action: Option<Action>,
@@ -181,6 +193,15 @@ mod tests {
         assert!(Options::try_parse_from(["audience", "-f"]).is_ok());
         assert!(Options::try_parse_from(["audience", "-c", "../etc"]).is_err());
         assert!(Options::try_parse_from(["audience", "-f", "--snapshot"]).is_err());
+    }
+
+    #[test]
+    fn what_was_left_is_read_without_a_mount() {
+        let parse = |args: &[&str]| Options::try_parse_from([&["audience", "--state", "d"], args].concat());
+        assert!(parse(&["-c", "app/log", "--cpu", "1"]).is_ok());
+        for args in [&["-f"][..], &["--snapshot"], &["-m", "/mnt"], &["record", "-o", "d"]] {
+            assert!(parse(args).is_err(), "{args:?}");
+        }
     }
 
     #[test]

@@ -30,6 +30,11 @@ impl Output {
         self.out.as_fd()
     }
 
+    /// All of the bytes onto standard output.
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        write_all(&mut self.out, bytes)
+    }
+
     /// One read from the file and all of it onto standard output. Returns how many bytes; 0 if there was
     /// nothing to read.
     pub(crate) fn copy_some(&mut self, from: &mut CpuFile) -> Result<usize, Failure> {

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -24,14 +25,49 @@ const FIRST_EXTRA: usize = 2;
 ///
 /// One thread at a time uses it; threads that share the work open one each, for instance for a CPU each by
 /// [`Reader::open_cpu`].
+///
+/// When the daemon has gone, what needs it is [`ReadError::Gone`]; what is finished can be taken all the same. If another
+/// one takes over, [`Reader::reopen`] goes on with it.
 #[derive(Debug)]
 pub struct Reader {
+    place: Place,
     connection: Connection,
     /// The daemon rings it.
     bell: OwnedFd,
-    /// The buffers, by CPU; of those that are not read, none.
+    buffers: Buffers,
+}
+
+/// What is opened.
+#[derive(Debug)]
+struct Place {
+    mount: PathBuf,
+    channel: String,
+    only: Option<usize>,
+}
+
+/// The channel's files.
+#[derive(Debug)]
+struct Buffers {
+    id: BuffersId,
+    /// By CPU; of those that are not read, none.
     views: Vec<Option<View>>,
 }
+
+/// Which buffers they are, to compare: a daemon that takes over goes on with the same ones.
+#[derive(Clone, Debug)]
+pub struct BuffersId {
+    /// Device and inode number of the control file, which is nobody else's as long as somebody has it.
+    numbers: (u64, u64),
+    control: Arc<File>,
+}
+
+impl PartialEq for BuffersId {
+    fn eq(&self, other: &BuffersId) -> bool {
+        self.numbers == other.numbers
+    }
+}
+
+impl Eq for BuffersId {}
 
 impl Reader {
     /// Maps all buffers of an existing channel. `mount` is a mount point or a socket; it takes the right to read the
@@ -46,37 +82,44 @@ impl Reader {
     }
 
     fn open_some(mount: &Path, channel: &str, only: Option<usize>) -> Result<Reader, ReadError> {
-        let mut connection = Connection::open(mount, channel)?;
-        let (geometry, n_bufs) = (connection.geometry, connection.n_bufs);
-        if let Some(cpu) = only.filter(|cpu| *cpu >= n_bufs) {
-            return Err(ReadError::NoSuchCpu { cpu, n_bufs });
+        let place = Place { mount: mount.to_owned(), channel: channel.to_owned(), only };
+        let (connection, bell, buffers) = connect(&place, None)?;
+        let buffers = buffers.ok_or_else(|| files_error("no control file came"))?;
+        Ok(Reader { place, connection, bell, buffers })
+    }
+
+    /// Connects again, to the daemon that there is now. True: it goes on with the same buffers, and so does this reader,
+    /// behind what it took last; what it took and has not given back, it gives back to that daemon. False: they are new ones,
+    /// from their beginning. An error changes nothing: the daemon is not there yet, or the channel is not; try again.
+    pub fn reopen(&mut self) -> Result<bool, ReadError> {
+        let (connection, bell, buffers) = connect(&self.place, Some(&self.buffers.id))?;
+        (self.connection, self.bell) = (connection, bell);
+        match buffers {
+            Some(buffers) => {
+                self.buffers = buffers;
+                Ok(false)
+            }
+            None => {
+                self.buffers.views.iter_mut().flatten().for_each(View::settle);
+                Ok(true)
+            }
         }
-        let mut control = None;
-        let mut views = Vec::new();
-        connection.share(|reply, descriptors| {
-            let mut files = check(&reply, descriptors, views.is_empty())?.into_iter();
-            if views.is_empty()
-                && let (Some(file), Some(bell)) = (files.next(), files.next())
-            {
-                control = Some((map_control(file.into(), &geometry, n_bufs)?, bell));
-            }
-            let ((mapping, header), _) =
-                control.as_ref().ok_or_else(|| files_error("no control file came"))?;
-            for file in files {
-                let cpu = views.len();
-                let wanted = only.is_none_or(|only| only == cpu);
-                let map = || map_data(file.into(), mapping, header, geometry, cpu).map(View::new);
-                views.push(wanted.then(map).transpose()?);
-            }
-            Ok(())
-        })?;
-        let (_, bell) = control.ok_or_else(|| files_error("no control file came"))?;
-        Ok(Reader { connection, bell, views })
+    }
+
+    /// Which buffers these are.
+    pub fn buffers_id(&self) -> &BuffersId {
+        &self.buffers.id
+    }
+
+    /// Bytes of a CPU's buffer that were read or lost since the channel was created, as far as the daemon has said so. `None`
+    /// if the CPU is not read; in overwrite mode also where the writer has overwritten what tells it.
+    pub fn consumed_bytes(&self, cpu: usize) -> Option<u64> {
+        self.buffers.views.get(cpu)?.as_ref()?.consumed_bytes()
     }
 
     /// Number of the channel's buffers: the number of CPUs, or 1.
     pub fn n_bufs(&self) -> usize {
-        self.views.len()
+        self.buffers.views.len()
     }
 
     /// The channel's geometry.
@@ -88,24 +131,29 @@ impl Reader {
     /// on where that ended. In overwrite mode some may have been passed over, see their numbers, and one that was taken may
     /// be overwritten any time: [`SubBuffer::is_whole`] says so.
     pub fn next_finished(&mut self, cpu: usize) -> Option<SubBuffer<'_>> {
-        self.views.get_mut(cpu)?.as_mut()?.next_finished()
+        self.buffers.views.get_mut(cpu)?.as_mut()?.next_finished()
     }
 
     /// Whether a CPU has a finished sub-buffer that was not taken yet.
     pub fn has_finished(&self, cpu: usize) -> bool {
-        self.views.get(cpu).and_then(Option::as_ref).is_some_and(View::has_finished)
+        self.buffers.views.get(cpu).and_then(Option::as_ref).is_some_and(View::has_finished)
     }
 
     /// Gives back all sub-buffers of a CPU that were taken since the last time. [`ReadError::Stale`] if others did before;
-    /// then nothing was given back, and [`Reader::next_finished`] goes on with what is unread.
+    /// then nothing was given back, and [`Reader::next_finished`] goes on with what is unread. [`ReadError::Gone`] if the
+    /// daemon has gone: it may have had them, or not, which [`Reader::reopen`] finds out.
     pub fn release(&mut self, cpu: usize) -> Result<(), ReadError> {
-        let Some(view) = self.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
+        let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
         let Some((from, count)) = view.take_back() else { return Ok(()) };
         let consume = Consume { channel: self.connection.channel, cpu: cpu as u32, from, count };
         match self.connection.request(&consume) {
             Err(ReadError::Refused(refused)) if refused.errno == libc_errno(Errno::ESTALE) => {
                 view.go_back();
                 Err(ReadError::Stale)
+            }
+            Err(ReadError::Gone) => {
+                view.keep_taken((from, count));
+                Err(ReadError::Gone)
             }
             result => result,
         }
@@ -114,7 +162,7 @@ impl Reader {
     /// Forgets what was taken of a CPU without giving it back, and goes on with what is unread: who has read the file in
     /// between calls this.
     pub fn go_back(&mut self, cpu: usize) -> Result<(), ReadError> {
-        let Some(view) = self.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
+        let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
         // What a read() has brought is told as consumed a moment after it. The answer to this, whatever it is, comes later.
         match self.connection.request(&Watch { channel: self.connection.channel, cpu: cpu as u32 }) {
             Ok(()) | Err(ReadError::Refused(_)) => {}
@@ -158,7 +206,7 @@ impl Reader {
 
     /// Asks for a ring from every buffer that is read. Whether it is not necessary: there is something.
     fn watch(&mut self) -> Result<bool, ReadError> {
-        for (cpu, view) in self.views.iter().enumerate() {
+        for (cpu, view) in self.buffers.views.iter().enumerate() {
             let Some(view) = view else { continue };
             if view.has_finished() {
                 return Ok(true);
@@ -175,7 +223,7 @@ impl Reader {
     }
 
     fn has_any_finished(&self) -> bool {
-        self.views.iter().flatten().any(View::has_finished)
+        self.buffers.views.iter().flatten().any(View::has_finished)
     }
 
     fn drain_bell(&self) {
@@ -213,17 +261,57 @@ fn check(reply: &ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Resul
     Ok(descriptors)
 }
 
+/// Opens the channel and has its files sent: the connection, its bell, and the buffers, unless they are `known`.
+fn connect(
+    place: &Place,
+    known: Option<&BuffersId>,
+) -> Result<(Connection, OwnedFd, Option<Buffers>), ReadError> {
+    let mut connection = Connection::open(&place.mount, &place.channel)?;
+    let (geometry, n_bufs) = (connection.geometry, connection.n_bufs);
+    if let Some(cpu) = place.only.filter(|cpu| *cpu >= n_bufs) {
+        return Err(ReadError::NoSuchCpu { cpu, n_bufs });
+    }
+    let mut first = None;
+    let mut views = Vec::new();
+    connection.share(|reply, descriptors| {
+        let mut files = check(&reply, descriptors, first.is_none())?.into_iter();
+        if first.is_none()
+            && let (Some(file), Some(bell)) = (files.next(), files.next())
+        {
+            let id = identify(file.into())?;
+            let control = if known == Some(&id) { None } else { Some(map_control(&id, &geometry, n_bufs)?) };
+            first = Some((id, bell, control));
+        }
+        let Some((_, _, Some((control, header)))) = &first else { return Ok(()) };
+        for file in files {
+            let cpu = views.len();
+            let wanted = place.only.is_none_or(|only| only == cpu);
+            let map = || map_data(file.into(), control, header, geometry, cpu).map(View::new);
+            views.push(wanted.then(map).transpose()?);
+        }
+        Ok(())
+    })?;
+    let (id, bell, control) = first.ok_or_else(|| files_error("no control file came"))?;
+    Ok((connection, bell, control.map(|_| Buffers { id, views })))
+}
+
+fn identify(control: File) -> Result<BuffersId, ReadError> {
+    let found = control.metadata().map_err(|error| files_error(format!("the control file: {error}")))?;
+    Ok(BuffersId { numbers: (found.dev(), found.ino()), control: Arc::new(control) })
+}
+
 fn map_control(
-    file: File,
+    id: &BuffersId,
     geometry: &Geometry,
     n_bufs: usize,
 ) -> Result<(Arc<Mapping>, ControlHeader), ReadError> {
+    let file = &id.control;
     let said = |error: std::io::Error| files_error(format!("the control file: {error}"));
     let len = file.metadata().map_err(said)?.len();
     if len < size_of::<ControlHeader>() as u64 {
         return Err(files_error(format!("the control file has {len} bytes")));
     }
-    let mapping = Mapping::read_only(&file, len).map_err(said)?;
+    let mapping = Mapping::read_only(file, len).map_err(said)?;
     let header = mapping.header().ok_or_else(|| files_error("the control file has no header"))?;
     header.check(geometry, n_bufs, len).map_err(|why| files_error(format!("the control file: {why}")))?;
     Ok((Arc::new(mapping), header))

@@ -1,8 +1,8 @@
 //! `audience record`: a thread for each CPU, from its buffer into a file of its own.
 //!
 //! ```text
-//!            .------ no such channel, or it has gone: every 0.2 s ------.
-//!            v                                                          |
+//!            .----- no such channel, or it has gone: every 0.2 s, ------.
+//!            v          and when something has been mounted             |
 //!   wait for the channel --> a thread for each CPU --> one ends by itself, a signal, or the time is over
 //!                                                                       |
 //!                            flush, take what there is, say what came of it
@@ -30,13 +30,14 @@ use crate::losses::Tally;
 use crate::mount::is_mounted;
 use crate::options::Record;
 use crate::signals::{self, Stop};
-use crate::waiting::{LOOK_AGAIN, if_there, missing, poll_timeout};
+use crate::waiting::{LOOK_AGAIN, Mounts, if_there, missing, poll_timeout};
 use lane::Halt;
 use progress::{Progress, Recorded};
 use recording::{Recording, Rotation, prepare};
-use source::Source;
+use source::{Left, Source};
 
-/// Time between two looks at the loss counters: a daemon that crashes takes with it what it counted since the last one.
+/// Time between two looks at the loss counters: a channel that goes with its daemon takes with it what it counted since
+/// the last one.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
 
 /// Records until the end.
@@ -51,6 +52,7 @@ pub(crate) fn run(options: &Record) -> Result<(), Failure> {
         // A time that no clock reaches is no limit.
         end: options.duration.and_then(|duration| Instant::now().checked_add(duration)),
         recordings: BTreeMap::new(),
+        left: BTreeMap::new(),
         tally: Tally::default(),
         progress: Progress::new(options.progress),
     };
@@ -70,6 +72,8 @@ struct Recorder<'a> {
     end: Option<Instant>,
     /// By CPU; from one daemon to the next.
     recordings: BTreeMap<usize, Recording>,
+    /// How far the last daemon's buffers were recorded, by CPU.
+    left: BTreeMap<usize, Left>,
     tally: Tally,
     progress: Progress,
 }
@@ -81,6 +85,7 @@ impl Recorder<'_> {
     fn run(&mut self) -> Result<(), Failure> {
         let mut first = true;
         let mut waiting_told = false;
+        let mounts = Mounts::watch()?;
         loop {
             if let Some(files) = if_there(self.place.open(self.options.what.cpu))? {
                 if first {
@@ -96,7 +101,7 @@ impl Recorder<'_> {
             if self.is_over() {
                 return Ok(());
             }
-            self.rest(LOOK_AGAIN)?;
+            self.rest(LOOK_AGAIN, Some(&mounts))?;
         }
     }
 
@@ -114,8 +119,11 @@ impl Recorder<'_> {
         }
         let capacity = capacity(&self.place);
         let first = files.first().map(CpuFile::identity);
-        let mut sources: BTreeMap<usize, Box<dyn Source>> =
-            files.into_iter().map(|file| (file.cpu, source::of(&self.place, file))).collect();
+        let open = |file: CpuFile| {
+            let cpu = file.cpu;
+            (cpu, Source::open(&self.place, file, self.left.get(&cpu)))
+        };
+        let mut sources: BTreeMap<usize, Source> = files.into_iter().map(open).collect();
         let halt = &Halt::new()?;
         // Out of `self`, of which the threads get a part.
         let mut recordings = std::mem::take(&mut self.recordings);
@@ -123,11 +131,11 @@ impl Recorder<'_> {
         let (sources, result) = thread::scope(|scope| {
             let mut threads = Vec::new();
             let mut spawned = Ok(());
-            for (cpu, recording) in &mut recordings {
-                let Some(mut source) = sources.remove(cpu) else { continue };
+            for (&cpu, recording) in &mut recordings {
+                let Some(mut source) = sources.remove(&cpu) else { continue };
                 let work = move || {
-                    let result = lane::record(source.as_mut(), recording, halt, capacity);
-                    (source, result)
+                    let result = lane::record(&mut source, recording, halt, capacity);
+                    ((cpu, source), result)
                 };
                 match thread::Builder::new().name(format!("cpu{cpu}")).spawn_scoped(scope, work) {
                     Ok(thread) => threads.push(thread),
@@ -145,7 +153,7 @@ impl Recorder<'_> {
         });
         // Before the files are closed, which may be all that keeps the channel.
         self.tally.add(&self.place.stats_path());
-        drop(sources);
+        self.left.extend(sources.into_iter().filter_map(|(cpu, source)| Some((cpu, source.leave()?))));
         self.recordings = recordings;
         result
     }
@@ -163,7 +171,7 @@ impl Recorder<'_> {
                 flush(&self.place);
                 return Ok(());
             }
-            self.rest(self.progress.due_in().map_or(LOOK_AGAIN, |time| time.min(LOOK_AGAIN)))?;
+            self.rest(self.progress.due_in().map_or(LOOK_AGAIN, |time| time.min(LOOK_AGAIN)), None)?;
             if first.is_some_and(Identity::was_replaced) {
                 return Ok(());
             }
@@ -183,10 +191,11 @@ impl Recorder<'_> {
         self.stop.caught().is_some() || self.end.is_some_and(|end| Instant::now() >= end)
     }
 
-    /// Waits, until it is over at the most.
-    fn rest(&self, time: Duration) -> Result<(), Failure> {
+    /// Waits, until something has been mounted, or it is over, at the most.
+    fn rest(&self, time: Duration, mounts: Option<&Mounts>) -> Result<(), Failure> {
         let left = self.end.map_or(time, |end| end.saturating_duration_since(Instant::now()).min(time));
-        let mut fds = [PollFd::new(self.stop.as_fd(), PollFlags::empty())];
+        let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::empty())];
+        fds.extend(mounts.map(Mounts::poll_fd));
         match poll(&mut fds, poll_timeout(left)) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(Failure::system("poll", errno)),

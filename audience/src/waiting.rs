@@ -1,10 +1,12 @@
 //! Waiting for a channel that is not there, or not there any more.
 
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFlags, PollTimeout};
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 
 use crate::channel::{Place, known};
 use crate::failure::Failure;
@@ -14,6 +16,24 @@ use crate::mount::is_mounted;
 pub(crate) const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// What poll reports for a descriptor that is no use any more.
 pub(crate) const BROKEN: PollFlags = PollFlags::POLLERR.union(PollFlags::POLLHUP).union(PollFlags::POLLNVAL);
+
+/// Tells when something is mounted, or taken off, as the next daemon does first of all. A channel may come and go without
+/// that, so who waits looks again every now and then, too.
+#[derive(Debug)]
+pub(crate) struct Mounts(File);
+
+impl Mounts {
+    /// Changes from now on.
+    pub(crate) fn watch() -> Result<Mounts, Failure> {
+        let table = File::open("/proc/self/mountinfo");
+        table.map(Mounts).map_err(|error| Failure::system("watch the table of mounts", error))
+    }
+
+    /// Polls as ready once for all changes since the last time.
+    pub(crate) fn poll_fd(&self) -> PollFd<'_> {
+        PollFd::new(self.0.as_fd(), PollFlags::POLLPRI)
+    }
+}
 
 /// What was opened, or `None` if the channel is not there.
 pub(crate) fn if_there<T>(opened: Result<T, Failure>) -> Result<Option<T>, Failure> {
@@ -28,8 +48,12 @@ pub(crate) fn if_there<T>(opened: Result<T, Failure>) -> Result<Option<T>, Failu
 /// What is said once when a channel has to be waited for.
 pub(crate) fn missing(place: &Place) -> String {
     let (mount, channel) = (place.mount.clone(), place.channel.clone());
+    let is_dead = |error: &io::Error| error.raw_os_error() == Some(Errno::ENOTCONN as i32);
     let missing = match is_mounted(&mount) {
         Ok(true) => Failure::NoChannel { channel, known: known(&mount), mount }.to_string(),
+        _ if fs::metadata(&mount).is_err_and(|error| is_dead(&error)) => {
+            format!("the daemon of {} has died", mount.display())
+        }
         _ => format!("{} is not mounted", mount.display()),
     };
     format!("{missing}; waiting for it")

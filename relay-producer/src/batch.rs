@@ -1,57 +1,80 @@
-//! Many messages, and what became of each: written directly as long as there is room, else in frames, several of them
+//! Many messages, and what became of each: written directly where that is possible, else in frames, several of them
 //! under way at once.
 //!
-//! A batch writes directly only while nothing of it is on its way through the socket, and sends no frame before it has
-//! found no room or is not on the right CPU. So its messages keep their order, and a producer that waits for its reader
-//! pays for one answer each time the buffer is full.
+//! A batch writes directly only while nothing of it is on its way through the socket. So its messages keep their order. One
+//! that finds no room and shall wait stays here: what goes to the daemon is a message of no bytes, which is answered
+//! when there is room. A producer that waits for its reader so pays for one answer each time the buffer is full, and loses
+//! nothing if the daemon dies meanwhile.
+//!
+//! Where the buffers are shared the end of the connection is no end of the batch: what needs a daemon waits for the next one,
+//! as long as it would wait for an answer. Frames whose answers never came are neither written nor lost, for all that
+//! anybody knows; `finish` says how many messages they had.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use relay::client::{Deadline, SendError};
-use relay::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
+use relay::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_REPLY, WriteReply};
 
 use crate::connection::{Connection, Envelope};
 use crate::error::RequestError;
 use crate::frames::WriteFrame;
+use crate::link::Link;
 use crate::options::{BatchOptions, Counts, Wait};
 use crate::replies::Reply;
 use crate::shared::Direct;
 
 /// Most frames under way. Few enough that their replies can never fill a socket, enough to keep both sides busy.
 const WINDOW: usize = 8;
+/// How often who waits for a daemon looks whether the last one has closed the channel.
+const END_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A stream of messages whose fate is asked for.
 ///
 /// [`push`](Self::push) writes into shared buffers, or gathers, and sends what fills a frame; [`send`](Self::send) sends
 /// the rest at once; [`finish`](Self::finish) waits until the daemon has answered for everything. All three may wait:
-/// for answers to earlier frames, and thereby for room in the buffer if the options say so. After an error the batch
-/// takes no more; `finish` then collects what is still to be known. A batch that is dropped without it is still written,
+/// for answers to earlier frames, and for room in the buffer if the options say so. With shared buffers they go on when the
+/// daemon crashes: who must wait for it waits for the next one, for ever, or 10 s longer than for room. After an
+/// error the batch takes no more; `finish` then collects what is still to be known. A batch that is dropped without it is still written,
 /// as far as it was sent; nobody will know what became of it.
 #[derive(Debug)]
 pub struct Batch {
+    link: Arc<Link>,
     connection: Arc<Connection>,
     options: BatchOptions,
     frame: WriteFrame,
-    /// Ids of the frames that are not answered yet, oldest first.
-    under_way: VecDeque<u32>,
+    /// Ids of the frames that are not answered yet, oldest first, and how many messages each has.
+    under_way: VecDeque<(u32, u64)>,
     /// Messages are written directly. Then nothing has been gathered, and nothing is under way.
     direct: bool,
     counts: Counts,
+    /// Messages that went with a daemon which did not answer.
+    unanswered: u64,
+    /// Bytes of messages that are not waited with, having found no room right after one that has waited in vain, and
+    /// what was written when that was.
+    given_up: (usize, u64),
 }
 
 impl Batch {
-    pub(crate) fn new(connection: Arc<Connection>, options: BatchOptions) -> Result<Batch, RequestError> {
+    /// `connection` need not work if it has buffers.
+    pub(crate) fn new(
+        link: Arc<Link>,
+        connection: Arc<Connection>,
+        options: BatchOptions,
+    ) -> Result<Batch, RequestError> {
         connection.buffer_of(options.cpu)?;
         let frame = WriteFrame::new(connection.room);
         Ok(Batch {
+            link,
             connection,
             options,
             frame,
             under_way: VecDeque::with_capacity(WINDOW),
             direct: false,
             counts: Counts::default(),
+            unanswered: 0,
+            given_up: (0, 0),
         })
     }
 
@@ -72,7 +95,11 @@ impl Batch {
 
     #[inline(always)]
     fn write(&self, message: &[u8]) -> Direct {
-        let drop_if_full = self.options.wait == Wait::No;
+        self.write_if_room(message, self.options.wait == Wait::No)
+    }
+
+    #[inline(always)]
+    fn write_if_room(&self, message: &[u8], drop_if_full: bool) -> Direct {
         match &self.connection.sharing {
             Ok(shared) => shared.write(self.options.cpu, message, drop_if_full),
             Err(_) => Direct::NotHere,
@@ -81,18 +108,181 @@ impl Batch {
 
     /// What follows from a direct write that did not simply succeed.
     #[inline(never)]
-    fn written_otherwise(&mut self, direct: Direct, message: &[u8]) -> Result<(), RequestError> {
+    fn written_otherwise(&mut self, mut direct: Direct, message: &[u8]) -> Result<(), RequestError> {
+        if direct == Direct::Full && self.options.wait != Wait::No {
+            direct = self.write_when_room(message)?;
+        }
+        if direct == Direct::NotThis && !self.works() {
+            direct = self.insist(message)?;
+        }
         match direct {
-            Direct::Written | Direct::WrittenByChild => self.counts.written += 1,
+            Direct::Written => self.counts.written += 1,
+            Direct::WrittenUnheard => {
+                self.counts.written += 1;
+                self.reattach();
+            }
             Direct::TooBig => self.counts.too_big += 1,
-            Direct::Full if self.options.wait == Wait::No => self.counts.dropped += 1,
-            Direct::Full | Direct::NotHere | Direct::NotThis => {
+            Direct::Full => self.counts.dropped += 1,
+            Direct::NotHere | Direct::NotThis => {
                 self.direct = false;
                 return self.add_to_frame(message);
             }
             Direct::Closed | Direct::Over => return Err(RequestError::Disconnected),
         }
         Ok(())
+    }
+
+    /// Waits for room, and writes a message that has found none. [`Direct::Full`]: it waited in vain, and is counted.
+    #[cold]
+    fn write_when_room(&mut self, message: &[u8]) -> Result<Direct, RequestError> {
+        let (len, written) = (MESSAGE_PREFIX_LEN + message.len(), self.counts.written);
+        if self.given_up.1 == written && self.given_up.0 >= len {
+            // One wait serves as many messages as a frame would hold.
+            self.given_up.0 -= len;
+            return Ok(self.write_or_drop(message));
+        }
+        let until = self.options.wait.until();
+        let mut direct = Direct::Full;
+        while direct == Direct::Full {
+            let overdue = until.is_some_and(|at| at <= Instant::now());
+            if !overdue && self.await_room(until)? {
+                direct = self.write(message);
+                continue;
+            }
+            self.given_up = (self.connection.room, written);
+            // What the daemon says is lost, it has counted.
+            return Ok(if overdue { self.write_or_drop(message) } else { direct });
+        }
+        Ok(direct)
+    }
+
+    /// Writes a message that is not to be waited with any longer.
+    fn write_or_drop(&self, message: &[u8]) -> Direct {
+        match (self.write_if_room(message, true), self.connection.shared()) {
+            (Direct::NotThis, Some(shared)) if !self.works() => {
+                shared.insist(self.options.cpu, message, true)
+            }
+            (direct, _) => direct,
+        }
+    }
+
+    /// Waits until there may be room. False: there was none in time, and that is counted as one message dropped.
+    fn await_room(&mut self, until: Deadline) -> Result<bool, RequestError> {
+        if !self.works() {
+            match self.find_daemon(until) {
+                Ok(()) => {}
+                // Whoever asks finds that time is up.
+                Err(_) if until.is_some_and(|at| at <= Instant::now()) && self.survives() => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+        let cpu = self.connection.buffer_of(self.options.cpu)?;
+        let left = until.map(|at| at.saturating_duration_since(Instant::now()));
+        let wait_ms = left.map_or(WAIT_FOREVER, |left| Wait::AtMost(left).millis());
+        let id = self.connection.expect();
+        let mut nothing = WriteFrame::new(MESSAGE_PREFIX_LEN);
+        nothing.push(b"");
+        let (envelope, deadline) = (Envelope { cpu, flags: WRITE_REPLY, id, wait_ms }, self.deadline());
+        let connection = &self.connection;
+        if let Err(error) = connection.when_room(deadline, || connection.send(&mut nothing, envelope)) {
+            connection.forget(id);
+            // Gone: round again.
+            return if error == SendError::Gone && self.survives() { Ok(true) } else { Err(error.into()) };
+        }
+        match connection.reply(id, deadline) {
+            // For ever is until there is room, or the channel is closed, which the next try tells.
+            Ok(Reply::Written(WriteReply { dropped, .. })) => Ok(dropped == 0 || until.is_none()),
+            Ok(Reply::Refused(refusal)) => Err(refusal.into()),
+            Ok(Reply::Done) => Err(RequestError::Garbled("no counts for a write".into())),
+            Err(RequestError::Disconnected) if self.survives() => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes a message directly that had better gone by the socket. [`Direct::NotThis`]: no.
+    #[cold]
+    fn insist(&mut self, message: &[u8]) -> Result<Direct, RequestError> {
+        let Some(shared) = self.connection.shared() else { return Ok(Direct::Over) };
+        let direct = shared.insist(self.options.cpu, message, self.options.wait == Wait::No);
+        if direct == Direct::Full && self.options.wait != Wait::No {
+            self.write_when_room(message)
+        } else {
+            Ok(direct)
+        }
+    }
+
+    /// Whether the daemon can be asked something now.
+    fn works(&self) -> bool {
+        self.connection.look();
+        self.connection.works()
+    }
+
+    /// Whether the end of the connection is not that of the batch.
+    fn survives(&self) -> bool {
+        self.connection.shared().is_some()
+    }
+
+    /// Takes a new connection if there is one, without waiting for it.
+    #[cold]
+    fn reattach(&mut self) {
+        if let Ok(connection) = self.link.connection(false) {
+            // If it does not serve, the next message finds that out.
+            let _ = self.take(connection);
+        }
+    }
+
+    /// Waits for a daemon that goes on with the same buffers.
+    #[cold]
+    fn find_daemon(&mut self, deadline: Deadline) -> Result<(), RequestError> {
+        // Of what is under way, what was answered still counts.
+        self.collect_all()?;
+        loop {
+            let now = Instant::now();
+            let pause = now + END_LOOK_INTERVAL;
+            match self.link.await_connection(deadline.map_or(pause, |at| at.min(pause))) {
+                Ok(connection) => return self.take(connection),
+                Err(Some(reason)) => return Err(RequestError::Reopen(reason)),
+                Err(None) => {}
+            }
+            if let Some(shared) = self.connection.shared() {
+                shared.look_for_end();
+            }
+            if !self.survives() || deadline.is_some_and(|at| at <= now) {
+                return Err(RequestError::Disconnected);
+            }
+        }
+    }
+
+    fn take(&mut self, connection: Arc<Connection>) -> Result<(), RequestError> {
+        let same = match (&self.connection.sharing, &connection.sharing) {
+            (Ok(old), Ok(new)) => Arc::ptr_eq(old, new) && connection.room >= self.connection.room,
+            _ => false,
+        };
+        if !same {
+            return Err(RequestError::Disconnected);
+        }
+        self.connection = connection;
+        Ok(())
+    }
+
+    /// Sends, by the next daemon if this one turns out to have gone. `send` must have sent nothing then.
+    fn by_daemon(
+        &mut self,
+        mut send: impl FnMut(&mut Batch) -> Result<(), RequestError>,
+    ) -> Result<(), RequestError> {
+        let deadline = self.deadline();
+        loop {
+            // A child has inherited the socket, but not what comes through it.
+            let own = self.connection.is_own();
+            match if own { send(self) } else { Err(RequestError::Disconnected) } {
+                Err(RequestError::Disconnected) if self.survives() => self.find_daemon(deadline)?,
+                sent => return sent,
+            }
+        }
+    }
+
+    fn deadline(&self) -> Deadline {
+        self.options.wait.deadline()
     }
 
     /// Adds a message to the frame, unless messages can be written directly again.
@@ -120,11 +310,11 @@ impl Batch {
 
     /// Goes back to direct writing if this thread can, waiting for everything that is under way.
     fn becomes_direct(&mut self) -> Result<bool, RequestError> {
-        if self.connection.is_gone() {
-            return Err(RequestError::Disconnected);
-        }
-        if !self.connection.shared().is_some_and(|shared| shared.is_here(self.options.cpu)) {
-            return Ok(false);
+        let here = self.connection.shared().map(|shared| shared.is_here(self.options.cpu));
+        match here {
+            None if self.connection.is_gone() => return Err(RequestError::Disconnected),
+            None | Some(false) => return Ok(false),
+            Some(true) => {}
         }
         self.collect_all()?;
         self.direct = true;
@@ -164,18 +354,18 @@ impl Batch {
         if self.frame.n_messages() == 0 {
             return Ok(());
         }
-        let sent = self.send_frame();
+        let sent = self.by_daemon(Batch::send_frame);
         self.frame.clear();
         sent
     }
 
     fn send_frame(&mut self) -> Result<(), RequestError> {
         if self.under_way.len() >= WINDOW {
-            self.collect(self.options.wait.deadline())?;
+            self.collect(self.deadline())?;
         }
         let id = self.connection.expect();
         let sent = self.deliver(id);
-        self.sent(id, sent)
+        self.sent(id, self.frame.n_messages(), sent)
     }
 
     fn deliver(&mut self, id: u32) -> Result<(), RequestError> {
@@ -183,30 +373,34 @@ impl Batch {
         while !self.under_way.is_empty() {
             match self.connection.send(&mut self.frame, envelope) {
                 // The answer to an earlier frame says that the socket was emptied at least that far.
-                Err(SendError::Full) => self.collect(self.options.wait.deadline())?,
+                Err(SendError::Full) => self.collect(self.deadline())?,
                 sent => return Ok(sent?),
             }
         }
-        let (connection, frame) = (&self.connection, &mut self.frame);
-        Ok(connection.when_room(self.options.wait.deadline(), || connection.send(frame, envelope))?)
+        let (deadline, connection, frame) = (self.deadline(), &self.connection, &mut self.frame);
+        Ok(connection.when_room(deadline, || connection.send(frame, envelope))?)
     }
 
     fn send_long(&mut self, message: &[u8]) -> Result<(), RequestError> {
+        self.by_daemon(|batch| batch.try_send_long(message))
+    }
+
+    fn try_send_long(&mut self, message: &[u8]) -> Result<(), RequestError> {
         // Nobody here takes replies while its frames go out.
         self.collect_all()?;
-        let deadline = self.options.wait.deadline();
+        let deadline = self.deadline();
         let id = self.connection.expect();
         let sent = self.envelope(id).and_then(|envelope| {
             let send = || self.connection.send_long(message, envelope, deadline);
             Ok(self.connection.when_room(deadline, send)?)
         });
-        self.sent(id, sent)
+        self.sent(id, 1, sent)
     }
 
     /// Enters a frame that was sent into the list, and makes the connection forget one that was not.
-    fn sent(&mut self, id: u32, sent: Result<(), RequestError>) -> Result<(), RequestError> {
+    fn sent(&mut self, id: u32, n_messages: u64, sent: Result<(), RequestError>) -> Result<(), RequestError> {
         match sent {
-            Ok(()) => self.under_way.push_back(id),
+            Ok(()) => self.under_way.push_back((id, n_messages)),
             Err(_) => self.connection.forget(id),
         }
         sent
@@ -219,9 +413,9 @@ impl Batch {
 
     /// Waits for the answer to the oldest frame.
     fn collect(&mut self, deadline: Deadline) -> Result<(), RequestError> {
-        let Some(id) = self.under_way.pop_front() else { return Ok(()) };
-        match self.connection.reply(id, deadline)? {
-            Reply::Written(WriteReply { written, dropped, too_big }) => {
+        let Some((id, n_messages)) = self.under_way.pop_front() else { return Ok(()) };
+        match self.connection.reply(id, deadline) {
+            Ok(Reply::Written(WriteReply { written, dropped, too_big })) => {
                 // A daemon's numbers: wrong ones must not end this process.
                 let Counts { written: w, dropped: d, too_big: t } = self.counts;
                 self.counts = Counts {
@@ -231,8 +425,13 @@ impl Batch {
                 };
                 Ok(())
             }
-            Reply::Refused(refusal) => Err(refusal.into()),
-            Reply::Done => Err(RequestError::Garbled("no counts for a write".into())),
+            Ok(Reply::Refused(refusal)) => Err(refusal.into()),
+            Ok(Reply::Done) => Err(RequestError::Garbled("no counts for a write".into())),
+            Err(RequestError::Disconnected) if self.survives() => {
+                self.unanswered += n_messages;
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 
@@ -242,7 +441,7 @@ impl Batch {
         while !self.under_way.is_empty() {
             // A daemon that let one deadline pass does not get another one.
             let overdue = matches!(result, Err(RequestError::NoReply));
-            let deadline = if overdue { Some(Instant::now()) } else { self.options.wait.deadline() };
+            let deadline = if overdue { Some(Instant::now()) } else { self.deadline() };
             result = result.and(self.collect(deadline));
         }
         result
@@ -251,7 +450,12 @@ impl Batch {
     /// Sends what has been gathered and waits for the answers to everything.
     pub fn finish(&mut self) -> Result<Counts, RequestError> {
         let sent = self.send();
-        sent.and(self.collect_all()).map(|()| self.counts)
+        let collected = self.collect_all();
+        let unanswered = match std::mem::take(&mut self.unanswered) {
+            0 => Ok(()),
+            messages => Err(RequestError::Unanswered { messages }),
+        };
+        sent.and(collected).and(unanswered).map(|()| self.counts)
     }
 
     /// What is known so far.
@@ -262,7 +466,7 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        for &id in &self.under_way {
+        for &(id, _) in &self.under_way {
             self.connection.forget(id);
         }
     }

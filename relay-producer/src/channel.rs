@@ -1,6 +1,7 @@
 //! The API: a channel that is opened once and written to from anywhere in the process.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use relay::Geometry;
@@ -41,10 +42,15 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// daemon has not written it after 0.1 s. A [`flush`](Self::flush) in between keeps them apart. What is in a batch keeps
 /// its order always.
 ///
-/// **When the daemon goes away**, the call that notices fails with `Disconnected`, and so do later ones, until there
-/// is a new daemon: every call looks for one, but at most one a second. [`write`](Self::write) does not wait for the
-/// new daemon's answers either, so it goes on failing until they are there. With shared buffers nothing fails until a
-/// sub-buffer is finished or messages are refused, and what is written between a crash and that is lost.
+/// **When the daemon crashes**, writing into shared buffers goes on: no error, no pause. The next daemon takes them over and
+/// reads on; this process connects to it at a call that needs it, as flush does. Meanwhile, messages that would go by the socket
+/// are written directly if the caller is on their CPU; others are `Disconnected`. If the files are removed instead, so that
+/// nobody will ever read them, that is noticed when a sub-buffer is finished or messages are refused, and the channel is as
+/// one that was closed.
+///
+/// **When the daemon is told to end**, it closes the channel: calls fail with `Disconnected` until there is a new daemon. Each
+/// looks for one, but at most one a second. [`write`](Self::write) does not wait for the new daemon's answers either, so it goes on
+/// failing until they are there. By the socket it is the same after a crash, and what was in the socket is lost.
 ///
 /// **After fork**, the child's first call makes a connection of its own, and waits for that. With shared buffers the
 /// child writes at once, and gets its connection when it finishes a sub-buffer or first needs the daemon. As with any
@@ -52,11 +58,14 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// must not write; one in a PID namespace of its own that has its parent's number there must open a channel of its own.
 ///
 /// **In signal handlers**, [`write`](Self::write) may be called if the transport is shared and the message has at most
-/// 64 KiB: it takes no locks and no memory then, unless it is itself interrupted 64 times in a row. That ends when the
-/// connection does: where the daemon may go away, or the process forks, a handler must not rely on it.
+/// 64 KiB: it takes no locks and no memory then, also when the daemon crashes, unless it is itself interrupted 64 times in a
+/// row. That ends when the channel is closed or its files are removed: `write` looks for another daemon then. And in a forked
+/// child it begins when that has its own connection, as it has after a [`flush`](Self::flush).
 #[derive(Debug)]
 pub struct Channel {
-    link: Link,
+    /// The first buffers, where most channels ever write.
+    first: Arc<Shared>,
+    link: Arc<Link>,
     created: bool,
 }
 
@@ -73,7 +82,9 @@ impl Channel {
     }
 
     pub(crate) fn new(mount: PathBuf, request: OpenRequest, connection: Connection) -> Channel {
-        Channel { created: connection.created, link: Link::new(mount, request, connection) }
+        let created = connection.created;
+        let link = Link::new(mount, request, connection);
+        Channel { first: Arc::clone(link.buffers().first()), link: Arc::new(link), created }
     }
 
     /// Writes a message into the buffer of the CPU on which the caller runs.
@@ -99,11 +110,10 @@ impl Channel {
 
     #[inline(always)]
     fn write_somewhere(&self, cpu: Option<usize>, message: &[u8]) -> Result<(), WriteError> {
-        let shared = self.link.buffers().first();
-        match shared.write(cpu, message, true) {
+        match self.first.write(cpu, message, true) {
             Direct::Written => Ok(()),
             Direct::Full => Err(WriteError::Full),
-            direct => self.written_otherwise(shared, direct, cpu, message),
+            direct => self.written_otherwise(&self.first, direct, cpu, message),
         }
     }
 
@@ -118,9 +128,12 @@ impl Channel {
     ) -> Result<(), WriteError> {
         match direct {
             Direct::Written => Ok(()),
-            Direct::WrittenByChild => {
-                // Without one, the next call tries.
-                let _ = self.link.connection(false);
+            Direct::WrittenUnheard => {
+                // A child gets a connection of its own; without one, the next call tries. Who only has lost the daemon does
+                // not look for one here: the next daemon looks after the buffers of those.
+                if !shared.is_own() {
+                    let _ = self.link.connection(false);
+                }
                 Ok(())
             }
             Direct::Full => Err(WriteError::Full),
@@ -137,7 +150,9 @@ impl Channel {
     /// Sends a message to the daemon. `why` it was not written directly.
     #[cold]
     fn write_by_socket(&self, cpu: Option<usize>, message: &[u8], mut why: Direct) -> Result<(), WriteError> {
-        let connection = self.link.connection(false).map_err(|_| WriteError::Disconnected)?;
+        let Ok(connection) = self.link.connection(false) else {
+            return self.write_without_daemon(cpu, message, why);
+        };
         if let (Direct::Over, Some(shared)) = (why, connection.shared()) {
             // The connection is new. Later messages will go directly, so this one has to, lest they arrive before it.
             why = shared.write(cpu, message, true);
@@ -145,6 +160,7 @@ impl Channel {
                 return self.written_otherwise(shared, why, cpu, message);
             }
         }
+        let cpu_given = cpu;
         let cpu = connection.buffer_of(cpu)?;
         let (len, max) = (message.len(), connection.geometry.message_max());
         let too_big = WriteError::TooBig { len, max };
@@ -185,7 +201,31 @@ impl Channel {
                 connection.add_lost(cpu, 1);
                 Err(WriteError::Full)
             }
-            Err(SendError::Gone) => Err(WriteError::Disconnected),
+            Err(SendError::Gone) => self.write_without_daemon(cpu_given, message, why),
+        }
+    }
+
+    /// What becomes of a message that could not be sent. `why` it was not written directly.
+    #[cold]
+    fn write_without_daemon(
+        &self,
+        cpu: Option<usize>,
+        message: &[u8],
+        why: Direct,
+    ) -> Result<(), WriteError> {
+        let latest = self.link.latest();
+        let Some(shared) = latest.shared().filter(|_| why == Direct::NotThis) else {
+            return Err(WriteError::Disconnected);
+        };
+        match shared.insist(cpu, message, true) {
+            Direct::Written | Direct::WrittenUnheard => Ok(()),
+            Direct::Full => Err(WriteError::Full),
+            Direct::TooBig => Err(WriteError::TooBig { len: message.len(), max: shared.message_max() }),
+            Direct::NotThis => {
+                shared.count_contended(cpu);
+                Err(WriteError::Disconnected)
+            }
+            Direct::Closed | Direct::Over | Direct::NotHere => Err(WriteError::Disconnected),
         }
     }
 
@@ -204,11 +244,24 @@ impl Channel {
 
     /// Begins a batch whose messages come bit by bit.
     pub fn batch(&self, options: BatchOptions) -> Result<Batch, RequestError> {
-        Batch::new(self.link.connection(true).map_err(no_connection)?, options)
+        // With buffers to write to there is no hurry.
+        let may_wait = self.link.latest().shared().is_none();
+        let connection = match self.link.connection(may_wait) {
+            Ok(connection) => connection,
+            Err(reason) => {
+                let latest = self.link.latest();
+                if latest.shared().is_none() {
+                    return Err(no_connection(reason));
+                }
+                latest
+            }
+        };
+        Batch::new(Arc::clone(&self.link), connection, options)
     }
 
     /// Finishes the current sub-buffer of every CPU, after everything written before through this `Channel`.
     pub fn flush(&self) -> Result<(), RequestError> {
+        self.link.latest().look();
         let connection = self.link.connection(true).map_err(no_connection)?;
         let deadline = Some(Instant::now() + REPLY_LIMIT);
         let id = connection.expect();

@@ -110,17 +110,28 @@ impl Connection {
         self.sharing.as_deref().ok().filter(|shared| !shared.is_over())
     }
 
-    /// Whether it is over, as far as anybody has noticed.
+    /// Whether it is over, as far as anybody has noticed. Its buffers may be good all the same.
     pub(crate) fn is_gone(&self) -> bool {
         // Relaxed: nothing else is read on the strength of it, and a late answer only costs one more failing send.
-        self.gone.load(Ordering::Relaxed) || self.sharing.as_ref().is_ok_and(|shared| shared.is_over())
+        self.gone.load(Ordering::Relaxed)
+            || self.sharing.as_ref().is_ok_and(|shared| shared.is_over() || shared.is_cut())
     }
 
-    fn set_gone(&self) {
+    /// Whether the daemon can be asked something, as far as is known.
+    pub(crate) fn works(&self) -> bool {
+        self.is_own() && !self.is_gone()
+    }
+
+    /// From now on it is over for everybody.
+    pub(crate) fn set_gone(&self) {
         // Relaxed: as in `is_gone`.
         self.gone.store(true, Ordering::Relaxed);
-        if let Ok(shared) = &self.sharing {
-            shared.end();
+    }
+
+    /// Looks whether the daemon has hung up, and remembers it.
+    pub(crate) fn look(&self) {
+        if self.socket.is_over() {
+            self.set_gone();
         }
     }
 

@@ -73,6 +73,12 @@ pub enum RequestError {
     /// The daemon has gone away. Later calls look for a new one.
     #[error("the daemon has gone away")]
     Disconnected,
+    /// The daemon has gone away with messages that were sent to it. Those that were written later are not among them.
+    #[error("the daemon has gone away with {messages} messages: nobody knows whether they were written")]
+    Unanswered {
+        /// Number of these messages.
+        messages: u64,
+    },
     /// The daemon had gone away, and there is no new one.
     #[error("the daemon has gone away: {0}")]
     Reopen(#[source] OpenError),

@@ -75,6 +75,8 @@ pub(crate) struct Handshake {
     socket: Arc<Socket>,
     path: PathBuf,
     stage: Stage,
+    /// The buffers that this process has mapped, and may get again.
+    mapped: Option<Arc<Shared>>,
     begun: Instant,
 }
 
@@ -101,10 +103,16 @@ pub(crate) enum Progress {
 }
 
 impl Handshake {
-    /// Connects and says hello, waiting at most `wait` for a listener that is swamped.
-    pub(crate) fn begin(path: &Path, wait: Duration) -> Result<Handshake, OpenError> {
+    /// Connects and says hello, waiting at most `wait` for a listener that is swamped. `mapped` are the buffers of an earlier
+    /// connection of the channel.
+    pub(crate) fn begin(
+        path: &Path,
+        wait: Duration,
+        mapped: Option<Arc<Shared>>,
+    ) -> Result<Handshake, OpenError> {
         let socket = Arc::new(Socket::connect(path, wait)?);
-        let handshake = Handshake { socket, path: path.into(), stage: Stage::Hello, begun: Instant::now() };
+        let (stage, begun) = (Stage::Hello, Instant::now());
+        let handshake = Handshake { socket, path: path.into(), stage, mapped, begun };
         handshake.send(&Hello { min_version: VERSION, max_version: VERSION, features: 0 }.frame(0, HELLO_ID));
         Ok(handshake)
     }
@@ -168,7 +176,7 @@ impl Handshake {
                     return self.done(opened, Err(why), request);
                 }
                 self.send(&Share { channel: reply.channel }.frame(0, SHARE_ID));
-                let arriving = Arriving::new(geometry, reply.n_bufs as usize);
+                let arriving = Arriving::new(geometry, reply.n_bufs as usize, self.mapped.take());
                 Stage::Share(opened, Box::new(arriving))
             }
             Stage::Share(opened, mut arriving) => {

@@ -30,8 +30,7 @@ impl Latest {
     }
 
     /// The first buffers. They may be over; then [`Self::later`] has newer ones.
-    #[inline(always)]
-    pub(crate) fn first(&self) -> &Shared {
+    pub(crate) fn first(&self) -> &Arc<Shared> {
         &self.first
     }
 

@@ -1,17 +1,20 @@
 //! What writing shared buffers still needs of their connection: ringing for the daemon, and noticing that it has gone,
-//! which nothing else would.
+//! which nothing else would. The buffers outlive it: a line is replaced in place by that of the next daemon, if that one
+//! has taken over the same files.
 //!
-//! Nothing here waits. The lock is only ever tried: a thread that waited for it could wait for itself, having been
-//! interrupted by a signal while it held the lock, or for one that is not there, in a forked child.
+//! Nothing here waits, but for [`Line::replace`]. The lock is only ever tried: a thread that waited for it could wait for
+//! itself, having been interrupted by a signal while it held the lock, or for one that is not there, in a forked child.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::process;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::stat::fstat;
 use nix::unistd::write;
 
 use relay::client::Socket;
@@ -21,28 +24,40 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 /// Tries at closing the descriptors while others are using them.
 const CLOSE_TRIES_MAX: u32 = 1000;
 
+/// The connection is there, as far as anybody has noticed.
+const WHOLE: u8 = 0;
+/// It is that of the process from which this one was forked.
+const INHERITED: u8 = 1;
+/// It is over.
+const CUT: u8 = 2;
+
 /// The way to the daemon.
 #[derive(Debug)]
 pub(crate) struct Line {
     /// The process whose connection it is.
-    pid: u32,
+    pid: AtomicU32,
     /// `None` once closed.
     ends: RwLock<Option<Ends>>,
+    /// `WHOLE`, `INHERITED` or `CUT`. Changed by those who hold the lock.
+    state: AtomicU8,
     /// When the connection was last looked at, in milliseconds since `born`.
     looked: AtomicU64,
     born: Instant,
 }
 
+/// What a connection brings besides the buffers.
 #[derive(Debug)]
-struct Ends {
+pub(crate) struct Ends {
     /// An eventfd; the daemon waits for it if somebody waits for the daemon.
-    bell: OwnedFd,
-    socket: Arc<Socket>,
+    pub(crate) bell: OwnedFd,
+    pub(crate) socket: Arc<Socket>,
+    /// The control file. As long as it is open the daemon can tell that somebody uses it: it holds a lock.
+    pub(crate) control: File,
 }
 
 impl Line {
-    pub(crate) fn new(bell: OwnedFd, socket: Arc<Socket>) -> Line {
-        Line::with(Some(Ends { bell, socket }))
+    pub(crate) fn new(ends: Ends) -> Line {
+        Line::with(Some(ends))
     }
 
     /// One that leads nowhere.
@@ -51,35 +66,70 @@ impl Line {
     }
 
     fn with(ends: Option<Ends>) -> Line {
-        let (pid, born) = (process::id(), Instant::now());
-        Line { pid, ends: RwLock::new(ends), looked: AtomicU64::new(0), born }
+        Line {
+            pid: AtomicU32::new(process::id()),
+            ends: RwLock::new(ends),
+            state: AtomicU8::new(WHOLE),
+            looked: AtomicU64::new(0),
+            born: Instant::now(),
+        }
+    }
+
+    /// Takes the ends of this process's new connection. Waits for those who are using the old ones.
+    pub(crate) fn replace(&self, new: Ends) {
+        let mut ends = self.ends.write().unwrap_or_else(PoisonError::into_inner);
+        let old = ends.replace(new);
+        // Relaxed, both: the lock orders them.
+        self.pid.store(process::id(), Ordering::Relaxed);
+        self.state.store(WHOLE, Ordering::Relaxed);
+        drop(ends);
+        drop(old);
     }
 
     /// Whether this process made the connection.
     pub(crate) fn is_own(&self) -> bool {
-        self.pid == process::id()
+        // Relaxed: another value is only ever stored by a child, in its own memory.
+        self.pid.load(Ordering::Relaxed) == process::id()
+    }
+
+    /// Whether it was noticed that the connection is over or another process's.
+    pub(crate) fn is_cut(&self) -> bool {
+        // Relaxed: who sees it late asks for a new connection later.
+        self.state.load(Ordering::Relaxed) != WHOLE
     }
 
     /// Rings. False: it is not certain that the daemon hears it, or the connection is another process's.
     pub(crate) fn ring(&self) -> bool {
-        // Fails only while it is being closed.
+        // Fails only while it is being closed or replaced; who does that rings himself.
         let Ok(ends) = self.ends.try_read() else { return false };
-        let Some(Ends { bell, socket }) = &*ends else { return false };
+        let Some(Ends { bell, socket, .. }) = &*ends else { return false };
+        // Relaxed, here and below: the lock keeps `replace` away.
+        if self.state.load(Ordering::Relaxed) == CUT {
+            return false;
+        }
         // Looked at before: a daemon that hangs up later will look at the buffers after that, and see the switch. A
         // child rings all the same, which is heard as long as the parent lives.
-        let is_sure = self.is_own() && !socket.is_over();
+        if socket.is_over() {
+            self.state.store(CUT, Ordering::Relaxed);
+            return false;
+        }
+        let is_own = self.is_own();
+        if !is_own {
+            self.state.store(INHERITED, Ordering::Relaxed);
+        }
         loop {
             match write(bell, &1u64.to_ne_bytes()) {
                 Err(Errno::EINTR) => {}
                 // EAGAIN: the daemon has not come round to the last 2^64 rings yet.
-                Ok(_) | Err(Errno::EAGAIN) => return is_sure,
+                Ok(_) | Err(Errno::EAGAIN) => return is_own,
                 Err(_) => return false,
             }
         }
     }
 
-    /// Whether the connection is over, or another process's; not often, so that it can be asked often.
-    pub(crate) fn is_found_cut(&self) -> bool {
+    /// Whether the connection is over, and nobody will read the files any more; not often looked at, so that it can be
+    /// asked often. Notices, too, what [`Self::is_cut`] tells.
+    pub(crate) fn is_found_abandoned(&self) -> bool {
         let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
         // Relaxed: a time of its own; two who look at once do no harm.
         let looked = self.looked.load(Ordering::Relaxed);
@@ -87,8 +137,18 @@ impl Line {
             return false;
         }
         self.looked.store(now, Ordering::Relaxed);
-        let Ok(ends) = self.ends.try_read() else { return true };
-        !self.is_own() || ends.as_ref().is_none_or(|ends| ends.socket.is_over())
+        // Fails only while it is being closed or replaced.
+        let Ok(ends) = self.ends.try_read() else { return false };
+        let Some(Ends { socket, control, .. }) = &*ends else { return true };
+        if socket.is_over() {
+            self.state.store(CUT, Ordering::Relaxed);
+            // Removed: no daemon will find it.
+            return fstat(control).is_ok_and(|stat| stat.st_nlink == 0);
+        }
+        if !self.is_own() {
+            self.state.store(INHERITED, Ordering::Relaxed);
+        }
+        false
     }
 
     /// Closes the descriptors, if nobody goes on using them; otherwise they go with this.

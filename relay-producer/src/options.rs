@@ -31,6 +31,15 @@ impl Wait {
         }
     }
 
+    /// Until when there may be room for a message that finds none now.
+    pub(crate) fn until(self) -> Deadline {
+        match self {
+            Wait::No => Some(Instant::now()),
+            Wait::AtMost(wait) => Instant::now().checked_add(wait),
+            Wait::Forever => None,
+        }
+    }
+
     /// When an answer to what is sent now is overdue.
     pub(crate) fn deadline(self) -> Deadline {
         let wait = match self {

@@ -2,19 +2,21 @@
 //!
 //! A message that fits the current sub-buffer is one restartable sequence, and nothing else is touched. Everything that
 //! costs more happens at a switch, in [`Shared::settle`]: the daemon is woken if it waits, and every so often somebody
-//! looks whether it is still there.
+//! looks whether it is still there. If it is not, writing goes on: the next daemon takes over the files. Only what nobody
+//! will ever read is not written: a channel that was closed, or files that were removed.
 //!
 //! Nothing in this file waits, takes memory or takes a lock that another thread could hold against it, so all of it can
 //! run in a signal handler.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
+use relay::Geometry;
 use relay::abi::BufferBlock;
 use relay::buffer::Buffer;
 use relay::geometry::MESSAGE_MAX;
 use relay::writer::{Appended, Outcome, Placed, Run, Writer};
 
-use crate::line::Line;
+use crate::line::{Ends, Line};
 use crate::thread::Sequences;
 
 /// Longest message that is written directly, in bytes. A sequence that is interrupted starts over, and the longer it is
@@ -22,6 +24,9 @@ use crate::thread::Sequences;
 const DIRECT_MAX: usize = 64 << 10;
 /// Tries at a message that is interrupted each time, before it goes by the socket.
 const TRIES_MAX: u32 = 64;
+/// Tries at a message that should go by the socket, when nobody is at its other end. So many of the longest take about
+/// as long as a daemon may.
+const INSISTENT_TRIES_MAX: u32 = 1024;
 /// One in so many refused messages asks whether the daemon is still there: with every sub-buffer full there are no
 /// switches to do that at. A power of two.
 const REFUSALS_PER_LOOK: usize = 256;
@@ -31,8 +36,9 @@ const REFUSALS_PER_LOOK: usize = 256;
 pub(crate) enum Direct {
     /// It is in the buffer.
     Written,
-    /// It is in the buffer, and this process, a forked child, is in want of a connection of its own.
-    WrittenByChild,
+    /// It is in the buffer, and the connection was noticed to be over, or another process's: whoever waits for a sub-buffer
+    /// may not hear of this one.
+    WrittenUnheard,
     /// There is no room.
     Full,
     /// Too big for the channel. It has been counted.
@@ -47,15 +53,23 @@ pub(crate) enum Direct {
     NotThis,
 }
 
-/// The mapped buffers of one connection.
+/// Which file a control file is, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileId {
+    pub(crate) device: u64,
+    pub(crate) inode: u64,
+}
+
+/// A channel's mapped buffers.
 #[derive(Debug)]
 pub(crate) struct Shared {
     /// One for each CPU; none at all if the connection brought none.
     lanes: Box<[Lane]>,
     sequences: Option<Sequences>,
-    /// Nothing is to be written here any more: the daemon has gone, or the process has been forked and must get a
-    /// connection of its own.
+    /// Nothing is to be written here any more: the channel was closed, nobody will read the files, or others have taken
+    /// their place.
     over: AtomicBool,
+    control: Option<FileId>,
     line: Line,
 }
 
@@ -69,20 +83,27 @@ struct Lane {
 }
 
 impl Shared {
-    /// The buffers of all CPUs, in order.
-    pub(crate) fn new(buffers: Vec<Buffer>, line: Line) -> Shared {
+    /// The buffers of all CPUs, in order, of the channel with this control file.
+    pub(crate) fn new(buffers: Vec<Buffer>, control: FileId, line: Line) -> Shared {
         let lane = |buffer| Lane { buffer, refused: AtomicUsize::new(0) };
         Shared {
             lanes: buffers.into_iter().map(lane).collect(),
             sequences: Sequences::find(),
             over: AtomicBool::new(false),
+            control: Some(control),
             line,
         }
     }
 
     /// What stands for the buffers of a connection that brought none.
     pub(crate) fn none() -> Shared {
-        Shared { lanes: Box::default(), sequences: None, over: AtomicBool::new(true), line: Line::none() }
+        Shared {
+            lanes: Box::default(),
+            sequences: None,
+            over: AtomicBool::new(true),
+            control: None,
+            line: Line::none(),
+        }
     }
 
     /// Writes a message into the buffer of the CPU the caller is on, which must be `only` if that is given. With
@@ -139,6 +160,21 @@ impl Shared {
         Direct::NotThis
     }
 
+    /// [`Self::write`] of a message that is [`Direct::NotThis`], for want of a daemon that could write it.
+    #[cold]
+    pub(crate) fn insist(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
+        if self.is_over() {
+            return Direct::Over;
+        }
+        for _ in 0..INSISTENT_TRIES_MAX {
+            let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
+            if let Some(outcome) = Writer::new(&lane.buffer, here).try_write(message) {
+                return self.settle(lane, here, outcome, drop_if_full);
+            }
+        }
+        Direct::NotThis
+    }
+
     /// Says why a message is not even tried. What no sub-buffer could hold is counted.
     #[cold]
     #[inline(never)]
@@ -163,8 +199,11 @@ impl Shared {
                 // for nothing would use up his.
                 if outcome.switched {
                     self.after_switch(&lane.buffer);
+                    if self.line.is_cut() {
+                        return Direct::WrittenUnheard;
+                    }
                 }
-                if self.is_over() && !self.line.is_own() { Direct::WrittenByChild } else { Direct::Written }
+                Direct::Written
             }
             Placed::Full => {
                 if drop_if_full {
@@ -202,6 +241,14 @@ impl Shared {
         place.is_some()
     }
 
+    /// Counts a message that was interrupted each time.
+    #[cold]
+    pub(crate) fn count_contended(&self, only: Option<usize>) {
+        if let Some((lane, _)) = self.here(only) {
+            lane.buffer.count_contended(1);
+        }
+    }
+
     /// Whether the caller is on a CPU, which must be `only` if that is given, whose buffer it can write.
     pub(crate) fn is_here(&self, only: Option<usize>) -> bool {
         self.here(only).is_some()
@@ -229,6 +276,29 @@ impl Shared {
         self.over.load(Ordering::Relaxed)
     }
 
+    /// Whether these are the buffers of the channel with this control file, and good for writing.
+    pub(crate) fn is_of(&self, control: FileId, geometry: &Geometry, n_bufs: usize) -> bool {
+        self.control == Some(control)
+            && !self.is_over()
+            && self.lanes.len() == n_bufs
+            && self.lanes.iter().all(|lane| lane.buffer.geometry() == geometry)
+    }
+
+    /// Whether this process made the connection.
+    pub(crate) fn is_own(&self) -> bool {
+        self.line.is_own()
+    }
+
+    /// Whether it was noticed that the connection is over, or another process's.
+    pub(crate) fn is_cut(&self) -> bool {
+        self.line.is_cut()
+    }
+
+    /// Goes on with another connection of this process.
+    pub(crate) fn attach(&self, ends: Ends) {
+        self.line.replace(ends);
+    }
+
     /// From now on nothing is written here.
     #[cold]
     pub(crate) fn end(&self) {
@@ -250,11 +320,13 @@ impl Shared {
     #[cold]
     fn after_switch(&self, buffer: &Buffer) {
         if let Some(wanted) = buffer.wake_wanted() {
-            // What is not certain to be heard is still wanted from the next who switches.
-            if self.line.ring() { wanted.rung() } else { self.end() }
-        } else if self.line.is_found_cut() {
-            self.end();
+            // What is not certain to be heard is still wanted from the next who switches, and of who connects again.
+            if self.line.ring() {
+                wanted.rung();
+                return;
+            }
         }
+        self.look();
     }
 
     #[inline]
@@ -270,9 +342,18 @@ impl Shared {
     #[cold]
     #[inline(never)]
     fn look(&self) {
-        if self.line.is_found_cut() {
+        if self.line.is_found_abandoned() {
             self.end();
         }
+    }
+
+    /// Looks whether the buffers are over, which otherwise those notice who write.
+    pub(crate) fn look_for_end(&self) {
+        // Relaxed: as in `is_over`.
+        if self.lanes.iter().any(|lane| lane.buffer.block().closed.load(Ordering::Relaxed) != 0) {
+            self.end();
+        }
+        self.look();
     }
 
     /// Rings for whoever waits for any of the buffers: switches of an earlier connection may have gone unheard.

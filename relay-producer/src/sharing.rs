@@ -3,10 +3,14 @@
 //! They come in several packets, and are mapped and closed packet by packet: a machine with many CPUs has more of them
 //! than a process may have open. If anything is wrong with one, the rest is still awaited, so that the socket, which
 //! is used then, has nothing in it that nobody expects.
+//!
+//! Of a daemon that has taken over the files of the one before come the same files again. They stay mapped where they are:
+//! a thread that is writing there must not find that nobody reads it.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use relay::Geometry;
@@ -16,8 +20,8 @@ use relay::client::Socket;
 use relay::frame::ShareReply;
 use relay::shm::Mapping;
 
-use crate::line::Line;
-use crate::shared::Shared;
+use crate::line::{Ends, Line};
+use crate::shared::{FileId, Shared};
 use crate::thread::Sequences;
 use crate::transport::TransportChoice;
 
@@ -47,6 +51,8 @@ pub(crate) struct Arriving {
     n_bufs: usize,
     /// Data files that have come, usable or not.
     n_arrived: usize,
+    /// What this process has mapped already, and may get again.
+    mapped: Option<Arc<Shared>>,
     control: Option<Control>,
     buffers: Vec<Buffer>,
     /// The first thing that was wrong.
@@ -55,14 +61,24 @@ pub(crate) struct Arriving {
 
 #[derive(Debug)]
 struct Control {
-    mapping: Arc<Mapping>,
-    header: ControlHeader,
+    /// `None`: it is that of `mapped`.
+    mapping: Option<(Arc<Mapping>, ControlHeader)>,
+    id: FileId,
+    file: File,
     bell: OwnedFd,
 }
 
 impl Arriving {
-    pub(crate) fn new(geometry: Geometry, n_bufs: usize) -> Arriving {
-        Arriving { geometry, n_bufs, n_arrived: 0, control: None, buffers: Vec::new(), unusable: None }
+    pub(crate) fn new(geometry: Geometry, n_bufs: usize, mapped: Option<Arc<Shared>>) -> Arriving {
+        Arriving {
+            geometry,
+            n_bufs,
+            n_arrived: 0,
+            mapped,
+            control: None,
+            buffers: Vec::new(),
+            unusable: None,
+        }
     }
 
     /// Takes the next packet; an error if it makes no sense.
@@ -91,8 +107,14 @@ impl Arriving {
             (None, Some(control)) => control,
             (why, _) => return Err(why.unwrap_or_else(|| "no control file came".into())),
         };
-        let line = Line::new(control.bell, Arc::clone(socket));
-        Ok(Arc::new(Shared::new(self.buffers, line)))
+        let ends = Ends { bell: control.bell, socket: Arc::clone(socket), control: control.file };
+        match self.mapped {
+            Some(mapped) if control.mapping.is_none() => {
+                mapped.attach(ends);
+                Ok(mapped)
+            }
+            _ => Ok(Arc::new(Shared::new(self.buffers, control.id, Line::new(ends)))),
+        }
     }
 
     fn map(&mut self, reply: ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Result<(), String> {
@@ -113,9 +135,12 @@ impl Arriving {
         if is_first && let (Some(control), Some(bell)) = (descriptors.next(), descriptors.next()) {
             self.control = Some(self.map_control(control.into(), bell)?);
         }
-        let Some(control) = &self.control else { return Ok(()) };
+        let Some((control, header)) = self.control.as_ref().and_then(|control| control.mapping.as_ref())
+        else {
+            return Ok(());
+        };
         for (file, index) in descriptors.zip(self.n_arrived..) {
-            let buffer = map_data(file.into(), control, self.geometry, index)
+            let buffer = map_data(file.into(), control, header, self.geometry, index)
                 .map_err(|why| format!("the file of buffer {index} cannot be used: {why}"))?;
             self.buffers.push(buffer);
         }
@@ -124,24 +149,34 @@ impl Arriving {
 
     fn map_control(&self, file: File, bell: OwnedFd) -> Result<Control, String> {
         let why = |why: String| format!("the control file cannot be used: {why}");
-        let len = file.metadata().map_err(|error| why(error.to_string()))?.len();
+        let metadata = file.metadata().map_err(|error| why(error.to_string()))?;
+        let (len, id) = (metadata.len(), FileId { device: metadata.dev(), inode: metadata.ino() });
+        if self.mapped.as_ref().is_some_and(|mapped| mapped.is_of(id, &self.geometry, self.n_bufs)) {
+            return Ok(Control { mapping: None, id, file, bell });
+        }
         if len < size_of::<ControlHeader>() as u64 {
             return Err(why(format!("it has {len} bytes")));
         }
         let mapping = Mapping::new(&file, len).map_err(|error| why(error.to_string()))?;
         let header = mapping.header().ok_or_else(|| why("it has no header".into()))?;
         header.check(&self.geometry, self.n_bufs, len).map_err(|wrong| why(wrong.into()))?;
-        Ok(Control { mapping: Arc::new(mapping), header, bell })
+        Ok(Control { mapping: Some((Arc::new(mapping), header)), id, file, bell })
     }
 }
 
-fn map_data(file: File, control: &Control, geometry: Geometry, index: usize) -> Result<Buffer, String> {
+fn map_data(
+    file: File,
+    control: &Arc<Mapping>,
+    header: &ControlHeader,
+    geometry: Geometry,
+    index: usize,
+) -> Result<Buffer, String> {
     let said = |error: io::Error| error.to_string();
     let (len, needed) = (file.metadata().map_err(said)?.len(), abi::data_len(&geometry));
     if len < needed {
         return Err(format!("it has {len} bytes instead of {needed}"));
     }
     let data = Arc::new(Mapping::new(&file, needed).map_err(said)?);
-    Buffer::new(Arc::clone(&control.mapping), data, geometry, &control.header, index)
+    Buffer::new(Arc::clone(control), data, geometry, header, index)
         .ok_or_else(|| "its part of the control file is missing".into())
 }

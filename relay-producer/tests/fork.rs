@@ -1,5 +1,5 @@
 //! A channel that is open when its process forks, and the parent ends: the child goes on writing, at once, and gets a
-//! connection of its own when it finishes a sub-buffer.
+//! connection of its own when it finishes a sub-buffer; also if the daemon has gone before, and the next one comes later.
 //!
 //! Without the test harness, since a process that forks should have one thread: the program runs itself again, and that
 //! one becomes a daemon, which is what producers do who fork.
@@ -18,14 +18,22 @@ use tempfile::tempdir;
 
 /// Tells the program to be the one that forks, and where the daemon is.
 const SOCKET: &str = "RELAY_TEST_FORK_SOCKET";
+/// Tells it to fork when that daemon has gone.
+const GONE: &str = "RELAY_TEST_FORK_GONE";
 const GEOMETRY: &str = "subbuf-size=1000:n-subbufs=64";
 /// Messages of 100 bytes that the child writes: a number of sub-buffers.
 const N_MESSAGES: usize = 200;
 
 fn main() -> ExitCode {
     match env::var_os(SOCKET) {
-        Some(socket) => forks(&Channel::open(socket, "cpu").unwrap()),
-        None => reads(),
+        Some(socket) => {
+            let channel = Channel::open(socket, "cpu").unwrap();
+            if env::var_os(GONE).is_some() { forks_without_daemon(&channel) } else { forks(&channel) }
+        }
+        None => {
+            reads();
+            takes_over();
+        }
     }
     ExitCode::SUCCESS
 }
@@ -42,6 +50,62 @@ fn forks(channel: &Channel) {
     for number in 0..N_MESSAGES {
         channel.write(text("child", number).as_bytes()).unwrap();
     }
+}
+
+/// The child writes until it has found a daemon.
+fn forks_without_daemon(channel: &Channel) {
+    pin_anywhere();
+    channel.write(text("parent", 0).as_bytes()).unwrap();
+    let started = Instant::now();
+    while channel.flush().is_ok() {
+        assert!(started.elapsed() < PATIENCE, "the daemon does not go");
+    }
+    daemon(true, true).unwrap();
+    let mut number = 0;
+    while channel.flush().is_err() {
+        assert!(started.elapsed() < PATIENCE, "no daemon comes");
+        channel.write(text("child", number).as_bytes()).unwrap();
+        number += 1;
+        std::thread::yield_now();
+    }
+    (number..number + N_MESSAGES).for_each(|number| channel.write(text("child", number).as_bytes()).unwrap());
+    channel.write(text("end", 0).as_bytes()).unwrap();
+}
+
+fn takes_over() {
+    if !relay::writer::Here::can_share() {
+        return;
+    }
+    const GEOMETRY: &str = "subbuf-size=1000:n-subbufs=4:overwrite";
+    let dir = tempdir().unwrap();
+    let files = Files::in_dir(dir.path(), geometry(GEOMETRY));
+    let manners = Manners { geometry: GEOMETRY, ..Manners::default() };
+    let daemon = Daemon::start(&dir, manners.clone());
+    daemon.share(&files);
+    let cpu = common::files::allowed_cpus()[0];
+    let mut child = Command::new(env::current_exe().unwrap())
+        .envs([(SOCKET, daemon.socket.as_os_str()), (GONE, "yes".as_ref())])
+        .spawn()
+        .unwrap();
+    let (started, mut stream) = (Instant::now(), String::new());
+    let mut read_until = |what: &str| {
+        while !stream.contains(what) {
+            assert!(started.elapsed() < PATIENCE, "no {what}");
+            stream.push_str(&String::from_utf8(files.read(cpu)).unwrap());
+            std::thread::yield_now();
+        }
+    };
+    read_until("parent 0");
+    drop(daemon);
+    assert!(child.wait().unwrap().success());
+    // Many sub-buffers later.
+    read_until("child 10");
+    let daemon = Daemon::start(&dir, manners);
+    daemon.share(&files);
+    read_until("end 0");
+    assert_eq!(daemon.accepted(), 1);
+    assert!(daemon.store().waits.is_empty(), "nothing went by the socket");
+    println!("a child goes on without a daemon and finds the next one ... ok");
 }
 
 fn reads() {

@@ -90,6 +90,10 @@ impl StateFile {
         if text.len() > STATE_FILE_MAX {
             return Err(StateFileError::TooLong);
         }
+        let is_text = |line: &str| !line.contains(char::is_control);
+        if let Some(line) = text.split('\n').position(|line| !is_text(line)) {
+            return Err(StateFileError::Line { line: line + 1, what: "a character that is no text" });
+        }
         let mut lines = text.lines();
         if lines.next() != Some(MAGIC) || !text.ends_with('\n') {
             return Err(StateFileError::Magic);
@@ -139,6 +143,8 @@ impl StateFile {
             "a channel's number was never given"
         } else if names.windows(2).any(|pair| pair[0] == pair[1]) {
             "two channels have the same name"
+        } else if exclude_each_other(&names) {
+            "two channels have names that exclude each other"
         } else {
             return Ok(());
         };
@@ -205,6 +211,17 @@ impl ChannelEntry {
     }
 }
 
+/// Whether one of the names is a directory of another, or another but for digits. A name conflicts with what it begins with,
+/// so only that is looked for: all with all would take too long for a file of the longest length.
+fn exclude_each_other(sorted: &[&ChannelName]) -> bool {
+    let is_there = |text: &str| sorted.binary_search_by(|name| name.as_str().cmp(text)).ok();
+    sorted.iter().any(|name| {
+        let text = name.as_str();
+        let mut cuts = (1..text.len()).filter(|at| matches!(text.as_bytes()[*at], b'/' | b'0'..=b'9'));
+        cuts.any(|at| is_there(&text[..at]).is_some_and(|short| sorted[short].conflicts_with(name)))
+    })
+}
+
 /// Most buffers of a channel: more CPUs than Linux can have.
 const N_BUFS_MAX: usize = 1 << 16;
 
@@ -251,6 +268,8 @@ mod tests {
             ("channel 1 ", "channel 7 ", "same number"),
             ("channel 1 ", "channel 0 ", "never given"),
             ("app/log", "b", "same name"),
+            ("app/log", "b/log", "exclude each other"),
+            ("app/log", "b77", "exclude each other"),
             ("app/log", "../log", "line 6"),
             ("app/log", "app log", "line 6"),
             ("65536", "0", "line 6"),
@@ -265,5 +284,30 @@ mod tests {
             assert!(message.contains(part), "{from} -> {to}: {message}");
         }
         assert_eq!(StateFile::parse(&"x".repeat(STATE_FILE_MAX + 1)), Err(StateFileError::TooLong));
+    }
+
+    /// A file of about the longest length does not take for ever.
+    #[test]
+    fn many_channels_are_read_quickly() {
+        let head = SAMPLE.lines().take(3).map(|line| format!("{line}\n")).collect::<String>();
+        let text = (1..=100_000).fold(format!("{head}last_id 100000\n"), |text, id| {
+            text + &format!("channel {id} held 64 2 0 no-overwrite percpu 2 a/b{id}x\n")
+        });
+        assert_eq!(StateFile::parse(&text).unwrap().channels.len(), 100_000);
+    }
+
+    /// Whatever one byte is changed to, the file is refused, or it says what is written there.
+    #[test]
+    fn no_change_of_a_byte_is_misunderstood() {
+        for at in 0..SAMPLE.len() {
+            for byte in 0..128 {
+                let mut bytes = SAMPLE.as_bytes().to_vec();
+                bytes[at] = byte;
+                let changed = String::from_utf8(bytes).expect("ASCII");
+                if let Ok(state) = StateFile::parse(&changed) {
+                    assert_eq!(state.to_text(), changed);
+                }
+            }
+        }
     }
 }

@@ -26,6 +26,8 @@ pub struct SubBuffer<'a> {
     position: Position,
     /// How many were finished before it since the channel was created.
     pub number: u64,
+    /// Bytes that were written to the buffer before its own since the channel was created.
+    pub begin: u64,
     /// Whether there was no further finished one behind it.
     pub is_last: bool,
     /// Bytes in it, padding aside.
@@ -42,13 +44,13 @@ impl View {
 
     /// The next finished sub-buffer, if there is one. In overwrite mode some may have been passed over, see their numbers.
     pub fn next_finished(&mut self) -> Option<SubBuffer<'_>> {
-        let (position, number, len) = self.find()?;
+        let (position, number, begin, len) = self.find()?;
         self.cursor = self.buffer.widths().next(position);
         let first = self.taken.filter(|(first, count)| first.wrapping_add(*count) == number);
         // What was passed over has given itself back.
         self.taken = Some(first.map_or((number, 1), |(first, count)| (first, count + 1)));
         let is_last = !self.has_finished();
-        Some(SubBuffer { buffer: &self.buffer, position, number, is_last, len })
+        Some(SubBuffer { buffer: &self.buffer, position, number, begin, is_last, len })
     }
 
     /// Whether there is a finished sub-buffer.
@@ -60,6 +62,33 @@ impl View {
     /// [`View::go_back`] if that is refused.
     pub fn take_back(&mut self) -> Option<(u64, u64)> {
         self.taken.take()
+    }
+
+    /// Undoes [`View::take_back`], of which nobody knows what it came to: its daemon has died.
+    pub fn keep_taken(&mut self, (first, count): (u64, u64)) {
+        self.taken = Some((first, count));
+    }
+
+    /// Another daemon goes on with the same buffer. What was taken still has to be given back, unless the last one has had
+    /// it all.
+    pub fn settle(&mut self) {
+        if !self.buffer.widths().before(self.consumed(), self.cursor) {
+            self.taken = None;
+        }
+    }
+
+    /// Bytes of the buffer that were read or lost since the channel was created, by what the daemon says, who says it a moment
+    /// after it has been so. `None` if that cannot be found out: the writer overwrites what tells it.
+    pub fn consumed_bytes(&self) -> Option<u64> {
+        let widths = self.buffer.widths();
+        (0..TRIES_MAX).find_map(|_| {
+            let consumed = self.consumed();
+            // Relaxed: who has said that it is consumed has found the record before.
+            let begin = self.buffer.record(consumed).begin.load(Ordering::Relaxed);
+            let later = self.consumed();
+            let is_its_record = widths.count(consumed, later) == 0 && !self.lapped(consumed);
+            is_its_record.then(|| begin.wrapping_add(widths.offset(consumed) as u64))
+        })
     }
 
     /// Goes to what is unread by what the daemon says: somebody else has been reading.
@@ -74,7 +103,8 @@ impl View {
         self.buffer.block().closed.load(Ordering::Acquire) != 0
     }
 
-    fn find(&mut self) -> Option<(Position, u64, usize)> {
+    /// Position, number, stream position and length of the next finished sub-buffer.
+    fn find(&mut self) -> Option<(Position, u64, u64, usize)> {
         let (widths, size) = (self.buffer.widths(), self.buffer.geometry().subbuf_size());
         for _ in 0..TRIES_MAX {
             if self.lapped(self.cursor) {
@@ -87,6 +117,7 @@ impl View {
             // Relaxed: the state that was loaded orders them.
             let padding = record.padding.load(Ordering::Relaxed).min(size as u64) as usize;
             let number = record.number.load(Ordering::Relaxed);
+            let begin = record.begin.load(Ordering::Relaxed);
             let consumed = self.consumed();
             if widths.before(self.cursor, consumed) {
                 // Somebody else has read it, or a reset passed over it: it may have been written again, and the record be
@@ -98,8 +129,9 @@ impl View {
                 continue;
             }
             if !self.lapped(self.cursor) {
-                let len = (size - padding).saturating_sub(widths.offset(self.cursor));
-                return Some((self.cursor, number, len));
+                let offset = widths.offset(self.cursor);
+                let len = (size - padding).saturating_sub(offset);
+                return Some((self.cursor, number, begin.wrapping_add(offset as u64), len));
             }
         }
         None
@@ -224,7 +256,9 @@ mod tests {
         writer.flush().unwrap();
         reader.read(3, &mut Vec::new(), |bytes| assert_eq!(bytes, b"abc"));
         let mut view = View::new(buffer.clone());
-        assert_eq!(text(view.next_finished().unwrap()), "defg");
+        assert_eq!(view.consumed_bytes(), Some(3));
+        let next = view.next_finished().unwrap();
+        assert_eq!((next.begin, text(next)), (3, "defg".to_owned()));
         assert_eq!(reader.consume(view.take_back().map(|(from, _)| from), 1), Ok(true));
         assert_eq!(reader.unread(), 0);
         assert_eq!(buffer.block().read_bytes.load(Ordering::Relaxed), 7);
@@ -261,6 +295,47 @@ mod tests {
             view.go_back();
             assert_eq!(text(view.next_finished().unwrap()), "last", "{mode}");
         }
+    }
+
+    /// A daemon that dies in the middle of it may have had what was given back, or not.
+    #[test]
+    fn what_is_given_back_to_a_dying_daemon_is_given_back_once() {
+        let buffer = buffer("subbuf-size=8:n-subbufs=4");
+        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+        let mut view = View::new(buffer.clone());
+        for message in [b"aaaaa", b"bbbbb", b"ccccc"] {
+            writer.write(message).unwrap();
+        }
+        assert_eq!(text(view.next_finished().unwrap()), "aaaaa");
+        let taken = view.take_back().unwrap();
+        view.keep_taken(taken);
+        view.settle();
+        assert_eq!(text(view.next_finished().unwrap()), "bbbbb", "it goes on where it was");
+        assert_eq!(view.take_back(), Some((0, 2)), "and nobody has had it");
+        assert_eq!(reader.consume(Some(0), 2), Ok(true));
+        view.keep_taken((0, 2));
+        view.settle();
+        assert_eq!(view.take_back(), None, "somebody has");
+        assert_eq!(view.consumed_bytes(), Some(10));
+    }
+
+    #[test]
+    fn what_is_consumed_is_told_in_bytes_as_long_as_it_is_known() {
+        let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
+        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+        let view = View::new(buffer.clone());
+        let mut scratch = Vec::new();
+        for n in 1..20 {
+            writer.write(b"12345").unwrap();
+            reader.read(100, &mut scratch, |_| {});
+            assert_eq!(view.consumed_bytes(), Some(5 * n));
+        }
+        for _ in 0..3 {
+            writer.write(b"12345").unwrap();
+        }
+        assert_eq!(view.consumed_bytes(), None, "the writer was there");
+        reader.read(100, &mut scratch, |_| {});
+        assert_eq!(view.consumed_bytes(), Some(5 * 22));
     }
 
     #[test]

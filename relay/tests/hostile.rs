@@ -105,7 +105,13 @@ proptest! {
                         let Some(sub_buffer) = view.next_finished() else { break };
                         prop_assert!(sub_buffer.bytes().len() <= subbuf_size as usize);
                     }
-                    let _ = view.take_back();
+                    let _ = (view.take_back(), view.consumed_bytes());
+                    let (left, _) = Reader::look(buffer.clone());
+                    let mut copy = Vec::new();
+                    let extent = left.snapshot_extent();
+                    left.snapshot(extent, &mut copy);
+                    prop_assert!(copy.len() as u64 <= ring && copy.len() <= extent.max());
+                    let _ = left.overwritten_unread();
                 }
             }
             // What stat, poll and the counters ask.

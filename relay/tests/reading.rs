@@ -15,11 +15,12 @@ struct Log {
     floor: usize,
     /// Bytes in those that a reset left behind unfinished: they have no number.
     forgotten: u64,
+    n_resets: usize,
 }
 
 impl Log {
     fn new(geometry: &Geometry) -> Log {
-        Log { subbufs: vec![vec![0; geometry.header()]], floor: 0, forgotten: 0 }
+        Log { subbufs: vec![vec![0; geometry.header()]], floor: 0, forgotten: 0, n_resets: 0 }
     }
 
     /// Number of the current one.
@@ -61,6 +62,7 @@ impl Log {
         self.forgotten += self.subbufs[current].len() as u64;
         self.subbufs[current] = vec![0; geometry.header()];
         self.floor = current;
+        self.n_resets += 1;
     }
 }
 
@@ -200,7 +202,23 @@ fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), 
         prop_assert_eq!(snapshot.len() as u64, reader.snapshot_len());
     }
 
+    // Who knows nothing but what is in the files finds the same.
+    let (left, unsound) = Reader::look(buffer.clone());
+    prop_assert_eq!(unsound, None, "step {}", step);
+    prop_assert_eq!((left.position(), left.unread()), (reader.position(), reader.unread()), "step {}", step);
+    let mut found = Vec::new();
+    left.snapshot(left.snapshot_extent(), &mut found);
+    // Where something was reset, some of that may show.
+    let same = if log.n_resets > 0 { found.ends_with(&snapshot) } else { found == snapshot };
+    prop_assert!(same, "step {}: {:?} and {:?}", step, found, snapshot);
+    let is_overwrite = geometry.mode() == Mode::Overwrite;
+    let overwritten = if is_overwrite { log.begin(oldest).saturating_sub(reader.position()) } else { 0 };
+    prop_assert_eq!(left.overwritten_unread(), overwritten, "step {}", step);
+
     let mut view = View::new(buffer.clone());
+    let consumed = view.consumed_bytes();
+    let may_be_gone = is_overwrite && current >= geometry.n_subbufs();
+    prop_assert!(consumed == Some(reader.position()) || consumed.is_none() && may_be_gone, "step {}", step);
     let mut number = next;
     while let Some(sub_buffer) = view.next_finished() {
         prop_assert_eq!(sub_buffer.number, number as u64, "step {}", step);
@@ -209,6 +227,8 @@ fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), 
         prop_assert!(log.subbufs[number].ends_with(&bytes), "step {}: {:?}", step, bytes);
         let is_whole = bytes.len() == log.subbufs[number].len();
         prop_assert!(is_whole || number == next, "step {}: only the first may be read partly", step);
+        let end = sub_buffer.begin + sub_buffer.len() as u64;
+        prop_assert_eq!(end, log.begin(number) + log.subbufs[number].len() as u64, "step {}", step);
         number += 1;
     }
     prop_assert_eq!(number, current, "step {}", step);

@@ -143,6 +143,11 @@ impl Model {
         }
     }
 
+    /// What was kept goes with the reader that kept it.
+    fn resume(&mut self) {
+        self.kept.clear();
+    }
+
     fn reset(&mut self) {
         let (size, header) = (self.size, self.geometry.header());
         let (dropped, too_big) = (self.dropped, self.too_big);
@@ -156,6 +161,8 @@ enum Op {
     Flush,
     Read(usize),
     Reset,
+    /// Another reader goes on where this one stopped, perhaps before it had counted what it read last.
+    Resume(bool),
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -166,6 +173,7 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         6 => (1usize..100).prop_map(Op::Read),
         2 => Just(Op::Read(1 << 20)),
         1 => Just(Op::Reset),
+        1 => any::<bool>().prop_map(Op::Resume),
     ];
     prop::collection::vec(op, 1..120)
 }
@@ -231,7 +239,9 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<()
     let mut model = Model::new(geometry);
     let mut scratch = Vec::new();
     let mut delivered = 0;
+    let mut counted_before_last_read = None;
     for (step, op) in ops.iter().cloned().enumerate() {
+        let uncounted = counted_before_last_read.take();
         match op {
             Op::Write(len) => {
                 let message: Vec<u8> = (0..len).map(|i| (step * 7 + i) as u8 | 1).collect();
@@ -259,6 +269,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<()
             }
             Op::Read(count) => {
                 let mut got = Vec::new();
+                counted_before_last_read = Some(relay_counters::counts(&buffer).read);
                 reader.read(count, &mut scratch, |bytes| got.extend_from_slice(bytes));
                 delivered += got.len() as u64;
                 prop_assert_eq!(got, model.read(count), "read {} at step {}", count, step);
@@ -266,6 +277,17 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<()
             Op::Reset => {
                 reader.reset(run).unwrap();
                 model.reset();
+            }
+            Op::Resume(in_the_middle) => {
+                drop(reader);
+                // Of what is overwritten by then nobody knows whether it had been read.
+                let in_the_middle = in_the_middle && geometry.mode() == Mode::NoOverwrite;
+                if let Some(counted) = uncounted.filter(|_| in_the_middle) {
+                    relay_counters::set_read(&buffer, counted);
+                }
+                reader = Reader::resume(buffer.clone()).expect("a sound buffer");
+                prop_assert!(!reader.is_half_reset());
+                model.resume();
             }
         }
         prop_assert_eq!(reader.has_finished(), model.consumed < model.produced(), "poll after step {}", step);
@@ -292,6 +314,10 @@ mod relay_counters {
         pub(super) read: u64,
         pub(super) overwritten: u64,
         pub(super) discarded: u64,
+    }
+
+    pub(super) fn set_read(buffer: &Buffer, value: u64) {
+        buffer.block().read_bytes.store(value, Relaxed);
     }
 
     pub(super) fn counts(buffer: &Buffer) -> Counts {

@@ -20,6 +20,8 @@ use nix::unistd::geteuid;
 use relay::state_file::STATE_FILE;
 use thiserror::Error;
 
+use crate::kill_point;
+
 /// How often to start again when another daemon, ending, removes a directory that we are about to use.
 const RETRIES_MAX: usize = 16;
 /// The file in a state directory that a daemon holds locked as long as it lives.
@@ -274,7 +276,10 @@ impl Drop for StateDir {
         let result = self.entries().and_then(|mut paths| {
             // The state file last: it says that the rest is not to be gone on with.
             paths.sort_by_key(|path| path.file_name().is_some_and(|name| name == STATE_FILE));
-            paths.iter().try_for_each(|path| self.remove_entry(path))?;
+            for path in &paths {
+                self.remove_entry(path)?;
+                kill_point!("end-removed");
+            }
             if !dir_is_empty(&self.dir)? {
                 return Ok(()); // the lock says whose it is
             }

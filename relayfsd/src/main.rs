@@ -26,6 +26,7 @@ mod mountinfo;
 mod open_file;
 mod options;
 mod peer;
+mod privileges;
 mod reading;
 mod registry;
 mod requests;

@@ -14,6 +14,7 @@ use relay::writer::Placed;
 
 use crate::channel::{PollState, Wake};
 use crate::consumed::consume;
+use crate::kill_point;
 use crate::registry::Held;
 use crate::shares::{Claim, Shares};
 use crate::snapshot::Snapshot;
@@ -251,9 +252,12 @@ impl OpenBuffer {
                 return skipped && std::mem::take(&mut side.parked);
             }
             let freed = side.reader.read(count, scratch, |bytes| {
+                kill_point!("read-found");
                 reply(Ok(bytes));
                 past.add(at, bytes, false);
+                kill_point!("read-replied");
             });
+            kill_point!("read-published");
             (skipped || freed) && std::mem::take(&mut side.parked)
         });
         if room {

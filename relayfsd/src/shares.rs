@@ -19,7 +19,8 @@ pub(crate) fn admits(uid: u32, own: u64, used: u64, max: u64, more: u64) -> Resu
     if more > free {
         return Err(NoShare::All);
     }
-    if !is_trusted(uid) && own + more > free {
+    // What is left afterwards counts; but the last one goes to who has none.
+    if !is_trusted(uid) && own + more > free - more + 1 {
         return Err(NoShare::Yours);
     }
     Ok(())
@@ -132,9 +133,9 @@ mod tests {
         assert_eq!(shares.claim(A, 1).err(), Some(NoShare::Yours));
         let of_b = take(&shares, B);
         assert_eq!(of_b.len(), 3);
-        assert_eq!(take(&shares, C).len(), 1);
+        assert_eq!(take(&shares, C).len(), 2);
         drop(of_a);
-        assert_eq!(take(&shares, C).len(), 4);
+        assert_eq!(take(&shares, C).len(), 5);
         drop(of_b);
         assert_eq!((shares.lock().used, shares.lock().by_uid.len()), (0, 0));
     }

@@ -69,6 +69,21 @@ pub fn program(name: &str) -> PathBuf {
     dir.join(name)
 }
 
+/// A daemon that dies at the place which `RELAYFSD_KILL_AT` names, see `relayfsd/src/kill_point.rs`.
+pub fn mortal_daemon() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let path = BUILT.get_or_init(|| {
+        let debug = program("relayfsd");
+        let target = debug.ancestors().nth(2).expect("target/PROFILE/relayfsd").join("kill-points");
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--locked", "--package", "relayfsd", "--features", "kill-points"]);
+        build.arg("--target-dir").arg(&target).current_dir(workspace());
+        assert!(build.status().expect("cargo").success(), "building a daemon with kill points");
+        target.join("debug/relayfsd")
+    });
+    path.clone()
+}
+
 /// A tool of the system that a test needs: a missing one fails the test, saying what to install.
 #[track_caller]
 pub fn tool(name: &str, package: &str) -> Command {
@@ -243,7 +258,13 @@ impl Mount {
     /// Runs `relayfsd -f ARGS` again on the same mount point, when the last daemon has ended.
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
-        self.daemon = serve(&self.point, args, |command| command);
+        self.restart_prepared(args, |command| command);
+    }
+
+    /// The same with a command that was made ready by the test.
+    #[track_caller]
+    pub fn restart_prepared(&mut self, args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) {
+        self.daemon = serve(&self.point, args, prepare);
     }
 
     /// The mount point.

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::Ordering;
 
 use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 
 use crate::direct::with_sequences;
 use crate::progress::{Progress, STREAMS, Stream, get};
@@ -44,6 +45,11 @@ impl StressWriter {
     /// Writes begun so far.
     pub fn attempts(&self) -> u64 {
         self.progress.streams().map(|stream| get(&stream.attempts)).sum()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> Pid {
+        self.process.pid()
     }
 
     /// Fails the test if it has ended by itself.

@@ -60,7 +60,7 @@ impl Halt {
 /// Records until told to end, or until the channel has gone. From then on it takes what there is, which is at most
 /// `capacity` bytes, up to the end of a message: writers that go on would keep it for ever.
 pub(crate) fn record(
-    source: &mut dyn Source,
+    source: &mut Source,
     recording: &mut Recording,
     halt: &Halt,
     capacity: u64,
@@ -98,7 +98,7 @@ pub(crate) fn record(
 }
 
 /// Waits until there is something to do. Returns whether the channel has gone.
-fn wait(source: &dyn Source, halt: &Halt, look: bool) -> Result<bool, Failure> {
+fn wait(source: &Source, halt: &Halt, look: bool) -> Result<bool, Failure> {
     let mut fds = vec![PollFd::new(halt.hung_up.as_fd(), PollFlags::empty())];
     fds.extend(look.then(|| PollFd::new(source.as_fd(), PollFlags::POLLIN)));
     match poll(&mut fds, poll_timeout(if look { LOOK_AT_LEAST } else { LOOK_AGAIN })) {

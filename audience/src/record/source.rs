@@ -1,25 +1,17 @@
-//! Where a CPU's bytes come from when they are recorded.
+//! Where a CPU's bytes come from when they are recorded: whole finished sub-buffers from the buffer's mapping, if that is to
+//! be had, go into the recording where they lie, and are given back when they are there. What is not finished is read.
+//!
+//! A daemon that dies takes with it whether it has noted what it had replied last, or was given back. So we count what
+//! is recorded, in bytes of the stream, and when another daemon goes on with the same buffers, have it begin behind that.
 
-use std::io::Error;
+use std::io::{Error, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use audience::{Mode, ReadError, Reader};
+use audience::{BuffersId, Mode, ReadError, Reader};
 
 use crate::block::Block;
 use crate::channel::{CpuFile, Place};
 use crate::failure::Failure;
-
-/// One buffer, from which blocks of bytes are taken, one after the other.
-pub(crate) trait Source: Send {
-    /// Most bytes that looking for the next block consumes, so that there must be a place for them before; asked each time.
-    fn consumes(&mut self) -> usize;
-
-    /// Hands the next block to `record`, unless there is nothing at the moment: false. If that fails, so does this.
-    fn next(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure>;
-
-    /// What polls as readable when there is something to record, and as broken when there will be no more.
-    fn as_fd(&self) -> BorrowedFd<'_>;
-}
 
 /// Records a block.
 pub(crate) type RecordBlock<'r> = dyn FnMut(Bytes<'_>) -> Result<(), Failure> + 'r;
@@ -37,96 +29,118 @@ pub(crate) struct Bytes<'a> {
     pub(crate) consumed: bool,
 }
 
-/// The source for a buffer's file: its mapping, if that is to be had, or the file.
-pub(crate) fn of(place: &Place, file: CpuFile) -> Box<dyn Source> {
-    let cpu = file.cpu;
-    let reading = Reading { file, block: Block::default() };
-    match Reader::open_cpu(&place.mount, place.channel.as_str(), cpu) {
-        // In overwrite mode, what is looked at may be overwritten before it is written down; a read() checks that.
-        Ok(reader) if reader.geometry().mode() == Mode::NoOverwrite => {
-            Box::new(Mapped { reader, cpu, reading, from_mapping: false })
-        }
-        _ => Box::new(reading),
-    }
-}
-
-/// A buffer's file.
+/// One buffer, from which blocks of bytes are taken, one after the other.
 #[derive(Debug)]
-struct Reading {
+pub(crate) struct Source {
     file: CpuFile,
     block: Block,
-}
-
-impl Source for Reading {
-    fn consumes(&mut self) -> usize {
-        Block::len(&self.file)
-    }
-
-    fn next(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure> {
-        let asked = Block::len(&self.file);
-        let bytes = self.block.read(&mut self.file)?;
-        if bytes.is_empty() {
-            return Ok(false);
-        }
-        let all = bytes.len() < asked;
-        record(Bytes { bytes, whole: all, all, consumed: true })?;
-        Ok(true)
-    }
-
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.file.as_fd()
-    }
-}
-
-/// A buffer's mapping, from which finished sub-buffers go into the recording where they lie, and are given back when they
-/// are there. What is not finished is read.
-#[derive(Debug)]
-struct Mapped {
-    reader: Reader,
-    cpu: usize,
-    reading: Reading,
+    /// Its mapping.
+    reader: Option<Reader>,
+    /// How far it is recorded: at least so many bytes of the stream were recorded, or were others' before.
+    done: u64,
+    /// Whether the file has to be read before anything else, because the daemon may be behind that.
+    is_behind: bool,
     /// Whether the next block is to be one of the mapping, for which no place was made: it stays where it is until it is
     /// recorded.
     from_mapping: bool,
 }
 
-impl Source for Mapped {
-    fn consumes(&mut self) -> usize {
-        self.from_mapping = self.reader.has_finished(self.cpu);
-        if self.from_mapping { 0 } else { self.reading.consumes() }
+/// How far a buffer was recorded when its daemon went.
+#[derive(Debug)]
+pub(crate) struct Left {
+    id: BuffersId,
+    done: u64,
+}
+
+impl Source {
+    /// The source for a buffer's file. If it is the one that was `left`, what is recorded of it is not recorded again.
+    pub(crate) fn open(place: &Place, mut file: CpuFile, left: Option<&Left>) -> Source {
+        let reader = Reader::open_cpu(&place.mount, place.channel.as_str(), file.cpu).ok();
+        // The file may be of a mount that is gone, and the mapping of the next one.
+        let reader = reader.filter(|_| !file.identity().was_replaced());
+        let mut done = reader.as_ref().and_then(|reader| reader.consumed_bytes(file.cpu)).unwrap_or(0);
+        let left = left.filter(|left| reader.as_ref().is_some_and(|reader| *reader.buffers_id() == left.id));
+        let mut is_behind = false;
+        if let Some(left) = left.filter(|left| left.done > done) {
+            // Reading from there on passes over what is before. If that cannot be, some of it is recorded twice.
+            is_behind = file.file.seek(SeekFrom::Start(left.done)).is_ok();
+            done = left.done;
+        }
+        Source { file, block: Block::default(), reader, done, is_behind, from_mapping: false }
     }
 
-    fn next(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure> {
-        if !self.from_mapping {
-            let found = self.reading.next(record)?;
-            if found {
-                self.reader.go_back(self.cpu).map_err(|error| self.read_failure(error))?;
-            }
-            return Ok(found);
+    /// What the next daemon's source has to know.
+    pub(crate) fn leave(self) -> Option<Left> {
+        self.reader.map(|reader| Left { id: reader.buffers_id().clone(), done: self.done })
+    }
+
+    /// Most bytes that looking for the next block consumes, so that there must be a place for them before; asked each time.
+    pub(crate) fn consumes(&mut self) -> usize {
+        let cpu = self.file.cpu;
+        self.from_mapping = !self.is_behind && self.mapping().is_some_and(|reader| reader.has_finished(cpu));
+        if self.from_mapping { 0 } else { Block::len(&self.file) }
+    }
+
+    /// Hands the next block to `record`, unless there is nothing at the moment: false. If that fails, so does this.
+    pub(crate) fn next(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure> {
+        if self.from_mapping { self.next_mapped(record) } else { self.next_read(record) }
+    }
+
+    /// What polls as readable when there is something to record, and as broken when there will be no more.
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.file.as_fd()
+    }
+
+    fn next_read(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure> {
+        let asked = Block::len(&self.file);
+        let bytes = self.block.read(&mut self.file)?;
+        let was_behind = std::mem::take(&mut self.is_behind);
+        let (len, all) = (bytes.len() as u64, bytes.len() < asked);
+        let found = len > 0;
+        if found {
+            record(Bytes { bytes, whole: all, all, consumed: true })?;
+            // They began there, or further on.
+            self.done = self.done.saturating_add(len);
+        } else if !was_behind {
+            return Ok(false);
         }
-        let Some(sub_buffer) = self.reader.next_finished(self.cpu) else { return Ok(false) };
-        let all = sub_buffer.is_last;
+        let cpu = self.file.cpu;
+        if let Some(reader) = self.mapping() {
+            reader.go_back(cpu).map_err(|error| self.read_failure(error))?;
+        }
+        if let Some(consumed) = self.reader.as_ref().and_then(|reader| reader.consumed_bytes(cpu)) {
+            self.done = self.done.max(consumed);
+        }
+        Ok(found)
+    }
+
+    fn next_mapped(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure> {
+        let cpu = self.file.cpu;
+        let Some(reader) = &mut self.reader else { return Ok(false) };
+        let Some(sub_buffer) = reader.next_finished(cpu) else { return Ok(false) };
+        let (all, end) = (sub_buffer.is_last, sub_buffer.begin.saturating_add(sub_buffer.len() as u64));
         sub_buffer
             .lend(|bytes| record(Bytes { bytes, whole: true, all, consumed: false }))
             .unwrap_or(Ok(()))?;
-        match self.reader.release(self.cpu) {
+        self.done = self.done.max(end);
+        match reader.release(cpu) {
             // Somebody else has read the same: it is recorded, and they have it too.
             Ok(()) | Err(ReadError::Stale) => Ok(true),
             Err(error) => Err(self.read_failure(error)),
         }
     }
 
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.reading.as_fd()
+    /// The mapping, if sub-buffers may be taken from it: in overwrite mode, what is looked at may be overwritten before it is
+    /// written down; a read() checks that.
+    fn mapping(&mut self) -> Option<&mut Reader> {
+        self.reader.as_mut().filter(|reader| reader.geometry().mode() == Mode::NoOverwrite)
     }
-}
 
-impl Mapped {
     fn read_failure(&self, error: ReadError) -> Failure {
         let error = match error {
             ReadError::Gone => Error::from_raw_os_error(nix::libc::ENODEV),
             error => Error::other(error),
         };
-        Failure::read(&self.reading.file.path, error)
+        Failure::read(&self.file.path, error)
     }
 }

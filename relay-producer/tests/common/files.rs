@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -58,9 +59,20 @@ impl Files {
         Files::with(geometry, n_cpus(), DESCRIPTORS_MAX - 2)
     }
 
+    /// Files that have no names: nobody will find them again.
     pub fn with(geometry: Geometry, n_bufs: usize, at_once: usize) -> Arc<Files> {
+        Files::make(geometry, n_bufs, at_once, || tempfile::tempfile().unwrap())
+    }
+
+    /// Files with names in a directory, for another daemon to find.
+    pub fn in_dir(dir: &Path, geometry: Geometry) -> Arc<Files> {
+        let file = || tempfile::Builder::new().tempfile_in(dir).unwrap().keep().unwrap().0;
+        Files::make(geometry, n_cpus(), DESCRIPTORS_MAX - 2, file)
+    }
+
+    fn make(geometry: Geometry, n_bufs: usize, at_once: usize, new: impl Fn() -> File) -> Arc<Files> {
         let file = |len: u64| {
-            let file = tempfile::tempfile().unwrap();
+            let file = new();
             file.set_len(len).unwrap();
             file
         };
@@ -99,15 +111,23 @@ impl Files {
         }
     }
 
-    /// Writes as the daemon does. To be called by one thread at a time.
-    pub fn write(&self, cpu: usize, message: &[u8], wait: bool, reply: &mut WriteReply) {
+    /// Writes as the daemon does, which may end meanwhile. To be called by one thread at a time.
+    pub fn write(
+        &self,
+        cpu: usize,
+        message: &[u8],
+        waits: bool,
+        ended: impl Fn() -> bool,
+        reply: &mut WriteReply,
+    ) {
         pin(cpu);
         let (buffer, here) = (&self.buffers[cpu], Here::on(Some(cpu)));
         loop {
             match Writer::new(buffer, here).place(message).unwrap().placed {
                 Placed::Written => reply.written += 1,
                 Placed::TooBig => reply.too_big += 1,
-                Placed::Full if wait => {
+                Placed::Full if waits && ended() => {} // and counts nothing
+                Placed::Full if waits => {
                     std::thread::yield_now();
                     continue;
                 }

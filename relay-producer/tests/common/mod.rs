@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -101,6 +101,8 @@ struct Shared {
     /// Whether frames of messages are taken from the sockets.
     open: Mutex<bool>,
     gate: Condvar,
+    /// Nothing is answered any more.
+    ended: AtomicBool,
 }
 
 /// One producer's connection.
@@ -193,6 +195,7 @@ impl Daemon {
             files: Mutex::default(),
             open: Mutex::new(true),
             gate: Condvar::new(),
+            ended: AtomicBool::new(false),
         });
         let thread = thread::spawn({
             let (shared, listener, serve) = (shared.clone(), listener.clone(), Arc::new(serve));
@@ -264,6 +267,7 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
         let _ = fs::remove_file(&self.socket);
+        self.shared.ended.store(true, Ordering::SeqCst);
         self.take_messages(true);
         self.store().held.clear();
         self.hang_up();
@@ -318,7 +322,7 @@ impl<'a> Session<'a> {
                         None => self.peer.send(&Refusal { errno, text: text.into() }.frame(0, frame.id)),
                     }
                 }
-                FrameType::Write => self.write(&frame, &mut store),
+                FrameType::Write => store = self.write(&frame, store),
                 FrameType::Flush => {
                     let flush = Flush::decode(frame.body).unwrap();
                     assert_eq!((flush.channel, flush.cpu), (3, u32::MAX));
@@ -364,7 +368,10 @@ impl<'a> Session<'a> {
         store.opened.push((name, create));
     }
 
-    fn write(&mut self, frame: &Frame<'_>, store: &mut Store) {
+    fn write<'s>(&mut self, frame: &Frame<'_>, mut store: MutexGuard<'s, Store>) -> MutexGuard<'s, Store>
+    where
+        'a: 's,
+    {
         let write = Write::decode(frame.body).unwrap();
         assert_eq!(write.channel, 3);
         store.lost += u64::from(write.lost);
@@ -383,7 +390,7 @@ impl<'a> Session<'a> {
             bytes.extend_from_slice(write.messages);
             if more {
                 self.long = Some((id, cpu, bytes));
-                return;
+                return store;
             }
             messages.push(bytes);
         } else {
@@ -396,7 +403,12 @@ impl<'a> Session<'a> {
             let message = message.expect("lengths that add up").to_vec();
             hold |= self.manners.hold.is_some_and(|start| message.starts_with(start));
             if let Some((files, true)) = self.files() {
-                files.write(write.cpu as usize, &message, write.wait_ms != 0, &mut reply);
+                // Others may look at the store meanwhile.
+                drop(store);
+                self.shared.changed.notify_all();
+                let ended = || self.shared.ended.load(Ordering::SeqCst);
+                files.write(write.cpu as usize, &message, write.wait_ms != 0, ended, &mut reply);
+                store = self.shared.store.lock().unwrap();
             } else if message.len() > geometry(self.manners.geometry).message_max() {
                 reply.too_big += 1;
             } else if message.len() > self.manners.dropped_over {
@@ -406,14 +418,15 @@ impl<'a> Session<'a> {
                 store.messages.push((write.cpu, message));
             }
         }
-        if frame.flags & WRITE_REPLY == 0 {
-            return;
+        if frame.flags & WRITE_REPLY == 0 || self.shared.ended.load(Ordering::SeqCst) {
+            return store;
         }
         if hold {
             store.held.push((self.peer.clone(), frame.id, reply));
         } else {
             self.peer.send(&reply.frame(0, frame.id));
         }
+        store
     }
 }
 

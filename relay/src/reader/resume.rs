@@ -57,39 +57,56 @@ impl Reader {
     /// be done: see [`Reader::is_half_reset`].
     pub fn resume(buffer: Buffer) -> Result<Reader, Unsound> {
         let mut reader = Reader::new(buffer);
-        let (state, begun) = reader.state_and_begun();
-        let behind = reader.check_positions(state, begun)?;
-        let widths = *reader.buffer.widths();
-        let n_subbufs = reader.buffer.geometry().n_subbufs() as i64;
-        let block = reader.buffer.block();
+        if let Some(read_bytes) = reader.check()? {
+            reader.buffer.block().read_bytes.store(read_bytes, Ordering::Relaxed);
+        }
+        Ok(reader)
+    }
+
+    /// The same for who looks, without asking the daemon if there is one, and changes nothing: only for snapshots and the
+    /// like. A buffer that is not sound is read as well as it can be.
+    pub fn look(buffer: Buffer) -> (Reader, Option<Unsound>) {
+        let mut reader = Reader::new(buffer);
+        let unsound = reader.check().err();
+        (reader, unsound)
+    }
+
+    /// Checks all that the reader goes by, and finds out what it did not know. Returns what the counter of read bytes has to
+    /// be set to, if to anything.
+    fn check(&mut self) -> Result<Option<u64>, Unsound> {
+        self.look_back();
+        let (state, begun) = self.state_and_begun();
+        let behind = self.check_positions(state, begun)?;
+        let widths = *self.buffer.widths();
+        let n_subbufs = self.buffer.geometry().n_subbufs() as i64;
+        let block = self.buffer.block();
         // Relaxed: counters, and only who reads writes these.
         let get = |counter: &crate::sync::AtomicU64| counter.load(Ordering::Relaxed);
         let lost = get(&block.overwritten_bytes).wrapping_add(get(&block.discarded_bytes));
         let counted = get(&block.read_bytes).wrapping_add(lost);
-        let size = reader.size();
+        let size = self.size();
         // Of a sub-buffer that is overwritten, or not begun yet, there is no record; one of a lap ago may be gone where a
         // buffer was ended while blocked.
-        let overwrite = reader.buffer.geometry().mode() == Mode::Overwrite;
-        if behind < 0 || behind > n_subbufs || overwrite && reader.lapped() {
+        let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
+        if behind < 0 || behind > n_subbufs || overwrite && self.lapped() {
             if counted > size {
                 return Err(Unsound::Counters { counted, size });
             }
-            reader.stream = counted;
-            return Ok(reader);
+            self.stream = counted;
+            return Ok(None);
         }
         if !overwrite {
-            reader.check_records(state, behind)?;
-            let readable = reader.readable_at(reader.cursor, state);
-            let offset = widths.offset(reader.cursor);
+            self.check_records(state, behind)?;
+            let readable = self.readable_at(self.cursor, state);
+            let offset = widths.offset(self.cursor);
             if offset > readable.len {
                 return Err(Unsound::ReadBeyond { offset, len: readable.len });
             }
         }
-        if reader.stream > size || lost > reader.stream {
+        if self.stream > size || lost > self.stream {
             return Err(Unsound::Counters { counted: lost, size });
         }
-        block.read_bytes.store(reader.stream - lost, Ordering::Relaxed);
-        Ok(reader)
+        Ok(Some(self.stream - lost))
     }
 
     /// Whether the last reader died between the steps of a [`reset`](Reader::reset), which is then to be done again before
@@ -142,18 +159,11 @@ impl Reader {
     /// Numbers and stream positions of what is unread follow one another. Nobody changes them while it is unread.
     fn check_records(&self, state: Position, behind: i64) -> Result<(), Unsound> {
         let buffer = &self.buffer;
-        let size = buffer.geometry().subbuf_size() as u64;
         let mut position = self.cursor;
         for _ in 0..behind {
             let next = buffer.widths().next(position);
-            let (record, following) = (buffer.record(position), buffer.record(next));
-            // Relaxed: `state`, loaded before with Acquire, is behind them.
-            let get = |word: &crate::sync::AtomicU64| word.load(Ordering::Relaxed);
-            let number = get(&record.number);
-            let len = size.checked_sub(get(&record.padding));
-            let end = len.and_then(|len| get(&record.begin).checked_add(len));
-            if end != Some(get(&following.begin)) || number.checked_add(1) != Some(get(&following.number)) {
-                return Err(Unsound::Record(number));
+            if !self.goes_on(position, next) {
+                return Err(Unsound::Record(buffer.record(position).number.load(Ordering::Relaxed)));
             }
             position = next;
         }

@@ -3,6 +3,7 @@
 use super::Reader;
 use crate::geometry::Mode;
 use crate::position::Position;
+use crate::sync::Ordering;
 
 /// Tries at getting anything at all of a ring that the writer goes round faster than it can be copied.
 const TRIES_MAX: u32 = 16;
@@ -63,6 +64,50 @@ impl Reader {
                 }
             }
         }
+    }
+
+    /// Unread bytes that the writer has overwritten, which no read has found out yet.
+    pub fn overwritten_unread(&self) -> u64 {
+        if self.buffer.geometry().mode() == Mode::NoOverwrite || !self.lapped() {
+            return 0;
+        }
+        let begin = self.buffer.record(self.oldest_whole()).begin.load(Ordering::Relaxed);
+        begin.saturating_sub(self.stream)
+    }
+
+    /// Finds, for a reader that begins with a buffer that was in use, how far back the last reset was, if it is not
+    /// overwritten. Where one was, the records do not go on: it passes over slots, and leaves behind a sub-buffer that was not
+    /// finished, and whose number the next one takes over. (With next to nothing written since the creation or the last resets, an
+    /// old record may seem to go on after all. Then some of what was reset shows again, and nothing is missing.)
+    pub(super) fn look_back(&mut self) {
+        if self.buffer.geometry().mode() == Mode::NoOverwrite {
+            return; // there is nothing before the cursor
+        }
+        let widths = self.buffer.widths();
+        let (mut at, state) = (self.oldest_whole(), self.state());
+        let mut floor = at;
+        for _ in 0..self.buffer.geometry().n_subbufs() {
+            if !widths.before(at, state) {
+                break;
+            }
+            let next = widths.next(at);
+            if !self.goes_on(at, next) {
+                floor = next;
+            }
+            at = next;
+        }
+        // Half a reset is one.
+        self.floor = if widths.before(state, self.cursor) { widths.at(self.cursor, 0) } else { floor };
+    }
+
+    /// Whether the records of two sub-buffers say that the second followed the first, which is finished.
+    pub(super) fn goes_on(&self, first: Position, second: Position) -> bool {
+        let (first, second) = (self.buffer.record(first), self.buffer.record(second));
+        // Relaxed: `state` or `begun`, loaded before with Acquire, are behind them.
+        let get = |word: &crate::sync::AtomicU64| word.load(Ordering::Relaxed);
+        let len = (self.buffer.geometry().subbuf_size() as u64).checked_sub(get(&first.padding));
+        let end = len.and_then(|len| get(&first.begin).checked_add(len));
+        end == Some(get(&second.begin)) && get(&first.number).checked_add(1) == Some(get(&second.number))
     }
 
     /// Copies from `at` up to `end`, without padding. What turns out to have been overwritten is left out, and all before.

@@ -1,8 +1,10 @@
 //! From one daemon to the next: the channels a daemon takes over, what it leaves, and the state file in between.
 
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fs, io};
 
 use crossbeam_channel::bounded;
 use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
@@ -42,6 +44,7 @@ impl Registry {
             writers::close_all(&self.writers, &left, CLOSE_MAX);
             let mut channels = self.lock();
             channels.remove(&left);
+            channels.gone.add(&left.total());
             // Named no more before its files go.
             self.save(&channels).map_err(|source| OpenError::Allocate {
                 name: name.clone(),
@@ -54,8 +57,12 @@ impl Registry {
         self.open(name, spec, Create::Permanent).map(drop)
     }
 
-    /// The channels are what they are to be: those that only a daemon before this one had a reason to keep go, and the state
-    /// file is this daemon's.
+    /// The state file is this daemon's from now on.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        self.save(&self.lock())
+    }
+
+    /// The channels are what they are to be: those that only a daemon before this one had a reason to keep go.
     pub(crate) fn settle(self: &Arc<Self>) -> io::Result<()> {
         self.look_for_heirs();
         for channel in self.all() {
@@ -110,6 +117,7 @@ impl Registry {
                 log::warn!("{error}");
             }
         }
+        kill_point!("end-closed");
     }
 
     /// Waits until nobody is reading, and lets nobody read any more: what is kept says exactly what was read.
@@ -160,7 +168,8 @@ impl Registry {
             ..self.state.clone()
         };
         let (new, path) = (self.state_dir.join(format!("{STATE_FILE}.new")), self.state_dir.join(STATE_FILE));
-        fs::write(&new, state.to_text())?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(state.to_text().as_bytes())?;
         kill_point!("save-written");
         fs::rename(new, path)
     }

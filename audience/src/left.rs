@@ -1,0 +1,305 @@
+//! `--state`: what a daemon that is gone has left in its state directory: the black box after the crash. No daemon is asked,
+//! nothing is consumed, and nothing is changed.
+//!
+//! The same as a snapshot: what is unread, or in overwrite mode all that is still whole. Producers may be writing all the while,
+//! as they do when their daemon has died. None of the files is believed: what they say is checked, what is wrong with them is
+//! told, and the rest is read.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
+use relay::abi::{ControlHeader, FLAG_GLOBAL, FLAG_OVERWRITE, data_len};
+use relay::buffer::Buffer;
+use relay::reader::Reader;
+use relay::shm::{Mapping, outlive_truncation};
+use relay::state_file::{ChannelEntry, STATE_FILE, STATE_FILE_MAX, StateFile};
+use relay::{Geometry, GeometrySpec, Mode};
+
+use crate::failure::Failure;
+use crate::losses::{Losses, Tally};
+use crate::options::What;
+use crate::output::{Output, say};
+
+/// The file that a daemon at work holds locked.
+const LOCK: &str = "lock";
+/// What the name of a channel's control file ends with, behind its number.
+const CONTROL_SUFFIX: &str = ".control";
+/// Tries at getting a buffer before somebody reads it.
+const TRIES_MAX: u32 = 16;
+
+/// Prints what the directory holds of a channel.
+pub(crate) fn run(dir: &Path, what: &What) -> Result<(), Failure> {
+    outlive_truncation().map_err(|error| Failure::system("handle a signal", error))?;
+    let found = Found::in_dir(dir)?;
+    if let Some(pid) = daemon_at_work(&dir.join(LOCK)) {
+        say(format_args!(
+            "relayfsd (process {pid}) is at work on {}: what is read here may change meanwhile, which 'audience --snapshot' \
+             would not let it",
+            dir.display()
+        ));
+    }
+    let (id, entry) = found.pick(what)?;
+    let mut complaints = found.complaint.iter().cloned().collect::<Vec<_>>();
+    complaints.iter().for_each(say);
+    let n_told = complaints.len();
+    let channel = LeftChannel::open(dir, id, entry, &mut complaints).map_err(Failure::Left)?;
+    complaints[n_told..].iter().for_each(say);
+    let is_damaged = channel.print(what)? || complaints.len() > n_told;
+    if is_damaged { Err(Failure::Damaged(dir.to_owned())) } else { Ok(()) }
+}
+
+/// Which channels a state directory holds.
+struct Found<'d> {
+    dir: &'d Path,
+    /// By the file that names them.
+    named: Vec<ChannelEntry>,
+    /// Numbers of those that it does not name.
+    nameless: Vec<u32>,
+    /// What is wrong with that file.
+    complaint: Option<String>,
+}
+
+impl Found<'_> {
+    fn in_dir(dir: &Path) -> Result<Found<'_>, Failure> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(dir).map_err(|error| Failure::open(dir, error))? {
+            let name = entry.map_err(|error| Failure::read(dir, error))?.file_name();
+            ids.extend(name.to_str().and_then(id_of));
+        }
+        ids.sort_unstable();
+        let (named, complaint) = match read_state(&dir.join(STATE_FILE)) {
+            Ok(Some(state)) => (state.channels, None),
+            Ok(None) if ids.is_empty() => return Err(Failure::NoState(dir.to_owned())),
+            Ok(None) => (Vec::new(), Some(format!("there is no file '{STATE_FILE}' in {}", dir.display()))),
+            Err(why) => (Vec::new(), Some(why)),
+        };
+        ids.retain(|id| !named.iter().any(|channel| channel.id == *id));
+        let complaint = complaint.map(|why| format!("{why}; channels go by their numbers"));
+        Ok(Found { dir, named, nameless: ids, complaint })
+    }
+
+    /// The number of the channel that is meant, and what the file says of it. One without a name goes by its number.
+    fn pick(&self, what: &What) -> Result<(u32, Option<&ChannelEntry>), Failure> {
+        if let Some(entry) = self.named.iter().find(|entry| entry.name == what.channel) {
+            return Ok((entry.id, Some(entry)));
+        }
+        let number = self.nameless.iter().find(|id| id.to_string() == what.channel.as_str());
+        number.map(|id| (*id, None)).ok_or_else(|| {
+            let names = self.named.iter().map(|channel| channel.name.to_string());
+            let mut known: Vec<String> = names.collect();
+            known.sort_unstable();
+            known.extend(self.nameless.iter().map(u32::to_string));
+            Failure::NoChannel { channel: what.channel.clone(), mount: self.dir.to_owned(), known }
+        })
+    }
+}
+
+/// The number in the name of a control file.
+fn id_of(name: &str) -> Option<u32> {
+    let number = name.strip_suffix(CONTROL_SUFFIX)?;
+    number.parse().ok().filter(|id: &u32| id.to_string() == number)
+}
+
+/// What the file that names the channels says, if there is one.
+fn read_state(path: &Path) -> Result<Option<StateFile>, String> {
+    let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
+    let file = match open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        result => result.map_err(|error| said(&error))?,
+    };
+    let mut text = String::new();
+    file.take(STATE_FILE_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| said(&error))?;
+    StateFile::parse(&text).map(Some).map_err(|error| said(&error))
+}
+
+/// Opens a regular file to read it, and nothing else that may have its name.
+fn open(path: &Path) -> std::io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no regular file"))
+    }
+}
+
+/// A channel's control file.
+struct LeftChannel<'d> {
+    dir: &'d Path,
+    id: u32,
+    control: Arc<Mapping>,
+    header: ControlHeader,
+    geometry: Geometry,
+    n_bufs: usize,
+}
+
+impl LeftChannel<'_> {
+    /// Opens it. If the header contradicts what was said of the channel, which is a complaint, it goes by the header.
+    fn open<'d>(
+        dir: &'d Path,
+        id: u32,
+        entry: Option<&ChannelEntry>,
+        complaints: &mut Vec<String>,
+    ) -> Result<LeftChannel<'d>, String> {
+        let path = dir.join(format!("{id}{CONTROL_SUFFIX}"));
+        let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
+        let file = open(&path).map_err(|error| said(&error))?;
+        let len = file.metadata().map_err(|error| said(&error))?.len();
+        if len < size_of::<ControlHeader>() as u64 {
+            return Err(said(&format_args!("it has {len} bytes")));
+        }
+        let control = Arc::new(Mapping::read_only(&file, len).map_err(|error| said(&error))?);
+        let header = control.header().ok_or_else(|| said(&"it has no header"))?;
+        let check = |geometry: Geometry, n_bufs: usize| {
+            header.check(&geometry, n_bufs, len).map(|()| (geometry, n_bufs))
+        };
+        let own = || check(geometry_of(&header)?, header.n_bufs as usize);
+        let (geometry, n_bufs) = match entry.map(|entry| check(entry.geometry, entry.n_bufs)) {
+            None => own().map_err(|error| said(&error))?,
+            Some(Ok(found)) => found,
+            Some(Err(why)) => {
+                let found = own().map_err(|_| said(&why))?;
+                let line =
+                    format!("{}: {why}, by '{STATE_FILE}'; it goes by what it says itself", path.display());
+                complaints.push(line);
+                found
+            }
+        };
+        Ok(LeftChannel { dir, id, control, header, geometry, n_bufs })
+    }
+
+    /// Prints the buffers one after the other, and then what was lost. Returns whether something is damaged, which has been
+    /// told.
+    fn print(&self, what: &What) -> Result<bool, Failure> {
+        let cpus = match what.cpu {
+            Some(cpu) if cpu >= self.n_bufs => {
+                let (channel, mount) = (what.channel.clone(), self.dir.to_owned());
+                return Err(Failure::NoCpu { channel, mount, cpu, has: (0..self.n_bufs).collect() });
+            }
+            Some(cpu) => cpu..cpu + 1,
+            None => 0..self.n_bufs,
+        };
+        let mut output = Output::new()?;
+        let mut losses = BTreeMap::new();
+        let mut is_damaged = false;
+        let mut complain = |why: String| {
+            say(why);
+            is_damaged = true;
+        };
+        for cpu in cpus {
+            let (path, buffer) = match self.buffer(cpu) {
+                Ok(buffer) => buffer,
+                Err(why) => {
+                    complain(why);
+                    continue;
+                }
+            };
+            let (reader, unsound) = Reader::look(buffer);
+            if let Some(unsound) = unsound {
+                complain(format!("{}: {unsound}; what there is may be wrong", path.display()));
+            }
+            match copy(reader) {
+                Ok((reader, bytes)) => {
+                    output.write(&bytes)?;
+                    losses.insert(cpu, Losses::of(&reader));
+                }
+                Err(why) => complain(format!("{}: {why}", path.display())),
+            }
+        }
+        Tally::of_all(losses).tell(None);
+        Ok(is_damaged)
+    }
+
+    /// A buffer, mapped to be looked at only, and the path of its ring.
+    fn buffer(&self, cpu: usize) -> Result<(PathBuf, Buffer), String> {
+        let path = self.dir.join(format!("{}.data{cpu}", self.id));
+        let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
+        let file = open(&path).map_err(|error| said(&error))?;
+        let (len, needed) = (file.metadata().map_err(|error| said(&error))?.len(), data_len(&self.geometry));
+        if len < needed {
+            return Err(said(&format_args!("it has {len} bytes instead of {needed}")));
+        }
+        let data = Arc::new(Mapping::read_only(&file, needed).map_err(|error| said(&error))?);
+        let buffer = Buffer::new(self.control.clone(), data, self.geometry, &self.header, cpu);
+        let buffer = buffer.ok_or_else(|| said(&"its part of the control file is missing"))?;
+        Ok((path, buffer))
+    }
+}
+
+/// The shape that a header claims.
+fn geometry_of(header: &ControlHeader) -> Result<Geometry, &'static str> {
+    let is = |flag| header.flags & flag != 0;
+    let spec = GeometrySpec {
+        subbuf_size: Some(header.subbuf_size.into()),
+        n_subbufs: Some(header.n_subbufs.into()),
+        header: Some(header.header.into()),
+        mode: Some(if is(FLAG_OVERWRITE) { Mode::Overwrite } else { Mode::NoOverwrite }),
+        global: Some(is(FLAG_GLOBAL)),
+    };
+    spec.build().map_err(|_| "its header makes no sense")
+}
+
+/// What a buffer holds, and the reader whose place it begins at. A daemon that is at work may be reading, and what it has read
+/// is overwritten then: so it is copied again.
+fn copy(mut reader: Reader) -> Result<(Reader, Vec<u8>), &'static str> {
+    let mut bytes = Vec::new();
+    for _ in 0..TRIES_MAX {
+        let extent = reader.snapshot_extent();
+        bytes.clear();
+        bytes.try_reserve_exact(extent.max()).map_err(|_| "there is no memory for a copy of it")?;
+        reader.snapshot(extent, &mut bytes);
+        let (later, _) = Reader::look(reader.buffer().clone());
+        let was_read = later.position() != reader.position();
+        if !was_read || reader.buffer().geometry().mode() == Mode::Overwrite {
+            break;
+        }
+        reader = later;
+    }
+    Ok((reader, bytes))
+}
+
+/// The process that has the file locked, if there is one that we may see. Not by locking it, if only for a moment: a
+/// daemon that starts would give up.
+fn daemon_at_work(lock: &Path) -> Option<u32> {
+    let found = fs::symlink_metadata(lock).ok()?;
+    let id = format!("{:02x}:{:02x}:{}", major(found.dev()), minor(found.dev()), found.ino());
+    holder(&fs::read_to_string("/proc/locks").ok()?, &id)
+}
+
+/// From `12: FLOCK  ADVISORY  WRITE 4711 00:1a:1234 0 EOF`, one a line.
+fn holder(locks: &str, id: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", pid, file, ..] = words.as_slice() else { return None };
+        (*file == id).then(|| pid.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_files_are_known_by_their_names() {
+        assert_eq!(id_of("7.control"), Some(7));
+        for name in
+            ["7.data0", "07.control", "+7.control", ".control", "x.control", "4294967296.control", "7"]
+        {
+            assert_eq!(id_of(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn holders_of_locks_are_found() {
+        let locks = "1: POSIX  ADVISORY  WRITE 8 00:1a:77 0 EOF\n2: FLOCK  ADVISORY  READ 9 00:1a:77 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 10 00:1a:77 0 EOF\n4: FLOCK  ADVISORY  WRITE 4711 00:1a:77 0 EOF\n";
+        assert_eq!(holder(locks, "00:1a:77"), Some(4711));
+        assert_eq!(holder(locks, "00:1a:7"), None);
+    }
+}

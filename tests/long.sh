@@ -1,0 +1,39 @@
+#!/bin/sh
+# The long forms of the tests that have one: an hour or more in all, so by hand, on a machine with nothing else to do. As root.
+#
+#   sh tests/long.sh          everything
+#   sh tests/long.sh PART     one of: crashes stress soak scribble fuzz mutations sanitize
+set -eu
+cd "$(dirname "$0")/.."
+. tests/need.sh
+need_rust
+install_missing
+
+run() {
+    printf '\n== %s\n' "$*"
+    env "$@" || fail "failed: $*"
+}
+test_for_long() {
+    run "$1" cargo test --release --locked --quiet --package relayfs-tests --test "$2" -- --nocapture --test-threads=1
+}
+
+# 200 daemons killed, and 200 restarted with --keep, while four processes write and two read.
+crashes() { test_for_long RELAYFS_CRASHES=200 crashes; }
+# Well over a thousand producers killed, under signals and migrations.
+stress() { test_for_long RELAYFS_STRESS_SECONDS=120 stress; }
+# Ten minutes at full load: memory, descriptors and threads.
+soak() { test_for_long RELAYFS_SOAK_SECONDS=600 soak; }
+# A minute of random writes all over a channel's files.
+scribble() { test_for_long RELAYFS_SCRIBBLE_SECONDS=60 scribbled; }
+# Ten million executions of each target.
+fuzz() { run RUNS=10000000 sh tests/fuzz.sh; }
+# Each ordering and rule of the buffer weakened; AddressSanitizer and valgrind.
+mutations() { run sh tests/mutations.sh; }
+sanitize() { run sh tests/sanitize.sh; }
+
+for part in ${1:-crashes stress soak scribble fuzz mutations sanitize}; do
+    case $part in
+    crashes | stress | soak | scribble | fuzz | mutations | sanitize) "$part" ;;
+    *) fail "there is no part '$part'" ;;
+    esac
+done

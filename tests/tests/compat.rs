@@ -1,0 +1,137 @@
+//! What earlier releases wrote and spoke is still understood. `tests/compat` keeps, for every version of the layout, a state
+//! directory whose daemon was killed, and for every version of the protocol a recorded session. They are never edited.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use nix::poll::PollFlags;
+use nix::sys::signal::Signal;
+use relay::client::{Socket, find};
+use relay::frame::FRAME_MAX;
+use relayfs_tests::{DEADLINE, Mount, exit_code, program, stdout_of, text, workspace};
+
+fn recorded(name: &str) -> PathBuf {
+    workspace().join("tests/compat").join(name)
+}
+
+/// A copy of a recorded state directory, with the permissions that it had.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    fs::set_permissions(to, fs::Permissions::from_mode(0o700)).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (path, name) = (entry.as_ref().unwrap().path(), entry.unwrap().file_name());
+        fs::copy(&path, to.join(&name)).unwrap();
+        fs::set_permissions(to.join(&name), fs::Permissions::from_mode(0o600)).unwrap();
+    }
+}
+
+/// What the channels of layout 1 have unread: `cpu0` and `cpu1` two messages each; of nine in `plain` two and two bytes were read, and the
+/// ninth was dropped; of nine in the ring of `app/ring` the oldest are overwritten, and eight bytes were read; `app/held` its producer had opened.
+fn plain() -> String {
+    (3..9).map(|n| format!("plain message number {n}\n")).collect::<String>().split_off(2)
+}
+
+fn ring() -> String {
+    (6..10).map(|n| format!("\0\0\0\0\0\0\0\0message {n} for the ring of the app\n")).collect()
+}
+
+#[test]
+fn a_state_directory_of_layout_1_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    copy(&recorded("layout-1"), &state);
+    let args = [
+        "--state-dir",
+        state.to_str().unwrap(),
+        "--subbuf-size=64",
+        "--n-subbufs=4",
+        "--channel=plain:global",
+        "--channel=app/ring:global:overwrite:header=8",
+    ];
+    let mut mount = Mount::new(&args);
+    let gone = fs::read_to_string(mount.path(".relay/stats")).unwrap();
+    assert!(gone.contains("gone.written 1\n"), "{gone}");
+    assert_eq!(text(&mount.read("plain0")), plain());
+    assert_eq!(text(&mount.read("app/ring0")), ring()[8..]);
+    assert_eq!(text(&mount.read("app/held0")), "held while unread\n");
+    let stats = mount.stats("plain");
+    assert_eq!(
+        (stats["total.dropped"], stats["total.bytes"], stats["total.read_bytes"]),
+        (1, 8 * 23, 8 * 23)
+    );
+    let n_cpus = (0..).take_while(|cpu| mount.path(&format!("cpu{cpu}")).exists()).count();
+    if n_cpus == 2 {
+        for cpu in 0..2 {
+            let expected = format!("one of cpu {cpu}\ntwo of cpu {cpu}\n");
+            assert_eq!(text(&mount.read(&format!("cpu{cpu}"))), expected);
+        }
+    } else {
+        assert!(state.join("refused-1/1.control").exists(), "that of a machine with two CPUs");
+    }
+    assert_eq!(mount.send_to("plain", 0, &[b"new"]).written, 1);
+    assert_eq!(text(&mount.read("plain0")), "new");
+    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+}
+
+#[test]
+fn a_state_directory_of_layout_1_can_be_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("state");
+    copy(&recorded("layout-1"), &state);
+    let look = |channel: &str| {
+        let mut command = Command::new(program("audience"));
+        text(&stdout_of(command.arg("--state").arg(&state).args(["--channel", channel])))
+    };
+    assert_eq!(look("plain"), plain());
+    assert_eq!(look("app/ring"), ring());
+    assert_eq!(look("app/held"), "held while unread\n");
+    assert_eq!(look("cpu"), "one of cpu 0\ntwo of cpu 0\none of cpu 1\ntwo of cpu 1\n");
+}
+
+/// A producer and reader of version 1 of the protocol is answered as it was.
+#[test]
+fn protocol_1_is_spoken() {
+    let mount = Mount::new(&["--subbuf-size=64", "--n-subbufs=4", "--channel=plain:global"]);
+    let peer = Socket::connect(&find(mount.point()).unwrap(), DEADLINE).unwrap();
+    let session = fs::read_to_string(recorded("protocol-1.txt")).unwrap();
+    let mut answers = 0;
+    for (line, number) in session.lines().zip(1..) {
+        if let Some(sent) = line.strip_prefix("> ") {
+            let packet: Vec<u8> = pattern(sent).0.into_iter().map(|byte| byte.expect("a byte")).collect();
+            peer.send(&packet).unwrap();
+        } else if let Some(expected) = line.strip_prefix("< ") {
+            let (expected, n_fds) = expected.split_once('+').unwrap_or((expected, "0 descriptors"));
+            let (bytes, fds) = receive(&peer);
+            let (pattern, open_end) = pattern(expected);
+            let fits = (bytes.len() == pattern.len() || open_end && bytes.len() > pattern.len())
+                && pattern.iter().zip(&bytes).all(|(expected, byte)| expected.is_none_or(|e| e == *byte));
+            assert!(fits, "line {number}: {expected}\n came: {bytes:02x?}, {}", text(&bytes));
+            assert_eq!(format!("{} descriptors", fds.len()), n_fds.trim(), "line {number}");
+            answers += 1;
+        }
+    }
+    assert_eq!(answers, 17, "not the whole session was played");
+}
+
+/// The bytes of a line; whether more may follow.
+fn pattern(line: &str) -> (Vec<Option<u8>>, bool) {
+    let open_end = line.contains('*');
+    let digits: Vec<char> = line.chars().filter(|c| !c.is_whitespace() && *c != '*').collect();
+    let byte = |pair: &[char]| match pair {
+        ['.', '.'] => None,
+        _ => Some(u8::from_str_radix(&pair.iter().collect::<String>(), 16).expect("hexadecimal")),
+    };
+    (digits.chunks(2).map(byte).collect(), open_end)
+}
+
+fn receive(peer: &Socket) -> (Vec<u8>, Vec<OwnedFd>) {
+    assert!(peer.wait(PollFlags::POLLIN, Some(Instant::now() + DEADLINE)), "an answer in time");
+    let mut bytes = vec![0; FRAME_MAX];
+    let (len, fds) = peer.receive_with_descriptors(&mut bytes).expect("a packet");
+    bytes.truncate(len);
+    (bytes, fds)
+}
