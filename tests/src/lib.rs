@@ -4,6 +4,7 @@ pub mod background;
 pub mod buffer;
 pub mod c;
 pub mod direct;
+pub mod honest;
 pub mod known;
 pub mod lines;
 pub mod lttng;

@@ -18,6 +18,7 @@ const CONFINED: &[(&str, &[&str])] = &[
             "relayfsd/src/daemonize.rs",
             "tests/examples/test-plugin.rs",
             "tests/src/bin/test-fork.rs",
+            "tests/src/bin/test-stranger.rs",
             "tests/src/bin/test-stress-writer.rs",
             "tests/src/bin/test-unload.rs",
             "tests/src/progress.rs",
