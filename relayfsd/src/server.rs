@@ -262,19 +262,27 @@ impl Loop {
     }
 
     fn accept(&mut self) {
+        // It may be that there was none to be had when it was given up.
+        self.spare = self.spare.take().or_else(|| spare(&self.control));
         for _ in 0..ACCEPTS_PER_TURN {
             match self.listener.accept() {
                 Ok((socket, _)) => self.admit(socket.into()),
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     // It hung up again while it waited.
                     Some(Errno::ECONNABORTED) => {}
+                    // Told before it is looked whether there is anybody.
                     Some(Errno::EMFILE | Errno::ENFILE) if self.spare.take().is_some() => {
-                        if let Ok((socket, _)) = self.listener.accept() {
+                        let accepted = self.listener.accept();
+                        self.accepting = accepted.is_ok();
+                        if let Ok((socket, _)) = accepted {
                             let text = "the daemon has no file descriptors left: raise its limit (ulimit -n)";
                             turn_away(&Peer::new(socket.into(), self.next_token), Errno::EMFILE, text.into());
                             self.next_token += 1;
                         }
                         self.spare = spare(&self.control);
+                        if !self.accepting {
+                            return;
+                        }
                     }
                     // Nobody is there, or nothing can be done now: the next who connects, or who goes, is an
                     // occasion to try again.

@@ -137,7 +137,8 @@ mod tests {
         drop(of_a);
         assert_eq!(take(&shares, C).len(), 5);
         drop(of_b);
-        assert_eq!((shares.lock().used, shares.lock().by_uid.len()), (0, 0));
+        let table = shares.lock();
+        assert_eq!((table.used, table.by_uid.len()), (0, 0));
     }
 
     #[test]

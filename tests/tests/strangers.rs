@@ -14,7 +14,14 @@ use relayfs_tests::{Mount, exit_code, private_shell, program, run, text, tool};
 fn answer(uid: u32, dir: &Path, line: &str) -> String {
     let output = run(by_user(uid, uid, "/bin/sh").args(["-c", line]).current_dir(dir));
     let (said, code) = (text(&output.stderr), exit_code(output.status));
-    let last = said.lines().last().unwrap_or_default().rsplit(": ").next().unwrap_or_default().to_owned();
+    let last = said
+        .lines()
+        .rfind(|line| !line.is_empty())
+        .unwrap_or_default()
+        .rsplit(": ")
+        .next()
+        .unwrap_or_default()
+        .to_owned();
     if code == 0 { format!("done {}", text(&output.stdout)) } else { last }
 }
 
@@ -75,8 +82,6 @@ fn what_a_stranger_is_answered() {
     ] {
         for uid in [USER, NOBODY] {
             let answered = answer(uid, mount.point(), &attempt);
-            // dash says it in its own words.
-            let answered = answered.replace("No such process", "Operation not permitted");
             assert_eq!(answered, expected, "{attempt}");
         }
     }
@@ -229,7 +234,7 @@ fn planted_names() {
         "/dev/shm/mine belongs to user 1000, not to the user who runs relayfsd",
         "1.data0: Too many levels of symbolic links",
         "1.data0: others could have written it",
-        "1.data0: it belongs to user 1000",
+        "1.data0: Permission denied",
         "1.data0: others could have written it",
         "precious",
     ];
