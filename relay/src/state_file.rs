@@ -23,8 +23,8 @@ use crate::{ChannelName, Geometry, GeometrySpec, Mode};
 
 /// Name of the file in the state directory.
 pub const STATE_FILE: &str = "state";
-/// Longest file of this kind, in bytes; as many channels as a daemon can have need far less.
-pub const STATE_FILE_MAX: usize = 8 << 20;
+/// Longest file of this kind, in bytes: a line of 1 KiB at most for each of as many channels as a daemon may have.
+pub const STATE_FILE_MAX: usize = 64 << 20;
 
 /// First line: what it is, and the version of this form.
 const MAGIC: &str = "relayfs-state 1";

@@ -73,6 +73,7 @@ pub(crate) fn take_over(
             name: entry.name.clone(),
             geometry: entry.geometry,
             permanent: false, // that is for this daemon's command line to say
+            maker: None,
         };
         let expected = if entry.geometry.global() { 1 } else { n_cpus };
         let adopted = if entry.n_bufs == expected {

@@ -25,6 +25,7 @@ pub(crate) struct Channel {
     name: ChannelName,
     geometry: Geometry,
     permanent: AtomicBool,
+    maker: Option<u32>,
     buffers: Vec<ChannelBuffer>,
     /// Bytes of its files.
     memory: u64,
@@ -51,6 +52,8 @@ pub(crate) struct Named {
     pub(crate) geometry: Geometry,
     /// See [`Channel::permanent`].
     pub(crate) permanent: bool,
+    /// See [`Channel::maker`].
+    pub(crate) maker: Option<u32>,
 }
 
 struct ChannelBuffer {
@@ -154,12 +157,13 @@ impl Channel {
     }
 
     fn new(epoch: u32, named: Named, buffers: Vec<ChannelBuffer>, files: Files) -> Channel {
-        let Named { id, name, geometry, permanent } = named;
+        let Named { id, name, geometry, permanent, maker } = named;
         Channel {
             id,
             name,
             geometry,
             permanent: AtomicBool::new(permanent),
+            maker,
             memory: Channel::memory_needed(&geometry, buffers.len()),
             buffers,
             created: SystemTime::now(),
@@ -194,6 +198,11 @@ impl Channel {
     pub(crate) fn permanent(&self) -> bool {
         // Relaxed: it is set while the daemon starts.
         self.permanent.load(Ordering::Relaxed)
+    }
+
+    /// The user whose connection made it, if this daemon knows.
+    pub(crate) fn maker(&self) -> Option<u32> {
+        self.maker
     }
 
     /// From now on it lives as long as the daemon.
@@ -468,7 +477,7 @@ mod tests {
     fn a_ring_that_a_reader_was_faster_than_is_not_the_last() {
         let dir = tempfile::tempdir().unwrap();
         let geometry = GeometrySpec::default().build().unwrap();
-        let named = Named { id: 1, name: "cpu".parse().unwrap(), geometry, permanent: true };
+        let named = Named { id: 1, name: "cpu".parse().unwrap(), geometry, permanent: true, maker: None };
         let channel = Channel::create(dir.path(), 1, named, 1).unwrap();
         let woken = Arc::new(AtomicUsize::new(0));
         let wake = Arc::clone(&woken);

@@ -14,12 +14,19 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, CommandFactory, Parser};
 use relay::duration::parse_duration;
 use relay::size::parse_size;
+use relay::state_file::STATE_FILE_MAX;
 
 use crate::mount_words::{Words, parse_mode};
 use crate::sharing::Shared;
 
 /// Most connections at once, where `--max-connections` does not say.
 const CONNECTIONS_MAX_DEFAULT: usize = 4096;
+
+/// Most channels at once, where `--max-channels` does not say.
+const CHANNELS_MAX_DEFAULT: usize = 4096;
+
+/// Most that it may say: the state file has a line of 1 KiB at most for each.
+const CHANNELS_MAX_MAX: usize = STATE_FILE_MAX / 1024;
 
 /// Shortest `--flush-interval`.
 const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -64,6 +71,10 @@ pub(crate) struct Cli {
     /// Memory for all channels together [default: a quarter of what the machine or its cgroup has]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_memory: Option<u64>,
+
+    /// Most channels at once
+    #[arg(long, value_name = "COUNT", default_value_t = CHANNELS_MAX_DEFAULT, value_parser = channels_max)]
+    pub(crate) max_channels: usize,
 
     /// Most producers connected at once
     #[arg(long, value_name = "COUNT", default_value_t = CONNECTIONS_MAX_DEFAULT)]
@@ -128,6 +139,13 @@ fn flush_interval(text: &str) -> Result<Duration, String> {
         return Err(format!("at least {FLUSH_INTERVAL_MIN:?}"));
     }
     Ok(interval)
+}
+
+fn channels_max(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if (1..=CHANNELS_MAX_MAX).contains(&count) => Ok(count),
+        _ => Err(format!("a number from 1 to {CHANNELS_MAX_MAX}")),
+    }
 }
 
 /// Reads a command line. What `-o` says is taken first, so the command line's own options win. `sloppy`: what is unknown

@@ -19,10 +19,12 @@ use relay::frame::{
 use relay::geometry::MESSAGE_MAX;
 
 use crate::assembly::{AssemblyError, Budget};
+use crate::creator::Creator;
 use crate::flow::Ring;
 use crate::peer::Peer;
 use crate::registry::Registry;
 use crate::requests::Requests;
+use crate::shares::Shares;
 use crate::sharing::Sharing;
 
 /// Lowest version of the protocol that is spoken here.
@@ -77,7 +79,7 @@ impl From<AssemblyError> for Refused {
         match error {
             AssemblyError::Frame(error) => error.into(),
             AssemblyError::TooLong(_) => Refused::request(Errno::EMSGSIZE, error),
-            AssemblyError::NoMemory => Refused::request(Errno::ENOBUFS, error),
+            AssemblyError::NoMemory | AssemblyError::GivenUp => Refused::request(Errno::ENOBUFS, error),
         }
     }
 }
@@ -85,7 +87,10 @@ impl From<AssemblyError> for Refused {
 /// What all connections have in common.
 pub(crate) struct Common {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) creator: Creator,
     pub(crate) budget: Arc<Budget>,
+    /// Channels that connections hold.
+    pub(crate) holds: Arc<Shares>,
     pub(crate) ring: Ring,
     pub(crate) sharing: Sharing,
     pub(crate) epoll: Epoll,
@@ -124,6 +129,17 @@ impl Connection {
     /// The peer has gone: what it sent is still written, but waits for room no longer.
     pub(crate) fn cancel(&self) {
         self.requests.cancel();
+    }
+
+    /// Whether it has yet to say hello.
+    pub(crate) fn is_silent(&self) -> bool {
+        matches!(self.state, State::AwaitingHello)
+    }
+
+    /// The last thing that the peer is told.
+    pub(crate) fn dismiss(&self, errno: Errno, text: String) {
+        debug!("{}: dropped: {text}", self.peer);
+        self.peer.send(&Refusal { errno: errno as i32, text }.frame(0, 0));
     }
 
     /// Its bell was rung.

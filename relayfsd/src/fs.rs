@@ -22,7 +22,7 @@ use fuser::{
 
 use crate::backing::Backings;
 use crate::channel::{PollState, Wake};
-use crate::open_file::{OpenFile, OpenFiles, Source};
+use crate::open_file::{OpenFiles, Source};
 use crate::options::{Access, MountOptions};
 use crate::tree::{Class, Node, NodeStat, PerCpu, Tree};
 
@@ -52,7 +52,7 @@ impl Fs {
         Fs {
             tree,
             access,
-            files: OpenFiles::default(),
+            files: OpenFiles::new(),
             passthrough: false,
             backings: Backings::default(),
             alive: None,
@@ -190,16 +190,15 @@ impl Filesystem for Fs {
         reply.data(self.tree.socket().as_bytes());
     }
 
-    fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let readable = flags.acc_mode() != OpenAccMode::O_WRONLY;
-        let opened =
-            node(ino).and_then(|node| OpenFile::open(&self.tree, node, readable).map_err(Errno::from_i32));
-        let file = match opened {
-            Ok(file) => file,
+        let opened = node(ino).and_then(|node| {
+            self.files.open(&self.tree, node, readable, request.uid()).map_err(Errno::from_i32)
+        });
+        let (handle, source) = match opened {
+            Ok((number, source)) => (FileHandle(number), source),
             Err(errno) => return reply.error(errno),
         };
-        let source = file.source();
-        let handle = FileHandle(self.files.insert(file));
         let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
         match source {
             Source::Us => reply.opened(handle, direct),

@@ -16,6 +16,7 @@ use crate::channel::{PollState, Wake};
 use crate::consumed::consume;
 use crate::kill_point;
 use crate::registry::Held;
+use crate::shares::{Claim, Shares};
 use crate::snapshot::Snapshot;
 use crate::tree::{ControlFile, Node, PerCpu, Tree, consumed_text};
 use crate::writers::{Job, Unavailable, flush_all, reset_all};
@@ -27,6 +28,13 @@ const KEEP_READ_MAX: usize = 128 << 10;
 /// How much an open file keeps once it has passed over something, in bytes. Programs that look for the last lines
 /// (tail -n, tac) go to the end and then backwards from there, block by block.
 const KEEP_PASSED_MAX: usize = 1 << 20;
+
+/// How much all open files together keep, in bytes. Where there is no more, files keep less, and nothing else changes.
+const KEEP_ALL_MAX: usize = 64 << 20;
+/// What a file asks for at first, in bytes; then twice as much each time.
+const KEEP_FIRST: usize = 4096;
+/// Files that may be open at once.
+const OPEN_MAX: usize = 8192;
 
 /// Longest write(2) that is sure to come in one piece, in bytes. The kernel cuts longer ones after as many whole pages as a
 /// request can have, so an unaligned one up to a page earlier, and each piece would be a message of its own.
@@ -72,7 +80,6 @@ pub(crate) struct OpenBuffer {
 
 /// Where an open file has been since it last sought: a run of file offsets, and the end of what it found there, for a
 /// reader that seeks back.
-#[derive(Default)]
 struct Past {
     /// File offset at which the run begins.
     begin: u64,
@@ -81,6 +88,8 @@ struct Past {
     /// File offset of the first byte that is kept.
     kept_at: u64,
     kept: Vec<u8>,
+    /// The memory it may take for that.
+    room: Claim,
 }
 
 thread_local! {
@@ -92,8 +101,8 @@ thread_local! {
 pub(crate) type Written = Box<dyn FnOnce(Result<(), i32>) + Send>;
 
 impl OpenFile {
-    /// Opens a node; the kernel checked its mode. `readable`: not write-only.
-    pub(crate) fn open(tree: &Tree, node: Node, readable: bool) -> Result<OpenFile, i32> {
+    /// Opens a node; the kernel checked its mode. `readable`: not write-only. `room` is for what the file keeps.
+    fn open(tree: &Tree, node: Node, readable: bool, room: Claim) -> Result<OpenFile, i32> {
         let text = |text: String| Ok(OpenFile::Text(text.into_bytes()));
         match node {
             Node::Version => text(crate::tree::VERSION_TEXT.to_owned()),
@@ -102,7 +111,7 @@ impl OpenFile {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
                 let cpu = cpu as usize;
                 whole(&channel, Some(cpu))?;
-                Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::default() }))
+                Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::new(Past::new(room)) }))
             }
             Node::PerCpu { channel, dir, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
@@ -152,7 +161,7 @@ impl OpenFile {
     }
 
     /// Where the kernel is to get its bytes from.
-    pub(crate) fn source(&self) -> Source {
+    fn source(&self) -> Source {
         match self {
             OpenFile::Buffer(buffer) => Source::UsAndFile(buffer.channel.open_file(Some(buffer.cpu))),
             OpenFile::Positions { file, .. } => Source::UsAndFile(file.try_clone()),
@@ -174,7 +183,9 @@ impl OpenFile {
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count))),
             OpenFile::Positions { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
             OpenFile::Positions { file, .. } => {
-                let mut bytes = vec![0; count.min(POSITIONS_READ_MAX)];
+                // Asked for more than there is, it takes no memory for that.
+                let left = file.metadata().map_or(0, |status| status.len().saturating_sub(at));
+                let mut bytes = vec![0; count.min(POSITIONS_READ_MAX).min(left as usize)];
                 reply(match file.read_at(&mut bytes, at) {
                     Ok(n) => Ok(&bytes[..n]),
                     Err(error) => Err(errno_of(error)),
@@ -286,6 +297,10 @@ impl OpenBuffer {
 }
 
 impl Past {
+    fn new(room: Claim) -> Past {
+        Past { begin: 0, passed: false, kept_at: 0, kept: Vec::new(), room }
+    }
+
     /// File offset behind the run. A peer that writes the buffer's records can let offsets be any.
     fn end(&self) -> u64 {
         self.kept_at.saturating_add(self.kept.len() as u64)
@@ -324,10 +339,11 @@ impl Past {
             return;
         }
         if at != self.end() {
-            *self = Past { begin: at, ..Past::default() };
+            (self.begin, self.passed) = (at, false);
+            self.kept.clear();
         }
         self.passed |= passed;
-        let max = if self.passed { KEEP_PASSED_MAX } else { KEEP_READ_MAX };
+        let max = self.make_room(if self.passed { KEEP_PASSED_MAX } else { KEEP_READ_MAX }, bytes.len());
         let new = &bytes[bytes.len().saturating_sub(max)..];
         if new.len() < bytes.len() {
             self.kept.clear(); // it would not be next to what is kept of these
@@ -343,6 +359,20 @@ impl Past {
 /// That nobody has damaged a channel's control file, and the data file of `cpu`, or all.
 fn whole(channel: &Held, cpu: Option<usize>) -> Result<(), i32> {
     if channel.is_broken_or_cut(cpu) { Err(libc::EIO) } else { Ok(()) }
+}
+
+impl Past {
+    /// Makes room for more bytes, and returns how much is to be kept: `max`, or what there is memory for.
+    fn make_room(&mut self, max: usize, more: usize) -> usize {
+        let needed = (self.kept.len() + more).min(2 * max);
+        if needed <= self.room.len() {
+            return max;
+        }
+        let wanted = needed.next_power_of_two().max(KEEP_FIRST);
+        let granted = self.room.grow(wanted - self.room.len()).is_ok()
+            && self.kept.try_reserve_exact(wanted - self.kept.len()).is_ok();
+        if granted { max } else { self.kept.capacity() / 2 }
+    }
 }
 
 /// Up to `count` bytes from `at`.
@@ -364,6 +394,12 @@ fn write_message(channel: &Held, bytes: &[u8], written: Written) {
     if cpu >= channel.n_bufs() {
         return written(Err(libc::ENXIO));
     }
+    let mut copy = Vec::new();
+    if copy.try_reserve_exact(bytes.len()).is_err() {
+        channel.buffer(cpu).count_dropped_elsewhere(1);
+        return written(Err(libc::ENOMEM));
+    }
+    copy.extend_from_slice(bytes);
     let done = Box::new(move |placed: Result<Placed, Unavailable>| {
         written(match placed {
             Ok(Placed::Written) => Ok(()),
@@ -373,31 +409,56 @@ fn write_message(channel: &Held, bytes: &[u8], written: Written) {
             Err(unavailable) => Err(unavailable.errno()),
         });
     });
-    let job = Job::Message { channel: channel.clone(), cpu, bytes: bytes.to_vec(), done };
+    let job = Job::Message { channel: channel.clone(), cpu, bytes: copy, done };
     channel.writers().submit_now(job);
 }
 
 /// The open files by number.
-#[derive(Default)]
 pub(crate) struct OpenFiles {
-    files: RwLock<HashMap<u64, Arc<OpenFile>>>,
+    files: RwLock<HashMap<u64, (Arc<OpenFile>, Claim)>>,
     last: AtomicU64,
+    /// Files that may be open, and what they keep.
+    places: Arc<Shares>,
+    kept: Arc<Shares>,
 }
 
 impl OpenFiles {
-    pub(crate) fn insert(&self, file: OpenFile) -> u64 {
+    pub(crate) fn new() -> OpenFiles {
+        OpenFiles {
+            files: RwLock::default(),
+            last: AtomicU64::new(0),
+            places: Shares::new(OPEN_MAX),
+            kept: Shares::new(KEEP_ALL_MAX),
+        }
+    }
+
+    /// Opens a node for a user, see [`OpenFile::open`].
+    pub(crate) fn open(
+        &self,
+        tree: &Tree,
+        node: Node,
+        readable: bool,
+        uid: u32,
+    ) -> Result<(u64, Source), i32> {
+        let place = self.places.claim(uid, 1).map_err(|_| {
+            log::debug!("uid {uid} has as many files open as are left for others, of {OPEN_MAX}");
+            libc::ENFILE
+        })?;
+        let file = OpenFile::open(tree, node, readable, self.kept.begin(uid))?;
+        let source = file.source();
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        self.files.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::new(file));
-        number
+        let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
+        files.insert(number, (Arc::new(file), place));
+        Ok((number, source))
     }
 
     pub(crate) fn get(&self, number: u64) -> Option<Arc<OpenFile>> {
-        self.files.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+        self.files.read().unwrap_or_else(PoisonError::into_inner).get(&number).map(|(file, _)| file.clone())
     }
 
     pub(crate) fn remove(&self, number: u64) {
         let file = self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        if let Some(file) = file {
+        if let Some((file, _)) = file {
             file.release(number);
         }
     }
@@ -414,7 +475,7 @@ mod tests {
         for lens in
             [&[1][..], &[1000], &[10_000, 1 << 20], &[1 << 20, 1, 130_000], &[128 << 10, 5], &[300_000]]
         {
-            let (mut past, mut at) = (Past::default(), 0);
+            let (mut past, mut at) = (Past::new(Shares::new(1 << 20).begin(0)), 0);
             for len in lens.iter().cycle() {
                 let end = (at + len).min(stream.len());
                 past.add(at as u64, &stream[at..end], false);
@@ -435,7 +496,7 @@ mod tests {
     #[test]
     fn offsets_at_the_end_of_their_range_are_survived() {
         for at in [u64::MAX, u64::MAX - 3, u64::MAX - 10, 1 << 63] {
-            let mut past = Past::default();
+            let mut past = Past::new(Shares::new(1 << 20).begin(0));
             past.add(at, b"hello", false);
             past.add(past.end(), b"world", true);
             for near in (0..20).map(|back| u64::MAX - back) {
@@ -444,6 +505,22 @@ mod tests {
                 }
                 let _ = (past.has_dropped(near), past.begins_after(near));
             }
+        }
+    }
+
+    /// Where there is no memory, less is kept, or nothing, and what is kept is still what was there.
+    #[test]
+    fn without_room_less_is_kept() {
+        let stream: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
+        for (max, least) in [(0, 0), (4096, 2048), (100_000, 32 << 10)] {
+            let shares = Shares::new(max);
+            let mut past = Past::new(shares.begin(0));
+            for (i, bytes) in stream.chunks(3000).enumerate() {
+                past.add(i as u64 * 3000, bytes, false);
+                assert_eq!(past.kept, stream[past.kept_at as usize..past.end() as usize]);
+                assert!(past.kept.capacity() <= max, "{} of {max}", past.kept.capacity());
+            }
+            assert!(past.kept.len() >= least, "{} of {max}", past.kept.len());
         }
     }
 }

@@ -32,6 +32,8 @@ pub(crate) struct Options {
     pub(crate) flush_interval: Option<Duration>,
     /// Bytes that all channels may take together.
     pub(crate) memory_max: Option<u64>,
+    /// Most channels at once.
+    pub(crate) channels_max: usize,
     /// Most connections at once.
     pub(crate) connections_max: usize,
     /// The socket's path, if it was named.
@@ -144,6 +146,7 @@ impl Options {
             general,
             flush_interval: cli.flush_interval,
             memory_max: cli.max_memory,
+            channels_max: cli.max_channels,
             connections_max: cli.max_connections,
             socket: cli.socket.as_deref().map(absolute).transpose()?,
             socket_mode: cli.socket_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 }),
@@ -248,7 +251,7 @@ mod tests {
         let options = options("relayfsd /mnt/relay", true).unwrap();
         assert_eq!(options.mount_point, Path::new("/mnt/relay"));
         assert_eq!(geometries(&options), ["cpu:subbuf-size=256K:n-subbufs=4"]);
-        assert_eq!(options.connections_max, 4096);
+        assert_eq!((options.connections_max, options.channels_max), (4096, 4096));
         assert_eq!((options.socket_mode, options.socket_gid), (0o600, None));
         assert_eq!((options.mount.threads, options.mount.fsname.as_str()), (2, "relayfs"));
         assert!(!options.foreground && options.memory_max.is_none() && options.socket.is_none());

@@ -18,6 +18,14 @@ const SO_PASSRIGHTS: libc::c_int = 83;
 struct PassRights;
 nix::setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, sockopt::SetBool);
 
+/// Not in the `libc` crate yet, nor its first three words: what a socket has received, may receive, and has sent that was not
+/// taken yet, in bytes.
+const SO_MEMINFO: libc::c_int = 55;
+
+#[derive(Clone, Copy)]
+struct MemInfo;
+nix::getsockopt_impl!(MemInfo, libc::SOL_SOCKET, SO_MEMINFO, [u32; 3], sockopt::GetStruct<[u32; 3]>);
+
 /// Makes a listening socket, and those it will accept, refuse descriptors, of which this protocol takes none. Without
 /// that they would only be closed unseen when their packet is received, and closing can take arbitrarily long: a
 /// TCP socket with a linger time, a file of a server that hangs. Kernels before 6.16 cannot.
@@ -57,6 +65,11 @@ impl Peer {
         self.who.as_ref()
     }
 
+    /// The user it runs as. Who is not known is nobody we know.
+    pub(crate) fn uid(&self) -> u32 {
+        self.who.as_ref().map_or(u32::MAX, UnixCredentials::uid)
+    }
+
     /// Takes the next packet and gives its length in bytes, which exceeds `packet`'s if it did not fit; 0 when the
     /// peer has hung up, [`Errno::EAGAIN`] when there is none. There is no buffer for descriptors that come with a
     /// packet, so the kernel closes those.
@@ -73,23 +86,32 @@ impl Peer {
     /// Sends a frame. A peer that does not take its replies is dropped: its socket is shut down, which the socket
     /// thread sees as a hang-up.
     pub(crate) fn send(&self, frame: &[u8]) {
-        self.send_with(frame, &[]);
+        // The one error there is needs descriptors.
+        let _ = self.send_with(frame, &[]);
     }
 
-    /// Sends a frame with descriptors, of which the peer gets copies.
-    pub(crate) fn send_with(&self, frame: &[u8], descriptors: &[RawFd]) {
+    /// Whether the peer has taken all that it was sent.
+    pub(crate) fn has_taken_all(&self) -> bool {
+        getsockopt(&self.socket, MemInfo).is_ok_and(|[_, _, not_taken]| not_taken == 0)
+    }
+
+    /// Sends a frame with descriptors, of which the peer gets copies. It is an error if too many of this user's are under way
+    /// to all peers together; then this one has not been sent.
+    pub(crate) fn send_with(&self, frame: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
         let rights = [ControlMessage::ScmRights(descriptors)];
         let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         match sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(frame)], rights, flags, None) {
             Ok(_) => {}
             Err(Errno::EPIPE | Errno::ECONNRESET) => debug!("{self}: gone before its reply"),
+            Err(Errno::ETOOMANYREFS) => return Err(Errno::ETOOMANYREFS),
             Err(error) => {
                 debug!("{self}: dropped, it does not take its replies: {error}");
                 // The only failure is that it is not connected any more, and that is what is wanted.
                 let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
             }
         }
+        Ok(())
     }
 
     /// Takes nothing more from the peer, who may still get replies. What has arrived is thrown away: a socket that

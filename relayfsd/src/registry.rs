@@ -1,5 +1,6 @@
 //! The daemon's channels by name: opening, creating, and when they go.
 
+mod error;
 mod renewal;
 mod succession;
 
@@ -10,20 +11,17 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use relay::name::COMPONENTS_MAX;
-use relay::size::format_size;
 use relay::state_file::StateFile;
 use relay::{ChannelName, Geometry, GeometrySpec};
-use thiserror::Error;
 
+pub(crate) use self::error::OpenError;
 use crate::adopt::Legacy;
 use crate::channel::{Channel, Named};
 use crate::counts::Counts;
-use crate::damage::remedy;
 use crate::kill_point;
+use crate::shares::{self, NoShare};
 use crate::writers::{Job, Unavailable, Writers};
 
-/// Most channels at a time.
-pub(crate) const CHANNELS_MAX: usize = 4096;
 /// Names an error message lists before it says how many more there are.
 const NAMES_LISTED: usize = 20;
 
@@ -32,58 +30,26 @@ const NAMES_LISTED: usize = 20;
 pub(crate) enum Create {
     /// Refuse.
     No,
-    /// Create one that lives while somebody holds it or it has unread data.
-    ForHolders,
+    /// Create one for this user, that lives while somebody holds it or it has unread data.
+    ForHolders(u32),
     /// Create one that lives as long as the daemon.
     Permanent,
 }
 
-/// Why a channel cannot be opened.
-#[derive(Debug, Error)]
-pub(crate) enum OpenError {
-    #[error("no channel '{name}'; {known}; --create makes one")]
-    Unknown { name: ChannelName, known: String },
-    #[error("channel '{name}' would collide with channel '{other}': choose another name")]
-    Conflict { name: ChannelName, other: ChannelName },
-    #[error("channel '{name}': {source}")]
-    Geometry { name: ChannelName, source: relay::GeometryError },
-    #[error(
-        "channel '{name}' needs {} ({geometry}, {n_bufs} buffers); {} of {} are in use: use smaller buffers or raise --max-memory",
-        format_size(*.needed), format_size(*.used), format_size(*.max)
-    )]
-    Memory { name: ChannelName, geometry: Geometry, n_bufs: usize, needed: u64, used: u64, max: u64 },
-    #[error("channel '{name}': there are {CHANNELS_MAX} channels already")]
-    TooMany { name: ChannelName },
-    #[error("channel '{name}': the daemon has used up its numbers for channels: restart it")]
-    NoIds { name: ChannelName },
-    #[error("channel '{name}': cannot allocate its buffers in {}: {source}", dir.display())]
-    Allocate { name: ChannelName, dir: PathBuf, source: std::io::Error },
-    #[error("channel '{name}' is broken: {why}; {}", remedy(name))]
-    Broken { name: ChannelName, why: String },
-    #[error("the daemon is ending")]
-    Closed,
-}
-
-impl OpenError {
-    pub(crate) fn errno(&self) -> i32 {
-        match self {
-            OpenError::Unknown { .. } => libc::ENOENT,
-            OpenError::Conflict { .. } => libc::EEXIST,
-            OpenError::Geometry { .. } => libc::EINVAL,
-            OpenError::Memory { .. } => libc::ENOMEM,
-            OpenError::TooMany { .. } | OpenError::NoIds { .. } => libc::ENOSPC,
-            OpenError::Allocate { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
-            OpenError::Broken { .. } => libc::EIO,
-            OpenError::Closed => libc::ENODEV,
-        }
-    }
+/// What the channels may take together.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of buffers.
+    pub(crate) memory: u64,
+    /// Most channels at a time.
+    pub(crate) channels: usize,
 }
 
 /// All channels of the daemon.
 pub(crate) struct Registry {
     state_dir: PathBuf,
     n_cpus: usize,
-    memory_max: u64,
+    limits: Limits,
     defaults: GeometrySpec,
     /// What the state file says besides the channels.
     state: StateFile,
@@ -151,12 +117,12 @@ fn dirs_of(name: &ChannelName) -> impl Iterator<Item = &str> {
 }
 
 impl Registry {
-    /// The channels that a daemon before this one has left, if any. Buffers are files in `state_dir`; `memory_max` bounds
-    /// new ones together with all that are there, in bytes; `defaults` fills what a geometry leaves out.
+    /// The channels that a daemon before this one has left, if any. Buffers are files in `state_dir`; `limits` bound new
+    /// channels together with all that are there; `defaults` fills what a geometry leaves out.
     pub(crate) fn new(
         state_dir: PathBuf,
         n_cpus: usize,
-        memory_max: u64,
+        limits: Limits,
         defaults: GeometrySpec,
         legacy: Legacy,
     ) -> Arc<Registry> {
@@ -172,7 +138,7 @@ impl Registry {
         let registry = Arc::new(Registry {
             state_dir,
             n_cpus,
-            memory_max,
+            limits,
             defaults,
             state: legacy.state,
             channels: Mutex::new(channels),
@@ -198,7 +164,7 @@ impl Registry {
 
     /// Bytes that all channels together may take.
     pub(crate) fn memory_max(&self) -> u64 {
-        self.memory_max
+        self.limits.memory
     }
 
     /// Bytes that all channels together take now.
@@ -209,7 +175,7 @@ impl Registry {
     /// Sets memory aside that is not a channel's, if there is as much.
     pub(crate) fn claim(self: &Arc<Self>, bytes: u64) -> Option<MemoryClaim> {
         let mut channels = self.lock();
-        if bytes > self.memory_max.saturating_sub(channels.memory) {
+        if bytes > self.limits.memory.saturating_sub(channels.memory) {
             return None;
         }
         channels.memory += bytes;
@@ -237,8 +203,10 @@ impl Registry {
         let geometry = spec.or(&self.defaults).build();
         let geometry = geometry.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
         let n_bufs = if geometry.global() { 1 } else { self.n_cpus };
-        let id = self.admit(name, &geometry, n_bufs)?;
-        let named = Named { id, name: name.clone(), geometry, permanent: create == Create::Permanent };
+        let maker = if let Create::ForHolders(uid) = create { Some(uid) } else { None };
+        let id = self.admit(name, &geometry, n_bufs, maker)?;
+        let permanent = create == Create::Permanent;
+        let named = Named { id, name: name.clone(), geometry, permanent, maker };
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
         let channel = Channel::create(&self.state_dir, self.state.epoch, named, n_bufs).map_err(failed)?;
         let channel = Arc::new(channel);
@@ -305,7 +273,7 @@ impl Registry {
             "channels {}\nmemory_bytes {}\nmemory_max_bytes {}\n",
             channels.by_name.len(),
             channels.memory,
-            self.memory_max
+            self.limits.memory
         );
         channels.gone.write_to("gone", &mut text);
         text
@@ -345,25 +313,38 @@ impl Registry {
     }
 
     /// Whether a new channel may be made, and its id. Holding `creating`, the answer stays true.
-    fn admit(&self, name: &ChannelName, geometry: &Geometry, n_bufs: usize) -> Result<u32, OpenError> {
+    fn admit(
+        &self,
+        name: &ChannelName,
+        geometry: &Geometry,
+        n_bufs: usize,
+        maker: Option<u32>,
+    ) -> Result<u32, OpenError> {
         let mut channels = self.lock();
         if let Some(other) = channels.by_name.keys().find(|other| name.conflicts_with(other)) {
             return Err(OpenError::Conflict { name: name.clone(), other: other.clone() });
         }
-        if channels.by_name.len() >= CHANNELS_MAX {
-            return Err(OpenError::TooMany { name: name.clone() });
-        }
+        // Root is whoever has it all.
+        let uid = maker.unwrap_or(0);
+        let of_user =
+            || channels.by_name.values().filter(|channel| maker.is_some() && channel.maker() == maker);
+        let (used, max) = (channels.by_name.len(), self.limits.channels);
+        shares::admits(uid, of_user().count() as u64, used as u64, max as u64, 1).map_err(
+            |why| match why {
+                NoShare::All => OpenError::TooMany { name: name.clone(), max },
+                NoShare::Yours => OpenError::TooManyOfUser { name: name.clone(), uid, max },
+            },
+        )?;
         let needed = Channel::memory_needed(geometry, n_bufs);
-        if needed > self.memory_max.saturating_sub(channels.memory) {
-            return Err(OpenError::Memory {
-                name: name.clone(),
-                geometry: *geometry,
-                n_bufs,
-                needed,
-                used: channels.memory,
-                max: self.memory_max,
-            });
-        }
+        let own = of_user().map(|channel| channel.memory()).sum();
+        let (used, max) = (channels.memory, self.limits.memory);
+        shares::admits(uid, own, used, max, needed).map_err(|why| match why {
+            NoShare::All => {
+                let (name, geometry) = (name.clone(), *geometry);
+                OpenError::Memory { name, geometry, n_bufs, needed, used, max }
+            }
+            NoShare::Yours => OpenError::MemoryOfUser { name: name.clone(), uid, needed, max },
+        })?;
         if channels.last_id > u32::MAX - 2 * COMPONENTS_MAX as u32 {
             return Err(OpenError::NoIds { name: name.clone() });
         }
@@ -397,13 +378,12 @@ impl Registry {
             if !channel.is_broken() {
                 channels.gone.add(&total);
             }
-            // Named no more before its files go.
-            match self.save(&channels) {
-                Ok(()) => {
-                    kill_point!("remove-unnamed");
-                    channel.remove_files();
-                }
-                Err(error) => log::warn!("channel {}: its files stay: {error}", channel.name()),
+            // Named no more before its files go. Where there is no room to say so, they make some.
+            let named = self.save(&channels).is_err();
+            kill_point!("remove-unnamed");
+            channel.remove_files();
+            if named && let Err(error) = self.save(&channels) {
+                log::warn!("channel {}: gone, but still in the state file: {error}", channel.name());
             }
             log::info!(
                 "channel {}: gone; {} dropped, {} too big",

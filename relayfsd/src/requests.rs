@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use log::debug;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use relay::abi::LAYOUT_VERSION;
@@ -24,15 +25,20 @@ use relay::{ChannelName, GeometrySpec, Mode};
 
 use crate::assembly::{Assembly, AssemblyError};
 use crate::connection::{Common, Refused};
+use crate::creator::{Made, Ordered};
 use crate::flow::UnderWay;
 use crate::peer::Peer;
 use crate::reading::Reading;
 use crate::registry::{Create, Held, OpenError};
+use crate::shares::{Claim, NoShare};
 use crate::sharing::NotShared;
 use crate::writers::{Batch, Busy, Gather, Job, Wait};
 
 /// Most channels that one connection holds.
 const CHANNELS_MAX: usize = 1024;
+
+/// Descriptors that a connection may have under way, sent and not received, unless it is those of one channel.
+const IN_FLIGHT_MAX: usize = 256;
 
 /// A message that comes in several frames, all of one id.
 enum Long {
@@ -42,20 +48,31 @@ enum Long {
     Swallowing { id: u32 },
 }
 
+/// An OPEN of a channel that there was not.
+struct Making {
+    id: u32,
+    ordered: Ordered,
+    hold: Claim,
+}
+
 /// What a connection has asked for.
 pub(crate) struct Requests {
     common: Arc<Common>,
     peer: Arc<Peer>,
     /// By the numbers that the producer knows. They are not used again, lest a frame for a channel that was closed
     /// end up in another one.
-    channels: BTreeMap<u32, Held>,
+    channels: BTreeMap<u32, (Held, Claim)>,
     next_channel: u32,
+    /// A channel that is being made for it; nothing is read meanwhile.
+    making: Option<Making>,
     long: Option<Long>,
     /// Jobs that found no room, oldest first; never more than one frame makes.
     held_back: VecDeque<Job>,
     under_way: Arc<UnderWay>,
     /// Some batch may wait for room.
     has_waited: bool,
+    /// Descriptors sent since it was last seen that all had been taken.
+    in_flight: usize,
     /// What the producer rings, if it was given files.
     bell: Option<EventFd>,
     /// What it reads in mappings.
@@ -72,9 +89,11 @@ impl Requests {
             peer,
             channels: BTreeMap::new(),
             next_channel: 0,
+            making: None,
             long: None,
             held_back: VecDeque::new(),
             has_waited: false,
+            in_flight: 0,
             bell: None,
             cancelled: Arc::default(),
         }
@@ -95,6 +114,15 @@ impl Requests {
     /// Tries again what found no room. False: nothing more may be read yet; the bell rings when it makes sense to
     /// look again.
     pub(crate) fn go_on(&mut self) -> bool {
+        if let Some(making) = self.making.take() {
+            match making.ordered.take() {
+                None => {
+                    self.making = Some(making);
+                    return false;
+                }
+                Some(made) => self.answer_open(making.id, made, making.hold),
+            }
+        }
         while let Some(job) = self.held_back.pop_front() {
             if let Err(Busy(job)) = self.common.registry.writers().submit(job) {
                 self.held_back.push_front(job);
@@ -133,12 +161,35 @@ impl Requests {
         let name: ChannelName = String::from_utf8_lossy(open.name)
             .parse()
             .map_err(|error| Refused::request(Errno::EINVAL, error))?;
-        let create = if frame.flags & OPEN_CREATE != 0 { Create::ForHolders } else { Create::No };
-        let (held, created) =
-            self.common.registry.open(&name, spec(&open), create).map_err(|error| {
-                Refused::Request(Refusal { errno: error.errno(), text: error.to_string() })
-            })?;
+        let hold = self.common.holds.claim(self.peer.uid(), 1).map_err(|why| {
+            let text = match why {
+                NoShare::All => "the connections hold",
+                NoShare::Yours => "your connections hold as many channels as are left for others, of",
+            };
+            let text = format!("{text} {} channels: close some", self.common.holds.max());
+            Refused::request(Errno::EMFILE, text)
+        })?;
+        match self.common.registry.open(&name, spec(&open), Create::No) {
+            Err(OpenError::Unknown { .. }) if frame.flags & OPEN_CREATE != 0 => {
+                let (create, ring) = (Create::ForHolders(self.peer.uid()), Arc::clone(&self.common.ring));
+                let ordered = self.common.creator.order(name, spec(&open), create, ring);
+                self.making = Some(Making { id: frame.id, ordered, hold });
+            }
+            made => self.answer_open(frame.id, made, hold),
+        }
+        Ok(())
+    }
 
+    /// Answers an OPEN.
+    fn answer_open(&mut self, id: u32, made: Made, hold: Claim) {
+        let (held, created) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                let refusal = Refusal { errno: error.errno(), text: error.to_string() };
+                debug!("{}: refused: {}", self.peer, refusal.text);
+                return self.peer.send(&refusal.frame(0, id));
+            }
+        };
         while self.channels.contains_key(&self.next_channel) {
             self.next_channel = self.next_channel.wrapping_add(1);
         }
@@ -153,15 +204,14 @@ impl Requests {
             created: created.into(),
             n_bufs: held.n_bufs() as u32,
         };
-        self.peer.send(&reply.frame(0, frame.id));
-        self.channels.insert(self.next_channel, held);
+        self.peer.send(&reply.frame(0, id));
+        self.channels.insert(self.next_channel, (held, hold));
         self.next_channel = self.next_channel.wrapping_add(1);
-        Ok(())
     }
 
     fn close(&mut self, frame: &Frame) -> Result<(), Refused> {
         let number = Close::decode(frame.body)?.channel;
-        let channel = self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
+        let (channel, _) = self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
         self.reading.end(number, &channel);
         self.peer.send(&done(FrameType::Close, frame.id));
         Ok(())
@@ -171,6 +221,17 @@ impl Requests {
     fn share(&mut self, frame: &Frame) -> Result<(), Refused> {
         let number = Share::decode(frame.body)?.channel;
         let to_write = frame.flags & SHARE_READ == 0;
+        let n_descriptors = 2 + self.channel(number)?.n_bufs();
+        if self.in_flight > 0 && self.peer.has_taken_all() {
+            self.in_flight = 0;
+        }
+        if self.in_flight > 0 && self.in_flight + n_descriptors > IN_FLIGHT_MAX {
+            let text = format!(
+                "{} descriptors wait to be received, the limit is {IN_FLIGHT_MAX}: take the replies first",
+                self.in_flight
+            );
+            return Err(Refused::request(Errno::ETOOMANYREFS, text));
+        }
         let channel = self.channel(number)?;
         let admitted = match to_write {
             false => self.common.sharing.admits_reader(self.peer.who()),
@@ -183,6 +244,7 @@ impl Requests {
             Refused::request(errno, format!("cannot share the channel's files: {error}"))
         };
         let files = channel.share(to_write).map_err(failed)?;
+        self.in_flight += n_descriptors;
         let bell = match to_write {
             true => self.bell(),
             false => self.reading.begin(number),
@@ -195,7 +257,7 @@ impl Requests {
         for (index, part) in descriptors.chunks(DESCRIPTORS_MAX).enumerate() {
             let count = (part.len() - if index == 0 { 2 } else { 0 }) as u32;
             let reply = ShareReply { layout_version: LAYOUT_VERSION, first, count };
-            self.peer.send_with(&reply.frame(0, frame.id), part);
+            self.peer.send_with(&reply.frame(0, frame.id), part).map_err(|errno| failed(errno.into()))?;
             first += count;
         }
         Ok(())
@@ -234,13 +296,13 @@ impl Requests {
         if let Some(bell) = &self.bell {
             // Emptied before the look, so that a later ring is another event.
             let _ = bell.read();
-            self.channels.values().for_each(|channel| channel.wake_readable());
+            self.channels.values().for_each(|(channel, _)| channel.wake_readable());
         }
     }
 
     /// The end: the producer keeps its copy of the bell, but nobody listens.
     pub(crate) fn give_up_bell(&mut self) {
-        for (number, channel) in &self.channels {
+        for (number, (channel, _)) in &self.channels {
             self.reading.end(*number, channel);
         }
         self.rung(); // it may have been killed between a switch and the ring
@@ -258,7 +320,19 @@ impl Requests {
             }
             // What the first frame said besides the message counts.
             Some(Long::Assembling { id: begun, answer, mut batch, mut message }) if begun == id => {
-                message.add(write.messages)?;
+                if let Err(error) = message.add(write.messages) {
+                    if error != AssemblyError::GivenUp {
+                        return Err(error.into());
+                    }
+                    self.long = more.then_some(Long::Swallowing { id });
+                    batch.lost += 1;
+                    self.submit_batch(batch, id, false);
+                    if answer {
+                        let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: error.to_string() };
+                        self.peer.send(&refusal.frame(0, id));
+                    }
+                    return Ok(());
+                }
                 if more {
                     self.long = Some(Long::Assembling { id, answer, batch, message });
                 } else {
@@ -270,7 +344,7 @@ impl Requests {
                 // Until everything about it has turned out to be right.
                 self.long = Some(Long::Swallowing { id });
                 let mut batch = self.batch(&write)?;
-                match Assembly::begin(&self.common.budget, write.messages) {
+                match Assembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
                     Ok(message) => {
                         batch.single = true;
                         self.long = Some(Long::Assembling { id, answer, batch, message });
@@ -364,7 +438,7 @@ impl Requests {
     }
 
     fn channel(&self, number: u32) -> Result<&Held, Refused> {
-        let channel = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
+        let (channel, _) = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
         match channel.why_broken() {
             None => Ok(channel),
             Some(why) => {

@@ -4,7 +4,8 @@
 //! frames until its socket is empty; so nobody keeps the others waiting, and a connection that is not read for a
 //! while (`stalled`) needs no system call for that and cannot make the loop spin, not even by hanging up.
 //!
-//! There is no timer: nothing runs when nothing happens, and who connects and says nothing costs one descriptor.
+//! There is no timer: nothing runs when nothing happens. Who connects and says nothing costs one descriptor, and only
+//! until somebody else needs the place.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -21,10 +22,13 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use relay::frame::{Body, FRAME_MAX, Refusal};
 
+use crate::assembly::Budget;
 use crate::connection::{BELL_BIT, Common, Connection, Turn};
+use crate::creator::Creator;
 use crate::flow::Ring;
 use crate::peer::{self, Peer};
 use crate::registry::Registry;
+use crate::shares::{Claim, NoShare, Shares};
 use crate::sharing::Sharing;
 
 /// Connections accepted before it is the others' turn.
@@ -33,6 +37,10 @@ const ACCEPTS_PER_TURN: usize = 64;
 const EVENTS_MAX: usize = 64;
 /// Longest time that [`Server::stop`] gives to what is in the sockets.
 const STOP_MAX: Duration = Duration::from_millis(500);
+/// How long a peer may say nothing at all before its place is others' to have.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Channels that all connections together may hold.
+const HOLDS_MAX: usize = 64 << 10;
 
 const BELL: u64 = 0;
 const LISTENER: u64 = 1;
@@ -82,9 +90,17 @@ impl Server {
             listener: listener.into(),
             accepting: false,
             spare: spare(&control),
-            common: Arc::new(Common { registry, budget: Arc::default(), ring, sharing, epoll }),
+            common: Arc::new(Common {
+                creator: Creator::start(registry.clone())?,
+                registry,
+                budget: Budget::new(),
+                holds: Shares::new(HOLDS_MAX),
+                ring,
+                sharing,
+                epoll,
+            }),
             connections: HashMap::new(),
-            connections_max,
+            places: Shares::new(connections_max),
             next_token: LISTENER + 1,
             ready: VecDeque::new(),
             stalled: VecDeque::new(),
@@ -111,6 +127,8 @@ impl Drop for Server {
 /// A connection and its place in the loop.
 struct Entry {
     connection: Connection,
+    since: Instant,
+    _place: Claim,
     /// It is in `ready` or in `stalled`, once.
     queued: bool,
 }
@@ -125,7 +143,7 @@ struct Loop {
     common: Arc<Common>,
     /// By tokens that are not used again, so that a late event cannot hit somebody else.
     connections: HashMap<u64, Entry>,
-    connections_max: usize,
+    places: Arc<Shares>,
     next_token: u64,
     ready: VecDeque<u64>,
     stalled: VecDeque<u64>,
@@ -244,18 +262,27 @@ impl Loop {
     }
 
     fn accept(&mut self) {
+        // It may be that there was none to be had when it was given up.
+        self.spare = self.spare.take().or_else(|| spare(&self.control));
         for _ in 0..ACCEPTS_PER_TURN {
             match self.listener.accept() {
                 Ok((socket, _)) => self.admit(socket.into()),
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     // It hung up again while it waited.
                     Some(Errno::ECONNABORTED) => {}
+                    // Told before it is looked whether there is anybody.
                     Some(Errno::EMFILE | Errno::ENFILE) if self.spare.take().is_some() => {
-                        if let Ok((socket, _)) = self.listener.accept() {
+                        let accepted = self.listener.accept();
+                        self.accepting = accepted.is_ok();
+                        if let Ok((socket, _)) = accepted {
                             let text = "the daemon has no file descriptors left: raise its limit (ulimit -n)";
-                            self.turn_away(socket.into(), Errno::EMFILE, text.into());
+                            turn_away(&Peer::new(socket.into(), self.next_token), Errno::EMFILE, text.into());
+                            self.next_token += 1;
                         }
                         self.spare = spare(&self.control);
+                        if !self.accepting {
+                            return;
+                        }
                     }
                     // Nobody is there, or nothing can be done now: the next who connects, or who goes, is an
                     // occasion to try again.
@@ -269,29 +296,61 @@ impl Loop {
     }
 
     fn admit(&mut self, socket: OwnedFd) {
-        if self.connections.len() >= self.connections_max {
-            let text =
-                format!("{} connections are open, the limit of --max-connections", self.connections_max);
-            return self.turn_away(socket, Errno::EUSERS, text);
-        }
         let token = self.next_token;
         self.next_token += 1;
-        let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
-        if let Err(error) = self.common.epoll.add(&socket, EpollEvent::new(events, token)) {
-            let text = format!("the daemon cannot watch another connection: {error}");
-            return self.turn_away(socket, error, text);
+        let peer = Peer::new(socket, token);
+        let mut place = self.places.claim(peer.uid(), 1);
+        if place.is_err() && self.drop_silent() {
+            place = self.places.claim(peer.uid(), 1);
         }
-        let connection = Connection::new(Arc::clone(&self.common), Peer::new(socket, token));
-        self.connections.insert(token, Entry { connection, queued: false });
+        let place = match place {
+            Ok(place) => place,
+            Err(NoShare::All) => {
+                let text =
+                    format!("{} connections are open, the limit of --max-connections", self.places.max());
+                return turn_away(&peer, Errno::EUSERS, text);
+            }
+            Err(NoShare::Yours) => {
+                let text = format!(
+                    "uid {} has as many connections as are left for others, of {}: raise --max-connections",
+                    peer.uid(),
+                    self.places.max()
+                );
+                return turn_away(&peer, Errno::EUSERS, text);
+            }
+        };
+        let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        if let Err(error) = self.common.epoll.add(&peer, EpollEvent::new(events, token)) {
+            let text = format!("the daemon cannot watch another connection: {error}");
+            return turn_away(&peer, error, text);
+        }
+        let connection = Connection::new(Arc::clone(&self.common), peer);
+        let entry = Entry { connection, since: Instant::now(), _place: place, queued: false };
+        self.connections.insert(token, entry);
     }
 
-    fn turn_away(&mut self, socket: OwnedFd, errno: Errno, text: String) {
-        let peer = Peer::new(socket, self.next_token);
-        self.next_token += 1;
-        debug!("{peer}: turned away: {text}");
-        peer.send(&Refusal { errno: errno as i32, text }.frame(0, 0));
-        peer.stop_receiving();
+    /// Drops the peer that has been connected for the longest time, of those that have yet to say something and had time to.
+    fn drop_silent(&mut self) -> bool {
+        let is_silent = |entry: &Entry| {
+            !entry.queued && entry.connection.is_silent() && entry.since.elapsed() >= SILENCE_MAX
+        };
+        let silent = self.connections.iter().filter(|(_, entry)| is_silent(entry)).map(|(token, _)| *token);
+        // Tokens are given in order.
+        let Some(entry) = silent.min().and_then(|token| self.connections.remove(&token)) else {
+            return false;
+        };
+        let text = format!("no HELLO for {}s, and others want to connect", SILENCE_MAX.as_secs());
+        entry.connection.dismiss(Errno::ETIMEDOUT, text);
+        let _ = self.common.epoll.delete(&entry.connection);
+        true
     }
+}
+
+/// Tells a peer why it cannot be served.
+fn turn_away(peer: &Peer, errno: Errno, text: String) {
+    debug!("{peer}: turned away: {text}");
+    peer.send(&Refusal { errno: errno as i32, text }.frame(0, 0));
+    peer.stop_receiving();
 }
 
 /// A descriptor that can be done without.

@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use super::Server;
 use crate::adopt::Legacy;
-use crate::registry::Registry;
+use crate::registry::{Limits, Registry};
 use crate::sharing::{Shared, Sharing};
 use crate::writers::reset_all;
 
@@ -48,7 +48,7 @@ impl Daemon {
         let registry = Registry::new(
             dir.path().to_owned(),
             N_CPUS,
-            256 << 20,
+            Limits { memory: 256 << 20, channels: 100 },
             GeometrySpec::default(),
             Legacy::default(),
         );

@@ -35,7 +35,8 @@ use crate::listener::{self, ListenError, SocketFile};
 use crate::logging::{self, Log};
 use crate::mount::{self, How, Mount, MountError};
 use crate::options::Options;
-use crate::registry::{OpenError, Registry};
+use crate::privileges;
+use crate::registry::{Limits, OpenError, Registry};
 use crate::server::Server;
 use crate::tree::Tree;
 
@@ -85,8 +86,10 @@ pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), Sessio
         path: options.log_file.clone().unwrap_or_else(|| "standard error".into()),
         source,
     })?;
-    let signals = signals().map_err(|source| SessionError::Start { what: "handling signals", source })?;
+    let handling = |source| SessionError::Start { what: "handling signals", source };
+    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(handling)?;
     let session = Session::start(options)?;
+    let signals = forward(signals).map_err(handling)?;
     if options.verbose {
         daemonize::complain(&session.summary);
     }
@@ -121,13 +124,22 @@ impl Session {
         };
         let state = claim(&point, &state_place)?;
         clear(&point)?;
+        let (path, place) = listener::place(options.socket.as_deref(), &point, uid);
+        let (listener, socket) = listener::create(&path, &place, options.socket_mode, options.socket_gid)?;
+        // The channels may need threads.
+        let files = [Some(state.path()), Some(&path), options.log_file.as_deref()];
+        privileges::give_up(&point, &files);
+
         let (identity, named) = (mount::identity(&point)?, options.state_dir.is_some());
-        let memory_max = options.memory_max.unwrap_or_else(|| limits::memory_max(state.path()));
+        let limits = Limits {
+            memory: options.memory_max.unwrap_or_else(|| limits::memory_max(state.path())),
+            channels: options.channels_max,
+        };
         let n_cpus = limits::n_cpus();
         let legacy = adopt::take_over(&state, &identity, named, n_cpus)?;
         // Whatever goes wrong from now on, what others have written stays.
         state.set_keep(!legacy.channels.is_empty());
-        let registry = Registry::new(state.path().to_owned(), n_cpus, memory_max, options.general, legacy);
+        let registry = Registry::new(state.path().to_owned(), n_cpus, limits, options.general, legacy);
         let saving = |source| SessionError::Start { what: "writing the state file", source };
         registry.begin().map_err(saving)?;
         for (name, spec) in &options.channels {
@@ -135,9 +147,6 @@ impl Session {
         }
         registry.settle().map_err(saving)?;
         kill_point!("adopt-opened");
-
-        let (path, place) = listener::place(options.socket.as_deref(), &point, uid);
-        let (listener, socket) = listener::create(&path, &place, options.socket_mode, options.socket_gid)?;
 
         let (device, mount) = mount::attach(&point, &options.mount)?;
         let tree = Tree::new(registry.clone(), socket.path().to_string_lossy().into_owned());
@@ -309,9 +318,8 @@ fn clear(point: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Signals, as they come.
-fn signals() -> io::Result<Receiver<i32>> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+/// Signals, as they come, and those that have come.
+fn forward(mut signals: Signals) -> io::Result<Receiver<i32>> {
     let (sender, receiver) = bounded(8);
     thread::Builder::new().name("signals".into()).spawn(move || {
         for signal in signals.forever() {

@@ -1,7 +1,8 @@
 //! A producer's end of the socket that speaks in frames, and need not keep to the protocol.
 
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -23,12 +24,17 @@ impl Peer {
     /// Connects, and says nothing yet.
     #[track_caller]
     pub fn connect(mount: &Mount) -> Peer {
-        let path = fs::read_link(mount.path(".relay/socket")).unwrap();
+        Peer::connect_to(&fs::read_link(mount.path(".relay/socket")).unwrap())
+    }
+
+    /// Connects to the socket of this path, and says nothing yet.
+    #[track_caller]
+    pub fn connect_to(path: &Path) -> Peer {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         let limit = TimeVal::seconds(DEADLINE.as_secs().cast_signed());
         setsockopt(&fd, sockopt::ReceiveTimeout, &limit).unwrap();
         setsockopt(&fd, sockopt::SendTimeout, &limit).unwrap();
-        connect(fd.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        connect(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
         Peer(fd)
     }
 
@@ -38,6 +44,11 @@ impl Peer {
         let peer = Peer::connect(mount);
         peer.ask::<HelloReply>(&hello(1, 1)).unwrap();
         peer
+    }
+
+    /// The number of its socket.
+    pub fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
     }
 
     /// Sends a packet, or not.

@@ -23,6 +23,7 @@ const CONFINED: &[(&str, &[&str])] = &[
             "tests/examples/test-plugin.rs",
             "tests/fuzz/src/arena.rs",
             "tests/src/bin/test-fork.rs",
+            "tests/src/bin/test-stranger.rs",
             "tests/src/bin/test-stress-writer.rs",
             "tests/src/bin/test-unload.rs",
             "tests/src/progress.rs",

@@ -18,7 +18,7 @@ use crate::input::Input;
 /// it. Every frame that can be read can be written, and is then the same; long messages are put together as the daemon does.
 pub fn frames(data: &[u8]) {
     let mut input = Input(data);
-    let budget = Arc::new(Budget::default());
+    let budget = Budget::new();
     let mut assembly = None;
     while !input.is_empty() {
         let put_right = input.u8() & 1 != 0;
@@ -101,7 +101,7 @@ fn go_on(assembly: Option<Assembly>, budget: &Arc<Budget>, frame: &Frame<'_>) ->
     let more = frame.flags & WRITE_MORE != 0;
     let assembly = match assembly {
         Some(mut assembly) => assembly.add(messages).ok().map(|()| assembly),
-        None if more => Assembly::begin(budget, messages).ok(),
+        None if more => Assembly::begin(budget, 0, messages).ok(),
         None => None,
     }?;
     if more {

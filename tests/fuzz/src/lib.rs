@@ -16,6 +16,9 @@ mod mount_words;
 #[path = "../../../relayfsd/src/options.rs"]
 mod options;
 #[allow(dead_code, reason = "as above")]
+#[path = "../../../relayfsd/src/shares.rs"]
+mod shares;
+#[allow(dead_code, reason = "as above")]
 #[path = "../../../relayfsd/src/sharing.rs"]
 mod sharing;
 

@@ -1,0 +1,61 @@
+//! Why a channel cannot be opened, for people and for programs.
+
+use std::path::PathBuf;
+
+use relay::size::format_size;
+use relay::{ChannelName, Geometry};
+use thiserror::Error;
+
+use crate::damage::remedy;
+
+/// Why a channel cannot be opened.
+#[derive(Debug, Error)]
+pub(crate) enum OpenError {
+    #[error("no channel '{name}'; {known}; --create makes one")]
+    Unknown { name: ChannelName, known: String },
+    #[error("channel '{name}' would collide with channel '{other}': choose another name")]
+    Conflict { name: ChannelName, other: ChannelName },
+    #[error("channel '{name}': {source}")]
+    Geometry { name: ChannelName, source: relay::GeometryError },
+    #[error(
+        "channel '{name}' needs {} ({geometry}, {n_bufs} buffers); {} of {} are in use: use smaller buffers or raise --max-memory",
+        format_size(*.needed), format_size(*.used), format_size(*.max)
+    )]
+    Memory { name: ChannelName, geometry: Geometry, n_bufs: usize, needed: u64, used: u64, max: u64 },
+    #[error("channel '{name}': there are {max} channels already: close some or raise --max-channels")]
+    TooMany { name: ChannelName, max: usize },
+    #[error(
+        "channel '{name}': uid {uid} has as many channels as are left for others, of {max}: close some or raise --max-channels"
+    )]
+    TooManyOfUser { name: ChannelName, uid: u32, max: usize },
+    #[error(
+        "channel '{name}' needs {}, and the channels of uid {uid} may have as much as is left for others, of {}: use smaller buffers or raise --max-memory",
+        format_size(*.needed), format_size(*.max)
+    )]
+    MemoryOfUser { name: ChannelName, uid: u32, needed: u64, max: u64 },
+    #[error("channel '{name}': the daemon has used up its numbers for channels: restart it")]
+    NoIds { name: ChannelName },
+    #[error("channel '{name}': cannot allocate its buffers in {}: {source}", dir.display())]
+    Allocate { name: ChannelName, dir: PathBuf, source: std::io::Error },
+    #[error("channel '{name}' is broken: {why}; {}", remedy(name))]
+    Broken { name: ChannelName, why: String },
+    #[error("the daemon is ending")]
+    Closed,
+}
+
+impl OpenError {
+    pub(crate) fn errno(&self) -> i32 {
+        match self {
+            OpenError::Unknown { .. } => libc::ENOENT,
+            OpenError::Conflict { .. } => libc::EEXIST,
+            OpenError::Geometry { .. } => libc::EINVAL,
+            OpenError::Memory { .. } | OpenError::MemoryOfUser { .. } => libc::ENOMEM,
+            OpenError::TooMany { .. } | OpenError::TooManyOfUser { .. } | OpenError::NoIds { .. } => {
+                libc::ENOSPC
+            }
+            OpenError::Allocate { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            OpenError::Broken { .. } => libc::EIO,
+            OpenError::Closed => libc::ENODEV,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! No room, no memory, no descriptors, no threads: an error to the one who asked, and everybody else goes on; and when there is some
+//! again, all is as before.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Output;
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
+use nix::sys::socket::MsgFlags;
+use relay::frame::{Body, Frame, FrameType, OPEN_CREATE, SHARE_READ, Share};
+use relayfs_tests::honest::Honest;
+use relayfs_tests::peer::{Peer, hello, open};
+use relayfs_tests::users::where_users_mount;
+use relayfs_tests::{Mount, eventually, exit_code, program, run, stdout_of, text, tool};
+
+/// A tmpfs of its own, gone at the end.
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn new(size: &str) -> Tmpfs {
+        let dir = tempfile::tempdir().unwrap();
+        let options = format!("size={size},mode=755");
+        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).unwrap();
+        Tmpfs(dir)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Takes all that is left, for as long as this file is there.
+    fn fill(&self) -> PathBuf {
+        let path = self.path("filler");
+        let mut file = File::create(&path).unwrap();
+        for len in [1 << 20, 4096, 1] {
+            while file.write_all(&vec![0; len]).is_ok() {}
+        }
+        path
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = umount2(self.0.path(), MntFlags::MNT_DETACH);
+    }
+}
+
+/// Sets a soft limit of a running daemon's.
+fn limit(mount: &mut Mount, limit: &str) {
+    let mut command = tool("prlimit", "util-linux");
+    stdout_of(command.arg(format!("--pid={}", mount.daemon().pid())).arg(limit));
+}
+
+/// A line of the daemon's `/proc/PID/status`, in KiB.
+fn status_kib(mount: &mut Mount, line: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{}/status", mount.daemon().pid())).unwrap();
+    let value = status.lines().find_map(|found| found.strip_prefix(line)?.strip_prefix(':')).unwrap();
+    value.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+}
+
+fn create(mount: &Mount, geometry: &str, name: &str) -> Output {
+    let mut command = std::process::Command::new(program("relay-producer"));
+    command.arg("-m").arg(mount.point()).args([
+        "-c",
+        name,
+        &format!("--create={geometry}"),
+        "--transport=socket",
+    ]);
+    run(command.arg("x"))
+}
+
+/// "tmpfs full": opening a channel fails, whether for its buffers or for the state file; channels come to their end all the same,
+/// and free what they had.
+#[test]
+fn no_room_on_the_file_system() {
+    let tmpfs = Tmpfs::new("16M");
+    let state = tmpfs.path("state");
+    let args =
+        ["--state-dir", state.to_str().unwrap(), "--subbuf-size=64K", "--channel=honest", "--max-memory=1G"];
+    let mut mount = Mount::new(&args);
+    let honest = Honest::on(&mount, "honest");
+    let holder = Peer::hello(&mount);
+    holder.open("before", OPEN_CREATE);
+    let filler = tmpfs.fill();
+    for geometry in ["subbuf-size=1M:n-subbufs=2", "subbuf-size=4K:n-subbufs=2:global"] {
+        let output = create(&mount, geometry, "new");
+        let said = text(&output.stderr);
+        assert!(!output.status.success(), "{output:?}");
+        assert!(said.contains("channel 'new': cannot allocate its buffers in "), "{said}");
+        assert!(said.contains("No space left on device"), "{said}");
+        assert!(!mount.path("new0").exists());
+    }
+    honest.assert_going_on();
+    let n_files = fs::read_dir(&state).unwrap().count();
+    drop(holder);
+    eventually("the end of a channel", || !mount.path("before0").exists());
+    eventually("its files' end", || fs::read_dir(&state).unwrap().count() < n_files);
+    fs::remove_file(filler).unwrap();
+    assert!(create(&mount, "subbuf-size=4K:n-subbufs=2", "new").status.success());
+    assert_eq!(mount.send(0, &[b"x"]).written, 1);
+    honest.end();
+    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+    assert!(!state.exists());
+}
+
+/// Room for the buffers, but not for the state file that names them.
+#[test]
+fn no_room_for_the_state_file() {
+    let tmpfs = Tmpfs::new("16M");
+    let state = tmpfs.path("state");
+    let args =
+        ["--state-dir", state.to_str().unwrap(), "--subbuf-size=64K", "--channel=honest", "--max-memory=1G"];
+    let mount = Mount::new(&args);
+    let honest = Honest::on(&mount, "honest");
+    let filler = File::options().write(true).open(tmpfs.fill()).unwrap();
+    let mut left = filler.metadata().unwrap().len();
+    // A page more each time: at one of them there is enough for the files, and not for more.
+    let mut answers = Vec::new();
+    while answers.last() != Some(&true) {
+        left -= 4096;
+        filler.set_len(left).unwrap();
+        let output = create(&mount, "subbuf-size=4K:n-subbufs=2:global", "new");
+        let said = text(&output.stderr);
+        assert!(output.status.success() || said.contains("No space left on device"), "{output:?}");
+        answers.push(output.status.success());
+        assert!(answers.len() < 20, "it never fits: {said}");
+    }
+    assert!(answers.len() > 3, "pages for the files: {answers:?}");
+    honest.end();
+}
+
+/// "No memory": what takes much is refused, what there is goes on.
+#[test]
+fn no_memory() {
+    let mut mount = Mount::new(&["--channel=honest", "--max-memory=1G"]);
+    let honest = Honest::on(&mount, "honest");
+    let channel = mount.channel("cpu");
+    honest.assert_going_on();
+    let now = status_kib(&mut mount, "VmSize");
+    limit(&mut mount, &format!("--as={}:", (now + 512) << 10));
+    let output = create(&mount, "subbuf-size=4M:n-subbufs=4:global", "new");
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("channel 'new': cannot allocate its buffers")
+            && said.contains("Cannot allocate memory"),
+        "{said}"
+    );
+    honest.assert_going_on();
+    limit(&mut mount, "--as=unlimited:");
+    assert!(create(&mount, "subbuf-size=4M:n-subbufs=4:global", "new").status.success());
+    channel.flush().unwrap();
+    honest.end();
+    assert!(mount.daemon().is_running());
+}
+
+/// "No descriptors": who connects is told, who asks for a channel's files, or opens a file that takes one, is refused; reading and
+/// writing take none.
+#[test]
+fn no_descriptors() {
+    let mut mount = Mount::new(&["--channel=honest"]);
+    let honest = Honest::on(&mount, "honest");
+    let peer = Peer::hello(&mount);
+    let channel = peer.open("cpu", 0);
+    let in_use = fs::read_dir(format!("/proc/{}/fd", mount.daemon().pid())).unwrap();
+    let number = |entry: fs::DirEntry| entry.file_name().to_str().unwrap().parse::<u32>().unwrap();
+    // Far above are those that it inherited from us.
+    let last = in_use.map(|entry| number(entry.unwrap())).filter(|number| *number < 100).max().unwrap();
+    limit(&mut mount, &format!("--nofile={}:", last + 1));
+    // As long as there are numbers free below.
+    let connect = || {
+        let peer = Peer::connect(&mount);
+        let _ = peer.try_send(&hello(1, 1), MsgFlags::empty());
+        let answer = peer.receive().expect("an answer");
+        (Frame::decode(&answer).unwrap().kind == FrameType::Hello).then_some(peer)
+    };
+    let crowd: Vec<Peer> = std::iter::from_fn(connect).take(100).collect();
+    assert!(crowd.len() < 100);
+    Peer::connect(&mount)
+        .assert_dropped(Errno::EMFILE, "no file descriptors left: raise its limit (ulimit -n)");
+    peer.send(&Share { channel }.frame(SHARE_READ, 3));
+    peer.assert_refused(Errno::EMFILE, "cannot share the channel's files: ");
+    peer.send(&open("new", OPEN_CREATE, 4));
+    peer.assert_refused(Errno::EMFILE, "channel 'new': cannot allocate its buffers");
+    let error = File::open(mount.control("cpu", "control")).expect_err("a file that takes a descriptor");
+    assert_eq!(error.raw_os_error(), Some(libc::EMFILE));
+    assert!(File::open(mount.path("cpu0")).is_ok(), "read() takes none");
+    peer.assert_served();
+    honest.assert_going_on();
+    drop(crowd);
+    limit(&mut mount, "--nofile=1000:");
+    Peer::hello(&mount).open("new", OPEN_CREATE);
+    assert!(File::open(mount.control("cpu", "control")).is_ok());
+    honest.end();
+}
+
+/// "No threads": messages for a CPU whose thread cannot be started are refused, and counted; CPUs that have theirs go on.
+#[test]
+fn no_threads() {
+    let lines = where_users_mount(
+        r#"
+        # One whom the system knows and nobody else here is: limits count all processes of a user.
+        nobody="setpriv --reuid=games --regid=games --clear-groups"; chown games:games relay
+        $nobody relayfsd -f relay & until $nobody test -e relay/.relay/version; do kill -0 $! || exit 1; done
+        send="timeout 20 $nobody relay-producer -m relay --transport=socket"
+        $send --cpu 0 "first"
+        $nobody prlimit --pid $! --nproc=1:
+        $send --cpu 1 "lost"; echo "ended $?"
+        $send --cpu 0 "second"
+        $nobody cat relay/cpu0 relay/cpu1
+        $nobody prlimit --pid $! --nproc=1000:
+        $send --cpu 1 "third"
+        $nobody cat relay/cpu1
+        $nobody grep total.dropped relay/.relay/channels/cpu/stats
+        kill $!; wait $!; echo "ended $?"
+        "#,
+    );
+    let refused = "relay-producer: CPU 1 has no thread of the daemon's: Resource temporarily unavailable";
+    assert!(lines[0].starts_with(refused), "{lines:?}");
+    assert_eq!(
+        lines[1..],
+        ["ended 1", "first", "second", "third", "total.dropped 1", "ended 0"],
+        "{lines:?}"
+    );
+}

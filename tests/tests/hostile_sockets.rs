@@ -1,0 +1,348 @@
+//! Peers that mean harm, each in its own way, while somebody honest writes and reads: they are refused or dropped, and he notices
+//! nothing. Limits are told to whoever meets them.
+
+use std::fs;
+use std::io::{IoSlice, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use relay::client::Socket;
+use relay::frame::{Body, Close, FRAME_MAX, Frame, FrameType, OPEN_CREATE, Refusal, SHARE_READ, Share};
+use relay::frame::{WRITE_MORE, WRITE_REPLY};
+use relayfs_tests::honest::Honest;
+use relayfs_tests::peer::{Peer, assert_unharmed, hello, messages, open, write};
+use relayfs_tests::users::{NOBODY, USER, by_user, mount_for_all, program_for_all};
+use relayfs_tests::{DEADLINE, Mount, Process, eventually};
+
+/// A channel for the honest one.
+const HONEST: &str = "--channel=honest";
+
+fn socket_of(mount: &Mount) -> PathBuf {
+    fs::read_link(mount.path(".relay/socket")).unwrap()
+}
+
+/// A number that looks random and is the same each time.
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+    *state >> 33
+}
+
+/// `test-stranger ARGS` of another user: itself, to be kept, and what it said.
+fn stranger(uid: u32, args: &[&str]) -> (Process, Vec<String>) {
+    let mut command = by_user(uid, uid, program_for_all("test-stranger"));
+    let mut process = Process::start(command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let (mut said, mut bytes) = (String::new(), [0]);
+    let mut output = process.child().stdout.take().unwrap();
+    // Up to an empty line.
+    while !said.ends_with("\n\n") && output.read(&mut bytes).unwrap() == 1 {
+        said.push(bytes[0].into());
+    }
+    (process, said.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
+}
+
+/// Frames of garbage, right heads with wrong bodies, packets that are too short, too long or empty.
+#[test]
+fn noise() {
+    let mount = Mount::new(&[HONEST]);
+    let honest = Honest::on(&mount, "honest");
+    let seed = &mut 7;
+    for round in 0..300 {
+        let peer = if round % 3 == 0 { Peer::connect(&mount) } else { Peer::hello(&mount) };
+        for _ in 0..20 {
+            let len = match random(seed) % 8 {
+                0 => 0,
+                1 => FRAME_MAX + 1,
+                _ => random(seed) as usize % 200,
+            };
+            let mut packet: Vec<u8> = (0..len).map(|_| random(seed) as u8).collect();
+            if len >= 12 && !random(seed).is_multiple_of(4) {
+                packet[..4].copy_from_slice(&(len as u32).to_le_bytes());
+                packet[4..6].copy_from_slice(&(random(seed) as u16 % 10).to_le_bytes());
+                packet[6..8].copy_from_slice(&(random(seed) as u16 % 4).to_le_bytes());
+            }
+            if peer.try_send(&packet, MsgFlags::MSG_DONTWAIT).is_err() {
+                break; // dropped
+            }
+        }
+        if round % 100 == 0 {
+            honest.assert_going_on();
+        }
+    }
+    honest.end();
+}
+
+/// Descriptors that nobody asked for are refused by the kernel, or closed; in no case kept.
+#[test]
+fn descriptors_are_not_kept() {
+    let mount = Mount::new(&[HONEST]);
+    let honest = Honest::on(&mount, "honest");
+    let peer = Peer::hello(&mount);
+    for frame in [hello(1, 1), open("cpu", 0, 3), vec![0; 5], Close { channel: 5 }.frame(0, 4)] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let writer = OwnedFd::from(writer);
+        let rights = [ControlMessage::ScmRights(&[writer.as_raw_fd()])];
+        let _ = sendmsg::<()>(peer.fd(), &[IoSlice::new(&frame)], &rights, MsgFlags::MSG_NOSIGNAL, None);
+        drop(writer);
+        // The end of it is seen when nobody has the other end any more.
+        assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    }
+    honest.end();
+    assert_unharmed(mount);
+}
+
+/// "Endless opens": of one connection, of all, and of names that there are not yet.
+#[test]
+fn endless_opens() {
+    let mount = Mount::new(&[HONEST, "--max-channels=40"]);
+    let honest = Honest::on(&mount, "honest");
+    let peer = Peer::hello(&mount);
+    let all: Vec<u32> = (0..1024).map(|_| peer.open("cpu", 0)).collect();
+    peer.send(&open("cpu", 0, 9));
+    peer.assert_refused(Errno::EMFILE, "a connection holds at most 1024 channels");
+    peer.send(&Close { channel: all[500] }.frame(0, 3));
+    assert!(peer.receive().is_some());
+    peer.open("cpu", 0);
+
+    let maker = Peer::hello(&mount);
+    for i in 0..38 {
+        maker.open(&format!("channel-{i}-"), OPEN_CREATE);
+    }
+    for i in 38..60 {
+        maker.send(&open(&format!("channel-{i}-"), OPEN_CREATE, 9));
+        let text = format!(
+            "channel 'channel-{i}-': there are 40 channels already: close some or raise --max-channels"
+        );
+        maker.assert_refused(Errno::ENOSPC, &text);
+    }
+    honest.assert_going_on();
+    drop(maker);
+    eventually("their end", || fs::read_dir(mount.path(".relay/channels")).unwrap().count() == 2);
+    Peer::hello(&mount).open("new", OPEN_CREATE);
+    honest.end();
+}
+
+/// "Replies never read", of all kinds: whoever does not take them is dropped.
+#[test]
+fn replies_that_nobody_reads() {
+    let mount = Mount::new(&[HONEST]);
+    let honest = Honest::on(&mount, "honest");
+    for request in [
+        open("cpu", 0, 1),
+        open("none", 0, 1),
+        Close { channel: 9 }.frame(0, 1),
+        write(0, &messages(&[b"x"])).frame(WRITE_REPLY, 1),
+        Share { channel: 0 }.frame(SHARE_READ, 1),
+        vec![12, 0, 0, 0, 99, 0, 0, 0, 0, 0, 0, 0],
+    ] {
+        let peer = Peer::hello(&mount);
+        peer.send(&open("cpu", 0, 1));
+        while peer.try_send(&request, MsgFlags::empty()).is_ok() {}
+        assert_eq!(peer.try_send(&request, MsgFlags::empty()), Err(Errno::EPIPE));
+        honest.assert_going_on();
+    }
+    honest.end();
+}
+
+/// "Descriptors kept in flight": who asks for a channel's files again and again without taking them gets no more, and does when
+/// he has taken them.
+#[test]
+fn descriptors_that_nobody_receives() {
+    let mount = Mount::new(&[HONEST]);
+    let honest = Honest::on(&mount, "honest");
+    let socket = Socket::connect(&socket_of(&mount), DEADLINE).unwrap();
+    let take = || {
+        assert!(socket.wait(PollFlags::POLLIN, Some(Instant::now() + DEADLINE)), "an answer in time");
+        let mut packet = vec![0; FRAME_MAX];
+        let (len, descriptors) = socket.receive_with_descriptors(&mut packet).expect("an answer");
+        packet.truncate(len);
+        (packet, descriptors.len())
+    };
+    for request in [hello(1, 1), open("cpu", 0, 2)] {
+        socket.send(&request).unwrap();
+        take();
+    }
+    let request = Share { channel: 0 }.frame(SHARE_READ, 1);
+    let per_share = {
+        socket.send(&request).unwrap();
+        take().1
+    };
+    assert!(per_share >= 3, "control, bell, data");
+    for _ in 0..2 {
+        let n_shares = 256 / per_share + 10;
+        (0..n_shares).for_each(|_| socket.send(&request).unwrap());
+        // They are answered before others are accepted: each is a frame, and a turn takes some.
+        for _ in 0..n_shares {
+            Peer::hello(&mount).assert_served();
+        }
+        let answers: Vec<(Vec<u8>, usize)> = (0..n_shares).map(|_| take()).collect();
+        let total: usize = answers.iter().map(|(_, n)| n).sum();
+        assert!(total <= 256 && total > 256 - per_share, "{total} descriptors");
+        let (last, _) = answers.last().unwrap();
+        let frame = Frame::decode(last).unwrap();
+        assert_eq!(frame.kind, FrameType::Error);
+        let refusal = Refusal::decode(frame.body).unwrap();
+        assert_eq!(Errno::from_raw(refusal.errno), Errno::ETOOMANYREFS);
+        assert!(
+            refusal.text.contains("descriptors wait to be received, the limit is 256"),
+            "{}",
+            refusal.text
+        );
+    }
+    honest.end();
+}
+
+/// Long messages that are never finished have their memory until others need it. Who begun them is told.
+#[test]
+fn long_messages_that_stand_still() {
+    let mount = Mount::new(&[HONEST, "--subbuf-size=2M", "--n-subbufs=2"]);
+    let honest = Honest::on(&mount, "honest");
+    let begun = [&(1_u32 << 20).to_le_bytes()[..], &[b'x'; 100]].concat();
+    let crowd: Vec<Peer> = (0..64)
+        .map(|_| {
+            let peer = Peer::hello(&mount);
+            let channel = peer.open("cpu", 0);
+            peer.send(&write(channel, &begun).frame(WRITE_MORE | WRITE_REPLY, 5));
+            peer
+        })
+        .collect();
+    let message = vec![b'm'; 300_000];
+    let channel = mount.channel("cpu");
+    eventually("room for a long message", || {
+        channel.write_to(0, &message).is_ok()
+            && channel.flush().is_ok()
+            && mount.stats("cpu")["total.written"] >= 1
+    });
+    for peer in crowd {
+        peer.send(&write(0, b"y").frame(WRITE_MORE, 5));
+        peer.send(&write(0, b"z").frame(0, 5));
+        peer.assert_refused(Errno::ENOBUFS, "the message stood still for 1s, and others needed its memory");
+        peer.assert_served();
+    }
+    // What is lost counts.
+    eventually("the count", || mount.stats("cpu")["total.dropped"] >= 64);
+    honest.end();
+}
+
+/// Who connects and never says anything has his place until somebody else needs it.
+#[test]
+fn connections_that_say_nothing() {
+    let mount = Mount::new(&[HONEST, "--max-connections=20"]);
+    let honest = Honest::on(&mount, "honest");
+    let crowd: Vec<Peer> = (0..19).map(|_| Peer::connect(&mount)).collect();
+    let mut served = None;
+    eventually("a place", || {
+        let peer = Peer::connect(&mount);
+        // Turned away, perhaps before it could speak.
+        let _ = peer.try_send(&hello(1, 1), MsgFlags::empty());
+        let packet = peer.receive().expect("an answer");
+        served = (Frame::decode(&packet).unwrap().kind == FrameType::Hello).then_some(peer);
+        served.is_some()
+    });
+    served.unwrap().assert_served();
+    crowd[0].assert_dropped(Errno::ETIMEDOUT, "no HELLO for 5s, and others want to connect");
+    let late = &crowd[18];
+    late.send(&hello(1, 1));
+    assert!(late.receive().is_some());
+    late.assert_served();
+    honest.end();
+}
+
+/// A user has as many connections as are left for others. Root may have all.
+#[test]
+fn connections_of_other_users() {
+    let mount = mount_for_all(&[HONEST, "--socket-mode=0666", "--max-connections=41"]);
+    let honest = Honest::on(&mount, "honest");
+    let socket = socket_of(&mount);
+    let (first, said) = stranger(USER, &["connect", socket.to_str().unwrap(), "50"]);
+    let refused =
+        "EUSERS: uid 1000 has as many connections as are left for others, of 41: raise --max-connections";
+    assert_eq!(said, ["20 served".to_owned(), format!("30 {refused}")]);
+    let (second, said) = stranger(NOBODY, &["connect", socket.to_str().unwrap(), "50"]);
+    assert_eq!(said[0], "10 served");
+    assert!(said[1].starts_with("40 EUSERS: uid 65534 has as many connections"), "{said:?}");
+    let crowd: Vec<Peer> = (0..10).map(|_| Peer::hello(&mount)).collect();
+    Peer::connect(&mount)
+        .assert_dropped(Errno::EUSERS, "41 connections are open, the limit of --max-connections");
+    honest.assert_going_on();
+    drop((first, second, crowd));
+    honest.end();
+}
+
+/// A user has as many channels, and as much memory in them, as are left for others. Root may have all.
+#[test]
+fn channels_of_other_users() {
+    let mount = mount_for_all(&[
+        "--channel=honest:global",
+        "--subbuf-size=4K",
+        "--socket-mode=0666",
+        "--max-channels=22",
+        "--max-memory=16M",
+    ]);
+    let honest = Honest::on(&mount, "honest");
+    let socket = socket_of(&mount);
+    let (many, said) = stranger(USER, &["create", socket.to_str().unwrap(), "30", "4096", "2"]);
+    let refused = "ENOSPC: channel 'NAME': uid 1000 has as many channels as are left for others, of 22: \
+                   close some or raise --max-channels";
+    assert_eq!(said, ["10 served".to_owned(), format!("20 {refused}")]);
+    drop(many);
+    eventually("their end", || fs::read_dir(mount.path(".relay/channels")).unwrap().count() == 2);
+    let (_large, said) = stranger(NOBODY, &["create", socket.to_str().unwrap(), "30", "1048576", "2"]);
+    assert_eq!(said[0], "3 served");
+    let refused = "ENOMEM: channel 'NAME' needs 2056K, and the channels of uid 65534 may have as much as is left for others, \
+                   of 16M: use smaller buffers or raise --max-memory";
+    assert_eq!(said[1], format!("27 {refused}"));
+    let peer = Peer::hello(&mount);
+    for i in 0..10 {
+        peer.open(&format!("roots-{i}-"), OPEN_CREATE);
+    }
+    honest.end();
+}
+
+/// A user has as many files open as are left for others.
+#[test]
+fn open_files_of_other_users() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    assert!(
+        hard > 4200,
+        "this test takes more than 4200 open files: raise the hard limit (ulimit -Hn), {hard}"
+    );
+    let mount = mount_for_all(&[HONEST]);
+    let honest = Honest::on(&mount, "honest");
+    let version = mount.path(".relay/version");
+    let (_stranger, said) = stranger(USER, &["open", version.to_str().unwrap(), "4200"]);
+    let opened: usize = said[0].strip_suffix(" opened").expect("most of them").parse().unwrap();
+    assert!((4090..=4096).contains(&opened), "{said:?}");
+    assert!(said[1].ends_with("Too many open files in system (os error 23)"), "{said:?}");
+    assert!(fs::read(&version).is_ok());
+    honest.end();
+}
+
+/// What open files keep for who seeks back has a limit, and reading goes on beyond it.
+#[test]
+fn what_readers_keep() {
+    const FILES: usize = 600;
+    setrlimit(Resource::RLIMIT_NOFILE, 2000, getrlimit(Resource::RLIMIT_NOFILE).unwrap().1).unwrap();
+    let mut mount = Mount::new(&[HONEST, "--subbuf-size=256K", "--n-subbufs=4"]);
+    let honest = Honest::on(&mount, "honest");
+    let message = vec![b'm'; 64 << 10];
+    let mut files = Vec::new();
+    for _ in 0..FILES {
+        let mut file = fs::File::open(mount.path("cpu0")).unwrap();
+        assert_eq!(mount.send(0, &[&message, &message, &message]).written, 3);
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).unwrap();
+        assert_eq!(bytes.len(), 3 * message.len());
+        files.push(file);
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", mount.daemon().pid())).unwrap();
+    let anonymous = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    let kib: usize = anonymous.trim().strip_suffix(" kB").unwrap().parse().unwrap();
+    assert!(kib < 80 << 10, "{kib} KiB for what {FILES} files keep");
+    honest.end();
+}
