@@ -19,8 +19,8 @@ pub(super) struct Checks {
     /// What `consumed` says if nobody else has stored there.
     consumed: Cell<Position>,
     /// How far the writer's stream position of the cursor's sub-buffer is ahead of ours: not at all, unless somebody has
-    /// changed a record. Then each further change counts, not each further sub-buffer.
-    skew: u64,
+    /// changed a record. Then each further change counts, not each further sub-buffer. `None`: not known yet.
+    skew: Option<u64>,
 }
 
 impl Checks {
@@ -28,7 +28,7 @@ impl Checks {
         // Relaxed, both: the daemon's own words.
         let corrected = buffer.block().corrected.load(Ordering::Relaxed);
         let consumed = Position(buffer.block().consumed.load(Ordering::Relaxed));
-        Checks { corrected: Cell::new(corrected), consumed: Cell::new(consumed), skew: 0 }
+        Checks { corrected: Cell::new(corrected), consumed: Cell::new(consumed), skew: Some(0) }
     }
 }
 
@@ -104,8 +104,7 @@ impl Reader {
             // Relaxed: `state` is behind it.
             let begin = self.buffer.record(self.cursor).begin.load(Ordering::Relaxed);
             let skew = begin.wrapping_sub(self.stream);
-            if skew != self.checks.skew {
-                self.checks.skew = skew;
+            if self.checks.skew.replace(skew).is_some_and(|before| before != skew) {
                 self.correct();
             }
         }
@@ -142,7 +141,12 @@ impl Reader {
         let consumed = Position(self.buffer.block().consumed.load(Ordering::Relaxed));
         self.checks.consumed.set(consumed);
         if consumed == self.cursor {
-            self.checks.skew = 0;
+            self.checks.skew = Some(0);
         }
+    }
+
+    /// Our stream was found out by counting, where one that died may have been about to count.
+    pub(super) fn expect_any_stream(&mut self) {
+        self.checks.skew = None;
     }
 }
