@@ -27,7 +27,7 @@ stress() { test_for_long RELAYFS_STRESS_SECONDS=120 stress; }
 # Ten minutes at full load: memory, descriptors and threads.
 soak() { test_for_long RELAYFS_SOAK_SECONDS=600 soak; }
 # A minute of random writes all over a channel's files.
-scribble() { test_for_long RELAYFS_SCRIBBLE_SECONDS=60 scribbled; }
+scribble() { test_for_long RELAYFS_SCRIBBLE_SECONDS=60 scribbler; }
 # Ten million executions of each target.
 fuzz() { run RUNS=10000000 sh tests/fuzz.sh; }
 # Each ordering and rule of the buffer weakened; AddressSanitizer and valgrind.

@@ -240,7 +240,7 @@ impl Filesystem for Fs {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         fh: FileHandle,
         _: u64,
@@ -255,6 +255,7 @@ impl Filesystem for Fs {
             None => reply.error(Errno::EBADF),
             Some(file) => file.write(
                 data,
+                request.pid(),
                 Box::new(move |written| match written {
                     Ok(()) => reply.written(len),
                     Err(errno) => reply.error(Errno::from_i32(errno)),

@@ -8,13 +8,10 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use nix::sched::sched_getcpu;
-use relay::geometry::MESSAGE_MAX;
-use relay::writer::Placed;
-
 use crate::channel::{PollState, Wake};
 use crate::consumed::consume;
 use crate::kill_point;
+use crate::message;
 use crate::registry::Held;
 use crate::shares::{Claim, Shares};
 use crate::snapshot::Snapshot;
@@ -35,10 +32,6 @@ const KEEP_ALL_MAX: usize = 64 << 20;
 const KEEP_FIRST: usize = 4096;
 /// Files that may be open at once.
 const OPEN_MAX: usize = 8192;
-
-/// Longest write(2) that is sure to come in one piece, in bytes. The kernel cuts longer ones after as many whole pages as a
-/// request can have, so an unaligned one up to a page earlier, and each piece would be a message of its own.
-const WRITE_MAX: usize = MESSAGE_MAX - 4096;
 
 /// Most bytes of the file with the positions that are read at a time.
 const POSITIONS_READ_MAX: usize = 1 << 20;
@@ -195,10 +188,12 @@ impl OpenFile {
         }
     }
 
-    /// write(2): `written` is told the result, perhaps later and on another thread.
-    pub(crate) fn write(&self, bytes: &[u8], written: Written) {
+    /// write(2) by a thread: `written` is told the result, perhaps later and on another thread.
+    pub(crate) fn write(&self, bytes: &[u8], by: u32, written: Written) {
         match self {
-            OpenFile::Control { channel, file: ControlFile::Msg } => write_message(channel, bytes, written),
+            OpenFile::Control { channel, file: ControlFile::Msg } => {
+                message::write(channel, bytes, by, written)
+            }
             OpenFile::Control { channel, file } => {
                 if bytes.strip_suffix(b"\n").unwrap_or(bytes) != b"1" {
                     return written(Err(libc::EINVAL));
@@ -383,34 +378,6 @@ fn part(bytes: &[u8], at: u64, count: usize) -> &[u8] {
 
 fn errno_of(error: io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
-}
-
-fn write_message(channel: &Held, bytes: &[u8], written: Written) {
-    if bytes.len() > WRITE_MAX {
-        return written(Err(libc::EMSGSIZE));
-    }
-    let here = sched_getcpu().unwrap_or(0);
-    let cpu = if channel.geometry().global() { 0 } else { here };
-    if cpu >= channel.n_bufs() {
-        return written(Err(libc::ENXIO));
-    }
-    let mut copy = Vec::new();
-    if copy.try_reserve_exact(bytes.len()).is_err() {
-        channel.buffer(cpu).count_dropped_elsewhere(1);
-        return written(Err(libc::ENOMEM));
-    }
-    copy.extend_from_slice(bytes);
-    let done = Box::new(move |placed: Result<Placed, Unavailable>| {
-        written(match placed {
-            Ok(Placed::Written) => Ok(()),
-            Ok(Placed::Full) => Err(libc::ENOSPC),
-            Ok(Placed::TooBig) => Err(libc::EMSGSIZE),
-            Ok(Placed::Closed) => Err(libc::ENODEV),
-            Err(unavailable) => Err(unavailable.errno()),
-        });
-    });
-    let job = Job::Message { channel: channel.clone(), cpu, bytes: copy, done };
-    channel.writers().submit_now(job);
 }
 
 /// The open files by number.

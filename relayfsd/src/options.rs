@@ -166,8 +166,8 @@ impl Options {
             access,
             mount: MountOptions {
                 allow_other,
-                // Without the kernel's checks everybody who is let in could read everything.
-                default_permissions: allow_other || words.default_permissions,
+                // Without the kernel's checks everybody who is let in could do everything.
+                default_permissions: true,
                 auto_unmount: words.auto_unmount,
                 threads: if cli.single_thread { 1 } else { FUSE_THREADS },
                 fsname: words.fsname.or(source).unwrap_or_else(|| FSNAME_DEFAULT.to_owned()),
@@ -300,7 +300,7 @@ mod tests {
         let root = mount("relayfsd /mnt", true);
         assert!(root.allow_other && root.default_permissions);
         let user = mount("relayfsd /mnt", false);
-        assert!(!user.allow_other && !user.default_permissions);
+        assert!(!user.allow_other && user.default_permissions);
         let open = mount("relayfsd /mnt -o allow_other", false);
         assert!(open.allow_other && open.default_permissions);
         assert!(options("relayfsd /mnt -o auto_unmount", false).is_err());
