@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 need taskset util-linux
 need unshare util-linux
 need objdump binutils
+need make make
+need pkg-config pkg-config
 need_rust
 need_fuse
 install_missing

@@ -17,8 +17,11 @@ test_for_long() {
     run "$1" cargo test --release --locked --quiet --package relayfs-tests --test "$2" -- --nocapture --test-threads=1
 }
 
-# 200 daemons killed, and 200 restarted with --keep, while four processes write and two read.
-crashes() { test_for_long RELAYFS_CRASHES=200 crashes; }
+# 200 daemons killed, and 200 restarted with --keep, while four processes write and two read; and again while it is recorded.
+crashes() {
+    test_for_long RELAYFS_CRASHES=200 crashes
+    test_for_long RELAYFS_CRASHES=200 crashes_recorded
+}
 # Well over a thousand producers killed, under signals and migrations.
 stress() { test_for_long RELAYFS_STRESS_SECONDS=120 stress; }
 # Ten minutes at full load: memory, descriptors and threads.

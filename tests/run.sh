@@ -9,22 +9,30 @@ cd "$(dirname "$0")/.."
 need busybox busybox
 need cat coreutils
 need cc gcc
+need cp coreutils
 need dash dash
 need dd coreutils
 need fusermount3 fuse3
+need g++ g++
 need getconf libc-bin
 need install coreutils
 need less less
 need ls coreutils
+need make make
+need mount mount
 need mount.fuse3 fuse3
+need nm binutils
+need pkg-config pkg-config
 need prlimit util-linux
 need python3 python3
+need readelf binutils
 need setpriv util-linux
 need sh dash
 need taskset util-linux
 need timeout coreutils
 need umount mount
 need unshare util-linux
+need valgrind valgrind
 need_rust
 need_fuse
 for part in fmt clippy; do

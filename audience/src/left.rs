@@ -39,8 +39,7 @@ pub(crate) fn run(dir: &Path, what: &What) -> Result<(), Failure> {
     let found = Found::in_dir(dir)?;
     if let Some(pid) = daemon_at_work(&dir.join(LOCK)) {
         say(format_args!(
-            "relayfsd (process {pid}) is at work on {}: what is read here may change meanwhile, which 'audience --snapshot' \
-             would not let it",
+            "relayfsd (process {pid}) is at work on {}: better ask it, by 'audience --snapshot' or by reading",
             dir.display()
         ));
     }

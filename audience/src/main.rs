@@ -7,6 +7,7 @@
 
 mod block;
 mod channel;
+mod exec;
 mod failure;
 mod follow;
 mod left;
@@ -22,7 +23,6 @@ mod waiting;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use relay::complaint::of_usage;
 
 use crate::failure::Failure;
@@ -32,7 +32,7 @@ use crate::options::{Action, Options};
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let options = match Options::read() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => {
             output::say(of_usage(&error.to_string()));
@@ -40,6 +40,11 @@ fn main() -> ExitCode {
         }
         Err(help) => help.exit(),
     };
+    if let [program, args @ ..] = options.program.as_slice() {
+        let error = exec::exec(program, args);
+        output::say(&error);
+        return ExitCode::from(error.status());
+    }
     let result = match (&options.action, &options.state) {
         (Some(Action::Record(options)), _) => record::run(options),
         (None, Some(dir)) => left::run(dir, &options.what),

@@ -3,7 +3,7 @@
 use std::env;
 use std::fs;
 use std::io::{ErrorKind, Read};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{self, Path, PathBuf};
 use std::process::{ChildStderr, Command, Stdio};
@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use relay::mountinfo::{self, FS_TYPE};
 
 use crate::failure::Failure;
 use crate::output;
@@ -19,8 +20,6 @@ use crate::unmount::unmount;
 
 /// The daemon that mounts.
 const DAEMON: &str = "relayfsd";
-/// The type of its mounts in the kernel's list.
-const FS_TYPE: &[u8] = b"fuse.relayfsd";
 /// How long we give a daemon that was started at the same time as ours, and first, to become usable.
 const OTHERS_START_MAX: Duration = Duration::from_millis(250);
 /// Time between two looks at whether something has changed.
@@ -40,42 +39,11 @@ pub(crate) fn is_mounted(path: &Path) -> Result<bool, Failure> {
     Ok(fs::read(path.join(".relay/version")).is_ok() || listed_type(path).is_some_and(|kind| kind == FS_TYPE))
 }
 
-/// The type of the last mount, which is the visible one, that the kernel lists at the path.
-pub(crate) fn listed_type(path: &Path) -> Option<Vec<u8>> {
-    let path = fs::canonicalize(path).unwrap_or_else(|_| absolute(path));
-    let mounts = fs::read("/proc/self/mountinfo").ok()?;
-    type_of_mount(&mounts, &path).map(<[u8]>::to_vec)
-}
-
-/// From `36 35 98:0 /root /mount\040point options tag:1 - type source super`, one a line.
-fn type_of_mount<'a>(mountinfo: &'a [u8], path: &Path) -> Option<&'a [u8]> {
-    let at_path = |line: &&[u8]| {
-        let point = line.split(|&b| b == b' ').nth(4);
-        point.is_some_and(|point| unescape(point).as_path() == path)
-    };
-    let line = mountinfo.split(|&b| b == b'\n').rfind(at_path)?;
-    let mut fields = line.split(|&b| b == b' ');
-    fields.find(|field| *field == b"-")?;
-    fields.next()
-}
-
-/// The kernel writes space, tab, newline and backslash as `\040` and so on.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        match rest {
-            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..] => {
-                bytes.push(((a - b'0') << 6) | ((b - b'0') << 3) | (c - b'0'));
-                rest = after;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+/// The type of the mount that the kernel lists at the path, of several the visible one.
+pub(crate) fn listed_type(path: &Path) -> Option<String> {
+    let path = mountinfo::resolve(path).unwrap_or_else(|_| absolute(path));
+    let entries = mountinfo::read().ok()?;
+    mountinfo::topmost(&entries, &path).map(|entry| entry.fs_type.clone())
 }
 
 /// What we mounted ourselves, and have to unmount. Shared with the thread that takes signals.
@@ -162,7 +130,8 @@ fn said(mut stderr: ChildStderr) -> Vec<String> {
     lines.map(|line| line.strip_prefix("relayfsd: ").unwrap_or(line).to_owned()).collect()
 }
 
-fn beside_us() -> Option<PathBuf> {
+/// The daemon beside this program.
+pub(crate) fn beside_us() -> Option<PathBuf> {
     let path = env::current_exe().ok()?.with_file_name(DAEMON);
     path.is_file().then_some(path)
 }
@@ -184,28 +153,6 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     use super::*;
-
-    const MOUNTINFO: &[u8] = b"22 1 0:20 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n\
-        36 22 0:40 / /mnt/relay rw,nosuid master:1 shared:2 - fuse.relayfsd relayfs rw,user_id=0\n\
-        37 22 0:41 / /mnt/my\\040relay rw - fuse.relayfsd relayfs rw\n\
-        38 22 0:42 / /mnt/hidden rw - fuse.relayfsd relayfs rw\n\
-        39 38 0:43 / /mnt/hidden rw - tmpfs tmpfs rw\n";
-
-    #[test]
-    fn the_kernels_list_tells_types() {
-        let fs_type = |path: &str| type_of_mount(MOUNTINFO, Path::new(path));
-        assert_eq!(fs_type("/mnt/relay"), Some(FS_TYPE));
-        assert_eq!(fs_type("/mnt/my relay"), Some(FS_TYPE));
-        assert_eq!(fs_type("/mnt/hidden"), Some(&b"tmpfs"[..]));
-        assert_eq!(fs_type("/mnt/relay/app"), None);
-    }
-
-    #[test]
-    fn escapes() {
-        assert_eq!(unescape(b"a\\040b\\134c"), Path::new("a b\\c"));
-        assert_eq!(unescape(b"a\\04"), Path::new("a\\04"));
-        assert_eq!(unescape(b"\\777"), Path::new("\\777"));
-    }
 
     #[test]
     fn a_tree_with_a_version_is_mounted() {

@@ -2,7 +2,9 @@
 //!
 //! In all our programs `-` and `_` mean the same in the names of options.
 
+use std::ffi::OsString;
 use std::num::NonZero;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,6 +21,10 @@ use crate::channel::Place;
 const INTERVAL_MIN: f64 = 0.001;
 /// Longest time between two readings, in seconds: a day.
 const INTERVAL_MAX: f64 = 86_400.0;
+
+/// The option after which everything belongs to a program.
+const EXEC: &str = "--exec";
+const EXEC_WITH_VALUE: &str = "--exec=";
 
 /// Reads a relay channel, CPU by CPU, onto standard output; what was read is consumed.
 ///
@@ -58,6 +64,19 @@ pub(crate) struct Options {
     /// next daemon puts what it does not trust. Channels that nothing names go by their numbers: -c 1.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["follow", "snapshot", "mount"])]
     pub(crate) state: Option<PathBuf>,
+
+    /// Run a program to which mount(2) knows the type relayfs
+    ///
+    /// For programs that were written for a relayfs in the kernel. If one is there, mounting it is EBUSY and unmounting it
+    /// EINVAL, and nothing happens to it; otherwise relayfsd is started, and ends with the program's umount. All that
+    /// follows belongs to the program, whose exit status is the result; 127 and 126 say that there is none, or that it
+    /// cannot be run. Neither programs that are linked statically nor set-user-ID ones can be helped so.
+    #[arg(long, value_name = "PROGRAM [ARG]...", exclusive = true)]
+    pub(crate) exec: Option<OsString>,
+
+    /// The program of `--exec`, and its arguments; empty without.
+    #[arg(skip)]
+    pub(crate) program: Vec<OsString>,
 
     #[command(subcommand)]
     pub(crate) action: Option<Action>,
@@ -122,6 +141,31 @@ pub(crate) struct What {
     /// Read only this CPU's file
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
+}
+
+impl Options {
+    /// The options of this process. Help is an error, too, one that prints itself.
+    pub(crate) fn read() -> Result<Options, clap::Error> {
+        Options::parse_all(std::env::args_os().collect())
+    }
+
+    /// What follows `--exec` is nothing that we should understand, so the parser does not see it.
+    fn parse_all(mut args: Vec<OsString>) -> Result<Options, clap::Error> {
+        let is_exec = |arg: &OsString| arg == EXEC || arg.as_bytes().starts_with(EXEC_WITH_VALUE.as_bytes());
+        let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
+        let Some(at) = args[..end].iter().position(is_exec) else { return Options::try_parse_from(args) };
+        // `--exec PROGRAM` or `--exec=PROGRAM`.
+        let n_ours = (at + if args[at] == EXEC { 2 } else { 1 }).min(args.len());
+        let rest = args.split_off(n_ours);
+        if args.len() == at + 2 {
+            // Joined, for the program's name may begin with a dash.
+            let program = args.remove(at + 1);
+            args[at] = [EXEC_WITH_VALUE.as_ref(), program.as_os_str()].into_iter().collect();
+        }
+        let mut options = Options::try_parse_from(args)?;
+        options.program = options.exec.take().into_iter().chain(rest).collect();
+        Ok(options)
+    }
 }
 
 impl What {
@@ -214,5 +258,23 @@ mod tests {
         assert!(parse(&["record", "-o", "d", "--rotate-count=3"]).is_err(), "of which size?");
         assert!(parse(&["record", "-o", "d", "--rotate-size=0"]).is_err());
         assert!(parse(&["record", "-o", "d", "--rotate-size=1", "--rotate-count=0"]).is_err());
+    }
+
+    #[test]
+    fn what_follows_exec_belongs_to_the_program() {
+        let parse = |args: &[&str]| {
+            let args = ["audience"].iter().chain(args).map(OsString::from).collect();
+            Options::parse_all(args).map(|options| options.program)
+        };
+        for args in [&["p", "-f", "--exec", "--", "q"][..], &["-p"], &["p", ""], &["--help"], &["--"]] {
+            assert_eq!(parse(&[&["--exec"], args].concat()).unwrap(), args);
+        }
+        assert_eq!(parse(&["--exec=p=q", "-m"]).unwrap(), ["p=q", "-m"]);
+        assert!(parse(&["-f"]).unwrap().is_empty());
+        for wrong in
+            [&["--exec"][..], &["-f", "--exec", "p"], &["-m", "/x", "--exec", "p"], &["--", "--exec", "p"]]
+        {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -26,6 +26,9 @@ const FIRST_EXTRA: usize = 2;
 /// One thread at a time uses it; threads that share the work open one each, for instance for a CPU each by
 /// [`Reader::open_cpu`].
 ///
+/// Whom the daemon lets write the buffers' files can truncate them, and then a look into the maps is SIGBUS, which only a
+/// program can deal with, not a library.
+///
 /// When the daemon has gone, what needs it is [`ReadError::Gone`]; what is finished can be taken all the same. If another
 /// one takes over, [`Reader::reopen`] goes on with it.
 #[derive(Debug)]

@@ -40,6 +40,10 @@ use source::{Left, Source};
 /// the last one.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
 
+/// How long there may be files and yet no daemon to say of which buffers, before they are recorded all the same: one that
+/// ends serves its files for a moment, but another one's socket may also be where we do not see it.
+const NEXT_DAEMON_MAX: Duration = Duration::from_secs(5);
+
 /// Records until the end.
 pub(crate) fn run(options: &Record) -> Result<(), Failure> {
     // Only for its errors: what is no directory will not become a mount point.
@@ -53,6 +57,7 @@ pub(crate) fn run(options: &Record) -> Result<(), Failure> {
         end: options.duration.and_then(|duration| Instant::now().checked_add(duration)),
         recordings: BTreeMap::new(),
         left: BTreeMap::new(),
+        left_since: None,
         tally: Tally::default(),
         progress: Progress::new(options.progress),
     };
@@ -74,6 +79,8 @@ struct Recorder<'a> {
     recordings: BTreeMap<usize, Recording>,
     /// How far the last daemon's buffers were recorded, by CPU.
     left: BTreeMap<usize, Left>,
+    /// Since when there are files again, and yet nobody who says of which buffers.
+    left_since: Option<Instant>,
     tally: Tally,
     progress: Progress,
 }
@@ -93,8 +100,11 @@ impl Recorder<'_> {
                 }
                 self.record(files)?;
                 waiting_told = false;
-            } else if !std::mem::replace(&mut waiting_told, true) {
-                self.progress.say(missing(&self.place));
+            } else {
+                self.left_since = None;
+                if !std::mem::replace(&mut waiting_told, true) {
+                    self.progress.say(missing(&self.place));
+                }
             }
             // A channel that comes later starts its counters in our time.
             first = false;
@@ -119,11 +129,19 @@ impl Recorder<'_> {
         }
         let capacity = capacity(&self.place);
         let first = files.first().map(CpuFile::identity);
+        if self.left_since.is_some_and(|since| since.elapsed() >= NEXT_DAEMON_MAX) {
+            self.left.clear();
+        }
         let open = |file: CpuFile| {
             let cpu = file.cpu;
-            (cpu, Source::open(&self.place, file, self.left.get(&cpu)))
+            Some((cpu, Source::open(&self.place, file, self.left.get(&cpu))?))
         };
-        let mut sources: BTreeMap<usize, Source> = files.into_iter().map(open).collect();
+        let Some(mut sources) = files.into_iter().map(open).collect::<Option<BTreeMap<usize, Source>>>()
+        else {
+            self.left_since.get_or_insert_with(Instant::now);
+            return Ok(());
+        };
+        self.left_since = None;
         let halt = &Halt::new()?;
         // Out of `self`, of which the threads get a part.
         let mut recordings = std::mem::take(&mut self.recordings);

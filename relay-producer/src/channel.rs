@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use relay::Geometry;
 use relay::client::SendError;
 use relay::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
+use relay::gate::{Start, Switching};
 
 use crate::batch::Batch;
 use crate::builder::Builder;
@@ -34,7 +35,7 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// Also with shared buffers some messages go that way: those of more than 64 KiB, those for another CPU than the one
 /// the caller runs on, those of threads whose C library did not register them for restartable sequences, and one that
 /// was interrupted 64 times. Sharing means trusting: a process that has the buffers can damage what others wrote, and by
-/// truncating the files end those who write there.
+/// truncating the files end those who write there, by SIGBUS: a handler for that is the program's to install, not ours.
 ///
 /// **Order.** What one thread writes arrives in the order in which it was written, as far as it goes to one CPU's
 /// buffer. With shared buffers there are exceptions: a message that [`write_to`](Self::write_to) sends to another CPU
@@ -106,6 +107,48 @@ impl Channel {
     /// Also with shared buffers, a message for another CPU than the caller's goes by the socket.
     pub fn write_to(&self, cpu: usize, message: &[u8]) -> Result<(), WriteError> {
         self.write_somewhere(Some(cpu), message)
+    }
+
+    /// Writes a message of at most [`DIRECT_MAX`](crate::DIRECT_MAX) bytes directly behind the last one, as most are, for callers to whom an
+    /// instruction matters. False: it takes more than that, and nothing was done; [`write`](Self::write) will do it.
+    #[inline(always)]
+    pub fn append(&self, message: &[u8]) -> bool {
+        self.link.buffers().first().append(message)
+    }
+
+    /// Writes a message as [`write`](Self::write) does, but asks `gate` before a sub-buffer is begun for it, telling the CPU and how
+    /// things stand. If it refuses, the message is dropped as if all were full; the current sub-buffer is finished all the
+    /// same. It may be asked again for one message, and it must not write to the channel. What goes by the socket
+    /// is written without asking.
+    #[inline]
+    pub fn write_if(
+        &self,
+        message: &[u8],
+        gate: &mut dyn FnMut(usize, Switching) -> Option<Start>,
+    ) -> Result<(), WriteError> {
+        let shared = self.link.buffers().first();
+        match shared.write_if(message, gate) {
+            Direct::Written => Ok(()),
+            Direct::Over => {
+                if self.link.buffers().later().is_none() {
+                    // It may bring some; if not, the socket it is, or nothing.
+                    let _ = self.link.connection(false);
+                }
+                match self.link.buffers().later() {
+                    Some(later) => {
+                        self.written_otherwise(later, later.write_if(message, gate), None, message)
+                    }
+                    None => self.write_by_socket(None, message, Direct::Over),
+                }
+            }
+            direct => self.written_otherwise(shared, direct, None, message),
+        }
+    }
+
+    /// Whether all sub-buffers of a CPU are full; `None` where the buffers are not shared.
+    pub fn is_full(&self, cpu: usize) -> Option<bool> {
+        let buffers = self.link.buffers();
+        buffers.first().is_full(cpu).or_else(|| buffers.later()?.is_full(cpu))
     }
 
     #[inline(always)]
@@ -274,6 +317,12 @@ impl Channel {
             Reply::Refused(refused) => Err(refused.into()),
             Reply::Written(_) => Err(RequestError::Garbled("counts for a flush".into())),
         }
+    }
+
+    /// Ends the connection as dropping the channel does, but while other threads may still be using it: their calls fail with
+    /// `Disconnected` from now on, and what they are writing at this moment may be lost.
+    pub fn close(&self) {
+        self.link.close();
     }
 
     /// The channel's geometry, as the daemon told it last.

@@ -4,6 +4,7 @@ use std::env;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use relay::duration::parse_duration;
@@ -12,6 +13,10 @@ use relay::paths::{MOUNT_DEFAULT, MOUNT_ENV};
 use relay::size::parse_size;
 use relay::{ChannelName, GeometrySpec};
 use relay_producer::{TransportChoice, Wait};
+
+/// The options that are about messages, which a module writes itself.
+const OF_MESSAGES: [&str; 10] =
+    ["channel", "create", "cpu", "no_newline", "null", "chunk", "wait", "flush", "transport", "messages"];
 
 /// Writes messages into a relay channel.
 ///
@@ -72,6 +77,16 @@ pub(crate) struct Options {
     /// Say which channel, geometry and transport it is, and if that is the socket, why
     #[arg(short, long)]
     pub(crate) verbose: bool,
+
+    /// Run a module that was written for the kernel, compiled into this shared object: its init_module now, and its
+    /// cleanup_module at SIGINT (Ctrl-C) or SIGTERM; a second signal does not wait for it
+    #[arg(long, value_name = "MODULE.so", conflicts_with_all = OF_MESSAGES)]
+    pub(crate) load: Option<PathBuf>,
+
+    /// With --load: end after this time: 500ms, 10s, 5m
+    #[arg(long = "for", value_name = "DURATION", requires = "load", conflicts_with_all = OF_MESSAGES,
+          value_parser = parse_duration)]
+    pub(crate) duration: Option<Duration>,
 
     /// Messages to write [default: the lines of standard input]
     #[arg(value_name = "MESSAGE")]
@@ -144,8 +159,6 @@ fn wait(text: &str) -> Result<Wait, String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use clap::CommandFactory;
 
     use super::*;
@@ -180,6 +193,13 @@ mod tests {
     }
 
     #[test]
+    fn a_module_has_a_place_and_a_time() {
+        let options = parse(&["--load", "m.so", "--for=2s", "-v", "-m", "/x"]).unwrap();
+        assert_eq!(options.duration, Some(Duration::from_secs(2)));
+        assert_eq!(options.mount(), PathBuf::from("/x"));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused() {
         for args in [
             &["--chunk=0"][..],
@@ -193,6 +213,10 @@ mod tests {
             &["--wait=soon"],
             &["--transport=pigeon"],
             &["--no-such-option"],
+            &["--load=m.so", "message"],
+            &["--load=m.so", "--channel=app"],
+            &["--for=2s", "message"],
+            &["--load=m.so", "--for=ever"],
         ] {
             assert!(parse(args).is_err(), "{args:?}");
         }

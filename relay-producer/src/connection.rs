@@ -314,21 +314,26 @@ impl Connection {
             RequestError::Garbled(why)
         })
     }
+
+    /// The end, as this side wants it: the daemon is told of losses, and takes what was sent. A child closes its copies of the
+    /// descriptors, nothing more: losses and replies are its parent's.
+    pub(crate) fn close(&self) {
+        if self.is_own() {
+            for cpu in 0..self.n_bufs() {
+                // Nothing can be done if the socket does not take it.
+                let _ = self.tell_losses(cpu);
+            }
+            // Closed with replies unread, the daemon would see a reset instead of the end of what it has yet to take; and
+            // shut down first, no more can come.
+            self.socket.shut_down();
+            while self.socket.receive(&mut [0; HEADER_LEN]).is_some_and(|len| len > 0) {}
+        }
+        self.set_gone();
+    }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A child closes its copy of the descriptor, nothing more: losses and replies are its parent's.
-        if !self.is_own() {
-            return;
-        }
-        for cpu in 0..self.n_bufs() {
-            // Nothing can be done if the socket does not take it.
-            let _ = self.tell_losses(cpu);
-        }
-        // Closed with replies unread, the daemon would see a reset instead of the end of what it has yet to take; and
-        // shut down first, no more can come.
-        self.socket.shut_down();
-        while self.socket.receive(&mut [0; HEADER_LEN]).is_some_and(|len| len > 0) {}
+        self.close();
     }
 }

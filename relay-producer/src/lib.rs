@@ -47,5 +47,7 @@ pub use channel::Channel;
 pub use error::{BatchError, NoSuchCpu, OpenError, RequestError, WriteError};
 pub use options::{BatchOptions, Counts, Wait};
 pub use relay::client::{ConnectError, Refused};
+pub use relay::gate::{START_MAX, Start, Switching};
 pub use relay::{Geometry, GeometrySpec, Mode};
+pub use shared::DIRECT_MAX;
 pub use transport::{Transport, TransportChoice};

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ pub(crate) struct Link {
     /// The same one's buffers, for those who may not lock.
     buffers: Latest,
     redial: Mutex<Redial>,
+    /// There is to be no connection any more.
+    closed: AtomicBool,
 }
 
 /// The search for a new daemon.
@@ -58,6 +61,20 @@ impl Link {
             buffers: Latest::new(connection.sharing.as_ref().ok()),
             current: RwLock::new(Arc::new(connection)),
             redial: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Ends the connection, for good. Threads that are inside a call get an error, or have written where nobody reads.
+    pub(crate) fn close(&self) {
+        let mut redial = self.redial.lock().unwrap_or_else(PoisonError::into_inner);
+        // Relaxed: read with the lock.
+        self.closed.store(true, Ordering::Relaxed);
+        redial.under_way = None;
+        let latest = self.latest();
+        latest.close();
+        if let Ok(shared) = &latest.sharing {
+            shared.retire();
         }
     }
 
@@ -115,6 +132,9 @@ impl Link {
         // Also for those who still have it when its buffers get another connection.
         if latest.is_own() {
             latest.set_gone();
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(None);
         }
         if redial.pid != process::id() {
             *redial = Redial { pid: process::id(), ..Redial::default() };

@@ -2,6 +2,8 @@
 
 mod cli;
 mod input;
+mod load;
+mod module;
 
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -42,6 +44,16 @@ fn main() -> ExitCode {
         }
         Err(help) => help.exit(),
     };
+    if let Some(file) = &options.load {
+        let result = module::run(file, &options.mount(), options.duration, options.verbose);
+        return match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say(&error.to_string());
+                ExitCode::FAILURE
+            }
+        };
+    }
     match run(&options) {
         Ok(Counts { dropped: 0, too_big: 0, .. }) => ExitCode::SUCCESS,
         Ok(counts) => {

@@ -3,7 +3,7 @@
 //! Whoever waits for a reply registers its id before the request goes out. One of those who wait receives for all; when
 //! something came, or its time is up, another one takes over. A reply that nobody waits for is dropped.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -47,7 +47,7 @@ pub(crate) struct Replies {
 #[derive(Debug, Default)]
 struct Inbox {
     /// A slot for every reply that somebody waits for, by id.
-    slots: HashMap<u32, Option<Reply>>,
+    slots: BTreeMap<u32, Option<Reply>>,
     /// Whether one of those who wait is receiving.
     receiving: bool,
 }

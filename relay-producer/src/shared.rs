@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use relay::Geometry;
 use relay::abi::BufferBlock;
 use relay::buffer::Buffer;
+use relay::gate::{Gate, Start, Switching};
 use relay::geometry::MESSAGE_MAX;
 use relay::writer::{Appended, Outcome, Placed, Run, Writer};
 
@@ -21,7 +22,7 @@ use crate::thread::Sequences;
 
 /// Longest message that is written directly, in bytes. A sequence that is interrupted starts over, and the longer it is
 /// the more often that happens; the daemon's writers have no signals to fear.
-const DIRECT_MAX: usize = 64 << 10;
+pub const DIRECT_MAX: usize = 64 << 10;
 /// Tries at a message that is interrupted each time, before it goes by the socket.
 const TRIES_MAX: u32 = 64;
 /// Tries at a message that should go by the socket, when nobody is at its other end. So many of the longest take about
@@ -30,6 +31,9 @@ const INSISTENT_TRIES_MAX: u32 = 1024;
 /// One in so many refused messages asks whether the daemon is still there: with every sub-buffer full there are no
 /// switches to do that at. A power of two.
 const REFUSALS_PER_LOOK: usize = 256;
+
+/// Who is asked before a sub-buffer of a CPU is begun.
+pub(crate) type CpuGate<'a> = dyn FnMut(usize, Switching) -> Option<Start> + 'a;
 
 /// What became of a message that was to be written directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,11 +131,66 @@ impl Shared {
     /// shall not pay more for it than if there were room.
     #[inline(never)]
     fn drop_if_blocked<R: Run>(&self, lane: &Lane, here: R, len: usize) -> bool {
-        let dropped = Writer::new(&lane.buffer, here).drop_if_blocked(len);
+        // Buffers that are over stay full for ever.
+        let dropped = !self.is_over() && Writer::new(&lane.buffer, here).drop_if_blocked(len);
         if dropped {
             self.after_refusal(lane);
         }
         dropped
+    }
+
+    /// Writes a message behind the last one. False: nothing was done.
+    #[inline(always)]
+    pub(crate) fn append(&self, message: &[u8]) -> bool {
+        message.len() <= DIRECT_MAX
+            && self
+                .here(None)
+                .is_some_and(|(lane, here)| Writer::new(&lane.buffer, here).append(message) == Appended::Done)
+    }
+
+    /// [`Shared::write`], asking `gate`, which is told the CPU, before a sub-buffer is begun.
+    #[inline(always)]
+    pub(crate) fn write_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
+        if message.len() > DIRECT_MAX {
+            return self.refuse(None, message);
+        }
+        let Some((lane, here)) = self.here(None) else { return self.refuse(None, message) };
+        match Writer::new(&lane.buffer, here).append(message) {
+            Appended::Done => Direct::Written,
+            _ => self.write_elsewhere_if(message, gate),
+        }
+    }
+
+    #[inline(never)]
+    fn write_elsewhere_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
+        if self.is_over() {
+            return Direct::Over;
+        }
+        for _ in 0..TRIES_MAX {
+            let Some((lane, here)) = self.here(None) else { return Direct::NotHere };
+            let cpu = self.number(lane);
+            let gate: &mut Gate<'_> = &mut |switching| gate(cpu, switching);
+            let writer = Writer::new(&lane.buffer, here);
+            match writer.append(message) {
+                Appended::Done => return Direct::Written,
+                Appended::Interrupted => continue,
+                Appended::Elsewhere => {}
+            }
+            if let Some(outcome) = writer.write_elsewhere_if(message, Some(gate)) {
+                return self.settle(lane, here, outcome, true);
+            }
+        }
+        Direct::NotThis
+    }
+
+    fn number(&self, lane: &Lane) -> usize {
+        (std::ptr::from_ref(lane).addr() - self.lanes.as_ptr().addr()) / size_of::<Lane>()
+    }
+
+    /// Whether all sub-buffers of a CPU are full. `None`: not known here.
+    pub(crate) fn is_full(&self, cpu: usize) -> Option<bool> {
+        let lane = self.lanes.get(cpu)?;
+        (!self.is_over()).then(|| lane.buffer.is_full())
     }
 
     /// Goes on with a message that was not simply appended: perhaps on another CPU.

@@ -126,16 +126,18 @@ fn threads_go_on_writing_and_all_of_it_is_in_the_files() {
     }
 }
 
-/// Mappings of files in a directory that this process has.
-fn n_mapped(dir: &TempDir) -> usize {
+/// Where this process has mapped files of a directory.
+fn mapped(dir: &TempDir) -> Vec<String> {
     let dir = dir.path().to_str().unwrap();
-    fs::read_to_string("/proc/self/maps").unwrap().lines().filter(|line| line.contains(dir)).count()
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let places = maps.lines().filter(|line| line.contains(dir)).map(|line| line.split(' ').next().unwrap());
+    places.map(str::to_owned).collect()
 }
 
 #[test]
 fn who_connects_again_keeps_its_buffers_and_rings_for_who_waits() {
     let Some(mut setup) = Setup::new("subbuf-size=64:n-subbufs=16") else { return };
-    let (cpu, mapped) = (pin_anywhere(), n_mapped(&setup.dir));
+    let (cpu, mapped) = (pin_anywhere(), mapped(&setup.dir));
     for round in 1..4 {
         setup.crash();
         setup.files.buffers[cpu].arm();
@@ -146,7 +148,7 @@ fn who_connects_again_keeps_its_buffers_and_rings_for_who_waits() {
         until("a connection", || setup.channel.flush().is_ok());
         assert_eq!(setup.files.rings(), 1, "what was switched meanwhile");
         assert!(setup.files.buffers[cpu].wake_wanted().is_none());
-        assert_eq!(n_mapped(&setup.dir), mapped, "nothing is mapped again");
+        assert_eq!(self::mapped(&setup.dir), mapped, "nothing is mapped again");
         assert_eq!(setup.channel.write(&[b'y'; 64]), Ok(()));
         setup.files.buffers[cpu].arm();
         assert_eq!(setup.channel.write(&[b'z'; 64]), Ok(()));

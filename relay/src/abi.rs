@@ -88,7 +88,10 @@ pub struct BufferBlock {
     pub too_big: AtomicU64,
     /// Messages refused because they were interrupted each time and could not go another way.
     pub contended: AtomicU64,
-    pad3: Pad<40>,
+    /// Times the daemon came upon something in these files that nobody who keeps to the rules writes. Its own doing: what it
+    /// finds here counts for nothing.
+    pub corrected: AtomicU64,
+    pad3: Pad<32>,
     /// Messages the daemon wrote for somebody.
     pub written: AtomicU64,
     /// Bytes given to readers.
@@ -171,6 +174,7 @@ const _: () = {
     assert!(offset_of!(BufferBlock, dropped) == 192);
     assert!(offset_of!(BufferBlock, too_big) == 200);
     assert!(offset_of!(BufferBlock, contended) == 208);
+    assert!(offset_of!(BufferBlock, corrected) == 216);
     assert!(offset_of!(BufferBlock, written) == 256);
     assert!(offset_of!(BufferBlock, read_bytes) == 264);
     assert!(offset_of!(BufferBlock, read_subbufs) == 272);

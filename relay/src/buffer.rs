@@ -75,6 +75,22 @@ impl Buffer {
         self.block().closed.store(0, Ordering::Relaxed);
     }
 
+    /// Ends a buffer that somebody has damaged, from whatever CPU: who writes it comes to a switch with its next message,
+    /// looks, and finds it closed. That this may come in the middle of somebody's change does not matter any more.
+    pub fn condemn(&self) {
+        let block = self.block();
+        // Relaxed, and Release behind it: who finds the state, finds it closed.
+        block.closed.store(1, Ordering::Relaxed);
+        let state = Position(block.state.load(Ordering::Relaxed));
+        block.state.store(self.widths.at_blocked(self.widths.next(state)).0, Ordering::Release);
+    }
+
+    /// Whether this process has met a truncation of its files, see [`outlive_truncation`](crate::shm::outlive_truncation).
+    #[cfg(not(loom))]
+    pub fn is_torn(&self) -> bool {
+        self.control.is_torn() || self.data.is_torn()
+    }
+
     /// Makes a zeroed buffer that nobody uses yet ready for use: empty, at the start of `lap`.
     pub fn init(&self, lap: u64) {
         let start = self.widths.pack(lap, 0, 0);
@@ -108,6 +124,15 @@ impl Buffer {
         let number = 2 * self.widths.slot(position) + (self.widths.lap(position) & 1) as usize;
         let at = self.records_at + number * self.record_stride;
         self.control.get(at).expect("first and last record were checked in new, and slots are clamped")
+    }
+
+    /// Whether every sub-buffer is finished, or begun, and not given back, as far as this thread sees.
+    pub fn is_full(&self) -> bool {
+        let block = self.block();
+        // Relaxed, both: an answer that may be old by the time it is heard.
+        let state = Position(block.state.load(Ordering::Relaxed));
+        let consumed = Position(block.consumed.load(Ordering::Relaxed));
+        self.widths.full(self.widths.at(state, 0), consumed)
     }
 
     /// Messages lost in this buffer so far, for whatever cause.

@@ -10,6 +10,8 @@
 //! then `begun` tells whether they were still whole. What was copied of a sub-buffer but not asked for yet is kept,
 //! so that a message is never cut, even if the writer laps a reader in the middle of one.
 
+#[cfg_attr(loom, path = "reader/checks_model.rs")]
+mod checks;
 mod consume;
 mod resume;
 mod snapshot;
@@ -17,6 +19,8 @@ mod snapshot;
 pub use consume::ConsumeError;
 pub use resume::Unsound;
 pub use snapshot::Extent;
+
+use checks::Checks;
 
 use crate::buffer::{Buffer, add};
 use crate::geometry::Mode;
@@ -44,6 +48,8 @@ pub struct Reader {
     pending_at: usize,
     /// What is taken now, nobody gets: a reader seeks forward.
     skipping: bool,
+    /// What others are found to have written that they should not.
+    checks: Checks,
 }
 
 /// How far a sub-buffer can be read.
@@ -62,7 +68,8 @@ impl Reader {
         let begin = buffer.record(cursor).begin.load(Ordering::Relaxed);
         let stream = begin.wrapping_add(buffer.widths().offset(cursor) as u64);
         let floor = buffer.widths().at(cursor, 0);
-        Reader { buffer, cursor, stream, floor, pending: Vec::new(), pending_at: 0, skipping: false }
+        let checks = Checks::new(&buffer);
+        Reader { buffer, cursor, stream, floor, pending: Vec::new(), pending_at: 0, skipping: false, checks }
     }
 
     /// The buffer this reads.
@@ -111,6 +118,7 @@ impl Reader {
         self.note_high_water();
         let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
         self.skipping = true;
+        let mut discarded = 0;
         let pieces = self.buffer.geometry().buffer_size() / SKIP_LEN as u64;
         for _ in 0..self.steps_max() as u64 + pieces {
             if overwrite && self.pending.is_empty() {
@@ -126,13 +134,17 @@ impl Reader {
             } else {
                 self.read_in_place(len, scratch, |bytes| passed(at, bytes))
             };
-            add(&self.buffer.block().discarded_bytes, skipped as u64);
-            if self.stream == at {
+            discarded += skipped as u64;
+            // Each of these calls looks at as many sub-buffers as one may, so together they may not go on for as many again.
+            let passed_by = self.buffer.widths().count(consumed, self.cursor);
+            if self.stream == at || passed_by > self.steps_max() as i64 {
                 break;
             }
         }
         self.skipping = false;
         self.publish();
+        // Behind that, as for a read: nothing may be counted as lost that the next reader still finds.
+        add(&self.buffer.block().discarded_bytes, discarded);
         self.buffer.widths().before(consumed, self.cursor)
     }
 
@@ -183,7 +195,9 @@ impl Reader {
     /// Raises the high-water mark to what is there now. Fullness falls only when something is read, so looking
     /// before that, and when somebody asks, misses nothing.
     pub fn note_high_water(&self) {
-        self.buffer.block().high_water.fetch_max(self.n_finished(), Ordering::Relaxed);
+        let n_finished = self.n_finished();
+        let before = self.buffer.block().high_water.fetch_max(n_finished, Ordering::Relaxed);
+        self.check_high_water(before, n_finished);
     }
 
     /// Forgets everything unread and starts over at an empty ring (W8). `run` is a writer of the buffer.
@@ -202,6 +216,7 @@ impl Reader {
         let start = match Writer::new(&self.buffer, run).reset() {
             Ok(start) => start,
             Err(contended) => {
+                self.expect_consumed();
                 self.publish(); // and with it takes back what a try that was interrupted may have said
                 return Err(contended);
             }
@@ -211,6 +226,7 @@ impl Reader {
         add(&block.discarded_bytes, begin.saturating_sub(self.stream));
         add(&block.discarded_subbufs, n_finished);
         (self.cursor, self.stream, self.floor) = (start, begin, start);
+        self.expect_consumed();
         Ok(())
     }
 
@@ -337,7 +353,9 @@ impl Reader {
         for _ in 0..TRIES_MAX {
             // With a single sub-buffer that is the one a writer was about to begin. Should it have died of that, others
             // append before it, and where it will begin is not known yet.
-            if self.buffer.widths().before(self.state(), oldest) {
+            let state = self.state();
+            if self.buffer.widths().before(state, oldest) {
+                self.check_begun(state, oldest);
                 return false;
             }
             begin = self.buffer.record(oldest).begin.load(Ordering::Relaxed);
@@ -396,13 +414,16 @@ impl Reader {
     /// Gives the cursor's sub-buffer back.
     fn give_back(&mut self) {
         self.cursor = self.buffer.widths().next(self.cursor);
+        self.check_next();
         let block = self.buffer.block();
         add(if self.skipping { &block.discarded_subbufs } else { &block.read_subbufs }, 1);
     }
 
     /// How far the cursor's sub-buffer can be read now.
     fn readable(&self) -> Readable {
-        self.readable_at(self.cursor, self.state())
+        let readable = self.readable_at(self.cursor, self.state());
+        self.check_readable(&readable);
+        readable
     }
 
     /// How far the sub-buffer at `position` can be read when the writer is at `state`.
@@ -411,6 +432,7 @@ impl Reader {
         if widths.before(position, state) {
             let padding = self.buffer.record(position).padding.load(Ordering::Relaxed);
             let size = self.buffer.geometry().subbuf_size();
+            self.check_padding(padding);
             Readable { len: size - padding.min(size as u64) as usize, finished: true }
         } else if widths.before(state, position) {
             Readable { len: 0, finished: false }
@@ -426,6 +448,7 @@ impl Reader {
     }
 
     fn publish(&self) {
+        self.check_consumed();
         // C, pairs with D in the writer: our loads from the sub-buffers come before they can be written again.
         self.buffer.block().consumed.store(self.cursor.0, Ordering::Release);
     }

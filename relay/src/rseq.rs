@@ -271,6 +271,8 @@ struct Switch {
     message_to: *mut u8,
     message: *const u8,
     message_len: usize,
+    start: *const u8,
+    start_len: usize,
 }
 
 impl Run for OnCpu {
@@ -391,10 +393,12 @@ impl Run for OnCpu {
             message_to,
             message: sequence.message.as_ptr(),
             message_len: sequence.message.len(),
+            start: sequence.start.as_ptr(),
+            start_len: sequence.start.len().min(sequence.zero.len()),
         };
         let done: u64;
         // SAFETY: as in `append`; besides, `switch` and `list` outlive the block, the words in the list are borrowed from
-        // the mapping for as long as `sequence`, and `zero` was checked like the message's place.
+        // the mapping for as long as `sequence`, `zero` was checked like the message's place, and `start` is no longer.
         unsafe {
             asm!(
                 kill_point!("1"),
@@ -423,6 +427,10 @@ impl Run for OnCpu {
                 "mov rcx, [{switch} + 56]",
                 "xor eax, eax",
                 "rep stosb",
+                "mov rdi, [{switch} + 48]",
+                "mov rsi, [{switch} + 88]",
+                "mov rcx, [{switch} + 96]",
+                "rep movsb",
                 "mov rdi, [{switch} + 64]",
                 "mov rsi, [{switch} + 72]",
                 "mov rcx, [{switch} + 80]",

@@ -22,6 +22,23 @@ use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 /// x86-64's pages. Where they are larger, replacing one fails, and the signal ends the process as it would have.
 const PAGE: usize = 4096;
 
+/// How many of the pages that were replaced last are remembered: more than one look at a mapping replaces before somebody asks
+/// for them, but where a snapshot is taken, and then these are all its own.
+const TORN_MAX: usize = 1024;
+/// The pages that were replaced last, in a ring.
+static TORN: [AtomicUsize; TORN_MAX] = [const { AtomicUsize::new(0) }; TORN_MAX];
+/// Pages that were to be put there.
+static TORN_BEGUN: AtomicUsize = AtomicUsize::new(0);
+/// Pages that are there.
+static TORN_DONE: AtomicUsize = AtomicUsize::new(0);
+
+/// How many pages of truncated files this process has met; [`Mapping::is_torn`] says whose they were. Counts only after
+/// [`outlive_truncation`].
+pub fn truncations_met() -> usize {
+    // Acquire: what is counted, is in the ring.
+    TORN_DONE.load(Ordering::Acquire)
+}
+
 /// From now on a file that somebody truncates does not end this process: pages of it that are gone are zeroes of our own from
 /// the first access on. For the daemon, which maps what others may truncate, and believes no word of it anyway.
 pub fn outlive_truncation() -> io::Result<()> {
@@ -46,7 +63,12 @@ extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
         // that anybody has is replaced; see also `retire`.
         unsafe { mmap_anonymous(Some(page), NonZeroUsize::MIN.saturating_add(PAGE - 1), prot, flags) }.is_ok()
     });
-    if !replaced {
+    if replaced {
+        // Relaxed: places must differ, nothing more; Release: counted when it is there.
+        let place = TORN_BEGUN.fetch_add(1, Ordering::Relaxed) % TORN_MAX;
+        TORN[place].store(address, Ordering::Relaxed);
+        TORN_DONE.fetch_add(1, Ordering::Release);
+    } else {
         let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         // SAFETY: no handler; the access is tried again on return, and ends the process.
         let _ = unsafe { sigaction(Signal::SIGBUS, &default) };
@@ -145,6 +167,17 @@ impl Mapping {
         // take any value, and the change of pages under them is one of values.
         unsafe { mmap_anonymous(Some(self.base.addr()), len, prot, flags) }?;
         Ok(())
+    }
+
+    /// Whether a page of it was replaced because the file has none there any more, see [`outlive_truncation`].
+    pub fn is_torn(&self) -> bool {
+        truncations_met() > 0 && self.torn().next().is_some()
+    }
+
+    fn torn(&self) -> impl Iterator<Item = &'static AtomicUsize> {
+        let begin = self.base.addr().get();
+        let ours = begin..begin + self.len;
+        TORN.iter().filter(move |page| ours.contains(&page.load(Ordering::Relaxed)))
     }
 
     /// The `len` bytes at `offset`, which others may be changing; `None` if they are not in the mapping.
@@ -254,6 +287,8 @@ unsafe impl<T: Shared + Sync> Sync for Located<T> {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // The addresses will be others'.
+        self.torn().for_each(|page| page.store(0, Ordering::Relaxed));
         // SAFETY: base and len are what mmap returned, and no reference outlives `self`.
         let result = unsafe { munmap(self.base.cast(), self.len) };
         debug_assert!(result.is_ok(), "unmapping our own mapping: {result:?}");

@@ -22,6 +22,7 @@ use thiserror::Error;
 
 use crate::abi::BufferBlock;
 use crate::buffer::Buffer;
+use crate::gate::{Gate, Switching};
 use crate::geometry::{MESSAGE_MAX, Mode};
 use crate::position::Position;
 use crate::sync::{AtomicU64, Ordering, fence};
@@ -119,6 +120,8 @@ pub struct Sequence<'a> {
     pub(crate) stores: Stores<'a>,
     /// The header to zero, a range of the ring.
     pub(crate) zero: Range<usize>,
+    /// What it begins with instead of zeroes; no more than there are.
+    pub(crate) start: &'a [u8],
     /// Where the message goes in the ring.
     pub(crate) message_at: usize,
     pub(crate) message: &'a [u8],
@@ -187,6 +190,12 @@ impl<'a, R: Run> Writer<'a, R> {
 
     /// [`Writer::try_write`] after [`Appended::Elsewhere`].
     pub fn write_elsewhere(&self, message: &[u8]) -> Option<Outcome> {
+        self.write_elsewhere_if(message, None)
+    }
+
+    /// The same, asking `gate` before a sub-buffer is begun. Who is refused finds the current one finished all the same, and the
+    /// buffer blocked, as if all were full.
+    pub fn write_elsewhere_if(&self, message: &[u8], gate: Option<&mut Gate<'_>>) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // W2.a. Longer than the header leaves room for is W2.e, which the switch decides.
         if message.len() > buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
@@ -197,7 +206,7 @@ impl<'a, R: Run> Writer<'a, R> {
             self.run.locate(buffer, from);
             return None;
         }
-        self.switch(from, message)
+        self.switch(from, message, gate)
     }
 
     /// Counts a message of `len` bytes as dropped that finds every sub-buffer full, as one before it has (W5). False: it is not so, or not
@@ -217,7 +226,7 @@ impl<'a, R: Run> Writer<'a, R> {
     /// Finishes the current sub-buffer, even an empty one, and starts the next if there is room (W7). `None`:
     /// interrupted, nothing was changed.
     pub fn try_flush(&self) -> Option<Outcome> {
-        self.switch(self.state(), &[])
+        self.switch(self.state(), &[], None)
     }
 
     /// [`Writer::try_write`] until it succeeds, a bounded number of times.
@@ -261,7 +270,7 @@ impl<'a, R: Run> Writer<'a, R> {
             let number = buffer.record(from).number.load(Ordering::Relaxed);
             self.open_record(&mut stores, start, number, self.end(from));
             stores.push(&buffer.block().begun, start.0);
-            self.run.switch(buffer, &self.beginning(from, stores, start, &[])).then_some(start)
+            self.run.switch(buffer, &self.beginning(from, stores, start, &[], &[])).then_some(start)
         });
         done.ok_or(Contended)
     }
@@ -285,14 +294,17 @@ impl<'a, R: Run> Writer<'a, R> {
             let mut stores = Stores::none(buffer);
             self.close_record(&mut stores, from, next);
             let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
-            self.run.switch(buffer, &Sequence { from, stores, zero: 0..0, message_at, message: &[], to })
+            self.run.switch(
+                buffer,
+                &Sequence { from, stores, zero: 0..0, start: &[], message_at, message: &[], to },
+            )
         });
         done.then_some(()).ok_or(Contended)
     }
 
     /// W2, after a.
     #[inline(never)]
-    fn switch(&self, from: Position, message: &[u8]) -> Option<Outcome> {
+    fn switch(&self, from: Position, message: &[u8], gate: Option<&mut Gate<'_>>) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // Relaxed: the daemon sets it before it blocks the buffer, and the look at the state came first (Acquire).
         if buffer.block().closed.load(Ordering::Relaxed) != 0 {
@@ -301,10 +313,17 @@ impl<'a, R: Run> Writer<'a, R> {
         let geometry = buffer.geometry();
         let closes = !widths.blocked(from);
         let next = if closes { widths.next(from) } else { widths.at(from, 0) };
-        let full = geometry.mode() == Mode::NoOverwrite && {
-            // D, pairs with C: not weaker, or our stores into the slot could overtake the reader's loads from it.
-            widths.full(next, Position(buffer.block().consumed.load(Ordering::Acquire)))
-        };
+        // D, pairs with C: not weaker, or our stores into the slot could overtake the reader's loads from it.
+        let is_full = || widths.full(next, Position(buffer.block().consumed.load(Ordering::Acquire)));
+        let mut full = geometry.mode() == Mode::NoOverwrite && is_full();
+        let mut start = None;
+        if let (Some(gate), false) = (gate, full) {
+            let padding = if closes { geometry.subbuf_size() - widths.offset(from) } else { 0 };
+            start = gate(Switching { padding, full: is_full(), header: geometry.header() });
+            full = start.is_none();
+        }
+        let start =
+            start.as_ref().map_or(&[][..], |start| &start.bytes[..geometry.header().min(start.bytes.len())]);
         if full && !closes {
             return Some(Outcome { placed: Placed::Full, switched: false }); // W5
         }
@@ -314,13 +333,13 @@ impl<'a, R: Run> Writer<'a, R> {
         }
         if full {
             let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
-            let blocking = Sequence { from, stores, zero: 0..0, message_at, message: &[], to };
+            let blocking = Sequence { from, stores, zero: 0..0, start: &[], message_at, message: &[], to };
             let done = self.run.switch(buffer, &blocking);
             return done.then_some(Outcome { placed: Placed::Full, switched: true }); // W2.c
         }
         stores.push(&buffer.block().begun, next.0);
         let fits = message.len() <= geometry.subbuf_size() - geometry.header();
-        let sequence = self.beginning(from, stores, next, if fits { message } else { &[] }); // W2.d, W2.e
+        let sequence = self.beginning(from, stores, next, start, if fits { message } else { &[] }); // W2.d, W2.e
         let placed = if fits { Placed::Written } else { Placed::TooBig };
         self.run.switch(buffer, &sequence).then_some(Outcome { placed, switched: closes })
     }
@@ -331,12 +350,13 @@ impl<'a, R: Run> Writer<'a, R> {
         from: Position,
         stores: Stores<'s>,
         next: Position,
+        start: &'s [u8],
         message: &'s [u8],
     ) -> Sequence<'s> {
         let (widths, header) = (self.buffer.widths(), self.buffer.geometry().header());
-        let start = self.buffer.ring_offset(next);
+        let at = self.buffer.ring_offset(next);
         let to = widths.at(next, header + message.len());
-        Sequence { from, stores, zero: start..start + header, message_at: start + header, message, to }
+        Sequence { from, stores, zero: at..at + header, start, message_at: at + header, message, to }
     }
 
     /// What is to be said of the sub-buffer at `from`, which ends here, and of the next.
@@ -432,6 +452,7 @@ impl Run for Alone {
         // E, pairs with F: stores into the sub-buffer may not become visible before `begun`.
         fence(Ordering::Release);
         if !buffer.data().zero(sequence.zero.start, sequence.zero.len())
+            || !buffer.data().copy_in(sequence.zero.start, sequence.start)
             || !buffer.data().copy_in(sequence.message_at, sequence.message)
         {
             return false; // as above

@@ -12,6 +12,7 @@ use relay::reader::Reader;
 use relay::{ChannelName, Geometry, abi};
 
 use crate::counts::Counts;
+use crate::damage::{Damage, Side};
 use crate::files::{self, Files};
 use crate::snapshot::SnapshotSlot;
 
@@ -41,6 +42,7 @@ pub(crate) struct Channel {
     inherited: AtomicBool,
     /// The daemon's, to tell apart who got the files from whom.
     epoch: u32,
+    damage: Damage,
 }
 
 /// What a channel is called, and its shape.
@@ -66,7 +68,8 @@ struct ChannelBuffer {
 impl ChannelBuffer {
     fn new(reader: Reader) -> ChannelBuffer {
         let buffer = reader.buffer().clone();
-        let read_side = Mutex::new(ReadSide { reader, parked: false, grown: (0, SystemTime::now()) });
+        let (grown, corrected_told) = ((0, SystemTime::now()), reader.corrected());
+        let read_side = Mutex::new(ReadSide { reader, parked: false, grown, corrected_told });
         ChannelBuffer {
             buffer,
             read_side,
@@ -84,6 +87,8 @@ pub(crate) struct ReadSide {
     pub(crate) parked: bool,
     /// Size when it was last looked at, and when it was first seen to be that.
     grown: (u64, SystemTime),
+    /// Corrections that were told.
+    pub(crate) corrected_told: u64,
 }
 
 /// What poll(2) says.
@@ -95,6 +100,8 @@ pub(crate) enum PollState {
     Readable,
     /// The channel is closed.
     Closed,
+    /// Its files are damaged.
+    Broken,
 }
 
 impl Channel {
@@ -166,6 +173,7 @@ impl Channel {
             shared: AtomicBool::new(false),
             inherited: AtomicBool::new(false),
             epoch,
+            damage: Damage::default(),
         }
     }
 
@@ -238,8 +246,13 @@ impl Channel {
 
     /// The buffer's reader, for this caller alone. A thread that panicked with it left no half-done change behind that
     /// the shared words do not show, so its lock is taken over.
-    pub(crate) fn read_side(&self, cpu: usize) -> MutexGuard<'_, ReadSide> {
-        self.buffers[cpu].read_side.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn read_side(&self, cpu: usize) -> Side<'_> {
+        let side = self.buffers[cpu].read_side.lock().unwrap_or_else(PoisonError::into_inner);
+        Side::new(self, cpu, side)
+    }
+
+    pub(crate) fn damage(&self) -> &Damage {
+        &self.damage
     }
 
     /// Where the open copy of a buffer is found.
@@ -280,9 +293,12 @@ impl Channel {
                 None => waiters.push((file, wake)),
             }
         }
+        let has_finished = self.read_side(cpu).reader.has_finished();
         if self.closed.load(Ordering::Acquire) {
             PollState::Closed
-        } else if self.read_side(cpu).reader.has_finished() {
+        } else if self.is_broken() {
+            PollState::Broken
+        } else if has_finished {
             PollState::Readable
         } else {
             PollState::Idle
@@ -326,6 +342,8 @@ impl Channel {
         if to_write {
             self.shared.store(true, Ordering::Relaxed);
         }
+        // Who finds a buffer closed that is not, would come back for the files again and again.
+        (0..self.n_bufs()).for_each(|cpu| drop(self.read_side(cpu)));
         let files = self.lock_files();
         let paths = files.as_ref().ok_or(io::ErrorKind::NotFound)?.all();
         let open = |path| OpenOptions::new().read(true).write(to_write).open(path);
@@ -367,7 +385,9 @@ impl Channel {
 
     /// Bytes that somebody wrote and nobody has read yet, in all buffers.
     pub(crate) fn unread(&self) -> u64 {
-        (0..self.n_bufs()).map(|cpu| self.read_side(cpu).reader.unread_data()).sum()
+        // What a peer has made of its numbers is not to end the daemon.
+        let unread = |cpu| self.read_side(cpu).reader.unread_data();
+        (0..self.n_bufs()).fold(0, |sum, cpu| sum.saturating_add(unread(cpu)))
     }
 
     /// The numbers of one buffer.
@@ -393,6 +413,7 @@ impl Channel {
             discarded_bytes: get(&block.discarded_bytes),
             discarded_subbufs: get(&block.discarded_subbufs),
             high_water: get(&block.high_water),
+            corrected: side.reader.corrected(),
         }
     }
 

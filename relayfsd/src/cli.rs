@@ -148,8 +148,12 @@ fn channels_max(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Reads a command line. What `-o` says is taken first, so the command line's own options win.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Words), clap::Error> {
+/// Reads a command line. What `-o` says is taken first, so the command line's own options win. `sloppy`: what is unknown
+/// there is let pass.
+pub(crate) fn parse(
+    args: impl IntoIterator<Item = OsString>,
+    sloppy: bool,
+) -> Result<(Cli, Words), clap::Error> {
     let mut args: Vec<OsString> = args.into_iter().collect();
     let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
     args[..end].iter_mut().for_each(dash_names);
@@ -167,6 +171,9 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Wo
         }
         let name = key.replace('_', "-");
         if !is_long_option(&name) {
+            if sloppy {
+                continue;
+            }
             return Err(usage_error(format!("unknown mount option '{word}' in -o")));
         }
         long_options.push(value.map_or(format!("--{name}"), |value| format!("--{name}={value}")).into());
@@ -205,7 +212,7 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<(Cli, Words), clap::Error> {
-        super::parse(line.split_whitespace().map(OsString::from))
+        super::parse(line.split_whitespace().map(OsString::from), false)
     }
 
     fn message(line: &str) -> String {
@@ -260,6 +267,13 @@ mod tests {
     fn the_command_line_wins_over_mount_options() {
         let (cli, _) = parse("relayfsd --n-subbufs 2 --group adm /mnt -o n_subbufs=8,group=daemon").unwrap();
         assert_eq!((cli.n_subbufs, cli.group.as_deref()), (Some(2), Some("adm")));
+    }
+
+    #[test]
+    fn unknown_words_are_let_pass_where_asked_for() {
+        let line = "relayfsd /mnt -o rw,nonsense=1,n_subbufs=8";
+        let (cli, _) = super::parse(line.split(' ').map(OsString::from), true).unwrap();
+        assert_eq!(cli.n_subbufs, Some(8));
     }
 
     #[test]

@@ -11,6 +11,9 @@ use crate::writers::Job;
 /// Does what was written. An errno if that is not possible; nothing has changed then.
 pub(crate) fn consume(channel: &Held, cpu: usize, text: &[u8]) -> Result<(), i32> {
     let (from, count) = parse(text).ok_or(libc::EINVAL)?;
+    if channel.is_broken() {
+        return Err(libc::EIO);
+    }
     give_back(channel, cpu, from, count).map_err(|error| match error {
         ConsumeError::Stale { .. } => libc::ESTALE,
         ConsumeError::TooMany { .. } => libc::EINVAL,

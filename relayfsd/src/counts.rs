@@ -19,11 +19,12 @@ pub(crate) struct Counts {
     pub(crate) discarded_bytes: u64,
     pub(crate) discarded_subbufs: u64,
     pub(crate) high_water: u64,
+    pub(crate) corrected: u64,
 }
 
 impl Counts {
     /// Names and values, in the order of the file. Names are never removed or given another meaning.
-    pub(crate) fn named(&self) -> [(&'static str, u64); 14] {
+    pub(crate) fn named(&self) -> [(&'static str, u64); 15] {
         [
             ("produced", self.produced),
             ("consumed", self.consumed),
@@ -39,6 +40,7 @@ impl Counts {
             ("discarded_bytes", self.discarded_bytes),
             ("discarded_subbufs", self.discarded_subbufs),
             ("high_water", self.high_water),
+            ("corrected", self.corrected),
         ]
     }
 
@@ -59,6 +61,7 @@ impl Counts {
             "discarded_bytes" => &mut self.discarded_bytes,
             "discarded_subbufs" => &mut self.discarded_subbufs,
             "high_water" => &mut self.high_water,
+            "corrected" => &mut self.corrected,
             _ => return,
         };
         *number = value;
@@ -80,6 +83,7 @@ impl Counts {
         self.discarded_bytes = self.discarded_bytes.wrapping_add(other.discarded_bytes);
         self.discarded_subbufs = self.discarded_subbufs.wrapping_add(other.discarded_subbufs);
         self.high_water = self.high_water.max(other.high_water);
+        self.corrected = self.corrected.wrapping_add(other.corrected);
     }
 
     /// One line a number: `prefix.name value`.

@@ -6,7 +6,6 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -33,8 +32,8 @@ pub(crate) enum Starter {
 
 /// Who returns from [`into_background`].
 pub(crate) enum Side {
-    /// The process that was started. The daemon has started, or failed; this is the exit status.
-    Parent(ExitCode),
+    /// The process that was started. The daemon has started, or this is why it has not.
+    Parent(Result<(), String>),
     /// The daemon to be.
     Daemon(Starter),
 }
@@ -81,20 +80,18 @@ fn close_all_but(pipe: &PipeWriter) -> io::Result<()> {
     Ok(())
 }
 
-/// The parent's part: waits for the report, passes it on, and returns its exit status.
-fn wait_for(child: Pid, mut reader: PipeReader) -> ExitCode {
+/// The parent's part: waits for the report.
+fn wait_for(child: Pid, mut reader: PipeReader) -> Result<(), String> {
     let mut report = Vec::new();
-    let message = match read_to_end(&mut reader, &mut report) {
-        Ok(()) if report == READY => return ExitCode::SUCCESS,
-        Ok(()) if report.is_empty() => died(child),
-        Ok(()) => String::from_utf8_lossy(&report).into_owned(),
+    match read_to_end(&mut reader, &mut report) {
+        Ok(()) if report == READY => Ok(()),
+        Ok(()) if report.is_empty() => Err(died(child)),
+        Ok(()) => Err(String::from_utf8_lossy(&report).into_owned()),
         Err(error) => {
             let _ = kill(child, Signal::SIGTERM);
-            format!("{error}; gave up")
+            Err(format!("{error}; gave up"))
         }
-    };
-    complain(&message);
-    ExitCode::FAILURE
+    }
 }
 
 /// Reads until the daemon closes its end, at most [`START_MAX`].

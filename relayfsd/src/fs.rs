@@ -280,7 +280,7 @@ impl Filesystem for Fs {
         reply.poll(match file.poll(fh.0, wake) {
             Some(PollState::Idle) => PollEvents::empty(),
             Some(PollState::Readable) => PollEvents::POLLIN | PollEvents::POLLRDNORM,
-            Some(PollState::Closed) => PollEvents::POLLERR,
+            Some(PollState::Closed | PollState::Broken) => PollEvents::POLLERR,
             None => {
                 PollEvents::POLLIN | PollEvents::POLLRDNORM | PollEvents::POLLOUT | PollEvents::POLLWRNORM
             }

@@ -79,6 +79,9 @@ fn pin(cpu: Option<usize>) -> Result<(), Unavailable> {
 }
 
 fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
+    if job.is_of_broken() {
+        return job.refuse(UnavailableCause::Broken);
+    }
     match job {
         Job::Write(batch) => {
             let mut progress = Progress::new(batch, lane);
@@ -156,6 +159,9 @@ fn settled(
     if switched {
         channel.wake(cpu);
     }
+    if channel.is_broken() {
+        return Err(Unavailable { cpu, why: UnavailableCause::Broken });
+    }
     outcome.map(|outcome| outcome.placed).map_err(|Contended| contended(cpu))
 }
 
@@ -225,6 +231,7 @@ impl Progress {
     fn is_over(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
             || self.batch.cancelled.load(Ordering::Relaxed)
+            || self.batch.channel.is_broken()
     }
 
     fn same_buffer(&self, other: &Progress) -> bool {

@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{SysconfVar, sysconf};
-
-use crate::mountinfo;
+use relay::mountinfo;
 
 /// The part of what there is that channels may take.
 const PART: u64 = 4;

@@ -10,6 +10,7 @@ mod consumed;
 mod counts;
 mod creator;
 mod daemonize;
+mod damage;
 mod dirs;
 mod files;
 mod flow;
@@ -21,8 +22,8 @@ mod limits;
 mod listener;
 mod logging;
 mod mount;
+mod mount_helper;
 mod mount_words;
-mod mountinfo;
 mod open_file;
 mod options;
 mod peer;
@@ -38,44 +39,70 @@ mod snapshot;
 mod tree;
 mod writers;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use daemonize::{Side, Starter};
+use mount_helper::Helper;
 use options::Options;
 
-/// Exit status of wrong usage.
-const USAGE: u8 = 2;
+/// Exit status of wrong usage, and what mount(8) expects for it.
+const USAGE: [u8; 2] = [2, 1];
+/// Exit status of a failure, and what mount(8) expects of a mount that failed.
+const FAILURE: [u8; 2] = [1, 32];
 
 fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args_os()) {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let called = mount_helper::read(&args);
+    let by_mount = called.is_some();
+    let [usage, failure] = [USAGE, FAILURE].map(|status| ExitCode::from(status[usize::from(by_mount)]));
+    let helper = match called.unwrap_or(Ok(Helper { args, ..Helper::default() })) {
+        Ok(helper) => helper,
+        Err(message) => {
+            daemonize::complain(&format!("{message}; see EXTERNAL HELPERS in mount(8)"));
+            return usage;
+        }
+    };
+    if let Err(message) = helper.enter_namespace() {
+        daemonize::complain(&message);
+        return failure;
+    }
+    let options = match Options::parse(helper.args, helper.sloppy) {
         Ok(options) => options,
         Err(error) if error.use_stderr() => {
             daemonize::complain(&relay::complaint::of_usage(&error.to_string()));
-            return ExitCode::from(USAGE);
+            return usage;
         }
         Err(help) => help.exit(),
     };
+    if helper.fake {
+        return ExitCode::SUCCESS;
+    }
     let mut starter = if options.foreground {
         Starter::Foreground
     } else {
         match daemonize::into_background() {
             Ok(Side::Daemon(starter)) => starter,
-            Ok(Side::Parent(status)) => return status,
+            Ok(Side::Parent(Ok(()))) => return ExitCode::SUCCESS,
+            Ok(Side::Parent(Err(reason))) => {
+                daemonize::complain(&reason);
+                return failure;
+            }
             Err(error) => {
                 daemonize::complain(&format!("cannot go into the background: {error}"));
-                return ExitCode::FAILURE;
+                return failure;
             }
         }
     };
     if let Err(error) = relay::shm::outlive_truncation() {
         starter.failed(&format!("cannot handle SIGBUS: {error}"));
-        return ExitCode::FAILURE;
+        return failure;
     }
     match session::run(&options, &mut starter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             starter.failed(&error.to_string());
-            ExitCode::FAILURE
+            failure
         }
     }
 }

@@ -17,14 +17,12 @@ use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, access, getegid, geteuid};
+use relay::mountinfo::{self, Entry, FS_TYPE};
 use thiserror::Error;
 
 use crate::fusermount;
-use crate::mountinfo::{self, Entry};
 use crate::options::MountOptions;
 
-/// File system type in /proc/mounts, and what fstab and `mount -t` say.
-pub(crate) const FS_TYPE: &str = "fuse.relayfsd";
 const FUSE_DEVICE: &str = "/dev/fuse";
 /// Dead mounts of ours, one upon the other, that a start clears away.
 const STALE_MAX: usize = 16;
@@ -73,10 +71,8 @@ fn for_users(error: &io::Error) -> &'static str {
 
 /// The real path of a mount point, without asking anything that is mounted there.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
-    // realpath(3) only reads links, so a dead mount is in its way only where a slash or dot at the end
-    // says to go in; the components leave those out.
     let path: PathBuf = path.components().collect();
-    path.canonicalize().map_err(|source| match source.raw_os_error() {
+    mountinfo::resolve(&path).map_err(|source| match source.raw_os_error() {
         Some(libc::ENOENT) => MountError::Missing(path),
         Some(libc::ENOTDIR) => MountError::NotDirectory(path),
         _ => MountError::Unreachable { path, source },

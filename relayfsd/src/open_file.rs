@@ -54,7 +54,7 @@ pub(crate) enum OpenFile {
     /// Where sub-buffers are given back, and the number that was next when it was opened.
     Consumed { channel: Held, cpu: usize, text: Vec<u8> },
     /// The file with the positions, opened by us.
-    Positions { file: File, _channel: Held },
+    Positions { file: File, channel: Held },
     /// A frozen copy of a buffer.
     Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: Held },
 }
@@ -110,11 +110,13 @@ impl OpenFile {
             Node::Buffer { channel, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
                 let cpu = cpu as usize;
+                whole(&channel, Some(cpu))?;
                 Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::new(Past::new(room)) }))
             }
             Node::PerCpu { channel, dir, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
                 let cpu = cpu as usize;
+                whole(&channel, Some(cpu))?;
                 match dir {
                     PerCpu::Consumed => {
                         let text = consumed_text(&channel, cpu).into_bytes();
@@ -128,13 +130,23 @@ impl OpenFile {
             }
             Node::Control { channel, file } => {
                 let channel = tree.hold(channel).ok_or(libc::ENOENT)?;
+                if !matches!(
+                    file,
+                    ControlFile::Reset | ControlFile::SubbufSize | ControlFile::NSubbufs | ControlFile::Mode
+                ) {
+                    whole(&channel, None)?;
+                }
                 match file {
                     ControlFile::Msg | ControlFile::Flush | ControlFile::Reset => {
                         Ok(OpenFile::Control { channel, file })
                     }
                     ControlFile::Positions => {
                         let file = channel.open_file(None).map_err(errno_of)?;
-                        Ok(OpenFile::Positions { file, _channel: channel })
+                        Ok(OpenFile::Positions { file, channel })
+                    }
+                    ControlFile::Stats | ControlFile::Dropped => {
+                        let numbers = file.text(&channel);
+                        if channel.is_broken() { Err(libc::EIO) } else { text(numbers) }
                     }
                     _ => text(file.text(&channel)),
                 }
@@ -169,6 +181,7 @@ impl OpenFile {
             OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
             OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count))),
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count))),
+            OpenFile::Positions { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
             OpenFile::Positions { file, .. } => {
                 // Asked for more than there is, it takes no memory for that.
                 let left = file.metadata().map_or(0, |status| status.len().saturating_sub(at));
@@ -189,6 +202,12 @@ impl OpenFile {
             OpenFile::Control { channel, file } => {
                 if bytes.strip_suffix(b"\n").unwrap_or(bytes) != b"1" {
                     return written(Err(libc::EINVAL));
+                }
+                if *file == ControlFile::Reset && channel.is_broken_or_cut(None) {
+                    return written(channel.renew().map_err(|error| {
+                        log::error!("{error}");
+                        error.errno()
+                    }));
                 }
                 let (channel, what) = (channel.clone(), file.name());
                 let (writers, name) = (channel.writers(), channel.name().clone());
@@ -234,6 +253,9 @@ impl OpenFile {
 impl OpenBuffer {
     fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<&[u8], i32>)) {
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.channel.is_broken() {
+            return reply(Err(libc::EIO));
+        }
         if past.keeps(at) {
             return reply(Ok(past.again(at, count)));
         }
@@ -246,12 +268,20 @@ impl OpenBuffer {
         }
         let room = SCRATCH.with_borrow_mut(|scratch| {
             let mut side = self.channel.read_side(self.cpu);
+            if self.channel.is_broken() {
+                reply(Err(libc::EIO));
+                return false;
+            }
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
             if side.reader.position() < at {
                 reply(Ok(&[])); // there is not as much yet
                 return skipped && std::mem::take(&mut side.parked);
             }
             let freed = side.reader.read(count, scratch, |bytes| {
+                // What is not there any more was found out by now.
+                if self.channel.is_broken() {
+                    return reply(Err(libc::EIO));
+                }
                 kill_point!("read-found");
                 reply(Ok(bytes));
                 past.add(at, bytes, false);
@@ -271,9 +301,9 @@ impl Past {
         Past { begin: 0, passed: false, kept_at: 0, kept: Vec::new(), room }
     }
 
-    /// File offset behind the run.
+    /// File offset behind the run. A peer that writes the buffer's records can let offsets be any.
     fn end(&self) -> u64 {
-        self.kept_at + self.kept.len() as u64
+        self.kept_at.saturating_add(self.kept.len() as u64)
     }
 
     fn keeps(&self, at: u64) -> bool {
@@ -322,8 +352,13 @@ impl Past {
             self.kept.drain(..(self.kept.len() + new.len() - max).min(self.kept.len()));
         }
         self.kept.extend_from_slice(new);
-        self.kept_at = at + bytes.len() as u64 - self.kept.len() as u64;
+        self.kept_at = at.saturating_add(bytes.len() as u64).saturating_sub(self.kept.len() as u64);
     }
+}
+
+/// That nobody has damaged a channel's control file, and the data file of `cpu`, or all.
+fn whole(channel: &Held, cpu: Option<usize>) -> Result<(), i32> {
+    if channel.is_broken_or_cut(cpu) { Err(libc::EIO) } else { Ok(()) }
 }
 
 impl Past {
@@ -453,6 +488,22 @@ mod tests {
                 if at == stream.len() || (*len == 1 && at > 300_000) {
                     break;
                 }
+            }
+        }
+    }
+
+    /// Where a damaged buffer leads, which can be anywhere.
+    #[test]
+    fn offsets_at_the_end_of_their_range_are_survived() {
+        for at in [u64::MAX, u64::MAX - 3, u64::MAX - 10, 1 << 63] {
+            let mut past = Past::new(Shares::new(1 << 20).begin(0));
+            past.add(at, b"hello", false);
+            past.add(past.end(), b"world", true);
+            for near in (0..20).map(|back| u64::MAX - back) {
+                if past.keeps(near) {
+                    assert!(past.again(near, 100).len() <= 10);
+                }
+                let _ = (past.has_dropped(near), past.begins_after(near));
             }
         }
     }

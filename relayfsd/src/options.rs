@@ -101,8 +101,12 @@ impl Access {
 impl Options {
     /// Reads a command line, program name included. Errors know how to print themselves, and their exit
     /// status; `--help` and `--version` are such errors, too.
-    pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Options, clap::Error> {
-        let (cli, words) = cli::parse(args)?;
+    /// `sloppy`: mount options that are not known are let pass.
+    pub(crate) fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        sloppy: bool,
+    ) -> Result<Options, clap::Error> {
+        let (cli, words) = cli::parse(args, sloppy)?;
         Options::new(cli, words, geteuid().is_root()).map_err(cli::usage_error)
     }
 
@@ -233,7 +237,7 @@ mod tests {
 
     fn options(line: &str, by_root: bool) -> Result<Options, String> {
         let (cli, words) =
-            cli::parse(line.split_whitespace().map(OsString::from)).map_err(|e| e.to_string())?;
+            cli::parse(line.split_whitespace().map(OsString::from), false).map_err(|e| e.to_string())?;
         Options::new(cli, words, by_root)
     }
 

@@ -62,6 +62,7 @@ impl Reading {
                 channel.forget_waiter(cpu, self.waiter);
                 let _ = bell.write(1);
             }
+            PollState::Broken => return Err(Refused::request(Errno::EIO, "the channel is broken")),
             PollState::Closed => return Err(Refused::request(Errno::ENODEV, "the channel is over")),
         }
         Ok(())

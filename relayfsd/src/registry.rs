@@ -1,6 +1,7 @@
 //! The daemon's channels by name: opening, creating, and when they go.
 
 mod error;
+mod renewal;
 mod succession;
 
 use std::collections::{BTreeMap, HashMap};
@@ -145,6 +146,7 @@ impl Registry {
             writers: Writers::new(n_cpus),
         });
         for channel in registry.all() {
+            registry.watch(&channel);
             registry.finish_resets(&channel);
         }
         registry
@@ -208,6 +210,7 @@ impl Registry {
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
         let channel = Channel::create(&self.state_dir, self.state.epoch, named, n_bufs).map_err(failed)?;
         let channel = Arc::new(channel);
+        self.watch(&channel);
         kill_point!("open-made");
         let mut channels = self.lock();
         if channels.closed {
@@ -279,8 +282,8 @@ impl Registry {
     /// Finishes the current sub-buffers that have something in them, for the sake of those who poll.
     pub(crate) fn flush_unfinished(self: &Arc<Self>) {
         for channel in self.all() {
-            let unfinished = (0..channel.n_bufs()).filter(|cpu| channel.has_unfinished(*cpu));
-            for cpu in unfinished {
+            let unfinished = |cpu: &usize| !channel.is_broken() && channel.has_unfinished(*cpu);
+            for cpu in (0..channel.n_bufs()).filter(unfinished) {
                 let held = Held::new(self, channel.clone());
                 let name = channel.name().clone();
                 let done = Box::new(move |done: Result<(), Unavailable>| {
@@ -298,7 +301,15 @@ impl Registry {
         if channels.closed {
             return Err(OpenError::Closed);
         }
-        Ok(channels.by_name.get(name).map(|channel| Held::new(self, channel.clone())))
+        let held = channels.by_name.get(name).map(|channel| Held::new(self, channel.clone()));
+        drop(channels);
+        if let Some(held) = &held
+            && held.is_broken_or_cut(None)
+        {
+            let why = held.why_broken().unwrap_or_default().to_owned();
+            return Err(OpenError::Broken { name: name.clone(), why });
+        }
+        Ok(held)
     }
 
     /// Whether a new channel may be made, and its id. Holding `creating`, the answer stays true.
@@ -358,12 +369,15 @@ impl Registry {
         // Looked at under the lock, which whoever begins to hold a channel has too.
         // Acquire, with the Release of those who left before: what they wrote is seen.
         let held = channel.holders.load(Ordering::Acquire) > 0;
-        if held || channel.permanent() || channel.is_inherited() || channel.unread() > 0 || channels.closed {
+        let has_unread = || channel.unread() > 0 && !channel.is_broken();
+        if held || channel.permanent() || channel.is_inherited() || has_unread() || channels.closed {
             return;
         }
         if channels.remove(channel) {
             let total = channel.total();
-            channels.gone.add(&total);
+            if !channel.is_broken() {
+                channels.gone.add(&total);
+            }
             // Named no more before its files go. Where there is no room to say so, they make some.
             let named = self.save(&channels).is_err();
             kill_point!("remove-unnamed");

@@ -438,7 +438,17 @@ impl Requests {
     }
 
     fn channel(&self, number: u32) -> Result<&Held, Refused> {
-        self.channels.get(&number).map(|(held, _)| held).ok_or_else(|| unknown_channel(number))
+        let (channel, _) = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
+        match channel.why_broken() {
+            None => Ok(channel),
+            Some(why) => {
+                let (name, why) = (channel.name().clone(), why.to_owned());
+                let text = OpenError::Broken { name, why }.to_string();
+                // Who writes need not wait for answers. With nothing else to lose, its connection tells it.
+                let alone = self.channels.len() == 1;
+                Err(if alone { Refused::connection } else { Refused::request }(Errno::EIO, text))
+            }
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! may read the buffers' files in the mount.
 //!
 //! Sharing memory means trusting: who has a channel's files can damage what others wrote to that channel, or, by
-//! truncating them, end its other producers. Whom the kernel says the peer is decides, never the peer.
+//! truncating them, end its other producers (SIGBUS). Whom the kernel says the peer is decides, never the peer.
 
 use std::fmt;
 

@@ -32,6 +32,9 @@ impl Snapshot {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
         channel.read_side(cpu).reader.snapshot(extent, &mut bytes);
+        if channel.is_broken() {
+            return Err(libc::EIO);
+        }
         let snapshot = Arc::new(Snapshot { bytes, _memory: memory });
         *slot = Arc::downgrade(&snapshot);
         Ok((snapshot, true))

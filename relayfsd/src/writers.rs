@@ -104,10 +104,20 @@ impl Job {
         }
     }
 
+    /// Whether it would use a buffer that somebody has damaged.
+    pub(crate) fn is_of_broken(&self) -> bool {
+        self.buffer().is_some_and(|(channel, _)| channel.is_broken())
+    }
+
     /// Tells whoever waits for it that the daemon is ending; a producer's messages are dropped, and counted.
     pub(crate) fn abandon(self) {
+        self.refuse(UnavailableCause::Ending);
+    }
+
+    /// The same for any cause.
+    pub(crate) fn refuse(self, why: UnavailableCause) {
         if let Some((_, cpu)) = self.buffer() {
-            self.fail(Unavailable { cpu, why: UnavailableCause::Ending });
+            self.fail(Unavailable { cpu, why });
         }
     }
 
@@ -147,6 +157,8 @@ pub(crate) enum UnavailableCause {
     NoThread(Arc<std::io::Error>),
     /// The thread was interrupted each time it tried.
     Contended,
+    /// The channel's files are damaged.
+    Broken,
 }
 
 impl fmt::Display for UnavailableCause {
@@ -157,6 +169,7 @@ impl fmt::Display for UnavailableCause {
             }
             UnavailableCause::Ending => f.write_str("is not served any more: the daemon is ending"),
             UnavailableCause::Contended => f.write_str("is too busy for the daemon to write there"),
+            UnavailableCause::Broken => f.write_str("is not to be written to: the channel is broken"),
             UnavailableCause::NoThread(error) => write!(f, "has no thread of the daemon's: {error}"),
         }
     }
@@ -164,7 +177,7 @@ impl fmt::Display for UnavailableCause {
 
 impl Unavailable {
     pub(crate) fn errno(&self) -> i32 {
-        libc::ENXIO
+        if matches!(self.why, UnavailableCause::Broken) { libc::EIO } else { libc::ENXIO }
     }
 }
 
@@ -311,6 +324,7 @@ pub(crate) fn reset_all(
 
 /// Ends every buffer of a channel for producers that write by themselves, and waits for that, `limit` at most.
 pub(crate) fn close_all(writers: &Writers, channel: &Held, limit: Duration) {
+    channel.set_ending();
     let (sender, receiver) = bounded(1);
     let done = move |_| sender.send(()).unwrap_or_default(); // nobody waits any more
     on_all(writers, channel, done, |channel, cpu, done| Job::Close { channel, cpu, done });

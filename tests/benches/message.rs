@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 
 use relay::shm::Mapping;
 use relay_producer::{Channel, Transport, TransportChoice, WriteError};
-use relayfs_tests::Mount;
+use relayfs_tests::librelay::Linked;
 use relayfs_tests::lttng::{Lttng, NOT_INSTALLED};
 use relayfs_tests::measure::{
     MESSAGE_LEN, Measurement, WRITER_CPU, alternately, head, nanos, on_cpu, row, title,
 };
 use relayfs_tests::peers::{append, packets, pipe, play_other_end, trace_marker};
+use relayfs_tests::{Mount, stdout_of, text};
 
 /// Lengths of messages, in bytes.
 const LENGTHS: [usize; 6] = [8, 16, MESSAGE_LEN, 256, 1024, 4096];
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
     head("one message");
     let mount = Mount::new(&[]);
     let channel = create(&mount, "overwritten", GEOMETRY);
-    lengths(&channel);
+    lengths(&mount, &channel);
     other_ways(&mount, &channel);
     dropping(&mount, &channel);
     ExitCode::SUCCESS
@@ -57,9 +58,18 @@ fn written(channel: &Channel, len: usize) -> f64 {
     nanos(WRITER_CPU, count(len), len, |message| channel.write(message).expect("a message that fits"))
 }
 
-fn lengths(channel: &Channel) {
+/// The same by a C program.
+fn written_in_c(mount: &Mount, writer: &Linked, len: usize) -> f64 {
+    let mut command = writer.command(mount.point());
+    let command = command.args([len.to_string(), count(len).to_string()]);
+    let said = text(&on_cpu(WRITER_CPU, || stdout_of(command)));
+    said.trim().parse().unwrap_or_else(|_| panic!("what the C program came to: {said:?}"))
+}
+
+fn lengths(mount: &Mount, channel: &Channel) {
     let lttng = Lttng::overwriting();
-    let mut line = vec!["", "relayfs", "memcpy", "relayfs/memcpy"];
+    let writer = Linked::compile("tests/c/write.c", &[]);
+    let mut line = vec!["", "relayfs", "from C", "C more than Rust", "memcpy", "relayfs/memcpy"];
     line.extend(lttng.iter().flat_map(|_| ["LTTng-UST", "LTTng-UST/relayfs"]));
     title("one thread, 4 x 1 MiB overwritten; memcpy into such a file", "ns");
     if lttng.is_some() {
@@ -72,16 +82,17 @@ fn lengths(channel: &Channel) {
     for len in LENGTHS {
         let mut measurements: Vec<Measurement<'_>> = vec![
             Box::new(|| written(channel, len)),
+            Box::new(|| written_in_c(mount, &writer, len)),
             Box::new(|| nanos(WRITER_CPU, count(len), len, |message| ring.copy_in(message))),
         ];
         if let Some(lttng) = &lttng {
             measurements.push(Box::new(|| lttng.emit(len, EVENTS).nanos));
         }
         let all = alternately(&mut measurements);
-        let (ours, memcpy) = (&all[0], &all[1]);
-        let mut line =
-            vec![format!("{len} B"), ours.to_string(), memcpy.to_string(), ours.over(memcpy).to_string()];
-        line.extend(all.get(2).iter().flat_map(|theirs| [theirs.to_string(), theirs.over(ours).to_string()]));
+        let (ours, in_c, memcpy) = (&all[0], &all[1], &all[2]);
+        let mut line = vec![format!("{len} B")];
+        line.extend([ours, in_c, &in_c.more_than(ours), memcpy, &ours.over(memcpy)].map(ToString::to_string));
+        line.extend(all.get(3).iter().flat_map(|theirs| [theirs.to_string(), theirs.over(ours).to_string()]));
         columns(&line);
     }
 }

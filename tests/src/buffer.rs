@@ -316,6 +316,7 @@ impl Buffer {
         let accounted = stat("read_subbufs") + stat("overwritten_subbufs") + stat("discarded_subbufs");
         assert_eq!(stat("consumed"), accounted, "{shape}: sub-buffers given back");
         assert_eq!(stat("produced"), stat("consumed"), "{shape}: nothing finished is left");
+        assert_eq!(stat("corrected"), 0, "{shape}: nobody here breaks a rule");
         let full = stat("high_water") <= shape.n as u64;
         assert!(full, "{shape}: high_water {} of {}", stat("high_water"), shape.n);
         if !shape.over {

@@ -10,6 +10,17 @@ use tempfile::TempDir;
 
 use crate::{Process, stdout_of, tool, workspace};
 
+/// Compiles `tests/c/SOURCE.c` with these flags.
+#[track_caller]
+pub fn compile(output: &Path, flags: &[&str], sources: &[&str]) {
+    let mut cc = tool("cc", "gcc");
+    cc.args(flags).arg("-o").arg(output);
+    for source in sources {
+        cc.arg(workspace().join("tests/c").join(source).with_extension("c"));
+    }
+    stdout_of(&mut cc);
+}
+
 /// A compiled program.
 #[derive(Debug)]
 pub struct Program {
@@ -20,11 +31,26 @@ impl Program {
     /// Compiles `tests/c/NAME.c`, in which no warning is let pass.
     #[track_caller]
     pub fn compile(name: &str) -> Program {
-        let dir = tempfile::tempdir().expect("a temporary directory");
         let source = workspace().join("tests/c").join(name).with_extension("c");
+        Program::compile_with(&["-O2", "-pthread"], &[source])
+    }
+
+    /// The same of `tests/c/NAME/*.c`, as C11.
+    #[track_caller]
+    pub fn compile_all(name: &str) -> Program {
+        let entries = fs::read_dir(workspace().join("tests/c").join(name)).expect("a directory of sources");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        let sources: Vec<PathBuf> =
+            paths.filter(|path| path.extension().is_some_and(|end| end == "c")).collect();
+        Program::compile_with(&["-std=c11", "-O1"], &sources)
+    }
+
+    #[track_caller]
+    fn compile_with(options: &[&str], sources: &[PathBuf]) -> Program {
+        let dir = tempfile::tempdir().expect("a temporary directory");
         let mut cc = tool("cc", "gcc");
-        cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"]).arg(dir.path().join("program"));
-        stdout_of(cc.arg(source));
+        cc.args(options).args(["-Wall", "-Wextra", "-Werror", "-o"]).arg(dir.path().join("program"));
+        stdout_of(cc.args(sources));
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
         Program { dir }
     }

@@ -1,11 +1,16 @@
 //! What the end-to-end tests share: programs, mounts, processes, each cleaned up when it goes out of scope.
 
+pub mod audience;
 pub mod background;
 pub mod buffer;
 pub mod c;
+pub mod classic;
+pub mod conformance;
 pub mod direct;
 pub mod honest;
 pub mod known;
+pub mod left;
+pub mod librelay;
 pub mod lines;
 pub mod lttng;
 pub mod measure;
@@ -52,7 +57,7 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
 }
 
-/// One of the project's programs, built as it is now.
+/// One of the project's programs or libraries, built as it is now.
 pub fn program(name: &str) -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let dir = BUILT.get_or_init(|| {
@@ -60,7 +65,7 @@ pub fn program(name: &str) -> PathBuf {
         let exe = std::env::current_exe().expect("our own path");
         let dir = exe.parent().and_then(Path::parent).expect("target/PROFILE/deps/test").to_owned();
         let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--bins", "--locked"]).current_dir(workspace());
+        build.args(["build", "--quiet", "--locked"]).current_dir(workspace());
         if dir.file_name() == Some(OsStr::new("release")) {
             build.arg("--release");
         }
@@ -266,6 +271,12 @@ impl Mount {
     #[track_caller]
     pub fn restart_prepared(&mut self, args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) {
         self.daemon = serve(&self.point, args, prepare);
+    }
+
+    /// [`Mount::restart`] with restartable sequences.
+    #[track_caller]
+    pub fn restart_with_sequences(&mut self, args: &[&str]) {
+        self.daemon = serve(&self.point, args, direct::with_sequences);
     }
 
     /// The mount point.

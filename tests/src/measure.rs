@@ -31,6 +31,11 @@ impl Values {
     pub fn over(&self, others: &Values) -> Values {
         Values(self.0.iter().zip(&others.0).map(|(value, other)| value / other).collect())
     }
+
+    /// Round by round, how much more these are than the others.
+    pub fn more_than(&self, others: &Values) -> Values {
+        Values(self.0.iter().zip(&others.0).map(|(value, other)| value - other).collect())
+    }
 }
 
 impl From<Vec<f64>> for Values {

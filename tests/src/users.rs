@@ -71,7 +71,9 @@ pub fn where_users_mount(script: &str) -> Vec<String> {
     "#;
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut command = private_shell(&format!("{setup}\n{script}"));
-    command.arg(dir.path()).args(["relayfsd", "relay-producer", "audience"].map(program));
+    command
+        .arg(dir.path())
+        .args(["relayfsd", "relay-producer", "audience", "librelayfs_preload.so"].map(program));
     let output = run(&mut command);
     assert!(output.status.success(), "{output:?}");
     // Paths of the test's own directory are of no interest.

@@ -1,6 +1,6 @@
 //! What `audience` promises, against a real daemon.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,22 +9,11 @@ use std::thread;
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use relay_producer::Channel;
+use relayfs_tests::audience::{Follower, audience, by_program};
 use relayfs_tests::background::Place;
 use relayfs_tests::{
     Mount, Process, eventually, exit_code, is_mounted, private_shell, program, run, text, tool,
 };
-
-/// `audience -m POINT ARGS`, without the environment of whoever runs the tests.
-fn audience(point: &Path, args: &[&str]) -> Command {
-    by_program(&program("audience"), point, args)
-}
-
-/// The same with another copy of the program.
-fn by_program(program: &Path, point: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(program);
-    command.env_remove("RELAYFS").arg("-m").arg(point).args(args);
-    command
-}
 
 /// Runs it, and returns its exit status, what it read and what it said.
 #[track_caller]
@@ -39,47 +28,6 @@ fn listen_well(point: &Path, args: &[&str]) -> String {
     let (code, read, said) = listen(point, args);
     assert_eq!((code, said.as_str()), (0, ""), "{args:?}");
     read
-}
-
-/// `audience -f` at work.
-struct Follower {
-    process: Process,
-    out: PathBuf,
-    err: PathBuf,
-}
-
-impl Follower {
-    /// Starts `audience -f -m POINT ARGS`; what it reads and says goes into files beside the mount point.
-    #[track_caller]
-    fn start(point: &Path, args: &[&str]) -> Follower {
-        let beside = |name| point.with_file_name(name);
-        let (out, err) = (beside("out"), beside("err"));
-        let file = |path| File::create(path).expect("a file for output");
-        let mut command = audience(point, args);
-        command.arg("-f").stdin(Stdio::null()).stdout(file(&out)).stderr(file(&err));
-        Follower { process: Process::start(&mut command), out, err }
-    }
-
-    fn read(&self) -> Vec<u8> {
-        fs::read(&self.out).expect("its output")
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.err).expect("what it said")
-    }
-
-    #[track_caller]
-    fn has_read(&self, expected: &str) {
-        eventually(&format!("{expected:?} to be read"), || self.read() == expected.as_bytes());
-    }
-
-    /// Ends it as Ctrl-C does, which is a success, and returns what it said.
-    #[track_caller]
-    fn end(mut self) -> String {
-        self.process.signal(Signal::SIGINT);
-        assert_eq!(exit_code(self.process.wait()), 0, "{}", self.said());
-        self.said()
-    }
 }
 
 /// An `audience` in a directory of its own, with this shell script as the `relayfsd` beside it, if there is one.

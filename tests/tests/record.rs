@@ -1,81 +1,17 @@
 //! `audience record`, against a real daemon: what is in the files, what it says, and what it leaves in the buffers.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
+use relayfs_tests::audience::{Recorder, names, record};
 use relayfs_tests::numbered::{Tag, message as message_of, tags};
 use relayfs_tests::{Mount, Process, eventually, exit_code, program, run, text, tool};
-
-/// `audience record -m POINT -o DIR ARGS`.
-fn record(point: &Path, dir: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(program("audience"));
-    command.env_remove("RELAYFS").args(["record", "-m"]).arg(point).arg("-o").arg(dir).args(args);
-    command.stdin(Stdio::null());
-    command
-}
-
-/// One at work.
-struct Recorder {
-    process: Process,
-    dir: PathBuf,
-    err: PathBuf,
-}
-
-impl Recorder {
-    /// Starts one into a directory beside the mount point.
-    #[track_caller]
-    fn start(point: &Path, args: &[&str]) -> Recorder {
-        Recorder::start_into(point, &point.with_file_name("recorded"), args)
-    }
-
-    #[track_caller]
-    fn start_into(point: &Path, dir: &Path, args: &[&str]) -> Recorder {
-        let err = point.with_file_name("said");
-        let mut command = record(point, dir, args);
-        command.stderr(File::create(&err).expect("a file"));
-        Recorder { process: Process::start(&mut command), dir: dir.to_owned(), err }
-    }
-
-    fn said(&self) -> String {
-        fs::read_to_string(&self.err).expect("what it said")
-    }
-
-    /// What is recorded of a CPU, in all files.
-    fn recorded(&self, cpu: usize) -> Vec<u8> {
-        names(&self.dir)
-            .iter()
-            .filter(|name| name.split('.').next() == Some(&format!("cpu{cpu}")))
-            .flat_map(|name| fs::read(self.dir.join(name)).expect("a recording"))
-            .collect()
-    }
-
-    /// Waits until it has its files open.
-    #[track_caller]
-    fn is_ready(&self) {
-        eventually("the recording to begin", || self.dir.is_dir() && !names(&self.dir).is_empty());
-    }
-
-    /// Ends it with a signal and returns its exit status.
-    #[track_caller]
-    fn end(&mut self, signal: Signal) -> i32 {
-        self.process.signal(signal);
-        exit_code(self.process.wait())
-    }
-}
-
-/// The names of a directory's files, sorted.
-fn names(dir: &Path) -> Vec<String> {
-    let entries = fs::read_dir(dir).expect("a directory").map(|entry| entry.expect("an entry").file_name());
-    let mut names: Vec<String> = entries.map(|name| name.into_string().expect("ASCII")).collect();
-    names.sort_unstable();
-    names
-}
 
 /// A file system of a size, below a mount's directory; gone at the end of the test.
 struct Disk(PathBuf);

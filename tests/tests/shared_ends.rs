@@ -1,4 +1,5 @@
-//! What becomes of producers that write by themselves when they fork, run another program, or lose their daemon.
+//! What becomes of producers that write by themselves when they fork, run another program, or are told that the channel is
+//! over. A daemon that crashes is another matter: see `survive_producers.rs`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -58,9 +59,10 @@ fn a_forked_child_writes_at_once() {
     assert_eq!(mount.stats("cpu")["total.written"], 0, "nothing went by the socket");
 }
 
-/// Of what comes with the buffers a producer keeps the bell open and nothing else, however many CPUs there are.
+/// Of what comes with the buffers a producer keeps the bell open, and the control file, by which the daemon knows of it; nothing
+/// else, however many CPUs there are.
 #[test]
-fn of_what_comes_with_the_buffers_only_the_bell_stays_open() {
+fn of_what_comes_with_the_buffers_only_bell_and_control_file_stay_open() {
     let mount = Mount::prepared(&[], with_sequences);
     let open = ["socket", "shared"].map(|transport| {
         let mut producer = producer(&mount, transport);
@@ -77,6 +79,8 @@ fn of_what_comes_with_the_buffers_only_the_bell_stays_open() {
     let [by_socket, mut shared] = open;
     let bell = shared.iter().position(|name| name == "anon_inode:[eventfd]").expect("a bell");
     shared.remove(bell);
+    let control = shared.iter().position(|name| name.ends_with(".control")).expect("a control file");
+    shared.remove(control);
     assert_eq!(shared, by_socket);
     assert_eq!(by_socket.iter().filter(|name| *name == "socket").count(), 1, "{by_socket:?}");
 }
@@ -114,30 +118,6 @@ fn a_daemon_that_ends_is_an_error_and_the_next_one_is_found() {
     assert_eq!(text(&mount.read("cpu0")), "found ".repeat(3));
 }
 
-/// A daemon that is killed says nothing. Who writes notices when a sub-buffer is finished, and no later than when all are
-/// full; and finds the next one.
-#[test]
-fn a_daemon_that_is_killed_is_noticed() {
-    for mode in ["--header=0", "--overwrite"] {
-        let args = ["--subbuf-size=1000", "--n-subbufs=4", mode];
-        let mut mount = Mount::new(&args);
-        let channel = mount.direct_channel("cpu");
-        on_cpu(0, || channel.write(b"before").unwrap());
-        mount.end(Signal::SIGKILL);
-        eventually("somebody noticing", || {
-            on_cpu(0, || channel.write(&[b'x'; 100])) == Err(WriteError::Disconnected)
-        });
-        for _ in 0..3 {
-            assert_eq!(channel.write(b"x"), Err(WriteError::Disconnected));
-        }
-        mount.restart(&args);
-        until_it_works("a write that finds the new daemon", || on_cpu(0, || channel.write(b"found")));
-        assert_direct(&channel);
-        channel.flush().unwrap(); // by the socket, it may not be there yet
-        assert_eq!(text(&mount.read("cpu0")), "found");
-    }
-}
-
 /// The next daemon need not share: then it is the socket, or, for who must have the buffers, an error that says so.
 #[test]
 fn the_next_daemon_may_not_share() {
@@ -162,32 +142,28 @@ fn the_next_daemon_may_not_share() {
     assert_eq!(mount.stats("cpu")["cpu0.written"], 1);
 }
 
-/// `relay-producer` ends with an error when its daemon has, at the latest when it has something to write that does not
+/// `relay-producer` ends with an error when its daemon was told to, at the latest when it has something to write that does not
 /// fit the sub-buffer; never by a signal, though the files are gone.
 #[test]
-fn the_command_ends_when_its_daemon_has() {
-    for signal in [Signal::SIGTERM, Signal::SIGKILL] {
-        let mut mount = Mount::prepared(&["--subbuf-size=1000"], with_sequences);
-        let state = relay::paths::state_dir(mount.point(), 0);
-        let mut producer = producer(&mount, "shared");
-        let mut stdin = producer.child().stdin.take().unwrap();
-        stdin.write_all(b"line\n").unwrap();
-        eventually("the line", || mount.stats("cpu")["total.bytes"] == 5);
-        mount.end(signal);
-        if signal == Signal::SIGTERM {
-            assert!(!state.exists(), "the buffers' files are gone");
-        }
-        eventually("the producer's end", || {
-            // Until it is not there any more to read it.
-            let _ = stdin.write_all(&[b'x'; 400]).and_then(|()| stdin.write_all(b"\n"));
-            !producer.is_running()
-        });
-        assert_eq!(exit_code(producer.wait()), 1, "{signal}");
-        let said = producer.stderr();
-        let [verbose, told] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
-        assert!(verbose.ends_with("transport: shared"), "{said}");
-        assert!(told.starts_with("relay-producer: the daemon has gone away; "), "{said}");
-    }
+fn the_command_ends_when_its_daemon_was_told_to() {
+    let mut mount = Mount::prepared(&["--subbuf-size=1000"], with_sequences);
+    let state = relay::paths::state_dir(mount.point(), 0);
+    let mut producer = producer(&mount, "shared");
+    let mut stdin = producer.child().stdin.take().unwrap();
+    stdin.write_all(b"line\n").unwrap();
+    eventually("the line", || mount.stats("cpu")["total.bytes"] == 5);
+    mount.end(Signal::SIGTERM);
+    assert!(!state.exists(), "the buffers' files are gone");
+    eventually("the producer's end", || {
+        // Until it is not there any more to read it.
+        let _ = stdin.write_all(&[b'x'; 400]).and_then(|()| stdin.write_all(b"\n"));
+        !producer.is_running()
+    });
+    assert_eq!(exit_code(producer.wait()), 1);
+    let said = producer.stderr();
+    let [verbose, told] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
+    assert!(verbose.ends_with("transport: shared"), "{said}");
+    assert!(told.starts_with("relay-producer: the daemon has gone away; "), "{said}");
 }
 
 /// Threads of a process that write all the time all go on with the next daemon.
@@ -196,7 +172,7 @@ fn all_threads_find_the_next_daemon() {
     let args = ["--subbuf-size=4096", "--overwrite"];
     let mut mount = Mount::new(&args);
     let channel = mount.direct_channel("cpu");
-    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+    for _ in 0..2 {
         let is_there = AtomicBool::new(false);
         std::thread::scope(|scope| {
             for thread in 0..4 {
@@ -213,7 +189,7 @@ fn all_threads_find_the_next_daemon() {
                     });
                 });
             }
-            mount.end(signal);
+            mount.end(Signal::SIGTERM);
             eventually("somebody noticing", || channel.write(&[b'x'; 100]) == Err(WriteError::Disconnected));
             mount.restart(&args);
             is_there.store(true, Ordering::SeqCst);

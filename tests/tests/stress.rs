@@ -277,6 +277,7 @@ fn check(round: &Round, mount: &Mount, done: &[Done], received: &[Received], n_r
         assert!(round.resets || stat("discarded_bytes") == 0, "{found}");
         assert!(received.cuts <= n_resets, "{} messages cut by {n_resets} resets", received.cuts);
         assert_eq!((stat("too_big"), stat("contended")), (0, 0), "{found}");
+        assert_eq!(stat("corrected"), 0, "nobody here breaks a rule, not even by dying: {found}");
     }
 
     let mut totals = Totals {

@@ -1,64 +1,291 @@
-//! Somebody whom the daemon trusts with a channel's files truncates them: that channel is damaged, but the daemon and its
-//! other channels go on, whatever is asked of it.
+//! Somebody whom the daemon trusts with a channel's files truncates them: that channel is broken, whoever looks into it is told
+//! so, and it can be made anew; the daemon and its other channels go on, whatever is asked of it.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use relayfs_tests::{Mount, exit_code, run, tool};
+use relay::state_file::{STATE_FILE, StateFile};
+use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
+use relayfs_tests::{DEADLINE, Mount, eventually, exit_code, run, text, tool};
 
 /// Things that have the daemon look into a channel's files. None may hang, whatever else becomes of them.
 const LOOKS: &[&str] = &[
-    "cat evil0 evil1",
+    "cat evil0",
+    "dd if=evil0 iflag=direct bs=4096 skip=1",
+    "python3 -c 'import os; f = os.open(\"evil0\", os.O_RDONLY | os.O_DIRECT); r, w = os.pipe(); os.splice(f, w, 4096)'",
     "echo message >.relay/channels/evil/msg",
     "cat .relay/channels/evil/stats",
+    "cat .relay/channels/evil/dropped",
     "cat .relay/channels/evil/snapshot/cpu0",
     "cat .relay/channels/evil/control",
     "echo 1 >.relay/channels/evil/flush",
     "echo 0 1 >.relay/channels/evil/consumed/cpu0",
-    "ls -l evil0 evil1 .relay/channels/evil/snapshot",
-    "echo 1 >.relay/channels/evil/reset",
+    "cat .relay/channels/evil/consumed/cpu0",
 ];
+/// Those that say nothing of what is in it, and work.
+const HARMLESS: &[&str] =
+    &["ls -l evil0 evil1 .relay/channels/evil/snapshot", "cat .relay/channels/evil/subbuf_size"];
 
-/// The file of a channel's in the state directory; the second channel has number 2.
-fn truncate(dir: &Path, name: &str) {
-    File::options()
-        .write(true)
-        .open(dir.join(name))
-        .expect("a file of a channel")
-        .set_len(0)
-        .expect("truncating");
+/// A mount with a healthy channel, and one whose files somebody cuts.
+struct Scene {
+    mount: Mount,
+    state: PathBuf,
+    _dir: tempfile::TempDir,
 }
 
-#[test]
-fn a_truncated_file_is_the_end_of_nothing_else() {
-    for (file, mode) in
-        [("2.data0", ""), ("2.control", ""), ("2.data0", ":overwrite"), ("2.control", ":overwrite")]
-    {
-        let beside = tempfile::tempdir().unwrap();
-        let state = beside.path().join("state");
-        let evil = format!("evil:subbuf-size=4K:n-subbufs=4{mode}");
-        let mut mount =
-            Mount::new(&["--state-dir", state.to_str().unwrap(), "--channel", "good", "--channel", &evil]);
-        let files: Vec<_> = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        // Which number it has, its geometry says.
-        let number = (1..9)
-            .find(|n| {
-                fs::metadata(state.join(format!("{n}.data0"))).is_ok_and(|found| found.len() == 4 * 4096)
-            })
-            .unwrap_or_else(|| panic!("no files of the channel among {files:?}"));
+impl Scene {
+    fn new(mode: &str, more: &[&str]) -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        let evil = format!("evil:subbuf-size=8K:n-subbufs=4:{mode}");
+        let mut args =
+            vec!["--state-dir", state.to_str().unwrap(), "--channel", "good", "--channel", evil.as_str()];
+        args.extend(more);
+        let mount = Mount::new(&args);
+        Scene { mount, state, _dir: dir }
+    }
+
+    /// The channel's file of this kind, as it is now.
+    fn file(&self, suffix: &str) -> File {
+        let path = file_of(&self.state, suffix);
+        File::options().read(true).write(true).open(path).expect("a file of a channel")
+    }
+
+    /// Puts something into all sub-buffers.
+    fn fill(&self) {
         for cpu in 0..2 {
-            mount.send_to("evil", cpu, &[&[b'm'; 3000], &[b'm'; 3000], &[b'm'; 3000]]);
+            self.mount.send_to("evil", cpu, &[&[b'm'; 6000][..]; 4]);
         }
-        truncate(&state, &file.replace('2', &number.to_string()));
-        for look in LOOKS {
-            let mut command = tool("timeout", "coreutils");
-            let output = run(command.args(["20", "sh", "-c", look]).current_dir(mount.point()));
-            assert_ne!(exit_code(output.status), 124, "{file}{mode}: {look}");
-            assert!(mount.daemon().is_running(), "{file}{mode}: {look}");
+    }
+
+    /// Makes the channel anew, and finds it working.
+    fn renew(&self) {
+        self.mount.poke("evil", "reset");
+        self.mount.send_to("evil", 0, &[b"anew"]);
+        assert_eq!(self.mount.read("evil0"), b"anew");
+    }
+
+    fn assert_others_unharmed(&mut self) {
+        assert!(self.mount.daemon().is_running());
+        self.mount.send_to("good", 0, &[b"unharmed"]);
+        assert_eq!(self.mount.read("good0"), b"unharmed");
+        assert_eq!(self.mount.stats("good")["total.corrected"], 0);
+    }
+
+    /// Runs a shell command in the mount, which must end by itself.
+    fn look(&self, look: &str) -> (bool, String) {
+        let mut command = tool("timeout", "coreutils");
+        let output = run(command.args(["20", "sh", "-c", look]).current_dir(self.mount.point()));
+        let code = exit_code(output.status);
+        assert!(code < 100, "{look}: {code}");
+        (code == 0, text(&output.stderr))
+    }
+}
+
+fn file_of(state: &Path, suffix: &str) -> PathBuf {
+    let entries = StateFile::parse(&fs::read_to_string(state.join(STATE_FILE)).unwrap()).unwrap().channels;
+    let evil = entries.iter().find(|entry| entry.name.as_str() == "evil").expect("the channel");
+    state.join(format!("{}.{suffix}", evil.id))
+}
+
+/// How files are cut.
+const CUTS: [(&str, u64); 5] =
+    [("data0", 0), ("data0", 4096), ("data0", 16 << 10), ("control", 0), ("control", 4096)];
+
+#[test]
+fn whoever_looks_is_told_and_it_can_be_made_anew() {
+    tool("python3", "python3");
+    for mode in ["no-overwrite", "overwrite"] {
+        let mut scene = Scene::new(mode, &[]);
+        for (file, len) in CUTS {
+            for look in LOOKS {
+                scene.fill();
+                scene.file(file).set_len(len).unwrap();
+                let (done, said) = scene.look(look);
+                let told = said.contains("Input/output error") || said.contains("Errno 5");
+                assert!(!done && told, "{mode} {file} {len} {look}: {said}");
+                for look in HARMLESS {
+                    assert!(scene.look(look).0, "{mode} {file} {len}: {look}");
+                }
+                scene.renew();
+            }
+            scene.assert_others_unharmed();
         }
-        mount.send_to("good", 0, &[b"unharmed"]);
-        assert_eq!(mount.read("good0"), b"unharmed", "{file}{mode}");
-        assert!(mount.end(Signal::SIGTERM).success(), "{file}{mode}");
+        // Longer does not hurt.
+        scene.file("data0").set_len(1 << 20).unwrap();
+        scene.file("control").set_len(1 << 20).unwrap();
+        scene.mount.send_to("evil", 0, &[b"as ever"]);
+        assert_eq!(scene.mount.read("evil0"), b"as ever");
+        assert!(scene.mount.end(Signal::SIGTERM).success());
+        let log = scene.mount.daemon().stderr();
+        let broken = log.lines().filter(|line| line.contains("channel evil: broken")).count();
+        assert_eq!(broken, CUTS.len() * LOOKS.len(), "one line each: {log}");
+        assert!(!log.contains("panicked"), "{log}");
+    }
+}
+
+/// Who had it open before, and who waits.
+#[test]
+fn whoever_has_it_open_is_told() {
+    for mode in ["no-overwrite", "overwrite"] {
+        for (file, len) in CUTS {
+            let mut scene = Scene::new(mode, &[]);
+            let what = format!("{mode} {file} {len}");
+            let mount = &scene.mount;
+            let direct = mount.direct_channel("good"); // of others, nobody is told anything
+            let socket = mount.channel("evil");
+            let mut open = File::open(mount.path("evil0")).unwrap();
+            let mut positions = File::open(mount.control("evil", "control")).unwrap();
+            let mut msg = File::options().write(true).open(mount.control("evil", "msg")).unwrap();
+            let other = File::open(mount.path("evil1")).unwrap();
+            let waiting = thread::scope(|scope| {
+                let waiting = scope.spawn(|| {
+                    let mut fds = [PollFd::new(other.as_fd(), PollFlags::POLLIN)];
+                    let n = poll(&mut fds, PollTimeout::try_from(DEADLINE).unwrap()).unwrap();
+                    (n, fds[0].revents())
+                });
+                mount.send_to("evil", 0, &[&[b'm'; 6000][..]; 4]);
+                scene.file(file).set_len(len).unwrap();
+                // What is read first may be whole yet; then it is seen.
+                eventually(&what, || {
+                    open.read(&mut [0; 3000]).is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
+                });
+                waiting.join().unwrap()
+            });
+            assert_eq!(waiting, (1, Some(PollFlags::POLLERR)), "{what}");
+            let is_refused = |result: std::io::Result<usize>| {
+                result.is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
+            };
+            assert!(is_refused(positions.read(&mut [0; 100])), "{what}");
+            assert!(is_refused(msg.write(b"message")), "{what}");
+            assert!(is_refused(open.read_at(&mut [0; 100], 0)), "{what}");
+            // Who sends is hung up on, and told why when it comes back.
+            let mut said = String::new();
+            eventually("a refusal", || {
+                said = socket.flush().err().map_or_else(String::new, |error| error.to_string());
+                said.contains("is broken")
+            });
+            assert!(said.contains("to make it anew, write 1 to"), "{said}");
+            let new = Channel::builder(mount.point(), "evil").transport(TransportChoice::Socket).open();
+            let said = new.expect_err("a refusal").to_string();
+            assert!(said.contains("channel 'evil' is broken"), "{what}: {said}");
+            direct.write(b"direct").unwrap();
+            scene.mount.poke("good", "reset");
+            scene.assert_others_unharmed();
+            scene.renew();
+        }
+    }
+}
+
+/// A batch that waits for room does not wait for ever, and a flush interval meets what it meets.
+#[test]
+fn nobody_waits_for_a_broken_channel() {
+    let mut scene = Scene::new("no-overwrite", &["--flush-interval=5ms"]);
+    scene.fill();
+    let channel = scene.mount.channel("evil");
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let options = BatchOptions { cpu: Some(0), wait: Wait::Forever };
+            channel.write_batch([[b'w'; 6000]; 3], options)
+        });
+        scene.file("control").set_len(0).unwrap();
+        // Nobody looks but the daemon by itself.
+        eventually("the end of the waiting", || waiting.is_finished());
+        let counts = waiting.join().unwrap();
+        assert!(counts.is_err() || counts.is_ok_and(|counts| counts.dropped > 0));
+    });
+    scene.assert_others_unharmed();
+    scene.renew();
+}
+
+/// One that a producer has made goes when nobody has it any more, and the next one gets a new one.
+#[test]
+fn one_that_a_producer_made_goes_with_its_last_holder() {
+    let scene = Scene::new("no-overwrite", &[]);
+    let made = |name| {
+        Channel::builder(scene.mount.point(), name).create(true).transport(TransportChoice::Socket).open()
+    };
+    let first = made("made").unwrap();
+    let options = BatchOptions { cpu: Some(0), ..BatchOptions::default() };
+    first.write_batch([b"unread"], options).unwrap();
+    let entries = fs::read_to_string(scene.state.join(STATE_FILE)).unwrap();
+    let entry = StateFile::parse(&entries).unwrap().channels.into_iter().find(|c| c.name.as_str() == "made");
+    let path = scene.state.join(format!("{}.data0", entry.expect("the channel").id));
+    File::options().write(true).open(path).unwrap().set_len(0).unwrap();
+    let refused = made("made").expect_err("somebody has it").to_string();
+    assert!(refused.contains("is broken"), "{refused}");
+    drop(first);
+    eventually("its end", || !scene.mount.control("made", "mode").exists());
+    let again = made("made").unwrap();
+    assert!(again.created());
+}
+
+/// The next daemon sets aside what was cut, and goes on with the rest.
+#[test]
+fn the_next_daemon_finds_files_cut() {
+    for (file, len) in CUTS {
+        let mut scene = Scene::new("no-overwrite", &[]);
+        scene.fill();
+        scene.mount.send_to("good", 1, &[b"kept"]);
+        let path = file_of(&scene.state, file);
+        scene.mount.end(Signal::SIGKILL);
+        File::options().write(true).open(path).unwrap().set_len(len).unwrap();
+        let state = scene.state.to_str().unwrap().to_owned();
+        let args = ["--state-dir", &state, "--channel=good", "--channel=evil:subbuf-size=8K:n-subbufs=4"];
+        scene.mount.restart(&args);
+        assert_eq!(scene.mount.read("good1"), b"kept", "{file} {len}");
+        assert_eq!(scene.mount.read("evil0"), b"", "{file} {len}");
+        scene.mount.send_to("evil", 0, &[b"anew"]);
+        assert_eq!(scene.mount.read("evil0"), b"anew", "{file} {len}");
+        assert!(scene.mount.end(Signal::SIGTERM).success());
+        let log = scene.mount.daemon().stderr();
+        assert!(log.contains("channel evil: it cannot go on, and is set aside"), "{file} {len}: {log}");
+    }
+}
+
+/// The state file is cut, too.
+#[test]
+fn the_next_daemon_finds_its_own_notes_cut() {
+    for len in [0, 20, 100] {
+        let mut scene = Scene::new("no-overwrite", &[]);
+        scene.fill();
+        scene.mount.end(Signal::SIGKILL);
+        File::options().write(true).open(scene.state.join(STATE_FILE)).unwrap().set_len(len).unwrap();
+        let state = scene.state.to_str().unwrap().to_owned();
+        scene.mount.restart(&["--state-dir", &state, "--channel=good"]);
+        scene.assert_others_unharmed();
+    }
+}
+
+/// Somebody cuts files and makes them longer again all the time: reads fail or give what is there, and none waits for ever.
+#[test]
+fn nobody_hangs_while_files_shrink_and_grow() {
+    let mut scene = Scene::new("no-overwrite", &[]);
+    for _ in 0..20 {
+        scene.fill();
+        let file = scene.file("data0");
+        let over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    for len in [0, 32 << 10] {
+                        file.set_len(len).unwrap();
+                    }
+                }
+            });
+            for _ in 0..10 {
+                scene.look("cat evil0 || true");
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        scene.mount.poke("evil", "reset");
+        scene.assert_others_unharmed();
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Source {
     block: Block,
     /// Its mapping.
     reader: Option<Reader>,
+    /// Whether nothing can be given back by means of the mapping any more: the daemon is ending, and may yet serve the file.
+    is_cut_off: bool,
     /// How far it is recorded: at least so many bytes of the stream were recorded, or were others' before.
     done: u64,
     /// Whether the file has to be read before anything else, because the daemon may be behind that.
@@ -53,11 +55,15 @@ pub(crate) struct Left {
 }
 
 impl Source {
-    /// The source for a buffer's file. If it is the one that was `left`, what is recorded of it is not recorded again.
-    pub(crate) fn open(place: &Place, mut file: CpuFile, left: Option<&Left>) -> Source {
+    /// The source for a buffer's file. If it is the one that was `left`, what is recorded of it is not recorded again. `None` if
+    /// that cannot be found out, since the daemon of the file is about to go.
+    pub(crate) fn open(place: &Place, mut file: CpuFile, left: Option<&Left>) -> Option<Source> {
         let reader = Reader::open_cpu(&place.mount, place.channel.as_str(), file.cpu).ok();
         // The file may be of a mount that is gone, and the mapping of the next one.
         let reader = reader.filter(|_| !file.identity().was_replaced());
+        if reader.is_none() && left.is_some() {
+            return None;
+        }
         let mut done = reader.as_ref().and_then(|reader| reader.consumed_bytes(file.cpu)).unwrap_or(0);
         let left = left.filter(|left| reader.as_ref().is_some_and(|reader| *reader.buffers_id() == left.id));
         let mut is_behind = false;
@@ -66,7 +72,16 @@ impl Source {
             is_behind = file.file.seek(SeekFrom::Start(left.done)).is_ok();
             done = left.done;
         }
-        Source { file, block: Block::default(), reader, done, is_behind, from_mapping: false }
+        let is_cut_off = false;
+        Some(Source {
+            file,
+            block: Block::default(),
+            reader,
+            is_cut_off,
+            done,
+            is_behind,
+            from_mapping: false,
+        })
     }
 
     /// What the next daemon's source has to know.
@@ -105,8 +120,10 @@ impl Source {
             return Ok(false);
         }
         let cpu = self.file.cpu;
-        if let Some(reader) = self.mapping() {
-            reader.go_back(cpu).map_err(|error| self.read_failure(error))?;
+        match self.mapping().map(|reader| reader.go_back(cpu)) {
+            Some(Err(ReadError::Gone)) => self.is_cut_off = true,
+            Some(Err(error)) => return Err(self.read_failure(error)),
+            None | Some(Ok(())) => {}
         }
         if let Some(consumed) = self.reader.as_ref().and_then(|reader| reader.consumed_bytes(cpu)) {
             self.done = self.done.max(consumed);
@@ -126,6 +143,12 @@ impl Source {
         match reader.release(cpu) {
             // Somebody else has read the same: it is recorded, and they have it too.
             Ok(()) | Err(ReadError::Stale) => Ok(true),
+            // The file, if it is still served, passes over it, and has the rest.
+            Err(ReadError::Gone) => {
+                self.is_cut_off = true;
+                self.is_behind = self.file.file.seek(SeekFrom::Start(self.done)).is_ok();
+                Ok(true)
+            }
             Err(error) => Err(self.read_failure(error)),
         }
     }
@@ -133,14 +156,11 @@ impl Source {
     /// The mapping, if sub-buffers may be taken from it: in overwrite mode, what is looked at may be overwritten before it is
     /// written down; a read() checks that.
     fn mapping(&mut self) -> Option<&mut Reader> {
-        self.reader.as_mut().filter(|reader| reader.geometry().mode() == Mode::NoOverwrite)
+        let reader = self.reader.as_mut().filter(|_| !self.is_cut_off);
+        reader.filter(|reader| reader.geometry().mode() == Mode::NoOverwrite)
     }
 
     fn read_failure(&self, error: ReadError) -> Failure {
-        let error = match error {
-            ReadError::Gone => Error::from_raw_os_error(nix::libc::ENODEV),
-            error => Error::other(error),
-        };
-        Failure::read(&self.file.path, error)
+        Failure::read(&self.file.path, Error::other(error))
     }
 }

@@ -93,6 +93,7 @@ impl Reader {
                 return Err(Unsound::Counters { counted, size });
             }
             self.stream = counted;
+            self.expect_any_stream();
             return Ok(None);
         }
         if !overwrite {

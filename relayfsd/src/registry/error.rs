@@ -6,6 +6,8 @@ use relay::size::format_size;
 use relay::{ChannelName, Geometry};
 use thiserror::Error;
 
+use crate::damage::remedy;
+
 /// Why a channel cannot be opened.
 #[derive(Debug, Error)]
 pub(crate) enum OpenError {
@@ -35,6 +37,8 @@ pub(crate) enum OpenError {
     NoIds { name: ChannelName },
     #[error("channel '{name}': cannot allocate its buffers in {}: {source}", dir.display())]
     Allocate { name: ChannelName, dir: PathBuf, source: std::io::Error },
+    #[error("channel '{name}' is broken: {why}; {}", remedy(name))]
+    Broken { name: ChannelName, why: String },
     #[error("the daemon is ending")]
     Closed,
 }
@@ -50,6 +54,7 @@ impl OpenError {
                 libc::ENOSPC
             }
             OpenError::Allocate { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
+            OpenError::Broken { .. } => libc::EIO,
             OpenError::Closed => libc::ENODEV,
         }
     }

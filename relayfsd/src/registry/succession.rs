@@ -105,6 +105,7 @@ impl Registry {
             }
             channel.close();
             match channel.unread() {
+                _ if channel.is_broken() => {}
                 0 => {}
                 unread if keep => log::info!("channel {}: {unread} bytes unread, kept", channel.name()),
                 unread => log::warn!("channel {}: {unread} bytes were not read", channel.name()),

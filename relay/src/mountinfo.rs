@@ -13,38 +13,51 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
+/// File system type of our mounts, in /proc/mounts and in fstab.
+pub const FS_TYPE: &str = "fuse.relayfsd";
+
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// Of this mount, as long as it exists; numbers are used again afterwards.
-    pub(crate) id: u64,
+    pub id: u64,
     /// The mount this one is mounted on.
-    pub(crate) parent: u64,
+    pub parent: u64,
     /// `major:minor` of the superblock, for FUSE one for each daemon.
-    pub(crate) device: String,
-    pub(crate) point: PathBuf,
-    pub(crate) fs_type: String,
-    pub(crate) source: String,
+    pub device: String,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Type of the file system, with the subtype of FUSE's.
+    pub fs_type: String,
+    /// What was named as its source.
+    pub source: String,
     /// Options of the superblock, comma-separated.
-    pub(crate) super_options: String,
+    pub super_options: String,
+}
+
+/// The real path of a mount point, without asking anything that is mounted there.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    // realpath(3) only reads links, so a dead mount is in its way only where a slash or dot at the end
+    // says to go in; the components leave those out.
+    path.components().collect::<PathBuf>().canonicalize()
 }
 
 /// All mounts of this process's mount namespace.
-pub(crate) fn read() -> io::Result<Vec<Entry>> {
+pub fn read() -> io::Result<Vec<Entry>> {
     Ok(parse(&std::fs::read(MOUNTINFO)?))
 }
 
 /// The mount that a path lookup of `point` ends in, if something is mounted exactly there.
-pub(crate) fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
+pub fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
     let here = || entries.iter().filter(|entry| entry.point == point);
     // Of mounts stacked on one point, the one that carries no other. (The first root is its own parent.)
     here().find(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
 }
 
 /// Blocks until the given mount has left the table: unmounted, lazily or not.
-pub(crate) fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
+pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
     let mut file = File::open(MOUNTINFO)?;
     let mut table = Vec::new();
     loop {

@@ -1,0 +1,183 @@
+//! A library to be preloaded (ld.so(8), `LD_PRELOAD`) into programs that were written for a relayfs in the kernel: their
+//! `mount("relayfs", "/mnt/relay", "relayfs", 0, NULL)` is answered as the kernel would, and so is the `umount` that
+//! belongs to it. Everything else goes to the C library. `audience --exec` runs a program so.
+//!
+//! This file is the border to C, `mounts.rs` is what is done.
+#![allow(unsafe_code)]
+
+mod mounts;
+
+use std::ffi::{CStr, OsStr, c_char, c_int, c_ulong, c_void};
+use std::mem::transmute;
+use std::os::unix::ffi::OsStrExt;
+use std::panic::catch_unwind;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags};
+
+use mounts::{Request, Unmount};
+
+/// The type that we answer for.
+const TYPE: &[u8] = b"relayfs";
+/// With one of these the call is about a mount that exists, and the kernel does not look at the type.
+const NO_NEW_MOUNT: MsFlags = MsFlags::MS_REMOUNT
+    .union(MsFlags::MS_BIND)
+    .union(MsFlags::MS_MOVE)
+    .union(MsFlags::MS_SHARED)
+    .union(MsFlags::MS_PRIVATE)
+    .union(MsFlags::MS_SLAVE)
+    .union(MsFlags::MS_UNBINDABLE);
+
+/// A string of C.
+type Text = *const c_char;
+// SAFETY: as the C library documents it; who calls it owes what its caller owed us.
+type MountFn = unsafe extern "C" fn(Text, Text, Text, c_ulong, *const c_void) -> c_int;
+// SAFETY: as above.
+type UmountFn = unsafe extern "C" fn(Text) -> c_int;
+// SAFETY: as above.
+type Umount2Fn = unsafe extern "C" fn(Text, c_int) -> c_int;
+
+/// mount(2): the type `relayfs` is ours, all other calls are passed on.
+///
+/// # Safety
+///
+/// As for mount(2): strings that end with a zero byte, or null.
+// SAFETY: the name is meant to take the place of the C library's, and the function has the same signature.
+#[unsafe(no_mangle)]
+// SAFETY: see "Safety".
+pub unsafe extern "C" fn mount(
+    source: Text,
+    target: Text,
+    fs_type: Text,
+    flags: c_ulong,
+    data: *const c_void,
+) -> c_int {
+    let flag_bits = MsFlags::from_bits_retain(flags);
+    // SAFETY: the caller's promise.
+    let is_relayfs = unsafe { text(fs_type) }.is_some_and(|fs_type| fs_type.as_bytes() == TYPE);
+    // SAFETY: the caller's promise.
+    let point = unsafe { text(target) };
+    match point {
+        Some(point) if is_relayfs && !flag_bits.intersects(NO_NEW_MOUNT) => {
+            // SAFETY: the caller's promise.
+            let source = unsafe { text(source) };
+            // SAFETY: the caller's promise; options are text for every file system but a few old ones.
+            let options = unsafe { text(data.cast()) };
+            let request = Request { source, point: Path::new(point), flags: flag_bits, options };
+            answer(catch_unwind(|| mounts::mount(request)).unwrap_or(Err(Errno::EIO)))
+        }
+        _ => {
+            let real = next(c"mount");
+            // SAFETY: the C library's function of this name has this type.
+            let real: Option<MountFn> = unsafe { transmute(real) };
+            let Some(real) = real else { return answer(Err(Errno::ENOSYS)) };
+            // SAFETY: with our caller's arguments, and promise.
+            unsafe { real(source, target, fs_type, flags, data) }
+        }
+    }
+}
+
+/// umount(2): see [`umount2`].
+///
+/// # Safety
+///
+/// As for umount(2): a string that ends with a zero byte, or null.
+// SAFETY: the name is meant to take the place of the C library's, and the function has the same signature.
+#[unsafe(no_mangle)]
+// SAFETY: see "Safety".
+pub unsafe extern "C" fn umount(target: Text) -> c_int {
+    // SAFETY: the caller's promise.
+    if let Some(result) = unsafe { unmount_ours(target, 0) } {
+        return answer(result);
+    }
+    let real = next(c"umount");
+    // SAFETY: the C library's function of this name has this type.
+    let real: Option<UmountFn> = unsafe { transmute(real) };
+    let Some(real) = real else { return answer(Err(Errno::ENOSYS)) };
+    // SAFETY: with our caller's argument, and promise.
+    unsafe { real(target) }
+}
+
+/// umount2(2): where our [`mount()`] has answered in this process, what it has mounted is unmounted, and anything else
+/// there is not touched. Other calls are passed on.
+///
+/// # Safety
+///
+/// As for umount2(2): a string that ends with a zero byte, or null.
+// SAFETY: the name is meant to take the place of the C library's, and the function has the same signature.
+#[unsafe(no_mangle)]
+// SAFETY: see "Safety".
+pub unsafe extern "C" fn umount2(target: Text, flags: c_int) -> c_int {
+    // SAFETY: the caller's promise.
+    match unsafe { unmount_ours(target, flags) } {
+        Some(result) => answer(result),
+        // SAFETY: the caller's promise.
+        None => unsafe { real_umount2(target, flags) },
+    }
+}
+
+/// `None`: nothing of ours.
+///
+/// # Safety
+///
+/// As for [`umount2`].
+// SAFETY: see "Safety".
+unsafe fn unmount_ours(target: Text, flags: c_int) -> Option<Result<(), Errno>> {
+    // SAFETY: the caller's promise.
+    let path = Path::new(unsafe { text(target) }?);
+    let what = catch_unwind(|| mounts::what_to_unmount(path)).unwrap_or(Unmount::Refused);
+    let own = match what {
+        Unmount::PassOn => return None,
+        Unmount::Refused => return Some(Err(Errno::EINVAL)),
+        Unmount::Own(own) => own,
+    };
+    // SAFETY: the caller's promise.
+    let tried = Errno::result(unsafe { real_umount2(target, flags) }).map(drop);
+    let lazily = MntFlags::from_bits_retain(flags).contains(MntFlags::MNT_DETACH);
+    Some(catch_unwind(|| mounts::unmounted(&own, tried, lazily)).unwrap_or(Err(Errno::EIO)))
+}
+
+/// # Safety
+///
+/// As for [`umount2`].
+// SAFETY: see "Safety".
+unsafe fn real_umount2(target: Text, flags: c_int) -> c_int {
+    let real = next(c"umount2");
+    // SAFETY: the C library's function of this name has this type.
+    let real: Option<Umount2Fn> = unsafe { transmute(real) };
+    let Some(real) = real else { return answer(Err(Errno::ENOSYS)) };
+    // SAFETY: the caller's promise.
+    unsafe { real(target, flags) }
+}
+
+/// The function that there would be without us; null if there is none.
+fn next(name: &CStr) -> *mut c_void {
+    // SAFETY: a string that ends with a zero byte, and a handle that dlsym knows.
+    unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
+}
+
+/// What system calls return; errno is set.
+fn answer(result: Result<(), Errno>) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(errno) => {
+            errno.set();
+            -1
+        }
+    }
+}
+
+/// # Safety
+///
+/// Null, or a string that ends with a zero byte and stays for as long as the result is used.
+// SAFETY: see "Safety".
+unsafe fn text<'a>(string: Text) -> Option<&'a OsStr> {
+    if string.is_null() {
+        return None;
+    }
+    // SAFETY: not null, and otherwise the caller's promise.
+    let string = unsafe { CStr::from_ptr(string) };
+    Some(OsStr::from_bytes(string.to_bytes()))
+}

@@ -1,0 +1,55 @@
+//! What went wrong, as an errno.
+
+use std::io;
+
+use nix::errno::Errno;
+use relay_producer::{ConnectError, OpenError, RequestError, WriteError};
+
+/// Why a channel could not be opened.
+pub(crate) fn of_open(error: &OpenError) -> Errno {
+    match error {
+        OpenError::Name(_) | OpenError::Geometry(_) => Errno::EINVAL,
+        OpenError::Connect(error) => of_connect(error),
+        OpenError::Refused(refused) => Errno::from_raw(refused.errno),
+        OpenError::NotShared { .. } => Errno::ENOTSUP,
+    }
+}
+
+fn of_connect(error: &ConnectError) -> Errno {
+    match error {
+        ConnectError::NotMounted { .. } => Errno::ENODEV,
+        ConnectError::Stale { .. } => Errno::ENOTCONN,
+        ConnectError::NoDaemon { .. } => Errno::ECONNREFUSED,
+        ConnectError::Forbidden { .. } => Errno::EACCES,
+        ConnectError::NotOurs { .. } => Errno::EPROTO,
+        ConnectError::Io { source, .. } => of_io(source),
+    }
+}
+
+/// Why a message is lost: as `msg` in the mounted tree answers.
+pub(crate) fn of_write(error: WriteError) -> Errno {
+    match error {
+        WriteError::Full => Errno::ENOSPC,
+        WriteError::TooBig { .. } => Errno::EMSGSIZE,
+        WriteError::NoSuchCpu(_) => Errno::ENXIO,
+        WriteError::Disconnected => Errno::ENODEV,
+    }
+}
+
+/// Why a request failed.
+pub(crate) fn of_request(error: &RequestError) -> Errno {
+    match error {
+        RequestError::NoSuchCpu(_) => Errno::ENXIO,
+        RequestError::Refused(refused) => Errno::from_raw(refused.errno),
+        RequestError::Disconnected | RequestError::Unanswered { .. } | RequestError::Reopen(_) => {
+            Errno::ENODEV
+        }
+        RequestError::NoReply => Errno::ETIMEDOUT,
+        RequestError::Garbled(_) => Errno::EPROTO,
+    }
+}
+
+/// What the system says of a file.
+pub(crate) fn of_io(error: &io::Error) -> Errno {
+    error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}

@@ -1,0 +1,281 @@
+//! What `struct rchan *` points to.
+//!
+//! A handle is never freed, so a pointer to one that was closed can be looked at: closing twice, and writing after, are
+//! errors. A closed one is used again, but only when [`CLOSED_MAX`] others have been closed since.
+#![allow(unsafe_code)]
+
+use std::cell::UnsafeCell;
+use std::collections::VecDeque;
+use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ptr::{null, null_mut};
+use std::slice;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+
+use crate::open::Open;
+
+/// So many closed handles wait before the first of them is used again.
+const CLOSED_MAX: usize = 256;
+/// `RELAYFS_CHANNEL_VERSION`.
+const VERSION: c_uint = 1;
+
+/// So many closed channels stay, unconnected, before the first of them is freed: other threads may be inside a call.
+const LINGERING_MAX: usize = 16;
+
+/// These, in the order in which they were closed.
+static LINGERING: Mutex<VecDeque<&'static Open>> = Mutex::new(VecDeque::new());
+/// The closed handles, in the order in which they were closed.
+static CLOSED: Mutex<VecDeque<&'static Handle>> = Mutex::new(VecDeque::new());
+
+/// Where the buffers are that were ever shown: nothing that is reachable is taken for lost.
+static SHOWN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+/// `struct rchan`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Rchan {
+    version: c_uint,
+    is_global: c_int,
+    subbuf_size: usize,
+    n_subbufs: usize,
+    alloc_size: usize,
+    cb: *const c_void,
+    private_data: *mut c_void,
+    last_toobig: AtomicUsize,
+    buf: *mut *mut RchanBuf,
+    n_bufs: usize,
+    parent: *const c_void,
+    has_base_filename: c_int,
+    base_filename: *const c_char,
+    overwrite: c_int,
+    header: usize,
+}
+
+/// `struct rchan_buf`.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct RchanBuf {
+    chan: *mut Rchan,
+    cpu: c_uint,
+}
+
+/// What `struct rchan` is the beginning of.
+#[repr(C)]
+#[derive(Debug)]
+pub(crate) struct Handle {
+    public: UnsafeCell<Rchan>,
+    /// Where this is: a copy of it, or something else, is not taken for it.
+    me: AtomicUsize,
+    /// Null while it is closed.
+    open: AtomicPtr<Open>,
+    /// How many buffers there are to be shown.
+    n_made: AtomicUsize,
+}
+
+// SAFETY: `public` is written by the thread that opens, before anybody else has the pointer, and by the program, whose fields
+// nobody reads here.
+unsafe impl Sync for Handle {}
+// SAFETY: as above; nothing in it belongs to a thread.
+unsafe impl Send for Handle {}
+
+/// What is known of a channel before it is open, and then again after.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) subbuf_size: usize,
+    pub(crate) n_subbufs: usize,
+    pub(crate) n_bufs: usize,
+    pub(crate) header: usize,
+    pub(crate) is_global: bool,
+    pub(crate) overwrite: bool,
+}
+
+/// What the program gave, for it to find again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given {
+    pub(crate) cb: *const c_void,
+    pub(crate) private_data: *mut c_void,
+    pub(crate) parent: *const c_void,
+    /// From `CString::into_raw`.
+    pub(crate) base_filename: *mut c_char,
+}
+
+impl Handle {
+    /// A closed one, that nobody else has.
+    pub(crate) fn take() -> &'static Handle {
+        let mut closed = CLOSED.lock().unwrap_or_else(PoisonError::into_inner);
+        if closed.len() > CLOSED_MAX
+            && let Some(handle) = closed.pop_front()
+        {
+            return handle;
+        }
+        drop(closed);
+        let public = Rchan {
+            version: VERSION,
+            is_global: 0,
+            subbuf_size: 0,
+            n_subbufs: 0,
+            alloc_size: 0,
+            cb: null(),
+            private_data: null_mut(),
+            last_toobig: AtomicUsize::new(0),
+            buf: null_mut(),
+            n_bufs: 0,
+            parent: null(),
+            has_base_filename: 1,
+            base_filename: null(),
+            overwrite: 0,
+            header: 0,
+        };
+        let handle = Handle {
+            public: UnsafeCell::new(public),
+            me: AtomicUsize::new(0),
+            open: AtomicPtr::new(null_mut()),
+            n_made: AtomicUsize::new(0),
+        };
+        let handle: &'static Handle = Box::leak(Box::new(handle));
+        handle.me.store(std::ptr::from_ref(handle).addr(), Ordering::Relaxed);
+        handle
+    }
+
+    /// The handle that a program's pointer points to.
+    ///
+    /// # Safety
+    /// It is null, or points to memory that can be read like a handle.
+    // SAFETY: as the doc says.
+    #[inline(always)]
+    pub(crate) unsafe fn find(chan: *const Rchan) -> Result<&'static Handle, Errno> {
+        if chan.is_null() || !chan.cast::<Handle>().is_aligned() {
+            return Err(Errno::EINVAL);
+        }
+        let handle = chan.cast::<Handle>();
+        // SAFETY: as the caller promises.
+        let me = unsafe { &raw const (*handle).me };
+        // SAFETY: as above.
+        if unsafe { me.read() }.into_inner() != handle.addr() {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: what has its own address there is a handle, and none is ever freed.
+        Ok(unsafe { &*handle })
+    }
+
+    /// The handle and the number of a buffer that a program's pointer points to.
+    ///
+    /// # Safety
+    /// It is null, or a buffer of a handle.
+    // SAFETY: as the doc says.
+    pub(crate) unsafe fn find_buf(buf: *const RchanBuf) -> Result<(&'static Handle, usize), Errno> {
+        if buf.is_null() || !buf.is_aligned() {
+            return Err(Errno::EINVAL);
+        }
+        // SAFETY: as the caller promises.
+        let RchanBuf { chan, cpu } = unsafe { buf.read() };
+        // SAFETY: as above.
+        Ok((unsafe { Handle::find(chan) }?, cpu as usize))
+    }
+
+    /// What programs call it.
+    pub(crate) fn as_chan(&'static self) -> *mut Rchan {
+        self.public.get()
+    }
+
+    /// The channel, unless it is closed.
+    #[inline(always)]
+    pub(crate) fn open(&self) -> Result<&Open, Errno> {
+        // Acquire: with the Release of `publish`.
+        let open = self.open.load(Ordering::Acquire);
+        // SAFETY: null, or from `publish`. A thread that found it just before it was closed can go on with it until
+        // `LINGERING_MAX` others have been closed.
+        unsafe { open.as_ref() }.ok_or(Errno::EBADF)
+    }
+
+    /// Describes the channel to the program. To be called by whoever took the handle, before publishing it.
+    pub(crate) fn describe(&'static self, given: Given, shape: Shape) {
+        let public = self.public.get();
+        // SAFETY: nobody else has the handle yet, but for callbacks of this thread, which do not run now.
+        let public = unsafe { &mut *public };
+        if !std::ptr::eq(public.base_filename, given.base_filename) && !public.base_filename.is_null() {
+            // SAFETY: it was given to an earlier channel by `into_raw`, and this is the only copy.
+            drop(unsafe { std::ffi::CString::from_raw(public.base_filename.cast_mut()) });
+        }
+        // Relaxed, both: nobody else has the handle.
+        if shape.n_bufs > self.n_made.load(Ordering::Relaxed) {
+            self.n_made.store(shape.n_bufs, Ordering::Relaxed);
+            // What was there before stays: an old pointer into it can still be looked at.
+            let chan = self.as_chan();
+            let bufs: Vec<RchanBuf> =
+                (0..shape.n_bufs).map(|cpu| RchanBuf { chan, cpu: cpu as c_uint }).collect();
+            let pointers: Vec<*mut RchanBuf> = bufs.leak().iter_mut().map(std::ptr::from_mut).collect();
+            public.buf = pointers.leak().as_mut_ptr();
+            SHOWN.lock().unwrap_or_else(PoisonError::into_inner).push(public.buf.expose_provenance());
+        }
+        public.n_bufs = shape.n_bufs;
+        public.is_global = shape.is_global.into();
+        public.subbuf_size = shape.subbuf_size;
+        public.n_subbufs = shape.n_subbufs;
+        public.alloc_size = shape.subbuf_size.saturating_mul(shape.n_subbufs);
+        public.cb = given.cb;
+        public.private_data = given.private_data;
+        public.parent = given.parent;
+        public.base_filename = given.base_filename;
+        public.overwrite = shape.overwrite.into();
+        public.header = shape.header;
+        public.last_toobig.store(0, Ordering::Relaxed);
+    }
+
+    /// The buffer of a CPU as programs see it, null if there is none.
+    pub(crate) fn buf(&self, cpu: usize) -> *mut RchanBuf {
+        let public = self.public.get();
+        // SAFETY: written by `describe` alone, before anybody else has the handle.
+        let bufs = unsafe { (*public).buf };
+        // SAFETY: as above.
+        let n_bufs = unsafe { (*public).n_bufs };
+        // SAFETY: `describe`, which comes before everything else, put so many there, or more.
+        let bufs = unsafe { slice::from_raw_parts(bufs, n_bufs) };
+        bufs.get(cpu).copied().unwrap_or(null_mut())
+    }
+
+    /// Hands it to the program.
+    pub(crate) fn publish(&'static self, open: Box<Open>) -> *mut Rchan {
+        self.open.store(Box::into_raw(open), Ordering::Release);
+        self.as_chan()
+    }
+
+    /// Closes the channel, and returns it for as long as it lasts; an error if somebody has closed it before.
+    pub(crate) fn close(&'static self) -> Result<&'static Open, Errno> {
+        // AcqRel: with `publish`, and so that only one thread finds it.
+        let open = self.open.swap(null_mut(), Ordering::AcqRel);
+        // SAFETY: from `publish`, and freed by `bury` alone.
+        let open = unsafe { open.as_ref() }.ok_or(Errno::EBADF)?;
+        open.channel.close();
+        Ok(open)
+    }
+
+    /// Whoever took it does not need it, or no more.
+    pub(crate) fn give_back(&'static self) {
+        CLOSED.lock().unwrap_or_else(PoisonError::into_inner).push_back(self);
+    }
+
+    /// Frees the channel that [`Handle::close`] returned, some time, and the handle is to be used again.
+    pub(crate) fn bury(&'static self, open: &'static Open) {
+        let mut lingering = LINGERING.lock().unwrap_or_else(PoisonError::into_inner);
+        lingering.push_back(open);
+        let old = if lingering.len() > LINGERING_MAX { lingering.pop_front() } else { None };
+        drop(lingering);
+        if let Some(old) = old {
+            // SAFETY: from `publish`, where it was a box; it is in no handle any more, and was in the list once.
+            drop(unsafe { Box::from_raw(std::ptr::from_ref(old).cast_mut()) });
+        }
+        self.give_back();
+    }
+
+    /// Remembers a message that was too big.
+    pub(crate) fn note_too_big(&self, len: usize) {
+        let public = self.public.get();
+        // SAFETY: an atomic, which everybody may store to.
+        let last_toobig = unsafe { &raw const (*public).last_toobig };
+        // SAFETY: as above.
+        unsafe { &*last_toobig }.store(len, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,97 @@
+//! What is to be opened, and what was.
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use relay::{GeometrySpec, Mode};
+use relay_producer::{Channel, Transport};
+
+use crate::control::Control;
+use crate::error;
+use crate::handle::Shape;
+use crate::place::Place;
+
+/// Where a relayfs is if nobody says so.
+const MOUNT_DEFAULT: &str = "/mnt/relay";
+/// The environment variable that says so.
+const MOUNT_VARIABLE: &str = "RELAYFS";
+
+/// What a program asks for.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) mount: PathBuf,
+    /// The channel's name.
+    pub(crate) name: String,
+    pub(crate) subbuf_size: usize,
+    pub(crate) n_subbufs: usize,
+    pub(crate) is_global: bool,
+    /// What `subbuf_start` reserved; `None` without that callback.
+    pub(crate) reserved: Option<usize>,
+}
+
+/// An open channel, with what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) channel: Channel,
+    pub(crate) control: Control,
+    pub(crate) callbacks: crate::callback::Callbacks,
+    /// What `create_buf_file` returned.
+    pub(crate) file: Option<&'static Place>,
+}
+
+/// The mount point to use where none, or an empty one, is given.
+pub(crate) fn default_mount() -> PathBuf {
+    let named = std::env::var_os(MOUNT_VARIABLE).filter(|mount| !mount.is_empty());
+    named.map_or_else(|| MOUNT_DEFAULT.into(), PathBuf::from)
+}
+
+/// The same path for as long as the process lives, wherever it goes.
+pub(crate) fn absolute(mount: &Path) -> Result<PathBuf, Errno> {
+    std::path::absolute(mount).map_err(|error| error::of_io(&error))
+}
+
+impl Request {
+    /// Opens the channel, or creates it.
+    pub(crate) fn open(&self) -> Result<Channel, Errno> {
+        let mut spec = GeometrySpec {
+            subbuf_size: Some(self.subbuf_size as u64),
+            n_subbufs: Some(self.n_subbufs as u64),
+            ..GeometrySpec::default()
+        };
+        spec.global = Some(self.is_global);
+        spec.header = Some(self.reserved.unwrap_or(0) as u64);
+        spec.mode = Some(if self.reserved.is_some() { Mode::Overwrite } else { Mode::NoOverwrite });
+        let builder = Channel::builder(&self.mount, &self.name).create(true).geometry(spec);
+        let channel = builder.open().map_err(|error| error::of_open(&error))?;
+        match self.reserved {
+            Some(_) if channel.transport() == Transport::Socket => Err(Errno::ENOTSUP),
+            Some(reserved) if reserved > channel.geometry().header() => Err(Errno::EINVAL),
+            _ => Ok(channel),
+        }
+    }
+
+    /// What the program is told while the channel is not there yet.
+    pub(crate) fn shape(&self) -> Shape {
+        Shape {
+            subbuf_size: self.subbuf_size,
+            n_subbufs: self.n_subbufs,
+            n_bufs: 1,
+            header: 0,
+            is_global: self.is_global,
+            overwrite: self.reserved.is_some(),
+        }
+    }
+}
+
+/// What the program is told of a channel.
+pub(crate) fn shape_of(channel: &Channel) -> Shape {
+    let geometry = channel.geometry();
+    Shape {
+        subbuf_size: geometry.subbuf_size(),
+        n_subbufs: geometry.n_subbufs(),
+        n_bufs: channel.n_bufs(),
+        header: geometry.header(),
+        is_global: geometry.global(),
+        overwrite: geometry.mode() == Mode::Overwrite,
+    }
+}

@@ -1,0 +1,55 @@
+//! Directories and files of a relayfs by name: what `struct dentry *` stands for. Nothing is there until a channel is.
+//!
+//! They are never freed: a program has a few, and one that was removed and is used again does no harm.
+
+use std::collections::BTreeSet;
+use std::sync::{Mutex, PoisonError};
+
+use nix::errno::Errno;
+use relay::name::COMPONENT_LEN_MAX;
+use relay::{ChannelName, NameError};
+
+/// All there are, each once.
+static PLACES: Mutex<BTreeSet<&'static Place>> = Mutex::new(BTreeSet::new());
+
+/// A path below a mount point.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place(String);
+
+impl Place {
+    /// `name` in `dir`, or in the root.
+    pub(crate) fn new(name: &str, dir: Option<&Place>) -> Result<&'static Place, Errno> {
+        let place = Place(checked(&join(dir, name))?.as_str().to_owned());
+        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = places.get(&place) {
+            return Ok(place);
+        }
+        let place: &'static Place = Box::leak(Box::new(place));
+        places.insert(place);
+        Ok(place)
+    }
+
+    /// The place at an address, if there is one.
+    pub(crate) fn at(address: usize) -> Option<&'static Place> {
+        let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        places.iter().copied().find(|place| std::ptr::from_ref(*place).addr() == address)
+    }
+
+    /// Its name, from the mount point on.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A name in a directory, from the mount point on.
+pub(crate) fn join(dir: Option<&Place>, name: &str) -> String {
+    dir.map_or_else(|| name.to_owned(), |dir| format!("{}/{name}", dir.0))
+}
+
+/// A name that a channel can have.
+pub(crate) fn checked(name: &str) -> Result<ChannelName, Errno> {
+    name.parse().map_err(|_: NameError| {
+        let is_long = name.split('/').any(|part| part.len() > COMPONENT_LEN_MAX);
+        if is_long { Errno::ENAMETOOLONG } else { Errno::EINVAL }
+    })
+}

@@ -1,0 +1,27 @@
+//! Takes the place of `checks.rs` in models, where everybody keeps to the rules: looks more would only be more orders to try.
+
+use super::{Readable, Reader};
+use crate::buffer::Buffer;
+use crate::position::Position;
+
+#[derive(Debug)]
+pub(super) struct Checks;
+
+impl Checks {
+    pub(super) fn new(_: &Buffer) -> Checks {
+        Checks
+    }
+}
+
+impl Reader {
+    pub(super) fn check_padding(&self, _: u64) {}
+    pub(super) fn check_readable(&self, _: &Readable) {}
+    pub(super) fn check_next(&mut self) {}
+    pub(super) fn expect_any_stream(&mut self) {}
+    pub(super) fn check_begun(&self, _: Position, _: Position) {}
+    pub(super) fn check_high_water(&self, _: u64, _: u64) {}
+    pub(super) fn check_consumed(&self) {}
+    pub(super) fn expect_consumed(&mut self) {
+        let Checks = self.checks;
+    }
+}

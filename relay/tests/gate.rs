@@ -1,0 +1,158 @@
+//! Being asked before a sub-buffer is begun: what is told, what is refused, and what the sub-buffer begins with.
+
+use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
+use nix::unistd::Pid;
+use relay::GeometrySpec;
+use relay::buffer::Buffer;
+use relay::gate::{START_MAX, Start, Switching};
+use relay::reader::Reader;
+use relay::rseq::Sequences;
+use relay::writer::{Alone, Here, Outcome, Placed, Run, Writer};
+
+type Check = fn(&dyn Fn(&Buffer, &[u8], Answer<'_>) -> Placed);
+
+/// As a writer that is alone, and by restartable sequences.
+fn both(check: Check) {
+    check(&|buffer, message, answer| write(buffer, Alone, message, answer));
+    by_sequences(check);
+}
+
+/// Unless the C library was told to register nothing.
+fn by_sequences(check: Check) {
+    if Here::can_share() {
+        let cpu = sched_getcpu().unwrap();
+        let mut set = CpuSet::new();
+        set.set(cpu).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+        let here = Sequences::find().unwrap().on(cpu);
+        check(&|buffer, message, answer| write(buffer, here, message, answer));
+    }
+}
+
+type Answer<'a> = &'a mut dyn FnMut(Switching) -> Option<Start>;
+
+fn write(buffer: &Buffer, run: impl Run, message: &[u8], answer: Answer<'_>) -> Placed {
+    let writer = Writer::new(buffer, run);
+    let once = || -> Option<Outcome> {
+        match writer.append(message) {
+            relay::writer::Appended::Elsewhere => writer.write_elsewhere_if(message, Some(&mut *answer)),
+            relay::writer::Appended::Done => Some(Outcome { placed: Placed::Written, switched: false }),
+            relay::writer::Appended::Interrupted => None,
+        }
+    };
+    std::iter::repeat_with(once).take(1000).flatten().next().expect("never interrupted so often").placed
+}
+
+fn buffer(spec: &str) -> Buffer {
+    Buffer::anonymous(spec.parse::<GeometrySpec>().unwrap().build().unwrap(), 3).unwrap()
+}
+
+fn read(reader: &mut Reader) -> String {
+    let mut text = String::new();
+    reader.read(1000, &mut Vec::new(), |bytes| text = String::from_utf8_lossy(bytes).into_owned());
+    text
+}
+
+fn start(bytes: &[u8]) -> Option<Start> {
+    let mut start = Start { bytes: [0; START_MAX] };
+    start.bytes[..bytes.len()].copy_from_slice(bytes);
+    Some(start)
+}
+
+#[test]
+fn nobody_is_asked_for_what_fits() {
+    both(|write| {
+        let buffer = buffer("subbuf-size=8:n-subbufs=2:overwrite");
+        for text in ["abc", "defgh", ""] {
+            assert_eq!(write(&buffer, text.as_bytes(), &mut |_| panic!("asked")), Placed::Written);
+        }
+        assert_eq!(write(&buffer, b"too much.", &mut |_| panic!("asked")), Placed::TooBig);
+    });
+}
+
+#[test]
+fn who_is_asked_is_told_and_what_is_answered_begins_the_sub_buffer() {
+    both(|write| {
+        let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite:header=2");
+        let mut reader = Reader::new(buffer.clone());
+        let mut told = Vec::new();
+        let mut send = |text: &str| {
+            let mut answer = |switching: Switching| {
+                told.push((switching.padding, switching.full, switching.header));
+                start(b"<>beyond the header")
+            };
+            write(&buffer, text.as_bytes(), &mut answer)
+        };
+        assert_eq!(send("abcde"), Placed::Written);
+        assert_eq!(send("fg"), Placed::Written);
+        assert_eq!(send("hijklm"), Placed::Written);
+        assert_eq!(send("nopqrst"), Placed::TooBig);
+        assert_eq!(told, [(1, false, 2), (4, false, 2), (0, true, 2)]);
+        // The oldest is given up; the newest has nothing but its header.
+        assert_eq!(read(&mut reader), "<>fg<>hijklm<>");
+    });
+}
+
+#[test]
+fn refused_it_is_as_if_all_were_full() {
+    both(|write| {
+        let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
+        let mut reader = Reader::new(buffer.clone());
+        let mut asked = 0;
+        let mut refuse = |text: &str| {
+            write(&buffer, text.as_bytes(), &mut |_| {
+                asked += 1;
+                None
+            })
+        };
+        assert_eq!(refuse("abcde"), Placed::Written);
+        assert_eq!(refuse("fghi"), Placed::Full);
+        assert_eq!(refuse("j"), Placed::Full);
+        assert_eq!(asked, 2);
+        assert_eq!((reader.produced(), read(&mut reader)), (1, "abcde".to_owned()));
+        // Who does not ask goes on.
+        assert_eq!(Writer::new(&buffer, Alone).write(b"k").unwrap().placed, Placed::Written);
+        assert_eq!(read(&mut reader), "k");
+    });
+}
+
+#[test]
+fn a_full_buffer_that_does_not_overwrite_refuses_before_anybody_is_asked() {
+    both(|write| {
+        let buffer = buffer("subbuf-size=8:n-subbufs=2");
+        let mut asked = 0;
+        for (text, placed) in
+            [("abcde", Placed::Written), ("fghij", Placed::Written), ("klmno", Placed::Full)]
+        {
+            let mut answer = |_| {
+                asked += 1;
+                start(b"")
+            };
+            assert_eq!(write(&buffer, text.as_bytes(), &mut answer), placed, "{text}");
+        }
+        assert_eq!(asked, 1);
+        assert_eq!(read(&mut Reader::new(buffer)), "abcdefghij");
+    });
+}
+
+#[test]
+fn what_came_in_between_is_asked_about_anew() {
+    by_sequences(|write| {
+        let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite:header=1");
+        let mut padding = Vec::new();
+        let mut answer = |switching: Switching| {
+            padding.push(switching.padding);
+            // Somebody else on this CPU, as long as there is room.
+            if padding.len() < 3 {
+                let here = Here::on(Some(sched_getcpu().unwrap()));
+                assert_eq!(Writer::new(&buffer, here).write(b"x").unwrap().placed, Placed::Written);
+            }
+            start(&[b'0' + padding.len() as u8])
+        };
+        let first = Writer::new(&buffer, Alone).write(b"abcd").unwrap();
+        assert_eq!(first.placed, Placed::Written);
+        assert_eq!(write(&buffer, b"efgh", &mut answer), Placed::Written);
+        assert_eq!(read(&mut Reader::new(buffer.clone())), "\0abcdxx3efgh");
+        assert_eq!(padding, [3, 2, 1]);
+    });
+}

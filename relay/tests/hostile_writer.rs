@@ -1,0 +1,119 @@
+//! A writer whose buffer's words are anything, and change under its hands: it ends every call, and stores nothing outside of
+//! the ring and of its own words. Behind both there is memory that nobody has reason to touch.
+//!
+//! With restartable sequences, as in every producer. Where a thread writes without, it is the daemon's and alone.
+#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use relay::abi::control_header;
+use relay::buffer::Buffer;
+use relay::shm::Mapping;
+use relay::writer::{Here, Writer};
+use relay::{Geometry, GeometrySpec};
+
+/// Bytes behind the ring, and behind the control file's part.
+const CANARY: usize = 1 << 20;
+/// Messages written under a storm of changes.
+const MESSAGES: usize = 100_000;
+
+/// Pseudo-random numbers (xorshift).
+fn next(seed: &mut u64) -> u64 {
+    *seed ^= *seed << 13;
+    *seed ^= *seed >> 7;
+    *seed ^= *seed << 17;
+    *seed
+}
+
+/// Changes one of the words that a writer goes by.
+fn scribble(buffer: &Buffer, seed: &mut u64) {
+    let block = buffer.block();
+    let widths = buffer.widths();
+    let (lap, slot) = (next(seed), next(seed) % buffer.geometry().n_subbufs() as u64);
+    let record = buffer.record(widths.pack(lap, slot, 0));
+    let near = widths.pack(next(seed) % 3, slot, next(seed) % (buffer.geometry().subbuf_size() as u64 + 2)).0;
+    let value = match next(seed) % 4 {
+        0 => next(seed),
+        1 => u64::MAX,
+        2 => 1 << (next(seed) % 64),
+        _ => near,
+    };
+    let words: [&AtomicU64; 8] = [
+        &block.state,
+        &block.state,
+        &block.consumed,
+        &block.begun,
+        &block.closed,
+        &record.number,
+        &record.begin,
+        &record.padding,
+    ];
+    // Closed is closed: mostly it shall be open, so that something is written.
+    let word = words[(next(seed) % 8) as usize];
+    let value = if std::ptr::eq(word, &raw const block.closed) { u64::from(value % 16 == 0) } else { value };
+    word.store(value, Ordering::Relaxed);
+}
+
+fn untouched(mapping: &Mapping, from: usize) -> bool {
+    let bytes = mapping.bytes(from, CANARY).expect("the canary");
+    bytes.iter().all(|byte| byte.load(Ordering::Relaxed) == 0)
+}
+
+fn storm(spec: &str) {
+    let geometry: Geometry = spec.parse::<GeometrySpec>().unwrap().build().unwrap();
+    let header = control_header(&geometry, 1);
+    let (control_len, ring) = (header.control_len() as usize, geometry.buffer_size() as usize);
+    let control = Arc::new(Mapping::anonymous((control_len + CANARY) as u64).unwrap());
+    let data = Arc::new(Mapping::anonymous((ring + CANARY) as u64).unwrap());
+    let buffer = Buffer::new(control.clone(), data.clone(), geometry, &header, 0).unwrap();
+    buffer.init(0);
+    let over = AtomicBool::new(false);
+    let (mut written, mut refused) = (0u32, 0u32);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut seed = 42;
+            while !over.load(Ordering::Relaxed) {
+                scribble(&buffer, &mut seed);
+            }
+        });
+        let mut set = CpuSet::new();
+        set.set(0).unwrap();
+        sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+        let here = Here::on(Some(0));
+        assert!(!matches!(here, Here::Alone), "no restartable sequences here: glibc 2.35 or later has them");
+        let mut seed = 7;
+        for number in 0..MESSAGES {
+            let message = vec![b'm'; (next(&mut seed) % (geometry.subbuf_size() as u64 + 50)) as usize];
+            let writer = Writer::new(&buffer, here);
+            match writer.write(&message) {
+                Ok(_) => written += 1,
+                Err(_) => refused += 1,
+            }
+            let _ = writer.drop_if_blocked(message.len());
+            if number % 64 == 0 {
+                let _ = writer.flush();
+                scribble(&buffer, &mut seed); // also where there is one CPU alone
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert!(untouched(&data, ring), "{spec}: behind the ring");
+    assert!(untouched(&control, control_len), "{spec}: behind the control file");
+    assert!(written > 0, "{spec}: {written} written, {refused} not");
+}
+
+#[test]
+fn nothing_is_stored_behind_the_ring_or_the_words() {
+    for spec in [
+        "subbuf-size=100:n-subbufs=5",
+        "subbuf-size=4096:n-subbufs=3:overwrite",
+        "subbuf-size=64:n-subbufs=1",
+        "subbuf-size=1000:n-subbufs=7:header=16",
+    ] {
+        storm(spec);
+    }
+}

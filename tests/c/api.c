@@ -1,0 +1,308 @@
+/*
+ * Calls the functions of relay.h as it is told, line by line, and prints what each returns: a number, or the name of errno.
+ *
+ *   open SLOT NAME SIZE COUNT [HOW]     HOW: five, refuse, admit, full, header=N, global, name=NAME, none, dir=NAME, write
+ *   at SLOT MOUNT NAME SIZE COUNT       MOUNT "-" is NULL; NAME "-" too
+ *   write SLOT TEXT | fill SLOT BYTE LENGTH | reserve SLOT TEXT | commit SLOT | thread SLOT TEXT | null SLOT LENGTH
+ *   flush, reset, close SLOT | full SLOT CPU | consumed SLOT CPU COUNT
+ *   shape SLOT | toobig SLOT | switch | late | calls | go CPU | fork SLOT TEXT | copy SLOT | signal SLOT TEXT
+ *   race SLOT THREADS                   closes while threads write
+ *
+ * SLOT "-" is NULL.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <pthread.h>
+#include <relay.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define SLOTS 1100
+
+static struct rchan *chans[SLOTS];
+static int calls, answer, removed;
+static size_t last_padding, to_reserve;
+static int writes_in_callback, last_full, nested;
+static char file_name[300];
+static int make_global, make_none;
+
+static struct rchan *chan_of(const char *slot)
+{
+	return *slot == '-' ? NULL : chans[atoi(slot) % SLOTS];
+}
+
+static const char *name_of_errno(int number)
+{
+	/* Which has two names. */
+	return number == ENOTSUP ? "ENOTSUP" : strerrorname_np(number);
+}
+
+static void say(int failed, long value)
+{
+	if (failed)
+		puts(name_of_errno(errno));
+	else
+		printf("%ld\n", value);
+}
+
+/* 0, or -1 and errno, as most functions return. */
+static void say_status(int status)
+{
+	say(status != 0, 0);
+}
+
+static int subbuf_start(struct rchan_buf *buf, void *subbuf, void *prev_subbuf, size_t prev_padding)
+{
+	calls++;
+	last_padding = prev_padding;
+	last_full = relay_buf_full(buf);
+	if (prev_subbuf)
+		abort();
+	if (to_reserve > 0) {
+		subbuf_start_reserve(buf, to_reserve);
+		memset(subbuf, 'H', to_reserve < RELAY_RESERVE_MAX ? to_reserve : RELAY_RESERVE_MAX);
+	}
+	if (writes_in_callback && relay_write(chans[0], "nested", 6))
+		nested = errno;
+	return answer < 0 ? !last_full : answer;
+}
+
+static struct dentry *create_buf_file(const char *filename, struct dentry *parent, mode_t mode, struct rchan_buf *buf,
+				      int *is_global)
+{
+	if (mode != 0400 || buf->cpu != 0)
+		abort();
+	if (make_none)
+		return NULL;
+	*is_global = make_global;
+	return relay_create_buf_file(*file_name ? file_name : filename, parent);
+}
+
+static int remove_buf_file(struct dentry *dentry)
+{
+	removed++;
+	return relay_remove_buf_file(dentry);
+}
+
+static void open_chan(char **word, int words)
+{
+	static struct rchan_callbacks kept[SLOTS];
+	int slot = atoi(word[1]) % SLOTS, given = 0, i;
+	struct rchan_callbacks *callbacks = &kept[slot];
+	struct dentry *parent = NULL;
+	const char *name = *word[2] == '-' ? NULL : word[2];
+	size_t size = strtoul(word[3], NULL, 10), count = strtoul(word[4], NULL, 10);
+
+	memset(callbacks, 0, sizeof *callbacks);
+	answer = 1, to_reserve = 0, writes_in_callback = 0, make_global = 0, make_none = 0, *file_name = 0, calls = 0;
+	for (i = 5; i < words; i++) {
+		const char *how = word[i];
+
+		if (!strcmp(how, "five")) {
+			chans[slot] = relay_open(name, NULL, size, count, NULL);
+			say(!chans[slot], 0);
+			return;
+		} else if (!strncmp(how, "dir=", 4)) {
+			parent = relay_create_dir(how + 4, NULL);
+			if (!parent) {
+				say(1, 0);
+				return;
+			}
+		} else if (!strcmp(how, "bad-dir")) {
+			parent = (struct dentry *)kept;
+		} else if (!strcmp(how, "global") || !strcmp(how, "none") || !strncmp(how, "name=", 5)) {
+			given = 1, callbacks->create_buf_file = create_buf_file;
+			callbacks->remove_buf_file = remove_buf_file;
+			make_global |= *how == 'g', make_none |= !strcmp(how, "none");
+			strcpy(file_name, *how == 'n' && how[1] == 'a' ? how + 5 : "");
+		} else {
+			given = 1, callbacks->subbuf_start = subbuf_start;
+			if (!strncmp(how, "header=", 7))
+				to_reserve = atoi(how + 7);
+			writes_in_callback |= !strcmp(how, "write");
+			answer = !strcmp(how, "refuse") ? 0 : !strcmp(how, "full") ? -1 : 1;
+		}
+	}
+	chans[slot] = relay_open(name, parent, size, count, given ? callbacks : NULL, &kept[slot]);
+	if (chans[slot] && (chans[slot]->private_data != &kept[slot] || chans[slot]->parent != parent))
+		abort();
+	say(!chans[slot], 0);
+}
+
+static struct rchan *task_chan;
+static const char *task_text;
+
+static void *reserve_and_end(void *unused)
+{
+	memcpy(relay_reserve(task_chan, strlen(task_text)), task_text, strlen(task_text));
+	return unused;
+}
+
+static void on_signal(int unused)
+{
+	(void)unused;
+	relay_write(task_chan, task_text, strlen(task_text));
+}
+
+static void *write_until_closed(void *count)
+{
+	while (relay_write(task_chan, "a message of a race\n", 20) == 0 || errno == ENOSPC)
+		++*(long *)count;
+	return NULL;
+}
+
+static void race(struct rchan *chan, int n)
+{
+	pthread_t threads[16];
+	long counts[16] = { 0 };
+	int i;
+
+	task_chan = chan;
+	for (i = 0; i < n && i < 16; i++)
+		if (pthread_create(&threads[i], NULL, write_until_closed, &counts[i]))
+			abort();
+	for (i = 0; i < n && i < 16; i++)
+		while (__atomic_load_n(&counts[i], __ATOMIC_RELAXED) < 1000)
+			sched_yield();
+	int status = relay_close(chan);
+
+	for (i = 0; i < n && i < 16; i++)
+		pthread_join(threads[i], NULL);
+	say_status(status);
+}
+
+static void obey(char **word, int words)
+{
+	const char *what = word[0];
+	struct rchan *chan = words > 1 ? chan_of(word[1]) : NULL;
+	size_t number = words > 3 ? strtoul(word[3], NULL, 10) : 0;
+
+	if (!strcmp(what, "open")) {
+		open_chan(word, words);
+	} else if (!strcmp(what, "at")) {
+		chans[atoi(word[1]) % SLOTS] = relay_open_at(*word[2] == '-' ? NULL : word[2], *word[3] == '-' ? NULL : word[3],
+							     NULL, strtoul(word[4], NULL, 10), strtoul(word[5], NULL, 10), NULL, NULL);
+		say(!chans[atoi(word[1]) % SLOTS], 0);
+	} else if (!strcmp(what, "write")) {
+		say_status(relay_write(chan, word[2], strlen(word[2])));
+	} else if (!strcmp(what, "__write")) {
+		say_status(__relay_write(chan, word[2], strlen(word[2])));
+	} else if (!strcmp(what, "fill")) {
+		char *bytes = malloc(number + 1);
+
+		memset(bytes, *word[2], number);
+		say_status(relay_write(chan, bytes, number));
+		free(bytes);
+	} else if (!strcmp(what, "null")) {
+		say_status(relay_write(chan, NULL, strtoul(word[2], NULL, 10)));
+	} else if (!strcmp(what, "huge")) {
+		say_status(relay_write(chan, "x", (size_t)-1));
+	} else if (!strcmp(what, "reserve")) {
+		char *bytes = relay_reserve(chan, strlen(word[2]));
+
+		if (bytes)
+			memcpy(bytes, word[2], strlen(word[2]));
+		say(!bytes, 0);
+	} else if (!strcmp(what, "reserve-much")) {
+		say(!relay_reserve(chan, strtoul(word[2], NULL, 10)), 0);
+	} else if (!strcmp(what, "commit")) {
+		say_status(relay_commit(chan));
+	} else if (!strcmp(what, "thread")) {
+		pthread_t thread;
+
+		task_chan = chan, task_text = word[2];
+		if (pthread_create(&thread, NULL, reserve_and_end, NULL))
+			abort();
+		say_status(pthread_join(thread, NULL));
+	} else if (!strcmp(what, "fork")) {
+		int status;
+		pid_t child = fork();
+
+		if (child == 0)
+			_exit(relay_write(chan, word[2], strlen(word[2])) || relay_close(chan) ? errno : 0);
+		if (child < 0 || waitpid(child, &status, 0) != child)
+			abort();
+		errno = WEXITSTATUS(status);
+		say(status != 0, 0);
+	} else if (!strcmp(what, "signal")) {
+		task_chan = chan, task_text = word[2];
+		signal(SIGUSR1, on_signal);
+		say_status(raise(SIGUSR1));
+	} else if (!strcmp(what, "race")) {
+		race(chan, atoi(word[2]));
+	} else if (!strcmp(what, "flush")) {
+		say_status(relay_flush(chan));
+	} else if (!strcmp(what, "reset")) {
+		say_status(relay_reset(chan));
+	} else if (!strcmp(what, "close")) {
+		say_status(relay_close(chan));
+	} else if (!strcmp(what, "full")) {
+		int full = relay_buf_full(chan ? chan->buf[atoi(word[2])] : NULL);
+
+		say(full < 0, full);
+	} else if (!strcmp(what, "consumed")) {
+		errno = 0;
+		relay_subbufs_consumed(chan, strtoul(word[2], NULL, 10), number);
+		say(errno != 0, 0);
+	} else if (!strcmp(what, "outside")) {
+		errno = 0;
+		subbuf_start_reserve(chan->buf[0], 1);
+		say(errno != 0, 0);
+	} else if (!strcmp(what, "switch")) {
+		say(relay_switch_subbuf(NULL, 1) == 0, 0);
+	} else if (!strcmp(what, "late")) {
+		say_status(relay_late_setup_files(NULL, "cpu", NULL));
+	} else if (!strcmp(what, "rmdir")) {
+		say_status(relay_remove_dir(relay_create_dir("some", NULL)));
+	} else if (!strcmp(what, "rmdir-null")) {
+		say_status(relay_remove_dir(NULL));
+	} else if (!strcmp(what, "mkdir")) {
+		say(!relay_create_dir(words > 1 ? word[1] : NULL, NULL), 0);
+	} else if (!strcmp(what, "shape")) {
+		printf("version %u %zux%zu=%zu bufs %zu global %d overwrite %d header %zu name %s %d\n", chan->version,
+		       chan->subbuf_size, chan->n_subbufs, chan->alloc_size, chan->n_bufs, chan->is_global, chan->overwrite,
+		       chan->header, chan->base_filename, chan->has_base_filename);
+	} else if (!strcmp(what, "toobig")) {
+		printf("%zu\n", chan->last_toobig);
+	} else if (!strcmp(what, "calls")) {
+		printf("calls %d padding %zu full %d nested %s removed %d\n", calls, last_padding, last_full,
+		       nested ? name_of_errno(nested) : "0", removed);
+		calls = 0;
+	} else if (!strcmp(what, "copy")) {
+		/* What looks like a channel and was not made by the library. */
+		static size_t copy[64];
+
+		memcpy(copy, chan, sizeof *chan);
+		say_status(relay_write((struct rchan *)copy, "x", 1));
+	} else if (!strcmp(what, "go")) {
+		cpu_set_t set;
+
+		CPU_ZERO(&set);
+		CPU_SET(atoi(word[1]), &set);
+		say_status(sched_setaffinity(0, sizeof set, &set));
+	} else {
+		printf("what is %s?\n", what);
+	}
+}
+
+int main(void)
+{
+	static char line[5000];
+
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	while (fgets(line, sizeof line, stdin)) {
+		char *word[16], *at;
+		int words = 0;
+
+		for (at = strtok(line, " \n"); at && words < 16; at = strtok(NULL, " \n"))
+			word[words++] = at;
+		if (words > 0)
+			obey(word, words);
+	}
+	return 0;
+}

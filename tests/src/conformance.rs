@@ -1,0 +1,97 @@
+//! `tests/c/conformance`: a program in C that checks, by plain system calls on paths, that a channel's files behave as
+//! relay files do. Whatever has happened to its neighbours, a healthy channel passes it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::c::Program;
+use crate::{Mount, run as run_command, stdout_of, text};
+
+/// What became of a case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// As expected.
+    Passed,
+    /// What was expected, and what came.
+    Failed(String),
+    /// What the channel, or the user, would have to be.
+    Skipped(String),
+}
+
+/// The compiled program.
+#[derive(Debug)]
+pub struct Conformance(Program);
+
+impl Conformance {
+    /// Compiles it.
+    #[track_caller]
+    pub fn compile() -> Conformance {
+        Conformance(Program::compile_all("conformance"))
+    }
+
+    /// A command that runs it.
+    pub fn command(&self) -> Command {
+        self.0.command()
+    }
+
+    /// Where it is, for every user.
+    pub fn path(&self) -> std::path::PathBuf {
+        self.0.path()
+    }
+
+    /// The names of all cases, and what each needs.
+    #[track_caller]
+    pub fn list(&self) -> BTreeMap<String, Vec<String>> {
+        let listed = text(&stdout_of(self.command().arg("--list")));
+        let mut cases = BTreeMap::new();
+        for line in listed.lines() {
+            let (name, needs) = line.split_once(": ").unwrap_or((line, ""));
+            let needs = needs.split(", ").filter(|need| !need.is_empty()).map(str::to_owned).collect();
+            assert_eq!(cases.insert(name.to_owned(), needs), None, "{name} is there twice");
+        }
+        cases
+    }
+
+    /// Runs all cases on a channel, with the kernel's maps of its files or without, and whatever becomes of them.
+    #[track_caller]
+    pub fn try_on(&self, point: &Path, channel: &str, mapping: &str) -> Output {
+        run_command(self.command().args(["--mapping", mapping]).arg(point).arg(channel))
+    }
+}
+
+/// What a run of the program has printed: an outcome for each case.
+#[track_caller]
+pub fn outcomes(printed: &str) -> BTreeMap<String, Outcome> {
+    let mut outcomes = BTreeMap::new();
+    for line in printed.lines().filter(|line| !line.starts_with('#')) {
+        let named = |rest: &str| {
+            let (name, why) = rest.split_once(": ").unwrap_or((rest, ""));
+            (name.to_owned(), why.to_owned())
+        };
+        let (name, outcome) = if let Some(name) = line.strip_prefix("ok ") {
+            (name.to_owned(), Outcome::Passed)
+        } else if let Some((name, why)) = line.strip_prefix("not ok ").map(named) {
+            (name, Outcome::Failed(why))
+        } else if let Some((name, what)) = line.strip_prefix("skip ").map(named) {
+            (name, Outcome::Skipped(what))
+        } else {
+            panic!("not a line of a case: {line:?}, of {printed}");
+        };
+        assert_eq!(outcomes.insert(name, outcome), None, "two of {line:?}");
+    }
+    outcomes
+}
+
+/// Checks that a channel of a mount by root passes every case that it is made for: what is unread in it is lost.
+#[track_caller]
+pub fn run(mount: &Mount, channel: &str) {
+    let program = Conformance::compile();
+    let output = program.try_on(mount.point(), channel, "ring");
+    let (printed, complained) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "channel {channel}: {}\n{printed}{complained}", output.status);
+    let outcomes = outcomes(&printed);
+    assert_eq!(outcomes.len(), program.list().len(), "channel {channel}: {printed}");
+    let passed = outcomes.values().filter(|outcome| **outcome == Outcome::Passed).count();
+    assert!(passed > 50, "channel {channel}: {printed}");
+}

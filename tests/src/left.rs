@@ -1,0 +1,37 @@
+//! What a daemon that was killed has left, read without any daemon.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use relay::buffer::Buffer;
+use relay::reader::Reader;
+use relay::shm::Mapping;
+use relay::{GeometrySpec, abi};
+
+/// Reads, and so consumes, what each buffer of the channel with number `id` has unread, which has this geometry.
+#[track_caller]
+pub fn unread(state_dir: &Path, id: u32, geometry: &str, n_bufs: usize) -> Vec<Vec<u8>> {
+    let geometry = geometry.parse::<GeometrySpec>().expect("a geometry").build().expect("a geometry");
+    let map = |name: String, len: u64| {
+        let path = state_dir.join(name);
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Arc::new(Mapping::new(&file, len).expect("mapping what a daemon has left"))
+    };
+    let header = abi::control_header(&geometry, n_bufs);
+    let control = map(format!("{id}.control"), header.control_len());
+    let read = |index: usize| {
+        let data = map(format!("{id}.data{index}"), abi::data_len(&geometry));
+        let buffer = Buffer::new(control.clone(), data, geometry, &header, index).expect("a buffer");
+        let mut reader = Reader::new(buffer);
+        let (mut scratch, mut bytes) = (Vec::new(), Vec::new());
+        let mut before = None;
+        while before != Some(bytes.len()) {
+            before = Some(bytes.len());
+            reader.read(1 << 20, &mut scratch, |some| bytes.extend_from_slice(some));
+        }
+        bytes
+    };
+    (0..n_bufs).map(read).collect()
+}

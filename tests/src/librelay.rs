@@ -1,0 +1,149 @@
+//! The C library, installed as a C programmer would, and programs that are linked with it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+
+use crate::{Process, program, stdout_of, tool, workspace};
+
+/// Where `make install` puts things below its DESTDIR.
+const PREFIX: &str = "/usr";
+
+/// The directory that the library is installed in, as the root of a system.
+#[track_caller]
+pub fn installed() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let programs = program("");
+        let profile = if programs.ends_with("release") { "release" } else { "dev" };
+        let root = programs.join("librelay-installed");
+        let mut make = tool("make", "make");
+        make.arg("--silent").arg("-C").arg(workspace().join("relay-producer/librelay")).arg("install");
+        make.arg(format!("PROFILE={profile}")).arg(format!("PREFIX={PREFIX}"));
+        let mut destination = OsString::from("DESTDIR=");
+        destination.push(&root);
+        // Not the jobs of a make that runs us.
+        make.arg(destination).arg(format!("CARGO={}", env!("CARGO"))).env_remove("MAKEFLAGS");
+        stdout_of(&mut make);
+        root
+    })
+}
+
+/// The directory with `librelay.so`.
+pub fn libraries() -> PathBuf {
+    installed().join("usr/lib")
+}
+
+/// What pkg-config says of it.
+#[track_caller]
+pub fn pkg_config(args: &[&str]) -> Vec<String> {
+    let mut command = tool("pkg-config", "pkg-config");
+    command.env("PKG_CONFIG_LIBDIR", libraries().join("pkgconfig"));
+    command.env("PKG_CONFIG_SYSROOT_DIR", installed()).args(args).arg("relay");
+    let said = String::from_utf8(stdout_of(&mut command)).expect("text");
+    said.split_whitespace().map(str::to_owned).collect()
+}
+
+/// A program that is linked with the library.
+#[derive(Debug)]
+pub struct Linked {
+    dir: TempDir,
+}
+
+impl Linked {
+    /// Compiles a source of the workspace, in which no warning is let pass; C++ by its name.
+    #[track_caller]
+    pub fn compile(source: &str, args: &[&str]) -> Linked {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
+        let mut cc = if source.ends_with(".cc") { tool("g++", "g++") } else { tool("cc", "gcc") };
+        cc.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
+            .arg(dir.path().join("program"));
+        cc.args(args).arg(workspace().join(source));
+        stdout_of(cc.args(pkg_config(&["--cflags", "--libs"])));
+        Linked { dir }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("program")
+    }
+
+    /// A command that runs it, writing to a mount.
+    pub fn command(&self, mount: &Path) -> Command {
+        let mut command = Command::new(self.path());
+        prepare(&mut command, mount);
+        command
+    }
+}
+
+/// Has a command use the library, and a mount.
+pub fn prepare<'a>(command: &'a mut Command, mount: &Path) -> &'a mut Command {
+    command.env("LD_LIBRARY_PATH", libraries()).env("RELAYFS", mount)
+}
+
+/// A running `tests/c/api.c`, which calls the library as it is told.
+#[derive(Debug)]
+pub struct Caller {
+    process: Process,
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Caller {
+    /// Starts one.
+    #[track_caller]
+    pub fn start(mount: &Path) -> Caller {
+        static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+        // Compiled once for all tests of a process. It stays, until the next one's takes its place.
+        let program = PROGRAM.get_or_init(|| {
+            let (linked, place) = (Linked::compile("tests/c/api.c", &[]), libraries().join("api"));
+            let new = libraries().join(format!("api-{}", std::process::id()));
+            fs::copy(linked.path(), &new).expect("copying a program");
+            fs::rename(&new, &place).expect("renaming a program");
+            place
+        });
+        Caller::run(Command::new(program), mount)
+    }
+
+    /// The same by a command that was made ready by the test.
+    #[track_caller]
+    pub fn run(mut command: Command, mount: &Path) -> Caller {
+        prepare(&mut command, mount).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Process::start(&mut command);
+        let stdin = process.child().stdin.take();
+        let stdout = BufReader::new(process.child().stdout.take().expect("piped"));
+        Caller { process, stdin, stdout }
+    }
+
+    /// Has it do something.
+    #[track_caller]
+    pub fn tell(&mut self, command: &str) -> String {
+        writeln!(self.stdin.as_mut().expect("open"), "{command}").expect("the program reads");
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).expect("the program prints");
+        assert!(!line.is_empty(), "it ended at: {command}");
+        line.trim_end().to_owned()
+    }
+
+    /// Has it do things, and checks what it says.
+    #[track_caller]
+    pub fn expect(&mut self, dialogue: &[(&str, &str)]) {
+        for (command, answer) in dialogue {
+            assert_eq!(self.tell(command), *answer, "{command}");
+        }
+    }
+
+    /// Ends it, in peace.
+    #[track_caller]
+    pub fn end(mut self) {
+        self.stdin = None;
+        assert!(self.process.wait().success(), "the end of the program");
+    }
+}

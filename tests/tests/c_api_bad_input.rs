@@ -1,0 +1,204 @@
+//! librelay and arguments that make no sense, daemons that are not there, and channels that were closed: errno, and
+//! nothing that was written before is lost.
+
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use relayfs_tests::direct::is_without_sequences;
+use relayfs_tests::librelay::Caller;
+use relayfs_tests::{Mount, eventually, text};
+
+#[test]
+fn null_is_an_error_everywhere() {
+    let mount = Mount::new(&[]);
+    let mut caller = Caller::start(mount.point());
+    caller.expect(&[
+        ("write - x", "EINVAL"),
+        ("null - 0", "EINVAL"),
+        ("reserve - x", "EINVAL"),
+        ("commit -", "EINVAL"),
+        ("flush -", "EINVAL"),
+        ("reset -", "EINVAL"),
+        ("close -", "EINVAL"),
+        ("full - 0", "EINVAL"),
+        ("consumed - 0 1", "EINVAL"),
+        ("mkdir", "EINVAL"),
+        ("rmdir-null", "EINVAL"),
+        ("open 0 - 8192 2", "ENOTSUP"),
+        ("open 0 log 8192 2", "0"),
+        ("null 0 1", "EFAULT"),
+        ("null 0 0", "0"),
+        ("huge 0", "EMSGSIZE"),
+        ("copy 0", "EINVAL"),
+    ]);
+    caller.end();
+}
+
+#[test]
+fn sizes_and_names_that_cannot_be_are_refused() {
+    let mount = Mount::new(&["--max-memory=64M"]);
+    let mut caller = Caller::start(mount.point());
+    let (long, longer) = ("n".repeat(200), "n".repeat(201));
+    caller.expect(&[
+        ("open 0 log 0 2", "EINVAL"),
+        ("open 0 log 8192 0", "EINVAL"),
+        ("open 0 log 18446744073709551615 18446744073709551615", "EINVAL"),
+        ("open 0 log 4294967296 1", "EINVAL"),
+        ("open 0 log 33554432 60", "ENOMEM"),
+        ("open 0 a//b 8192 2", "EINVAL"),
+        ("open 0 .relay 8192 2", "EINVAL"),
+        ("open 0 ../up 8192 2", "EINVAL"),
+        ("open 0 /root 8192 2", "EINVAL"),
+        ("open 0 a/b/c/d/e 8192 2", "EINVAL"),
+        ("open 0 \u{e4} 8192 2", "EINVAL"),
+        ("open 0 \u{7f} 8192 2", "EINVAL"),
+        ("open 0 log 8192 2 bad-dir", "EINVAL"),
+        ("open 0 log 8192 2 dir=..", "EINVAL"),
+        (&format!("open 0 {longer} 8192 2"), "ENAMETOOLONG"),
+        (&format!("open 0 dir/{longer} 8192 2"), "ENAMETOOLONG"),
+        (&format!("open 0 log 8192 2 dir={longer}"), "ENAMETOOLONG"),
+        (&format!("open 0 {long} 8192 2"), "0"),
+        ("write 0 fits", "0"),
+        ("flush 0", "0"),
+        // A name that another channel's file would have.
+        ("open 1 cpu0 8192 2", "EEXIST"),
+        ("write 1 x", "EINVAL"),
+    ]);
+    caller.end();
+}
+
+#[test]
+fn closed_channels_are_known_as_such_and_others_are_not_touched() {
+    let mount = Mount::new(&[]);
+    let mut caller = Caller::start(mount.point());
+    caller.expect(&[("go 0", "0"), ("open 0 other 8192 2", "0"), ("write 0 before.", "0")]);
+    caller.expect(&[
+        ("open 1 log 8192 2", "0"),
+        ("write 1 kept", "0"),
+        ("reserve 1 reserved", "0"),
+        ("close 1", "0"),
+        ("close 1", "EBADF"),
+        ("write 1 x", "EBADF"),
+        ("reserve 1 x", "EBADF"),
+        ("commit 1", "EINVAL"),
+        ("flush 1", "EBADF"),
+        ("reset 1", "EBADF"),
+        ("full 1 0", "EBADF"),
+        ("consumed 1 0 1", "EBADF"),
+        ("open 2 log 8192 2", "0"),
+        ("close 1", "EBADF"),
+        ("write 2 .again", "0"),
+        ("write 0 after.", "0"),
+    ]);
+    // Many later it is still known.
+    for _ in 0..100 {
+        caller.expect(&[
+            ("open 3 log 8192 2", "0"),
+            ("close 3", "0"),
+            ("close 1", "EBADF"),
+            ("write 1 x", "EBADF"),
+        ]);
+    }
+    caller.expect(&[("flush 0", "0"), ("flush 2", "0")]);
+    assert_eq!(text(&mount.read("log0")), "keptreserved.again");
+    assert_eq!(text(&mount.read("other0")), "before.after.");
+    caller.end();
+}
+
+/// Handles and what was mapped do not pile up.
+#[test]
+fn a_program_can_open_and_close_for_ever() {
+    let mount = Mount::new(&[]);
+    let mut caller = Caller::start(mount.point());
+    for _ in 0..600 {
+        caller.expect(&[("open 0 log 8192 2", "0"), ("write 0 x", "0"), ("close 0", "0")]);
+    }
+    eventually("that the daemon has noticed", || mount.stats("log")["total.bytes"] == 600);
+    caller.end();
+}
+
+#[test]
+fn closing_while_threads_write_is_safe() {
+    for shared in ["group", "never"] {
+        let mount = Mount::new(&[&format!("--shared={shared}")]);
+        let mut caller = Caller::start(mount.point());
+        for _ in 0..20 {
+            caller.expect(&[("open 0 log 65536 4", "0"), ("race 0 4", "0"), ("write 0 x", "EBADF")]);
+        }
+        caller.end();
+    }
+}
+
+#[test]
+fn where_no_daemon_is_opening_says_what_is_wrong() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut caller = Caller::start(dir.path());
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").expect("a file");
+    caller.expect(&[
+        ("open 0 log 8192 2", "ENODEV"),
+        ("at 0 /no/such/place log 8192 2", "ENODEV"),
+        (&format!("at 0 {} log 8192 2", file.display()), "ENODEV"),
+        ("write 0 x", "EINVAL"),
+    ]);
+    caller.end();
+}
+
+#[test]
+fn a_daemon_that_dies_in_the_middle_is_an_error_by_the_socket_and_its_successor_is_found() {
+    for shared in ["group", "never"] {
+        let args = ["--shared", shared];
+        let mut mount = Mount::new(&args);
+        let mut caller = Caller::start(mount.point());
+        caller.expect(&[("go 0", "0"), ("open 0 log 64 2", "0"), ("write 0 kept", "0"), ("flush 0", "0")]);
+        mount.daemon().signal(Signal::SIGKILL);
+        mount.daemon().wait();
+        // Who writes the buffers directly does not need the daemon.
+        if shared == "group" && !is_without_sequences() {
+            caller.expect(&[("write 0 more", "0")]);
+        } else {
+            eventually("an error", || caller.tell("write 0 x") == "ENODEV");
+        }
+        caller.expect(&[
+            ("flush 0", "ENODEV"),
+            ("reset 0", "ENODEV"),
+            ("consumed 0 0 1", "ENODEV"),
+            ("open 1 log 64 2", "ENOTCONN"),
+        ]);
+        mount.restart(&args);
+        eventually("the new daemon", || caller.tell("write 0 new") == "0");
+        eventually("its answers", || caller.tell("flush 0") == "0");
+        let found = text(&mount.read("log0"));
+        assert!(found.starts_with("kept") && found.ends_with("new"), "{found}");
+        caller.expect(&[("close 0", "0"), ("close 0", "EBADF")]);
+        caller.end();
+    }
+}
+
+#[test]
+fn a_daemon_that_ends_takes_what_was_written_and_then_it_is_an_error() {
+    let mut mount = Mount::new(&[]);
+    let mut caller = Caller::start(mount.point());
+    caller.expect(&[("go 0", "0"), ("open 0 log 8192 2", "0"), ("write 0 kept", "0")]);
+    let file = std::fs::File::open(mount.path("log0")).expect("a buffer");
+    assert!(mount.end(Signal::SIGTERM).success());
+    eventually("an error", || caller.tell("write 0 x") == "ENODEV");
+    drop(file);
+    caller.expect(&[("close 0", "0"), ("open 0 log 8192 2", "ENODEV")]);
+    caller.end();
+}
+
+#[test]
+fn who_may_not_is_told() {
+    let mount = Mount::new(&["--socket-mode=0666"]);
+    drop(Caller::start(mount.point())); // compiles it
+    let program = relayfs_tests::librelay::libraries().join("api");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    let _ = relayfs_tests::tool("setpriv", "util-linux");
+    let mut caller = Caller::run(command, mount.point());
+    caller.expect(&[("open 0 log 8192 2", "0"), ("write 0 x", "0"), ("flush 0", "0")]);
+    let told = ["reset 0", "consumed 0 0 1", "full 0 0"].map(|command| caller.tell(command));
+    assert_eq!(told, ["EACCES", "EACCES", "EACCES"]);
+    caller.end();
+}

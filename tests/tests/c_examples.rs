@@ -1,0 +1,128 @@
+//! The examples for C, C++ and Python, built and run, and the C ones under Valgrind.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use relayfs_tests::librelay::{Linked, prepare};
+use relayfs_tests::{Mount, Process, eventually, run, run_with_input, stdout_of, text, tool, workspace};
+
+const EXAMPLES: &str = "relay-producer/examples";
+
+#[track_caller]
+fn example(name: &str) -> Linked {
+    Linked::compile(&format!("{EXAMPLES}/{name}"), &[])
+}
+
+/// Everything in a channel's buffers, one after the other.
+fn all(mount: &Mount, channel: &str) -> String {
+    let files = (0..).map(|cpu| format!("{channel}{cpu}")).take_while(|file| mount.path(file).exists());
+    files.map(|file| text(&mount.read(&file))).collect()
+}
+
+#[track_caller]
+fn logged(mount: &Mount, threads: usize, lines: usize) {
+    let log = all(mount, "app/log");
+    for thread in 0..threads {
+        let prefix = format!("thread {thread} line ");
+        let found =
+            log.lines().filter_map(|line| line.strip_prefix(&prefix)?.trim_end().parse::<usize>().ok());
+        let mut found: Vec<usize> = found.collect();
+        found.sort();
+        assert_eq!(found, (0..lines).collect::<Vec<_>>(), "of thread {thread}");
+    }
+}
+
+#[test]
+fn hello() {
+    let mount = Mount::new(&[]);
+    let hello = example("hello.c");
+    stdout_of(&mut hello.command(mount.point()));
+    mount.poke("cpu", "flush");
+    assert_eq!(all(&mount, "cpu"), "Hello world\n");
+    let output = run(&mut hello.command(Path::new("/no/such/place")));
+    assert_eq!(text(&output.stderr), "relay_open: No such device\n");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn logger() {
+    for shared in ["group", "never"] {
+        let mount = Mount::new(&[&format!("--shared={shared}")]);
+        let logger = example("logger.c");
+        let keep = mount.send_to("cpu", 0, &[b"x"]);
+        assert_eq!(keep.written, 1);
+        stdout_of(logger.command(mount.point()).args(["4", "500"]));
+        logged(&mount, 4, 500);
+    }
+}
+
+#[test]
+fn cplusplus() {
+    let mount = Mount::new(&[]);
+    stdout_of(&mut example("compile.cc").command(mount.point()));
+    assert_eq!(all(&mount, "app/cplusplus"), "from C++\n");
+}
+
+#[test]
+fn python() {
+    let mount = Mount::new(&[]);
+    let mut python = tool("python3", "python3");
+    python.arg(workspace().join(EXAMPLES).join("hello.py")).arg("app/python");
+    let output = run_with_input(prepare(&mut python, mount.point()), b"one\ntwo\n");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(all(&mount, "app/python"), "one\ntwo\n");
+    let mut python = tool("python3", "python3");
+    python.arg(workspace().join(EXAMPLES).join("hello.py"));
+    let output = run(prepare(&mut python, Path::new("/no/such/place")));
+    assert_eq!(text(&output.stderr), "hello.py: cpu: No such device\n");
+}
+
+/// Kernels that cannot map files of FUSE say so, and so does the reader.
+#[test]
+fn mmap_reader() {
+    let mut mount = Mount::new(&["--channel=log:subbuf-size=100:n-subbufs=4:header=8"]);
+    let reader = example("mmap-reader.c");
+    let out = mount.beside("out");
+    let read = |drain: bool| {
+        let mut command = Command::new(reader.path());
+        command.args(drain.then_some("-n")).arg(mount.point()).args(["log", "0"]);
+        command.stdout(fs::File::options().append(true).create(true).open(&out).expect("a file"));
+        command
+    };
+    let sent = mount.send_to("log", 0, &[&[b'a'; 90], &[b'b'; 80], &[b'c'; 70]]);
+    assert_eq!(sent.written, 3);
+    stdout_of(&mut read(true));
+    let expected = ["a".repeat(90), "b".repeat(80)].concat();
+    assert_eq!(fs::read_to_string(&out).expect("what it wrote"), expected);
+    // Waiting, and where somebody has read a part of what is finished then.
+    let mut process = Process::start(&mut read(false));
+    mount.poke("log", "flush");
+    let expected = [expected, "c".repeat(70)].concat();
+    eventually("the rest", || fs::read_to_string(&out).expect("what it wrote") == expected);
+    assert!(mount.end(Signal::SIGTERM).success());
+    assert!(process.wait().success());
+}
+
+/// Valgrind has no restartable sequences, so this is the way by the socket.
+#[test]
+fn valgrind_finds_nothing() {
+    let mount = Mount::new(&[]);
+    let check = |program: &Linked, args: &[&str]| {
+        let mut valgrind = tool("valgrind", "valgrind");
+        valgrind.args([
+            "--quiet",
+            "--error-exitcode=9",
+            "--leak-check=full",
+            "--errors-for-leak-kinds=definite",
+        ]);
+        let output = run(prepare(valgrind.arg(program.path()).args(args), mount.point()));
+        assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+    };
+    check(&example("hello.c"), &["one", "two"]);
+    mount.poke("cpu", "flush");
+    assert_eq!(all(&mount, "cpu").len(), 8);
+    check(&example("logger.c"), &["3", "50"]);
+    logged(&mount, 3, 50);
+}
