@@ -1,6 +1,6 @@
 #!/bin/sh
-# What a sanitizer sees, by hand: AddressSanitizer over writing and reading shared buffers, and valgrind's memcheck over the
-# socket path, which is the one taken there, since valgrind registers no restartable sequences. ThreadSanitizer is left
+# What a sanitizer sees, by hand: AddressSanitizer over writing and reading shared buffers, and over the daemon in end-to-end tests
+# of peers that mean harm, and valgrind's memcheck over the socket path, which is the one taken there, since valgrind registers no restartable sequences. ThreadSanitizer is left
 # out: it knows neither inline assembly nor the other processes that a buffer is shared with. As root, since it mounts;
 # takes a nightly toolchain.
 set -eu
@@ -22,6 +22,14 @@ RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$target_dir/address cargo +nightl
     --target x86_64-unknown-linux-gnu --package relay --lib --test concurrent --test threads --test reference --test hostile
 RUSTFLAGS=-Zsanitizer=address CARGO_TARGET_DIR=$target_dir/address cargo +nightly test --quiet --locked \
     --target x86_64-unknown-linux-gnu --package relay-producer --test shared
+
+printf '\n== AddressSanitizer, the daemon\n'
+# The target is named by a variable, since the tests build the programs by themselves. Leaks are not looked for, which takes ptrace;
+# what measures memory, or bounds it, finds that of the sanitizer.
+ASAN_OPTIONS=detect_leaks=0 CARGO_BUILD_TARGET=x86_64-unknown-linux-gnu RUSTFLAGS=-Zsanitizer=address \
+    CARGO_TARGET_DIR=$target_dir/address cargo +nightly test --quiet --locked --package relayfs-tests \
+    --test socket --test socket_peers --test hostile_sockets --test strangers --test exhaustion --test many --test truncated \
+    --test read --test poll --test seek -- --skip what_readers_keep --skip no_memory
 
 printf '\n== valgrind\n'
 cargo build --workspace --locked --quiet

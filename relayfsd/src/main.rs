@@ -27,6 +27,7 @@ mod mount_helper;
 mod mount_words;
 mod open_file;
 mod options;
+mod past;
 mod peer;
 mod privileges;
 mod reading;

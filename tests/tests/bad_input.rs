@@ -65,6 +65,8 @@ fn wrong_usage_of_the_daemon() {
         ("--header=x", "'x' is not a size"),
         ("--max-memory=lots", "'lots' is not a size"),
         ("--max-connections=-1", "--max-connections"),
+        ("--max-channels=0", "a number from 1 to 65536"),
+        ("--max-channels=65537", "a number from 1 to 65536"),
         ("--socket-mode=0999", "'0999' is not a mode: octal"),
         ("--socket-mode=rw", "'rw' is not a mode"),
         ("--group=no-such-group", "--group no-such-group: no such group"),

@@ -150,6 +150,7 @@ fn every_long_option_works_in_mount_options() {
         "flush_interval=1m".into(),
         "max_memory=64M".into(),
         "max_connections=2".into(),
+        "max_channels=9".into(),
         format!("group={GROUP}"),
         "socket_mode=0622".into(),
         "shared=never".into(),
