@@ -348,8 +348,11 @@ impl Channel {
         let paths = files.as_ref().ok_or(io::ErrorKind::NotFound)?.all();
         let open = |path| OpenOptions::new().read(true).write(to_write).open(path);
         let opened: Vec<File> = paths.iter().map(open).collect::<io::Result<_>>()?;
-        if let Some(control) = opened.first().filter(|_| to_write) {
-            files::mark(control, self.epoch)?;
+        if let Some(control) = opened.first().filter(|_| to_write)
+            && let Err(errno) = files::mark(control, self.epoch)
+        {
+            // A peer has a lock there. The next daemon will not know of this producer, which finds out by itself.
+            log::debug!("channel {}: cannot mark the control file: {}", self.name, errno.desc());
         }
         Ok(opened)
     }
