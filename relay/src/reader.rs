@@ -48,6 +48,8 @@ pub struct Reader {
     pending_at: usize,
     /// What is taken now, nobody gets: a reader seeks forward.
     skipping: bool,
+    /// Sub-buffers given back since it began to.
+    given_back: usize,
     /// What others are found to have written that they should not.
     checks: Checks,
 }
@@ -69,7 +71,8 @@ impl Reader {
         let stream = begin.wrapping_add(buffer.widths().offset(cursor) as u64);
         let floor = buffer.widths().at(cursor, 0);
         let checks = Checks::new(&buffer);
-        Reader { buffer, cursor, stream, floor, pending: Vec::new(), pending_at: 0, skipping: false, checks }
+        let (pending, pending_at, skipping, given_back) = (Vec::new(), 0, false, 0);
+        Reader { buffer, cursor, stream, floor, pending, pending_at, skipping, given_back, checks }
     }
 
     /// The buffer this reads.
@@ -117,7 +120,7 @@ impl Reader {
         let consumed = self.cursor;
         self.note_high_water();
         let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
-        self.skipping = true;
+        (self.skipping, self.given_back) = (true, 0);
         let mut discarded = 0;
         let pieces = self.buffer.geometry().buffer_size() / SKIP_LEN as u64;
         for _ in 0..self.steps_max() as u64 + pieces {
@@ -135,9 +138,8 @@ impl Reader {
                 self.read_in_place(len, scratch, |bytes| passed(at, bytes))
             };
             discarded += skipped as u64;
-            // Each of these calls looks at as many sub-buffers as one may, so together they may not go on for as many again.
-            let passed_by = self.buffer.widths().count(consumed, self.cursor);
-            if self.stream == at || passed_by > self.steps_max() as i64 {
+            // Each of these calls passes over as many sub-buffers as one may, so together they may not over as many again.
+            if self.stream == at || self.given_back > self.steps_max() {
                 break;
             }
         }
@@ -415,6 +417,7 @@ impl Reader {
     fn give_back(&mut self) {
         self.cursor = self.buffer.widths().next(self.cursor);
         self.check_next();
+        self.given_back = self.given_back.wrapping_add(1);
         let block = self.buffer.block();
         add(if self.skipping { &block.discarded_subbufs } else { &block.read_subbufs }, 1);
     }

@@ -121,18 +121,33 @@ proptest! {
     }
 }
 
-/// Who says that the writer is a million laps ahead, and that next to nothing is in them, does not keep a reader busy that
-/// seeks forward: it looks at as many sub-buffers as any other call, not at as many for each that it finds something in.
+/// Who says that the writer is far ahead, and that next to nothing is in between, does not keep a reader busy that seeks
+/// forward: it passes over as many sub-buffers as any other call, not over as many for each that it finds something in.
 #[test]
 fn a_seek_is_not_longer_than_other_calls() {
-    let spec: GeometrySpec = "subbuf-size=64:n-subbufs=64".parse().unwrap();
-    let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
-    for (lap, slot) in (0..2).flat_map(|lap| (0..64).map(move |slot| (lap, slot))) {
-        let padding = if slot == 0 { 63 } else { 64 };
-        buffer.record(buffer.widths().pack(lap, slot, 0)).padding.store(padding, Ordering::Relaxed);
+    for (mode, consumed) in [("no-overwrite", 0), ("overwrite", 0), ("overwrite", 1 << 63)] {
+        let spec: GeometrySpec = format!("subbuf-size=64:n-subbufs=64:{mode}").parse().unwrap();
+        let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
+        for (lap, slot) in (0..2).flat_map(|lap| (0..64).map(move |slot| (lap, slot))) {
+            let padding = if slot == 0 { 63 } else { 64 };
+            buffer.record(buffer.widths().pack(lap, slot, 0)).padding.store(padding, Ordering::Relaxed);
+        }
+        buffer.block().consumed.store(consumed, Ordering::Relaxed);
+        buffer.block().state.store(buffer.widths().pack(1 << 20, 0, 0).0, Ordering::Relaxed);
+        let (mut reader, mut calls) = (Reader::new(buffer.clone()), 0);
+        reader.skip_to(1 << 40, &mut Vec::new(), |_, _| calls += 1);
+        assert!(calls <= 3, "{mode}, from {consumed}: {calls} times round");
     }
-    buffer.block().state.store(buffer.widths().pack(1 << 20, 0, 0).0, Ordering::Relaxed);
-    let (mut reader, mut calls) = (Reader::new(buffer.clone()), 0);
-    reader.skip_to(1 << 40, &mut Vec::new(), |_, _| calls += 1);
-    assert!(calls <= 3, "{calls} times round");
+}
+
+/// One that was left behind by more than any call passes over goes on with what there is.
+#[test]
+fn a_seek_behind_the_writer_arrives() {
+    let spec: GeometrySpec = "subbuf-size=64:n-subbufs=3:overwrite".parse().unwrap();
+    let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
+    let writer = Writer::new(&buffer, Alone);
+    (0..5000).for_each(|_| assert!(writer.write(&[b'm'; 64]).is_ok()));
+    let mut reader = Reader::new(buffer.clone());
+    reader.skip_to(5000 * 64 - 70, &mut Vec::new(), |_, _| {});
+    assert_eq!(reader.position(), 5000 * 64 - 70);
 }

@@ -18,7 +18,12 @@ pub fn reader(data: &[u8]) {
     if input.u8() & 1 != 0 {
         (0..4).for_each(|_| scene.scribble(&mut input));
     }
-    let mut reader = Reader::new(scene.buffer.clone());
+    let mut reader = match input.u8() % 4 {
+        // Who looks on, and who goes on after another one has died; that takes only what it finds sound.
+        0 => Reader::look(scene.buffer.clone()).0,
+        1 => Reader::resume(scene.buffer.clone()).unwrap_or_else(|_| Reader::new(scene.buffer.clone())),
+        _ => Reader::new(scene.buffer.clone()),
+    };
     let mut view = View::new(scene.buffer.clone());
     for _ in 0..OPS_MAX {
         if input.is_empty() {
