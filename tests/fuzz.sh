@@ -25,7 +25,7 @@ for target in $targets; do
     printf '\n== %s, %s inputs\n' "$target" "$runs"
     mkdir -p "$dir/corpus/$target" "$dir/found"
     if ! cargo +nightly fuzz run --fuzz-dir tests/fuzz/libfuzzer --target-dir "$dir" "$target" \
-        "$dir/corpus/$target" "tests/fuzz/corpus/$target" -- -runs="$runs" -max_len=300 -timeout=120 \
+        "$dir/corpus/$target" "tests/fuzz/corpus/$target" -- -runs="$runs" -max_len=300 -timeout=300 \
         -print_final_stats=1 -artifact_prefix="$dir/found/$target-" >"$dir/$target.log" 2>&1; then
         tail -40 "$dir/$target.log" >&2
         fail "$target: something was found, see $dir/found and $dir/$target.log"
