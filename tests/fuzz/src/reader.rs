@@ -15,10 +15,16 @@ const OPS_MAX: usize = 200;
 pub fn reader(data: &[u8]) {
     let mut input = Input(data);
     let scene = Scene::new(&mut input);
-    if input.u8() & 1 != 0 {
+    let begin = input.u8();
+    if begin & 1 != 0 {
         (0..4).for_each(|_| scene.scribble(&mut input));
     }
-    let mut reader = Reader::new(scene.buffer.clone());
+    let mut reader = match begin >> 1 & 3 {
+        0 => Reader::new(scene.buffer.clone()),
+        // Who looks on, and who goes on after another one has died; that takes only what it finds sound.
+        1 => Reader::look(scene.buffer.clone()).0,
+        _ => Reader::resume(scene.buffer.clone()).unwrap_or_else(|_| Reader::new(scene.buffer.clone())),
+    };
     let mut view = View::new(scene.buffer.clone());
     for _ in 0..OPS_MAX {
         if input.is_empty() {
@@ -113,7 +119,8 @@ fn ask(reader: &Reader, scene: &Scene) {
     assert!(reader.n_finished() <= n_subbufs && reader.snapshot_len() <= geometry.buffer_size());
     assert!(reader.unread_data() <= reader.unread());
     let _ = (reader.size(), reader.produced(), reader.next_number(), reader.buffer().lost());
-    let _ = (reader.has_finished(), reader.has_unfinished());
+    let _ = (reader.has_finished(), reader.has_unfinished(), reader.is_half_reset());
+    let _ = (reader.corrected(), reader.check_words().is_ok(), reader.deny_closed());
     scene.buffer.arm();
     if let Some(wanted) = scene.buffer.wake_wanted() {
         wanted.rung();
