@@ -83,6 +83,8 @@ fn pass(how: End, args: &[&str]) {
             })
             .collect();
         let _over = Over(&is_over); // also if something here fails
+        // Opening is not what is to outlive a daemon.
+        eventually("everybody's first message", || writers.iter().all(|writer| writer.attempts() > 0));
         for _ in 0..crashes {
             let before = total();
             eventually("something read of this daemon", || total() > before + (64 << 10));
