@@ -45,6 +45,7 @@ fn pass(signal: Signal, args: &[&str]) {
     recorder.is_ready();
     let writers: Vec<_> =
         (0..PROCESSES).map(|number| StressWriter::start(&mount, number, 1..=4096, number % 2 == 0)).collect();
+    eventually("everybody's first message", || writers.iter().all(|writer| writer.attempts() > 0));
     let recorded = || {
         let lens = names(&recorder.dir).into_iter().map(|name| fs::metadata(recorder.dir.join(name)));
         lens.map(|found| found.expect("a recording").len()).sum::<u64>()
