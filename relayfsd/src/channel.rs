@@ -13,7 +13,7 @@ use relay::{ChannelName, Geometry, abi};
 
 use crate::counts::Counts;
 use crate::damage::{Damage, Side};
-use crate::files::{self, Files};
+use crate::files::{self, Files, Made};
 use crate::snapshot::SnapshotSlot;
 
 /// Wakes somebody who polls.
@@ -107,7 +107,7 @@ pub(crate) enum PollState {
 impl Channel {
     /// Creates a channel: its files below `state_dir`, allocated and mapped.
     pub(crate) fn create(state_dir: &Path, epoch: u32, named: Named, n_bufs: usize) -> io::Result<Channel> {
-        let made = Made(Some(Files::of(state_dir, named.id, n_bufs)));
+        let made = Made::new(Files::of(state_dir, named.id, n_bufs));
         let files = made.files();
         let header = abi::control_header(&named.geometry, n_bufs);
         let control = Arc::new(files::create(files.control(), header.control_len())?);
@@ -443,27 +443,6 @@ impl Channel {
 
     fn waiters(&self, cpu: usize) -> MutexGuard<'_, Vec<(u64, Wake)>> {
         self.buffers[cpu].waiters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Files that are being made, and are removed if that fails.
-struct Made(Option<Files>);
-
-impl Made {
-    fn files(&self) -> &Files {
-        self.0.as_ref().expect("only `keep` takes them")
-    }
-
-    fn keep(mut self) -> Files {
-        self.0.take().expect("only `keep` takes them")
-    }
-}
-
-impl Drop for Made {
-    fn drop(&mut self) {
-        if let Some(files) = &self.0 {
-            files.remove();
-        }
     }
 }
 

@@ -50,6 +50,31 @@ impl Files {
     }
 }
 
+/// Files that are being made, and are removed if that fails.
+pub(crate) struct Made(Option<Files>);
+
+impl Made {
+    pub(crate) fn new(files: Files) -> Made {
+        Made(Some(files))
+    }
+
+    pub(crate) fn files(&self) -> &Files {
+        self.0.as_ref().expect("only `keep` takes them")
+    }
+
+    pub(crate) fn keep(mut self) -> Files {
+        self.0.take().expect("only `keep` takes them")
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if let Some(files) = &self.0 {
+            files.remove();
+        }
+    }
+}
+
 /// Creates and maps a file of `len` zero bytes, with all its memory allocated now: later there might be none.
 pub(crate) fn create(path: &Path, len: u64) -> io::Result<Mapping> {
     let file: File = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
