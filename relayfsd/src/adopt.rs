@@ -12,6 +12,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
@@ -23,6 +24,7 @@ use relay::state_file::{ChannelEntry, STATE_FILE, STATE_FILE_MAX, StateFile};
 use crate::channel::{Channel, Named};
 use crate::dirs::{DirError, StateDir};
 use crate::files::Files;
+use crate::kill_point;
 
 /// What goes on.
 #[derive(Default)]
@@ -65,7 +67,7 @@ pub(crate) fn take_over(
     };
     left.epoch = left.epoch.saturating_add(1);
     left.point = point.to_owned();
-    crate::kill_point!("adopt-read");
+    kill_point!("adopt-read");
     let mut channels = Vec::new();
     for entry in std::mem::take(&mut left.channels) {
         let named = Named {
@@ -85,11 +87,11 @@ pub(crate) fn take_over(
             Ok(channel) => channels.push(channel),
             Err(reason) => set_aside(dir, &left, &entry, &reason)?,
         }
-        crate::kill_point!("adopt-channel");
+        kill_point!("adopt-channel");
     }
     let known = channels.iter().flat_map(Channel::paths).collect();
     clear_leftovers(dir, &known)?;
-    crate::kill_point!("adopt-cleared");
+    kill_point!("adopt-cleared");
     Ok(Legacy { state: left, channels })
 }
 
@@ -120,7 +122,7 @@ fn set_aside(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &s
     tell_writers(files.control());
     for path in files.all() {
         move_to(path, &aside)?;
-        crate::kill_point!("adopt-aside");
+        kill_point!("adopt-aside");
     }
     let state = StateFile { channels: vec![entry.clone()], ..state.clone() };
     let path = aside.join(STATE_FILE);
@@ -135,11 +137,16 @@ fn set_all_aside(dir: &StateDir, reason: &str) -> Result<(), DirError> {
         dir.path().display(),
         aside.display()
     );
-    for path in dir.entries()? {
-        if path.extension().is_some_and(|extension| extension == "control") {
+    let is_control = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "control");
+    let mut paths = dir.entries()?;
+    // Last: while there is one, a start that finds no state file sets the rest aside, too.
+    paths.sort_by_key(is_control);
+    for path in paths {
+        if is_control(&path) {
             tell_writers(&path);
         }
         move_to(&path, &aside)?;
+        kill_point!("adopt-all-aside");
     }
     Ok(())
 }
@@ -157,15 +164,19 @@ fn move_to(path: &Path, dir: &Path) -> Result<(), DirError> {
 /// Producers may still be writing to buffers that are set aside. They find them closed at their next switch, as far as the
 /// control file is good for that.
 fn tell_writers(control: &Path) {
-    let Ok(file) = fs::OpenOptions::new().read(true).write(true).open(control) else { return };
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let opened = fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(control);
+    let Ok(file) = opened else { return };
     let Ok(len) = file.metadata().map(|status| status.len()) else { return };
     let Some((mapping, header)) =
         Mapping::new(&file, len).ok().and_then(|mapping| mapping.header().map(|header| (mapping, header)))
     else {
         return;
     };
-    let blocks = (0..header.n_bufs).map_while(|index| {
-        let at = header.buffers_offset.checked_add(header.buffer_stride.checked_mul(index.into())?)?;
+    // The header may be what is wrong: no more than there is room for.
+    let n_bufs = u64::from(header.n_bufs).min(len / size_of::<BufferBlock>() as u64);
+    let blocks = (0..n_bufs).map_while(|index| {
+        let at = header.buffers_offset.checked_add(header.buffer_stride.checked_mul(index)?)?;
         mapping.get::<BufferBlock>(usize::try_from(at).ok()?)
     });
     for block in blocks {

@@ -40,8 +40,8 @@ impl Reading {
     }
 
     /// Channel `number` is not read any more.
-    pub(crate) fn end(&self, number: u32, channel: &Held) {
-        if self.channels.contains(&number) {
+    pub(crate) fn end(&mut self, number: u32, channel: &Held) {
+        if self.channels.remove(&number) {
             (0..channel.n_bufs()).for_each(|cpu| channel.forget_waiter(cpu, self.waiter));
         }
     }

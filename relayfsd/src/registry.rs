@@ -284,7 +284,7 @@ impl Registry {
         for channel in self.all() {
             let unfinished = |cpu: &usize| !channel.is_broken() && channel.has_unfinished(*cpu);
             for cpu in (0..channel.n_bufs()).filter(unfinished) {
-                let held = Held::new(self, channel.clone());
+                let Some(held) = self.hold_id(channel.id()) else { break };
                 let name = channel.name().clone();
                 let done = Box::new(move |done: Result<(), Unavailable>| {
                     if let Err(unavailable) = done {
@@ -370,7 +370,7 @@ impl Registry {
         // Acquire, with the Release of those who left before: what they wrote is seen.
         let held = channel.holders.load(Ordering::Acquire) > 0;
         let has_unread = || channel.unread() > 0 && !channel.is_broken();
-        if held || channel.permanent() || channel.is_inherited() || has_unread() || channels.closed {
+        if held || channel.permanent() || channel.is_inherited() || channels.closed || has_unread() {
             return;
         }
         if channels.remove(channel) {
@@ -378,13 +378,7 @@ impl Registry {
             if !channel.is_broken() {
                 channels.gone.add(&total);
             }
-            // Named no more before its files go. Where there is no room to say so, they make some.
-            let named = self.save(&channels).is_err();
-            kill_point!("remove-unnamed");
-            channel.remove_files();
-            if named && let Err(error) = self.save(&channels) {
-                log::warn!("channel {}: gone, but still in the state file: {error}", channel.name());
-            }
+            self.forget(&channels, channel);
             log::info!(
                 "channel {}: gone; {} dropped, {} too big",
                 channel.name(),

@@ -1,14 +1,15 @@
 //! One life of the daemon: start everything in order, wait for the end, and end in order.
 //!
 //! ```text
-//! lock the state directory -> mount point clear -> channels -> socket -> mount -> server -> ready
+//! lock the state directory -> mount point clear -> socket -> privileges -> channels -> mount -> server -> ready
 //!   a signal            stop the server, close the channels, unmount, exit
 //!   umount              the FUSE session ends: the same without unmounting
 //!   umount -l, files    stop the server, close the channels, release the mount point for a successor;
 //!     still open        serve the open files until the last is closed
 //! ```
 //!
-//! Nothing here has a timer, save that the end does not wait for ever, and what `--flush-interval` asks for.
+//! Nothing here has a timer, save that the end does not wait for ever, what `--flush-interval` asks for, and that producers of
+//! an earlier daemon have to be looked after.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -48,12 +49,12 @@ const UNMOUNT_MAX: Duration = Duration::from_secs(1);
 const END_MAX: Duration = Duration::from_secs(1);
 /// How long a daemon that was killed may take to be gone altogether.
 const DYING_MAX: Duration = Duration::from_secs(1);
+/// Time between two tries of the above.
+const RETRY: Duration = Duration::from_millis(20);
 /// How often buffers that somebody polls are looked at, while their producers ring for a daemon that is gone.
 const HEIRS_INTERVAL: Duration = Duration::from_millis(10);
 /// One in so many times, it is looked whether there are such producers.
 const HEIRS_LOOK: u32 = 100;
-/// Time between two tries of the above.
-const RETRY: Duration = Duration::from_millis(20);
 /// How long the writers may take for what producers have sent, when the daemon ends.
 const SETTLE_MAX: Duration = Duration::from_millis(500);
 

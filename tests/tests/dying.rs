@@ -171,6 +171,32 @@ fn deaths_while_something_is_set_aside() {
     }
 }
 
+/// The same where all of it is, for want of a state file.
+#[test]
+fn deaths_while_everything_is_set_aside() {
+    for at in ["adopt-all-aside", "adopt-all-aside:3", "adopt-all-aside:5"] {
+        let place = Place::new();
+        killed(&place);
+        fs::write(place.state_dir().join("state"), "nonsense").unwrap();
+        let left: Vec<_> = files(&place);
+        dies(daemon(&place, Some(at), &[]), at);
+        let process = started(&place, None, &[]);
+        assert_eq!(read(&place, "cpu0"), "", "{at}");
+        let aside: Vec<_> = files(&place)
+            .into_iter()
+            .filter(|path| path.is_dir())
+            .flat_map(|dir| fs::read_dir(dir).unwrap())
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        for path in left {
+            assert!(aside.iter().any(|found| path.ends_with(found)), "{at}: {} of {aside:?}", path.display());
+        }
+        ends(process, at);
+        fs::remove_dir_all(place.state_dir()).unwrap();
+        place.assert_clean();
+    }
+}
+
 #[test]
 fn deaths_while_a_channel_is_opened() {
     // The first three times the state file is saved are the start's.

@@ -1,6 +1,6 @@
 //! Messages that are filled in before they are written: one for each thread, in memory of its own.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
@@ -11,6 +11,9 @@ use crate::handle::Handle;
 static PENDING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
+    /// Whether `SCRATCH` has a message. It has no destructor, which a thread would have to register at its first look: with
+    /// memory, and that may be in a signal handler.
+    static RESERVED: Cell<bool> = const { Cell::new(false) };
     static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { bytes: Vec::new(), of: None }) };
 }
 
@@ -27,6 +30,7 @@ impl Scratch {
     fn commit(&mut self, only: Option<&Handle>) -> Option<Result<(), Errno>> {
         let handle = self.of.take_if(|of| only.is_none_or(|only| std::ptr::eq(only, *of)))?;
         PENDING.fetch_sub(1, Ordering::Relaxed);
+        RESERVED.set(false);
         Some(handle.write(&self.bytes))
     }
 }
@@ -52,6 +56,7 @@ pub(crate) fn reserve(handle: &'static Handle, len: usize) -> Result<*mut u8, Er
             scratch.of = Some(handle);
             // Relaxed: only the own thread's is ever looked for.
             PENDING.fetch_add(1, Ordering::Relaxed);
+            RESERVED.set(true);
             Ok(scratch.bytes.as_mut_ptr())
         })
         .unwrap_or(Err(Errno::EDEADLK))
@@ -59,7 +64,7 @@ pub(crate) fn reserve(handle: &'static Handle, len: usize) -> Result<*mut u8, Er
 
 /// Writes this thread's message of a channel.
 pub(crate) fn commit(handle: &'static Handle) -> Result<(), Errno> {
-    commit_if(Some(handle)).unwrap_or(Err(Errno::EINVAL))
+    is_pending().then(|| commit_if(Some(handle))).flatten().unwrap_or(Err(Errno::EINVAL))
 }
 
 #[cold]
@@ -73,7 +78,7 @@ fn commit_if(only: Option<&Handle>) -> Option<Result<(), Errno>> {
 #[inline(always)]
 pub(crate) fn is_pending() -> bool {
     // Relaxed: as above.
-    PENDING.load(Ordering::Relaxed) != 0
+    PENDING.load(Ordering::Relaxed) != 0 && RESERVED.get()
 }
 
 /// Writes what this thread has reserved and not committed.

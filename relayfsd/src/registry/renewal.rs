@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use relay::{ChannelName, GeometrySpec};
+use relay::GeometrySpec;
 
 use super::{Create, Held, OpenError, Registry};
 use crate::channel::Channel;
@@ -27,15 +27,10 @@ impl Registry {
         }
         let name = broken.name();
         if channels.remove(broken) {
-            // Named no more before its files go.
-            let saved = self.save(&channels);
-            drop(channels);
-            saved.map_err(|source| self.failed(name, source))?;
-            broken.remove_files();
+            self.forget(&channels, broken);
             log::warn!("channel {name}: removed, since it was broken");
-        } else {
-            drop(channels);
         }
+        drop(channels);
         if broken.permanent() {
             let geometry = broken.geometry();
             let spec = GeometrySpec {
@@ -45,13 +40,11 @@ impl Registry {
                 mode: Some(geometry.mode()),
                 global: Some(geometry.global()),
             };
-            self.open(name, spec, Create::Permanent)?.0.tell_no_sooner_than(broken);
+            let (held, _) = self.open(name, spec, Create::Permanent)?;
+            held.make_permanent(); // somebody may have been faster
+            held.tell_no_sooner_than(broken);
         }
         Ok(())
-    }
-
-    fn failed(&self, name: &ChannelName, source: std::io::Error) -> OpenError {
-        OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source }
     }
 }
 

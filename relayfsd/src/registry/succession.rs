@@ -45,16 +45,20 @@ impl Registry {
             let mut channels = self.lock();
             channels.remove(&left);
             channels.gone.add(&left.total());
-            // Named no more before its files go.
-            self.save(&channels).map_err(|source| OpenError::Allocate {
-                name: name.clone(),
-                dir: self.state_dir.clone(),
-                source,
-            })?;
-            drop(channels);
-            left.remove_files();
+            self.forget(&channels, &left);
         }
         self.open(name, spec, Create::Permanent).map(drop)
+    }
+
+    /// Takes a channel that was removed out of the state file, and then its files away. Where there is no room to say so, they
+    /// make some.
+    pub(super) fn forget(&self, channels: &Channels, channel: &Channel) {
+        let is_named = self.save(channels).is_err();
+        kill_point!("remove-unnamed");
+        channel.remove_files();
+        if is_named && let Err(error) = self.save(channels) {
+            log::warn!("channel {}: gone, but still in the state file: {error}", channel.name());
+        }
     }
 
     /// The state file is this daemon's from now on.
