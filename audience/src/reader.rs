@@ -10,7 +10,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use relay::Geometry;
-use relay::abi::{ControlHeader, LAYOUT_VERSION, data_len};
+use relay::abi::{ControlHeader, LAYOUT_VERSION, control_header, data_len};
 use relay::buffer::Buffer;
 use relay::frame::{Consume, ShareReply, Watch};
 use relay::shm::Mapping;
@@ -314,6 +314,8 @@ fn map_control(
     if len < size_of::<ControlHeader>() as u64 {
         return Err(files_error(format!("the control file has {len} bytes")));
     }
+    // A peer may have made it longer, and mapping takes memory for all of it.
+    let len = len.min(control_header(geometry, n_bufs).control_len());
     let mapping = Mapping::read_only(file, len).map_err(said)?;
     let header = mapping.header().ok_or_else(|| files_error("the control file has no header"))?;
     header.check(geometry, n_bufs, len).map_err(|why| files_error(format!("the control file: {why}")))?;

@@ -157,6 +157,8 @@ impl Arriving {
         if len < size_of::<ControlHeader>() as u64 {
             return Err(why(format!("it has {len} bytes")));
         }
+        // A peer may have made it longer, and mapping takes memory for all of it.
+        let len = len.min(abi::control_header(&self.geometry, self.n_bufs).control_len());
         let mapping = Mapping::new(&file, len).map_err(|error| why(error.to_string()))?;
         let header = mapping.header().ok_or_else(|| why("it has no header".into()))?;
         header.check(&self.geometry, self.n_bufs, len).map_err(|wrong| why(wrong.into()))?;

@@ -12,19 +12,22 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::mem::offset_of;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
-use relay::abi::BufferBlock;
-use relay::shm::Mapping;
+use relay::abi::{BufferBlock, ControlHeader};
 use relay::state_file::{ChannelEntry, STATE_FILE, STATE_FILE_MAX, StateFile};
 
 use crate::channel::{Channel, Named};
 use crate::dirs::{DirError, StateDir};
 use crate::files::Files;
 use crate::kill_point;
+
+/// Most buffers of a damaged channel whose producers are told.
+const TOLD_MAX: u64 = 1 << 14;
 
 /// What goes on.
 #[derive(Default)]
@@ -162,26 +165,26 @@ fn move_to(path: &Path, dir: &Path) -> Result<(), DirError> {
 }
 
 /// Producers may still be writing to buffers that are set aside. They find them closed at their next switch, as far as the
-/// control file is good for that.
+/// control file is good for that. It is written, not mapped: it may have been made longer than there is memory.
 fn tell_writers(control: &Path) {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let opened = fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(control);
     let Ok(file) = opened else { return };
-    let Ok(len) = file.metadata().map(|status| status.len()) else { return };
-    let Some((mapping, header)) =
-        Mapping::new(&file, len).ok().and_then(|mapping| mapping.header().map(|header| (mapping, header)))
-    else {
+    let mut header = [0; size_of::<ControlHeader>()];
+    if file.read_exact_at(&mut header, 0).is_err() {
         return;
-    };
-    // The header may be what is wrong: no more than there is room for.
-    let n_bufs = u64::from(header.n_bufs).min(len / size_of::<BufferBlock>() as u64);
-    let blocks = (0..n_bufs).map_while(|index| {
-        let at = header.buffers_offset.checked_add(header.buffer_stride.checked_mul(index)?)?;
-        mapping.get::<BufferBlock>(usize::try_from(at).ok()?)
-    });
-    for block in blocks {
-        // Relaxed: sooner or later they see it.
-        block.closed.store(1, std::sync::atomic::Ordering::Relaxed);
+    }
+    let word = |at| header[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let n_bufs = word(offset_of!(ControlHeader, n_bufs)) & u64::from(u32::MAX);
+    let (first, stride) =
+        (word(offset_of!(ControlHeader, buffers_offset)), word(offset_of!(ControlHeader, buffer_stride)));
+    let len = file.metadata().map_or(0, |status| status.len());
+    for index in 0..n_bufs.min(TOLD_MAX) {
+        let block = stride.checked_mul(index).and_then(|at| at.checked_add(first));
+        let at = block.and_then(|at| at.checked_add(offset_of!(BufferBlock, closed) as u64));
+        let Some(at) = at.filter(|at| *at < len.saturating_sub(8)) else { return };
+        // Where it cannot be written, they go on writing what nobody reads.
+        let _ = file.write_all_at(&1u64.to_ne_bytes(), at);
     }
 }
 

@@ -43,10 +43,13 @@ mod writers;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use daemonize::{Side, Starter};
 use mount_helper::Helper;
+use nix::sys::signal::SigSet;
 use options::Options;
+use signal_hook::consts::SIGCHLD;
 
 /// Exit status of wrong usage, and what mount(8) expects for it.
 const USAGE: [u8; 2] = [2, 1];
@@ -54,6 +57,9 @@ const USAGE: [u8; 2] = [2, 1];
 const FAILURE: [u8; 2] = [1, 32];
 
 fn main() -> ExitCode {
+    // Whoever starts us may have signals blocked, or SIGCHLD ignored: we could not be ended, nor wait for fusermount3.
+    let _ = SigSet::empty().thread_set_mask();
+    let _ = signal_hook::flag::register(SIGCHLD, Arc::default());
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = mount_helper::read(&args);
     let by_mount = called.is_some();

@@ -38,7 +38,7 @@ use relay_producer::{BatchOptions, Channel, Counts, TransportChoice};
 use tempfile::TempDir;
 
 /// How long anything that should happen may take before a test gives up on it.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Time between two looks at a condition.
 const LOOK: Duration = Duration::from_millis(2);
 

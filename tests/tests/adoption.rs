@@ -138,6 +138,11 @@ fn what_is_damaged_is_set_aside() {
     type Damage = (&'static str, fn(&Path), &'static str);
     let damages: &[Damage] = &[
         ("a short file", |dir| truncate(&dir.join("2.data1"), 100), "it has 100 bytes instead of 16384"),
+        (
+            "a file that is far too long",
+            |dir| truncate(&dir.join("2.control"), 1 << 40),
+            "it has 1099511627776 bytes instead of",
+        ),
         ("a missing file", |dir| fs::remove_file(dir.join("2.data0")).unwrap(), "No such file"),
         ("no header", |dir| scribble(&dir.join("2.control"), 0, b"nonsense"), "it is no control file"),
         (

@@ -14,7 +14,7 @@ thread_local! {
     /// Whether `SCRATCH` has a message. It has no destructor, which a thread would have to register at its first look: with
     /// memory, and that may be in a signal handler.
     static RESERVED: Cell<bool> = const { Cell::new(false) };
-    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { bytes: Vec::new(), of: None }) };
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch { bytes: Vec::new(), of: None, by: 0 }) };
 }
 
 /// A thread's message.
@@ -22,6 +22,8 @@ struct Scratch {
     bytes: Vec<u8>,
     /// Its channel, while there is one.
     of: Option<&'static Handle>,
+    /// The process that reserved it: a forked child has a copy, and shall not write it too.
+    by: u32,
 }
 
 impl Scratch {
@@ -31,6 +33,9 @@ impl Scratch {
         let handle = self.of.take_if(|of| only.is_none_or(|only| std::ptr::eq(only, *of)))?;
         PENDING.fetch_sub(1, Ordering::Relaxed);
         RESERVED.set(false);
+        if self.by != std::process::id() {
+            return None;
+        }
         Some(handle.write(&self.bytes))
     }
 }
@@ -53,7 +58,7 @@ pub(crate) fn reserve(handle: &'static Handle, len: usize) -> Result<*mut u8, Er
             // Not none, so that there is an address for a message of no bytes.
             scratch.bytes.try_reserve(len.max(1)).map_err(|_| Errno::ENOMEM)?;
             scratch.bytes.resize(len, 0);
-            scratch.of = Some(handle);
+            (scratch.of, scratch.by) = (Some(handle), std::process::id());
             // Relaxed: only the own thread's is ever looked for.
             PENDING.fetch_add(1, Ordering::Relaxed);
             RESERVED.set(true);
