@@ -71,6 +71,15 @@ fn storm(spec: &str) {
     let data = Arc::new(Mapping::anonymous((ring + CANARY) as u64).unwrap());
     let buffer = Buffer::new(control.clone(), data.clone(), geometry, &header, 0).unwrap();
     buffer.init(0);
+    let mut set = CpuSet::new();
+    set.set(0).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+    let here = Here::on(Some(0));
+    let off = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0"));
+    assert_eq!(matches!(here, Here::Alone), off, "restartable sequences: glibc 2.35 or later has them");
+    if off {
+        return; // nobody but the daemon writes then, in mappings as long as the ring
+    }
     let over = AtomicBool::new(false);
     let (mut written, mut refused) = (0u32, 0u32);
     thread::scope(|scope| {
@@ -80,11 +89,6 @@ fn storm(spec: &str) {
                 scribble(&buffer, &mut seed);
             }
         });
-        let mut set = CpuSet::new();
-        set.set(0).unwrap();
-        sched_setaffinity(Pid::from_raw(0), &set).unwrap();
-        let here = Here::on(Some(0));
-        assert!(!matches!(here, Here::Alone), "no restartable sequences here: glibc 2.35 or later has them");
         let mut seed = 7;
         for number in 0..MESSAGES {
             let message = vec![b'm'; (next(&mut seed) % (geometry.subbuf_size() as u64 + 50)) as usize];
