@@ -557,7 +557,7 @@ fn the_library_finds_a_new_daemon_at_a_later_call() {
             .expect("a channel");
         let temporary = Channel::builder(mount.point(), "temporary").create(true).open().expect("a channel");
         let attached = mount.channel("temporary");
-        cpu.write(b"x").expect("a daemon");
+        cpu.write_to(0, b"x").expect("a daemon");
 
         mount.end(signal);
         for _ in 0..3 {
