@@ -138,6 +138,7 @@ impl Follower<'_> {
             if stopping {
                 return Ok(Over::Stopped);
             }
+            self.waiting_told &= got == 0;
             if polled.gone {
                 return Ok(Over::Gone);
             }

@@ -125,7 +125,8 @@ struct rchan *relay_open_at(const char *mount, const char *base_filename, struct
 
 /*
  * Closes it. A second time: EBADF. What was written stays and can be read; a channel that a program created goes when it
- * has been read and nobody has it open.
+ * has been read and nobody has it open. Where buffers are not shared, it waits until the daemon has what was written.
+ * ENODEV, ETIMEDOUT: it is closed, but the daemon has gone, or has not answered for 10 seconds, and may not have the last of it.
  */
 int relay_close(struct rchan *chan);
 

@@ -237,9 +237,11 @@ impl Channel {
                 Err(RequestError::NoReply) => Ok(()),
                 Ok(Reply::Done) | Err(_) => Err(WriteError::Disconnected),
             },
-            // Sent all the same, so that the buffer's rules decide what becomes of it and the right counter counts it.
-            Ok(()) if len > max => Err(too_big),
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                connection.add_on_its_way(cpu);
+                // Sent all the same, so that the buffer's rules decide what becomes of it and the right counter counts it.
+                if len > max { Err(too_big) } else { Ok(()) }
+            }
             Err(SendError::Full) => {
                 connection.add_lost(cpu, 1);
                 Err(WriteError::Full)
@@ -317,6 +319,14 @@ impl Channel {
             Reply::Refused(refused) => Err(refused.into()),
             Reply::Written(_) => Err(RequestError::Garbled("counts for a flush".into())),
         }
+    }
+
+    /// Waits until everything written before through this `Channel` is in the buffers, or counted as lost. What is written directly
+    /// is there at once; this is for what goes by the socket. An error: the daemon is gone, or does not answer within 10 s,
+    /// and what was on its way may be lost.
+    pub fn sync(&self) -> Result<(), RequestError> {
+        let connection = self.link.latest();
+        if connection.is_own() { connection.sync(Some(Instant::now() + REPLY_LIMIT)) } else { Ok(()) }
     }
 
     /// Ends the connection as dropping the channel does, but while other threads may still be using it: their calls fail with

@@ -14,7 +14,9 @@ use nix::poll::PollFlags;
 use nix::sched::sched_getcpu;
 use relay::Geometry;
 use relay::client::{Deadline, SendError, Socket};
-use relay::frame::{ALL_CPUS, Body, ERROR_TEXT_MAX, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, Write};
+use relay::frame::{
+    ALL_CPUS, Body, ERROR_TEXT_MAX, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, WRITE_REPLY, Write,
+};
 use relay::geometry::MESSAGE_MAX;
 
 use crate::error::{NoSuchCpu, RequestError};
@@ -42,6 +44,8 @@ pub(crate) struct Connection {
     channel: u32,
     /// Messages lost on their way to each buffer that the daemon has not been told of yet.
     lost: Box<[AtomicU64]>,
+    /// Whether anything was sent for each buffer that nobody has waited for.
+    on_its_way: Box<[AtomicBool]>,
     next_id: AtomicU32,
     gone: AtomicBool,
     /// Whether a long message has been begun and not completed.
@@ -77,6 +81,7 @@ impl Connection {
             pid: std::process::id(),
             channel: reply.channel,
             lost: (0..reply.n_bufs).map(|_| AtomicU64::new(0)).collect(),
+            on_its_way: (0..reply.n_bufs).map(|_| AtomicBool::new(false)).collect(),
             next_id: AtomicU32::new(FIRST_FREE_ID),
             gone: AtomicBool::new(false),
             unfinished: RwLock::new(false),
@@ -246,6 +251,36 @@ impl Connection {
         }
         let packet = Flush { channel: self.channel, cpu: ALL_CPUS }.frame(0, id);
         self.when_room(deadline, || self.send_packet(&packet))
+    }
+
+    /// Remembers that something was sent for `cpu` whose answer nobody wants.
+    pub(crate) fn add_on_its_way(&self, cpu: usize) {
+        let on_its_way = &self.on_its_way[cpu];
+        // Relaxed, all: who syncs from another thread than the one that wrote brings an order of its own. The load is for the
+        // many messages in a row that have nothing to change.
+        if !on_its_way.load(Ordering::Relaxed) {
+            on_its_way.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Waits until the daemon has done with all that was on its way. Frames for one buffer take effect in the order in
+    /// which they were sent, so the answer to one without messages answers for those before it.
+    pub(crate) fn sync(&self, deadline: Deadline) -> Result<(), RequestError> {
+        let waited_for = self.on_its_way.iter().enumerate();
+        // Relaxed: as in `add_on_its_way`.
+        let asked: Vec<_> = waited_for
+            .filter(|(_, on_its_way)| on_its_way.swap(false, Ordering::Relaxed))
+            .map(|(cpu, _)| (self.expect(), cpu))
+            .collect();
+        let result = asked.iter().try_for_each(|&(id, cpu)| {
+            let envelope = Envelope { cpu, flags: WRITE_REPLY, id, wait_ms: 0 };
+            self.when_room(deadline, || self.send(&mut WriteFrame::new(0), envelope))?;
+            Ok(())
+        });
+        let result =
+            result.and_then(|()| asked.iter().try_for_each(|&(id, _)| self.reply(id, deadline).map(drop)));
+        asked.iter().for_each(|&(id, _)| self.forget(id));
+        result
     }
 
     /// Tries `send` until there is room for it, or time is up.

@@ -525,6 +525,30 @@ fn a_daemon_killed_in_the_middle_is_an_error() {
     assert_eq!(text(&mount.read("cpu0")), "again\n");
 }
 
+/// What went by the socket is there after `sync`, for every CPU; of what was written directly it was at once.
+#[test]
+fn after_sync_everything_is_in_the_buffers() {
+    let mut mount = Mount::new(&[]);
+    for transport in [TransportChoice::Socket, TransportChoice::Auto] {
+        let channel = Channel::builder(mount.point(), "cpu").transport(transport).open().expect("a channel");
+        for round in 0..100 {
+            let messages = round % 10 + 1;
+            for _ in 0..messages {
+                channel.write_to(0, b"message").expect("room");
+                channel.write_to(1, b"message").expect("room");
+            }
+            channel.sync().expect("a daemon");
+            for file in ["cpu0", "cpu1"] {
+                assert_eq!(mount.read(file), b"message".repeat(messages), "{transport:?}");
+            }
+        }
+    }
+    let channel = mount.channel("cpu");
+    channel.sync().expect("there was nothing to wait for");
+    mount.end(Signal::SIGTERM);
+    channel.sync().expect("there was nothing that could be lost");
+}
+
 /// The same when the daemon is told to end: nobody is left waiting.
 #[test]
 fn a_daemon_that_ends_lets_nobody_wait() {

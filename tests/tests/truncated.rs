@@ -177,6 +177,7 @@ fn whoever_has_it_open_is_told() {
             let said = new.expect_err("a refusal").to_string();
             assert!(said.contains("channel 'evil' is broken"), "{what}: {said}");
             direct.write(b"direct").unwrap();
+            direct.sync().unwrap();
             scene.mount.poke("good", "reset");
             scene.assert_others_unharmed();
             scene.renew();
