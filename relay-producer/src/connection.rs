@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Instant;
 
 use nix::poll::PollFlags;
@@ -46,6 +46,8 @@ pub(crate) struct Connection {
     lost: Box<[AtomicU64]>,
     /// Whether anything was sent for each buffer that nobody has waited for.
     on_its_way: Box<[AtomicBool]>,
+    /// Held by who waits for that.
+    syncing: Mutex<()>,
     next_id: AtomicU32,
     gone: AtomicBool,
     /// Whether a long message has been begun and not completed.
@@ -82,6 +84,7 @@ impl Connection {
             channel: reply.channel,
             lost: (0..reply.n_bufs).map(|_| AtomicU64::new(0)).collect(),
             on_its_way: (0..reply.n_bufs).map(|_| AtomicBool::new(false)).collect(),
+            syncing: Mutex::default(),
             next_id: AtomicU32::new(FIRST_FREE_ID),
             gone: AtomicBool::new(false),
             unfinished: RwLock::new(false),
@@ -266,6 +269,7 @@ impl Connection {
     /// Waits until the daemon has done with all that was on its way. Frames for one buffer take effect in the order in
     /// which they were sent, so the answer to one without messages answers for those before it.
     pub(crate) fn sync(&self, deadline: Deadline) -> Result<(), RequestError> {
+        let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let waited_for = self.on_its_way.iter().enumerate();
         // Relaxed: as in `add_on_its_way`.
         let asked: Vec<_> = waited_for
@@ -279,7 +283,12 @@ impl Connection {
         });
         let result =
             result.and_then(|()| asked.iter().try_for_each(|&(id, _)| self.reply(id, deadline).map(drop)));
-        asked.iter().for_each(|&(id, _)| self.forget(id));
+        for &(id, cpu) in &asked {
+            self.forget(id);
+            if result.is_err() {
+                self.add_on_its_way(cpu);
+            }
+        }
         result
     }
 

@@ -20,6 +20,8 @@ pub use consume::ConsumeError;
 pub use resume::Unsound;
 pub use snapshot::Extent;
 
+use std::collections::TryReserveError;
+
 use checks::Checks;
 
 use crate::buffer::{Buffer, add};
@@ -100,6 +102,9 @@ impl Reader {
             Mode::NoOverwrite => self.read_in_place(count, scratch, reply),
             Mode::Overwrite => {
                 self.read_copied(count, scratch);
+                if self.pending.is_empty() {
+                    self.drop_pending();
+                }
                 reply(scratch);
                 scratch.len()
             }
@@ -108,6 +113,17 @@ impl Reader {
         // Behind that: what a reader that dies in between has not counted, the next one counts, see `resume`.
         add(&self.buffer.block().read_bytes, len as u64);
         self.buffer.widths().before(consumed, self.cursor)
+    }
+
+    /// Gets the memory that reading `count` bytes may take, so that reading them cannot fail for want of it.
+    pub fn reserve(&mut self, count: usize, scratch: &mut Vec<u8>) -> Result<(), TryReserveError> {
+        scratch.clear();
+        scratch.try_reserve(count)?;
+        let geometry = self.buffer.geometry();
+        if geometry.mode() == Mode::Overwrite && self.pending.is_empty() && count < geometry.subbuf_size() {
+            self.pending.try_reserve_exact(geometry.subbuf_size())?;
+        }
+        Ok(())
     }
 
     /// Stream position of the cursor: the next byte to deliver.
@@ -302,7 +318,8 @@ impl Reader {
             let readable = self.readable();
             let len = readable.len.saturating_sub(self.buffer.widths().offset(self.cursor));
             if len > count - out.len() {
-                let mut rest = Vec::new();
+                let mut rest = std::mem::take(&mut self.pending);
+                rest.clear();
                 if self.copy_whole(len, &mut rest) {
                     (self.pending, self.pending_at) = (rest, 0);
                     return self.deliver_pending(count, out);
@@ -322,8 +339,8 @@ impl Reader {
     /// Appends the `len` bytes at the cursor to `out`, unless the writer has begun to overwrite their sub-buffer.
     fn copy_whole(&self, len: usize, out: &mut Vec<u8>) -> bool {
         let old_len = out.len();
-        self.buffer.data().copy_out(self.buffer.ring_offset(self.cursor), len, out);
-        let whole = !self.lapped();
+        let copied = self.buffer.data().copy_out(self.buffer.ring_offset(self.cursor), len, out);
+        let whole = copied && !self.lapped();
         if !whole {
             out.truncate(old_len);
         }
@@ -372,10 +389,15 @@ impl Reader {
             begin = self.buffer.record(oldest).begin.load(Ordering::Relaxed);
             // F, pairs with E: the record is that of `oldest` unless the writer has gone on by then.
             fence(Ordering::Acquire);
-            if self.oldest_whole() == oldest {
+            let later = self.oldest_whole();
+            if later == oldest {
                 break;
             }
-            oldest = self.oldest_whole();
+            oldest = later;
+        }
+        if self.buffer.widths().before(oldest, self.cursor) {
+            self.check_back(); // the writer does not go back, so this is not its doing
+            return false;
         }
         let block = self.buffer.block();
         add(&block.overwritten_bytes, begin.saturating_sub(self.stream));

@@ -1,8 +1,12 @@
-//! Memory shared with other processes. Besides this file only `rseq.rs` has `unsafe` in it.
+//! Memory shared with other processes. In this crate, only `rseq.rs` has `unsafe` besides.
 //!
 //! Bytes that somebody else may change at any time are never borrowed as plain Rust values. Control words are
 //! reached as atomics through [`Mapping::get`]; payload is copied in and out as raw bytes. The one exception,
 //! [`Mapping::lend`], passes bytes to the kernel without any Rust code looking at them.
+//!
+//! By the letter of the memory model a copy of bytes that others store meanwhile is a data race: it has no copy of atomic bytes
+//! yet. As sequence locks do, we rely on a plain copy being emitted for one, and the compiler knowing nothing of the bytes; what
+//! may have been torn is thrown away by the protocol, not looked at.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -60,7 +64,9 @@ extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
     let page = NonZeroUsize::new(address & !(PAGE - 1)).filter(|_| code == libc::BUS_ADRERR);
     let replaced = page.is_some_and(|page| {
         // SAFETY: the page lies in a mapping of a file and has nothing behind it: no access to it can succeed, so nothing
-        // that anybody has is replaced; see also `retire`.
+        // that anybody has is replaced. Who faults has a reference into its mapping, so that it is not unmapped meanwhile.
+        // Another thread that faults there at the same time puts further zeroes: of memory that nobody believes, stores
+        // get lost. See also `retire`.
         unsafe { mmap_anonymous(Some(page), NonZeroUsize::MIN.saturating_add(PAGE - 1), prot, flags) }.is_ok()
     });
     if replaced {
@@ -174,10 +180,11 @@ impl Mapping {
         truncations_met() > 0 && self.torn().next().is_some()
     }
 
-    fn torn(&self) -> impl Iterator<Item = &'static AtomicUsize> {
+    /// The pages of it that were replaced: where that is noted, and their addresses.
+    fn torn(&self) -> impl Iterator<Item = (&'static AtomicUsize, usize)> {
         let begin = self.base.addr().get();
         let ours = begin..begin + self.len;
-        TORN.iter().filter(move |page| ours.contains(&page.load(Ordering::Relaxed)))
+        TORN.iter().map(|page| (page, page.load(Ordering::Relaxed))).filter(move |(_, at)| ours.contains(at))
     }
 
     /// The `len` bytes at `offset`, which others may be changing; `None` if they are not in the mapping.
@@ -207,16 +214,19 @@ impl Mapping {
         true
     }
 
-    /// Appends the `len` bytes at `offset` to `out`. False, and nothing is appended, if they are not in the mapping.
+    /// Appends the `len` bytes at `offset` to `out`. False, and nothing is appended, if they are not in the mapping, or there is
+    /// no memory.
     ///
     /// A writer may be changing them meanwhile; whoever copies checks afterwards whether one was, and throws the
     /// copy away then.
     pub fn copy_out(&self, offset: usize, len: usize, out: &mut Vec<u8>) -> bool {
         let Some(from) = self.address(offset, len) else { return false };
-        out.reserve(len);
+        if out.try_reserve(len).is_err() {
+            return false;
+        }
         let to = out.spare_capacity_mut().as_mut_ptr().cast::<u8>();
-        // SAFETY: `from` is valid for `len` bytes by `address()`, the spare capacity of `out` by `reserve`, and the two
-        // do not overlap. Bytes that change during the copy make it meaningless, not invalid: any `u8` is one.
+        // SAFETY: `from` is valid for `len` bytes by `address()`, the spare capacity of `out` by `try_reserve`, and
+        // the two do not overlap. Bytes that change during the copy: see above; any `u8` is valid.
         unsafe { to.copy_from_nonoverlapping(from.as_ptr(), len) }
         // SAFETY: the copy above initialised exactly `len` bytes behind the old length.
         unsafe { out.set_len(out.len() + len) }
@@ -288,7 +298,10 @@ unsafe impl<T: Shared + Sync> Sync for Located<T> {}
 impl Drop for Mapping {
     fn drop(&mut self) {
         // The addresses will be others'.
-        self.torn().for_each(|page| page.store(0, Ordering::Relaxed));
+        for (page, address) in self.torn() {
+            // Unless a handler has put another one's address there by now.
+            let _ = page.compare_exchange(address, 0, Ordering::Relaxed, Ordering::Relaxed);
+        }
         // SAFETY: base and len are what mmap returned, and no reference outlives `self`.
         let result = unsafe { munmap(self.base.cast(), self.len) };
         debug_assert!(result.is_ok(), "unmapping our own mapping: {result:?}");

@@ -442,7 +442,9 @@ impl Run for Alone {
     fn locate(&self, _: &Buffer, _: Position) {}
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
-        debug_assert_eq!(buffer.block().state.load(Ordering::Relaxed), sequence.from.0, "alone");
+        if buffer.block().state.load(Ordering::Relaxed) != sequence.from.0 {
+            return false; // somebody has damaged it
+        }
         for (word, value) in sequence.stores.as_slice() {
             // Release, for the sake of `begun`, the last of them: a reader that goes by it (E, Acquire in
             // `oldest_whole`) finds the records before it; and of `consumed` in a reset (C). The others A orders for who

@@ -298,6 +298,42 @@ fn snapshots_of_a_busy_buffer_are_whole() {
     }
 }
 
+/// Who takes a snapshot sub-buffer by sub-buffer, and others read, write or reset in between, has a piece of the stream without a gap,
+/// up to where it was announced.
+#[test]
+fn a_snapshot_in_parts_has_no_gap() {
+    let alphabet: Vec<u8> = (b'a'..=b'z').flat_map(|letter| [letter; 3]).collect();
+    for mode in ["no-overwrite", "overwrite"] {
+        for (read, written, reset) in (0..12).flat_map(|read| [(read, 0, 9), (read, 2, 9), (read, 1, 1)]) {
+            let spec: GeometrySpec = format!("subbuf-size=8:n-subbufs=5:{mode}").parse().unwrap();
+            let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
+            let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+            let mut messages = alphabet.chunks(3);
+            for message in messages.by_ref().take(9) {
+                assert_eq!(writer.write(message).unwrap().placed, Placed::Written);
+            }
+            let (mut extent, mut bytes, mut part) = (reader.snapshot_extent(), Vec::new(), 0);
+            while reader.snapshot_part(&mut extent, &mut bytes) {
+                reader.read(read, &mut Vec::new(), |_| {});
+                for message in messages.by_ref().take(written) {
+                    let _ = writer.write(message).unwrap();
+                }
+                if part == reset {
+                    reader.reset(Alone).unwrap();
+                }
+                part += 1;
+            }
+            let what = format!("{mode} {read} {written} {reset}: {}", String::from_utf8_lossy(&bytes));
+            let found = alphabet.windows(bytes.len().max(1)).any(|piece| piece == bytes) || bytes.is_empty();
+            assert!(found && bytes.len() <= extent.max(), "{what}");
+            assert!(part <= 3 * 16, "{what}");
+            if (written, read) == (0, 0) {
+                assert_eq!(bytes, alphabet[..27], "{what}");
+            }
+        }
+    }
+}
+
 /// What is written, or read, between finding out how much memory a snapshot takes and taking it, changes where it ends or
 /// begins and does not cut it.
 #[test]

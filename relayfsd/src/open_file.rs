@@ -244,6 +244,10 @@ impl OpenBuffer {
                 reply(Err(libc::EIO));
                 return false;
             }
+            if side.reader.reserve(count, scratch).is_err() {
+                reply(Err(libc::ENOMEM));
+                return false;
+            }
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
             if side.reader.position() < at {
                 reply(Ok(&[])); // there is not as much yet

@@ -27,11 +27,12 @@ impl Snapshot {
             log::warn!("channel {}: no memory for a snapshot of cpu{cpu}, see --max-memory", channel.name());
             libc::ENOMEM
         };
-        let extent = channel.read_side(cpu).reader.snapshot_extent();
+        let mut extent = channel.read_side(cpu).reader.snapshot_extent();
         let memory = channel.registry().claim(extent.max() as u64).ok_or_else(no_memory)?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
-        channel.read_side(cpu).reader.snapshot(extent, &mut bytes);
+        // The lock is let go after each sub-buffer: the writer and the socket's thread may be waiting for it.
+        while channel.read_side(cpu).reader.snapshot_part(&mut extent, &mut bytes) {}
         if channel.is_broken() {
             return Err(libc::EIO);
         }

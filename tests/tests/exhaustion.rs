@@ -2,7 +2,7 @@
 //! again, all is as before.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::Output;
 
@@ -135,9 +135,11 @@ fn no_room_for_the_state_file() {
 /// "No memory": what takes much is refused, what there is goes on.
 #[test]
 fn no_memory() {
-    let mut mount = Mount::new(&["--channel=honest", "--max-memory=1G"]);
+    let large = "--channel=large:subbuf-size=64M:n-subbufs=1:global:overwrite";
+    let mut mount = Mount::new(&["--channel=honest", "--max-memory=1G", large]);
     let honest = Honest::on(&mount, "honest");
     let channel = mount.channel("cpu");
+    mount.send_to("large", 0, &[b"message"]);
     honest.assert_going_on();
     let now = status_kib(&mut mount, "VmSize");
     limit(&mut mount, &format!("--as={}:", (now + 512) << 10));
@@ -148,8 +150,12 @@ fn no_memory() {
             && said.contains("Cannot allocate memory"),
         "{said}"
     );
+    // Of a sub-buffer that is being overwritten, who reads a little of it has the daemon keep the rest.
+    let error = File::open(mount.path("large0")).unwrap().read(&mut [0; 1]).expect_err("no room for that");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOMEM));
     honest.assert_going_on();
     limit(&mut mount, "--as=unlimited:");
+    assert_eq!(mount.read("large0"), b"message");
     assert!(create(&mount, "subbuf-size=4M:n-subbufs=4:global", "new").status.success());
     channel.flush().unwrap();
     honest.end();

@@ -98,7 +98,9 @@ fn a_reader_that_waits_is_woken_by_a_switch_and_by_the_end() {
             reader
         });
         // Not finished, so nobody is to be woken by it.
-        on_cpu(last, || mount.direct_channel("cpu").write(&[round; 100]).unwrap());
+        let channel = mount.direct_channel("cpu");
+        on_cpu(last, || channel.write(&[round; 100]).unwrap());
+        channel.sync().unwrap();
         mount.poke("cpu", "flush");
         reader = waiting.join().unwrap();
         let got = take(&mut reader, last);

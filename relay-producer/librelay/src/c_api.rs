@@ -233,8 +233,9 @@ pub(crate) unsafe extern "C" fn relay_close(chan: *mut Rchan) -> c_int {
     let handle = unsafe { Handle::find(chan) };
     status(guarded(|| {
         let handle = handle?;
-        let synced = handle.open()?.channel.sync().map_err(|error| error::of_request(&error));
         let open = handle.close()?;
+        let synced = open.channel.sync().map_err(|error| error::of_request(&error));
+        open.channel.close();
         if let (Some(remove), Some(file)) = (open.callbacks.remove_buf_file, open.file) {
             remove(std::ptr::from_ref(file).cast());
         }

@@ -247,9 +247,7 @@ impl Handle {
         // AcqRel: with `publish`, and so that only one thread finds it.
         let open = self.open.swap(null_mut(), Ordering::AcqRel);
         // SAFETY: from `publish`, and freed by `bury` alone.
-        let open = unsafe { open.as_ref() }.ok_or(Errno::EBADF)?;
-        open.channel.close();
-        Ok(open)
+        unsafe { open.as_ref() }.ok_or(Errno::EBADF)
     }
 
     /// Whoever took it does not need it, or no more.

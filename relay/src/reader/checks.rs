@@ -118,6 +118,11 @@ impl Reader {
         }
     }
 
+    /// What is begun has gone back.
+    pub(super) fn check_back(&self) {
+        self.correct();
+    }
+
     /// What the high-water mark was: not higher than the ring.
     pub(super) fn check_high_water(&self, before: u64, n_finished: u64) {
         if before > self.buffer.geometry().n_subbufs() as u64 {

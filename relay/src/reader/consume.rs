@@ -52,7 +52,10 @@ impl Reader {
         self.drop_pending(); // of the first of them, or of one that the writer has taken meanwhile
         let widths = *self.buffer.widths();
         let end = (0..count).fold(widths.at(first, 0), |position, _| widths.next(position));
-        while widths.before(self.cursor, end) {
+        for _ in 0..self.steps_max() {
+            if !widths.before(self.cursor, end) {
+                break;
+            }
             let unread = self.readable().len.saturating_sub(widths.offset(self.cursor));
             if self.buffer.geometry().mode() == Mode::Overwrite && self.lapped() {
                 // These are gone, and counted.

@@ -8,13 +8,19 @@ use crate::sync::Ordering;
 /// Tries at getting anything at all of a ring that the writer goes round faster than it can be copied.
 const TRIES_MAX: u32 = 16;
 
-/// How far a snapshot goes, so that memory for it can be had before it is taken.
+/// How far a snapshot goes, so that memory for it can be had before it is taken; and how far it has been taken.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
     /// Where the writer was.
     end: Position,
     /// Bytes that a snapshot up to there takes at most.
     max: usize,
+    /// The next sub-buffer. `None`: the first.
+    at: Option<Position>,
+    /// Sub-buffers looked at since the first.
+    n_taken: usize,
+    /// How often it was begun again.
+    n_tries: u32,
 }
 
 impl Extent {
@@ -42,28 +48,52 @@ impl Reader {
             Mode::NoOverwrite => self.snapshot_len(),
             Mode::Overwrite => self.buffer.geometry().buffer_size(),
         };
-        Extent { end, max: max.try_into().unwrap_or(usize::MAX) }
+        Extent { end, max: max.try_into().unwrap_or(usize::MAX), at: None, n_taken: 0, n_tries: 0 }
     }
 
     /// Copies what is unread, or in overwrite mode all that is still whole, read or not, since the last reset; up to the
     /// last message before the extent's end. `out` is empty.
-    pub fn snapshot(&self, extent: Extent, out: &mut Vec<u8>) {
-        match self.buffer.geometry().mode() {
-            // All of it at once: nobody else reads it, since whoever calls has the only reader.
-            Mode::NoOverwrite => self.copy_between(self.cursor, extent.end, extent.max, out),
-            Mode::Overwrite => {
-                let mut end = extent.end;
-                for _ in 0..TRIES_MAX {
-                    let oldest = self.oldest_whole();
-                    let behind_reset = self.buffer.widths().before(oldest, self.floor);
-                    self.copy_between(if behind_reset { self.floor } else { oldest }, end, extent.max, out);
-                    if !out.is_empty() || self.size() == 0 {
-                        return;
-                    }
-                    end = self.state();
-                }
+    pub fn snapshot(&self, mut extent: Extent, out: &mut Vec<u8>) {
+        while self.snapshot_part(&mut extent, out) {}
+    }
+
+    /// Copies one sub-buffer of a snapshot, behind what `out` has of it, and returns whether there is more. For those with whom
+    /// others wait for the reader: they need not wait for all of a ring. What others read, reset or overwrite between two parts
+    /// is left out, and all before, so that what is there goes on from byte to byte.
+    pub fn snapshot_part(&self, extent: &mut Extent, out: &mut Vec<u8>) -> bool {
+        let widths = self.buffer.widths();
+        let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
+        let at = match extent.at {
+            Some(at) if overwrite || !widths.before(at, self.cursor) => at,
+            Some(_) => {
+                out.clear();
+                self.cursor
             }
+            None if overwrite => {
+                let oldest = self.oldest_whole();
+                if widths.before(oldest, self.floor) { self.floor } else { oldest }
+            }
+            None => self.cursor,
+        };
+        let readable = self.readable_at(at, extent.end);
+        // More than `max` would be the doing of a peer that does not keep to the rules.
+        let len = readable.len.saturating_sub(widths.offset(at)).min(extent.max - out.len());
+        self.buffer.data().copy_out(self.buffer.ring_offset(at), len, out);
+        if overwrite && self.lapped_at(at) {
+            out.clear();
         }
+        extent.at = Some(widths.next(at));
+        extent.n_taken += 1;
+        if readable.finished && extent.n_taken <= self.buffer.geometry().n_subbufs() {
+            return true;
+        }
+        // A writer may have gone round the ring before anything could be copied.
+        extent.n_tries += 1;
+        if !overwrite || !out.is_empty() || self.size() == 0 || extent.n_tries >= TRIES_MAX {
+            return false;
+        }
+        (extent.end, extent.at, extent.n_taken) = (self.state(), None, 0);
+        true
     }
 
     /// Unread bytes that the writer has overwritten, which no read has found out yet.
@@ -108,24 +138,5 @@ impl Reader {
         let len = (self.buffer.geometry().subbuf_size() as u64).checked_sub(get(&first.padding));
         let end = len.and_then(|len| get(&first.begin).checked_add(len));
         end == Some(get(&second.begin)) && get(&first.number).checked_add(1) == Some(get(&second.number))
-    }
-
-    /// Copies from `at` up to `end`, without padding. What turns out to have been overwritten is left out, and all before.
-    /// At most `max` bytes: more would be the doing of a peer that does not keep to the rules.
-    fn copy_between(&self, mut at: Position, end: Position, max: usize, out: &mut Vec<u8>) {
-        let widths = self.buffer.widths();
-        let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
-        for _ in 0..=self.buffer.geometry().n_subbufs() {
-            let readable = self.readable_at(at, end);
-            let len = readable.len.saturating_sub(widths.offset(at));
-            self.buffer.data().copy_out(self.buffer.ring_offset(at), len.min(max - out.len()), out);
-            if overwrite && self.lapped_at(at) {
-                out.clear();
-            }
-            if !readable.finished {
-                return;
-            }
-            at = widths.next(at);
-        }
     }
 }
