@@ -379,6 +379,11 @@ impl Channel {
         self.lock_files().as_ref().map_or_else(Vec::new, |files| files.all().to_vec())
     }
 
+    /// Whether there are files of it that could be gone on with.
+    pub(crate) fn has_files(&self) -> bool {
+        self.lock_files().is_some()
+    }
+
     /// Removes its files.
     pub(crate) fn remove_files(&self) {
         if let Some(files) = self.lock_files().take() {

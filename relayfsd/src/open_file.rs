@@ -176,10 +176,12 @@ impl OpenFile {
                     return written(Err(libc::EINVAL));
                 }
                 if *file == ControlFile::Reset && channel.is_broken_or_cut(None) {
-                    return written(channel.renew().map_err(|error| {
-                        log::error!("{error}");
-                        error.errno()
-                    }));
+                    return channel.renew(move |renewed| {
+                        written(renewed.map_err(|error| {
+                            log::error!("{error}");
+                            error.errno()
+                        }));
+                    });
                 }
                 let (channel, what) = (channel.clone(), file.name());
                 let (writers, name) = (channel.writers(), channel.name().clone());

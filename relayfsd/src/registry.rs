@@ -5,6 +5,7 @@ mod renewal;
 mod succession;
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::ops::Deref;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -18,6 +19,7 @@ pub(crate) use self::error::OpenError;
 use crate::adopt::Legacy;
 use crate::channel::{Channel, Named};
 use crate::counts::Counts;
+use crate::creator::Creator;
 use crate::kill_point;
 use crate::shares::{self, NoShare};
 use crate::writers::{Job, Unavailable, Writers};
@@ -57,6 +59,7 @@ pub(crate) struct Registry {
     /// Held while a channel is being made, which takes as long as its memory; `channels` is not.
     creating: Mutex<()>,
     writers: Writers,
+    creator: Creator,
 }
 
 #[derive(Default)]
@@ -125,7 +128,7 @@ impl Registry {
         limits: Limits,
         defaults: GeometrySpec,
         legacy: Legacy,
-    ) -> Arc<Registry> {
+    ) -> io::Result<Arc<Registry>> {
         let mut channels = Channels {
             last_id: legacy.state.last_id,
             gone: succession::gone(&legacy.state),
@@ -144,12 +147,13 @@ impl Registry {
             channels: Mutex::new(channels),
             creating: Mutex::default(),
             writers: Writers::new(n_cpus),
+            creator: Creator::start()?,
         });
         for channel in registry.all() {
             registry.watch(&channel);
             registry.finish_resets(&channel);
         }
-        registry
+        Ok(registry)
     }
 
     /// Number of configured CPUs.
@@ -160,6 +164,11 @@ impl Registry {
     /// The threads that write for others.
     pub(crate) fn writers(&self) -> &Writers {
         &self.writers
+    }
+
+    /// The thread that makes channels.
+    pub(crate) fn creator(&self) -> &Creator {
+        &self.creator
     }
 
     /// Bytes that all channels together may take.
@@ -182,7 +191,8 @@ impl Registry {
         Some(MemoryClaim { registry: self.clone(), bytes })
     }
 
-    /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it. The flag says which.
+    /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it, which takes its time. The flag says
+    /// which.
     pub(crate) fn open(
         self: &Arc<Self>,
         name: &ChannelName,

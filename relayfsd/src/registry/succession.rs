@@ -101,6 +101,8 @@ impl Registry {
     /// they are, and producers go on writing; otherwise they are told too, and what is unread is said, a line a channel.
     pub(crate) fn close_all(self: &Arc<Self>, keep: bool) {
         self.lock().closed = true;
+        // One that is being made finds that out.
+        drop(self.creating.lock());
         for channel in self.all() {
             if channel.is_shared() && !keep {
                 // First those who write by themselves, so that what is told below is all there will be.
@@ -162,10 +164,12 @@ impl Registry {
             n_bufs: channel.n_bufs(),
             name: channel.name().clone(),
         };
+        // One that was broken and could not be made anew has no files.
+        let kept = channels.by_name.values().filter(|channel| channel.has_files());
         let gone = channels.gone.named().into_iter();
         let state = StateFile {
             last_id: channels.last_id,
-            channels: channels.by_name.values().map(entry).collect(),
+            channels: kept.map(entry).collect(),
             gone: gone
                 .filter(|(_, value)| *value != 0)
                 .map(|(name, value)| (name.to_owned(), value))
