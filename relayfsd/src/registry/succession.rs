@@ -166,14 +166,11 @@ impl Registry {
         };
         // One that was broken and could not be made anew has no files.
         let kept = channels.by_name.values().filter(|channel| channel.has_files());
-        let gone = channels.gone.named().into_iter();
+        let gone = channels.gone.named().filter(|(_, value)| *value != 0);
         let state = StateFile {
             last_id: channels.last_id,
             channels: kept.map(entry).collect(),
-            gone: gone
-                .filter(|(_, value)| *value != 0)
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
+            gone: gone.map(|(name, value)| (name.to_owned(), value)).collect(),
             ..self.state.clone()
         };
         let (new, path) = (self.state_dir.join(format!("{STATE_FILE}.new")), self.state_dir.join(STATE_FILE));
