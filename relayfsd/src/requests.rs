@@ -12,16 +12,15 @@ use std::time::{Duration, Instant};
 use log::debug;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use relay::ChannelName;
 use relay::abi::LAYOUT_VERSION;
 use relay::frame::{
-    ALL_CPUS, DESCRIPTORS_MAX, HEADER_DEFAULT, OPEN_CREATE, SHARE_READ, WAIT_FOREVER, WRITE_MORE,
-    WRITE_REPLY, done,
+    ALL_CPUS, DESCRIPTORS_MAX, OPEN_CREATE, SHARE_READ, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, done,
 };
 use relay::frame::{
     Body, Close, Consume, Flush, Frame, FrameType, Messages, Open, OpenReply, Refusal, Share, ShareReply,
     Watch, Write,
 };
-use relay::{ChannelName, GeometrySpec, Mode};
 
 use crate::assembly::{Assembly, AssemblyError};
 use crate::connection::{Common, Refused};
@@ -169,10 +168,10 @@ impl Requests {
             let text = format!("{text} {} channels: close some", self.common.holds.max());
             Refused::request(Errno::EMFILE, text)
         })?;
-        match self.common.registry.open(&name, spec(&open), Create::No) {
+        match self.common.registry.open(&name, open.spec(), Create::No) {
             Err(OpenError::Unknown { .. }) if frame.flags & OPEN_CREATE != 0 => {
                 let (create, ring) = (Create::ForHolders(self.peer.uid()), Arc::clone(&self.common.ring));
-                let ordered = self.common.registry.order(name, spec(&open), create, ring);
+                let ordered = self.common.registry.order(name, open.spec(), create, ring);
                 self.making = Some(Making { id: frame.id, ordered, hold });
             }
             made => self.answer_open(frame.id, made, hold),
@@ -193,17 +192,7 @@ impl Requests {
         while self.channels.contains_key(&self.next_channel) {
             self.next_channel = self.next_channel.wrapping_add(1);
         }
-        let geometry = held.geometry();
-        let reply = OpenReply {
-            channel: self.next_channel,
-            subbuf_size: geometry.subbuf_size() as u32,
-            n_subbufs: geometry.n_subbufs() as u32,
-            header: geometry.header() as u32,
-            mode: if geometry.mode() == Mode::Overwrite { 2 } else { 1 },
-            scope: if geometry.global() { 2 } else { 1 },
-            created: created.into(),
-            n_bufs: held.n_bufs() as u32,
-        };
+        let reply = OpenReply::new(self.next_channel, held.geometry(), held.n_bufs(), created);
         self.peer.send(&reply.frame(0, id));
         self.channels.insert(self.next_channel, (held, hold));
         self.next_channel = self.next_channel.wrapping_add(1);
@@ -449,25 +438,6 @@ impl Requests {
                 Err(if alone { Refused::connection } else { Refused::request }(Errno::EIO, text))
             }
         }
-    }
-}
-
-fn spec(open: &Open) -> GeometrySpec {
-    let given = |value: u32| (value != 0).then_some(u64::from(value));
-    GeometrySpec {
-        subbuf_size: given(open.subbuf_size),
-        n_subbufs: given(open.n_subbufs),
-        header: (open.header != HEADER_DEFAULT).then_some(open.header.into()),
-        mode: match open.mode {
-            1 => Some(Mode::NoOverwrite),
-            2 => Some(Mode::Overwrite),
-            _ => None,
-        },
-        global: match open.scope {
-            1 => Some(false),
-            2 => Some(true),
-            _ => None,
-        },
     }
 }
 
