@@ -151,7 +151,7 @@ impl Registry {
         });
         for channel in registry.all() {
             registry.watch(&channel);
-            registry.finish_resets(&channel);
+            registry.hold_id(channel.id()).iter().for_each(|held| registry.finish_resets(held));
         }
         Ok(registry)
     }

@@ -104,9 +104,11 @@ impl Registry {
         // One that is being made finds that out.
         drop(self.creating.lock());
         for channel in self.all() {
-            if channel.is_shared() && !keep {
-                // First those who write by themselves, so that what is told below is all there will be.
-                let held = Held::new(self, channel.clone());
+            // First those who write by themselves, so that what is told below is all there will be.
+            if channel.is_shared()
+                && !keep
+                && let Some(held) = self.hold_id(channel.id())
+            {
                 writers::close_all(&self.writers, &held, CLOSE_MAX);
             }
             channel.close();
@@ -135,11 +137,11 @@ impl Registry {
     }
 
     /// A reset that a dead daemon was in the middle of.
-    pub(super) fn finish_resets(self: &Arc<Self>, channel: &Arc<Channel>) {
+    pub(super) fn finish_resets(self: &Arc<Self>, channel: &Held) {
         for cpu in (0..channel.n_bufs()).filter(|cpu| channel.read_side(*cpu).reader.is_half_reset()) {
             let (sender, receiver) = bounded(1);
             let done = Box::new(move |done| sender.send(done).unwrap_or_default());
-            self.writers.submit_now(Job::Reset { channel: Held::new(self, channel.clone()), cpu, done });
+            self.writers.submit_now(Job::Reset { channel: channel.clone(), cpu, done });
             match receiver.recv_timeout(CLOSE_MAX) {
                 Ok(Ok(())) => log::info!("channel {}: finished the reset of buffer {cpu}", channel.name()),
                 Ok(Err(unavailable)) => {
