@@ -29,6 +29,7 @@ mod open_file;
 mod options;
 mod past;
 mod peer;
+mod predecessor;
 mod privileges;
 mod reading;
 mod registry;
