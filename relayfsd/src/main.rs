@@ -25,6 +25,7 @@ mod message;
 mod mount;
 mod mount_helper;
 mod mount_words;
+mod node;
 mod open_file;
 mod options;
 mod past;
