@@ -1,6 +1,9 @@
 //! What is counted of a buffer, a channel, and of those that are gone; as text.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::channel::Channel;
 
 /// Makes [`Counts`] of a list of numbers: each with its name in the files, and what becomes of two of them.
 macro_rules! counts {
@@ -58,6 +61,52 @@ impl Counts {
         for (name, value) in self.named() {
             writeln!(text, "{prefix}.{name} {value}").expect("writing to a string");
         }
+    }
+}
+
+impl Channel {
+    /// The numbers of one buffer.
+    pub(crate) fn counts(&self, cpu: usize) -> Counts {
+        let side = self.read_side(cpu);
+        side.reader.note_high_water();
+        let block = side.reader.buffer().block();
+        // Relaxed: counters say nothing of other memory.
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let produced = side.reader.produced();
+        Counts {
+            produced,
+            consumed: produced.saturating_sub(side.reader.n_finished()),
+            bytes: side.reader.size(),
+            written: get(&block.written),
+            dropped: get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere)),
+            too_big: get(&block.too_big),
+            contended: get(&block.contended),
+            read_bytes: get(&block.read_bytes),
+            read_subbufs: get(&block.read_subbufs),
+            overwritten_bytes: get(&block.overwritten_bytes),
+            overwritten_subbufs: get(&block.overwritten_subbufs),
+            discarded_bytes: get(&block.discarded_bytes),
+            discarded_subbufs: get(&block.discarded_subbufs),
+            high_water: get(&block.high_water),
+            corrected: side.reader.corrected(),
+        }
+    }
+
+    /// The numbers of all buffers together.
+    pub(crate) fn total(&self) -> Counts {
+        let mut total = Counts::default();
+        (0..self.n_bufs()).for_each(|cpu| total.add(&self.counts(cpu)));
+        total
+    }
+
+    /// The text of the `stats` file. Buffers are called `cpuN` whatever the channel's base filename is.
+    pub(crate) fn stats(&self) -> String {
+        let mut text = String::new();
+        for cpu in 0..self.n_bufs() {
+            self.counts(cpu).write_to(&format!("cpu{cpu}"), &mut text);
+        }
+        self.total().write_to("total", &mut text);
+        text
     }
 }
 
