@@ -10,10 +10,10 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use relay::client::{ConnectError, Deadline, Socket, refusal};
 use relay::frame::{
-    self, Body, Frame, HEADER_DEFAULT, HEADER_LEN, Hello, HelloReply, OPEN_CREATE, Open, OpenReply, Refusal,
-    Share, ShareReply, VERSION,
+    self, Body, Frame, HEADER_LEN, Hello, HelloReply, OPEN_CREATE, Open, OpenReply, Refusal, Share,
+    ShareReply, VERSION,
 };
-use relay::{ChannelName, Geometry, GeometryError, GeometrySpec, Mode};
+use relay::{ChannelName, Geometry, GeometryError, GeometrySpec};
 
 use crate::connection::Connection;
 use crate::error::OpenError;
@@ -55,16 +55,7 @@ impl OpenRequest {
     }
 
     fn frame(&self) -> Vec<u8> {
-        // Lossless: `check` saw these values.
-        let value = |value: Option<u64>, absent| value.map_or(absent, |value| value as u32);
-        let open = Open {
-            subbuf_size: value(self.spec.subbuf_size, 0),
-            n_subbufs: value(self.spec.n_subbufs, 0),
-            header: value(self.spec.header, HEADER_DEFAULT),
-            mode: self.spec.mode.map_or(0, |mode| if mode == Mode::Overwrite { 2 } else { 1 }),
-            scope: self.spec.global.map_or(0, |global| if global { 2 } else { 1 }),
-            name: self.name.as_str().as_bytes(),
-        };
+        let open = Open::new(&self.name, &self.spec);
         open.frame(if self.create { OPEN_CREATE } else { 0 }, OPEN_ID)
     }
 }
@@ -168,7 +159,8 @@ impl Handshake {
             }
             Stage::Open(hello) => {
                 let reply = self.answer::<OpenReply>(packet, OPEN_ID)?;
-                let geometry = geometry_of(&reply)
+                let geometry = reply
+                    .geometry()
                     .filter(|_| (1..=N_BUFS_MAX).contains(&reply.n_bufs))
                     .ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
                 let opened = Opened { hello, reply, geometry };
@@ -234,25 +226,6 @@ impl Handshake {
     fn not_ours(&self, why: String) -> OpenError {
         ConnectError::NotOurs { socket: self.path.display().to_string(), why }.into()
     }
-}
-
-fn geometry_of(reply: &OpenReply) -> Option<Geometry> {
-    let spec = GeometrySpec {
-        subbuf_size: Some(reply.subbuf_size.into()),
-        n_subbufs: Some(reply.n_subbufs.into()),
-        header: Some(reply.header.into()),
-        mode: Some(match reply.mode {
-            1 => Mode::NoOverwrite,
-            2 => Mode::Overwrite,
-            _ => return None,
-        }),
-        global: Some(match reply.scope {
-            1 => false,
-            2 => true,
-            _ => return None,
-        }),
-    };
-    spec.build().ok()
 }
 
 #[cfg(test)]

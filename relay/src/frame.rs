@@ -31,6 +31,8 @@
 //! A reply has its request's type with [`REPLY_BIT`] set and the request's id; a refusal is an `ERROR` with that
 //! id. Every request is answered but `WRITE`, which is answered only if [`WRITE_REPLY`] is set.
 
+mod shape;
+
 use thiserror::Error;
 
 /// Largest frame, header included, in bytes. Senders stay below the packet limit of an untuned system.

@@ -163,6 +163,19 @@ pub struct GeometrySpec {
     pub global: Option<bool>,
 }
 
+impl From<Geometry> for GeometrySpec {
+    /// Everything is given.
+    fn from(geometry: Geometry) -> GeometrySpec {
+        GeometrySpec {
+            subbuf_size: Some(geometry.subbuf_size() as u64),
+            n_subbufs: Some(geometry.n_subbufs() as u64),
+            header: Some(geometry.header() as u64),
+            mode: Some(geometry.mode()),
+            global: Some(geometry.global()),
+        }
+    }
+}
+
 impl GeometrySpec {
     /// This specification, with what it leaves out taken from `general`.
     pub fn or(self, general: &GeometrySpec) -> GeometrySpec {

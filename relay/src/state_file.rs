@@ -49,7 +49,7 @@ pub struct StateFile {
 pub struct ChannelEntry {
     /// Its number: its files are `ID.control`, `ID.data0`, ...
     pub id: u32,
-    /// Whether it lived as long as its daemon.
+    /// Whether it lived as long as its daemon. For people to see: the next daemon goes by its own command line.
     pub permanent: bool,
     /// Its shape.
     pub geometry: Geometry,

@@ -45,27 +45,25 @@ pub(crate) fn take_over(
     any_point: bool,
     n_cpus: usize,
 ) -> Result<Legacy, DirError> {
-    let fresh = StateFile { point: point.to_owned(), epoch: 1, ..StateFile::default() };
     let mut left = match read(dir.path()) {
         Ok(Some(left)) if any_point || left.point == point => left,
-        Ok(Some(left)) => {
-            set_all_aside(dir, &format!("it is of another mount point: {}, not {point}", left.point))?;
-            return Ok(Legacy { state: fresh, channels: Vec::new() });
-        }
-        // Nothing was ever finished, so nobody was told of anything.
-        Ok(None)
-            if !dir.entries()?.iter().any(|path| path.extension().is_some_and(|ext| ext == "control")) =>
-        {
-            clear_leftovers(dir, &HashSet::new())?;
-            return Ok(Legacy { state: fresh, channels: Vec::new() });
-        }
-        Ok(None) => {
-            set_all_aside(dir, &format!("there is no file '{STATE_FILE}'"))?;
-            return Ok(Legacy { state: fresh, channels: Vec::new() });
-        }
-        Err(reason) => {
-            set_all_aside(dir, &reason)?;
-            return Ok(Legacy { state: fresh, channels: Vec::new() });
+        found => {
+            match found {
+                Ok(Some(other)) => {
+                    set_all_aside(
+                        dir,
+                        &format!("it is of another mount point: {}, not {point}", other.point),
+                    )?;
+                }
+                Ok(None) if dir.entries()?.iter().any(|path| is_control(path)) => {
+                    set_all_aside(dir, &format!("there is no file '{STATE_FILE}'"))?;
+                }
+                // Nothing was ever finished, so nobody was told of anything.
+                Ok(None) => clear_leftovers(dir, &HashSet::new())?,
+                Err(reason) => set_all_aside(dir, &reason)?,
+            }
+            let state = StateFile { point: point.to_owned(), epoch: 1, ..StateFile::default() };
+            return Ok(Legacy { state, channels: Vec::new() });
         }
     };
     left.epoch = left.epoch.saturating_add(1);
@@ -140,10 +138,9 @@ fn set_all_aside(dir: &StateDir, reason: &str) -> Result<(), DirError> {
         dir.path().display(),
         aside.display()
     );
-    let is_control = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "control");
     let mut paths = dir.entries()?;
     // Last: while there is one, a start that finds no state file sets the rest aside, too.
-    paths.sort_by_key(is_control);
+    paths.sort_by_key(|path| is_control(path));
     for path in paths {
         if is_control(&path) {
             tell_writers(&path);
@@ -152,6 +149,10 @@ fn set_all_aside(dir: &StateDir, reason: &str) -> Result<(), DirError> {
         kill_point!("adopt-all-aside");
     }
     Ok(())
+}
+
+fn is_control(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "control")
 }
 
 fn move_to(path: &Path, dir: &Path) -> Result<(), DirError> {

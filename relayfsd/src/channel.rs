@@ -1,4 +1,6 @@
-//! One channel: its buffers with their readers, who waits for them, and its counters as text.
+//! One channel: its files and its buffers with their readers. `waiting.rs` has who waits for them, `counts.rs` their numbers.
+
+mod waiting;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -11,13 +13,10 @@ use relay::buffer::Buffer;
 use relay::reader::Reader;
 use relay::{ChannelName, Geometry, abi};
 
-use crate::counts::Counts;
+pub(crate) use self::waiting::{PollState, Wake};
 use crate::damage::{Damage, Side};
 use crate::files::{self, Files, Made};
 use crate::snapshot::SnapshotSlot;
-
-/// Wakes somebody who polls.
-pub(crate) type Wake = Box<dyn FnOnce() + Send>;
 
 /// A channel, with everything the daemon knows of it.
 pub(crate) struct Channel {
@@ -89,19 +88,6 @@ pub(crate) struct ReadSide {
     grown: (u64, SystemTime),
     /// Corrections that were told.
     pub(crate) corrected_told: u64,
-}
-
-/// What poll(2) says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum PollState {
-    /// Nothing is finished.
-    Idle,
-    /// A finished sub-buffer waits.
-    Readable,
-    /// The channel is closed.
-    Closed,
-    /// Its files are damaged.
-    Broken,
 }
 
 impl Channel {
@@ -282,60 +268,6 @@ impl Channel {
         side.grown
     }
 
-    /// What poll(2) says of a buffer. With `wake`, that is called once at its next switch or end; it is stored
-    /// *before* the look, so that a switch in between is not missed.
-    pub(crate) fn poll(&self, cpu: usize, file: u64, wake: Option<Wake>) -> PollState {
-        if let Some(wake) = wake {
-            let mut waiters = self.waiters(cpu);
-            self.buffers[cpu].buffer.arm();
-            match waiters.iter_mut().find(|(who, _)| *who == file) {
-                Some(waiter) => waiter.1 = wake,
-                None => waiters.push((file, wake)),
-            }
-        }
-        let has_finished = self.read_side(cpu).reader.has_finished();
-        if self.closed.load(Ordering::Acquire) {
-            PollState::Closed
-        } else if self.is_broken() {
-            PollState::Broken
-        } else if has_finished {
-            PollState::Readable
-        } else {
-            PollState::Idle
-        }
-    }
-
-    /// Forgets what an open file wanted to be told.
-    pub(crate) fn forget_waiter(&self, cpu: usize, file: u64) {
-        self.waiters(cpu).retain(|(who, _)| *who != file);
-    }
-
-    /// Tells everybody who polls a buffer to look again.
-    pub(crate) fn wake(&self, cpu: usize) {
-        let waiters = std::mem::take(&mut *self.waiters(cpu));
-        for (_, wake) in waiters {
-            wake();
-        }
-    }
-
-    /// Tells those who poll, if there is something: a producer that writes by itself has rung, or has gone. Where a reader
-    /// was faster and there is nothing any more, those who poll go on waiting, and producers have to ring again.
-    pub(crate) fn wake_readable(&self) {
-        for cpu in 0..self.n_bufs() {
-            if self.waiters(cpu).is_empty() {
-                continue;
-            }
-            let has_finished = || self.read_side(cpu).reader.has_finished();
-            let readable = has_finished() || {
-                self.buffers[cpu].buffer.arm();
-                has_finished()
-            };
-            if readable {
-                self.wake(cpu);
-            }
-        }
-    }
-
     /// Opens the channel's files for somebody else: the control file, then the data files. If it is to write them, the
     /// channel is shared from then on.
     pub(crate) fn share(&self, to_write: bool) -> io::Result<Vec<File>> {
@@ -379,6 +311,11 @@ impl Channel {
         self.lock_files().as_ref().map_or_else(Vec::new, |files| files.all().to_vec())
     }
 
+    /// Whether there are files of it that could be gone on with.
+    pub(crate) fn has_files(&self) -> bool {
+        self.lock_files().is_some()
+    }
+
     /// Removes its files.
     pub(crate) fn remove_files(&self) {
         if let Some(files) = self.lock_files().take() {
@@ -393,90 +330,7 @@ impl Channel {
         (0..self.n_bufs()).fold(0, |sum, cpu| sum.saturating_add(unread(cpu)))
     }
 
-    /// The numbers of one buffer.
-    pub(crate) fn counts(&self, cpu: usize) -> Counts {
-        let side = self.read_side(cpu);
-        side.reader.note_high_water();
-        let block = side.reader.buffer().block();
-        // Relaxed: counters say nothing of other memory.
-        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
-        let produced = side.reader.produced();
-        Counts {
-            produced,
-            consumed: produced.saturating_sub(side.reader.n_finished()),
-            bytes: side.reader.size(),
-            written: get(&block.written),
-            dropped: get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere)),
-            too_big: get(&block.too_big),
-            contended: get(&block.contended),
-            read_bytes: get(&block.read_bytes),
-            read_subbufs: get(&block.read_subbufs),
-            overwritten_bytes: get(&block.overwritten_bytes),
-            overwritten_subbufs: get(&block.overwritten_subbufs),
-            discarded_bytes: get(&block.discarded_bytes),
-            discarded_subbufs: get(&block.discarded_subbufs),
-            high_water: get(&block.high_water),
-            corrected: side.reader.corrected(),
-        }
-    }
-
-    /// The numbers of all buffers together.
-    pub(crate) fn total(&self) -> Counts {
-        let mut total = Counts::default();
-        (0..self.n_bufs()).for_each(|cpu| total.add(&self.counts(cpu)));
-        total
-    }
-
-    /// The text of the `stats` file. Buffers are called `cpuN` whatever the channel's base filename is.
-    pub(crate) fn stats(&self) -> String {
-        let mut text = String::new();
-        for cpu in 0..self.n_bufs() {
-            self.counts(cpu).write_to(&format!("cpu{cpu}"), &mut text);
-        }
-        self.total().write_to("total", &mut text);
-        text
-    }
-
     fn lock_files(&self) -> MutexGuard<'_, Option<Files>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn waiters(&self, cpu: usize) -> MutexGuard<'_, Vec<(u64, Wake)>> {
-        self.buffers[cpu].waiters.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use relay::GeometrySpec;
-    use relay::writer::{Alone, Writer};
-
-    use super::*;
-
-    /// A producer rings for a sub-buffer that a reader has taken when the daemon comes to look: who polls must hear of the
-    /// next one.
-    #[test]
-    fn a_ring_that_a_reader_was_faster_than_is_not_the_last() {
-        let dir = tempfile::tempdir().unwrap();
-        let geometry = GeometrySpec::default().build().unwrap();
-        let named = Named { id: 1, name: "cpu".parse().unwrap(), geometry, permanent: true, maker: None };
-        let channel = Channel::create(dir.path(), 1, named, 1).unwrap();
-        let woken = Arc::new(AtomicUsize::new(0));
-        let wake = Arc::clone(&woken);
-        let told = move || {
-            wake.fetch_add(1, Ordering::Relaxed);
-        };
-        assert!(matches!(channel.poll(0, 7, Some(Box::new(told))), PollState::Idle));
-        let switch = || {
-            Writer::new(channel.buffer(0), Alone).flush().unwrap();
-            channel.buffer(0).wake_wanted().expect("somebody polls").rung();
-        };
-        switch();
-        channel.read_side(0).reader.read(1, &mut Vec::new(), |_| {});
-        channel.wake_readable();
-        assert_eq!(woken.load(Ordering::Relaxed), 0, "there is nothing");
-        switch();
-        channel.wake_readable();
-        assert_eq!(woken.load(Ordering::Relaxed), 1);
     }
 }

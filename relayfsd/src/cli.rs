@@ -254,11 +254,11 @@ mod tests {
     #[test]
     fn words_of_fuse_and_of_mount_are_collected() {
         let (_, words) =
-            parse("relayfsd /mnt -o ro,noexec,noatime,exec,allow_other,auto_unmount,uid=5,gid=6,mode=0440,fsname=x=y")
+            parse("relayfsd /mnt -o ro,noexec,noatime,exec,allow_other,default_permissions,auto_unmount,uid=5,gid=6,mode=0440,fsname=x=y")
                 .unwrap();
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_RDONLY | MsFlags::MS_NOATIME;
         assert_eq!(words.flags, flags);
-        assert!(words.allow_other && words.auto_unmount && !words.default_permissions);
+        assert!(words.allow_other && words.auto_unmount);
         assert_eq!((words.uid, words.gid, words.mode), (Some(5), Some(6), Some(0o440)));
         assert_eq!(words.fsname.as_deref(), Some("x=y"));
     }

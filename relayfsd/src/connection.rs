@@ -19,7 +19,6 @@ use relay::frame::{
 use relay::geometry::MESSAGE_MAX;
 
 use crate::assembly::{AssemblyError, Budget};
-use crate::creator::Creator;
 use crate::flow::Ring;
 use crate::peer::Peer;
 use crate::registry::Registry;
@@ -87,7 +86,6 @@ impl From<AssemblyError> for Refused {
 /// What all connections have in common.
 pub(crate) struct Common {
     pub(crate) registry: Arc<Registry>,
-    pub(crate) creator: Creator,
     pub(crate) budget: Arc<Budget>,
     /// Channels that connections hold.
     pub(crate) holds: Arc<Shares>,

@@ -14,10 +14,15 @@ pub(crate) fn consume(channel: &Held, cpu: usize, text: &[u8]) -> Result<(), i32
     if channel.is_broken() {
         return Err(libc::EIO);
     }
-    give_back(channel, cpu, from, count).map_err(|error| match error {
+    give_back(channel, cpu, from, count).map_err(|error| errno(&error))
+}
+
+/// Why sub-buffers are not given back, for programs.
+pub(crate) fn errno(error: &ConsumeError) -> i32 {
+    match error {
         ConsumeError::Stale { .. } => libc::ESTALE,
         ConsumeError::TooMany { .. } => libc::EINVAL,
-    })
+    }
 }
 
 /// Gives `count` sub-buffers back, the first of which has number `from`, where that is given.

@@ -1,95 +1,132 @@
 //! What is counted of a buffer, a channel, and of those that are gone; as text.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The numbers of one buffer, or of all of them.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counts {
-    pub(crate) produced: u64,
-    pub(crate) consumed: u64,
-    pub(crate) bytes: u64,
-    pub(crate) written: u64,
-    pub(crate) dropped: u64,
-    pub(crate) too_big: u64,
-    pub(crate) contended: u64,
-    pub(crate) read_bytes: u64,
-    pub(crate) read_subbufs: u64,
-    pub(crate) overwritten_bytes: u64,
-    pub(crate) overwritten_subbufs: u64,
-    pub(crate) discarded_bytes: u64,
-    pub(crate) discarded_subbufs: u64,
-    pub(crate) high_water: u64,
-    pub(crate) corrected: u64,
+use crate::channel::Channel;
+
+/// Makes [`Counts`] of a list of numbers: each with its name in the files, and what becomes of two of them.
+macro_rules! counts {
+    ($($name:ident: $together:ident,)*) => {
+        /// The numbers of one buffer, or of all of them.
+        #[derive(Clone, Copy, Debug, Default)]
+        pub(crate) struct Counts {
+            $(pub(crate) $name: u64,)*
+        }
+
+        impl Counts {
+            /// Names and values.
+            pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+                [$((stringify!($name), self.$name)),*].into_iter()
+            }
+
+            /// Sets the number of a name, if there is one of that name.
+            pub(crate) fn set(&mut self, name: &str, value: u64) {
+                match name {
+                    $(stringify!($name) => self.$name = value,)*
+                    _ => {}
+                }
+            }
+
+            /// Adds another's numbers.
+            pub(crate) fn add(&mut self, other: &Counts) {
+                $(self.$name = self.$name.$together(other.$name);)*
+            }
+        }
+    };
+}
+
+// In the order of the file. Names are never removed or given another meaning. Peers have a hand in the numbers, so sums may wrap.
+counts! {
+    produced: wrapping_add,
+    consumed: wrapping_add,
+    bytes: wrapping_add,
+    written: wrapping_add,
+    dropped: wrapping_add,
+    too_big: wrapping_add,
+    contended: wrapping_add,
+    read_bytes: wrapping_add,
+    read_subbufs: wrapping_add,
+    overwritten_bytes: wrapping_add,
+    overwritten_subbufs: wrapping_add,
+    discarded_bytes: wrapping_add,
+    discarded_subbufs: wrapping_add,
+    high_water: max,
+    corrected: wrapping_add,
 }
 
 impl Counts {
-    /// Names and values, in the order of the file. Names are never removed or given another meaning.
-    pub(crate) fn named(&self) -> [(&'static str, u64); 15] {
-        [
-            ("produced", self.produced),
-            ("consumed", self.consumed),
-            ("bytes", self.bytes),
-            ("written", self.written),
-            ("dropped", self.dropped),
-            ("too_big", self.too_big),
-            ("contended", self.contended),
-            ("read_bytes", self.read_bytes),
-            ("read_subbufs", self.read_subbufs),
-            ("overwritten_bytes", self.overwritten_bytes),
-            ("overwritten_subbufs", self.overwritten_subbufs),
-            ("discarded_bytes", self.discarded_bytes),
-            ("discarded_subbufs", self.discarded_subbufs),
-            ("high_water", self.high_water),
-            ("corrected", self.corrected),
-        ]
-    }
-
-    /// Sets the number of a name, if there is one of that name.
-    pub(crate) fn set(&mut self, name: &str, value: u64) {
-        let number = match name {
-            "produced" => &mut self.produced,
-            "consumed" => &mut self.consumed,
-            "bytes" => &mut self.bytes,
-            "written" => &mut self.written,
-            "dropped" => &mut self.dropped,
-            "too_big" => &mut self.too_big,
-            "contended" => &mut self.contended,
-            "read_bytes" => &mut self.read_bytes,
-            "read_subbufs" => &mut self.read_subbufs,
-            "overwritten_bytes" => &mut self.overwritten_bytes,
-            "overwritten_subbufs" => &mut self.overwritten_subbufs,
-            "discarded_bytes" => &mut self.discarded_bytes,
-            "discarded_subbufs" => &mut self.discarded_subbufs,
-            "high_water" => &mut self.high_water,
-            "corrected" => &mut self.corrected,
-            _ => return,
-        };
-        *number = value;
-    }
-
-    /// Adds another's numbers, which peers have a hand in; of high-water marks the highest counts.
-    pub(crate) fn add(&mut self, other: &Counts) {
-        self.produced = self.produced.wrapping_add(other.produced);
-        self.consumed = self.consumed.wrapping_add(other.consumed);
-        self.bytes = self.bytes.wrapping_add(other.bytes);
-        self.written = self.written.wrapping_add(other.written);
-        self.dropped = self.dropped.wrapping_add(other.dropped);
-        self.too_big = self.too_big.wrapping_add(other.too_big);
-        self.contended = self.contended.wrapping_add(other.contended);
-        self.read_bytes = self.read_bytes.wrapping_add(other.read_bytes);
-        self.read_subbufs = self.read_subbufs.wrapping_add(other.read_subbufs);
-        self.overwritten_bytes = self.overwritten_bytes.wrapping_add(other.overwritten_bytes);
-        self.overwritten_subbufs = self.overwritten_subbufs.wrapping_add(other.overwritten_subbufs);
-        self.discarded_bytes = self.discarded_bytes.wrapping_add(other.discarded_bytes);
-        self.discarded_subbufs = self.discarded_subbufs.wrapping_add(other.discarded_subbufs);
-        self.high_water = self.high_water.max(other.high_water);
-        self.corrected = self.corrected.wrapping_add(other.corrected);
-    }
-
     /// One line a number: `prefix.name value`.
     pub(crate) fn write_to(&self, prefix: &str, text: &mut String) {
         for (name, value) in self.named() {
             writeln!(text, "{prefix}.{name} {value}").expect("writing to a string");
         }
+    }
+}
+
+impl Channel {
+    /// The numbers of one buffer.
+    pub(crate) fn counts(&self, cpu: usize) -> Counts {
+        let side = self.read_side(cpu);
+        side.reader.note_high_water();
+        let block = side.reader.buffer().block();
+        // Relaxed: counters say nothing of other memory.
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let produced = side.reader.produced();
+        Counts {
+            produced,
+            consumed: produced.saturating_sub(side.reader.n_finished()),
+            bytes: side.reader.size(),
+            written: get(&block.written),
+            dropped: get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere)),
+            too_big: get(&block.too_big),
+            contended: get(&block.contended),
+            read_bytes: get(&block.read_bytes),
+            read_subbufs: get(&block.read_subbufs),
+            overwritten_bytes: get(&block.overwritten_bytes),
+            overwritten_subbufs: get(&block.overwritten_subbufs),
+            discarded_bytes: get(&block.discarded_bytes),
+            discarded_subbufs: get(&block.discarded_subbufs),
+            high_water: get(&block.high_water),
+            corrected: side.reader.corrected(),
+        }
+    }
+
+    /// The numbers of all buffers together.
+    pub(crate) fn total(&self) -> Counts {
+        let mut total = Counts::default();
+        (0..self.n_bufs()).for_each(|cpu| total.add(&self.counts(cpu)));
+        total
+    }
+
+    /// The text of the `stats` file. Buffers are called `cpuN` whatever the channel's base filename is.
+    pub(crate) fn stats(&self) -> String {
+        let mut text = String::new();
+        for cpu in 0..self.n_bufs() {
+            self.counts(cpu).write_to(&format!("cpu{cpu}"), &mut text);
+        }
+        self.total().write_to("total", &mut text);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_set_and_added_by_their_names() {
+        let (mut all, mut more) = (Counts::default(), Counts::default());
+        for (name, _) in all.named() {
+            all.set(name, 2);
+            more.set(name, 3);
+        }
+        all.set("of another release", 7);
+        all.add(&more);
+        for (name, value) in all.named() {
+            assert_eq!(value, if name == "high_water" { 3 } else { 5 }, "{name}");
+        }
+        all.add(&Counts { bytes: u64::MAX, ..Counts::default() });
+        assert_eq!(all.bytes, 4, "a number that a peer has made up is no reason to end");
     }
 }

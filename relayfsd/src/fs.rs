@@ -22,9 +22,10 @@ use fuser::{
 
 use crate::backing::Backings;
 use crate::channel::{PollState, Wake};
+use crate::node::{Class, Node, PerCpu};
 use crate::open_file::{OpenFiles, Source};
 use crate::options::{Access, MountOptions};
-use crate::tree::{Class, Node, NodeStat, PerCpu, Tree};
+use crate::tree::{NodeStat, Tree};
 
 /// Names and attributes change at any time, so the kernel asks each time.
 const TTL: Duration = Duration::ZERO;
@@ -310,11 +311,7 @@ impl Filesystem for Fs {
         let dots = [".", ".."].map(|name| (name.to_owned(), INodeNo(ino.0), FileType::Directory));
         let entries = entries.into_iter().map(|(name, node)| {
             let kind = match node {
-                Node::Dir(_)
-                | Node::Relay
-                | Node::ChannelsDir(_)
-                | Node::ChannelDir(_)
-                | Node::PerCpuDir { .. } => FileType::Directory,
+                _ if node.is_dir() => FileType::Directory,
                 Node::Socket => FileType::Symlink,
                 _ => FileType::RegularFile,
             };

@@ -129,7 +129,6 @@ mod tests {
     fn options_reach_the_helper() {
         let options = MountOptions {
             allow_other: true,
-            default_permissions: true,
             auto_unmount: true,
             threads: 1,
             fsname: "a,b".into(),

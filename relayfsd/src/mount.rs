@@ -201,10 +201,10 @@ fn mount_directly(point: &Path, options: &MountOptions) -> Result<Option<OwnedFd
     }
 }
 
-/// FUSE's own mount options.
+/// FUSE's own mount options. Without the kernel's checks of the files' modes everybody who is let in could do everything.
 pub(crate) fn words(options: &MountOptions) -> impl Iterator<Item = &'static str> {
     let allow_other = options.allow_other.then_some("allow_other");
-    allow_other.into_iter().chain(options.default_permissions.then_some("default_permissions"))
+    allow_other.into_iter().chain(["default_permissions"])
 }
 
 /// How to unmount.

@@ -8,7 +8,6 @@ pub(crate) struct Words {
     /// Flags for mount(2).
     pub(crate) flags: MsFlags,
     pub(crate) allow_other: bool,
-    pub(crate) default_permissions: bool,
     pub(crate) auto_unmount: bool,
     /// Source shown in /proc/mounts.
     pub(crate) fsname: Option<String>,
@@ -27,7 +26,6 @@ impl Default for Words {
             // mount.fuse3 adds when root mounts) have nothing to allow.
             flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
             allow_other: false,
-            default_permissions: false,
             auto_unmount: false,
             fsname: None,
             uid: None,
@@ -52,6 +50,7 @@ impl Words {
             ("dev" | "nodev" | "suid" | "nosuid" | "async" | "sync" | "dirsync", None) => {}
             ("diratime" | "nodiratime" | "relatime" | "norelatime" | "strictatime", None) => {}
             ("lazytime" | "nolazytime", None) => {}
+            ("default_permissions", None) => {} // always
             _ if name.starts_with("x_") || name.starts_with("X_") => {}
             ("rw", None) => self.flags.remove(MsFlags::MS_RDONLY),
             ("ro", None) => self.flags.insert(MsFlags::MS_RDONLY),
@@ -63,7 +62,6 @@ impl Words {
             ("allow_root", None) => {
                 return Err("not supported; use allow_other: the modes of the files keep others out".into());
             }
-            ("default_permissions", None) => self.default_permissions = true,
             ("auto_unmount", None) => self.auto_unmount = true,
             ("fsname", Some(name)) => self.fsname = Some(name.to_owned()),
             ("subtype", Some("relayfsd")) => {}

@@ -12,11 +12,12 @@ use crate::channel::{PollState, Wake};
 use crate::consumed::consume;
 use crate::kill_point;
 use crate::message;
+use crate::node::{ControlFile, Node, PerCpu};
 use crate::past::Past;
 use crate::registry::Held;
 use crate::shares::{Claim, Shares};
 use crate::snapshot::Snapshot;
-use crate::tree::{ControlFile, Node, PerCpu, Tree, consumed_text};
+use crate::tree::{Tree, VERSION_TEXT, consumed_text};
 use crate::writers::{Job, Unavailable, flush_all, reset_all};
 
 /// How much all open files together keep, in bytes. Where there is no more, files keep less, and nothing else changes.
@@ -75,7 +76,7 @@ impl OpenFile {
     fn open(tree: &Tree, node: Node, readable: bool, room: Claim) -> Result<OpenFile, i32> {
         let text = |text: String| Ok(OpenFile::Text(text.into_bytes()));
         match node {
-            Node::Version => text(crate::tree::VERSION_TEXT.to_owned()),
+            Node::Version => text(VERSION_TEXT.to_owned()),
             Node::Stats => text(tree.registry().stats()),
             Node::Buffer { channel, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
@@ -176,10 +177,12 @@ impl OpenFile {
                     return written(Err(libc::EINVAL));
                 }
                 if *file == ControlFile::Reset && channel.is_broken_or_cut(None) {
-                    return written(channel.renew().map_err(|error| {
-                        log::error!("{error}");
-                        error.errno()
-                    }));
+                    return channel.renew(move |renewed| {
+                        written(renewed.map_err(|error| {
+                            log::error!("{error}");
+                            error.errno()
+                        }));
+                    });
                 }
                 let (channel, what) = (channel.clone(), file.name());
                 let (writers, name) = (channel.writers(), channel.name().clone());

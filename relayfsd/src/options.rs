@@ -70,8 +70,6 @@ pub(crate) struct Access {
     pub(crate) group_reads: bool,
     /// Permission bits of `cpuN`, where `-o mode=` names them.
     pub(crate) mode: Option<u32>,
-    /// Users other than the mounting one get in at all (`allow_other`).
-    pub(crate) others_mounted: bool,
 }
 
 /// What the kernel is told when mounting, and how requests are served.
@@ -79,8 +77,6 @@ pub(crate) struct Access {
 pub(crate) struct MountOptions {
     /// Let other users in; by itself FUSE admits the mounting user only.
     pub(crate) allow_other: bool,
-    /// Let the kernel check the modes of files.
-    pub(crate) default_permissions: bool,
     /// Have fusermount3 wait for the daemon's death and unmount then.
     pub(crate) auto_unmount: bool,
     /// Event loops.
@@ -138,7 +134,6 @@ impl Options {
             gid: group.or(words.gid).unwrap_or_else(|| getegid().as_raw()),
             group_reads: group.is_some(),
             mode: words.mode,
-            others_mounted: allow_other,
         };
         Ok(Options {
             mount_point: absolute(mount_point)?,
@@ -166,8 +161,6 @@ impl Options {
             access,
             mount: MountOptions {
                 allow_other,
-                // Without the kernel's checks everybody who is let in could do everything.
-                default_permissions: true,
                 auto_unmount: words.auto_unmount,
                 threads: if cli.single_thread { 1 } else { FUSE_THREADS },
                 fsname: words.fsname.or(source).unwrap_or_else(|| FSNAME_DEFAULT.to_owned()),
@@ -298,11 +291,11 @@ mod tests {
     fn root_mounts_for_all_and_a_user_for_himself() {
         let mount = |line, by_root| options(line, by_root).unwrap().mount;
         let root = mount("relayfsd /mnt", true);
-        assert!(root.allow_other && root.default_permissions);
+        assert!(root.allow_other);
         let user = mount("relayfsd /mnt", false);
-        assert!(!user.allow_other && user.default_permissions);
+        assert!(!user.allow_other);
         let open = mount("relayfsd /mnt -o allow_other", false);
-        assert!(open.allow_other && open.default_permissions);
+        assert!(open.allow_other);
         assert!(options("relayfsd /mnt -o auto_unmount", false).is_err());
         assert!(options("relayfsd /mnt -o auto_unmount", true).unwrap().mount.auto_unmount);
     }
@@ -310,7 +303,7 @@ mod tests {
     #[test]
     fn one_switch_lets_a_group_in() {
         let options = options("relayfsd src /mnt --group 0 -o uid=7,mode=0444 -s -d", false).unwrap();
-        let access = Access { uid: 7, gid: 0, group_reads: true, mode: Some(0o444), others_mounted: true };
+        let access = Access { uid: 7, gid: 0, group_reads: true, mode: Some(0o444) };
         assert_eq!(options.access, access);
         assert_eq!((options.socket_mode, options.socket_gid), (0o660, Some(0)));
         assert_eq!((options.mount.threads, options.mount.fsname.as_str()), (1, "src"));

@@ -84,9 +84,7 @@ impl Past {
         self.kept.extend_from_slice(new);
         self.kept_at = at.saturating_add(bytes.len() as u64).saturating_sub(self.kept.len() as u64);
     }
-}
 
-impl Past {
     /// Makes room for more bytes, and returns how much is to be kept: `max`, or what there is memory for.
     fn make_room(&mut self, max: usize, more: usize) -> usize {
         let needed = (self.kept.len() + more).min(2 * max);

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use relay::reader::ConsumeError;
 
 use crate::channel::PollState;
 use crate::connection::Refused;
@@ -78,13 +77,8 @@ impl Reading {
         count: u64,
     ) -> Result<(), Refused> {
         self.check(number)?;
-        consumed::give_back(channel, cpu, Some(from), count).map_err(|error| {
-            let errno = match error {
-                ConsumeError::Stale { .. } => Errno::ESTALE,
-                ConsumeError::TooMany { .. } => Errno::EINVAL,
-            };
-            Refused::request(errno, error)
-        })
+        consumed::give_back(channel, cpu, Some(from), count)
+            .map_err(|error| Refused::request(Errno::from_raw(consumed::errno(&error)), error))
     }
 
     fn check(&self, number: u32) -> Result<&Arc<EventFd>, Refused> {

@@ -1,11 +1,12 @@
 //! The daemon's channels by name: opening, creating, and when they go.
 
 mod error;
+mod held;
 mod renewal;
 mod succession;
+mod table;
 
-use std::collections::{BTreeMap, HashMap};
-use std::ops::Deref;
+use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,9 +16,11 @@ use relay::state_file::StateFile;
 use relay::{ChannelName, Geometry, GeometrySpec};
 
 pub(crate) use self::error::OpenError;
+pub(crate) use self::held::{Held, MemoryClaim};
+use self::table::Channels;
 use crate::adopt::Legacy;
 use crate::channel::{Channel, Named};
-use crate::counts::Counts;
+use crate::creator::Creator;
 use crate::kill_point;
 use crate::shares::{self, NoShare};
 use crate::writers::{Job, Unavailable, Writers};
@@ -57,63 +60,7 @@ pub(crate) struct Registry {
     /// Held while a channel is being made, which takes as long as its memory; `channels` is not.
     creating: Mutex<()>,
     writers: Writers,
-}
-
-#[derive(Default)]
-struct Channels {
-    by_name: BTreeMap<ChannelName, Arc<Channel>>,
-    by_id: HashMap<u32, Arc<Channel>>,
-    /// Directories that channels' names begin with, and their ids.
-    dirs: BTreeMap<String, u32>,
-    /// Never reused, so that an inode number means one channel or directory for ever.
-    last_id: u32,
-    memory: u64,
-    /// What channels that are gone had counted.
-    gone: Counts,
-    closed: bool,
-}
-
-impl Channels {
-    fn add(&mut self, channel: Arc<Channel>) {
-        self.memory += channel.memory();
-        self.last_id = self.last_id.max(channel.id());
-        self.by_name.insert(channel.name().clone(), channel.clone());
-        self.add_dirs(channel.name());
-        self.by_id.insert(channel.id(), channel);
-    }
-
-    fn remove(&mut self, channel: &Channel) -> bool {
-        let was_there = self.by_id.remove(&channel.id()).is_some();
-        if was_there {
-            self.by_name.remove(channel.name());
-            self.remove_dirs(channel.name());
-            self.memory -= channel.memory();
-        }
-        was_there
-    }
-
-    fn add_dirs(&mut self, name: &ChannelName) {
-        for dir in dirs_of(name) {
-            if !self.dirs.contains_key(dir) {
-                self.last_id += 1;
-                self.dirs.insert(dir.to_owned(), self.last_id);
-            }
-        }
-    }
-
-    fn remove_dirs(&mut self, name: &ChannelName) {
-        for dir in dirs_of(name) {
-            if !self.by_name.keys().any(|other| dirs_of(other).any(|used| used == dir)) {
-                self.dirs.remove(dir);
-            }
-        }
-    }
-}
-
-/// The directories of a channel's files: `app/web/log` gives `app` and `app/web`.
-fn dirs_of(name: &ChannelName) -> impl Iterator<Item = &str> {
-    let name = name.as_str();
-    name.match_indices('/').map(|(slash, _)| &name[..slash])
+    creator: Creator,
 }
 
 impl Registry {
@@ -125,7 +72,7 @@ impl Registry {
         limits: Limits,
         defaults: GeometrySpec,
         legacy: Legacy,
-    ) -> Arc<Registry> {
+    ) -> io::Result<Arc<Registry>> {
         let mut channels = Channels {
             last_id: legacy.state.last_id,
             gone: succession::gone(&legacy.state),
@@ -144,12 +91,13 @@ impl Registry {
             channels: Mutex::new(channels),
             creating: Mutex::default(),
             writers: Writers::new(n_cpus),
+            creator: Creator::start()?,
         });
         for channel in registry.all() {
             registry.watch(&channel);
-            registry.finish_resets(&channel);
+            registry.hold_id(channel.id()).iter().for_each(|held| registry.finish_resets(held));
         }
-        registry
+        Ok(registry)
     }
 
     /// Number of configured CPUs.
@@ -160,6 +108,11 @@ impl Registry {
     /// The threads that write for others.
     pub(crate) fn writers(&self) -> &Writers {
         &self.writers
+    }
+
+    /// The thread that makes channels.
+    pub(crate) fn creator(&self) -> &Creator {
+        &self.creator
     }
 
     /// Bytes that all channels together may take.
@@ -182,7 +135,8 @@ impl Registry {
         Some(MemoryClaim { registry: self.clone(), bytes })
     }
 
-    /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it. The flag says which.
+    /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it, which takes its time. The flag says
+    /// which.
     pub(crate) fn open(
         self: &Arc<Self>,
         name: &ChannelName,
@@ -390,67 +344,5 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, Channels> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Keeps a channel alive: a producer's connection, an open file, a message under way.
-pub(crate) struct Held {
-    registry: Arc<Registry>,
-    channel: Arc<Channel>,
-}
-
-impl Held {
-    /// Begins to hold a channel. The caller has the registry's lock, or holds the channel already.
-    fn new(registry: &Arc<Registry>, channel: Arc<Channel>) -> Held {
-        // Relaxed: the lock orders it, see `let_go`.
-        channel.holders.fetch_add(1, Ordering::Relaxed);
-        Held { registry: registry.clone(), channel }
-    }
-}
-
-/// Memory that counts as taken until this is dropped.
-pub(crate) struct MemoryClaim {
-    registry: Arc<Registry>,
-    bytes: u64,
-}
-
-impl Drop for MemoryClaim {
-    fn drop(&mut self) {
-        self.registry.lock().memory -= self.bytes;
-    }
-}
-
-impl Held {
-    /// The registry of the channel.
-    pub(crate) fn registry(&self) -> &Arc<Registry> {
-        &self.registry
-    }
-
-    /// The threads that write for others.
-    pub(crate) fn writers(&self) -> &Writers {
-        self.registry.writers()
-    }
-}
-
-impl Clone for Held {
-    fn clone(&self) -> Held {
-        Held::new(&self.registry, self.channel.clone())
-    }
-}
-
-impl Deref for Held {
-    type Target = Channel;
-
-    fn deref(&self) -> &Channel {
-        &self.channel
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // AcqRel: whoever is last, and looks, sees what all who left before have written.
-        if self.channel.holders.fetch_sub(1, Ordering::AcqRel) == 1 && !self.channel.permanent() {
-            self.registry.let_go(&self.channel);
-        }
     }
 }

@@ -1,29 +1,26 @@
-//! What a producer asks for: OPEN, SHARE, WRITE, FLUSH, CLOSE. Turns frames into jobs for the writers, once everything in
-//! them has been checked, and keeps what a connection holds: its channels, a long message that is not complete yet,
+//! What a connection asks for: OPEN, SHARE, WATCH, CONSUME, CLOSE; `writing.rs` has WRITE and FLUSH. Nothing is done before
+//! everything in a frame has been checked. And what a connection holds: its channels, a long message that is not complete yet,
 //! and jobs for which there was no room.
+
+mod writing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use log::debug;
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use relay::ChannelName;
 use relay::abi::LAYOUT_VERSION;
 use relay::frame::{
-    ALL_CPUS, DESCRIPTORS_MAX, HEADER_DEFAULT, OPEN_CREATE, SHARE_READ, WAIT_FOREVER, WRITE_MORE,
-    WRITE_REPLY, done,
+    Body, Close, Consume, DESCRIPTORS_MAX, Frame, FrameType, OPEN_CREATE, Open, OpenReply, Refusal,
+    SHARE_READ, Share, ShareReply, Watch, done,
 };
-use relay::frame::{
-    Body, Close, Consume, Flush, Frame, FrameType, Messages, Open, OpenReply, Refusal, Share, ShareReply,
-    Watch, Write,
-};
-use relay::{ChannelName, GeometrySpec, Mode};
 
-use crate::assembly::{Assembly, AssemblyError};
+use self::writing::Long;
 use crate::connection::{Common, Refused};
 use crate::creator::{Made, Ordered};
 use crate::flow::UnderWay;
@@ -32,21 +29,13 @@ use crate::reading::Reading;
 use crate::registry::{Create, Held, OpenError};
 use crate::shares::{Claim, NoShare};
 use crate::sharing::NotShared;
-use crate::writers::{Batch, Busy, Gather, Job, Wait};
+use crate::writers::{Busy, Job};
 
 /// Most channels that one connection holds.
 const CHANNELS_MAX: usize = 1024;
 
 /// Descriptors that a connection may have under way, sent and not received, unless it is those of one channel.
 const IN_FLIGHT_MAX: usize = 256;
-
-/// A message that comes in several frames, all of one id.
-enum Long {
-    /// `batch` lacks nothing but the message.
-    Assembling { id: u32, answer: bool, batch: Batch, message: Assembly },
-    /// It was refused: what is still to come of it is thrown away.
-    Swallowing { id: u32 },
-}
 
 /// An OPEN of a channel that there was not.
 struct Making {
@@ -169,10 +158,10 @@ impl Requests {
             let text = format!("{text} {} channels: close some", self.common.holds.max());
             Refused::request(Errno::EMFILE, text)
         })?;
-        match self.common.registry.open(&name, spec(&open), Create::No) {
+        match self.common.registry.open(&name, open.spec(), Create::No) {
             Err(OpenError::Unknown { .. }) if frame.flags & OPEN_CREATE != 0 => {
                 let (create, ring) = (Create::ForHolders(self.peer.uid()), Arc::clone(&self.common.ring));
-                let ordered = self.common.creator.order(name, spec(&open), create, ring);
+                let ordered = self.common.registry.order(name, open.spec(), create, ring);
                 self.making = Some(Making { id: frame.id, ordered, hold });
             }
             made => self.answer_open(frame.id, made, hold),
@@ -193,17 +182,7 @@ impl Requests {
         while self.channels.contains_key(&self.next_channel) {
             self.next_channel = self.next_channel.wrapping_add(1);
         }
-        let geometry = held.geometry();
-        let reply = OpenReply {
-            channel: self.next_channel,
-            subbuf_size: geometry.subbuf_size() as u32,
-            n_subbufs: geometry.n_subbufs() as u32,
-            header: geometry.header() as u32,
-            mode: if geometry.mode() == Mode::Overwrite { 2 } else { 1 },
-            scope: if geometry.global() { 2 } else { 1 },
-            created: created.into(),
-            n_bufs: held.n_bufs() as u32,
-        };
+        let reply = OpenReply::new(self.next_channel, held.geometry(), held.n_bufs(), created);
         self.peer.send(&reply.frame(0, id));
         self.channels.insert(self.next_channel, (held, hold));
         self.next_channel = self.next_channel.wrapping_add(1);
@@ -311,126 +290,6 @@ impl Requests {
         }
     }
 
-    fn write(&mut self, frame: &Frame, long: Option<Long>) -> Result<(), Refused> {
-        let write = Write::decode(frame.body)?;
-        let (id, more, answer) = (frame.id, frame.flags & WRITE_MORE != 0, frame.flags & WRITE_REPLY != 0);
-        match long {
-            Some(Long::Swallowing { id: begun }) if begun == id => {
-                self.long = more.then_some(Long::Swallowing { id });
-            }
-            // What the first frame said besides the message counts.
-            Some(Long::Assembling { id: begun, answer, mut batch, mut message }) if begun == id => {
-                if let Err(error) = message.add(write.messages) {
-                    if error != AssemblyError::GivenUp {
-                        return Err(error.into());
-                    }
-                    self.long = more.then_some(Long::Swallowing { id });
-                    batch.lost += 1;
-                    self.submit_batch(batch, id, false);
-                    if answer {
-                        let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: error.to_string() };
-                        self.peer.send(&refusal.frame(0, id));
-                    }
-                    return Ok(());
-                }
-                if more {
-                    self.long = Some(Long::Assembling { id, answer, batch, message });
-                } else {
-                    batch.bytes = message.finish()?;
-                    self.submit_batch(batch, id, answer);
-                }
-            }
-            _ if more => {
-                // Until everything about it has turned out to be right.
-                self.long = Some(Long::Swallowing { id });
-                let mut batch = self.batch(&write)?;
-                match Assembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
-                    Ok(message) => {
-                        batch.single = true;
-                        self.long = Some(Long::Assembling { id, answer, batch, message });
-                    }
-                    Err(error) => {
-                        if error == AssemblyError::NoMemory {
-                            // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
-                            batch.lost += 1;
-                            self.submit_batch(batch, id, false);
-                        }
-                        return Err(error.into());
-                    }
-                }
-            }
-            _ => {
-                // All of them before any: a frame is written or refused.
-                Messages(write.messages).try_for_each(|message| message.map(drop))?;
-                let mut batch = self.batch(&write)?;
-                // The packet's memory is used again, and this copy is no longer than what came.
-                batch.bytes = write.messages.to_vec();
-                self.submit_batch(batch, id, answer);
-            }
-        }
-        Ok(())
-    }
-
-    /// A batch as a WRITE describes it, still without messages.
-    fn batch(&mut self, write: &Write) -> Result<Batch, Refused> {
-        let channel = self.channel(write.channel)?.clone();
-        let wait = match write.wait_ms {
-            0 => Wait::No,
-            WAIT_FOREVER => Wait::Forever,
-            ms => Wait::Until(Instant::now() + Duration::from_millis(ms.into())),
-        };
-        self.has_waited |= wait != Wait::No;
-        Ok(Batch {
-            cpu: buffer_of(&channel, write.cpu)?,
-            channel,
-            bytes: Vec::new(),
-            start: 0,
-            single: false,
-            lost: write.lost.into(),
-            wait,
-            cancelled: Arc::clone(&self.cancelled),
-            done: None,
-        })
-    }
-
-    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool) {
-        let (peer, ticket) = (Arc::clone(&self.peer), self.under_way.ticket(batch.bytes.len()));
-        batch.done = Some(Box::new(move |result| {
-            match result {
-                _ if !answer => {}
-                Ok(reply) => peer.send(&reply.frame(0, id)),
-                Err(error) => {
-                    peer.send(&Refusal { errno: error.errno(), text: error.to_string() }.frame(0, id));
-                }
-            }
-            drop(ticket);
-        }));
-        self.submit(Job::Write(batch));
-    }
-
-    /// One job for each buffer, and one answer when all are done, which names those that could not be.
-    fn flush(&mut self, frame: &Frame) -> Result<(), Refused> {
-        let flush = Flush::decode(frame.body)?;
-        let channel = self.channel(flush.channel)?.clone();
-        let cpus = match flush.cpu {
-            ALL_CPUS => 0..channel.n_bufs(),
-            cpu => buffer_of(&channel, cpu).map(|cpu| cpu..cpu + 1)?,
-        };
-        let (peer, id) = (Arc::clone(&self.peer), frame.id);
-        let all = Gather::new(move |mut failed| {
-            failed.sort_by_key(|error| error.cpu);
-            let Some(first) = failed.first() else {
-                return peer.send(&done(FrameType::Flush, id));
-            };
-            let texts: Vec<_> = failed.iter().map(ToString::to_string).collect();
-            peer.send(&Refusal { errno: first.errno(), text: texts.join("; ") }.frame(0, id));
-        });
-        for cpu in cpus {
-            self.submit(Job::Flush { channel: channel.clone(), cpu, done: all.part() });
-        }
-        Ok(())
-    }
-
     /// Hands a job over, behind those that are held back; held back like them if there is no room.
     fn submit(&mut self, job: Job) {
         self.held_back.push_back(job);
@@ -449,25 +308,6 @@ impl Requests {
                 Err(if alone { Refused::connection } else { Refused::request }(Errno::EIO, text))
             }
         }
-    }
-}
-
-fn spec(open: &Open) -> GeometrySpec {
-    let given = |value: u32| (value != 0).then_some(u64::from(value));
-    GeometrySpec {
-        subbuf_size: given(open.subbuf_size),
-        n_subbufs: given(open.n_subbufs),
-        header: (open.header != HEADER_DEFAULT).then_some(open.header.into()),
-        mode: match open.mode {
-            1 => Some(Mode::NoOverwrite),
-            2 => Some(Mode::Overwrite),
-            _ => None,
-        },
-        global: match open.scope {
-            1 => Some(false),
-            2 => Some(true),
-            _ => None,
-        },
     }
 }
 

@@ -24,7 +24,6 @@ use relay::frame::{Body, FRAME_MAX, Refusal};
 
 use crate::assembly::Budget;
 use crate::connection::{BELL_BIT, Common, Connection, Turn};
-use crate::creator::Creator;
 use crate::flow::Ring;
 use crate::peer::{self, Peer};
 use crate::registry::Registry;
@@ -91,7 +90,6 @@ impl Server {
             accepting: false,
             spare: spare(&control),
             common: Arc::new(Common {
-                creator: Creator::start(registry.clone())?,
                 registry,
                 budget: Budget::new(),
                 holds: Shares::new(HOLDS_MAX),

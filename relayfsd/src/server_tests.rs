@@ -51,7 +51,8 @@ impl Daemon {
             Limits { memory: 256 << 20, channels: 100 },
             GeometrySpec::default(),
             Legacy::default(),
-        );
+        )
+        .unwrap();
         let path = dir.path().join("socket");
         let listener = seqpacket();
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();

@@ -36,20 +36,17 @@ use crate::listener::{self, ListenError, SocketFile};
 use crate::logging::{self, Log};
 use crate::mount::{self, How, Mount, MountError};
 use crate::options::Options;
+use crate::predecessor;
 use crate::privileges;
 use crate::registry::{Limits, OpenError, Registry};
 use crate::server::Server;
 use crate::tree::Tree;
 
-/// How long a daemon that is just ending may take to let go of the mount point.
-const PREDECESSOR_MAX: Duration = Duration::from_secs(5);
 /// How long users of the mount have to go away when the daemon is told to end.
 const UNMOUNT_MAX: Duration = Duration::from_secs(1);
 /// How long the FUSE threads may take to notice that they are unmounted.
 const END_MAX: Duration = Duration::from_secs(1);
-/// How long a daemon that was killed may take to be gone altogether.
-const DYING_MAX: Duration = Duration::from_secs(1);
-/// Time between two tries of the above.
+/// Time between two tries to unmount.
 const RETRY: Duration = Duration::from_millis(20);
 /// How often buffers that somebody polls are looked at, while their producers ring for a daemon that is gone.
 const HEIRS_INTERVAL: Duration = Duration::from_millis(10);
@@ -123,8 +120,8 @@ impl Session {
             Some(dir) => Place::named(dir),
             None => Place::below(&[Path::new("/dev/shm")], &paths::state_dir(&point, uid)),
         };
-        let state = claim(&point, &state_place)?;
-        clear(&point)?;
+        let state = predecessor::claim(&point, &state_place)?;
+        predecessor::clear(&point)?;
         let (path, place) = listener::place(options.socket.as_deref(), &point, uid);
         let (listener, socket) = listener::create(&path, &place, options.socket_mode, options.socket_gid)?;
         // The channels may need threads.
@@ -140,7 +137,8 @@ impl Session {
         let legacy = adopt::take_over(&state, &identity, named, n_cpus)?;
         // Whatever goes wrong from now on, what others have written stays.
         state.set_keep(!legacy.channels.is_empty());
-        let registry = Registry::new(state.path().to_owned(), n_cpus, limits, options.general, legacy);
+        let registry = Registry::new(state.path().to_owned(), n_cpus, limits, options.general, legacy)
+            .map_err(|source| SessionError::Start { what: "the thread that makes channels", source })?;
         let saving = |source| SessionError::Start { what: "writing the state file", source };
         registry.begin().map_err(saving)?;
         for (name, spec) in &options.channels {
@@ -288,33 +286,6 @@ impl Session {
     fn freeze(&self) {
         if self.keep {
             self.registry.freeze();
-        }
-    }
-}
-
-/// Locks the state directory, and with it the mount point. A daemon that was just unmounted or told to end gets the
-/// time to do it; one that is at work is in the table of mounts.
-fn claim(point: &Path, place: &Place) -> Result<StateDir, SessionError> {
-    let deadline = Instant::now() + PREDECESSOR_MAX;
-    loop {
-        match StateDir::claim(place) {
-            Err(DirError::Locked { .. }) if mount::is_mounted(point)? => {
-                return Err(MountError::AlreadyMounted(point.to_owned()).into());
-            }
-            Err(DirError::Locked { .. }) if Instant::now() < deadline => thread::sleep(RETRY),
-            result => return Ok(result?),
-        }
-    }
-}
-
-/// Has nothing on the mount point. With the state directory's lock, a daemon that seems to be alive there is one that is just
-/// dying, or one with another state directory.
-fn clear(point: &Path) -> Result<(), MountError> {
-    let deadline = Instant::now() + DYING_MAX;
-    loop {
-        match mount::clear(point) {
-            Err(MountError::AlreadyMounted(_)) if Instant::now() < deadline => thread::sleep(RETRY),
-            result => return result,
         }
     }
 }

@@ -8,8 +8,10 @@ use std::fmt;
 
 use clap::ValueEnum;
 use nix::sys::socket::UnixCredentials;
-use nix::unistd::{Gid, Uid, User, geteuid, getgrouplist};
+use nix::unistd::{Gid, Uid, User, getgrouplist};
 use relay::writer::Here;
+
+use crate::shares::is_trusted;
 
 /// `--shared`: who gets the files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -74,7 +76,7 @@ impl Sharing {
             return Err(NotShared::NoSequences);
         }
         let uid = peer.map_or(u32::MAX, UnixCredentials::uid);
-        let trusted = uid == 0 || uid == geteuid().as_raw();
+        let trusted = is_trusted(uid);
         let in_group = || peer.zip(self.gid).is_some_and(|(peer, gid)| is_member(peer, Gid::from_raw(gid)));
         match self.with {
             Shared::Never => Err(NotShared::Never),
@@ -84,9 +86,7 @@ impl Sharing {
             Shared::Owner | Shared::Group => Err(NotShared::Stranger { uid, with: self.with }),
         }
     }
-}
 
-impl Sharing {
     /// Whether a peer gets the files of channels to look at: whether it could open them in the mount.
     pub(crate) fn admits_reader(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
         let uid = peer.map_or(u32::MAX, UnixCredentials::uid);

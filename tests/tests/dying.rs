@@ -289,3 +289,22 @@ fn deaths_while_ending() {
         place.assert_clean();
     }
 }
+
+/// `kill -9` and a start right behind it: who has much memory is not gone yet then, but is not taken for somebody at work.
+#[test]
+fn a_daemon_that_is_dying_is_waited_for() {
+    let place = Place::new();
+    let args = ["--subbuf-size=16M", "--n-subbufs=4", "--max-memory=1G"];
+    let mut daemon = place.start(&args);
+    send(place.point(), "cpu", b"one\n");
+    for _ in 0..8 {
+        daemon.signal(Signal::SIGKILL);
+        let next = place.start(&args);
+        assert_eq!(daemon.wait(), KILLED);
+        daemon = next;
+    }
+    assert_eq!(read(&place, "cpu0"), "one\n");
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+    place.assert_clean();
+}

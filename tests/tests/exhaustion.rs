@@ -11,6 +11,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use nix::sys::socket::MsgFlags;
 use relay::frame::{Body, Frame, FrameType, OPEN_CREATE, SHARE_READ, Share};
+use relay::state_file::{STATE_FILE, StateFile};
 use relayfs_tests::honest::Honest;
 use relayfs_tests::peer::{Peer, hello, open};
 use relayfs_tests::users::where_users_mount;
@@ -130,6 +131,43 @@ fn no_room_for_the_state_file() {
     }
     assert!(answers.len() > 3, "pages for the files: {answers:?}");
     honest.end();
+}
+
+/// No room for making a broken channel anew: who asked for that is told, and can ask again when there is some.
+#[test]
+fn no_room_for_a_channel_made_anew() {
+    let tmpfs = Tmpfs::new("16M");
+    let state = tmpfs.path("state");
+    let args = [
+        "--state-dir",
+        state.to_str().unwrap(),
+        "--channel=honest",
+        "--channel=dir/evil:subbuf-size=512K:n-subbufs=2",
+        "--max-memory=1G",
+    ];
+    let mut mount = Mount::new(&args);
+    let honest = Honest::on(&mount, "honest");
+    let named = || StateFile::parse(&fs::read_to_string(state.join(STATE_FILE)).unwrap()).unwrap().channels;
+    let id = named().iter().find(|entry| entry.name.as_str() == "dir/evil").unwrap().id;
+    let data = File::options().write(true).open(state.join(format!("{id}.data0"))).unwrap();
+    data.set_len(0).unwrap();
+    let filler = tmpfs.fill();
+    let reset = || fs::write(mount.control("dir/evil", "reset"), "1").map_err(|error| error.raw_os_error());
+    for _ in 0..2 {
+        assert_eq!(reset(), Err(Some(libc::ENOSPC)));
+        let read = fs::read(mount.path("dir/evil0")).expect_err("a broken channel");
+        assert_eq!(read.raw_os_error(), Some(libc::EIO));
+    }
+    honest.assert_going_on();
+    fs::remove_file(filler).unwrap();
+    let holder = Peer::hello(&mount);
+    holder.open("new", OPEN_CREATE);
+    assert!(named().iter().all(|entry| entry.id != id), "what has no files is not to be gone on with");
+    assert_eq!(reset(), Ok(()));
+    mount.send_to("dir/evil", 0, &[b"anew"]);
+    assert_eq!(mount.read("dir/evil0"), b"anew");
+    honest.end();
+    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
 }
 
 /// "No memory": what takes much is refused, what there is goes on.

@@ -19,38 +19,76 @@ impl Registry {
     }
 
     /// Puts a new channel in the place of a broken one, or nothing if that is not one of the command line's: who wants it opens
-    /// it. Who has the broken one keeps it, and gets errors. Its counts go with it: they are anybody's.
-    fn renew(self: &Arc<Self>, broken: &Channel) -> Result<(), OpenError> {
+    /// it. Who has the broken one keeps it, and gets errors. Its counts go with it: they are anybody's. On the creator's thread:
+    /// nobody else makes a channel meanwhile.
+    fn renew(self: &Arc<Self>, broken: &Arc<Channel>) -> Result<(), OpenError> {
         let mut channels = self.lock();
         if channels.closed {
             return Err(OpenError::Closed);
         }
         let name = broken.name();
-        if channels.remove(broken) {
+        let was_there = channels.remove(broken);
+        if was_there {
             self.forget(&channels, broken);
             log::warn!("channel {name}: removed, since it was broken");
         }
         drop(channels);
-        if broken.permanent() {
-            let geometry = broken.geometry();
-            let spec = GeometrySpec {
-                subbuf_size: Some(geometry.subbuf_size() as u64),
-                n_subbufs: Some(geometry.n_subbufs() as u64),
-                header: Some(geometry.header() as u64),
-                mode: Some(geometry.mode()),
-                global: Some(geometry.global()),
-            };
-            let (held, _) = self.open(name, spec, Create::Permanent)?;
-            held.make_permanent(); // somebody may have been faster
-            held.tell_no_sooner_than(broken);
+        if !broken.permanent() {
+            return Ok(());
         }
-        Ok(())
+        match self.open(name, GeometrySpec::from(*broken.geometry()), Create::Permanent) {
+            Ok((held, _)) => {
+                held.make_permanent(); // somebody may have been faster
+                held.tell_no_sooner_than(broken);
+                Ok(())
+            }
+            Err(error) => {
+                if was_there {
+                    // Without files, but with a `reset` to try again.
+                    self.lock().add(broken.clone());
+                }
+                Err(error)
+            }
+        }
     }
 }
 
 impl Held {
-    /// Has a broken channel made anew.
-    pub(crate) fn renew(&self) -> Result<(), OpenError> {
-        self.registry.renew(&self.channel)
+    /// Has a broken channel made anew. `done` is told on the creator's thread what came of it.
+    pub(crate) fn renew(&self, done: impl FnOnce(Result<(), OpenError>) + Send + 'static) {
+        let broken = self.clone();
+        self.registry.creator.order(Box::new(move || done(broken.registry.renew(&broken.channel))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+    use crate::adopt::Legacy;
+    use crate::registry::Limits;
+
+    /// A new channel takes as long as its memory: whoever asks for it does not wait, and hears of it later.
+    #[test]
+    fn channels_are_made_anew_on_the_creators_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { memory: 64 << 20, channels: 4 };
+        let path = dir.path().to_owned();
+        let registry = Registry::new(path, 1, limits, GeometrySpec::default(), Legacy::default()).unwrap();
+        let (broken, _) =
+            registry.open(&"cpu".parse().unwrap(), GeometrySpec::default(), Create::Permanent).unwrap();
+        let paths = broken.paths();
+        File::options().write(true).open(&paths[1]).unwrap().set_len(0).unwrap();
+        assert!(broken.is_broken_or_cut(None));
+        let (sender, receiver) = channel();
+        broken.renew(move |result| {
+            sender.send((result.is_ok(), thread::current().name().map(str::to_owned))).unwrap();
+        });
+        assert_eq!(receiver.recv().unwrap(), (true, Some("creator".to_owned())));
+        let anew = registry.hold("cpu").unwrap();
+        assert!(anew.id() != broken.id() && !anew.is_broken() && !paths[0].exists());
     }
 }

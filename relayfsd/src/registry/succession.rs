@@ -101,10 +101,14 @@ impl Registry {
     /// they are, and producers go on writing; otherwise they are told too, and what is unread is said, a line a channel.
     pub(crate) fn close_all(self: &Arc<Self>, keep: bool) {
         self.lock().closed = true;
+        // One that is being made finds that out.
+        drop(self.creating.lock());
         for channel in self.all() {
-            if channel.is_shared() && !keep {
-                // First those who write by themselves, so that what is told below is all there will be.
-                let held = Held::new(self, channel.clone());
+            // First those who write by themselves, so that what is told below is all there will be.
+            if channel.is_shared()
+                && !keep
+                && let Some(held) = self.hold_id(channel.id())
+            {
                 writers::close_all(&self.writers, &held, CLOSE_MAX);
             }
             channel.close();
@@ -133,11 +137,11 @@ impl Registry {
     }
 
     /// A reset that a dead daemon was in the middle of.
-    pub(super) fn finish_resets(self: &Arc<Self>, channel: &Arc<Channel>) {
+    pub(super) fn finish_resets(self: &Arc<Self>, channel: &Held) {
         for cpu in (0..channel.n_bufs()).filter(|cpu| channel.read_side(*cpu).reader.is_half_reset()) {
             let (sender, receiver) = bounded(1);
             let done = Box::new(move |done| sender.send(done).unwrap_or_default());
-            self.writers.submit_now(Job::Reset { channel: Held::new(self, channel.clone()), cpu, done });
+            self.writers.submit_now(Job::Reset { channel: channel.clone(), cpu, done });
             match receiver.recv_timeout(CLOSE_MAX) {
                 Ok(Ok(())) => log::info!("channel {}: finished the reset of buffer {cpu}", channel.name()),
                 Ok(Err(unavailable)) => {
@@ -162,14 +166,13 @@ impl Registry {
             n_bufs: channel.n_bufs(),
             name: channel.name().clone(),
         };
-        let gone = channels.gone.named().into_iter();
+        // One that was broken and could not be made anew has no files.
+        let kept = channels.by_name.values().filter(|channel| channel.has_files());
+        let gone = channels.gone.named().filter(|(_, value)| *value != 0);
         let state = StateFile {
             last_id: channels.last_id,
-            channels: channels.by_name.values().map(entry).collect(),
-            gone: gone
-                .filter(|(_, value)| *value != 0)
-                .map(|(name, value)| (name.to_owned(), value))
-                .collect(),
+            channels: kept.map(entry).collect(),
+            gone: gone.map(|(name, value)| (name.to_owned(), value)).collect(),
             ..self.state.clone()
         };
         let (new, path) = (self.state_dir.join(format!("{STATE_FILE}.new")), self.state_dir.join(STATE_FILE));

@@ -1,0 +1,229 @@
+//! The nodes of the mounted tree: which there are, their names, texts, and inode numbers.
+
+use crate::channel::Channel;
+
+/// A node of the tree. Channels and directories are known by ids that are never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Node {
+    /// A directory with buffers' files; 0 is the root.
+    Dir(u32),
+    /// `.relay`
+    Relay,
+    /// `.relay/socket`
+    Socket,
+    /// `.relay/version`
+    Version,
+    /// `.relay/stats`
+    Stats,
+    /// `.relay/channels`, 0, and the directories in it that are not channels.
+    ChannelsDir(u32),
+    /// The directory of a channel's control files.
+    ChannelDir(u32),
+    /// A buffer's file.
+    Buffer { channel: u32, cpu: u32 },
+    /// A control file.
+    Control { channel: u32, file: ControlFile },
+    /// A directory with a file for each buffer, in that of the control files.
+    PerCpuDir { channel: u32, dir: PerCpu },
+    /// A file in it.
+    PerCpu { channel: u32, dir: PerCpu, cpu: u32 },
+}
+
+/// What there is for each buffer besides the buffer's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PerCpu {
+    /// Where readers of mappings give sub-buffers back.
+    Consumed,
+    /// A frozen copy.
+    Snapshot,
+}
+
+impl PerCpu {
+    pub(crate) const ALL: [PerCpu; 2] = [PerCpu::Consumed, PerCpu::Snapshot];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            PerCpu::Consumed => "consumed",
+            PerCpu::Snapshot => "snapshot",
+        }
+    }
+}
+
+/// The control files of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ControlFile {
+    Stats,
+    SubbufSize,
+    NSubbufs,
+    Mode,
+    Dropped,
+    Msg,
+    Flush,
+    Reset,
+    /// The file with the positions, as readers of mappings want it.
+    Positions,
+}
+
+impl ControlFile {
+    pub(crate) const ALL: [ControlFile; 9] = [
+        ControlFile::Stats,
+        ControlFile::SubbufSize,
+        ControlFile::NSubbufs,
+        ControlFile::Mode,
+        ControlFile::Dropped,
+        ControlFile::Msg,
+        ControlFile::Flush,
+        ControlFile::Reset,
+        ControlFile::Positions,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            ControlFile::Stats => "stats",
+            ControlFile::SubbufSize => "subbuf_size",
+            ControlFile::NSubbufs => "n_subbufs",
+            ControlFile::Mode => "mode",
+            ControlFile::Dropped => "dropped",
+            ControlFile::Msg => "msg",
+            ControlFile::Flush => "flush",
+            ControlFile::Reset => "reset",
+            ControlFile::Positions => "control",
+        }
+    }
+
+    /// What it says when it is opened; what is written to, says nothing, and the positions are no text.
+    pub(crate) fn text(self, channel: &Channel) -> String {
+        match self {
+            ControlFile::Stats => channel.stats(),
+            ControlFile::SubbufSize => format!("{}\n", channel.geometry().subbuf_size()),
+            ControlFile::NSubbufs => format!("{}\n", channel.geometry().n_subbufs()),
+            ControlFile::Mode => format!("{}\n", channel.geometry().mode()),
+            ControlFile::Dropped => format!("{}\n", channel.total().dropped),
+            ControlFile::Msg | ControlFile::Flush | ControlFile::Reset | ControlFile::Positions => {
+                String::new()
+            }
+        }
+    }
+}
+
+/// Who may do what with a node, before the access options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    Dir,
+    Link,
+    /// Tells of messages: for the owner, and the group if there is one.
+    Private,
+    /// Lets readers take part in reading: for the same.
+    Reader,
+    /// Tells of the geometry only: for everybody.
+    Public,
+    /// Takes messages: for the owner, and the group if there is one.
+    Message,
+    /// Changes what others read: for the owner.
+    Owner,
+}
+
+const FILE_BITS: u32 = 24;
+const ID_BITS: u32 = 32;
+
+impl Node {
+    /// The inode number: kind, id, number in it. The root's is 1, as FUSE has it.
+    pub(crate) fn ino(self) -> u64 {
+        let (kind, id, file) = match self {
+            Node::Dir(id) => (0, id, 1),
+            Node::Relay => (1, 0, 0),
+            Node::Socket => (1, 0, 1),
+            Node::Version => (1, 0, 2),
+            Node::Stats => (1, 0, 3),
+            Node::ChannelsDir(id) => (2, id, 0),
+            Node::ChannelDir(id) => (3, id, 0),
+            Node::Buffer { channel, cpu } => (4, channel, cpu),
+            Node::Control { channel, file } => (5, channel, file as u32),
+            Node::PerCpuDir { channel, dir } => (6, channel, dir as u32),
+            Node::PerCpu { channel, dir, cpu } => (7 + dir as u64, channel, cpu),
+        };
+        kind << (FILE_BITS + ID_BITS) | u64::from(id) << FILE_BITS | u64::from(file)
+    }
+
+    /// Whether it is a directory.
+    pub(crate) fn is_dir(self) -> bool {
+        match self {
+            Node::Dir(_)
+            | Node::Relay
+            | Node::ChannelsDir(_)
+            | Node::ChannelDir(_)
+            | Node::PerCpuDir { .. } => true,
+            Node::Socket
+            | Node::Version
+            | Node::Stats
+            | Node::Buffer { .. }
+            | Node::Control { .. }
+            | Node::PerCpu { .. } => false,
+        }
+    }
+
+    /// Whether it is there to be written to.
+    pub(crate) fn takes_writes(self) -> bool {
+        match self {
+            Node::Control { file, .. } => {
+                matches!(file, ControlFile::Msg | ControlFile::Flush | ControlFile::Reset)
+            }
+            Node::PerCpu { dir, .. } => dir == PerCpu::Consumed,
+            _ => false,
+        }
+    }
+
+    /// The node of an inode number; it may be gone by now.
+    pub(crate) fn from_ino(ino: u64) -> Option<Node> {
+        let id = (ino >> FILE_BITS) as u32;
+        let file = (ino & ((1 << FILE_BITS) - 1)) as u32;
+        Some(match (ino >> (FILE_BITS + ID_BITS), id, file) {
+            (0, id, 1) => Node::Dir(id),
+            (1, 0, 0) => Node::Relay,
+            (1, 0, 1) => Node::Socket,
+            (1, 0, 2) => Node::Version,
+            (1, 0, 3) => Node::Stats,
+            (2, id, 0) => Node::ChannelsDir(id),
+            (3, id, 0) => Node::ChannelDir(id),
+            (4, channel, cpu) => Node::Buffer { channel, cpu },
+            (5, channel, file) => Node::Control { channel, file: *ControlFile::ALL.get(file as usize)? },
+            (6, channel, dir) => Node::PerCpuDir { channel, dir: *PerCpu::ALL.get(dir as usize)? },
+            (kind @ 7.., channel, cpu) => {
+                Node::PerCpu { channel, dir: *PerCpu::ALL.get(kind as usize - 7)?, cpu }
+            }
+            _ => return None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inode_numbers_come_back_and_the_root_is_1() {
+        assert_eq!(Node::Dir(0).ino(), 1);
+        let channel = u32::MAX;
+        let control = ControlFile::ALL.map(|file| Node::Control { channel, file });
+        let nodes = [
+            Node::Dir(0),
+            Node::Dir(7),
+            Node::Relay,
+            Node::Socket,
+            Node::Version,
+            Node::Stats,
+            Node::ChannelsDir(0),
+            Node::ChannelsDir(9),
+            Node::ChannelDir(3),
+            Node::Buffer { channel, cpu: 4095 },
+        ];
+        let per_cpu = PerCpu::ALL
+            .into_iter()
+            .flat_map(|dir| [Node::PerCpuDir { channel, dir }, Node::PerCpu { channel, dir, cpu: 4095 }]);
+        for node in nodes.into_iter().chain(control).chain(per_cpu) {
+            assert_eq!(Node::from_ino(node.ino()), Some(node));
+        }
+        assert_eq!(Node::from_ino(0), None);
+        assert_eq!(Node::from_ino(u64::MAX), None);
+    }
+}

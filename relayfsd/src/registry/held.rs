@@ -1,0 +1,69 @@
+//! What keeps a channel, or memory, from going.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Registry;
+use crate::channel::Channel;
+use crate::writers::Writers;
+
+/// Keeps a channel alive: a producer's connection, an open file, a message under way.
+pub(crate) struct Held {
+    pub(super) registry: Arc<Registry>,
+    pub(super) channel: Arc<Channel>,
+}
+
+impl Held {
+    /// Begins to hold a channel. The caller has the registry's lock, or holds the channel already.
+    pub(super) fn new(registry: &Arc<Registry>, channel: Arc<Channel>) -> Held {
+        // Relaxed: the lock orders it, see `let_go`.
+        channel.holders.fetch_add(1, Ordering::Relaxed);
+        Held { registry: registry.clone(), channel }
+    }
+
+    /// The registry of the channel.
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The threads that write for others.
+    pub(crate) fn writers(&self) -> &Writers {
+        self.registry.writers()
+    }
+}
+
+impl Clone for Held {
+    fn clone(&self) -> Held {
+        Held::new(&self.registry, self.channel.clone())
+    }
+}
+
+impl Deref for Held {
+    type Target = Channel;
+
+    fn deref(&self) -> &Channel {
+        &self.channel
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // AcqRel: whoever is last, and looks, sees what all who left before have written.
+        if self.channel.holders.fetch_sub(1, Ordering::AcqRel) == 1 && !self.channel.permanent() {
+            self.registry.let_go(&self.channel);
+        }
+    }
+}
+
+/// Memory that counts as taken until this is dropped.
+pub(crate) struct MemoryClaim {
+    pub(super) registry: Arc<Registry>,
+    pub(super) bytes: u64,
+}
+
+impl Drop for MemoryClaim {
+    fn drop(&mut self) {
+        self.registry.lock().memory -= self.bytes;
+    }
+}

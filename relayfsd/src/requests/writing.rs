@@ -1,0 +1,145 @@
+//! WRITE and FLUSH: frames become jobs of the writers, long messages are put together from theirs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use relay::frame::{
+    ALL_CPUS, Body, Flush, Frame, FrameType, Messages, Refusal, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, Write,
+    done,
+};
+
+use super::{Requests, buffer_of};
+use crate::assembly::{Assembly, AssemblyError};
+use crate::connection::Refused;
+use crate::writers::{Batch, Gather, Job, Wait};
+
+/// A message that comes in several frames, all of one id.
+pub(super) enum Long {
+    /// `batch` lacks nothing but the message.
+    Assembling { id: u32, answer: bool, batch: Batch, message: Assembly },
+    /// It was refused: what is still to come of it is thrown away.
+    Swallowing { id: u32 },
+}
+
+impl Requests {
+    pub(super) fn write(&mut self, frame: &Frame, long: Option<Long>) -> Result<(), Refused> {
+        let write = Write::decode(frame.body)?;
+        let (id, more, answer) = (frame.id, frame.flags & WRITE_MORE != 0, frame.flags & WRITE_REPLY != 0);
+        match long {
+            Some(Long::Swallowing { id: begun }) if begun == id => {
+                self.long = more.then_some(Long::Swallowing { id });
+            }
+            // What the first frame said besides the message counts.
+            Some(Long::Assembling { id: begun, answer, mut batch, mut message }) if begun == id => {
+                if let Err(error) = message.add(write.messages) {
+                    if error != AssemblyError::GivenUp {
+                        return Err(error.into());
+                    }
+                    self.long = more.then_some(Long::Swallowing { id });
+                    batch.lost += 1;
+                    self.submit_batch(batch, id, false);
+                    if answer {
+                        let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: error.to_string() };
+                        self.peer.send(&refusal.frame(0, id));
+                    }
+                    return Ok(());
+                }
+                if more {
+                    self.long = Some(Long::Assembling { id, answer, batch, message });
+                } else {
+                    batch.bytes = message.finish()?;
+                    self.submit_batch(batch, id, answer);
+                }
+            }
+            _ if more => {
+                // Until everything about it has turned out to be right.
+                self.long = Some(Long::Swallowing { id });
+                let mut batch = self.batch(&write)?;
+                match Assembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
+                    Ok(message) => {
+                        batch.single = true;
+                        self.long = Some(Long::Assembling { id, answer, batch, message });
+                    }
+                    Err(error) => {
+                        if error == AssemblyError::NoMemory {
+                            // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
+                            batch.lost += 1;
+                            self.submit_batch(batch, id, false);
+                        }
+                        return Err(error.into());
+                    }
+                }
+            }
+            _ => {
+                // All of them before any: a frame is written or refused.
+                Messages(write.messages).try_for_each(|message| message.map(drop))?;
+                let mut batch = self.batch(&write)?;
+                // The packet's memory is used again, and this copy is no longer than what came.
+                batch.bytes = write.messages.to_vec();
+                self.submit_batch(batch, id, answer);
+            }
+        }
+        Ok(())
+    }
+
+    /// A batch as a WRITE describes it, still without messages.
+    fn batch(&mut self, write: &Write) -> Result<Batch, Refused> {
+        let channel = self.channel(write.channel)?.clone();
+        let wait = match write.wait_ms {
+            0 => Wait::No,
+            WAIT_FOREVER => Wait::Forever,
+            ms => Wait::Until(Instant::now() + Duration::from_millis(ms.into())),
+        };
+        self.has_waited |= wait != Wait::No;
+        Ok(Batch {
+            cpu: buffer_of(&channel, write.cpu)?,
+            channel,
+            bytes: Vec::new(),
+            start: 0,
+            single: false,
+            lost: write.lost.into(),
+            wait,
+            cancelled: Arc::clone(&self.cancelled),
+            done: None,
+        })
+    }
+
+    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool) {
+        let (peer, ticket) = (Arc::clone(&self.peer), self.under_way.ticket(batch.bytes.len()));
+        batch.done = Some(Box::new(move |result| {
+            match result {
+                _ if !answer => {}
+                Ok(reply) => peer.send(&reply.frame(0, id)),
+                Err(error) => {
+                    peer.send(&Refusal { errno: error.errno(), text: error.to_string() }.frame(0, id));
+                }
+            }
+            drop(ticket);
+        }));
+        self.submit(Job::Write(batch));
+    }
+
+    /// One job for each buffer, and one answer when all are done, which names those that could not be.
+    pub(super) fn flush(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let flush = Flush::decode(frame.body)?;
+        let channel = self.channel(flush.channel)?.clone();
+        let cpus = match flush.cpu {
+            ALL_CPUS => 0..channel.n_bufs(),
+            cpu => buffer_of(&channel, cpu).map(|cpu| cpu..cpu + 1)?,
+        };
+        let (peer, id) = (Arc::clone(&self.peer), frame.id);
+        let all = Gather::new(move |mut failed| {
+            failed.sort_by_key(|error| error.cpu);
+            let Some(first) = failed.first() else {
+                return peer.send(&done(FrameType::Flush, id));
+            };
+            let texts: Vec<_> = failed.iter().map(ToString::to_string).collect();
+            peer.send(&Refusal { errno: first.errno(), text: texts.join("; ") }.frame(0, id));
+        });
+        for cpu in cpus {
+            self.submit(Job::Flush { channel: channel.clone(), cpu, done: all.part() });
+        }
+        Ok(())
+    }
+}
