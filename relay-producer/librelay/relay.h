@@ -14,7 +14,8 @@
  *
  * Every function may be called by any thread. relay_write and relay_reserve write into the buffer of the CPU that the
  * caller is on. relay_write may be called in signal handlers if the message has at most 64 KiB and the buffers are
- * shared with this process (relay-producer -v says whether they are), for as long as the daemon lives; save errno there.
+ * shared with this process (relay-producer -v says whether they are), also when the daemon has crashed, until the channel
+ * is closed; save errno there. Load the library before threads start that write in handlers.
  * After fork, parent and child both may go on with a channel. A child of vfork must not.
  */
 #ifndef RELAY_H
