@@ -11,6 +11,8 @@ pub mod buffer;
 pub mod client;
 pub mod complaint;
 pub mod duration;
+#[cfg(not(loom))]
+pub mod files;
 pub mod frame;
 pub mod gate;
 pub mod geometry;
