@@ -124,7 +124,7 @@ impl Handshake {
 
     /// Why a daemon that let its time pass is none.
     pub(crate) fn overdue(&self) -> OpenError {
-        self.not_ours(format!("no answer within {} seconds", OPEN_LIMIT.as_secs()))
+        ConnectError::Silent { socket: self.socket_shown(), seconds: OPEN_LIMIT.as_secs() }.into()
     }
 
     /// Goes on until the channel is open or time is up.
@@ -138,7 +138,7 @@ impl Handshake {
                 return Ok(Progress::Waiting(self));
             };
             if len == 0 {
-                return Err(self.not_ours("it hung up without an answer".into()));
+                return Err(ConnectError::HungUp { socket: self.socket_shown() }.into());
             }
             let packet =
                 packet.get(..len).ok_or_else(|| self.not_ours(format!("an answer of {len} bytes")))?;
@@ -232,7 +232,11 @@ impl Handshake {
     }
 
     fn not_ours(&self, why: String) -> OpenError {
-        ConnectError::NotOurs { socket: self.path.display().to_string(), why }.into()
+        ConnectError::NotOurs { socket: self.socket_shown(), why }.into()
+    }
+
+    fn socket_shown(&self) -> String {
+        self.path.display().to_string()
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use relay::{GeometrySpec, Mode};
-use relay_producer::{Channel, Transport};
+use relay_producer::{Appender, Channel, Transport};
 
 use crate::control::Control;
 use crate::error;
@@ -48,6 +48,15 @@ pub(crate) fn default_mount() -> PathBuf {
 /// The same path for as long as the process lives, wherever it goes.
 pub(crate) fn absolute(mount: &Path) -> Result<PathBuf, Errno> {
     std::path::absolute(mount).map_err(|error| error::of_io(&error))
+}
+
+impl Open {
+    /// The way of almost every message, if this channel's go that way.
+    pub(crate) fn appender(&self) -> Option<Appender> {
+        let is_direct =
+            self.callbacks.subbuf_start.is_none() && self.channel.transport() == Transport::Shared;
+        is_direct.then(|| self.channel.appender())
+    }
 }
 
 impl Request {
