@@ -146,7 +146,7 @@ fn who_is_inside_when_a_channel_is_closed_can_stay_there() {
         ("close 0", "0"),
     ]);
     for _ in 0..300 {
-        caller.expect(&[("open 1 other 8192 2", "0"), ("write 1 x", "0"), ("close 1", "0")]);
+        caller.expect(&[("open 1 other 8192 2 admit", "0"), ("write 1 x", "0"), ("close 1", "0")]);
     }
     let told = caller.tell("release");
     // What it writes then, nobody reads; it may be told so.
