@@ -11,7 +11,7 @@ use relay::frame::{
     Body, ERROR_TEXT_MAX, Frame, FrameError, FrameType, HEADER_DEFAULT, HEADER_LEN, Hello, HelloReply, Open,
     OpenReply, Refusal, SHARE_READ, Share, ShareReply, VERSION,
 };
-use relay::{ChannelName, Geometry, GeometrySpec, Mode, NameError};
+use relay::{ChannelName, Geometry, GeometrySpec, NameError};
 use thiserror::Error;
 
 /// How long a daemon may take for an answer. Whoever takes longer is taken for somebody else.
@@ -95,10 +95,8 @@ impl Connection {
         };
         let reply = connection.ask(&open, |body| OpenReply::decode(body))?;
         connection.channel = reply.channel;
-        connection.n_bufs = reply.n_bufs as usize;
-        connection.geometry = geometry_of(&reply)
-            .filter(|_| reply.n_bufs > 0)
-            .ok_or_else(|| connection.not_ours(format!("{reply:?}")))?;
+        (connection.geometry, connection.n_bufs) =
+            reply.shape().ok_or_else(|| connection.not_ours(format!("{reply:?}")))?;
         Ok(connection)
     }
 
@@ -181,15 +179,4 @@ impl Connection {
     fn not_ours(&self, why: String) -> ReadError {
         ConnectError::NotOurs { socket: self.path.display().to_string(), why }.into()
     }
-}
-
-fn geometry_of(reply: &OpenReply) -> Option<Geometry> {
-    let spec = GeometrySpec {
-        subbuf_size: Some(reply.subbuf_size.into()),
-        n_subbufs: Some(reply.n_subbufs.into()),
-        header: Some(reply.header.into()),
-        mode: Some(if reply.mode == 2 { Mode::Overwrite } else { Mode::NoOverwrite }),
-        global: Some(reply.scope == 2),
-    };
-    spec.build().ok()
 }

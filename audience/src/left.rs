@@ -6,19 +6,19 @@
 //! told, and the rest is read.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
 use relay::Mode;
 use relay::buffer::Buffer;
-use relay::files::{Control, FileError, LOCK_FILE, control_name, data_name, header_of, id_of_control};
+use relay::files::{
+    Control, FileError, LOCK_FILE, control_name, data_name, header_of, id_of_control, open_regular,
+};
 use relay::reader::Reader;
 use relay::shm::{Mapping, outlive_truncation};
-use relay::state_file::{ChannelEntry, STATE_FILE, STATE_FILE_MAX, StateFile};
+use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
 
 use crate::failure::Failure;
 use crate::losses::{Losses, Tally};
@@ -67,11 +67,11 @@ impl Found<'_> {
             ids.extend(name.to_str().and_then(id_of_control));
         }
         ids.sort_unstable();
-        let (named, complaint) = match read_state(&dir.join(STATE_FILE)) {
+        let (named, complaint) = match StateFile::read(dir) {
             Ok(Some(state)) => (state.channels, None),
             Ok(None) if ids.is_empty() => return Err(Failure::NoState(dir.to_owned())),
             Ok(None) => (Vec::new(), Some(format!("there is no file '{STATE_FILE}' in {}", dir.display()))),
-            Err(why) => (Vec::new(), Some(why)),
+            Err(why) => (Vec::new(), Some(format!("cannot read {why}"))),
         };
         ids.retain(|id| !named.iter().any(|channel| channel.id == *id));
         let complaint = complaint.map(|why| format!("{why}; channels go by their numbers"));
@@ -94,29 +94,6 @@ impl Found<'_> {
     }
 }
 
-/// What the file that names the channels says, if there is one.
-fn read_state(path: &Path) -> Result<Option<StateFile>, String> {
-    let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
-    let file = match open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        result => result.map_err(|error| said(&error))?,
-    };
-    let mut text = String::new();
-    file.take(STATE_FILE_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| said(&error))?;
-    StateFile::parse(&text).map(Some).map_err(|error| said(&error))
-}
-
-/// Opens a regular file to read it, and nothing else that may have its name.
-fn open(path: &Path) -> std::io::Result<File> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no regular file"))
-    }
-}
-
 /// A channel's control file.
 struct LeftChannel<'d> {
     dir: &'d Path,
@@ -134,7 +111,7 @@ impl LeftChannel<'_> {
     ) -> Result<LeftChannel<'d>, String> {
         let path = dir.join(control_name(id));
         let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
-        let file = open(&path).map_err(|error| said(&error))?;
+        let file = open_regular(&path).map_err(|error| said(&error))?;
         let map = |(geometry, n_bufs)| Control::map(&file, Mapping::on_demand, geometry, n_bufs);
         let own = || {
             let shape = header_of(&file)?.shape();
@@ -204,7 +181,7 @@ impl LeftChannel<'_> {
     fn buffer(&self, cpu: usize) -> Result<(PathBuf, Buffer), String> {
         let path = self.dir.join(data_name(self.id, cpu));
         let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
-        let file = open(&path).map_err(|error| said(&error))?;
+        let file = open_regular(&path).map_err(|error| said(&error))?;
         let buffer = self.control.buffer(&file, cpu).map_err(|error| said(&error))?;
         Ok((path, buffer))
     }

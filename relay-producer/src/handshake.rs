@@ -23,8 +23,6 @@ use crate::transport::TransportChoice;
 
 /// How long a daemon may take to open a channel. Whoever takes longer is taken for somebody else.
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(5);
-/// Most buffers a channel is believed to have.
-const N_BUFS_MAX: u32 = 1 << 16;
 /// Smallest frame limit a daemon is believed to have, in bytes.
 const FRAME_MAX_LEAST: usize = 512;
 
@@ -168,15 +166,13 @@ impl Handshake {
             }
             Stage::Open(hello) => {
                 let reply = self.answer::<OpenReply>(packet, OPEN_ID)?;
-                let geometry = geometry_of(&reply)
-                    .filter(|_| (1..=N_BUFS_MAX).contains(&reply.n_bufs))
-                    .ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
+                let (geometry, n_bufs) = reply.shape().ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
                 let opened = Opened { hello, reply, geometry };
                 if let Err(why) = wanted(request.transport, &geometry) {
                     return self.done(opened, Err(why), request);
                 }
                 self.send(&Share { channel: reply.channel }.frame(0, SHARE_ID));
-                let arriving = Arriving::new(geometry, reply.n_bufs as usize, self.mapped.take());
+                let arriving = Arriving::new(geometry, n_bufs, self.mapped.take());
                 Stage::Share(opened, Box::new(arriving))
             }
             Stage::Share(opened, mut arriving) => {
@@ -238,25 +234,6 @@ impl Handshake {
     fn socket_shown(&self) -> String {
         self.path.display().to_string()
     }
-}
-
-fn geometry_of(reply: &OpenReply) -> Option<Geometry> {
-    let spec = GeometrySpec {
-        subbuf_size: Some(reply.subbuf_size.into()),
-        n_subbufs: Some(reply.n_subbufs.into()),
-        header: Some(reply.header.into()),
-        mode: Some(match reply.mode {
-            1 => Mode::NoOverwrite,
-            2 => Mode::Overwrite,
-            _ => return None,
-        }),
-        global: Some(match reply.scope {
-            1 => false,
-            2 => true,
-            _ => return None,
-        }),
-    };
-    spec.build().ok()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A channel's files in the state directory: what they are called, and mapping those that others may have changed.
+//! The files in a state directory: what they are called, opening them, and mapping those that others may have changed.
 //!
 //! ```text
 //! ID.control   header, then a block and records for each buffer     ID.data0 ID.data1 ...   the rings
@@ -8,8 +8,11 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
+use nix::fcntl::OFlag;
 use thiserror::Error;
 
 use crate::abi::{ControlHeader, control_header, data_len};
@@ -36,6 +39,17 @@ pub fn data_name(id: u32, index: usize) -> String {
 pub fn id_of_control(name: &str) -> Option<u32> {
     let number = name.strip_suffix(CONTROL_SUFFIX)?;
     number.parse().ok().filter(|id: &u32| id.to_string() == number)
+}
+
+/// Opens a regular file to read it, and nothing else that may have its name.
+pub fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"))
+    }
 }
 
 /// Why a channel's file cannot be used.

@@ -33,6 +33,8 @@
 
 use thiserror::Error;
 
+use crate::geometry::{Geometry, GeometrySpec, Mode};
+
 /// Largest frame, header included, in bytes. Senders stay below the packet limit of an untuned system.
 pub const FRAME_MAX: usize = 64 << 10;
 /// Length of the header before every body, in bytes.
@@ -337,6 +339,29 @@ pub struct OpenReply {
     pub created: u16,
     /// Number of buffers: the number of CPUs, or 1.
     pub n_bufs: u32,
+}
+
+impl OpenReply {
+    /// Geometry and number of buffers, if there can be such a channel.
+    pub fn shape(&self) -> Option<(Geometry, usize)> {
+        let spec = GeometrySpec {
+            subbuf_size: Some(self.subbuf_size.into()),
+            n_subbufs: Some(self.n_subbufs.into()),
+            header: Some(self.header.into()),
+            mode: Some(match self.mode {
+                1 => Mode::NoOverwrite,
+                2 => Mode::Overwrite,
+                _ => return None,
+            }),
+            global: Some(match self.scope {
+                1 => false,
+                2 => true,
+                _ => return None,
+            }),
+        };
+        let (geometry, n_bufs) = (spec.build().ok()?, self.n_bufs as usize);
+        geometry.can_have(n_bufs).then_some((geometry, n_bufs))
+    }
 }
 
 impl Body<'_> for OpenReply {

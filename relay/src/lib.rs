@@ -26,6 +26,7 @@ pub mod rseq;
 #[cfg_attr(loom, path = "shm_model.rs")]
 pub mod shm;
 pub mod size;
+#[cfg(not(loom))]
 pub mod state_file;
 #[cfg(loom)]
 pub mod steps_model;

@@ -16,10 +16,8 @@ use std::mem::offset_of;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 use relay::abi::{BufferBlock, ControlHeader};
-use relay::state_file::{ChannelEntry, STATE_FILE, STATE_FILE_MAX, StateFile};
+use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
 
 use crate::channel::{Channel, Named};
 use crate::dirs::{DirError, StateDir};
@@ -46,16 +44,14 @@ pub(crate) fn take_over(
     n_cpus: usize,
 ) -> Result<Legacy, DirError> {
     let fresh = StateFile { point: point.to_owned(), epoch: 1, ..StateFile::default() };
-    let mut left = match read(dir.path()) {
+    let mut left = match StateFile::read(dir.path()) {
         Ok(Some(left)) if any_point || left.point == point => left,
         Ok(Some(left)) => {
             set_all_aside(dir, &format!("it is of another mount point: {}, not {point}", left.point))?;
             return Ok(Legacy { state: fresh, channels: Vec::new() });
         }
         // Nothing was ever finished, so nobody was told of anything.
-        Ok(None)
-            if !dir.entries()?.iter().any(|path| path.extension().is_some_and(|ext| ext == "control")) =>
-        {
+        Ok(None) if !dir.entries()?.iter().any(|path| is_control(path)) => {
             clear_leftovers(dir, &HashSet::new())?;
             return Ok(Legacy { state: fresh, channels: Vec::new() });
         }
@@ -98,25 +94,6 @@ pub(crate) fn take_over(
     Ok(Legacy { state: left, channels })
 }
 
-/// The state file; `None` if there is none.
-fn read(dir: &Path) -> Result<Option<StateFile>, String> {
-    let path = dir.join(STATE_FILE);
-    let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let file = match open(
-        &path,
-        OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    ) {
-        Ok(file) => fs::File::from(file),
-        Err(nix::errno::Errno::ENOENT) => return Ok(None),
-        Err(errno) => return Err(said(&errno.desc())),
-    };
-    let mut text = String::new();
-    io::Read::read_to_string(&mut io::Read::take(file, STATE_FILE_MAX as u64 + 1), &mut text)
-        .map_err(|error| said(&error))?;
-    StateFile::parse(&text).map(Some).map_err(|error| said(&error))
-}
-
 /// Moves a channel that is not sound to a directory of its own, and tells those who write to it.
 fn set_aside(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &str) -> Result<(), DirError> {
     let aside = dir.new_refused()?;
@@ -132,6 +109,10 @@ fn set_aside(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &s
     fs::write(&path, state.to_text()).map_err(|source| DirError::Io { path, source })
 }
 
+fn is_control(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "control")
+}
+
 /// Moves all that is in the state directory to a directory in it.
 fn set_all_aside(dir: &StateDir, reason: &str) -> Result<(), DirError> {
     let aside = dir.new_refused()?;
@@ -140,10 +121,9 @@ fn set_all_aside(dir: &StateDir, reason: &str) -> Result<(), DirError> {
         dir.path().display(),
         aside.display()
     );
-    let is_control = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "control");
     let mut paths = dir.entries()?;
     // Last: while there is one, a start that finds no state file sets the rest aside, too.
-    paths.sort_by_key(is_control);
+    paths.sort_by_key(|path| is_control(path));
     for path in paths {
         if is_control(&path) {
             tell_writers(&path);

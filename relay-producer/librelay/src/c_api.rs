@@ -11,13 +11,14 @@ use std::ptr::null_mut;
 use std::slice;
 
 use nix::errno::Errno;
+use relay::paths::mount_by_environment;
 use relay_producer::{DIRECT_MAX, WriteError};
 
 use crate::callback::{self, Callbacks};
 use crate::control::Control;
 use crate::error;
 use crate::handle::{Given, Handle, Rchan, RchanBuf};
-use crate::open::{self, Open, Request, absolute, default_mount};
+use crate::open::{self, Open, Request, absolute};
 use crate::place::{Place, checked, join};
 use crate::reserve;
 
@@ -69,8 +70,8 @@ struct Arguments<'a> {
 
 fn open_at(arguments: &Arguments) -> Result<*mut Rchan, Errno> {
     let mount = arguments.mount.filter(|mount| !mount.is_empty());
-    let mount =
-        mount.map_or_else(default_mount, |mount| Path::new(OsStr::from_bytes(mount.to_bytes())).into());
+    let mount = mount
+        .map_or_else(mount_by_environment, |mount| Path::new(OsStr::from_bytes(mount.to_bytes())).into());
     let base = arguments.base_filename.ok_or(Errno::ENOTSUP)?;
     let parent = place(arguments.parent)?;
     let name = join(parent, name_of(base)?);

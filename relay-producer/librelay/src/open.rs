@@ -11,11 +11,6 @@ use crate::error;
 use crate::handle::Shape;
 use crate::place::Place;
 
-/// Where a relayfs is if nobody says so.
-const MOUNT_DEFAULT: &str = "/mnt/relay";
-/// The environment variable that says so.
-const MOUNT_VARIABLE: &str = "RELAYFS";
-
 /// What a program asks for.
 #[derive(Debug)]
 pub(crate) struct Request {
@@ -37,12 +32,6 @@ pub(crate) struct Open {
     pub(crate) callbacks: crate::callback::Callbacks,
     /// What `create_buf_file` returned.
     pub(crate) file: Option<&'static Place>,
-}
-
-/// The mount point to use where none, or an empty one, is given.
-pub(crate) fn default_mount() -> PathBuf {
-    let named = std::env::var_os(MOUNT_VARIABLE).filter(|mount| !mount.is_empty());
-    named.map_or_else(|| MOUNT_DEFAULT.into(), PathBuf::from)
 }
 
 /// The same path for as long as the process lives, wherever it goes.
