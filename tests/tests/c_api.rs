@@ -360,6 +360,29 @@ fn threads_children_and_signal_handlers_write() {
     caller.end();
 }
 
+/// A forked child has a copy of what its parent has reserved, and does not write it too.
+#[test]
+fn what_a_parent_has_reserved_is_written_once() {
+    for shared in ["group", "never"] {
+        let mount = Mount::new(&["--shared", shared]);
+        let mut caller = self::caller(&mount);
+        caller.expect(&[
+            ("open 0 app/log 65536 4", "0"),
+            ("reserve 0 reserved.", "0"),
+            ("fork 0 child.", "0"),
+            ("commit 0", "0"),
+            ("flush 0", "0"),
+        ]);
+        let messages = "child.reserved.".len() as u64;
+        eventually("both messages", || mount.stats("app/log")["total.bytes"] >= messages);
+        let mut found = mount.read("app/log0");
+        found.extend(mount.read("app/log1"));
+        let found = text(&found);
+        assert!(found == "child.reserved." || found == "reserved.child.", "{shared}: {found}");
+        caller.end();
+    }
+}
+
 #[test]
 fn what_has_no_meaning_here_says_so() {
     let mount = Mount::new(&[]);
