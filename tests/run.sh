@@ -12,6 +12,7 @@ need cc gcc
 need cp coreutils
 need dash dash
 need dd coreutils
+need env coreutils
 need fusermount3 fuse3
 need g++ g++
 need getconf libc-bin

@@ -88,11 +88,8 @@ impl Connection {
         let open = Open::new(&name, &GeometrySpec::default());
         let reply = connection.ask(&open, |body| OpenReply::decode(body))?;
         connection.channel = reply.channel;
-        connection.n_bufs = reply.n_bufs as usize;
-        connection.geometry = reply
-            .geometry()
-            .filter(|_| reply.n_bufs > 0)
-            .ok_or_else(|| connection.not_ours(format!("{reply:?}")))?;
+        (connection.geometry, connection.n_bufs) =
+            reply.shape().ok_or_else(|| connection.not_ours(format!("{reply:?}")))?;
         Ok(connection)
     }
 

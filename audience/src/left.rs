@@ -6,30 +6,25 @@
 //! told, and the rest is read.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
-use relay::abi::{ControlHeader, FLAG_GLOBAL, FLAG_OVERWRITE, data_len};
+use relay::Mode;
 use relay::buffer::Buffer;
+use relay::files::{
+    Control, FileError, LOCK_FILE, control_name, data_name, header_of, id_of_control, open_regular,
+};
 use relay::reader::Reader;
 use relay::shm::{Mapping, outlive_truncation};
-use relay::state_file::{ChannelEntry, STATE_FILE, STATE_FILE_MAX, StateFile};
-use relay::{Geometry, GeometrySpec, Mode};
+use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
 
 use crate::failure::Failure;
 use crate::losses::{Losses, Tally};
 use crate::options::What;
 use crate::output::{Output, say};
 
-/// The file that a daemon at work holds locked.
-const LOCK: &str = "lock";
-/// What the name of a channel's control file ends with, behind its number.
-const CONTROL_SUFFIX: &str = ".control";
 /// Tries at getting a buffer before somebody reads it.
 const TRIES_MAX: u32 = 16;
 
@@ -37,7 +32,7 @@ const TRIES_MAX: u32 = 16;
 pub(crate) fn run(dir: &Path, what: &What) -> Result<(), Failure> {
     outlive_truncation().map_err(|error| Failure::system("handle a signal", error))?;
     let found = Found::in_dir(dir)?;
-    if let Some(pid) = daemon_at_work(&dir.join(LOCK)) {
+    if let Some(pid) = daemon_at_work(&dir.join(LOCK_FILE)) {
         say(format_args!(
             "relayfsd (process {pid}) is at work on {}: better ask it, by 'audience --snapshot' or by reading",
             dir.display()
@@ -69,14 +64,14 @@ impl Found<'_> {
         let mut ids = Vec::new();
         for entry in fs::read_dir(dir).map_err(|error| Failure::open(dir, error))? {
             let name = entry.map_err(|error| Failure::read(dir, error))?.file_name();
-            ids.extend(name.to_str().and_then(id_of));
+            ids.extend(name.to_str().and_then(id_of_control));
         }
         ids.sort_unstable();
-        let (named, complaint) = match read_state(&dir.join(STATE_FILE)) {
+        let (named, complaint) = match StateFile::read(dir) {
             Ok(Some(state)) => (state.channels, None),
             Ok(None) if ids.is_empty() => return Err(Failure::NoState(dir.to_owned())),
             Ok(None) => (Vec::new(), Some(format!("there is no file '{STATE_FILE}' in {}", dir.display()))),
-            Err(why) => (Vec::new(), Some(why)),
+            Err(why) => (Vec::new(), Some(format!("cannot read {why}"))),
         };
         ids.retain(|id| !named.iter().any(|channel| channel.id == *id));
         let complaint = complaint.map(|why| format!("{why}; channels go by their numbers"));
@@ -99,43 +94,11 @@ impl Found<'_> {
     }
 }
 
-/// The number in the name of a control file.
-fn id_of(name: &str) -> Option<u32> {
-    let number = name.strip_suffix(CONTROL_SUFFIX)?;
-    number.parse().ok().filter(|id: &u32| id.to_string() == number)
-}
-
-/// What the file that names the channels says, if there is one.
-fn read_state(path: &Path) -> Result<Option<StateFile>, String> {
-    let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
-    let file = match open(path) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        result => result.map_err(|error| said(&error))?,
-    };
-    let mut text = String::new();
-    file.take(STATE_FILE_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| said(&error))?;
-    StateFile::parse(&text).map(Some).map_err(|error| said(&error))
-}
-
-/// Opens a regular file to read it, and nothing else that may have its name.
-fn open(path: &Path) -> std::io::Result<File> {
-    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
-    } else {
-        Err(std::io::Error::new(ErrorKind::InvalidInput, "it is no regular file"))
-    }
-}
-
 /// A channel's control file.
 struct LeftChannel<'d> {
     dir: &'d Path,
     id: u32,
-    control: Arc<Mapping>,
-    header: ControlHeader,
-    geometry: Geometry,
-    n_bufs: usize,
+    control: Control,
 }
 
 impl LeftChannel<'_> {
@@ -146,43 +109,42 @@ impl LeftChannel<'_> {
         entry: Option<&ChannelEntry>,
         complaints: &mut Vec<String>,
     ) -> Result<LeftChannel<'d>, String> {
-        let path = dir.join(format!("{id}{CONTROL_SUFFIX}"));
+        let path = dir.join(control_name(id));
         let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
-        let file = open(&path).map_err(|error| said(&error))?;
-        let len = file.metadata().map_err(|error| said(&error))?.len();
-        if len < size_of::<ControlHeader>() as u64 {
-            return Err(said(&format_args!("it has {len} bytes")));
-        }
-        let control = Arc::new(Mapping::read_only(&file, len).map_err(|error| said(&error))?);
-        let header = control.header().ok_or_else(|| said(&"it has no header"))?;
-        let check = |geometry: Geometry, n_bufs: usize| {
-            header.check(&geometry, n_bufs, len).map(|()| (geometry, n_bufs))
+        let file = open_regular(&path).map_err(|error| said(&error))?;
+        let map = |(geometry, n_bufs)| Control::map(&file, Mapping::on_demand, geometry, n_bufs);
+        let own = || {
+            let shape = header_of(&file)?.shape();
+            map(shape.ok_or(FileError::Header("its header makes no sense"))?)
         };
-        let own = || check(geometry_of(&header)?, header.n_bufs as usize);
-        let (geometry, n_bufs) = match entry.map(|entry| check(entry.geometry, entry.n_bufs)) {
+        let mut complain = |what: String| complaints.push(format!("{}: {what}", path.display()));
+        let control = match entry.map(|entry| map((entry.geometry, entry.n_bufs))) {
             None => own().map_err(|error| said(&error))?,
-            Some(Ok(found)) => found,
+            Some(Ok(control)) => control,
             Some(Err(why)) => {
-                let found = own().map_err(|_| said(&why))?;
-                let line =
-                    format!("{}: {why}, by '{STATE_FILE}'; it goes by what it says itself", path.display());
-                complaints.push(line);
-                found
+                let control = own().map_err(|_| said(&why))?;
+                complain(format!("{why}, by '{STATE_FILE}'; it goes by what it says itself"));
+                control
             }
         };
-        Ok(LeftChannel { dir, id, control, header, geometry, n_bufs })
+        let (len, needed) = (file.metadata().map_err(|error| said(&error))?.len(), control.file_len());
+        if len != needed {
+            complain(format!("it has {len} bytes instead of {needed}; the others are left alone"));
+        }
+        Ok(LeftChannel { dir, id, control })
     }
 
     /// Prints the buffers one after the other, and then what was lost. Returns whether something is damaged, which has been
     /// told.
     fn print(&self, what: &What) -> Result<bool, Failure> {
+        let n_bufs = self.control.n_bufs();
         let cpus = match what.cpu {
-            Some(cpu) if cpu >= self.n_bufs => {
+            Some(cpu) if cpu >= n_bufs => {
                 let (channel, mount) = (what.channel.clone(), self.dir.to_owned());
-                return Err(Failure::NoCpu { channel, mount, cpu, has: (0..self.n_bufs).collect() });
+                return Err(Failure::NoCpu { channel, mount, cpu, has: (0..n_bufs).collect() });
             }
             Some(cpu) => cpu..cpu + 1,
-            None => 0..self.n_bufs,
+            None => 0..n_bufs,
         };
         let mut output = Output::new()?;
         let mut losses = BTreeMap::new();
@@ -217,31 +179,12 @@ impl LeftChannel<'_> {
 
     /// A buffer, mapped to be looked at only, and the path of its ring.
     fn buffer(&self, cpu: usize) -> Result<(PathBuf, Buffer), String> {
-        let path = self.dir.join(format!("{}.data{cpu}", self.id));
+        let path = self.dir.join(data_name(self.id, cpu));
         let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
-        let file = open(&path).map_err(|error| said(&error))?;
-        let (len, needed) = (file.metadata().map_err(|error| said(&error))?.len(), data_len(&self.geometry));
-        if len < needed {
-            return Err(said(&format_args!("it has {len} bytes instead of {needed}")));
-        }
-        let data = Arc::new(Mapping::read_only(&file, needed).map_err(|error| said(&error))?);
-        let buffer = Buffer::new(self.control.clone(), data, self.geometry, &self.header, cpu);
-        let buffer = buffer.ok_or_else(|| said(&"its part of the control file is missing"))?;
+        let file = open_regular(&path).map_err(|error| said(&error))?;
+        let buffer = self.control.buffer(&file, cpu).map_err(|error| said(&error))?;
         Ok((path, buffer))
     }
-}
-
-/// The shape that a header claims.
-fn geometry_of(header: &ControlHeader) -> Result<Geometry, &'static str> {
-    let is = |flag| header.flags & flag != 0;
-    let spec = GeometrySpec {
-        subbuf_size: Some(header.subbuf_size.into()),
-        n_subbufs: Some(header.n_subbufs.into()),
-        header: Some(header.header.into()),
-        mode: Some(if is(FLAG_OVERWRITE) { Mode::Overwrite } else { Mode::NoOverwrite }),
-        global: Some(is(FLAG_GLOBAL)),
-    };
-    spec.build().map_err(|_| "its header makes no sense")
 }
 
 /// What a buffer holds, and the reader whose place it begins at. A daemon that is at work may be reading, and what it has read
@@ -283,16 +226,6 @@ fn holder(locks: &str, id: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn control_files_are_known_by_their_names() {
-        assert_eq!(id_of("7.control"), Some(7));
-        for name in
-            ["7.data0", "07.control", "+7.control", ".control", "x.control", "4294967296.control", "7"]
-        {
-            assert_eq!(id_of(name), None, "{name}");
-        }
-    }
 
     #[test]
     fn holders_of_locks_are_found() {

@@ -18,6 +18,7 @@ mod options;
 mod output;
 mod record;
 mod signals;
+mod starting;
 mod unmount;
 mod waiting;
 

@@ -2,28 +2,19 @@
 
 use std::env;
 use std::fs;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{self, Path, PathBuf};
-use std::process::{ChildStderr, Command, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use relay::mountinfo::{self, FS_TYPE};
 
 use crate::failure::Failure;
 use crate::output;
+use crate::starting::{DAEMON, appears, run};
 use crate::unmount::unmount;
-
-/// The daemon that mounts.
-const DAEMON: &str = "relayfsd";
-/// How long we give a daemon that was started at the same time as ours, and first, to become usable.
-const OTHERS_START_MAX: Duration = Duration::from_millis(250);
-/// Time between two looks at whether something has changed.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// Whether relayfs is mounted at the path. A mount whose daemon has gone does not count: relayfsd replaces
 /// it.
@@ -37,6 +28,11 @@ pub(crate) fn is_mounted(path: &Path) -> Result<bool, Failure> {
         Ok(_) => {}
     }
     Ok(fs::read(path.join(".relay/version")).is_ok() || listed_type(path).is_some_and(|kind| kind == FS_TYPE))
+}
+
+/// The same of a path that was looked at before.
+fn is_usable(path: &Path) -> bool {
+    is_mounted(path).unwrap_or(false)
 }
 
 /// The type of the mount that the kernel lists at the path, of several the visible one.
@@ -61,7 +57,7 @@ impl OwnMount {
                 *own = Some(fs::canonicalize(&path).unwrap_or(path));
                 Ok(())
             }
-            Err(_) if appears(&path)? => Ok(()),
+            Err(_) if appears(|| is_usable(&path)) => Ok(()),
             Err(reason) => Err(Failure::Mount { mount: path, reason }),
         }
     }
@@ -78,56 +74,20 @@ impl OwnMount {
     }
 }
 
-/// Whether somebody else's mount becomes usable within a short time.
-fn appears(path: &Path) -> Result<bool, Failure> {
-    let deadline = Instant::now() + OTHERS_START_MAX;
-    loop {
-        if is_mounted(path)? {
-            return Ok(true);
-        }
-        if Instant::now() >= deadline {
-            return Ok(false);
-        }
-        thread::sleep(LOOK_AGAIN);
-    }
-}
-
 /// Runs relayfsd, which returns when the mount is usable. The error is its own, in one line.
 fn run_daemon(path: &Path) -> Result<(), String> {
     // Ours goes with us; another one may be in PATH.
     let program = beside_us().unwrap_or_else(|| DAEMON.into());
-    // Nothing of ours must stay open in a daemon: whoever reads our output would wait for its end.
-    let mut command = Command::new(&program);
-    command.arg(path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| match error.kind() {
+    let ended = run(Command::new(&program).arg(path)).map_err(|error| match error.kind() {
         ErrorKind::NotFound => format!("there is no {DAEMON} beside this program or in PATH"),
         _ => format!("cannot run {}: {error}", program.display()),
     })?;
-    let stderr = child.stderr.take();
-    // First this and then what it said: what it says fits into the pipe, and its daemon may still have the
-    // pipe open.
-    let status = child.wait().map_err(|error| format!("cannot wait for {}: {error}", program.display()))?;
-    let said = stderr.map(said).unwrap_or_default();
-    if status.success() {
-        said.iter().for_each(output::say);
+    if ended.status.map_or_else(|| is_usable(path), |status| status.success()) {
+        ended.said.iter().for_each(output::say);
         Ok(())
-    } else if said.is_empty() {
-        Err(status.to_string())
     } else {
-        Err(said.join("; "))
+        Err(ended.reason())
     }
-}
-
-/// The lines that are in the pipe, without waiting for more.
-fn said(mut stderr: ChildStderr) -> Vec<String> {
-    let mut text = Vec::new();
-    if fcntl(&stderr, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).is_ok() {
-        // What was read before the pipe had no more is there.
-        let _ = stderr.read_to_end(&mut text);
-    }
-    let text = String::from_utf8_lossy(&text);
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    lines.map(|line| line.strip_prefix("relayfsd: ").unwrap_or(line).to_owned()).collect()
 }
 
 /// The daemon beside this program.

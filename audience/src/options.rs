@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use relay::ChannelName;
 use relay::duration::parse_duration;
 use relay::name::DEFAULT_CHANNEL;
-use relay::paths::{MOUNT_DEFAULT, MOUNT_ENV};
+use relay::paths::mount_by_environment;
 use relay::size::parse_size;
 
 use crate::channel::Place;
@@ -131,7 +131,7 @@ pub(crate) struct Record {
 #[derive(Debug, Args)]
 pub(crate) struct What {
     /// Where relayfs is mounted [default: $RELAYFS, or /mnt/relay]
-    #[arg(short, long, value_name = "MOUNTPOINT", default_value_os_t = mount_default(), hide_default_value = true)]
+    #[arg(short, long, value_name = "MOUNTPOINT", default_value_os_t = mount_by_environment(), hide_default_value = true)]
     pub(crate) mount: PathBuf,
 
     /// The channel, such as app/log for the files app/log0, app/log1, ...
@@ -172,14 +172,6 @@ impl What {
     pub(crate) fn place(&self) -> Place {
         Place { mount: self.mount.clone(), channel: self.channel.clone() }
     }
-}
-
-/// The mount point where none is named: an empty variable counts as none.
-fn mount_default() -> PathBuf {
-    std::env::var_os(MOUNT_ENV)
-        .filter(|value| !value.is_empty())
-        .unwrap_or_else(|| MOUNT_DEFAULT.into())
-        .into()
 }
 
 fn interval(text: &str) -> Result<Duration, String> {

@@ -10,8 +10,8 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use relay::Geometry;
-use relay::abi::{ControlHeader, LAYOUT_VERSION, control_header, data_len};
-use relay::buffer::Buffer;
+use relay::abi::LAYOUT_VERSION;
+use relay::files::{Control, FileError};
 use relay::frame::{Consume, ShareReply, Watch};
 use relay::shm::Mapping;
 use relay::view::{SubBuffer, View};
@@ -282,15 +282,18 @@ fn connect(
             && let (Some(file), Some(bell)) = (files.next(), files.next())
         {
             let id = identify(file.into())?;
-            let control = if known == Some(&id) { None } else { Some(map_control(&id, &geometry, n_bufs)?) };
+            let map = || Control::map(&id.control, Mapping::read_only, geometry, n_bufs);
+            let said = |error: FileError| files_error(format!("the control file: {error}"));
+            let control = if known == Some(&id) { None } else { Some(map().map_err(said)?) };
             first = Some((id, bell, control));
         }
-        let Some((_, _, Some((control, header)))) = &first else { return Ok(()) };
+        let Some((_, _, Some(control))) = &first else { return Ok(()) };
         for file in files {
             let cpu = views.len();
             let wanted = place.only.is_none_or(|only| only == cpu);
-            let map = || map_data(file.into(), control, header, geometry, cpu).map(View::new);
-            views.push(wanted.then(map).transpose()?);
+            let map = || control.buffer(&file.into(), cpu).map(View::new);
+            let said = |error: FileError| files_error(format!("the file of buffer {cpu}: {error}"));
+            views.push(wanted.then(map).transpose().map_err(said)?);
         }
         Ok(())
     })?;
@@ -301,40 +304,4 @@ fn connect(
 fn identify(control: File) -> Result<BuffersId, ReadError> {
     let found = control.metadata().map_err(|error| files_error(format!("the control file: {error}")))?;
     Ok(BuffersId { numbers: (found.dev(), found.ino()), control: Arc::new(control) })
-}
-
-fn map_control(
-    id: &BuffersId,
-    geometry: &Geometry,
-    n_bufs: usize,
-) -> Result<(Arc<Mapping>, ControlHeader), ReadError> {
-    let file = &id.control;
-    let said = |error: std::io::Error| files_error(format!("the control file: {error}"));
-    let len = file.metadata().map_err(said)?.len();
-    if len < size_of::<ControlHeader>() as u64 {
-        return Err(files_error(format!("the control file has {len} bytes")));
-    }
-    // A peer may have made it longer, and mapping takes memory for all of it.
-    let len = len.min(control_header(geometry, n_bufs).control_len());
-    let mapping = Mapping::read_only(file, len).map_err(said)?;
-    let header = mapping.header().ok_or_else(|| files_error("the control file has no header"))?;
-    header.check(geometry, n_bufs, len).map_err(|why| files_error(format!("the control file: {why}")))?;
-    Ok((Arc::new(mapping), header))
-}
-
-fn map_data(
-    file: File,
-    control: &Arc<Mapping>,
-    header: &ControlHeader,
-    geometry: Geometry,
-    cpu: usize,
-) -> Result<Buffer, ReadError> {
-    let said = |error: std::io::Error| files_error(format!("the file of buffer {cpu}: {error}"));
-    let (len, needed) = (file.metadata().map_err(said)?.len(), data_len(&geometry));
-    if len < needed {
-        return Err(files_error(format!("the file of buffer {cpu} has {len} bytes instead of {needed}")));
-    }
-    let data = Arc::new(Mapping::read_only(&file, needed).map_err(said)?);
-    Buffer::new(Arc::clone(control), data, geometry, header, cpu)
-        .ok_or_else(|| files_error(format!("the part of buffer {cpu} in the control file is missing")))
 }

@@ -1,7 +1,7 @@
 //! Unmounting what we mounted.
 
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use nix::mount::{MntFlags, umount2};
 
 use crate::failure::Failure;
 use crate::mount::listed_type;
+use crate::starting::{Ended, FUSERMOUNT, run};
 
 /// How long we wait for others who use the mount, before we unmount it under them.
 const BUSY_MAX: Duration = Duration::from_secs(2);
@@ -51,14 +52,13 @@ fn try_unmount(path: &Path, lazy: bool) -> Tried {
     }
 }
 
-/// fusermount3 is set-user-ID, for those who may not unmount.
+/// For those who may not unmount.
 fn by_helper(path: &Path, lazy: bool) -> Tried {
-    let mut command = Command::new("fusermount3");
-    command.arg("-u").args(lazy.then_some("-z")).arg("--").arg(path).stdin(Stdio::null());
-    match command.output() {
-        Ok(output) if output.status.success() || listed_type(path).is_none() => Tried::Done,
+    match run(Command::new(FUSERMOUNT).arg("-u").args(lazy.then_some("-z")).arg("--").arg(path)) {
+        Ok(Ended { status: Some(status), .. }) if status.success() => Tried::Done,
+        Ok(_) if listed_type(path).is_none() => Tried::Done,
         // Its exit status does not tell why; to be busy is the usual reason.
-        Ok(output) => Tried::Busy(String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")),
-        Err(error) => Tried::Refused(format!("cannot run fusermount3 (package fuse3): {error}")),
+        Ok(ended) => Tried::Busy(ended.reason()),
+        Err(error) => Tried::Refused(format!("cannot run {FUSERMOUNT} (package fuse3): {error}")),
     }
 }

@@ -114,8 +114,8 @@ struct rchan_callbacks {
  *
  * EEXIST: a channel is there whose files would have the same names, or whose directory this would be.
  * ENOTSUP: base_filename is NULL (relay_late_setup_files does not exist here), or a callback cannot be had. ENAMETOOLONG.
- * ENOMEM: more than the daemon's --max-memory. ECONNREFUSED, ENOTCONN: the daemon has died. EACCES: its socket is for
- * others.
+ * ENOMEM: more than the daemon's --max-memory. ECONNREFUSED, ENOTCONN: the daemon has died, or is about to end. ETIMEDOUT:
+ * it does not answer. EPROTO: what answers is no relayfs. EACCES: its socket is for others.
  */
 struct rchan *relay_open(const char *base_filename, struct dentry *parent, size_t subbuf_size, size_t n_subbufs,
 			 const struct rchan_callbacks *cb, void *private_data RELAY_OPTIONAL);
@@ -126,14 +126,18 @@ struct rchan *relay_open_at(const char *mount, const char *base_filename, struct
 
 /*
  * Closes it. A second time: EBADF. What was written stays and can be read; a channel that a program created goes when it
- * has been read and nobody has it open. Where buffers are not shared, it waits until the daemon has what was written.
- * ENODEV, ETIMEDOUT: it is closed, but the daemon has gone, or has not answered for 10 seconds, and may not have the last of it.
+ * has been read and nobody has it open. Where buffers are not shared, it waits until the daemon has what was written. ENODEV,
+ * ETIMEDOUT: it is closed, but the daemon has gone, or not answered for 10 seconds, and may not have the last messages.
+ *
+ * Other threads may be calling other functions with it, for as long as they like: they get EBADF, or, if what they write at this
+ * moment is lost, perhaps 0. A struct rchan is never freed, so a pointer to one that is closed is known as such, EBADF, until 256
+ * others have been closed after it; from then on it may be that of another channel. Not to be called in signal handlers.
  */
 int relay_close(struct rchan *chan);
 
 /*
  * Writes a message, whole or not at all, and never waits. 0: it is in the buffer, or, where buffers are not shared, on
- * its way to the daemon, which will get it even if this process ends now. Otherwise it is lost, and, but for ENODEV,
+ * its way to the daemon, which will get it even if this process ends now. Otherwise it is lost, and, but for ENODEV and EBADF,
  * counted: ENOSPC: no room. EMSGSIZE: longer than any message of this channel can be, which is a sub-buffer without its
  * header, at most 1 MiB. EFAULT: data is NULL, and length is not 0.
  */

@@ -9,6 +9,7 @@ use relay::client::SendError;
 use relay::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
 use relay::gate::{Start, Switching};
 
+use crate::appender::Appender;
 use crate::batch::Batch;
 use crate::builder::Builder;
 use crate::connection::{Connection, Envelope};
@@ -109,11 +110,9 @@ impl Channel {
         self.write_somewhere(Some(cpu), message)
     }
 
-    /// Writes a message of at most [`DIRECT_MAX`](crate::DIRECT_MAX) bytes directly behind the last one, as most are, for callers to whom an
-    /// instruction matters. False: it takes more than that, and nothing was done; [`write`](Self::write) will do it.
-    #[inline(always)]
-    pub fn append(&self, message: &[u8]) -> bool {
-        self.link.buffers().first().append(message)
+    /// The way of almost every message, by itself.
+    pub fn appender(&self) -> Appender {
+        Appender::new(&self.first)
     }
 
     /// Writes a message as [`write`](Self::write) does, but asks `gate` before a sub-buffer is begun for it, telling the CPU and how

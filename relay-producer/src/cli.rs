@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use relay::duration::parse_duration;
 use relay::name::DEFAULT_CHANNEL;
-use relay::paths::{MOUNT_DEFAULT, MOUNT_ENV};
+use relay::paths::mount_by_environment;
 use relay::size::parse_size;
 use relay::{ChannelName, GeometrySpec};
 use relay_producer::{TransportChoice, Wait};
@@ -122,8 +122,7 @@ impl Options {
 
     /// The mount point or socket that is meant.
     pub(crate) fn mount(&self) -> PathBuf {
-        let from_environment = || env::var_os(MOUNT_ENV).filter(|path| !path.is_empty()).map(PathBuf::from);
-        self.mount.clone().or_else(from_environment).unwrap_or_else(|| MOUNT_DEFAULT.into())
+        self.mount.clone().unwrap_or_else(mount_by_environment)
     }
 }
 

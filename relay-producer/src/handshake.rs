@@ -23,8 +23,6 @@ use crate::transport::TransportChoice;
 
 /// How long a daemon may take to open a channel. Whoever takes longer is taken for somebody else.
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(5);
-/// Most buffers a channel is believed to have.
-const N_BUFS_MAX: u32 = 1 << 16;
 /// Smallest frame limit a daemon is believed to have, in bytes.
 const FRAME_MAX_LEAST: usize = 512;
 
@@ -115,7 +113,7 @@ impl Handshake {
 
     /// Why a daemon that let its time pass is none.
     pub(crate) fn overdue(&self) -> OpenError {
-        self.not_ours(format!("no answer within {} seconds", OPEN_LIMIT.as_secs()))
+        ConnectError::Silent { socket: self.socket_shown(), seconds: OPEN_LIMIT.as_secs() }.into()
     }
 
     /// Goes on until the channel is open or time is up.
@@ -129,7 +127,7 @@ impl Handshake {
                 return Ok(Progress::Waiting(self));
             };
             if len == 0 {
-                return Err(self.not_ours("it hung up without an answer".into()));
+                return Err(ConnectError::HungUp { socket: self.socket_shown() }.into());
             }
             let packet =
                 packet.get(..len).ok_or_else(|| self.not_ours(format!("an answer of {len} bytes")))?;
@@ -159,16 +157,13 @@ impl Handshake {
             }
             Stage::Open(hello) => {
                 let reply = self.answer::<OpenReply>(packet, OPEN_ID)?;
-                let geometry = reply
-                    .geometry()
-                    .filter(|_| (1..=N_BUFS_MAX).contains(&reply.n_bufs))
-                    .ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
+                let (geometry, n_bufs) = reply.shape().ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
                 let opened = Opened { hello, reply, geometry };
                 if let Err(why) = wanted(request.transport, &geometry) {
                     return self.done(opened, Err(why), request);
                 }
                 self.send(&Share { channel: reply.channel }.frame(0, SHARE_ID));
-                let arriving = Arriving::new(geometry, reply.n_bufs as usize, self.mapped.take());
+                let arriving = Arriving::new(geometry, n_bufs, self.mapped.take());
                 Stage::Share(opened, Box::new(arriving))
             }
             Stage::Share(opened, mut arriving) => {
@@ -224,7 +219,11 @@ impl Handshake {
     }
 
     fn not_ours(&self, why: String) -> OpenError {
-        ConnectError::NotOurs { socket: self.path.display().to_string(), why }.into()
+        ConnectError::NotOurs { socket: self.socket_shown(), why }.into()
+    }
+
+    fn socket_shown(&self) -> String {
+        self.path.display().to_string()
     }
 }
 

@@ -24,6 +24,7 @@
 //!
 //! A write never raises SIGPIPE and never panics; what it returns when the daemon goes away is said at [`Channel`].
 
+mod appender;
 mod batch;
 mod builder;
 mod channel;
@@ -41,6 +42,7 @@ mod sharing;
 mod thread;
 mod transport;
 
+pub use appender::Appender;
 pub use batch::Batch;
 pub use builder::Builder;
 pub use channel::Channel;

@@ -49,9 +49,10 @@ impl Module {
         let init = find(c"init_module")
             .ok_or("there is no init_module in it: neither a function of this name nor module_init()")?;
         let cleanup = find(c"cleanup_module");
-        // SAFETY: the module's own function of this name; that it has this type, its author promises, as for a kernel.
+        // SAFETY: not null, by `symbol`, and by `is_from` the module's own; that what it calls so is a function of this type, its
+        // author promises, as for a kernel. The module stays loaded: nobody closes `handle`.
         let init = unsafe { transmute::<*mut c_void, extern "C" fn() -> c_int>(init) };
-        // SAFETY: as for `init`, and null is `None`.
+        // SAFETY: as for `init`: not null, or `symbol` would not have found it, and the module's own, by `is_from`.
         let cleanup = cleanup.map(|cleanup| unsafe { transmute::<*mut c_void, extern "C" fn()>(cleanup) });
         Ok(Module { init, cleanup })
     }

@@ -148,6 +148,12 @@ impl Shared {
                 .is_some_and(|(lane, here)| Writer::new(&lane.buffer, here).append(message) == Appended::Done)
     }
 
+    /// Drops a message of which that was said, if there is no room: whether it was.
+    pub(crate) fn drop_if_full(&self, message: &[u8]) -> bool {
+        message.len() <= DIRECT_MAX
+            && self.here(None).is_some_and(|(lane, here)| self.drop_if_blocked(lane, here, message.len()))
+    }
+
     /// [`Shared::write`], asking `gate`, which is told the CPU, before a sub-buffer is begun.
     #[inline(always)]
     pub(crate) fn write_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {

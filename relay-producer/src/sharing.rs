@@ -8,15 +8,15 @@
 //! a thread that is writing there must not find that nobody reads it.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use relay::Geometry;
-use relay::abi::{self, ControlHeader, LAYOUT_VERSION};
+use relay::abi::LAYOUT_VERSION;
 use relay::buffer::Buffer;
 use relay::client::Socket;
+use relay::files::{self, FileError};
 use relay::frame::ShareReply;
 use relay::shm::Mapping;
 
@@ -62,7 +62,7 @@ pub(crate) struct Arriving {
 #[derive(Debug)]
 struct Control {
     /// `None`: it is that of `mapped`.
-    mapping: Option<(Arc<Mapping>, ControlHeader)>,
+    mapped: Option<files::Control>,
     id: FileId,
     file: File,
     bell: OwnedFd,
@@ -109,7 +109,7 @@ impl Arriving {
         };
         let ends = Ends { bell: control.bell, socket: Arc::clone(socket), control: control.file };
         match self.mapped {
-            Some(mapped) if control.mapping.is_none() => {
+            Some(mapped) if control.mapped.is_none() => {
                 mapped.attach(ends);
                 Ok(mapped)
             }
@@ -135,12 +135,12 @@ impl Arriving {
         if is_first && let (Some(control), Some(bell)) = (descriptors.next(), descriptors.next()) {
             self.control = Some(self.map_control(control.into(), bell)?);
         }
-        let Some((control, header)) = self.control.as_ref().and_then(|control| control.mapping.as_ref())
-        else {
+        let Some(control) = self.control.as_ref().and_then(|control| control.mapped.as_ref()) else {
             return Ok(());
         };
         for (file, index) in descriptors.zip(self.n_arrived..) {
-            let buffer = map_data(file.into(), control, header, self.geometry, index)
+            let buffer = control
+                .buffer(&file.into(), index)
                 .map_err(|why| format!("the file of buffer {index} cannot be used: {why}"))?;
             self.buffers.push(buffer);
         }
@@ -148,37 +148,13 @@ impl Arriving {
     }
 
     fn map_control(&self, file: File, bell: OwnedFd) -> Result<Control, String> {
-        let why = |why: String| format!("the control file cannot be used: {why}");
-        let metadata = file.metadata().map_err(|error| why(error.to_string()))?;
-        let (len, id) = (metadata.len(), FileId { device: metadata.dev(), inode: metadata.ino() });
+        let why = |why: FileError| format!("the control file cannot be used: {why}");
+        let metadata = file.metadata().map_err(|error| why(error.into()))?;
+        let id = FileId { device: metadata.dev(), inode: metadata.ino() };
         if self.mapped.as_ref().is_some_and(|mapped| mapped.is_of(id, &self.geometry, self.n_bufs)) {
-            return Ok(Control { mapping: None, id, file, bell });
+            return Ok(Control { mapped: None, id, file, bell });
         }
-        if len < size_of::<ControlHeader>() as u64 {
-            return Err(why(format!("it has {len} bytes")));
-        }
-        // A peer may have made it longer, and mapping takes memory for all of it.
-        let len = len.min(abi::control_header(&self.geometry, self.n_bufs).control_len());
-        let mapping = Mapping::new(&file, len).map_err(|error| why(error.to_string()))?;
-        let header = mapping.header().ok_or_else(|| why("it has no header".into()))?;
-        header.check(&self.geometry, self.n_bufs, len).map_err(|wrong| why(wrong.into()))?;
-        Ok(Control { mapping: Some((Arc::new(mapping), header)), id, file, bell })
+        let mapped = files::Control::map(&file, Mapping::new, self.geometry, self.n_bufs).map_err(why)?;
+        Ok(Control { mapped: Some(mapped), id, file, bell })
     }
-}
-
-fn map_data(
-    file: File,
-    control: &Arc<Mapping>,
-    header: &ControlHeader,
-    geometry: Geometry,
-    index: usize,
-) -> Result<Buffer, String> {
-    let said = |error: io::Error| error.to_string();
-    let (len, needed) = (file.metadata().map_err(said)?.len(), abi::data_len(&geometry));
-    if len < needed {
-        return Err(format!("it has {len} bytes instead of {needed}"));
-    }
-    let data = Arc::new(Mapping::new(&file, needed).map_err(said)?);
-    Buffer::new(Arc::clone(control), data, geometry, header, index)
-        .ok_or_else(|| "its part of the control file is missing".into())
 }

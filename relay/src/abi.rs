@@ -10,7 +10,7 @@
 //!
 //! Everything is little-endian and naturally aligned; reserved bytes are zero.
 
-use crate::geometry::{Geometry, Mode};
+use crate::geometry::{Geometry, GeometrySpec, Mode};
 use crate::position::Widths;
 use crate::sync::AtomicU64;
 
@@ -227,6 +227,20 @@ impl ControlHeader {
     /// Length of the control file in bytes.
     pub fn control_len(&self) -> u64 {
         self.buffers_offset.saturating_add(u64::from(self.n_bufs).saturating_mul(self.buffer_stride))
+    }
+
+    /// The geometry and the number of buffers that it claims, if there can be such a channel.
+    pub fn shape(&self) -> Option<(Geometry, usize)> {
+        let is = |flag| self.flags & flag != 0;
+        let spec = GeometrySpec {
+            subbuf_size: Some(self.subbuf_size.into()),
+            n_subbufs: Some(self.n_subbufs.into()),
+            header: Some(self.header.into()),
+            mode: Some(if is(FLAG_OVERWRITE) { Mode::Overwrite } else { Mode::NoOverwrite }),
+            global: Some(is(FLAG_GLOBAL)),
+        };
+        let (geometry, n_bufs) = (spec.build().ok()?, self.n_bufs as usize);
+        geometry.can_have(n_bufs).then_some((geometry, n_bufs))
     }
 
     /// Whether this release can use a file with this header for a channel of this geometry: same layout, no feature

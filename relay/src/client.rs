@@ -72,6 +72,22 @@ pub enum ConnectError {
         /// The socket.
         socket: String,
     },
+    /// Somebody listens there, and ended the conversation.
+    #[error("{socket} hung up without an answer: its daemon is ending, or it is not a relayfs socket")]
+    HungUp {
+        /// The socket.
+        socket: String,
+    },
+    /// Somebody listens there and says nothing.
+    #[error(
+        "no answer within {seconds} seconds on {socket}: its daemon stands still, or it is not a relayfs socket"
+    )]
+    Silent {
+        /// The socket.
+        socket: String,
+        /// How long it was waited for.
+        seconds: u64,
+    },
     /// Somebody listens there who does not speak the protocol.
     #[error("{socket} is not a relayfs socket: {why}")]
     NotOurs {
@@ -238,7 +254,8 @@ pub fn find(mount: &Path) -> Result<PathBuf, ConnectError> {
     let path = || mount.display().to_string();
     let not_mounted = |why| ConnectError::NotMounted { path: path(), why };
     let failed = |error: io::Error, absent| match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOTCONN) => ConnectError::Stale { path: path() },
+        // The second in the middle of dying.
+        Some(Errno::ENOTCONN | Errno::ECONNABORTED) => ConnectError::Stale { path: path() },
         Some(Errno::ENOENT | Errno::ENOTDIR) => not_mounted(absent),
         _ => ConnectError::Io { doing: "look into", path: mount.into(), source: error },
     };

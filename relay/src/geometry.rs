@@ -11,6 +11,8 @@ use crate::size::{SizeError, format_size, parse_size};
 pub const SUBBUF_SIZE_MAX: u64 = 64 << 20;
 /// Most sub-buffers in a buffer.
 pub const N_SUBBUFS_MAX: u64 = 1 << 16;
+/// Most buffers of a channel: more CPUs than Linux can have.
+pub const N_BUFS_MAX: usize = 1 << 16;
 /// Longest message, in bytes; a sub-buffer may set a lower limit.
 pub const MESSAGE_MAX: usize = 1 << 20;
 /// `offset` and `slot` together may take this many bits of a buffer's state word; the rest counts laps.
@@ -73,6 +75,11 @@ impl Geometry {
     /// Whether the channel has one buffer for all CPUs instead of one for each.
     pub fn global(&self) -> bool {
         self.global
+    }
+
+    /// Whether a channel of this geometry can have so many buffers.
+    pub fn can_have(&self, n_bufs: usize) -> bool {
+        if self.global { n_bufs == 1 } else { (1..=N_BUFS_MAX).contains(&n_bufs) }
     }
 
     /// Longest message that a sub-buffer can take besides its header, in bytes.

@@ -11,6 +11,8 @@ pub mod buffer;
 pub mod client;
 pub mod complaint;
 pub mod duration;
+#[cfg(not(loom))]
+pub mod files;
 pub mod frame;
 pub mod gate;
 pub mod geometry;
@@ -24,6 +26,7 @@ pub mod rseq;
 #[cfg_attr(loom, path = "shm_model.rs")]
 pub mod shm;
 pub mod size;
+#[cfg(not(loom))]
 pub mod state_file;
 #[cfg(loom)]
 pub mod steps_model;

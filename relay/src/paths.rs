@@ -6,9 +6,15 @@ use std::path::{Path, PathBuf};
 /// Name of the symbolic link to the socket, relative to the mount point.
 pub const SOCKET_LINK: &str = ".relay/socket";
 /// Mount point where none is named.
-pub const MOUNT_DEFAULT: &str = "/mnt/relay";
+const MOUNT_DEFAULT: &str = "/mnt/relay";
 /// Environment variable that names the mount point or the socket for programs that are not told.
 pub const MOUNT_ENV: &str = "RELAYFS";
+
+/// The mount point, or the socket, for who was not told one: what the environment names, unless that is empty, or the default.
+pub fn mount_by_environment() -> PathBuf {
+    let named = std::env::var_os(MOUNT_ENV).filter(|path| !path.is_empty());
+    named.map_or_else(|| MOUNT_DEFAULT.into(), PathBuf::from)
+}
 
 /// A mount point's name as systemd-escape(1) `--path` writes it: `/mnt/relay` gives `mnt-relay`. Names longer
 /// than a file name may be are cut and told apart by a hash of the whole.

@@ -108,19 +108,24 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `len` bytes of `file` from its start, with every page present.
     pub fn new(file: &File, len: u64) -> io::Result<Mapping> {
-        Mapping::of_file(file, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        Mapping::of_file(file, len, prot, MapFlags::MAP_POPULATE)
     }
 
     /// The same, to be looked at only: whoever writes there gets SIGSEGV.
     pub fn read_only(file: &File, len: u64) -> io::Result<Mapping> {
-        Mapping::of_file(file, len, ProtFlags::PROT_READ)
+        Mapping::of_file(file, len, ProtFlags::PROT_READ, MapFlags::MAP_POPULATE)
     }
 
-    fn of_file(file: &File, len: u64, prot: ProtFlags) -> io::Result<Mapping> {
+    /// The same, but each page comes when it is looked at: for files whose own word is all that says how long they should be.
+    pub fn on_demand(file: &File, len: u64) -> io::Result<Mapping> {
+        Mapping::of_file(file, len, ProtFlags::PROT_READ, MapFlags::empty())
+    }
+
+    fn of_file(file: &File, len: u64, prot: ProtFlags, flags: MapFlags) -> io::Result<Mapping> {
         let len = map_len(len)?;
-        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe { mmap(None, len, prot, flags, file, 0) }?;
+        let base = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED | flags, file, 0) }?;
         Ok(Mapping { base: base.cast(), len: len.get() })
     }
 

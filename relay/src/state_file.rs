@@ -15,10 +15,13 @@
 //! buffers, and name. It is text for the sake of people who look at what a crash has left.
 
 use std::fmt::Write as _;
+use std::io::{self, Read};
+use std::path::Path;
 use std::str::FromStr;
 
 use thiserror::Error;
 
+use crate::files::open_regular;
 use crate::{ChannelName, Geometry, GeometrySpec, Mode};
 
 /// Name of the file in the state directory.
@@ -85,6 +88,19 @@ pub enum StateFileError {
 }
 
 impl StateFile {
+    /// Reads the file of a state directory; `None` if there is none. The error is for people, and names the file.
+    pub fn read(dir: &Path) -> Result<Option<StateFile>, String> {
+        let path = dir.join(STATE_FILE);
+        let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let file = match open_regular(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(|error| said(&error))?,
+        };
+        let mut text = String::new();
+        file.take(STATE_FILE_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| said(&error))?;
+        StateFile::parse(&text).map(Some).map_err(|error| said(&error))
+    }
+
     /// Reads the file's text. Whoever may write it is not trusted: all that is given back makes sense.
     pub fn parse(text: &str) -> Result<StateFile, StateFileError> {
         if text.len() > STATE_FILE_MAX {
@@ -202,11 +218,8 @@ impl ChannelEntry {
             "held" => false,
             _ => return None,
         };
-        let n_bufs = parse(n_bufs).filter(|n| (1..=N_BUFS_MAX).contains(n))?;
         let geometry = spec.build().ok()?;
-        if geometry.global() && n_bufs != 1 {
-            return None;
-        }
+        let n_bufs = parse(n_bufs).filter(|n| geometry.can_have(*n))?;
         Some(ChannelEntry { id: parse(id)?, permanent, geometry, n_bufs, name: name.parse().ok()? })
     }
 }
@@ -221,9 +234,6 @@ fn exclude_each_other(sorted: &[&ChannelName]) -> bool {
         cuts.any(|at| is_there(&text[..at]).is_some_and(|short| sorted[short].conflicts_with(name)))
     })
 }
-
-/// Most buffers of a channel: more CPUs than Linux can have.
-const N_BUFS_MAX: usize = 1 << 16;
 
 /// A number as we write it: no sign, no leading zeros, so that a text has one meaning and a meaning one text.
 fn parse<T: FromStr + ToString>(text: &str) -> Option<T> {

@@ -16,10 +16,8 @@ use std::mem::offset_of;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
 use relay::abi::{BufferBlock, ControlHeader};
-use relay::state_file::{ChannelEntry, STATE_FILE, STATE_FILE_MAX, StateFile};
+use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
 
 use crate::channel::{Channel, Named};
 use crate::dirs::{DirError, StateDir};
@@ -45,7 +43,7 @@ pub(crate) fn take_over(
     any_point: bool,
     n_cpus: usize,
 ) -> Result<Legacy, DirError> {
-    let mut left = match read(dir.path()) {
+    let mut left = match StateFile::read(dir.path()) {
         Ok(Some(left)) if any_point || left.point == point => left,
         found => {
             match found {
@@ -94,25 +92,6 @@ pub(crate) fn take_over(
     clear_leftovers(dir, &known)?;
     kill_point!("adopt-cleared");
     Ok(Legacy { state: left, channels })
-}
-
-/// The state file; `None` if there is none.
-fn read(dir: &Path) -> Result<Option<StateFile>, String> {
-    let path = dir.join(STATE_FILE);
-    let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let file = match open(
-        &path,
-        OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    ) {
-        Ok(file) => fs::File::from(file),
-        Err(nix::errno::Errno::ENOENT) => return Ok(None),
-        Err(errno) => return Err(said(&errno.desc())),
-    };
-    let mut text = String::new();
-    io::Read::read_to_string(&mut io::Read::take(file, STATE_FILE_MAX as u64 + 1), &mut text)
-        .map_err(|error| said(&error))?;
-    StateFile::parse(&text).map(Some).map_err(|error| said(&error))
 }
 
 /// Moves a channel that is not sound to a directory of its own, and tells those who write to it.

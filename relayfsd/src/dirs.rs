@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::geteuid;
+use relay::files::LOCK_FILE;
 use relay::state_file::STATE_FILE;
 use thiserror::Error;
 
@@ -24,9 +25,7 @@ use crate::kill_point;
 
 /// How often to start again when another daemon, ending, removes a directory that we are about to use.
 const RETRIES_MAX: usize = 16;
-/// The file in a state directory that a daemon holds locked as long as it lives.
-const LOCK: &str = "lock";
-/// How that file begins; the process id follows. A directory without it is not ours to clear.
+/// How [`LOCK_FILE`] begins; the process id follows. A directory without it is not ours to clear.
 const LOCK_MAGIC: &str = "relayfsd ";
 /// Directories for what could not be gone on with; a number follows.
 const REFUSED: &str = "refused-";
@@ -184,12 +183,12 @@ impl StateDir {
     pub(crate) fn claim(place: &Place) -> Result<StateDir, DirError> {
         for _ in 0..RETRIES_MAX {
             let dir = Dir::open(place, 0o700)?;
-            let fail = |source| DirError::Io { path: dir.path.join(LOCK), source };
+            let fail = |source| DirError::Io { path: dir.path.join(LOCK_FILE), source };
             let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let (lock, is_new) = match openat(&dir, LOCK, flags, Mode::empty()) {
+            let (lock, is_new) = match openat(&dir, LOCK_FILE, flags, Mode::empty()) {
                 Err(Errno::ENOENT) => match dir_is_empty(&dir) {
                     Ok(true) => {
-                        (openat(&dir, LOCK, flags | OFlag::O_CREAT, Mode::S_IRUSR | Mode::S_IWUSR), true)
+                        (openat(&dir, LOCK_FILE, flags | OFlag::O_CREAT, Mode::S_IRUSR | Mode::S_IWUSR), true)
                     }
                     Ok(false) => return Err(DirError::NotEmpty(dir.path)),
                     // Removed since it was opened, by a daemon that ends.
@@ -272,7 +271,7 @@ impl Drop for StateDir {
         if self.keep.get() || std::thread::panicking() {
             return;
         }
-        let lock = self.dir.path.join(LOCK);
+        let lock = self.dir.path.join(LOCK_FILE);
         let result = self.entries().and_then(|mut paths| {
             // The state file last: it says that the rest is not to be gone on with.
             paths.sort_by_key(|path| path.file_name().is_some_and(|name| name == STATE_FILE));
@@ -303,7 +302,7 @@ fn entries(dir: &Dir) -> Result<Vec<PathBuf>, DirError> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(&dir.path).map_err(fail)? {
         let entry = entry.map_err(fail)?;
-        if entry.file_name() != LOCK {
+        if entry.file_name() != LOCK_FILE {
             paths.push(entry.path());
         }
     }

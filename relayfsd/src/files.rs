@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
 use nix::unistd::geteuid;
+use relay::files::{control_name, data_name};
 use relay::shm::Mapping;
 
 /// The paths of a channel's files: the control file, then one data file for each buffer.
@@ -17,13 +18,8 @@ pub(crate) struct Files(Vec<PathBuf>);
 impl Files {
     /// Those of the channel with number `id`.
     pub(crate) fn of(dir: &Path, id: u32, n_bufs: usize) -> Files {
-        let control = dir.join(format!("{id}.control"));
-        Files(
-            [control]
-                .into_iter()
-                .chain((0..n_bufs).map(|index| dir.join(format!("{id}.data{index}"))))
-                .collect(),
-        )
+        let control = dir.join(control_name(id));
+        Files([control].into_iter().chain((0..n_bufs).map(|index| dir.join(data_name(id, index)))).collect())
     }
 
     /// The control file's path.

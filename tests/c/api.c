@@ -7,6 +7,7 @@
  *   flush, reset, close SLOT | full SLOT CPU | consumed SLOT CPU COUNT
  *   shape SLOT | toobig SLOT | switch | late | calls | go CPU | fork SLOT TEXT | copy SLOT | signal SLOT TEXT
  *   race SLOT THREADS                   closes while threads write
+ *   hold SLOT TEXT | release            a thread writes, and stays in subbuf_start until it is released
  *
  * SLOT "-" is NULL.
  */
@@ -56,9 +57,22 @@ static void say_status(int status)
 	say(status != 0, 0);
 }
 
+/* 1: to be held, 2: is held, 0: not, or no more. */
+static int held;
+
+static void stay_if_held(void)
+{
+	int wanted = 1;
+
+	if (__atomic_compare_exchange_n(&held, &wanted, 2, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST))
+		while (__atomic_load_n(&held, __ATOMIC_SEQ_CST))
+			sched_yield();
+}
+
 static int subbuf_start(struct rchan_buf *buf, void *subbuf, void *prev_subbuf, size_t prev_padding)
 {
 	calls++;
+	stay_if_held();
 	last_padding = prev_padding;
 	last_full = relay_buf_full(buf);
 	if (prev_subbuf)
@@ -135,6 +149,7 @@ static void open_chan(char **word, int words)
 }
 
 static struct rchan *task_chan;
+static pthread_t held_thread;
 static const char *task_text;
 
 static void *reserve_and_end(void *unused)
@@ -153,7 +168,38 @@ static void *write_until_closed(void *count)
 {
 	while (relay_write(task_chan, "a message of a race\n", 20) == 0 || errno == ENOSPC)
 		++*(long *)count;
+	if (errno != EBADF)
+		abort();
 	return NULL;
+}
+
+static void *write_text(void *message)
+{
+	return (void *)(long)(relay_write(task_chan, message, strlen(message)) ? errno : 0);
+}
+
+static void hold(struct rchan *chan, const char *text)
+{
+	static char message[300];
+
+	task_chan = chan;
+	snprintf(message, sizeof message, "%s", text);
+	__atomic_store_n(&held, 1, __ATOMIC_SEQ_CST);
+	if (pthread_create(&held_thread, NULL, write_text, message))
+		abort();
+	while (__atomic_load_n(&held, __ATOMIC_SEQ_CST) == 1)
+		sched_yield();
+	say_status(0);
+}
+
+static void release(void)
+{
+	void *result;
+
+	__atomic_store_n(&held, 0, __ATOMIC_SEQ_CST);
+	pthread_join(held_thread, &result);
+	errno = (long)result;
+	say_status(errno);
 }
 
 static void race(struct rchan *chan, int n)
@@ -235,6 +281,10 @@ static void obey(char **word, int words)
 		say_status(raise(SIGUSR1));
 	} else if (!strcmp(what, "race")) {
 		race(chan, atoi(word[2]));
+	} else if (!strcmp(what, "hold")) {
+		hold(chan, word[2]);
+	} else if (!strcmp(what, "release")) {
+		release();
 	} else if (!strcmp(what, "flush")) {
 		say_status(relay_flush(chan));
 	} else if (!strcmp(what, "reset")) {

@@ -7,6 +7,7 @@ pub mod c;
 pub mod classic;
 pub mod conformance;
 pub mod direct;
+pub mod disk;
 pub mod honest;
 pub mod known;
 pub mod left;

@@ -20,19 +20,24 @@ const PREFIX: &str = "/usr";
 pub fn installed() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
     ROOT.get_or_init(|| {
-        let programs = program("");
-        let profile = if programs.ends_with("release") { "release" } else { "dev" };
-        let root = programs.join("librelay-installed");
-        let mut make = tool("make", "make");
-        make.arg("--silent").arg("-C").arg(workspace().join("relay-producer/librelay")).arg("install");
-        make.arg(format!("PROFILE={profile}")).arg(format!("PREFIX={PREFIX}"));
-        let mut destination = OsString::from("DESTDIR=");
-        destination.push(&root);
-        // Not the jobs of a make that runs us.
-        make.arg(destination).arg(format!("CARGO={}", env!("CARGO"))).env_remove("MAKEFLAGS");
-        stdout_of(&mut make);
+        let root = program("").join("librelay-installed");
+        install(&root);
         root
     })
+}
+
+/// Installs it.
+#[track_caller]
+pub fn install(root: &Path) {
+    let profile = if program("").ends_with("release") { "release" } else { "dev" };
+    let mut make = tool("make", "make");
+    make.arg("--silent").arg("-C").arg(workspace().join("relay-producer/librelay")).arg("install");
+    make.arg(format!("PROFILE={profile}")).arg(format!("PREFIX={PREFIX}"));
+    let mut destination = OsString::from("DESTDIR=");
+    destination.push(root);
+    // Not the jobs of a make that runs us.
+    make.arg(destination).arg(format!("CARGO={}", env!("CARGO"))).env_remove("MAKEFLAGS");
+    stdout_of(&mut make);
 }
 
 /// The directory with `librelay.so`.

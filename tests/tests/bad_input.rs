@@ -415,7 +415,7 @@ fn sockets_of_others() {
     let newer = Refusal { errno: libc::EPROTONOSUPPORT, text: "no common protocol\nversion".into() };
     let newer = newer.frame(0, 1);
     for (answer, part) in [
-        (&b""[..], "is not a relayfs socket: it hung up without an answer"),
+        (&b""[..], "hung up without an answer: its daemon is ending, or it is not a relayfs socket"),
         (b"220 mail.example.org ESMTP\r\n", "is not a relayfs socket: frame says "),
         (&[0x55; 4000], "is not a relayfs socket: frame says "),
         (&[0x55; 8000], "is not a relayfs socket: an answer of 8000 bytes"),

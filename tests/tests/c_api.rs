@@ -1,10 +1,12 @@
 //! The functions of relay.h, called by a C program on a real mount.
 
-use std::process::Command;
+use std::io::Write;
+use std::process::{Command, Stdio};
 
+use relayfs_tests::audience::names;
 use relayfs_tests::direct::{is_without_sequences, with_sequences};
-use relayfs_tests::librelay::{Caller, Linked, installed, libraries, pkg_config};
-use relayfs_tests::{Mount, eventually, stdout_of, text, tool, workspace};
+use relayfs_tests::librelay::{Caller, Linked, install, installed, libraries, pkg_config, prepare};
+use relayfs_tests::{Mount, Process, eventually, stdout_of, text, tool, workspace};
 
 /// A caller on the first CPU that has written there, so that what it writes is in one buffer.
 #[track_caller]
@@ -23,6 +25,33 @@ fn direct_caller(mount: &Mount) -> Caller {
     let mut caller = Caller::run(command, mount.point());
     caller.expect(&[("go 0", "0")]);
     caller
+}
+
+/// Installing another one does not touch what programs are running.
+#[test]
+fn programs_run_on_while_the_library_is_replaced() {
+    let root = tempfile::tempdir().expect("a temporary directory");
+    install(root.path());
+    let place = root.path().join("usr/lib");
+    let library = std::fs::canonicalize(place.join("librelay.so.0")).expect("the library");
+    let mount = Mount::new(&[]);
+    drop(Caller::start(mount.point())); // compiles it
+    let mut command = Command::new(libraries().join("api"));
+    prepare(&mut command, mount.point()).env("LD_LIBRARY_PATH", &place);
+    let mut process = Process::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
+    let mut stdin = process.child().stdin.take().expect("piped");
+    writeln!(stdin, "open 0 log 8192 2").expect("the program reads");
+    let maps = format!("/proc/{}/maps", process.pid());
+    let has = |name: String| std::fs::read_to_string(&maps).expect("its maps").contains(&name);
+    eventually("its start", || has(format!("{}\n", library.display())));
+    install(root.path());
+    assert!(has(format!("{} (deleted)\n", library.display())), "it has the old one");
+    writeln!(stdin, "write 0 x").expect("the program reads");
+    drop(stdin);
+    assert!(process.wait().success());
+    assert_eq!(process.stdout(), b"0\n0\n");
+    let names = names(&place);
+    assert!(!names.iter().any(|name| name.contains("new")), "{names:?}");
 }
 
 #[test]
@@ -329,6 +358,29 @@ fn threads_children_and_signal_handlers_write() {
     relayfs_tests::eventually("a child's message", || mount.stats("app/log")["total.written"] == 2);
     assert_eq!(text(&mount.read("app/log0")), "parent.child.");
     caller.end();
+}
+
+/// A forked child has a copy of what its parent has reserved, and does not write it too.
+#[test]
+fn what_a_parent_has_reserved_is_written_once() {
+    for shared in ["group", "never"] {
+        let mount = Mount::new(&["--shared", shared]);
+        let mut caller = self::caller(&mount);
+        caller.expect(&[
+            ("open 0 app/log 65536 4", "0"),
+            ("reserve 0 reserved.", "0"),
+            ("fork 0 child.", "0"),
+            ("commit 0", "0"),
+            ("flush 0", "0"),
+        ]);
+        let messages = "child.reserved.".len() as u64;
+        eventually("both messages", || mount.stats("app/log")["total.bytes"] >= messages);
+        let mut found = mount.read("app/log0");
+        found.extend(mount.read("app/log1"));
+        let found = text(&found);
+        assert!(found == "child.reserved." || found == "reserved.child.", "{shared}: {found}");
+        caller.end();
+    }
 }
 
 #[test]

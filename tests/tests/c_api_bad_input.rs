@@ -129,6 +129,75 @@ fn closing_while_threads_write_is_safe() {
     }
 }
 
+/// A thread that was inside when its channel was closed finds all of it as it was, however many are closed after it.
+#[test]
+fn who_is_inside_when_a_channel_is_closed_can_stay_there() {
+    let mount = Mount::new(&[]);
+    let mut caller = Caller::start(mount.point());
+    if is_without_sequences() {
+        caller.expect(&[("open 0 log 64 2 admit", "ENOTSUP")]);
+        return;
+    }
+    caller.expect(&[
+        ("go 0", "0"),
+        ("open 0 log 64 2 admit", "0"),
+        ("fill 0 x 60", "0"),
+        ("hold 0 inside", "0"),
+        ("close 0", "0"),
+    ]);
+    for _ in 0..300 {
+        caller.expect(&[("open 1 other 8192 2 admit", "0"), ("write 1 x", "0"), ("close 1", "0")]);
+    }
+    let told = caller.tell("release");
+    // What it writes then, nobody reads; it may be told so.
+    assert!(["0", "EBADF"].contains(&told.as_str()), "{told}");
+    caller.expect(&[
+        ("write 0 x", "EBADF"),
+        ("close 0", "EBADF"),
+        ("open 1 other 64 2", "0"),
+        ("write 1 x", "0"),
+    ]);
+    caller.end();
+}
+
+/// Whatever is asked of a daemon at the moment at which it dies or ends, errno is one of those that `relay.h` names.
+#[test]
+fn a_daemon_at_its_end_is_answered_for_by_what_is_documented() {
+    for (round, signal) in [Signal::SIGKILL, Signal::SIGTERM].into_iter().cycle().take(24).enumerate() {
+        let shared = ["group", "never"][round / 2 % 2];
+        let mut mount = Mount::new(&["--shared", shared]);
+        let mut caller = Caller::start(mount.point());
+        caller.expect(&[("go 0", "0"), ("open 0 log 64 2", "0")]);
+        let asked = [
+            ("open 1 log 64 2", &["0", "ENODEV", "ENOTCONN", "ECONNREFUSED"][..]),
+            ("write 0 x", &["0", "ENOSPC", "ENODEV"]),
+            ("flush 0", &["0", "ENODEV"]),
+            ("full 0 0", &["0", "1", "ENODEV"]),
+            ("reset 0", &["0", "ENODEV"]),
+            ("consumed 0 0 1", &["0", "ENODEV"]),
+        ];
+        let mut ask = || {
+            for (command, answers) in &asked {
+                let told = caller.tell(command);
+                assert!(answers.contains(&told.as_str()), "{shared}, {signal}: {command}: {told}");
+                if *command == "open 1 log 64 2" && told == "0" {
+                    caller.expect(&[("close 1", "0")]);
+                }
+            }
+        };
+        for _ in 0..round {
+            ask();
+        }
+        mount.daemon().signal(signal);
+        eventually("its end", || {
+            ask();
+            !mount.daemon().is_running()
+        });
+        ask();
+        caller.end();
+    }
+}
+
 #[test]
 fn where_no_daemon_is_opening_says_what_is_wrong() {
     let dir = tempfile::tempdir().expect("a temporary directory");

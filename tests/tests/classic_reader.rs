@@ -181,6 +181,30 @@ fn users_who_are_not_root_do_the_same() {
     assert_eq!(lines, expected);
 }
 
+/// What relayfsd has left running has inherited its standard error, which may also be full: that holds nobody up.
+#[test]
+fn nobody_waits_for_what_a_daemon_leaves_running() {
+    let classic = Classic::readers();
+    let printed = classic.run(
+        r#"
+        mkdir bin; cp "$2/audience" "$2/librelayfs_preload.so" bin
+        printf '#!/bin/sh\ntail -f /dev/null &\nexec %s "$@"\n' "$2/relayfsd" >bin/relayfsd
+        chmod +x bin/relayfsd
+        timeout 30 bin/audience --exec mounts mount relayfs relay - umount relay; echo $?
+        timeout 30 bin/audience -m relay; echo "$?, $(mounted)"
+        printf '#!/bin/sh\nhead -c 200000 /dev/zero | tr "\\0" x >&2\nexit 1\n' >bin/relayfsd
+        timeout 30 bin/audience --exec mounts mount relayfs relay - 2>said; echo "$?, $(head -c 50 said)"
+        timeout 30 bin/audience -m relay 2>said; echo "$?, $(head -c 50 said)"
+        "#,
+    );
+    let expected = [
+        "mount relay: ok\numount relay: ok\n0\n0, not mounted\nmount relay: Input/output error\n0, ",
+        "relayfs: cannot mount /mnt/relay: xxxxxxxxxxxxxxxx\n",
+        "1, audience: /mnt/relay is not mounted (-m names anot\n",
+    ];
+    assert_eq!(printed, expected.concat());
+}
+
 /// "exec, so that the program's exit status and signals are its own"; "everything after --exec belongs to the program".
 #[test]
 fn the_program_takes_the_place_of_audience() {
@@ -240,7 +264,7 @@ fn what_is_wrong_is_said() {
          mount none: No such file or directory\nmount file: Not a directory\nmount file/x: Not a directory\n\
          mount : No such file or directory\n\
          relayfs: cannot mount /mnt/relay: unknown mount option 'nonsense' in -o; try --help\n\
-         mount relay: Input/output error\numount relay: Invalid argument\n\
+         mount relay: Invalid argument\numount relay: Invalid argument\n\
          relayfs: cannot mount /mnt/relay: mount point /mnt/relay is busy: tmpfs from tmpfs is mounted there; umount it, \
          or choose another directory\n\
          mount: Input/output error\n1, mounted\n"

@@ -2,36 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
 use relayfs_tests::audience::{Recorder, names, record};
+use relayfs_tests::disk::Disk;
 use relayfs_tests::numbered::{Tag, message as message_of, tags};
 use relayfs_tests::{Mount, Process, eventually, exit_code, program, run, text, tool};
-
-/// A file system of a size, below a mount's directory; gone at the end of the test.
-struct Disk(PathBuf);
-
-impl Disk {
-    #[track_caller]
-    fn new(path: PathBuf, size: &str) -> Disk {
-        fs::create_dir(&path).expect("a directory to mount on");
-        let options = format!("size={size}");
-        mount(Some("tmpfs"), &path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
-            .expect("this test takes root, to mount a small disk");
-        Disk(path)
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
-}
 
 /// How producers write.
 const WAYS: [&str; 2] = ["direct", "socket"];
@@ -199,7 +178,7 @@ fn files_are_rotated() {
 fn a_full_disk_loses_nothing() {
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=256K:n-subbufs=8"]);
     let disk = Disk::new(mount.beside("disk"), "3M");
-    let dir = disk.0.join("recorded");
+    let dir = disk.path().join("recorded");
     let mut recorder = Recorder::start_into(mount.point(), &dir, &["-c", "one"]);
     recorder.is_ready();
     // Until it is full in the middle of the work: writers that wait, and then those that find no room.

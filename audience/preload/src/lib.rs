@@ -2,10 +2,12 @@
 //! `mount("relayfs", "/mnt/relay", "relayfs", 0, NULL)` is answered as the kernel would, and so is the `umount` that
 //! belongs to it. Everything else goes to the C library. `audience --exec` runs a program so.
 //!
-//! This file is the border to C, `mounts.rs` is what is done.
+//! This file is the border to C, `mounts.rs` is what is done; running relayfsd is the same as in the command.
 #![allow(unsafe_code)]
 
 mod mounts;
+#[path = "../../src/starting.rs"]
+mod starting;
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_ulong, c_void};
 use std::mem::transmute;

@@ -3,10 +3,8 @@
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::mount::MsFlags;
@@ -14,15 +12,12 @@ use nix::sys::stat::{SFlag, stat};
 use relay::mountinfo::{self, FS_TYPE};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-/// The daemon that mounts, and the environment variable that says where it is, if not in PATH.
-const DAEMON: &str = "relayfsd";
+use crate::starting::{DAEMON, Ended, FUSERMOUNT, appears, run};
+
+/// The environment variable that says where relayfsd is, if not in PATH.
 const DAEMON_ENV: &str = "RELAYFSD";
-/// The set-user-ID helper that unmounts for those who may not.
-const FUSERMOUNT: &str = "fusermount3";
-/// How long we give a daemon that was started at the same time as ours, and first, to become usable.
-const OTHERS_START_MAX: Duration = Duration::from_millis(250);
-/// Time between two looks at whether it is.
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Exit status of relayfsd when it does not understand what it was told.
+const USAGE: i32 = 2;
 /// Flags that mean something to relayfsd, and their names there.
 const FLAGS: [(MsFlags, &str); 3] =
     [(MsFlags::MS_RDONLY, "ro"), (MsFlags::MS_NOEXEC, "noexec"), (MsFlags::MS_NOATIME, "noatime")];
@@ -90,7 +85,7 @@ pub(crate) fn mount(request: Request) -> Result<(), Errno> {
             remember(&point, own);
             Ok(())
         }
-        Err(_) if appears(&point) => busy(&point),
+        Err(_) if appears(|| is_alive(&point)) => busy(&point),
         Err((errno, reason)) => {
             say(&format!("cannot mount {}: {reason}", point.display()));
             Err(errno)
@@ -130,8 +125,8 @@ fn by_helper(point: &Path, lazily: bool) -> Result<(), Errno> {
     let cannot = |reason: String| say(&format!("cannot unmount {}: {reason}", point.display()));
     match outcome(&mut command) {
         Ok(_) if !is_mounted(point) => Ok(()),
-        Ok(output) => {
-            cannot(one_line(&output.stderr));
+        Ok(ended) => {
+            cannot(ended.reason());
             // Its exit status does not tell why; to be busy is the usual reason.
             Err(Errno::EBUSY)
         }
@@ -166,18 +161,6 @@ fn is_alive(point: &Path) -> bool {
     is_mounted(point) && !matches!(stat(point), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
-/// Whether somebody else's becomes usable within a short time.
-fn appears(point: &Path) -> bool {
-    let deadline = Instant::now() + OTHERS_START_MAX;
-    while !is_alive(point) {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        thread::sleep(LOOK_AGAIN);
-    }
-    true
-}
-
 /// Runs relayfsd, which returns when the mount is usable. The error is what a mount(2) fails with, and for people.
 fn run_daemon(point: &Path, request: Request) -> Result<(), (Errno, String)> {
     let program = std::env::var_os(DAEMON_ENV).filter(|path| !path.is_empty());
@@ -194,15 +177,12 @@ fn run_daemon(point: &Path, request: Request) -> Result<(), (Errno, String)> {
     }
     command.arg("--").args(request.source.filter(not_empty)).arg(point);
     match outcome(&mut command) {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err((Errno::EIO, one_line(&output.stderr))),
-        // The program has its children reaped by others, or by nobody.
-        Err(error) if error.raw_os_error() == Some(Errno::ECHILD as i32) => match is_alive(point) {
-            true => Ok(()),
-            false => {
-                Err((Errno::EIO, format!("{DAEMON} failed, and this program does not wait for its children")))
-            }
-        },
+        Ok(Ended { status: Some(status), .. }) if status.success() => Ok(()),
+        Ok(Ended { status: None, .. }) if is_alive(point) => Ok(()),
+        Ok(ended) => {
+            let is_usage = ended.status.and_then(|status| status.code()) == Some(USAGE);
+            Err((if is_usage { Errno::EINVAL } else { Errno::EIO }, ended.reason()))
+        }
         // What the kernel says of a type that it does not know.
         Err(error) if error.kind() == ErrorKind::NotFound && program == DAEMON => {
             let reason =
@@ -214,15 +194,9 @@ fn run_daemon(point: &Path, request: Request) -> Result<(), (Errno, String)> {
 }
 
 /// Runs a program of the system's to its end.
-fn outcome(command: &mut Command) -> io::Result<Output> {
-    // Nothing of the program that we are in is to live on in a daemon: neither its output, whose reader would wait, nor
-    // what it has preloaded.
-    command
-        .env_remove("LD_PRELOAD")
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .output()
+fn outcome(command: &mut Command) -> io::Result<Ended> {
+    // What the program that we are in has preloaded is not to live on in a daemon.
+    run(command.env_remove("LD_PRELOAD"))
 }
 
 fn answers() -> MutexGuard<'static, Vec<Answer>> {
@@ -247,14 +221,6 @@ fn remember(point: &Path, own: Option<Own>) {
 
 fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
-}
-
-/// A program's complaint as one line, without its name.
-fn one_line(complaint: &[u8]) -> String {
-    let complaint = String::from_utf8_lossy(complaint);
-    let lines = complaint.lines().map(str::trim).filter(|line| !line.is_empty());
-    let lines: Vec<&str> = lines.map(|line| line.strip_prefix("relayfsd: ").unwrap_or(line)).collect();
-    if lines.is_empty() { "it failed and did not say why".to_owned() } else { lines.join("; ") }
 }
 
 /// One line on the program's standard error: errno alone tells little.

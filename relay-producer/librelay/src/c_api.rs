@@ -11,13 +11,14 @@ use std::ptr::null_mut;
 use std::slice;
 
 use nix::errno::Errno;
+use relay::paths::mount_by_environment;
 use relay_producer::{DIRECT_MAX, WriteError};
 
 use crate::callback::{self, Callbacks};
 use crate::control::Control;
 use crate::error;
 use crate::handle::{Given, Handle, Rchan, RchanBuf};
-use crate::open::{self, Open, Request, absolute, default_mount};
+use crate::open::{self, Open, Request, absolute};
 use crate::place::{Place, checked, join};
 use crate::reserve;
 
@@ -69,8 +70,8 @@ struct Arguments<'a> {
 
 fn open_at(arguments: &Arguments) -> Result<*mut Rchan, Errno> {
     let mount = arguments.mount.filter(|mount| !mount.is_empty());
-    let mount =
-        mount.map_or_else(default_mount, |mount| Path::new(OsStr::from_bytes(mount.to_bytes())).into());
+    let mount = mount
+        .map_or_else(mount_by_environment, |mount| Path::new(OsStr::from_bytes(mount.to_bytes())).into());
     let base = arguments.base_filename.ok_or(Errno::ENOTSUP)?;
     let parent = place(arguments.parent)?;
     let name = join(parent, name_of(base)?);
@@ -143,21 +144,16 @@ fn create_buf_file(
 }
 
 impl Handle {
-    /// Writes a message behind the last one, if nothing more is to be done. False: nothing was.
-    #[inline(always)]
-    fn append(&self, message: &[u8]) -> bool {
-        self.open().is_ok_and(|open| open.callbacks.subbuf_start.is_none() && open.channel.append(message))
-    }
-
     /// Writes a message.
     pub(crate) fn write(&self, message: &[u8]) -> Result<(), Errno> {
-        let open = self.open()?;
-        let written = match open.callbacks.subbuf_start {
-            None => open.channel.write(message),
-            Some(_) if callback::is_asking() => return Err(Errno::EDEADLK),
-            Some(subbuf_start) => callback::write(self, open, subbuf_start, message),
-        };
-        written.map_err(|error| self.lost(message.len(), error))
+        self.with(|open| {
+            let written = match open.callbacks.subbuf_start {
+                None => open.channel.write(message),
+                Some(_) if callback::is_asking() => return Err(Errno::EDEADLK),
+                Some(subbuf_start) => callback::write(self, open, subbuf_start, message),
+            };
+            written.map_err(|error| self.lost(message.len(), error))
+        })
     }
 
     #[cold]
@@ -232,15 +228,11 @@ pub(crate) unsafe extern "C" fn relay_close(chan: *mut Rchan) -> c_int {
     // SAFETY: as the caller promises.
     let handle = unsafe { Handle::find(chan) };
     status(guarded(|| {
-        let handle = handle?;
-        let open = handle.close()?;
-        let synced = open.channel.sync().map_err(|error| error::of_request(&error));
-        open.channel.close();
-        if let (Some(remove), Some(file)) = (open.callbacks.remove_buf_file, open.file) {
-            remove(std::ptr::from_ref(file).cast());
-        }
-        handle.bury(open);
-        synced
+        handle?.close(|open| {
+            if let (Some(remove), Some(file)) = (open.callbacks.remove_buf_file, open.file) {
+                remove(std::ptr::from_ref(file).cast());
+            }
+        })
     }))
 }
 
@@ -282,7 +274,15 @@ unsafe fn write(chan: *mut Rchan, data: *const c_void, length: usize) -> c_int {
         // SAFETY: as the caller promises.
         (false, _) => unsafe { slice::from_raw_parts(data.cast(), length) },
     };
-    status(guarded(|| handle?.write(message)))
+    status(guarded(|| {
+        let handle = handle?;
+        // Full buffers shall not cost more than others.
+        if length <= DIRECT_MAX && handle.drop_if_full(message) {
+            Err(Errno::ENOSPC)
+        } else {
+            handle.write(message)
+        }
+    }))
 }
 
 /// See `relay.h`.
@@ -308,10 +308,13 @@ pub(crate) unsafe extern "C" fn relay_reserve(chan: *mut Rchan, length: usize) -
     let handle = unsafe { Handle::find(chan) };
     let reserved = guarded(|| {
         let handle = handle?;
-        if length > handle.open()?.channel.geometry().message_max() {
-            handle.note_too_big(length);
-            return Err(Errno::EMSGSIZE);
-        }
+        handle.with(|open| {
+            if length > open.channel.geometry().message_max() {
+                handle.note_too_big(length);
+                return Err(Errno::EMSGSIZE);
+            }
+            Ok(())
+        })?;
         reserve::reserve(handle, length)
     });
     reserved.map_or_else(|errno| failed(errno, null_mut()), |bytes| bytes.cast())
@@ -339,7 +342,7 @@ pub(crate) unsafe extern "C" fn relay_flush(chan: *mut Rchan) -> c_int {
     reserve::commit_pending();
     // SAFETY: as the caller promises.
     let handle = unsafe { Handle::find(chan) };
-    status(guarded(|| handle?.open()?.channel.flush().map_err(|error| error::of_request(&error))))
+    status(guarded(|| handle?.with(|open| open.channel.flush().map_err(|error| error::of_request(&error)))))
 }
 
 /// See `relay.h`.
@@ -352,7 +355,7 @@ pub(crate) unsafe extern "C" fn relay_reset(chan: *mut Rchan) -> c_int {
     reserve::commit_pending();
     // SAFETY: as the caller promises.
     let handle = unsafe { Handle::find(chan) };
-    status(guarded(|| handle?.open()?.control.reset()))
+    status(guarded(|| handle?.with(|open| open.control.reset())))
 }
 
 /// See `relay.h`.
@@ -370,11 +373,10 @@ pub(crate) unsafe extern "C" fn relay_buf_full(buf: *mut RchanBuf) -> c_int {
     let found = unsafe { Handle::find_buf(buf) };
     let full = guarded(|| {
         let (handle, cpu) = found?;
-        let open = handle.open()?;
-        if let Some(full) = open.channel.is_full(cpu) {
-            return Ok(full);
-        }
-        Ok(open.control.finished(cpu)? >= open.channel.geometry().n_subbufs() as u64)
+        handle.with(|open| match open.channel.is_full(cpu) {
+            Some(full) => Ok(full),
+            None => Ok(open.control.finished(cpu)? >= open.channel.geometry().n_subbufs() as u64),
+        })
     });
     full.map_or_else(|errno| failed(errno, -1), c_int::from)
 }
@@ -396,12 +398,13 @@ pub(crate) unsafe extern "C" fn relay_subbufs_consumed(
     // Nothing but errno tells how it went.
     let before = Errno::last_raw();
     let consumed = guarded(|| {
-        let open = handle?.open()?;
-        let (n_bufs, n_subbufs) = (open.channel.n_bufs(), open.channel.geometry().n_subbufs());
-        if cpu as usize >= n_bufs || subbufs_consumed > n_subbufs {
-            return Err(Errno::EINVAL);
-        }
-        open.control.consume(cpu as usize, subbufs_consumed)
+        handle?.with(|open| {
+            let (n_bufs, n_subbufs) = (open.channel.n_bufs(), open.channel.geometry().n_subbufs());
+            if cpu as usize >= n_bufs || subbufs_consumed > n_subbufs {
+                return Err(Errno::EINVAL);
+            }
+            open.control.consume(cpu as usize, subbufs_consumed)
+        })
     });
     Errno::set_raw(consumed.map_or_else(|errno| errno as i32, |()| before));
 }

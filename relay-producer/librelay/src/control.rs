@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use crate::error;
+use crate::error::of_tree;
 
 /// Tries at giving sub-buffers back while somebody else does so too.
 const CONSUME_TRIES: usize = 16;
@@ -53,18 +53,11 @@ impl Control {
     /// How many sub-buffers of a CPU are finished and not given back.
     pub(crate) fn finished(&self, cpu: usize) -> Result<u64, Errno> {
         let stats = fs::read_to_string(self.path("stats")?).map_err(|error| of_tree(&error))?;
+        // Not there, or not all of it: read from a daemon that is ending.
         let value = |name: &str| {
             let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cpu{cpu}.{name} ")));
-            line.and_then(|value| value.parse::<u64>().ok()).ok_or(Errno::EPROTO)
+            line.and_then(|value| value.parse::<u64>().ok()).ok_or(Errno::ENODEV)
         };
         Ok(value("produced")?.saturating_sub(value("consumed")?))
-    }
-}
-
-/// The daemon has gone, and its tree with it.
-fn of_tree(error: &std::io::Error) -> Errno {
-    match error::of_io(error) {
-        Errno::ENOENT | Errno::ENOTDIR | Errno::ENOTCONN | Errno::ECONNABORTED => Errno::ENODEV,
-        errno => errno,
     }
 }

@@ -19,7 +19,8 @@ fn of_connect(error: &ConnectError) -> Errno {
     match error {
         ConnectError::NotMounted { .. } => Errno::ENODEV,
         ConnectError::Stale { .. } => Errno::ENOTCONN,
-        ConnectError::NoDaemon { .. } => Errno::ECONNREFUSED,
+        ConnectError::NoDaemon { .. } | ConnectError::HungUp { .. } => Errno::ECONNREFUSED,
+        ConnectError::Silent { .. } => Errno::ETIMEDOUT,
         ConnectError::Forbidden { .. } => Errno::EACCES,
         ConnectError::NotOurs { .. } => Errno::EPROTO,
         ConnectError::Io { source, .. } => of_io(source),
@@ -41,15 +42,24 @@ pub(crate) fn of_request(error: &RequestError) -> Errno {
     match error {
         RequestError::NoSuchCpu(_) => Errno::ENXIO,
         RequestError::Refused(refused) => Errno::from_raw(refused.errno),
-        RequestError::Disconnected | RequestError::Unanswered { .. } | RequestError::Reopen(_) => {
-            Errno::ENODEV
-        }
+        // What is garbled has ended the connection.
+        RequestError::Disconnected
+        | RequestError::Unanswered { .. }
+        | RequestError::Reopen(_)
+        | RequestError::Garbled(_) => Errno::ENODEV,
         RequestError::NoReply => Errno::ETIMEDOUT,
-        RequestError::Garbled(_) => Errno::EPROTO,
     }
 }
 
 /// What the system says of a file.
 pub(crate) fn of_io(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
+}
+
+/// What the system says of a file in the mounted tree, where a daemon that has gone, or is about to, has several names.
+pub(crate) fn of_tree(error: &io::Error) -> Errno {
+    match of_io(error) {
+        Errno::ENOENT | Errno::ENOTDIR | Errno::ENOTCONN | Errno::ECONNABORTED => Errno::ENODEV,
+        errno => errno,
+    }
 }

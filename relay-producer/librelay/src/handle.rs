@@ -2,18 +2,26 @@
 //!
 //! A handle is never freed, so a pointer to one that was closed can be looked at: closing twice, and writing after, are
 //! errors. A closed one is used again, but only when [`CLOSED_MAX`] others have been closed since.
+//!
+//! A channel may be closed while other threads write. What they then have in their hands is of two kinds:
+//!
+//! * the [`Appender`], which almost every message takes, with no trace of who is in it: it is never freed either. It is small; of
+//!   the buffers it keeps nothing but their addresses.
+//! * all the rest, [`Open`]: who uses it is counted, in [`Handle::with`], and it goes when nobody does.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
 use std::collections::VecDeque;
 use std::ffi::{c_char, c_int, c_uint, c_void};
-use std::ptr::{null, null_mut};
+use std::ptr::{NonNull, null, null_mut};
 use std::slice;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
+use relay_producer::Appender;
 
+use crate::error;
 use crate::open::Open;
 
 /// So many closed handles wait before the first of them is used again.
@@ -21,16 +29,13 @@ const CLOSED_MAX: usize = 256;
 /// `RELAYFS_CHANNEL_VERSION`.
 const VERSION: c_uint = 1;
 
-/// So many closed channels stay, unconnected, before the first of them is freed: other threads may be inside a call.
-const LINGERING_MAX: usize = 16;
-
-/// These, in the order in which they were closed.
-static LINGERING: Mutex<VecDeque<&'static Open>> = Mutex::new(VecDeque::new());
+/// Closed channels that somebody was using when they were last looked at, with their handles.
+static LINGERING: Mutex<Vec<Lingering>> = Mutex::new(Vec::new());
 /// The closed handles, in the order in which they were closed.
 static CLOSED: Mutex<VecDeque<&'static Handle>> = Mutex::new(VecDeque::new());
 
-/// Where the buffers are that were ever shown: nothing that is reachable is taken for lost.
-static SHOWN: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+/// Where that is which is never freed, once nothing else tells: nothing that is reachable is taken for lost.
+static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 /// `struct rchan`.
 #[repr(C)]
@@ -68,8 +73,12 @@ pub(crate) struct Handle {
     public: UnsafeCell<Rchan>,
     /// Where this is: a copy of it, or something else, is not taken for it.
     me: AtomicUsize,
+    /// Null while it is closed, or where messages do not go that way. What was ever here is never freed.
+    appender: AtomicPtr<Appender>,
     /// Null while it is closed.
     open: AtomicPtr<Open>,
+    /// How many may be using what `open` points to, or pointed to.
+    n_inside: AtomicUsize,
     /// How many buffers there are to be shown.
     n_made: AtomicUsize,
 }
@@ -79,6 +88,34 @@ pub(crate) struct Handle {
 unsafe impl Sync for Handle {}
 // SAFETY: as above; nothing in it belongs to a thread.
 unsafe impl Send for Handle {}
+
+/// A closed channel.
+struct Lingering {
+    handle: &'static Handle,
+    /// From `publish`, where it was a box, and in no handle any more.
+    open: NonNull<Open>,
+}
+
+// SAFETY: it stands for an `Open` that is nobody's else, but for those who are counted.
+unsafe impl Send for Lingering {}
+
+/// One who may be using a channel.
+struct Inside<'a>(&'a AtomicUsize);
+
+impl<'a> Inside<'a> {
+    fn new(n_inside: &'a AtomicUsize) -> Inside<'a> {
+        // SeqCst, as all that has to do with it: of one who comes in and one who closes, either the first finds it closed, or the
+        // second finds that somebody is inside.
+        n_inside.fetch_add(1, Ordering::SeqCst);
+        Inside(n_inside)
+    }
+}
+
+impl Drop for Inside<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// What is known of a channel before it is open, and then again after.
 #[derive(Clone, Copy, Debug)]
@@ -104,7 +141,8 @@ pub(crate) struct Given {
 impl Handle {
     /// A closed one, that nobody else has.
     pub(crate) fn take() -> &'static Handle {
-        let mut closed = CLOSED.lock().unwrap_or_else(PoisonError::into_inner);
+        bury();
+        let mut closed = lock(&CLOSED);
         if closed.len() > CLOSED_MAX
             && let Some(handle) = closed.pop_front()
         {
@@ -131,7 +169,9 @@ impl Handle {
         let handle = Handle {
             public: UnsafeCell::new(public),
             me: AtomicUsize::new(0),
+            appender: AtomicPtr::new(null_mut()),
             open: AtomicPtr::new(null_mut()),
+            n_inside: AtomicUsize::new(0),
             n_made: AtomicUsize::new(0),
         };
         let handle: &'static Handle = Box::leak(Box::new(handle));
@@ -180,14 +220,36 @@ impl Handle {
         self.public.get()
     }
 
-    /// The channel, unless it is closed.
+    /// Appends a message behind the last one. False: nothing was done.
     #[inline(always)]
-    pub(crate) fn open(&self) -> Result<&Open, Errno> {
+    pub(crate) fn append(&self, message: &[u8]) -> bool {
+        self.appender().is_some_and(|appender| appender.append(message))
+    }
+
+    /// Drops a message that was not appended, if all is full. False: nothing was done.
+    pub(crate) fn drop_if_full(&self, message: &[u8]) -> bool {
+        self.appender().is_some_and(|appender| appender.drop_if_full(message))
+    }
+
+    #[inline(always)]
+    fn appender(&self) -> Option<&'static Appender> {
         // Acquire: with the Release of `publish`.
-        let open = self.open.load(Ordering::Acquire);
-        // SAFETY: null, or from `publish`. A thread that found it just before it was closed can go on with it until
-        // `LINGERING_MAX` others have been closed.
-        unsafe { open.as_ref() }.ok_or(Errno::EBADF)
+        let appender = self.appender.load(Ordering::Acquire);
+        // SAFETY: null, or from `publish`, which leaked it; it is shared only, and nothing frees it.
+        unsafe { appender.as_ref() }
+    }
+
+    /// Does something with the channel, unless it is closed. If it is closed meanwhile, that is why it has failed.
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&Open) -> Result<T, Errno>) -> Result<T, Errno> {
+        let _inside = Inside::new(&self.n_inside);
+        let open = self.open.load(Ordering::SeqCst);
+        // SAFETY: null, or from `publish`, where it was a box. Once it is not here any more, `bury` alone frees it, and not before
+        // it has seen `n_inside` at 0: `Inside` was counted before it was found here.
+        let found = unsafe { open.as_ref() }.ok_or(Errno::EBADF)?;
+        act(found).map_err(|errno| match errno {
+            Errno::ENODEV if self.open.load(Ordering::SeqCst) != open => Errno::EBADF,
+            errno => errno,
+        })
     }
 
     /// Describes the channel to the program. To be called by whoever took the handle, before publishing it.
@@ -208,7 +270,7 @@ impl Handle {
                 (0..shape.n_bufs).map(|cpu| RchanBuf { chan, cpu: cpu as c_uint }).collect();
             let pointers: Vec<*mut RchanBuf> = bufs.leak().iter_mut().map(std::ptr::from_mut).collect();
             public.buf = pointers.leak().as_mut_ptr();
-            SHOWN.lock().unwrap_or_else(PoisonError::into_inner).push(public.buf.expose_provenance());
+            keep(public.buf);
         }
         public.n_bufs = shape.n_bufs;
         public.is_global = shape.is_global.into();
@@ -238,34 +300,30 @@ impl Handle {
 
     /// Hands it to the program.
     pub(crate) fn publish(&'static self, open: Box<Open>) -> *mut Rchan {
-        self.open.store(Box::into_raw(open), Ordering::Release);
+        let appender = open.appender().map_or(null_mut(), |appender| Box::into_raw(Box::new(appender)));
+        self.open.store(Box::into_raw(open), Ordering::SeqCst);
+        self.appender.store(appender, Ordering::Release);
         self.as_chan()
     }
 
-    /// Closes the channel, and returns it for as long as it lasts; an error if somebody has closed it before.
-    pub(crate) fn close(&'static self) -> Result<&'static Open, Errno> {
-        // AcqRel: with `publish`, and so that only one thread finds it.
-        let open = self.open.swap(null_mut(), Ordering::AcqRel);
-        // SAFETY: from `publish`, and freed by `bury` alone.
-        unsafe { open.as_ref() }.ok_or(Errno::EBADF)
+    /// Closes the channel, when the daemon has what was sent to it; an error if somebody has closed it before, or it may not. `last` is done with it, while others may still be using it.
+    pub(crate) fn close(&'static self, last: impl FnOnce(&Open)) -> Result<(), Errno> {
+        let open = NonNull::new(self.open.swap(null_mut(), Ordering::SeqCst)).ok_or(Errno::EBADF)?;
+        keep(self.appender.swap(null_mut(), Ordering::Relaxed));
+        // SAFETY: from `publish`, where it was a box, and taken out of the handle once, so this thread alone has it freed, below.
+        let found = unsafe { open.as_ref() };
+        // Who has found it before may still be sending; who comes now, not.
+        let synced = found.channel.sync().map_err(|error| error::of_request(&error));
+        found.channel.close();
+        last(found);
+        lock(&LINGERING).push(Lingering { handle: self, open });
+        bury();
+        synced
     }
 
     /// Whoever took it does not need it, or no more.
     pub(crate) fn give_back(&'static self) {
-        CLOSED.lock().unwrap_or_else(PoisonError::into_inner).push_back(self);
-    }
-
-    /// Frees the channel that [`Handle::close`] returned, some time, and the handle is to be used again.
-    pub(crate) fn bury(&'static self, open: &'static Open) {
-        let mut lingering = LINGERING.lock().unwrap_or_else(PoisonError::into_inner);
-        lingering.push_back(open);
-        let old = if lingering.len() > LINGERING_MAX { lingering.pop_front() } else { None };
-        drop(lingering);
-        if let Some(old) = old {
-            // SAFETY: from `publish`, where it was a box; it is in no handle any more, and was in the list once.
-            drop(unsafe { Box::from_raw(std::ptr::from_ref(old).cast_mut()) });
-        }
-        self.give_back();
+        lock(&CLOSED).push_back(self);
     }
 
     /// Remembers a message that was too big.
@@ -276,4 +334,27 @@ impl Handle {
         // SAFETY: as above.
         unsafe { &*last_toobig }.store(len, Ordering::Relaxed);
     }
+}
+
+/// Frees the closed channels that nobody uses any more, and has their handles used again.
+fn bury() {
+    let free = |lingering: &mut Lingering| lingering.handle.n_inside.load(Ordering::SeqCst) == 0;
+    let over: Vec<Lingering> = lock(&LINGERING).extract_if(.., free).collect();
+    for Lingering { handle, open } in over {
+        // SAFETY: from `publish`, where it was a box, and in the list once. Nobody was inside after it had been taken out of the
+        // handle, and so nobody has it: who comes in later does not find it there, see `with`.
+        drop(unsafe { Box::from_raw(open.as_ptr()) });
+        handle.give_back();
+    }
+}
+
+fn keep<T>(address: *mut T) {
+    if !address.is_null() {
+        lock(&KEPT).push(address.expose_provenance());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whatever panicked, lists are whole.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

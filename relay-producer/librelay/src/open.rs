@@ -4,17 +4,12 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use relay::{GeometrySpec, Mode};
-use relay_producer::{Channel, Transport};
+use relay_producer::{Appender, Channel, Transport};
 
 use crate::control::Control;
 use crate::error;
 use crate::handle::Shape;
 use crate::place::Place;
-
-/// Where a relayfs is if nobody says so.
-const MOUNT_DEFAULT: &str = "/mnt/relay";
-/// The environment variable that says so.
-const MOUNT_VARIABLE: &str = "RELAYFS";
 
 /// What a program asks for.
 #[derive(Debug)]
@@ -39,15 +34,18 @@ pub(crate) struct Open {
     pub(crate) file: Option<&'static Place>,
 }
 
-/// The mount point to use where none, or an empty one, is given.
-pub(crate) fn default_mount() -> PathBuf {
-    let named = std::env::var_os(MOUNT_VARIABLE).filter(|mount| !mount.is_empty());
-    named.map_or_else(|| MOUNT_DEFAULT.into(), PathBuf::from)
-}
-
 /// The same path for as long as the process lives, wherever it goes.
 pub(crate) fn absolute(mount: &Path) -> Result<PathBuf, Errno> {
     std::path::absolute(mount).map_err(|error| error::of_io(&error))
+}
+
+impl Open {
+    /// The way of almost every message, if this channel's go that way.
+    pub(crate) fn appender(&self) -> Option<Appender> {
+        let is_direct =
+            self.callbacks.subbuf_start.is_none() && self.channel.transport() == Transport::Shared;
+        is_direct.then(|| self.channel.appender())
+    }
 }
 
 impl Request {

@@ -54,8 +54,8 @@ impl OpenReply {
         }
     }
 
-    /// The channel's shape, if there are such channels.
-    pub fn geometry(&self) -> Option<Geometry> {
+    /// The channel's geometry and number of buffers, if there can be such a channel.
+    pub fn shape(&self) -> Option<(Geometry, usize)> {
         let spec = GeometrySpec {
             subbuf_size: Some(self.subbuf_size.into()),
             n_subbufs: Some(self.n_subbufs.into()),
@@ -63,7 +63,8 @@ impl OpenReply {
             mode: Some(mode_of_number(self.mode)?),
             global: Some(scope_of_number(self.scope)?),
         };
-        spec.build().ok()
+        let (geometry, n_bufs) = (spec.build().ok()?, self.n_bufs as usize);
+        geometry.can_have(n_bufs).then_some((geometry, n_bufs))
     }
 }
 
@@ -108,7 +109,9 @@ mod tests {
             let spec: GeometrySpec = shape.parse().unwrap();
             assert_eq!(Open::new(&name, &spec).spec(), spec, "{shape}");
             let geometry = spec.build().unwrap();
-            assert_eq!(OpenReply::new(7, &geometry, 2, true).geometry(), Some(geometry), "{shape}");
+            let n_bufs = if geometry.global() { 1 } else { 2 };
+            let reply = OpenReply::new(7, &geometry, n_bufs, true);
+            assert_eq!(reply.shape(), Some((geometry, n_bufs)), "{shape}");
             assert_eq!(GeometrySpec::from(geometry).build(), Ok(geometry), "{shape}");
         }
     }
@@ -125,8 +128,10 @@ mod tests {
             OpenReply { mode: 3, ..reply },
             OpenReply { scope: 0, ..reply },
             OpenReply { scope: 3, ..reply },
+            OpenReply { n_bufs: 0, ..reply },
+            OpenReply { scope: 2, n_bufs: 2, ..reply },
         ] {
-            assert_eq!(wrong.geometry(), None, "{wrong:?}");
+            assert_eq!(wrong.shape(), None, "{wrong:?}");
         }
     }
 }
