@@ -9,11 +9,14 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use relay::client::Socket;
-use relay::frame::{Body, Close, FRAME_MAX, Frame, FrameType, OPEN_CREATE, Refusal, SHARE_READ, Share};
+use relay::frame::{
+    Body, Close, FRAME_MAX, Frame, FrameType, OPEN_CREATE, Refusal, SHARE_READ, Share, Watch,
+};
 use relay::frame::{WRITE_MORE, WRITE_REPLY};
 use relay_producer::BatchOptions;
 use relayfs_tests::honest::Honest;
@@ -194,6 +197,40 @@ fn descriptors_that_nobody_receives() {
             "{}",
             refusal.text
         );
+    }
+    honest.end();
+}
+
+/// Bells are open files of the peer's, too: one that he has made to block, and emptied or filled, holds up nobody.
+#[test]
+fn bells_that_block() {
+    let mount = Mount::new(&[HONEST]);
+    let honest = Honest::on(&mount, "honest");
+    for flags in [0, SHARE_READ] {
+        let socket = Socket::connect(&socket_of(&mount), DEADLINE).unwrap();
+        let take = || {
+            assert!(socket.wait(PollFlags::POLLIN, Some(Instant::now() + DEADLINE)), "an answer in time");
+            socket.receive_with_descriptors(&mut vec![0; FRAME_MAX]).expect("an answer").1
+        };
+        for request in [hello(1, 1), open("cpu", 0, 2)] {
+            socket.send(&request).unwrap();
+            take();
+        }
+        socket.send(&Share { channel: 0 }.frame(flags, 3)).unwrap();
+        let bell = take().swap_remove(1);
+        if flags == SHARE_READ {
+            // Filled, if that can be.
+            let _ = nix::unistd::write(&bell, &(u64::MAX - 1).to_ne_bytes());
+        }
+        fcntl(&bell, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        socket.send(&Watch { channel: 0, cpu: 0 }.frame(0, 4)).unwrap();
+        take();
+        assert_eq!(mount.send(0, &[b"x"]).written, 1);
+        mount.channel("cpu").flush().unwrap();
+        Peer::hello(&mount).assert_served();
+        drop(socket);
+        Peer::hello(&mount).assert_served();
+        honest.assert_going_on();
     }
     honest.end();
 }
