@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::SystemTime;
 
 use relay::buffer::Buffer;
@@ -15,6 +16,9 @@ use crate::counts::Counts;
 use crate::damage::{Damage, Side};
 use crate::files::{self, Files, Made};
 use crate::snapshot::SnapshotSlot;
+
+/// From this on a channel's buffers are freed by a thread of their own, in bytes.
+const LARGE: u64 = 16 << 20;
 
 /// Wakes somebody who polls.
 pub(crate) type Wake = Box<dyn FnOnce() + Send>;
@@ -443,6 +447,17 @@ impl Channel {
 
     fn waiters(&self, cpu: usize) -> MutexGuard<'_, Vec<(u64, Wake)>> {
         self.buffers[cpu].waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Channel {
+    /// Freeing large buffers takes long, and this may be the socket's thread, or one that serves files.
+    fn drop(&mut self) {
+        if self.memory >= LARGE {
+            let buffers = std::mem::take(&mut self.buffers);
+            // Without a thread for it, it is done here.
+            let _ = thread::Builder::new().name("free".into()).spawn(move || drop(buffers));
+        }
     }
 }
 

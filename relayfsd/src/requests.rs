@@ -171,8 +171,8 @@ impl Requests {
         })?;
         match self.common.registry.open(&name, spec(&open), Create::No) {
             Err(OpenError::Unknown { .. }) if frame.flags & OPEN_CREATE != 0 => {
-                let (create, ring) = (Create::ForHolders(self.peer.uid()), Arc::clone(&self.common.ring));
-                let ordered = self.common.creator.order(name, spec(&open), create, ring);
+                let (uid, ring) = (self.peer.uid(), Arc::clone(&self.common.ring));
+                let ordered = self.common.creator.order(name, spec(&open), uid, ring);
                 self.making = Some(Making { id: frame.id, ordered, hold });
             }
             made => self.answer_open(frame.id, made, hold),
