@@ -83,7 +83,7 @@ pub(crate) struct Requests {
 impl Requests {
     pub(crate) fn new(common: Arc<Common>, peer: Arc<Peer>) -> Requests {
         Requests {
-            under_way: UnderWay::new(Arc::clone(&common.ring)),
+            under_way: UnderWay::new(Arc::clone(&common.ring), Arc::clone(&common.under_way)),
             reading: Reading::new(peer.number()),
             common,
             peer,
@@ -324,20 +324,26 @@ impl Requests {
                         return Err(error.into());
                     }
                     self.long = more.then_some(Long::Swallowing { id });
-                    batch.lost += 1;
-                    self.submit_batch(batch, id, false);
-                    if answer {
-                        let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: error.to_string() };
-                        self.peer.send(&refusal.frame(0, id));
-                    }
+                    self.lose(batch, id, answer, &error);
                     return Ok(());
                 }
                 if more {
                     self.long = Some(Long::Assembling { id, answer, batch, message });
-                } else {
-                    batch.bytes = message.finish()?;
-                    self.submit_batch(batch, id, answer);
+                    return Ok(());
                 }
+                let bytes = message.finish()?;
+                // One that waits may stay for ever.
+                if batch.wait != Wait::No {
+                    match self.common.long_waiting.claim(self.peer.uid(), bytes.len()) {
+                        Ok(memory) => batch.memory = Some(memory),
+                        Err(_) => {
+                            self.lose(batch, id, answer, &AssemblyError::NoMemoryToWait);
+                            return Ok(());
+                        }
+                    }
+                }
+                batch.bytes = bytes;
+                self.submit_batch(batch, id, answer);
             }
             _ if more => {
                 // Until everything about it has turned out to be right.
@@ -351,7 +357,7 @@ impl Requests {
                     Err(error) => {
                         if error == AssemblyError::NoMemory {
                             // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
-                            batch.lost += 1;
+                            (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
                             self.submit_batch(batch, id, false);
                         }
                         return Err(error.into());
@@ -384,12 +390,23 @@ impl Requests {
             channel,
             bytes: Vec::new(),
             start: 0,
+            memory: None,
             single: false,
             lost: write.lost.into(),
             wait,
             cancelled: Arc::clone(&self.cancelled),
             done: None,
         })
+    }
+
+    /// There is no memory for the message of a batch: one more loss of the channel.
+    fn lose(&mut self, mut batch: Batch, id: u32, answer: bool, why: &AssemblyError) {
+        (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
+        self.submit_batch(batch, id, false);
+        if answer {
+            let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: why.to_string() };
+            self.peer.send(&refusal.frame(0, id));
+        }
     }
 
     fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool) {

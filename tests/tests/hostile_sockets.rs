@@ -17,7 +17,7 @@ use relay::client::Socket;
 use relay::frame::{
     Body, Close, FRAME_MAX, Frame, FrameType, OPEN_CREATE, Refusal, SHARE_READ, Share, Watch,
 };
-use relay::frame::{WRITE_MORE, WRITE_REPLY};
+use relay::frame::{WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, Write};
 use relay_producer::BatchOptions;
 use relayfs_tests::honest::Honest;
 use relayfs_tests::peer::{Peer, assert_unharmed, hello, messages, open, write};
@@ -260,6 +260,36 @@ fn long_messages_that_stand_still() {
     first.send(&write(0, b"z").frame(0, 5));
     first.assert_refused(Errno::ENOBUFS, "the message stood still for 1s, and others needed its memory");
     first.assert_served();
+    honest.end();
+}
+
+/// Long messages that wait for room which nobody makes have a limit together, too, and others go on.
+#[test]
+fn long_messages_that_wait() {
+    let mount = Mount::new(&[HONEST, "--channel=full:subbuf-size=1M:n-subbufs=2:global"]);
+    let honest = Honest::on(&mount, "honest");
+    let piece = |len: usize| vec![b'x'; len];
+    let begun = [&(1_u32 << 20).to_le_bytes()[..], &piece(60_000)].concat();
+    let crowd: Vec<Peer> = (0..270)
+        .map(|_| {
+            let peer = Peer::hello(&mount);
+            let channel = peer.open("full", 0);
+            let forever = Write { wait_ms: WAIT_FOREVER, ..write(channel, &[]) };
+            peer.send(&Write { messages: &begun, ..forever }.frame(WRITE_MORE | WRITE_REPLY, 5));
+            let mut left = (1 << 20) - 60_000;
+            while left > 0 {
+                let len = left.min(65_000);
+                left -= len;
+                let flags = if left > 0 { WRITE_MORE } else { 0 };
+                peer.send(&Write { messages: &piece(len), ..forever }.frame(flags, 5));
+            }
+            peer
+        })
+        .collect();
+    // Two are in the buffer.
+    crowd[269].assert_refused(Errno::ENOBUFS, "that waits for room, the limit is 256M for all connections");
+    crowd[269].assert_served();
+    drop(crowd);
     honest.end();
 }
 
