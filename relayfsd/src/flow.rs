@@ -124,7 +124,9 @@ mod tests {
     fn where_all_have_too_much_each_has_one_batch() {
         let (all, rings) = (AllUnderWay::default(), Arc::new(AtomicUsize::new(0)));
         let ring = Arc::clone(&rings);
-        let ring: Ring = Arc::new(move || drop(ring.fetch_add(1, Ordering::Relaxed)));
+        let ring: Ring = Arc::new(move || {
+            ring.fetch_add(1, Ordering::Relaxed);
+        });
         let (many, one) = (UnderWay::new(Arc::clone(&ring), all.clone()), UnderWay::new(ring, all));
         let parked = many.ticket(ALL_UNDER_WAY_MAX);
         assert!(one.has_room());
