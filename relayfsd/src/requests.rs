@@ -333,9 +333,10 @@ impl Requests {
                 }
                 let bytes = message.finish()?;
                 // One that waits may stay for ever.
+                let mut memory = None;
                 if batch.wait != Wait::No {
                     match self.common.long_waiting.claim(self.peer.uid(), bytes.len()) {
-                        Ok(memory) => batch.memory = Some(memory),
+                        Ok(claim) => memory = Some(claim),
                         Err(_) => {
                             self.lose(batch, id, answer, &AssemblyError::NoMemoryToWait);
                             return Ok(());
@@ -343,7 +344,7 @@ impl Requests {
                     }
                 }
                 batch.bytes = bytes;
-                self.submit_batch(batch, id, answer);
+                self.submit_batch(batch, id, answer, memory);
             }
             _ if more => {
                 // Until everything about it has turned out to be right.
@@ -358,7 +359,7 @@ impl Requests {
                         if error == AssemblyError::NoMemory {
                             // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
                             (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
-                            self.submit_batch(batch, id, false);
+                            self.submit_batch(batch, id, false, None);
                         }
                         return Err(error.into());
                     }
@@ -370,7 +371,7 @@ impl Requests {
                 let mut batch = self.batch(&write)?;
                 // The packet's memory is used again, and this copy is no longer than what came.
                 batch.bytes = write.messages.to_vec();
-                self.submit_batch(batch, id, answer);
+                self.submit_batch(batch, id, answer, None);
             }
         }
         Ok(())
@@ -390,7 +391,6 @@ impl Requests {
             channel,
             bytes: Vec::new(),
             start: 0,
-            memory: None,
             single: false,
             lost: write.lost.into(),
             wait,
@@ -402,14 +402,14 @@ impl Requests {
     /// There is no memory for the message of a batch: one more loss of the channel.
     fn lose(&mut self, mut batch: Batch, id: u32, answer: bool, why: &AssemblyError) {
         (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
-        self.submit_batch(batch, id, false);
+        self.submit_batch(batch, id, false, None);
         if answer {
             let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: why.to_string() };
             self.peer.send(&refusal.frame(0, id));
         }
     }
 
-    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool) {
+    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool, memory: Option<Claim>) {
         let (peer, ticket) = (Arc::clone(&self.peer), self.under_way.ticket(batch.bytes.len()));
         batch.done = Some(Box::new(move |result| {
             match result {
@@ -419,7 +419,7 @@ impl Requests {
                     peer.send(&Refusal { errno: error.errno(), text: error.to_string() }.frame(0, id));
                 }
             }
-            drop(ticket);
+            drop((ticket, memory));
         }));
         self.submit(Job::Write(batch));
     }

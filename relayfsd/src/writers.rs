@@ -20,7 +20,6 @@ use thiserror::Error;
 
 use crate::lane;
 use crate::registry::Held;
-use crate::shares::Claim;
 
 /// Producers' jobs that may wait for one writer; each is a frame, or one message at most.
 const QUEUE_LEN: usize = 64;
@@ -57,8 +56,6 @@ pub(crate) struct Batch {
     /// Messages the producer had to drop by itself.
     pub(crate) lost: u64,
     pub(crate) wait: Wait,
-    /// What it takes of the memory for long messages that wait.
-    pub(crate) memory: Option<Claim>,
     /// Set when the producer is gone: nobody waits any more.
     pub(crate) cancelled: Arc<AtomicBool>,
     /// Told what became of the messages, on the writer's thread.
