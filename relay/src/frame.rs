@@ -23,7 +23,7 @@
 //! ```
 //!
 //! `SHARE` asks for the channel's files, to write them directly. Its replies, all with its id, bring descriptors: the
-//! first the control file and the bell (an eventfd of this connection), then, as do further ones, data files number
+//! first the control file and the bell (an eventfd of this connection; a reader's is a timer), then, as do further ones, data files number
 //! `first` to `first + count - 1`; the last brings the last file. With [`SHARE_READ`] they can only be read, and the bell is
 //! rung by the daemon: once after each `WATCH`, when its buffer has finished sub-buffers or is over. `CONSUME` gives
 //! `count` of them back, if the first is number `from`.

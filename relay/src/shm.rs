@@ -26,6 +26,9 @@ use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 /// x86-64's pages. Where they are larger, replacing one fails, and the signal ends the process as it would have.
 const PAGE: usize = 4096;
 
+/// How much is made present at a time, in bytes: a millisecond or so.
+const POPULATE_LEN: usize = 4 << 20;
+
 /// How many of the pages that were replaced last are remembered: more than one look at a mapping replaces before somebody asks
 /// for them, but where a snapshot is taken, and then these are all its own.
 const TORN_MAX: usize = 1024;
@@ -109,24 +112,43 @@ impl Mapping {
     /// Maps `len` bytes of `file` from its start, with every page present.
     pub fn new(file: &File, len: u64) -> io::Result<Mapping> {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        Mapping::of_file(file, len, prot, MapFlags::MAP_POPULATE)
+        let mapping = Mapping::of_file(file, len, prot)?;
+        mapping.populate(libc::MADV_POPULATE_WRITE);
+        Ok(mapping)
     }
 
     /// The same, to be looked at only: whoever writes there gets SIGSEGV.
     pub fn read_only(file: &File, len: u64) -> io::Result<Mapping> {
-        Mapping::of_file(file, len, ProtFlags::PROT_READ, MapFlags::MAP_POPULATE)
+        let mapping = Mapping::of_file(file, len, ProtFlags::PROT_READ)?;
+        mapping.populate(libc::MADV_POPULATE_READ);
+        Ok(mapping)
     }
 
     /// The same, but each page comes when it is looked at: for files whose own word is all that says how long they should be.
     pub fn on_demand(file: &File, len: u64) -> io::Result<Mapping> {
-        Mapping::of_file(file, len, ProtFlags::PROT_READ, MapFlags::empty())
+        Mapping::of_file(file, len, ProtFlags::PROT_READ)
     }
 
-    fn of_file(file: &File, len: u64, prot: ProtFlags, flags: MapFlags) -> io::Result<Mapping> {
+    fn of_file(file: &File, len: u64, prot: ProtFlags) -> io::Result<Mapping> {
         let len = map_len(len)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let base = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED | flags, file, 0) }?;
+        let base = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED, file, 0) }?;
         Ok(Mapping { base: base.cast(), len: len.get() })
+    }
+
+    /// Has the pages present, as far as they are there. Piece by piece, for meanwhile no other thread of the process can change its
+    /// address space, which is what an allocation often takes.
+    fn populate(&self, advice: libc::c_int) {
+        for at in (0..self.len).step_by(POPULATE_LEN) {
+            let len = POPULATE_LEN.min(self.len - at);
+            // SAFETY: `at < self.len`, so the result stays inside the mapping.
+            let from = unsafe { self.base.add(at) };
+            // SAFETY: the pages are our own mapping's, and populating changes no byte. Where it fails, as before Linux 5.14, they are
+            // present from the first access on.
+            if unsafe { libc::madvise(from.as_ptr().cast(), len, advice) } != 0 {
+                return;
+            }
+        }
     }
 
     /// Maps `len` zeroed bytes of no file: a buffer for this process alone, as tests use it.

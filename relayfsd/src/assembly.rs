@@ -13,6 +13,9 @@ use crate::shares::{Claim, Shares};
 /// Memory for messages that are not complete yet, over all connections, in bytes.
 const ASSEMBLY_MAX: usize = 64 << 20;
 
+/// Memory for those that are complete and wait for room, over all connections, in bytes.
+pub(crate) const LONG_WAITING_MAX: usize = 256 << 20;
+
 /// How long a message may stand still before its memory is others' to have.
 const STALL_MAX: Duration = Duration::from_secs(1);
 
@@ -81,6 +84,9 @@ pub(crate) enum AssemblyError {
     /// The budget is used up.
     #[error("no memory for another message of more than one frame, the limit is {max} for all connections: try again", max = format_size(ASSEMBLY_MAX as u64))]
     NoMemory,
+    /// So many wait for room already.
+    #[error("no memory for another message of more than one frame that waits for room, the limit is {max} for all connections: try again", max = format_size(LONG_WAITING_MAX as u64))]
+    NoMemoryToWait,
     /// It stood still, and others needed its memory.
     #[error("the message stood still for {}s, and others needed its memory: send all of it at once", STALL_MAX.as_secs())]
     GivenUp,

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::SystemTime;
 
 use relay::buffer::Buffer;
@@ -17,6 +18,9 @@ pub(crate) use self::waiting::{PollState, Wake};
 use crate::damage::{Damage, Side};
 use crate::files::{self, Files, Made};
 use crate::snapshot::SnapshotSlot;
+
+/// From this on a channel's buffers are freed by a thread of their own, in bytes.
+const LARGE: u64 = 16 << 20;
 
 /// A channel, with everything the daemon knows of it.
 pub(crate) struct Channel {
@@ -332,5 +336,16 @@ impl Channel {
 
     fn lock_files(&self) -> MutexGuard<'_, Option<Files>> {
         self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Channel {
+    /// Freeing large buffers takes long, and this may be the socket's thread, or one that serves files.
+    fn drop(&mut self) {
+        if self.memory >= LARGE {
+            let buffers = std::mem::take(&mut self.buffers);
+            // Without a thread for it, it is done here.
+            let _ = thread::Builder::new().name("free".into()).spawn(move || drop(buffers));
+        }
     }
 }

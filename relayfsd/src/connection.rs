@@ -19,7 +19,7 @@ use relay::frame::{
 use relay::geometry::MESSAGE_MAX;
 
 use crate::assembly::{AssemblyError, Budget};
-use crate::flow::Ring;
+use crate::flow::{AllUnderWay, Ring};
 use crate::peer::Peer;
 use crate::registry::Registry;
 use crate::requests::Requests;
@@ -78,7 +78,9 @@ impl From<AssemblyError> for Refused {
         match error {
             AssemblyError::Frame(error) => error.into(),
             AssemblyError::TooLong(_) => Refused::request(Errno::EMSGSIZE, error),
-            AssemblyError::NoMemory | AssemblyError::GivenUp => Refused::request(Errno::ENOBUFS, error),
+            AssemblyError::NoMemory | AssemblyError::NoMemoryToWait | AssemblyError::GivenUp => {
+                Refused::request(Errno::ENOBUFS, error)
+            }
         }
     }
 }
@@ -89,6 +91,9 @@ pub(crate) struct Common {
     pub(crate) budget: Arc<Budget>,
     /// Channels that connections hold.
     pub(crate) holds: Arc<Shares>,
+    /// What the writers have of all, and what of it is long messages that wait for room.
+    pub(crate) under_way: AllUnderWay,
+    pub(crate) long_waiting: Arc<Shares>,
     pub(crate) ring: Ring,
     pub(crate) sharing: Sharing,
     pub(crate) epoll: Epoll,

@@ -339,9 +339,6 @@ impl Registry {
                 total.dropped,
                 total.too_big
             );
-            // Giving its memory back takes as long as it is large, too.
-            let gone = channel.clone();
-            self.creator.order(Box::new(move || drop(gone)));
         }
     }
 

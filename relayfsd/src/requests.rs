@@ -6,7 +6,7 @@ mod writing;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -72,7 +72,7 @@ pub(crate) struct Requests {
 impl Requests {
     pub(crate) fn new(common: Arc<Common>, peer: Arc<Peer>) -> Requests {
         Requests {
-            under_way: UnderWay::new(Arc::clone(&common.ring)),
+            under_way: UnderWay::new(Arc::clone(&common.ring), Arc::clone(&common.under_way)),
             reading: Reading::new(peer.number()),
             common,
             peer,
@@ -160,8 +160,8 @@ impl Requests {
         })?;
         match self.common.registry.open(&name, open.spec(), Create::No) {
             Err(OpenError::Unknown { .. }) if frame.flags & OPEN_CREATE != 0 => {
-                let (create, ring) = (Create::ForHolders(self.peer.uid()), Arc::clone(&self.common.ring));
-                let ordered = self.common.registry.order(name, open.spec(), create, ring);
+                let (uid, ring) = (self.peer.uid(), Arc::clone(&self.common.ring));
+                let ordered = self.common.registry.order(name, open.spec(), uid, ring);
                 self.making = Some(Making { id: frame.id, ordered, hold });
             }
             made => self.answer_open(frame.id, made, hold),
@@ -225,7 +225,7 @@ impl Requests {
         let files = channel.share(to_write).map_err(failed)?;
         self.in_flight += n_descriptors;
         let bell = match to_write {
-            true => self.bell(),
+            true => self.bell().map(AsFd::as_fd),
             false => self.reading.begin(number),
         };
         let bell = bell.map_err(|errno| failed(errno.into()))?;
@@ -260,7 +260,8 @@ impl Requests {
         Ok(())
     }
 
-    /// The connection's bell, which it rings when somebody waits for what it writes by itself.
+    /// The connection's bell, which it rings when somebody waits for what it writes by itself. Each ring is an event, so we never
+    /// read it: the producer could have made that wait, for the open file is its own, too.
     fn bell(&mut self) -> nix::Result<&EventFd> {
         if self.bell.is_none() {
             let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
@@ -272,9 +273,7 @@ impl Requests {
 
     /// The bell was rung, or nobody is left who could: whoever polls what this producer writes is told.
     pub(crate) fn rung(&self) {
-        if let Some(bell) = &self.bell {
-            // Emptied before the look, so that a later ring is another event.
-            let _ = bell.read();
+        if self.bell.is_some() {
             self.channels.values().for_each(|(channel, _)| channel.wake_readable());
         }
     }

@@ -22,9 +22,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use relay::frame::{Body, FRAME_MAX, Refusal};
 
-use crate::assembly::Budget;
+use crate::assembly::{Budget, LONG_WAITING_MAX};
 use crate::connection::{BELL_BIT, Common, Connection, Turn};
-use crate::flow::Ring;
+use crate::flow::{AllUnderWay, Ring};
 use crate::peer::{self, Peer};
 use crate::registry::Registry;
 use crate::shares::{Claim, NoShare, Shares};
@@ -93,6 +93,8 @@ impl Server {
                 registry,
                 budget: Budget::new(),
                 holds: Shares::new(HOLDS_MAX),
+                under_way: AllUnderWay::default(),
+                long_waiting: Shares::new(LONG_WAITING_MAX),
                 ring,
                 sharing,
                 epoll,

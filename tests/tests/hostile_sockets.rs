@@ -9,12 +9,15 @@ use std::process::Stdio;
 use std::time::Instant;
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use relay::client::Socket;
-use relay::frame::{Body, Close, FRAME_MAX, Frame, FrameType, OPEN_CREATE, Refusal, SHARE_READ, Share};
-use relay::frame::{WRITE_MORE, WRITE_REPLY};
+use relay::frame::{
+    Body, Close, FRAME_MAX, Frame, FrameType, OPEN_CREATE, Refusal, SHARE_READ, Share, Watch,
+};
+use relay::frame::{WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, Write};
 use relay_producer::BatchOptions;
 use relayfs_tests::honest::Honest;
 use relayfs_tests::peer::{Peer, assert_unharmed, hello, messages, open, write};
@@ -198,6 +201,40 @@ fn descriptors_that_nobody_receives() {
     honest.end();
 }
 
+/// Bells are open files of the peer's, too: one that he has made to block, and emptied or filled, holds up nobody.
+#[test]
+fn bells_that_block() {
+    let mount = Mount::new(&[HONEST]);
+    let honest = Honest::on(&mount, "honest");
+    for flags in [0, SHARE_READ] {
+        let socket = Socket::connect(&socket_of(&mount), DEADLINE).unwrap();
+        let take = || {
+            assert!(socket.wait(PollFlags::POLLIN, Some(Instant::now() + DEADLINE)), "an answer in time");
+            socket.receive_with_descriptors(&mut vec![0; FRAME_MAX]).expect("an answer").1
+        };
+        for request in [hello(1, 1), open("cpu", 0, 2)] {
+            socket.send(&request).unwrap();
+            take();
+        }
+        socket.send(&Share { channel: 0 }.frame(flags, 3)).unwrap();
+        let bell = take().swap_remove(1);
+        if flags == SHARE_READ {
+            // Filled, if that can be.
+            let _ = nix::unistd::write(&bell, &(u64::MAX - 1).to_ne_bytes());
+        }
+        fcntl(&bell, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
+        socket.send(&Watch { channel: 0, cpu: 0 }.frame(0, 4)).unwrap();
+        take();
+        assert_eq!(mount.send(0, &[b"x"]).written, 1);
+        mount.channel("cpu").flush().unwrap();
+        Peer::hello(&mount).assert_served();
+        drop(socket);
+        Peer::hello(&mount).assert_served();
+        honest.assert_going_on();
+    }
+    honest.end();
+}
+
 /// Long messages that are never finished have their memory until others need it. Who begun them is told.
 #[test]
 fn long_messages_that_stand_still() {
@@ -223,6 +260,36 @@ fn long_messages_that_stand_still() {
     first.send(&write(0, b"z").frame(0, 5));
     first.assert_refused(Errno::ENOBUFS, "the message stood still for 1s, and others needed its memory");
     first.assert_served();
+    honest.end();
+}
+
+/// Long messages that wait for room which nobody makes have a limit together, too, and others go on.
+#[test]
+fn long_messages_that_wait() {
+    let mount = Mount::new(&[HONEST, "--channel=full:subbuf-size=1M:n-subbufs=2:global"]);
+    let honest = Honest::on(&mount, "honest");
+    let piece = |len: usize| vec![b'x'; len];
+    let begun = [&(1_u32 << 20).to_le_bytes()[..], &piece(60_000)].concat();
+    let crowd: Vec<Peer> = (0..270)
+        .map(|_| {
+            let peer = Peer::hello(&mount);
+            let channel = peer.open("full", 0);
+            let forever = Write { wait_ms: WAIT_FOREVER, ..write(channel, &[]) };
+            peer.send(&Write { messages: &begun, ..forever }.frame(WRITE_MORE | WRITE_REPLY, 5));
+            let mut left = (1 << 20) - 60_000;
+            while left > 0 {
+                let len = left.min(65_000);
+                left -= len;
+                let flags = if left > 0 { WRITE_MORE } else { 0 };
+                peer.send(&Write { messages: &piece(len), ..forever }.frame(flags, 5));
+            }
+            peer
+        })
+        .collect();
+    // Two are in the buffer.
+    crowd[269].assert_refused(Errno::ENOBUFS, "that waits for room, the limit is 256M for all connections");
+    crowd[269].assert_served();
+    drop(crowd);
     honest.end();
 }
 

@@ -57,7 +57,7 @@ impl Held {
     /// Has a broken channel made anew. `done` is told on the creator's thread what came of it.
     pub(crate) fn renew(&self, done: impl FnOnce(Result<(), OpenError>) + Send + 'static) {
         let broken = self.clone();
-        self.registry.creator.order(Box::new(move || done(broken.registry.renew(&broken.channel))));
+        self.registry.creator.order(0, Box::new(move || done(broken.registry.renew(&broken.channel))));
     }
 }
 

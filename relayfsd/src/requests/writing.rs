@@ -12,6 +12,7 @@ use relay::frame::{
 use super::{Requests, buffer_of};
 use crate::assembly::{Assembly, AssemblyError};
 use crate::connection::Refused;
+use crate::shares::Claim;
 use crate::writers::{Batch, Gather, Job, Wait};
 
 /// A message that comes in several frames, all of one id.
@@ -37,20 +38,27 @@ impl Requests {
                         return Err(error.into());
                     }
                     self.long = more.then_some(Long::Swallowing { id });
-                    batch.lost += 1;
-                    self.submit_batch(batch, id, false);
-                    if answer {
-                        let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: error.to_string() };
-                        self.peer.send(&refusal.frame(0, id));
-                    }
+                    self.lose(batch, id, answer, &error);
                     return Ok(());
                 }
                 if more {
                     self.long = Some(Long::Assembling { id, answer, batch, message });
-                } else {
-                    batch.bytes = message.finish()?;
-                    self.submit_batch(batch, id, answer);
+                    return Ok(());
                 }
+                let bytes = message.finish()?;
+                // One that waits may stay for ever.
+                let mut memory = None;
+                if batch.wait != Wait::No {
+                    match self.common.long_waiting.claim(self.peer.uid(), bytes.len()) {
+                        Ok(claim) => memory = Some(claim),
+                        Err(_) => {
+                            self.lose(batch, id, answer, &AssemblyError::NoMemoryToWait);
+                            return Ok(());
+                        }
+                    }
+                }
+                batch.bytes = bytes;
+                self.submit_batch(batch, id, answer, memory);
             }
             _ if more => {
                 // Until everything about it has turned out to be right.
@@ -64,8 +72,8 @@ impl Requests {
                     Err(error) => {
                         if error == AssemblyError::NoMemory {
                             // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
-                            batch.lost += 1;
-                            self.submit_batch(batch, id, false);
+                            (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
+                            self.submit_batch(batch, id, false, None);
                         }
                         return Err(error.into());
                     }
@@ -77,7 +85,7 @@ impl Requests {
                 let mut batch = self.batch(&write)?;
                 // The packet's memory is used again, and this copy is no longer than what came.
                 batch.bytes = write.messages.to_vec();
-                self.submit_batch(batch, id, answer);
+                self.submit_batch(batch, id, answer, None);
             }
         }
         Ok(())
@@ -105,7 +113,17 @@ impl Requests {
         })
     }
 
-    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool) {
+    /// There is no memory for the message of a batch: one more loss of the channel.
+    fn lose(&mut self, mut batch: Batch, id: u32, answer: bool, why: &AssemblyError) {
+        (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
+        self.submit_batch(batch, id, false, None);
+        if answer {
+            let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: why.to_string() };
+            self.peer.send(&refusal.frame(0, id));
+        }
+    }
+
+    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool, memory: Option<Claim>) {
         let (peer, ticket) = (Arc::clone(&self.peer), self.under_way.ticket(batch.bytes.len()));
         batch.done = Some(Box::new(move |result| {
             match result {
@@ -115,7 +133,7 @@ impl Requests {
                     peer.send(&Refusal { errno: error.errno(), text: error.to_string() }.frame(0, id));
                 }
             }
-            drop(ticket);
+            drop((ticket, memory));
         }));
         self.submit(Job::Write(batch));
     }
