@@ -19,6 +19,7 @@ impl Reader {
     pub(super) fn check_next(&mut self) {}
     pub(super) fn expect_any_stream(&mut self) {}
     pub(super) fn check_begun(&self, _: Position, _: Position) {}
+    pub(super) fn check_back(&self) {}
     pub(super) fn check_high_water(&self, _: u64, _: u64) {}
     pub(super) fn check_consumed(&self) {}
     pub(super) fn expect_consumed(&mut self) {
