@@ -204,7 +204,7 @@ fn descriptors_that_nobody_receives() {
 /// Bells are open files of the peer's, too: one that he has made to block, and emptied or filled, holds up nobody.
 #[test]
 fn bells_that_block() {
-    let mount = Mount::new(&[HONEST]);
+    let mount = Mount::with_sequences(&[HONEST]);
     let honest = Honest::on(&mount, "honest");
     for flags in [0, SHARE_READ] {
         let socket = Socket::connect(&socket_of(&mount), DEADLINE).unwrap();
