@@ -79,6 +79,11 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
     })
 }
 
+/// Whether this is what stat(2) says of a mount whose daemon is gone.
+fn is_dead(error: Option<Errno>) -> bool {
+    matches!(error, Some(Errno::ENOTCONN | Errno::ECONNABORTED))
+}
+
 /// Whether the table has a mount of our type there, dead or alive.
 pub(crate) fn is_mounted(point: &Path) -> Result<bool, MountError> {
     let entries = mountinfo::read().map_err(MountError::Table)?;
@@ -94,7 +99,7 @@ pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
         let status = stat(point);
         match mountinfo::topmost(&entries, point) {
             Some(entry) if entry.fs_type == FS_TYPE => {
-                if !matches!(status, Err(Errno::ENOTCONN | Errno::ECONNABORTED)) {
+                if !is_dead(status.err()) {
                     return Err(MountError::AlreadyMounted(point.to_owned()));
                 }
                 let stale = |source| MountError::Stale { path: point.to_owned(), source };
@@ -257,13 +262,13 @@ impl Mount {
     /// Our line of a table that was read just now.
     ///
     /// Both numbers are given to somebody else as soon as the file system is gone, but not before the kernel has cut the
-    /// connection. It cuts it also when it is told to while the mount stays: then the place decides.
+    /// connection. It cuts it also when it is told to while the mount stays: then what is in its place is dead, as ours would be.
     fn find<'a>(&self, entries: &'a [Entry]) -> Option<&'a Entry> {
         if self.gone {
             return None;
         }
         let connected = self.is_connected();
-        let here = |entry: &Entry| connected || entry.point == self.point;
+        let here = |entry: &Entry| connected || entry.point == self.point && is_dead(stat(&self.point).err());
         entries.iter().find(|entry| entry.id == self.id && entry.device == self.device && here(entry))
     }
 
