@@ -61,7 +61,7 @@ impl Source {
     }
 
     fn is_test(&self) -> bool {
-        self.path.contains("tests/") || self.path.ends_with("_tests.rs")
+        self.path.contains("tests/") || self.path.ends_with("/tests.rs")
     }
 
     /// The lines' numbers, and what of them is code.
