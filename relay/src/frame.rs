@@ -23,10 +23,10 @@
 //! ```
 //!
 //! `SHARE` asks for the channel's files, to write them directly. Its replies, all with its id, bring descriptors: the
-//! first the control file and the bell (an eventfd of this connection; a reader's is a timer), then, as do further ones, data files number
-//! `first` to `first + count - 1`; the last brings the last file. With [`SHARE_READ`] they can only be read, and the bell is
-//! rung by the daemon: once after each `WATCH`, when its buffer has finished sub-buffers or is over. `CONSUME` gives
-//! `count` of them back, if the first is number `from`.
+//! first the control file and the bell (an eventfd of this connection; a reader's is a timer), then, as do further ones,
+//! data files number `first` to `first + count - 1`; the last brings the last file. With [`SHARE_READ`] they can only be
+//! read, and the bell is rung by the daemon: once after each `WATCH`, when its buffer has finished sub-buffers or is over.
+//! `CONSUME` gives `count` of them back, if the first is number `from`.
 //!
 //! A reply has its request's type with [`REPLY_BIT`] set and the request's id; a refusal is an `ERROR` with that
 //! id. Every request is answered but `WRITE`, which is answered only if [`WRITE_REPLY`] is set.
