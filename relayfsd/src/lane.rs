@@ -188,8 +188,7 @@ fn has_switched(placed: Result<Outcome, Contended>) -> bool {
 
 /// Counts the messages of a batch as dropped, and says why.
 pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
-    let messages =
-        if batch.single { 1 } else { Messages(&batch.bytes[batch.start..]).flatten().count() as u64 };
+    let messages = if batch.single { 1 } else { Messages(&batch.bytes).flatten().count() as u64 };
     batch.channel.buffer(batch.cpu).count_dropped_elsewhere(batch.lost + messages);
     if let Some(done) = batch.done.take() {
         done(Err(why));
@@ -209,7 +208,7 @@ struct Progress {
 impl Progress {
     fn new(mut batch: Batch, lane: Option<usize>) -> Progress {
         batch.channel.buffer(batch.cpu).count_dropped_elsewhere(std::mem::take(&mut batch.lost));
-        Progress { at: batch.start, counts: WriteReply::default(), batch, lane }
+        Progress { at: 0, counts: WriteReply::default(), batch, lane }
     }
 
     fn waits(&self) -> bool {

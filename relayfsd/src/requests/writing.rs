@@ -126,7 +126,6 @@ impl Requests {
             cpu: buffer_of(&channel, write.cpu)?,
             channel,
             bytes: Vec::new(),
-            start: 0,
             single: false,
             lost: write.lost.into(),
             wait,
