@@ -61,6 +61,9 @@ pub const VERSION: u16 = 1;
 /// Longest text of an `ERROR`, in bytes; longer ones are cut.
 pub const ERROR_TEXT_MAX: usize = 4096;
 
+/// Longest answer of a daemon, in bytes: a refusal with the longest text.
+pub const ANSWER_MAX: usize = HEADER_LEN + 4 + ERROR_TEXT_MAX;
+
 /// Set in the type of a reply.
 pub const REPLY_BIT: u16 = 0x8000;
 /// Flag of `SHARE`: to read the files, not to write them.
@@ -75,6 +78,8 @@ pub const WRITE_MORE: u16 = 2;
 
 /// Most descriptors that come with one frame.
 pub const DESCRIPTORS_MAX: usize = 32;
+/// Descriptors before those of data files in the first reply to `SHARE`: control file and bell.
+pub const SHARE_FIRST_EXTRA: usize = 2;
 
 /// `cpu` of a `FLUSH` that means every buffer.
 pub const ALL_CPUS: u32 = u32::MAX;
