@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use nix::poll::PollFlags;
 use relay::client::{ConnectError, Deadline, Refused, Socket, find, refusal};
 use relay::frame::{
-    Body, ERROR_TEXT_MAX, Frame, FrameError, FrameType, HEADER_LEN, Hello, HelloReply, Open, OpenReply,
-    Refusal, SHARE_READ, Share, ShareReply, VERSION,
+    ANSWER_MAX, Body, Frame, FrameError, FrameType, Hello, HelloReply, Open, OpenReply, Refusal, SHARE_READ,
+    Share, ShareReply, VERSION,
 };
 use relay::{ChannelName, Geometry, GeometrySpec, NameError};
 use thiserror::Error;
@@ -146,7 +146,7 @@ impl Connection {
         decode: Decode<A>,
     ) -> Result<(A, Vec<OwnedFd>), ReadError> {
         let deadline: Deadline = Some(Instant::now() + ANSWER_LIMIT);
-        let mut packet = [0; HEADER_LEN + 4 + ERROR_TEXT_MAX];
+        let mut packet = [0; ANSWER_MAX];
         let (len, descriptors) = loop {
             match self.socket.receive_with_descriptors(&mut packet) {
                 Some(received) => break received,

@@ -2,8 +2,9 @@
 //!
 //! What the classic audience.c does: mount if needed, count the CPUs, read each `cpuN` to its end, and
 //! unmount what it mounted. With `--follow` it goes on reading until it is interrupted, with `--snapshot` it
-//! consumes nothing, with `--state` it reads what a dead daemon has left. It opens, polls and reads files, as any program may; only `audience record`, which writes
-//! one file for each CPU, takes the buffers' mappings where the daemon gives them, by the library beside this.
+//! consumes nothing, with `--state` it reads what a dead daemon has left. It opens, polls and reads files, as any
+//! program may; only `audience record`, which writes one file for each CPU, takes the buffers' mappings where the
+//! daemon gives them, by the library beside this.
 
 mod block;
 mod channel;

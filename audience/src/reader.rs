@@ -12,14 +12,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use relay::Geometry;
 use relay::abi::LAYOUT_VERSION;
 use relay::files::{Control, FileError};
-use relay::frame::{Consume, ShareReply, Watch};
+use relay::frame::{Consume, SHARE_FIRST_EXTRA, ShareReply, Watch};
 use relay::shm::Mapping;
 use relay::view::{SubBuffer, View};
 
 use crate::connection::{Connection, ReadError};
-
-/// Descriptors before the buffers' files in the first reply: control file and bell.
-const FIRST_EXTRA: usize = 2;
 
 /// A channel, mapped for reading.
 ///
@@ -256,7 +253,7 @@ fn check(reply: &ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Resul
         let theirs = reply.layout_version;
         return Err(files_error(format!("they have layout {theirs}, this release knows {LAYOUT_VERSION}")));
     }
-    let expected = reply.count as usize + if is_first { FIRST_EXTRA } else { 0 };
+    let expected = reply.count as usize + if is_first { SHARE_FIRST_EXTRA } else { 0 };
     if descriptors.len() != expected {
         let n = descriptors.len();
         return Err(files_error(format!("{n} of {expected} came: perhaps too few may be open (ulimit -n)")));

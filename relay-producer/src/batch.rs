@@ -189,11 +189,9 @@ impl Batch {
             // Gone: round again.
             return if error == SendError::Gone && self.survives() { Ok(true) } else { Err(error.into()) };
         }
-        match connection.reply(id, deadline) {
+        match connection.reply(id, deadline).and_then(Reply::counts) {
             // For ever is until there is room, or the channel is closed, which the next try tells.
-            Ok(Reply::Written(WriteReply { dropped, .. })) => Ok(dropped == 0 || until.is_none()),
-            Ok(Reply::Refused(refusal)) => Err(refusal.into()),
-            Ok(Reply::Done) => Err(RequestError::Garbled("no counts for a write".into())),
+            Ok(WriteReply { dropped, .. }) => Ok(dropped == 0 || until.is_none()),
             Err(RequestError::Disconnected) if self.survives() => Ok(true),
             Err(error) => Err(error),
         }
@@ -414,8 +412,8 @@ impl Batch {
     /// Waits for the answer to the oldest frame.
     fn collect(&mut self, deadline: Deadline) -> Result<(), RequestError> {
         let Some((id, n_messages)) = self.under_way.pop_front() else { return Ok(()) };
-        match self.connection.reply(id, deadline) {
-            Ok(Reply::Written(WriteReply { written, dropped, too_big })) => {
+        match self.connection.reply(id, deadline).and_then(Reply::counts) {
+            Ok(WriteReply { written, dropped, too_big }) => {
                 // A daemon's numbers: wrong ones must not end this process.
                 let Counts { written: w, dropped: d, too_big: t } = self.counts;
                 self.counts = Counts {
@@ -425,8 +423,6 @@ impl Batch {
                 };
                 Ok(())
             }
-            Ok(Reply::Refused(refusal)) => Err(refusal.into()),
-            Ok(Reply::Done) => Err(RequestError::Garbled("no counts for a write".into())),
             Err(RequestError::Disconnected) if self.survives() => {
                 self.unanswered += n_messages;
                 Ok(())

@@ -15,7 +15,7 @@ use nix::sched::sched_getcpu;
 use relay::Geometry;
 use relay::client::{Deadline, SendError, Socket};
 use relay::frame::{
-    ALL_CPUS, Body, ERROR_TEXT_MAX, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, WRITE_REPLY, Write,
+    ALL_CPUS, ANSWER_MAX, Body, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, WRITE_REPLY, Write,
 };
 use relay::geometry::MESSAGE_MAX;
 
@@ -340,7 +340,7 @@ impl Connection {
 
     /// The next reply of all, and its id.
     fn receive(&self, deadline: Deadline) -> Result<(u32, Reply), RequestError> {
-        let mut packet = [0; HEADER_LEN + 4 + ERROR_TEXT_MAX];
+        let mut packet = [0; ANSWER_MAX];
         let len = loop {
             match self.socket.receive(&mut packet) {
                 Some(len) => break len,

@@ -42,7 +42,7 @@ pub enum OpenError {
 /// Why a message was not written. No byte of it is in the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WriteError {
-    /// The daemon does not keep up: there is no room on the way to it. The loss is counted.
+    /// Every sub-buffer is full; or, by the socket, there is no room on the way to the daemon. The loss is counted.
     #[error("no room: the daemon has not caught up")]
     Full,
     /// Longer than any message of this channel can be. The loss is counted.

@@ -10,8 +10,8 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use relay::client::{ConnectError, Deadline, Socket, refusal};
 use relay::frame::{
-    self, Body, Frame, HEADER_LEN, Hello, HelloReply, OPEN_CREATE, Open, OpenReply, Refusal, Share,
-    ShareReply, VERSION,
+    ANSWER_MAX, Body, Frame, Hello, HelloReply, OPEN_CREATE, Open, OpenReply, Refusal, Share, ShareReply,
+    VERSION,
 };
 use relay::{ChannelName, Geometry, GeometryError, GeometrySpec};
 
@@ -118,7 +118,7 @@ impl Handshake {
 
     /// Goes on until the channel is open or time is up.
     pub(crate) fn go_on(mut self, request: &OpenRequest, deadline: Deadline) -> Result<Progress, OpenError> {
-        let mut packet = [0; HEADER_LEN + 4 + frame::ERROR_TEXT_MAX];
+        let mut packet = [0; ANSWER_MAX];
         loop {
             let Some((len, descriptors)) = self.socket.receive_with_descriptors(&mut packet) else {
                 if self.socket.wait(PollFlags::POLLIN, deadline) {

@@ -151,32 +151,35 @@ impl Link {
             }
         };
         match handshake.go_on(&self.request, Some(Instant::now() + wait))? {
-            Progress::Done(connection) => {
-                if latest.is_own() {
-                    connection.inherit_losses(&latest);
-                }
-                let connection = Arc::new(connection);
-                *self.current.write().unwrap_or_else(PoisonError::into_inner) = connection.clone();
-                let shared = connection.sharing.as_ref().ok();
-                let replaced =
-                    mapped.filter(|mapped| !shared.is_some_and(|shared| Arc::ptr_eq(shared, mapped)));
-                if let Some(shared) = shared {
-                    if mapped.is_none() || replaced.is_some() {
-                        // Without a place there, the next messages find them by way of the connection.
-                        self.buffers.push(shared);
-                    }
-                    shared.ring_for_all();
-                }
-                if let Some(replaced) = replaced {
-                    replaced.retire();
-                }
-                Ok(connection)
-            }
+            Progress::Done(connection) => Ok(self.take_up(connection, &latest)),
             Progress::Waiting(handshake) => {
                 redial.under_way = Some(handshake);
                 Err(None)
             }
         }
+    }
+
+    /// Goes on with a new connection in place of the latest.
+    fn take_up(&self, connection: Connection, latest: &Connection) -> Arc<Connection> {
+        if latest.is_own() {
+            connection.inherit_losses(latest);
+        }
+        let connection = Arc::new(connection);
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = connection.clone();
+        let mapped = latest.sharing.as_ref().ok();
+        let shared = connection.sharing.as_ref().ok();
+        let replaced = mapped.filter(|mapped| !shared.is_some_and(|shared| Arc::ptr_eq(shared, mapped)));
+        if let Some(shared) = shared {
+            if mapped.is_none() || replaced.is_some() {
+                // Without a place there, the next messages find them by way of the connection.
+                self.buffers.push(shared);
+            }
+            shared.ring_for_all();
+        }
+        if let Some(replaced) = replaced {
+            replaced.retire();
+        }
+        connection
     }
 
     /// Connects to where the daemon was; only if nobody is there, looks where the mount says it is now: a look into

@@ -34,6 +34,15 @@ impl Reply {
         };
         Ok((frame.id, reply))
     }
+
+    /// What became of the messages of a write, to which this is the reply.
+    pub(crate) fn counts(self) -> Result<WriteReply, RequestError> {
+        match self {
+            Reply::Written(counts) => Ok(counts),
+            Reply::Refused(refusal) => Err(refusal.into()),
+            Reply::Done => Err(RequestError::Garbled("no counts for a write".into())),
+        }
+    }
 }
 
 /// The replies of one connection.

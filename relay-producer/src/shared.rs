@@ -123,7 +123,7 @@ impl Shared {
             Appended::Elsewhere if drop_if_full && self.drop_if_blocked(lane, here, message.len()) => {
                 Direct::Full
             }
-            appended => self.write_elsewhere(appended, only, message, drop_if_full),
+            appended => self.write_elsewhere(TRIES_MAX, appended, only, message, drop_if_full),
         }
     }
 
@@ -203,6 +203,7 @@ impl Shared {
     #[inline(never)]
     fn write_elsewhere(
         &self,
+        tries_max: u32,
         appended: Appended,
         only: Option<usize>,
         message: &[u8],
@@ -212,7 +213,7 @@ impl Shared {
             return Direct::Over;
         }
         let mut interrupted = appended == Appended::Interrupted;
-        for _ in 0..TRIES_MAX {
+        for _ in 0..tries_max {
             let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
             let writer = Writer::new(&lane.buffer, here);
             let outcome =
@@ -228,16 +229,7 @@ impl Shared {
     /// [`Self::write`] of a message that is [`Direct::NotThis`], for want of a daemon that could write it.
     #[cold]
     pub(crate) fn insist(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
-        if self.is_over() {
-            return Direct::Over;
-        }
-        for _ in 0..INSISTENT_TRIES_MAX {
-            let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
-            if let Some(outcome) = Writer::new(&lane.buffer, here).try_write(message) {
-                return self.settle(lane, here, outcome, drop_if_full);
-            }
-        }
-        Direct::NotThis
+        self.write_elsewhere(INSISTENT_TRIES_MAX, Appended::Interrupted, only, message, drop_if_full)
     }
 
     /// Says why a message is not even tried. What no sub-buffer could hold is counted.

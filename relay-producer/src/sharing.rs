@@ -17,16 +17,13 @@ use relay::abi::LAYOUT_VERSION;
 use relay::buffer::Buffer;
 use relay::client::Socket;
 use relay::files::{self, FileError};
-use relay::frame::ShareReply;
+use relay::frame::{SHARE_FIRST_EXTRA, ShareReply};
 use relay::shm::Mapping;
 
 use crate::line::{Ends, Line};
 use crate::shared::{FileId, Shared};
 use crate::thread::Sequences;
 use crate::transport::TransportChoice;
-
-/// Descriptors before the data files in the first reply: control file and bell.
-const FIRST_EXTRA: usize = 2;
 
 /// Whether the buffers of a channel are to be asked for; if not, why.
 pub(crate) fn wanted(choice: TransportChoice, geometry: &Geometry) -> Result<(), String> {
@@ -124,7 +121,7 @@ impl Arriving {
                 "the daemon's buffers have layout {theirs}, this release knows {LAYOUT_VERSION}"
             ));
         }
-        let expected = reply.count as usize + if is_first { FIRST_EXTRA } else { 0 };
+        let expected = reply.count as usize + if is_first { SHARE_FIRST_EXTRA } else { 0 };
         if descriptors.len() != expected {
             return Err(format!(
                 "{} of {expected} descriptors came: perhaps too few may be open (ulimit -n)",

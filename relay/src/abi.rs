@@ -18,7 +18,7 @@ use crate::sync::AtomicU64;
 pub const CONTROL_MAGIC: [u8; 8] = *b"relayctl";
 /// Version of this layout.
 pub const LAYOUT_VERSION: u32 = 1;
-/// Where the first buffer's block begins in a control file.
+/// Where the first buffer's block begins in a control file, in bytes.
 pub const BUFFERS_OFFSET: usize = 4096;
 /// Length of a [`BufferBlock`] in bytes.
 pub const BLOCK_LEN: usize = 512;
@@ -59,17 +59,17 @@ pub struct ControlHeader {
     pub slot_bits: u8,
     /// Zero.
     pub reserved: [u8; 2],
-    /// Where the first [`BufferBlock`] is.
+    /// Where the first [`BufferBlock`] is, in bytes.
     pub buffers_offset: u64,
-    /// From one [`BufferBlock`] to the next.
+    /// From one [`BufferBlock`] to the next, in bytes.
     pub buffer_stride: u64,
-    /// From a [`BufferBlock`] to its first [`Record`].
+    /// From a [`BufferBlock`] to its first [`Record`], in bytes.
     pub records_offset: u64,
-    /// From one [`Record`] to the next; the record of slot s in lap l is number `2 * s + l % 2`.
+    /// From one [`Record`] to the next, in bytes; the record of slot s in lap l is number `2 * s + l % 2`.
     pub record_stride: u64,
 }
 
-/// Shared words of one buffer. Each line of 64 bytes has one kind of writer.
+/// Shared words of one buffer. Each line of 64 bytes has one kind of writer, but for `corrected`.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct BufferBlock {

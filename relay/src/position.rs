@@ -88,12 +88,12 @@ impl Widths {
 
     /// The same sub-buffer at another offset.
     pub fn at(&self, position: Position, offset: usize) -> Position {
-        Position(position.0 & !self.offset_mask() | offset as u64)
+        Position(position.0 & !self.offset_mask | offset as u64)
     }
 
     /// The same sub-buffer, marked as blocked.
     pub fn at_blocked(&self, position: Position) -> Position {
-        Position(position.0 & !self.offset_mask() | (self.subbuf_size + 1))
+        Position(position.0 & !self.offset_mask | (self.subbuf_size + 1))
     }
 
     /// Where in the ring `len` bytes more go, and where they end; `None` if they do not fit the sub-buffer, or it is
@@ -113,7 +113,7 @@ impl Widths {
     /// Start of the next sub-buffer.
     pub fn next(&self, position: Position) -> Position {
         if self.slot(position) as u64 + 1 < self.n_subbufs {
-            Position((position.0 & !self.offset_mask()).wrapping_add(1 << self.offset_bits))
+            Position((position.0 & !self.offset_mask).wrapping_add(1 << self.offset_bits))
         } else {
             self.next_lap(position)
         }
@@ -152,16 +152,12 @@ impl Widths {
 
     /// Signed difference of the words without their offsets.
     fn distance(&self, from: Position, to: Position) -> i64 {
-        let mask = !self.offset_mask();
+        let mask = !self.offset_mask;
         (to.0 & mask).wrapping_sub(from.0 & mask).cast_signed()
     }
 
     fn raw_offset(&self, position: Position) -> u64 {
-        position.0 & self.offset_mask()
-    }
-
-    fn offset_mask(&self) -> u64 {
-        self.offset_mask
+        position.0 & self.offset_mask
     }
 
     fn lap_mask(&self) -> u64 {

@@ -1,8 +1,8 @@
 //! Memory shared with other processes. In this crate, only `rseq.rs` has `unsafe` besides.
 //!
 //! Bytes that somebody else may change at any time are never borrowed as plain Rust values. Control words are
-//! reached as atomics through [`Mapping::get`]; payload is copied in and out as raw bytes. The one exception,
-//! [`Mapping::lend`], passes bytes to the kernel without any Rust code looking at them.
+//! reached as atomics through [`Mapping::get`]; payload likewise through [`Mapping::bytes`], or it is copied in and out as
+//! raw bytes. The one exception, [`Mapping::lend`], passes bytes to the kernel without any Rust code looking at them.
 //!
 //! By the letter of the memory model a copy of bytes that others store meanwhile is a data race: it has no copy of atomic bytes
 //! yet. As sequence locks do, we rely on a plain copy being emitted for one, and the compiler knowing nothing of the bytes; what

@@ -2,7 +2,6 @@
 //! sub-buffers where they lie, and asks the daemon to have them back; it only ever loads.
 
 use crate::buffer::Buffer;
-use crate::geometry::Mode;
 use crate::position::Position;
 use crate::sync::{AtomicU8, Ordering, fence};
 
@@ -86,7 +85,7 @@ impl View {
             // Relaxed: who has said that it is consumed has found the record before.
             let begin = self.buffer.record(consumed).begin.load(Ordering::Relaxed);
             let later = self.consumed();
-            let is_its_record = widths.count(consumed, later) == 0 && !self.lapped(consumed);
+            let is_its_record = widths.count(consumed, later) == 0 && !self.buffer.lapped(consumed);
             is_its_record.then(|| begin.wrapping_add(widths.offset(consumed) as u64))
         })
     }
@@ -107,8 +106,8 @@ impl View {
     fn find(&mut self) -> Option<(Position, u64, u64, usize)> {
         let (widths, size) = (self.buffer.widths(), self.buffer.geometry().subbuf_size());
         for _ in 0..TRIES_MAX {
-            if self.lapped(self.cursor) {
-                self.cursor = self.oldest_whole();
+            if self.buffer.lapped(self.cursor) {
+                self.cursor = self.buffer.oldest_whole();
             }
             if !self.has_finished() {
                 return None;
@@ -128,7 +127,7 @@ impl View {
                 self.cursor = consumed;
                 continue;
             }
-            if !self.lapped(self.cursor) {
+            if !self.buffer.lapped(self.cursor) {
                 let offset = widths.offset(self.cursor);
                 let len = (size - padding).saturating_sub(offset);
                 return Some((self.cursor, number, begin.wrapping_add(offset as u64), len));
@@ -142,14 +141,6 @@ impl View {
         fence(Ordering::Acquire);
         // Acquire: what the daemon found before, we do.
         Position(self.buffer.block().consumed.load(Ordering::Acquire))
-    }
-
-    fn lapped(&self, position: Position) -> bool {
-        lapped(&self.buffer, position)
-    }
-
-    fn oldest_whole(&self) -> Position {
-        oldest_whole(&self.buffer)
     }
 
     fn state(&self) -> Position {
@@ -188,21 +179,8 @@ impl SubBuffer<'_> {
     /// Whether no writer has begun to overwrite it: what was copied before is right. Always so in no-overwrite mode, until
     /// it is given back.
     pub fn is_whole(&self) -> bool {
-        !lapped(self.buffer, self.position)
+        !self.buffer.lapped(self.position)
     }
-}
-
-fn lapped(buffer: &Buffer, position: Position) -> bool {
-    if buffer.geometry().mode() == Mode::NoOverwrite {
-        return false;
-    }
-    // F, pairs with E in the writer: what was copied or looked up before, comes before the look at `begun`.
-    fence(Ordering::Acquire);
-    buffer.widths().before(position, oldest_whole(buffer))
-}
-
-fn oldest_whole(buffer: &Buffer) -> Position {
-    buffer.widths().oldest(Position(buffer.block().begun.load(Ordering::Acquire)))
 }
 
 #[cfg(test)]

@@ -290,14 +290,7 @@ impl<'a, R: Run> Writer<'a, R> {
             if is_closed && widths.blocked(from) {
                 return true;
             }
-            let next = widths.next(from);
-            let mut stores = Stores::none(buffer);
-            self.close_record(&mut stores, from, next);
-            let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
-            self.run.switch(
-                buffer,
-                &Sequence { from, stores, zero: 0..0, start: &[], message_at, message: &[], to },
-            )
+            self.run.switch(buffer, &self.blocking(from, widths.next(from)))
         });
         done.then_some(()).ok_or(Contended)
     }
@@ -327,15 +320,13 @@ impl<'a, R: Run> Writer<'a, R> {
         if full && !closes {
             return Some(Outcome { placed: Placed::Full, switched: false }); // W5
         }
+        if full {
+            let done = self.run.switch(buffer, &self.blocking(from, next));
+            return done.then_some(Outcome { placed: Placed::Full, switched: true }); // W2.c
+        }
         let mut stores = Stores::none(buffer);
         if closes {
             self.close_record(&mut stores, from, next);
-        }
-        if full {
-            let (message_at, to) = (buffer.ring_offset(next), widths.at_blocked(next));
-            let blocking = Sequence { from, stores, zero: 0..0, start: &[], message_at, message: &[], to };
-            let done = self.run.switch(buffer, &blocking);
-            return done.then_some(Outcome { placed: Placed::Full, switched: true }); // W2.c
         }
         stores.push(&buffer.block().begun, next.0);
         let fits = message.len() <= geometry.subbuf_size() - geometry.header();
@@ -357,6 +348,15 @@ impl<'a, R: Run> Writer<'a, R> {
         let at = self.buffer.ring_offset(next);
         let to = widths.at(next, header + message.len());
         Sequence { from, stores, zero: at..at + header, start, message_at: at + header, message, to }
+    }
+
+    /// The change that ends the sub-buffer at `from` and does not start the one at `next`.
+    fn blocking(&self, from: Position, next: Position) -> Sequence<'a> {
+        let buffer = self.buffer;
+        let mut stores = Stores::none(buffer);
+        self.close_record(&mut stores, from, next);
+        let (message_at, to) = (buffer.ring_offset(next), buffer.widths().at_blocked(next));
+        Sequence { from, stores, zero: 0..0, start: &[], message_at, message: &[], to }
     }
 
     /// What is to be said of the sub-buffer at `from`, which ends here, and of the next.

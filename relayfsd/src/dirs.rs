@@ -314,5 +314,4 @@ fn dir_is_empty(dir: &Dir) -> Result<bool, DirError> {
 }
 
 #[cfg(test)]
-#[path = "dirs_tests.rs"]
 mod tests;

@@ -90,7 +90,8 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
                 progress.batch.wait = Wait::No;
             }
             // Behind those that wait for the same buffer, or a producer's messages would change their order.
-            let behind = progress.waits() && parked.iter().any(|other| other.same_buffer(&progress));
+            let behind = progress.waits()
+                && parked.iter().any(|other| other.is_for(&progress.batch.channel, progress.batch.cpu));
             if behind || !progress.go_on() {
                 parked.push_back(progress);
             }
@@ -107,15 +108,12 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
             }
             done(placed);
         }
-        Job::Flush { channel, cpu, done } => {
+        // Somebody did, since it was handed over.
+        Job::FlushUnfinished { channel, cpu, done } if !channel.has_unfinished(cpu) => done(Ok(())),
+        Job::Flush { channel, cpu, done } | Job::FlushUnfinished { channel, cpu, done } => {
             let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
             done(settled(&channel, cpu, || writer.flush()).map(drop));
         }
-        Job::FlushUnfinished { channel, cpu, done } if channel.has_unfinished(cpu) => {
-            let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
-            done(settled(&channel, cpu, || writer.flush()).map(drop));
-        }
-        Job::FlushUnfinished { done, .. } => done(Ok(())), // somebody did, since it was handed over
         Job::Close { channel, cpu, done } => {
             let closed = Writer::new(channel.buffer(cpu), Here::on(lane)).close();
             done(closed.map_err(|Contended| contended(cpu)));
@@ -123,15 +121,9 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
         Job::Reset { channel, cpu, done } => {
             let reset = channel.read_side(cpu).reader.reset(Here::on(lane));
             done(reset.map_err(|Contended| contended(cpu)));
-            retry(parked, |progress| {
-                progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu
-            });
+            retry(parked, &channel, cpu);
         }
-        Job::Room { channel, cpu } => {
-            retry(parked, |progress| {
-                progress.batch.channel.id() == channel.id() && progress.batch.cpu == cpu
-            });
-        }
+        Job::Room { channel, cpu } => retry(parked, &channel, cpu),
         Job::Sweep => sweep(parked),
         Job::Barrier { .. } => {}
     }
@@ -166,8 +158,8 @@ fn settled(
 }
 
 /// Lets waiting batches of one buffer go on in their order, until one has to wait again.
-fn retry(parked: &mut VecDeque<Progress>, of_buffer: impl Fn(&Progress) -> bool) {
-    while let Some(first) = parked.iter().position(&of_buffer) {
+fn retry(parked: &mut VecDeque<Progress>, channel: &Held, cpu: usize) {
+    while let Some(first) = parked.iter().position(|progress| progress.is_for(channel, cpu)) {
         if !parked[first].go_on() {
             break;
         }
@@ -196,8 +188,7 @@ fn has_switched(placed: Result<Outcome, Contended>) -> bool {
 
 /// Counts the messages of a batch as dropped, and says why.
 pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
-    let messages =
-        if batch.single { 1 } else { Messages(&batch.bytes[batch.start..]).flatten().count() as u64 };
+    let messages = if batch.single { 1 } else { Messages(&batch.bytes).flatten().count() as u64 };
     batch.channel.buffer(batch.cpu).count_dropped_elsewhere(batch.lost + messages);
     if let Some(done) = batch.done.take() {
         done(Err(why));
@@ -217,7 +208,7 @@ struct Progress {
 impl Progress {
     fn new(mut batch: Batch, lane: Option<usize>) -> Progress {
         batch.channel.buffer(batch.cpu).count_dropped_elsewhere(std::mem::take(&mut batch.lost));
-        Progress { at: batch.start, counts: WriteReply::default(), batch, lane }
+        Progress { at: 0, counts: WriteReply::default(), batch, lane }
     }
 
     fn waits(&self) -> bool {
@@ -234,8 +225,8 @@ impl Progress {
             || self.batch.channel.is_broken()
     }
 
-    fn same_buffer(&self, other: &Progress) -> bool {
-        self.batch.channel.id() == other.batch.channel.id() && self.batch.cpu == other.batch.cpu
+    fn is_for(&self, channel: &Held, cpu: usize) -> bool {
+        self.batch.channel.id() == channel.id() && self.batch.cpu == cpu
     }
 
     /// Writes until the end, which is told, or until it has to wait for room: false.

@@ -17,8 +17,8 @@ const ROUND: u64 = 1 << 20;
 /// Assumed to be there when neither the machine nor its limits can be asked, in bytes.
 const UNKNOWN: u64 = 256 << 20;
 
-/// What the channels may take together where nobody says: a quarter of the smallest of RAM, the limits of our control groups, and what is free where the buffers will be;
-/// in bytes.
+/// What the channels may take together where nobody says, in bytes: a quarter of the smallest of RAM, the limits of our
+/// control groups, and what is free where the buffers will be.
 pub(crate) fn memory_max(state_dir: &Path) -> u64 {
     let limits = [ram(), cgroup_limit(), free_space(state_dir)];
     let part = limits.into_iter().flatten().min().unwrap_or(UNKNOWN) / PART;

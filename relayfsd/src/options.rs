@@ -66,7 +66,7 @@ pub(crate) struct Access {
     pub(crate) uid: u32,
     /// Group of all files and directories.
     pub(crate) gid: u32,
-    /// `--group`: the group reads `cpuN` and `stats` and writes `msg`.
+    /// `--group`: the group reads `cpuN`, its snapshots and `stats`, writes `msg`, and gives sub-buffers back.
     pub(crate) group_reads: bool,
     /// Permission bits of `cpuN`, where `-o mode=` names them.
     pub(crate) mode: Option<u32>,

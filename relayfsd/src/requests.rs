@@ -17,7 +17,7 @@ use relay::ChannelName;
 use relay::abi::LAYOUT_VERSION;
 use relay::frame::{
     Body, Close, Consume, DESCRIPTORS_MAX, Frame, FrameType, OPEN_CREATE, Open, OpenReply, Refusal,
-    SHARE_READ, Share, ShareReply, Watch, done,
+    SHARE_FIRST_EXTRA, SHARE_READ, Share, ShareReply, Watch, done,
 };
 
 use self::writing::Long;
@@ -200,7 +200,7 @@ impl Requests {
     fn share(&mut self, frame: &Frame) -> Result<(), Refused> {
         let number = Share::decode(frame.body)?.channel;
         let to_write = frame.flags & SHARE_READ == 0;
-        let n_descriptors = 2 + self.channel(number)?.n_bufs();
+        let n_descriptors = SHARE_FIRST_EXTRA + self.channel(number)?.n_bufs();
         if self.in_flight > 0 && self.peer.has_taken_all() {
             self.in_flight = 0;
         }
@@ -234,7 +234,7 @@ impl Requests {
         descriptors.insert(1.min(descriptors.len()), bell.as_raw_fd());
         let mut first = 0;
         for (index, part) in descriptors.chunks(DESCRIPTORS_MAX).enumerate() {
-            let count = (part.len() - if index == 0 { 2 } else { 0 }) as u32;
+            let count = (part.len() - if index == 0 { SHARE_FIRST_EXTRA } else { 0 }) as u32;
             let reply = ShareReply { layout_version: LAYOUT_VERSION, first, count };
             self.peer.send_with(&reply.frame(0, frame.id), part).map_err(|errno| failed(errno.into()))?;
             first += count;

@@ -359,5 +359,4 @@ fn spare(control: &Control) -> Option<OwnedFd> {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;

@@ -49,9 +49,7 @@ pub(crate) struct Batch {
     pub(crate) cpu: usize,
     /// A received frame, or one assembled message.
     pub(crate) bytes: Vec<u8>,
-    /// Where in `bytes` the messages begin.
-    pub(crate) start: usize,
-    /// Whether all from `start` on is one message, or messages with their lengths before them.
+    /// Whether that is one message, or messages with their lengths before them.
     pub(crate) single: bool,
     /// Messages the producer had to drop by itself.
     pub(crate) lost: u64,

@@ -5,7 +5,6 @@ use thiserror::Error;
 
 use super::Reader;
 use crate::buffer::add;
-use crate::geometry::Mode;
 use crate::position::Position;
 use crate::sync::Ordering;
 
@@ -57,7 +56,7 @@ impl Reader {
                 break;
             }
             let unread = self.readable().len.saturating_sub(widths.offset(self.cursor));
-            if self.buffer.geometry().mode() == Mode::Overwrite && self.lapped() {
+            if self.lapped() {
                 // These are gone, and counted.
                 if !self.catch_up() {
                     break;
@@ -74,8 +73,7 @@ impl Reader {
 
     /// The cursor, unless the writer was there first.
     fn next_whole(&self) -> Position {
-        let overwritten = self.buffer.geometry().mode() == Mode::Overwrite && self.lapped();
-        if overwritten { self.oldest_whole() } else { self.cursor }
+        if self.lapped() { self.buffer.oldest_whole() } else { self.cursor }
     }
 
     fn number_of(&self, position: Position) -> u64 {

@@ -1,7 +1,8 @@
 //! Reading in overwrite mode: the writer asks nobody, so bytes are copied, and then `begun` tells whether they were still whole.
 
 use super::{Reader, TRIES_MAX};
-use crate::buffer::add;
+use crate::buffer::{Buffer, add};
+use crate::geometry::Mode;
 use crate::position::Position;
 use crate::sync::{Ordering, fence};
 
@@ -82,7 +83,7 @@ impl Reader {
         if !self.lapped() {
             return true;
         }
-        let mut oldest = self.oldest_whole();
+        let mut oldest = self.buffer.oldest_whole();
         let mut begin = 0;
         for _ in 0..TRIES_MAX {
             // With a single sub-buffer that is the one a writer was about to begin. Should it have died of that, others
@@ -95,7 +96,7 @@ impl Reader {
             begin = self.buffer.record(oldest).begin.load(Ordering::Relaxed);
             // F, pairs with E: the record is that of `oldest` unless the writer has gone on by then.
             fence(Ordering::Acquire);
-            let later = self.oldest_whole();
+            let later = self.buffer.oldest_whole();
             if later == oldest {
                 break;
             }
@@ -118,18 +119,25 @@ impl Reader {
 
     /// Whether the writer has begun to overwrite the cursor's sub-buffer.
     pub(super) fn lapped(&self) -> bool {
-        self.lapped_at(self.cursor)
+        self.buffer.lapped(self.cursor)
     }
+}
 
-    /// Whether the writer has begun to overwrite the sub-buffer at `position`.
-    pub(super) fn lapped_at(&self, position: Position) -> bool {
+/// For [`View`](crate::view::View) as well.
+impl Buffer {
+    /// Whether the writer has begun to overwrite the sub-buffer at `position`; never in no-overwrite mode.
+    pub(crate) fn lapped(&self, position: Position) -> bool {
+        if self.geometry().mode() == Mode::NoOverwrite {
+            return false;
+        }
         // F, pairs with E: what was copied or looked up before, comes before the look at `begun`.
         fence(Ordering::Acquire);
-        self.buffer.widths().before(position, self.oldest_whole())
+        self.widths().before(position, self.oldest_whole())
     }
 
-    pub(super) fn oldest_whole(&self) -> Position {
+    /// The oldest sub-buffer that no writer has begun to overwrite.
+    pub(crate) fn oldest_whole(&self) -> Position {
         // Acquire: what is found there was written before the writer went on to `begun`.
-        self.buffer.widths().oldest(Position(self.buffer.block().begun.load(Ordering::Acquire)))
+        self.widths().oldest(Position(self.block().begun.load(Ordering::Acquire)))
     }
 }

@@ -88,7 +88,7 @@ impl Reader {
         // Of a sub-buffer that is overwritten, or not begun yet, there is no record; one of a lap ago may be gone where a
         // buffer was ended while blocked.
         let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
-        if behind < 0 || behind > n_subbufs || overwrite && self.lapped() {
+        if behind < 0 || behind > n_subbufs || self.lapped() {
             if counted > size {
                 return Err(Unsound::Counters { counted, size });
             }

@@ -70,7 +70,7 @@ impl Reader {
                 self.cursor
             }
             None if overwrite => {
-                let oldest = self.oldest_whole();
+                let oldest = self.buffer.oldest_whole();
                 if widths.before(oldest, self.floor) { self.floor } else { oldest }
             }
             None => self.cursor,
@@ -79,7 +79,7 @@ impl Reader {
         // More than `max` would be the doing of a peer that does not keep to the rules.
         let len = readable.len.saturating_sub(widths.offset(at)).min(extent.max - out.len());
         self.buffer.data().copy_out(self.buffer.ring_offset(at), len, out);
-        if overwrite && self.lapped_at(at) {
+        if self.buffer.lapped(at) {
             out.clear();
         }
         extent.at = Some(widths.next(at));
@@ -98,10 +98,10 @@ impl Reader {
 
     /// Unread bytes that the writer has overwritten, which no read has found out yet.
     pub fn overwritten_unread(&self) -> u64 {
-        if self.buffer.geometry().mode() == Mode::NoOverwrite || !self.lapped() {
+        if !self.lapped() {
             return 0;
         }
-        let begin = self.buffer.record(self.oldest_whole()).begin.load(Ordering::Relaxed);
+        let begin = self.buffer.record(self.buffer.oldest_whole()).begin.load(Ordering::Relaxed);
         begin.saturating_sub(self.stream)
     }
 
@@ -114,7 +114,7 @@ impl Reader {
             return; // there is nothing before the cursor
         }
         let widths = self.buffer.widths();
-        let (mut at, state) = (self.oldest_whole(), self.state());
+        let (mut at, state) = (self.buffer.oldest_whole(), self.state());
         let mut floor = at;
         for _ in 0..self.buffer.geometry().n_subbufs() {
             if !widths.before(at, state) {

@@ -17,10 +17,18 @@ use crate::writers::{Batch, Gather, Job, Wait};
 
 /// A message that comes in several frames, all of one id.
 pub(super) enum Long {
-    /// `batch` lacks nothing but the message.
-    Assembling { id: u32, answer: bool, batch: Batch, message: Assembly },
-    /// It was refused: what is still to come of it is thrown away.
-    Swallowing { id: u32 },
+    Assembling(Begun),
+    /// The one of this id was refused: what is still to come of it is thrown away.
+    Swallowing(u32),
+}
+
+/// A message as far as it has come. What the first frame said besides it counts.
+pub(super) struct Begun {
+    id: u32,
+    answer: bool,
+    /// Lacks nothing but the message.
+    batch: Batch,
+    message: Assembly,
 }
 
 impl Requests {
@@ -28,66 +36,80 @@ impl Requests {
         let write = Write::decode(frame.body)?;
         let (id, more, answer) = (frame.id, frame.flags & WRITE_MORE != 0, frame.flags & WRITE_REPLY != 0);
         match long {
-            Some(Long::Swallowing { id: begun }) if begun == id => {
-                self.long = more.then_some(Long::Swallowing { id });
+            Some(Long::Swallowing(begun)) if begun == id => {
+                self.long = more.then_some(Long::Swallowing(id));
+                Ok(())
             }
-            // What the first frame said besides the message counts.
-            Some(Long::Assembling { id: begun, answer, mut batch, mut message }) if begun == id => {
-                if let Err(error) = message.add(write.messages) {
-                    if error != AssemblyError::GivenUp {
-                        return Err(error.into());
-                    }
-                    self.long = more.then_some(Long::Swallowing { id });
-                    self.lose(batch, id, answer, &error);
-                    return Ok(());
-                }
-                if more {
-                    self.long = Some(Long::Assembling { id, answer, batch, message });
-                    return Ok(());
-                }
-                let bytes = message.finish()?;
-                // One that waits may stay for ever.
-                let mut memory = None;
-                if batch.wait != Wait::No {
-                    match self.common.long_waiting.claim(self.peer.uid(), bytes.len()) {
-                        Ok(claim) => memory = Some(claim),
-                        Err(_) => {
-                            self.lose(batch, id, answer, &AssemblyError::NoMemoryToWait);
-                            return Ok(());
-                        }
-                    }
-                }
-                batch.bytes = bytes;
-                self.submit_batch(batch, id, answer, memory);
+            Some(Long::Assembling(begun)) if begun.id == id => self.go_on_long(begun, write.messages, more),
+            _ if more => self.begin_long(id, answer, &write),
+            _ => self.write_whole(id, answer, &write),
+        }
+    }
+
+    /// A frame with messages.
+    fn write_whole(&mut self, id: u32, answer: bool, write: &Write) -> Result<(), Refused> {
+        // All of them before any: a frame is written or refused.
+        Messages(write.messages).try_for_each(|message| message.map(drop))?;
+        let mut batch = self.batch(write)?;
+        // The packet's memory is used again, and this copy is no longer than what came.
+        batch.bytes = write.messages.to_vec();
+        self.submit_batch(batch, id, answer, None);
+        Ok(())
+    }
+
+    /// The first frame of a message.
+    fn begin_long(&mut self, id: u32, answer: bool, write: &Write) -> Result<(), Refused> {
+        // Until everything about it has turned out to be right.
+        self.long = Some(Long::Swallowing(id));
+        let mut batch = self.batch(write)?;
+        match Assembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
+            Ok(message) => {
+                batch.single = true;
+                self.long = Some(Long::Assembling(Begun { id, answer, batch, message }));
+                Ok(())
             }
-            _ if more => {
-                // Until everything about it has turned out to be right.
-                self.long = Some(Long::Swallowing { id });
-                let mut batch = self.batch(&write)?;
-                match Assembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
-                    Ok(message) => {
-                        batch.single = true;
-                        self.long = Some(Long::Assembling { id, answer, batch, message });
-                    }
-                    Err(error) => {
-                        if error == AssemblyError::NoMemory {
-                            // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
-                            (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
-                            self.submit_batch(batch, id, false, None);
-                        }
-                        return Err(error.into());
-                    }
+            Err(error) => {
+                if error == AssemblyError::NoMemory {
+                    // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
+                    (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
+                    self.submit_batch(batch, id, false, None);
                 }
-            }
-            _ => {
-                // All of them before any: a frame is written or refused.
-                Messages(write.messages).try_for_each(|message| message.map(drop))?;
-                let mut batch = self.batch(&write)?;
-                // The packet's memory is used again, and this copy is no longer than what came.
-                batch.bytes = write.messages.to_vec();
-                self.submit_batch(batch, id, answer, None);
+                Err(error.into())
             }
         }
+    }
+
+    /// A further frame of a message, the last unless `more` come.
+    fn go_on_long(&mut self, mut begun: Begun, piece: &[u8], more: bool) -> Result<(), Refused> {
+        let added = begun.message.add(piece);
+        if more && added.is_ok() {
+            self.long = Some(Long::Assembling(begun));
+            return Ok(());
+        }
+        let Begun { id, answer, mut batch, message } = begun;
+        match added {
+            Ok(()) => {}
+            Err(error @ AssemblyError::GivenUp) => {
+                self.long = more.then_some(Long::Swallowing(id));
+                self.lose(batch, id, answer, &error);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let bytes = message.finish()?;
+        // One that waits may stay for ever.
+        let mut memory = None;
+        if batch.wait != Wait::No {
+            match self.common.long_waiting.claim(self.peer.uid(), bytes.len()) {
+                Ok(claim) => memory = Some(claim),
+                Err(_) => {
+                    self.lose(batch, id, answer, &AssemblyError::NoMemoryToWait);
+                    return Ok(());
+                }
+            }
+        }
+        batch.bytes = bytes;
+        self.submit_batch(batch, id, answer, memory);
         Ok(())
     }
 
@@ -104,7 +126,6 @@ impl Requests {
             cpu: buffer_of(&channel, write.cpu)?,
             channel,
             bytes: Vec::new(),
-            start: 0,
             single: false,
             lost: write.lost.into(),
             wait,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use relay::client::refusal;
 use relay::frame::{
-    Body, Close, Consume, ERROR_TEXT_MAX, FRAME_MAX, Flush, Frame, FrameType, HEADER_LEN, Hello, HelloReply,
+    ANSWER_MAX, Body, Close, Consume, FRAME_MAX, Flush, Frame, FrameType, HEADER_LEN, Hello, HelloReply,
     MESSAGE_PREFIX_LEN, Messages, Open, OpenReply, Refusal, Share, ShareReply, WRITE_MORE, Watch, Write,
     WriteReply,
 };
@@ -60,7 +60,7 @@ fn bodies(frame: &Frame<'_>) {
     again::<HelloReply>(frame);
     if let Ok(read) = Refusal::decode(frame.body) {
         let packet = read.frame(frame.flags, frame.id);
-        assert!(packet.len() <= HEADER_LEN + 4 + ERROR_TEXT_MAX);
+        assert!(packet.len() <= ANSWER_MAX);
         let text = Refusal::decode(&packet[HEADER_LEN..]).expect("what was written").text;
         assert!(read.text.starts_with(&text));
         let shown = refusal(frame.body).expect("as above").text;

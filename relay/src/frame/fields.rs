@@ -1,0 +1,74 @@
+//! The bodies of frames, field after field.
+
+use super::{FrameError, FrameType, MAGIC, begin, finish};
+
+/// A body that can be written and read.
+pub trait Body<'a>: Sized {
+    /// The type of the frames with this body.
+    const KIND: FrameType;
+    /// Whether it is the body of a reply.
+    const REPLY: bool;
+    /// Appends the body to a frame.
+    fn encode(&self, out: &mut Vec<u8>);
+    /// Reads the body of a frame.
+    fn decode(body: &'a [u8]) -> Result<Self, FrameError>;
+
+    /// A whole frame with this body.
+    fn frame(&self, flags: u16, id: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        begin(&mut out, Self::KIND, Self::REPLY, flags, id);
+        self.encode(&mut out);
+        finish(&mut out);
+        out
+    }
+}
+
+/// What is left to read of a frame.
+pub(super) struct Fields<'a>(pub(super) &'a [u8]);
+
+impl<'a> Fields<'a> {
+    pub(super) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (head, tail) = self.0.split_at_checked(len)?;
+        self.0 = tail;
+        Some(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        self.bytes(N)?.try_into().ok()
+    }
+
+    pub(super) fn u8(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[b]| b)
+    }
+
+    pub(super) fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    pub(super) fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    pub(super) fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn magic(&mut self) -> Option<()> {
+        (self.array()? == MAGIC).then_some(())
+    }
+
+    /// All that is left.
+    pub(super) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
+    /// Reads a whole body of the type `what`: bytes beyond it are as wrong as missing ones.
+    pub(super) fn all<T>(
+        body: &'a [u8],
+        what: &'static str,
+        read: impl FnOnce(&mut Fields<'a>) -> Option<T>,
+    ) -> Result<T, FrameError> {
+        let mut fields = Fields(body);
+        read(&mut fields).filter(|_| fields.0.is_empty()).ok_or(FrameError::Malformed(what))
+    }
+}

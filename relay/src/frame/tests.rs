@@ -1,0 +1,69 @@
+//! What holds for frames of every type.
+
+use std::fmt::Debug;
+
+use super::*;
+
+fn round_trip<'a, B: Body<'a> + PartialEq + Debug>(body: &B, frame: &'a [u8]) {
+    let decoded = Frame::decode(frame).unwrap();
+    assert_eq!((decoded.kind, decoded.reply), (B::KIND, B::REPLY));
+    assert_eq!((decoded.flags, decoded.id), (5, 77));
+    assert_eq!(&B::decode(decoded.body).unwrap(), body);
+    for end in 0..decoded.body.len().min(24) {
+        // Whatever a cut body decodes to, it is not this one, and nothing panics.
+        assert_ne!(B::decode(&decoded.body[..end]).ok().as_ref(), Some(body));
+    }
+}
+
+#[test]
+fn every_body_survives_the_round_trip() {
+    macro_rules! check {
+        ($($body:expr),* $(,)?) => { $( let body = $body; round_trip(&body, &body.frame(5, 77)); )* };
+    }
+    check!(
+        Hello { min_version: 1, max_version: 3, features: 1 << 40 },
+        HelloReply { version: 1, frame_max: 65536, message_max: 1 << 20, n_cpus: 8, features: 0 },
+        Open { subbuf_size: 8192, n_subbufs: 2, header: HEADER_DEFAULT, mode: 2, scope: 1, name: b"app/log" },
+        OpenReply {
+            channel: 4,
+            subbuf_size: 1,
+            n_subbufs: 2,
+            header: 3,
+            mode: 1,
+            scope: 2,
+            created: 1,
+            n_bufs: 9
+        },
+        Write { channel: 1, cpu: 2, wait_ms: 3, lost: 4, messages: b"\x01\0\0\0x" },
+        WriteReply { written: 1, dropped: 2, too_big: 3 },
+        Flush { channel: 1, cpu: ALL_CPUS },
+        Close { channel: 9 },
+        Share { channel: 9 },
+        ShareReply { layout_version: 1, first: 30, count: 2 },
+        Watch { channel: 9, cpu: 1 },
+        Consume { channel: 9, cpu: 1, from: u64::MAX, count: 3 },
+        Refusal { errno: 2, text: "no channel 'ä'".into() },
+    );
+}
+
+/// The bytes on the wire, as `DESIGN.md` draws them.
+#[test]
+fn a_frame_to_the_byte() {
+    let frame =
+        Write { channel: 1, cpu: 2, wait_ms: 0, lost: 3, messages: b"\x02\0\0\0hi" }.frame(WRITE_REPLY, 7);
+    let expected: &[u8] =
+        b"\x22\0\0\0\x03\0\x01\0\x07\0\0\0\x01\0\0\0\x02\0\0\0\0\0\0\0\x03\0\0\0\x02\0\0\0hi";
+    assert_eq!(frame, expected);
+}
+
+#[test]
+fn broken_packets_are_told_apart() {
+    assert_eq!(Frame::decode(b"abc"), Err((0, FrameError::Short(3))));
+    let mut frame = Close { channel: 1 }.frame(0, 9);
+    frame.push(0);
+    assert_eq!(Frame::decode(&frame), Err((9, FrameError::Length { said: 16, got: 17 })));
+    frame.pop();
+    frame[4] = 0x44;
+    assert_eq!(Frame::decode(&frame), Err((9, FrameError::UnknownType(0x44))));
+    assert_eq!(Close::decode(b"12345"), Err(FrameError::Malformed("close")));
+}

@@ -1,0 +1,102 @@
+//! WRITE, its messages, and its reply.
+
+use super::fields::Fields;
+use super::{Body, FrameError, FrameType};
+
+/// Messages for one buffer. `messages` is checked by whoever walks it, see [`Messages`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Write<'a> {
+    /// The channel's number from [`OpenReply`](super::OpenReply).
+    pub channel: u32,
+    /// The CPU whose buffer is meant; ignored by global channels.
+    pub cpu: u32,
+    /// How long to wait for room, in milliseconds: 0 not at all, [`WAIT_FOREVER`](super::WAIT_FOREVER) as long as it
+    /// takes.
+    pub wait_ms: u32,
+    /// Messages the producer had to drop since its last frame, because the socket was full.
+    pub lost: u32,
+    /// Messages, each with its length before it; or a piece of one, see [`WRITE_MORE`](super::WRITE_MORE).
+    pub messages: &'a [u8],
+}
+
+impl<'a> Body<'a> for Write<'a> {
+    const KIND: FrameType = FrameType::Write;
+    const REPLY: bool = false;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        for value in [self.channel, self.cpu, self.wait_ms, self.lost] {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+        out.extend_from_slice(self.messages);
+    }
+
+    fn decode(body: &'a [u8]) -> Result<Self, FrameError> {
+        Fields::all(body, "write", |f| {
+            let (channel, cpu, wait_ms, lost) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+            Some(Write { channel, cpu, wait_ms, lost, messages: f.rest() })
+        })
+    }
+}
+
+/// Walks the messages of a `WRITE`. A length that exceeds what is left ends the walk with an error.
+#[derive(Clone, Copy, Debug)]
+pub struct Messages<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Result<&'a [u8], FrameError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let mut fields = Fields(self.0);
+        let message = fields.u32().and_then(|len| fields.bytes(len as usize));
+        self.0 = if message.is_some() { fields.rest() } else { &[] };
+        Some(message.ok_or(FrameError::Malformed("write")))
+    }
+}
+
+/// What became of the messages of a `WRITE`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WriteReply {
+    /// Messages now in the buffer.
+    pub written: u64,
+    /// Messages dropped because every sub-buffer was full.
+    pub dropped: u64,
+    /// Messages dropped because no sub-buffer could ever hold them.
+    pub too_big: u64,
+}
+
+impl Body<'_> for WriteReply {
+    const KIND: FrameType = FrameType::Write;
+    const REPLY: bool = true;
+
+    fn encode(&self, out: &mut Vec<u8>) {
+        for value in [self.written, self.dropped, self.too_big] {
+            out.extend_from_slice(&value.to_le_bytes());
+        }
+    }
+
+    fn decode(body: &[u8]) -> Result<Self, FrameError> {
+        Fields::all(body, "write reply", |f| {
+            Some(WriteReply { written: f.u64()?, dropped: f.u64()?, too_big: f.u64()? })
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_walked_and_bad_lengths_end_the_walk() {
+        let mut walk = Messages(b"\x01\0\0\0a\0\0\0\0\x02\0\0\0bc");
+        for message in [&b"a"[..], b"", b"bc"] {
+            assert_eq!(walk.next(), Some(Ok(message)));
+        }
+        assert_eq!(walk.next(), None);
+        let mut walk = Messages(b"\x09\0\0\0a");
+        assert_eq!(walk.next(), Some(Err(FrameError::Malformed("write"))));
+        assert_eq!(walk.next(), None);
+    }
+}

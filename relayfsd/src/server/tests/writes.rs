@@ -1,0 +1,151 @@
+//! Messages that fit a frame: checked, counted, waited with, and written also for who is gone.
+
+use nix::sys::socket::{Shutdown, shutdown};
+
+use super::*;
+use crate::writers::reset_all;
+
+#[test]
+fn messages_are_counted_and_losses_told() {
+    let daemon = Daemon::new();
+    let (producer, channel) = daemon.producer_with("log", "subbuf-size=64:n-subbufs=2");
+    let batch = messages(&[b"one", &[7; 65], b"", &[8; 61], &[9; 64], b"full"]);
+    producer.send(&Write { lost: 5, ..write(channel, &batch) }.frame(WRITE_REPLY, 3));
+    assert_eq!(producer.reply(3), counts(4, 1, 1));
+    // Without being asked, the daemon says nothing.
+    producer.send(&write(channel, &messages(&[b"full", b"still"])).frame(0, 4));
+    producer.alive();
+    daemon.await_counts("log", 4, 1 + 5 + 2);
+}
+
+#[test]
+fn the_buffer_is_checked() {
+    let daemon = Daemon::new();
+    let (producer, channel) = daemon.producer_with("log", "");
+    let bad = Write { cpu: N_CPUS as u32, ..write(channel, b"\x01\0\0\0x") };
+    producer.send(&bad.frame(0, 3));
+    producer.send(&bad.frame(WRITE_REPLY, 4));
+    producer.refused(4, Errno::EINVAL, "channel 'log' has no cpu 2: there are 0 to 1");
+    producer.send(&Flush { channel, cpu: 7 }.frame(0, 5));
+    producer.refused(5, Errno::EINVAL, "no cpu 7");
+    let global = producer.open("all", "global", OPEN_CREATE).unwrap().channel;
+    producer.send(&Write { channel: global, ..bad }.frame(WRITE_REPLY, 6));
+    assert_eq!(producer.reply(6), counts(1, 0, 0));
+    daemon.await_counts("log", 0, 0);
+}
+
+#[test]
+fn broken_lengths_write_nothing_and_end_the_connection() {
+    let daemon = Daemon::new();
+    let (producer, channel) = daemon.producer_with("log", "");
+    let (_holder, _) = daemon.producer_with("log", "");
+    producer.send(&write(channel, b"\x01\0\0\0x\xff\xff\xff\xffy").frame(0, 3));
+    producer.dropped(3, Errno::EPROTO, "malformed write");
+    daemon.await_counts("log", 0, 0);
+
+    let (short, _) = daemon.producer_with("log", "");
+    let mut frame = Flush { channel, cpu: 0 }.frame(0, 4);
+    frame.pop();
+    short.send(&frame);
+    short.dropped(4, Errno::EPROTO, "20 bytes, the packet has 19");
+
+    let (long, _) = daemon.producer_with("log", "");
+    long.send(&vec![1; frame::FRAME_MAX + 1]);
+    long.dropped(0, Errno::EMSGSIZE, "65537");
+}
+
+#[test]
+fn what_a_dead_producer_sent_is_written() {
+    let daemon = Daemon::new();
+    let (_holder, _) = daemon.producer_with("log", "");
+    for round in 1..=20 {
+        let (producer, channel) = daemon.producer_with("log", "");
+        // Replies that nobody takes: the daemon's next recv() fails with ECONNRESET, before what is still there.
+        for _ in 0..50 {
+            producer.send(&write(channel, &messages(&[b"last words"])).frame(WRITE_REPLY, 3));
+        }
+        if round % 2 == 0 {
+            shutdown(producer.socket.as_raw_fd(), Shutdown::Both).unwrap();
+        }
+        drop(producer);
+        daemon.await_counts("log", round * 50, 0);
+    }
+}
+
+#[test]
+fn a_producer_that_waits_is_held_up_and_loses_nothing() {
+    let daemon = Daemon::new();
+    let (producer, channel) = daemon.producer_with("log", "subbuf-size=64K:n-subbufs=1:global");
+    let held = daemon.registry.hold("log").unwrap();
+    // Two of them fit.
+    let batch = messages(&[&[b'x'; 32 << 10]]);
+    let frame = Write { wait_ms: WAIT_FOREVER, ..write(channel, &batch) }.frame(WRITE_REPLY, 3);
+    let mut sent = 0;
+    while producer.try_send(&frame, MsgFlags::MSG_DONTWAIT).is_ok() {
+        sent += 1;
+        assert!(sent < 1000, "everything is taken, although nobody makes room");
+    }
+    assert!(sent > 2);
+    for answered in 0..sent {
+        if answered % 2 == 0 {
+            reset_all(daemon.registry.writers(), &held, |failed| assert!(failed.is_empty()));
+        }
+        assert_eq!(producer.reply(3), counts(1, 0, 0));
+    }
+    daemon.await_counts("log", sent, 0);
+}
+
+#[test]
+fn a_dead_producer_waits_no_longer() {
+    let daemon = Daemon::new();
+    let (other, channel) = daemon.producer_with("log", "subbuf-size=64K:n-subbufs=1:global");
+    let (waiting, same) = daemon.producer_with("log", "");
+    let batch = messages(&[&[b'x'; 32 << 10]]);
+    let frame = Write { wait_ms: WAIT_FOREVER, ..write(same, &batch) }.frame(0, 3);
+    let mut sent = 0;
+    while waiting.try_send(&frame, MsgFlags::MSG_DONTWAIT).is_ok() {
+        sent += 1;
+    }
+    drop(waiting);
+    daemon.await_counts("log", 2, sent - 2);
+    other.send(&write(channel, &messages(&[b"x"])).frame(WRITE_REPLY, 4));
+    assert_eq!(other.reply(4), counts(0, 1, 0));
+}
+
+#[test]
+fn many_producers_share_one_writer() {
+    const FRAMES: u64 = 300;
+    let daemon = Daemon::new();
+    let (_holder, _) = daemon.producer_with("log", "subbuf-size=64K:n-subbufs=2:overwrite:global");
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                let (producer, channel) = daemon.producer_with("log", "");
+                let batch = messages(&[&b"0123456789abcdef"[..]; 1000]);
+                for _ in 1..FRAMES {
+                    producer.send(&write(channel, &batch).frame(0, 3));
+                }
+                producer.send(&write(channel, &batch).frame(WRITE_REPLY, 4));
+                assert_eq!(producer.reply(4), counts(1000, 0, 0));
+            });
+        }
+    });
+    daemon.await_counts("log", 8 * FRAMES * 1000, 0);
+}
+
+#[test]
+fn stop_takes_what_is_in_the_sockets() {
+    let mut daemon = Daemon::new();
+    let (producer, channel) = daemon.producer_with("log", "subbuf-size=64K:n-subbufs=2:overwrite:global");
+    let mut sent = 0;
+    while sent < 2000
+        && producer.try_send(&write(channel, &messages(&[b"x"])).frame(0, 3), MsgFlags::MSG_DONTWAIT).is_ok()
+    {
+        sent += 1;
+    }
+    let held = daemon.registry.hold("log").unwrap();
+    daemon.server.take().unwrap().stop();
+    daemon.await_counts("log", sent, 0);
+    assert_eq!(producer.receive(), None);
+    drop(held);
+}
