@@ -77,7 +77,7 @@ pub(crate) struct Cli {
     pub(crate) max_channels: usize,
 
     /// Most producers connected at once
-    #[arg(long, value_name = "COUNT", default_value_t = CONNECTIONS_MAX_DEFAULT)]
+    #[arg(long, value_name = "COUNT", default_value_t = CONNECTIONS_MAX_DEFAULT, value_parser = connections_max)]
     pub(crate) max_connections: usize,
 
     /// Let this group read the files and send messages
@@ -145,6 +145,13 @@ fn channels_max(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if (1..=CHANNELS_MAX_MAX).contains(&count) => Ok(count),
         _ => Err(format!("a number from 1 to {CHANNELS_MAX_MAX}")),
+    }
+}
+
+fn connections_max(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("a number from 1 up".to_owned()),
     }
 }
 

@@ -138,7 +138,7 @@ impl Dir {
                 return Err(DirError::Foreign { path, uid: status.st_uid });
             }
             if created {
-                // The umask may have taken bits away that others need to come in.
+                // Our umask has taken bits away that others need to come in.
                 fchmod(&dir, Mode::from_bits_truncate(mode)).map_err(|errno| io_error(&path, errno))?;
             } else if status.st_mode & 0o022 != 0 {
                 return Err(DirError::Writable(path));

@@ -96,7 +96,8 @@ impl Fs {
 
     fn stat(&self, ino: INodeNo) -> Result<(Node, FileAttr), Errno> {
         let node = node(ino)?;
-        let stat = self.tree.stat(node).ok_or(Errno::ENOENT)?;
+        // Gone since its name was looked up. That may mean another one now: the kernel looks it up again.
+        let stat = self.tree.stat(node).ok_or(Errno::ESTALE)?;
         Ok((node, self.attr(node, &stat)))
     }
 }
@@ -144,10 +145,13 @@ impl Filesystem for Fs {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let found = node(parent).ok().and_then(|parent| self.tree.lookup(parent, name.to_str()?));
-        match found.and_then(|node| Some((node, self.tree.stat(node)?))) {
-            Some((node, stat)) => reply.entry(&TTL, &self.attr(node, &stat), Generation(0)),
-            None => reply.error(Errno::ENOENT),
+        let found = self.stat(parent).and_then(|(parent, _)| {
+            let found = name.to_str().and_then(|name| self.tree.lookup(parent, name));
+            self.stat(INodeNo(found.ok_or(Errno::ENOENT)?.ino()))
+        });
+        match found {
+            Ok((_, attr)) => reply.entry(&TTL, &attr, Generation(0)),
+            Err(errno) => reply.error(errno),
         }
     }
 

@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,9 @@ use crate::options::Options;
 const SYSLOG_SOCKET: &str = "/dev/log";
 /// The facility "daemon" of syslog(3), shifted into its place.
 const SYSLOG_DAEMON: u8 = 3 << 3;
+
+/// Permissions of a log file that we make, those of other daemons' logs.
+const FILE_MODE: u32 = 0o640;
 
 /// The log that has been started.
 pub(crate) struct Log {
@@ -62,7 +66,7 @@ impl Log {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).open(path)
+    OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)
 }
 
 fn text(record: &Record) -> String {

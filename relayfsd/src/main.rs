@@ -50,6 +50,7 @@ use std::sync::Arc;
 use daemonize::{Side, Starter};
 use mount_helper::Helper;
 use nix::sys::signal::SigSet;
+use nix::sys::stat::{Mode, umask};
 use options::Options;
 use signal_hook::consts::SIGCHLD;
 
@@ -58,10 +59,15 @@ const USAGE: [u8; 2] = [2, 1];
 /// Exit status of a failure, and what mount(8) expects of a mount that failed.
 const FAILURE: [u8; 2] = [1, 32];
 
+/// Takes nothing away that we ask for; what only others need, directories and socket, is given after they are made.
+const UMASK: u32 = 0o027;
+
 fn main() -> ExitCode {
     // Whoever starts us may have signals blocked, or SIGCHLD ignored: we could not be ended, nor wait for fusermount3.
     let _ = SigSet::empty().thread_set_mask();
     let _ = signal_hook::flag::register(SIGCHLD, Arc::default());
+    // Nor is it theirs what our files may be opened for: each is made with its permissions.
+    umask(Mode::from_bits_truncate(UMASK));
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = mount_helper::read(&args);
     let by_mount = called.is_some();

@@ -72,20 +72,21 @@ thread_local! {
 pub(crate) type Written = Box<dyn FnOnce(Result<(), i32>) + Send>;
 
 impl OpenFile {
-    /// Opens a node; the kernel checked its mode. `readable`: not write-only. `room` is for what the file keeps.
+    /// Opens a node; the kernel checked its mode. `readable`: not write-only. `room` is for what the file keeps. ESTALE: it has
+    /// gone since its name was looked up, and the kernel looks that up again.
     fn open(tree: &Tree, node: Node, readable: bool, room: Claim) -> Result<OpenFile, i32> {
         let text = |text: String| Ok(OpenFile::Text(text.into_bytes()));
         match node {
             Node::Version => text(VERSION_TEXT.to_owned()),
             Node::Stats => text(tree.registry().stats()),
             Node::Buffer { channel, cpu } => {
-                let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
+                let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 let cpu = cpu as usize;
                 whole(&channel, Some(cpu))?;
                 Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::new(Past::new(room)) }))
             }
             Node::PerCpu { channel, dir, cpu } => {
-                let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ENOENT)?;
+                let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 let cpu = cpu as usize;
                 whole(&channel, Some(cpu))?;
                 match dir {
@@ -100,7 +101,7 @@ impl OpenFile {
                 }
             }
             Node::Control { channel, file } => {
-                let channel = tree.hold(channel).ok_or(libc::ENOENT)?;
+                let channel = tree.hold(channel).ok_or(libc::ESTALE)?;
                 if !matches!(
                     file,
                     ControlFile::Reset | ControlFile::SubbufSize | ControlFile::NSubbufs | ControlFile::Mode

@@ -154,11 +154,23 @@ impl Registry {
         if let Some(held) = self.attach(name)? {
             return Ok((held, false)); // somebody was faster
         }
+        self.make(name, spec, create, None).map(|held| (held, true))
+    }
+
+    /// Makes a channel, also in the place of another one of that name. Whoever looks finds that until the new one is there.
+    /// The caller has `creating`.
+    fn make(
+        self: &Arc<Self>,
+        name: &ChannelName,
+        spec: GeometrySpec,
+        create: Create,
+        old: Option<&Arc<Channel>>,
+    ) -> Result<Held, OpenError> {
         let geometry = spec.or(&self.defaults).build();
         let geometry = geometry.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
         let n_bufs = if geometry.global() { 1 } else { self.n_cpus };
         let maker = if let Create::ForHolders(uid) = create { Some(uid) } else { None };
-        let id = self.admit(name, &geometry, n_bufs, maker)?;
+        let id = self.admit(name, &geometry, n_bufs, maker, old)?;
         let permanent = create == Create::Permanent;
         let named = Named { id, name: name.clone(), geometry, permanent, maker };
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
@@ -171,15 +183,25 @@ impl Registry {
             channel.remove_files();
             return Err(OpenError::Closed);
         }
-        channels.add(channel.clone());
-        if let Err(error) = self.save(&channels) {
-            channels.remove(&channel);
+        channels.replace(old, channel.clone());
+        let mut saved = self.save(&channels);
+        if let Some(old) = old {
+            // Where there is no room to say so, its files make some.
+            old.remove_files();
+            saved = saved.or_else(|_| self.save(&channels));
+        }
+        if let Err(error) = saved {
+            match old {
+                // Without files, but with a `reset` to try again.
+                Some(old) => channels.replace(Some(&channel), old.clone()),
+                None => drop(channels.remove(&channel)),
+            }
             channel.remove_files();
             return Err(failed(error));
         }
         kill_point!("open-named");
         log::info!("channel {name}: created, {geometry}, {n_bufs} buffers");
-        Ok((Held::new(self, channel), true))
+        Ok(Held::new(self, channel))
     }
 
     /// The channel of a name, for a look at it.
@@ -266,13 +288,14 @@ impl Registry {
         Ok(held)
     }
 
-    /// Whether a new channel may be made, and its id. Holding `creating`, the answer stays true.
+    /// Whether a new channel may be made, perhaps in the place of `old`, and its id. Holding `creating`, the answer stays true.
     fn admit(
         &self,
         name: &ChannelName,
         geometry: &Geometry,
         n_bufs: usize,
         maker: Option<u32>,
+        old: Option<&Arc<Channel>>,
     ) -> Result<u32, OpenError> {
         let mut channels = self.lock();
         if let Some(other) = channels.by_name.keys().find(|other| name.conflicts_with(other)) {
@@ -282,7 +305,7 @@ impl Registry {
         let uid = maker.unwrap_or(0);
         let of_user =
             || channels.by_name.values().filter(|channel| maker.is_some() && channel.maker() == maker);
-        let (used, max) = (channels.by_name.len(), self.limits.channels);
+        let (used, max) = (channels.by_name.len() - usize::from(old.is_some()), self.limits.channels);
         shares::admits(uid, of_user().count() as u64, used as u64, max as u64, 1).map_err(
             |why| match why {
                 NoShare::All => OpenError::TooMany { name: name.clone(), max },
@@ -291,7 +314,7 @@ impl Registry {
         )?;
         let needed = Channel::memory_needed(geometry, n_bufs);
         let own = of_user().map(|channel| channel.memory()).sum();
-        let (used, max) = (channels.memory, self.limits.memory);
+        let (used, max) = (channels.memory - old.map_or(0, |old| old.memory()), self.limits.memory);
         shares::admits(uid, own, used, max, needed).map_err(|why| match why {
             NoShare::All => {
                 let (name, geometry) = (name.clone(), *geometry);

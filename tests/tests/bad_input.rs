@@ -65,6 +65,7 @@ fn wrong_usage_of_the_daemon() {
         ("--header=x", "'x' is not a size"),
         ("--max-memory=lots", "'lots' is not a size"),
         ("--max-connections=-1", "--max-connections"),
+        ("--max-connections=0", "a number from 1 up"),
         ("--max-channels=0", "a number from 1 to 65536"),
         ("--max-channels=65537", "a number from 1 to 65536"),
         ("--socket-mode=0999", "'0999' is not a mode: octal"),

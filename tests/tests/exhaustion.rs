@@ -160,10 +160,8 @@ fn no_room_for_a_channel_made_anew() {
     }
     honest.assert_going_on();
     fs::remove_file(filler).unwrap();
-    let holder = Peer::hello(&mount);
-    holder.open("new", OPEN_CREATE);
-    assert!(named().iter().all(|entry| entry.id != id), "what has no files is not to be gone on with");
     assert_eq!(reset(), Ok(()));
+    assert!(named().iter().all(|entry| entry.id != id), "what was broken is not to be gone on with");
     mount.send_to("dir/evil", 0, &[b"anew"]);
     assert_eq!(mount.read("dir/evil0"), b"anew");
     honest.end();

@@ -1,6 +1,6 @@
 //! Broken channels: who waits for them is let go, and they are made anew.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use relay::GeometrySpec;
 
@@ -19,37 +19,27 @@ impl Registry {
     }
 
     /// Puts a new channel in the place of a broken one, or nothing if that is not one of the command line's: who wants it opens
-    /// it. Who has the broken one keeps it, and gets errors. Its counts go with it: they are anybody's. On the creator's thread:
-    /// nobody else makes a channel meanwhile.
+    /// it. Who has the broken one keeps it, and gets errors. Its counts go with it: they are anybody's. On the creator's thread.
     fn renew(self: &Arc<Self>, broken: &Arc<Channel>) -> Result<(), OpenError> {
+        let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         let mut channels = self.lock();
         if channels.closed {
             return Err(OpenError::Closed);
         }
+        if !channels.by_id.contains_key(&broken.id()) {
+            return Ok(()); // somebody was faster
+        }
         let name = broken.name();
-        let was_there = channels.remove(broken);
-        if was_there {
+        if broken.permanent() {
+            drop(channels);
+            let spec = GeometrySpec::from(*broken.geometry());
+            self.make(name, spec, Create::Permanent, Some(broken))?.tell_no_sooner_than(broken);
+        } else {
+            channels.remove(broken);
             self.forget(&channels, broken);
-            log::warn!("channel {name}: removed, since it was broken");
         }
-        drop(channels);
-        if !broken.permanent() {
-            return Ok(());
-        }
-        match self.open(name, GeometrySpec::from(*broken.geometry()), Create::Permanent) {
-            Ok((held, _)) => {
-                held.make_permanent(); // somebody may have been faster
-                held.tell_no_sooner_than(broken);
-                Ok(())
-            }
-            Err(error) => {
-                if was_there {
-                    // Without files, but with a `reset` to try again.
-                    self.lock().add(broken.clone());
-                }
-                Err(error)
-            }
-        }
+        log::warn!("channel {name}: removed, since it was broken");
+        Ok(())
     }
 }
 

@@ -42,6 +42,15 @@ impl Channels {
         was_there
     }
 
+    /// Adds a channel, in the place of another one of that name, if there is one: the directories stay the same.
+    pub(super) fn replace(&mut self, old: Option<&Arc<Channel>>, new: Arc<Channel>) {
+        if let Some(old) = old {
+            self.by_id.remove(&old.id());
+            self.memory -= old.memory();
+        }
+        self.add(new);
+    }
+
     fn add_dirs(&mut self, name: &ChannelName) {
         for dir in dirs_of(name) {
             if !self.dirs.contains_key(dir) {
