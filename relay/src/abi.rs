@@ -10,9 +10,11 @@
 //!
 //! Everything is little-endian and naturally aligned; reserved bytes are zero.
 
+use std::fmt;
+
 use crate::geometry::{Geometry, GeometrySpec, Mode};
 use crate::position::Widths;
-use crate::sync::AtomicU64;
+use crate::sync::{AtomicByte, AtomicU64};
 
 /// First bytes of a control file.
 pub const CONTROL_MAGIC: [u8; 8] = *b"relayctl";
@@ -134,14 +136,19 @@ pub struct Record {
     reserved: Pad<32>,
 }
 
-/// Bytes that nobody looks at.
-#[derive(Debug)]
+/// Bytes that nobody looks at. A peer may store there all the same, and a reference to plain bytes would say that none does.
 #[repr(transparent)]
-struct Pad<const N: usize>([u8; N]);
+struct Pad<const N: usize>([AtomicByte; N]);
 
 impl<const N: usize> Default for Pad<N> {
     fn default() -> Pad<N> {
-        Pad([0; N])
+        Pad([const { AtomicByte::new(0) }; N])
+    }
+}
+
+impl<const N: usize> fmt::Debug for Pad<N> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Pad")
     }
 }
 

@@ -16,6 +16,7 @@ pub mod files;
 pub mod frame;
 pub mod gate;
 pub mod geometry;
+pub mod lent;
 pub mod mountinfo;
 pub mod name;
 pub mod paths;

@@ -27,6 +27,7 @@ use checks::Checks;
 
 use crate::buffer::{Buffer, add};
 use crate::geometry::Mode;
+use crate::lent::Lent;
 use crate::position::Position;
 use crate::sync::{Ordering, fence};
 use crate::writer::{Contended, Run, Writer};
@@ -92,10 +93,9 @@ impl Reader {
         &self.buffer
     }
 
-    /// Reads up to `count` bytes from the cursor on, and passes them to `reply`, which must only hand them to the kernel
-    /// or copy them. `reply` is always called once. `scratch` holds what cannot be replied straight from the ring.
+    /// Reads up to `count` bytes from the cursor on, and passes them to `reply`. `reply` is always called once. `scratch` holds what cannot be replied straight from the ring.
     /// Returns whether a sub-buffer was given back.
-    pub fn read(&mut self, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(&[u8])) -> bool {
+    pub fn read(&mut self, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(Lent<'_>)) -> bool {
         let consumed = self.cursor;
         self.note_high_water();
         scratch.clear();
@@ -106,7 +106,7 @@ impl Reader {
                 if self.pending.is_empty() {
                     self.drop_pending();
                 }
-                reply(scratch);
+                reply(Lent::from(&scratch[..]));
                 scratch.len()
             }
         };
@@ -138,7 +138,7 @@ impl Reader {
         &mut self,
         target: u64,
         scratch: &mut Vec<u8>,
-        mut passed: impl FnMut(u64, &[u8]),
+        mut passed: impl FnMut(u64, Lent<'_>),
     ) -> bool {
         if target <= self.stream {
             return false;
@@ -158,7 +158,7 @@ impl Reader {
             scratch.clear();
             let skipped = if overwrite {
                 self.read_copied(len, scratch);
-                passed(at, scratch);
+                passed(at, Lent::from(&scratch[..]));
                 scratch.len()
             } else {
                 self.read_in_place(len, scratch, |bytes| passed(at, bytes))
@@ -259,7 +259,7 @@ impl Reader {
     }
 
     /// R1-R3 for a ring whose unread part nobody changes. Returns the number of bytes passed to `reply`.
-    fn read_in_place(&mut self, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(&[u8])) -> usize {
+    fn read_in_place(&mut self, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(Lent<'_>)) -> usize {
         // The first run of bytes that lie one after the other in the ring; further ones are gathered behind it.
         let mut run: Option<(usize, usize)> = None;
         let mut left = count;
@@ -293,10 +293,11 @@ impl Reader {
         }
         match run {
             Some((start, len)) if scratch.is_empty() => {
-                let lent = self.buffer.data().lend(start, len, reply);
+                let lent = self.buffer.data().lend(start, len);
                 debug_assert!(lent.is_some(), "the ring was checked when the buffer was mapped");
+                reply(lent.unwrap_or(Lent::from(&[])));
             }
-            _ => reply(scratch),
+            _ => reply(Lent::from(&scratch[..])),
         }
         count - left
     }

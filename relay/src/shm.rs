@@ -1,13 +1,15 @@
-//! Memory shared with other processes. In this crate, only `rseq.rs` has `unsafe` besides.
+//! Memory shared with other processes. In this crate, only `rseq.rs` and `lent.rs` have `unsafe` besides.
 //!
 //! Bytes that somebody else may change at any time are never borrowed as plain Rust values. Control words are
 //! reached as atomics through [`Mapping::get`]; payload likewise through [`Mapping::bytes`], or it is copied in and out as
-//! raw bytes. The one exception, [`Mapping::lend`], passes bytes to the kernel without any Rust code looking at them.
+//! raw bytes. [`Mapping::lend`] gives a [`Lent`], which is copied or passed to the kernel. `shm/bus.rs` has the handler of SIGBUS.
 //!
 //! By the letter of the memory model a copy of bytes that others store meanwhile is a data race: it has no copy of atomic bytes
 //! yet. As sequence locks do, we rely on a plain copy being emitted for one, and the compiler knowing nothing of the bytes; what
 //! may have been torn is thrown away by the protocol, not looked at.
 #![allow(unsafe_code)]
+
+mod bus;
 
 use std::fs::File;
 use std::io;
@@ -16,74 +18,16 @@ use std::ops::Deref;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+pub use self::bus::{outlive_truncation, truncations_met};
+use self::bus::{Listed, PAGE};
 use crate::abi::{BufferBlock, ControlHeader, Record};
+use crate::lent::Lent;
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-
-/// x86-64's pages. Where they are larger, replacing one fails, and the signal ends the process as it would have.
-const PAGE: usize = 4096;
 
 /// How much is made present at a time, in bytes: a millisecond or so.
 const POPULATE_LEN: usize = 4 << 20;
-
-/// How many of the pages that were replaced last are remembered: more than one look at a mapping replaces before somebody asks
-/// for them, but where a snapshot is taken, and then these are all its own.
-const TORN_MAX: usize = 1024;
-/// The pages that were replaced last, in a ring.
-static TORN: [AtomicUsize; TORN_MAX] = [const { AtomicUsize::new(0) }; TORN_MAX];
-/// Pages that were to be put there.
-static TORN_BEGUN: AtomicUsize = AtomicUsize::new(0);
-/// Pages that are there.
-static TORN_DONE: AtomicUsize = AtomicUsize::new(0);
-
-/// How many pages of truncated files this process has met; [`Mapping::is_torn`] says whose they were. Counts only after
-/// [`outlive_truncation`].
-pub fn truncations_met() -> usize {
-    // Acquire: what is counted, is in the ring.
-    TORN_DONE.load(Ordering::Acquire)
-}
-
-/// From now on a file that somebody truncates does not end this process: pages of it that are gone are zeroes of our own from
-/// the first access on. For the daemon, which maps what others may truncate, and believes no word of it anyway.
-pub fn outlive_truncation() -> io::Result<()> {
-    let flags = SaFlags::SA_SIGINFO | SaFlags::SA_ONSTACK | SaFlags::SA_RESTART;
-    let action = SigAction::new(SigHandler::SigAction(on_bus_error), flags, SigSet::empty());
-    // SAFETY: the handler does nothing but system calls that a handler may do, and keeps errno.
-    unsafe { sigaction(Signal::SIGBUS, &action) }?;
-    Ok(())
-}
-
-extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    let errno = Errno::last_raw();
-    // SAFETY: the kernel passes a valid siginfo with SA_SIGINFO.
-    let info = unsafe { &*info };
-    // SAFETY: a SIGBUS has an address.
-    let (code, address) = (info.si_code, unsafe { info.si_addr() } as usize);
-    let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
-    let page = NonZeroUsize::new(address & !(PAGE - 1)).filter(|_| code == libc::BUS_ADRERR);
-    let replaced = page.is_some_and(|page| {
-        // SAFETY: the page lies in a mapping of a file and has nothing behind it: no access to it can succeed, so nothing
-        // that anybody has is replaced. Who faults has a reference into its mapping, so that it is not unmapped meanwhile.
-        // Another thread that faults there at the same time puts further zeroes: of memory that nobody believes, stores
-        // get lost. See also `retire`.
-        unsafe { mmap_anonymous(Some(page), NonZeroUsize::MIN.saturating_add(PAGE - 1), prot, flags) }.is_ok()
-    });
-    if replaced {
-        // Relaxed: places must differ, nothing more; Release: counted when it is there.
-        let place = TORN_BEGUN.fetch_add(1, Ordering::Relaxed) % TORN_MAX;
-        TORN[place].store(address, Ordering::Relaxed);
-        TORN_DONE.fetch_add(1, Ordering::Release);
-    } else {
-        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-        // SAFETY: no handler; the access is tried again on return, and ends the process.
-        let _ = unsafe { sigaction(Signal::SIGBUS, &default) };
-    }
-    Errno::set_raw(errno);
-}
 
 /// Types that may be reached by reference in shared memory.
 ///
@@ -91,9 +35,9 @@ extern "C" fn on_bus_error(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut l
 /// Every bit pattern is valid, and every field that anybody writes is an atomic.
 pub unsafe trait Shared {}
 
-// SAFETY: only `AtomicU64` and padding bytes that nobody accesses.
+// SAFETY: only atomics.
 unsafe impl Shared for BufferBlock {}
-// SAFETY: only `AtomicU64` and padding bytes that nobody accesses.
+// SAFETY: only atomics.
 unsafe impl Shared for Record {}
 
 /// A shared, writable mapping of a file, unmapped when dropped.
@@ -101,6 +45,8 @@ unsafe impl Shared for Record {}
 pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
+    /// For the handler of SIGBUS, if this process has it. Only gone while it is dropped.
+    listed: Option<Listed>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread; all access through it is by atomics or raw copies.
@@ -133,7 +79,9 @@ impl Mapping {
         let len = map_len(len)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap(None, len, prot, MapFlags::MAP_SHARED, file, 0) }?;
-        Ok(Mapping { base: base.cast(), len: len.get() })
+        let mut mapping = Mapping { base: base.cast(), len: len.get(), listed: None };
+        mapping.listed = Listed::new(mapping.base.addr().get(), mapping.len)?;
+        Ok(mapping)
     }
 
     /// Has the pages present, as far as they are there. Piece by piece, for meanwhile no other thread of the process can change its
@@ -157,7 +105,7 @@ impl Mapping {
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let base = unsafe { mmap_anonymous(None, len, prot, MapFlags::MAP_SHARED) }?;
-        Ok(Mapping { base: base.cast(), len: len.get() })
+        Ok(Mapping { base: base.cast(), len: len.get(), listed: None })
     }
 
     /// The shared value at `offset`, or `None` if it does not lie inside the mapping or is not aligned.
@@ -204,21 +152,14 @@ impl Mapping {
 
     /// Whether a page of it was replaced because the file has none there any more, see [`outlive_truncation`].
     pub fn is_torn(&self) -> bool {
-        truncations_met() > 0 && self.torn().next().is_some()
-    }
-
-    /// The pages of it that were replaced: where that is noted, and their addresses.
-    fn torn(&self) -> impl Iterator<Item = (&'static AtomicUsize, usize)> {
-        let begin = self.base.addr().get();
-        let ours = begin..begin + self.len;
-        TORN.iter().map(|page| (page, page.load(Ordering::Relaxed))).filter(move |(_, at)| ours.contains(at))
+        self.listed.as_ref().is_some_and(|listed| listed.entry().is_torn())
     }
 
     /// The `len` bytes at `offset`, which others may be changing; `None` if they are not in the mapping.
     pub fn bytes(&self, offset: usize, len: usize) -> Option<&[AtomicU8]> {
         let at = self.address(offset, len)?.cast::<AtomicU8>();
         // SAFETY: valid for `len` bytes by `address()`, alive while `self` is borrowed, of a type without alignment or invalid
-        // values, and changed by others as atomics or raw memory, never borrowed as anything else for longer than `lend`.
+        // values, and changed by others as atomics or raw memory, never borrowed as anything else.
         Some(unsafe { std::slice::from_raw_parts(at.as_ptr(), len) })
     }
 
@@ -228,7 +169,7 @@ impl Mapping {
     pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> bool {
         let Some(to) = self.address(offset, bytes.len()) else { return false };
         // SAFETY: `to` is valid for `bytes.len()` bytes by `address()`; a Rust slice never overlaps the mapping, since
-        // nothing but `lend` makes slices of it, and `lend`'s callee only passes them to the kernel.
+        // nothing but `Lent::pass_to_kernel` makes slices of it, for the kernel alone.
         unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
         true
     }
@@ -260,21 +201,23 @@ impl Mapping {
         true
     }
 
-    /// Lends the `len` bytes at `offset` to `pass_on`, which must only hand them to the kernel; `None` if they are
-    /// not in the mapping. This is how a reply goes from the ring to the reader without a copy of ours.
-    pub fn lend<R>(&self, offset: usize, len: usize, pass_on: impl FnOnce(&[u8]) -> R) -> Option<R> {
+    /// Lends the `len` bytes at `offset`; `None` if they are not in the mapping. With it a reply goes from the ring to the reader
+    /// without a copy of ours.
+    ///
+    /// The kernel would refuse pages of a file that another process has truncated, and the reader would wait for ever. So each
+    /// page is looked at before, and is there again then, see [`outlive_truncation`].
+    pub fn lend(&self, offset: usize, len: usize) -> Option<Lent<'_>> {
         let from = self.address(offset, len)?;
-        // The kernel would refuse bytes of a file that somebody has truncated, and whoever waits for them would wait for
-        // ever. Looked at, they are there again, see `outlive_truncation`.
-        for page in (offset..offset + len).step_by(PAGE).filter_map(|page| self.address(page, 1)) {
-            // SAFETY: inside the mapping by `address()`; volatile, since the value is not what it is about.
-            let _ = unsafe { page.read_volatile() };
+        // The first byte, and the first of each further page: `offset` may be in the middle of one.
+        let further = (offset + 1).next_multiple_of(PAGE)..offset + len;
+        for at in [offset].into_iter().filter(|_| len > 0).chain(further.step_by(PAGE)) {
+            if let Some(byte) = self.address(at, 1) {
+                // SAFETY: inside the mapping by `address()`; volatile, since the value is not what it is about.
+                let _ = unsafe { byte.read_volatile() };
+            }
         }
-        // SAFETY: valid for `len` bytes by `address()` and alive while `self` is borrowed. In no-overwrite mode, the only
-        // one this is used in, an honest writer leaves committed bytes alone until `consumed` has passed them; a
-        // dishonest one changes what its own reader sees, and the kernel, which does the reading, does not mind.
-        let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr(), len) };
-        Some(pass_on(bytes))
+        // SAFETY: readable by `address()`, and mapped while `self` is borrowed.
+        Some(unsafe { Lent::new(from, len) })
     }
 
     /// Address of `offset`, if `len` bytes from there lie inside the mapping; for those who copy by themselves.
@@ -324,11 +267,8 @@ unsafe impl<T: Shared + Sync> Sync for Located<T> {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // The addresses will be others'.
-        for (page, address) in self.torn() {
-            // Unless a handler has put another one's address there by now.
-            let _ = page.compare_exchange(address, 0, Ordering::Relaxed, Ordering::Relaxed);
-        }
+        // First: the addresses will be others'.
+        self.listed = None;
         // SAFETY: base and len are what mmap returned, and no reference outlives `self`.
         let result = unsafe { munmap(self.base.cast(), self.len) };
         debug_assert!(result.is_ok(), "unmapping our own mapping: {result:?}");

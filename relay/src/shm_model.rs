@@ -9,12 +9,13 @@ use std::cell::Cell;
 use std::io;
 use std::ops::Deref;
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU8, Ordering};
 
 use crate::abi::{BLOCK_LEN, BUFFERS_OFFSET, BufferBlock, ControlHeader, RECORD_LEN, Record};
+use crate::lent::Lent;
 use crate::steps_model::before_store;
 
 /// Sub-buffers a model's buffer may have.
@@ -61,8 +62,8 @@ pub struct Control {
 pub enum Mapping {
     /// A control file.
     Control(Box<Control>),
-    /// A ring nobody reads while it is written.
-    Ring(Vec<UnsafeCell<u8>>),
+    /// A ring nobody reads while it is written, and copies that were lent of it.
+    Ring(Vec<UnsafeCell<u8>>, Mutex<Vec<Box<[u8]>>>),
     /// A ring that may be read while it is written.
     RacyRing(Vec<AtomicU8>),
 }
@@ -82,7 +83,7 @@ impl Mapping {
         } else if RACY.get() {
             Mapping::RacyRing(ring.map(|_| AtomicU8::new(0)).collect())
         } else {
-            Mapping::Ring(ring.map(|_| UnsafeCell::new(0)).collect())
+            Mapping::Ring(ring.map(|_| UnsafeCell::new(0)).collect(), Mutex::default())
         })
     }
 
@@ -118,16 +119,21 @@ impl Mapping {
     }
 
     /// Lends a copy of the `len` bytes at `offset`.
-    pub fn lend<R>(&self, offset: usize, len: usize, pass_on: impl FnOnce(&[u8]) -> R) -> Option<R> {
+    pub fn lend(&self, offset: usize, len: usize) -> Option<Lent<'_>> {
+        let Mapping::Ring(_, lent) = self else { return None };
         let mut bytes = Vec::new();
         self.copy_out(offset, len, &mut bytes);
-        Some(pass_on(&bytes))
+        let bytes = bytes.into_boxed_slice();
+        // SAFETY: the box stays where it is, and is freed with `self`.
+        let copy = unsafe { std::slice::from_raw_parts(bytes.as_ptr(), bytes.len()) };
+        lent.lock().expect("no model panics here").push(bytes);
+        Some(Lent::from(copy))
     }
 
     pub(crate) fn address(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         let available = match self {
             Mapping::Control(_) => 0,
-            Mapping::Ring(cells) => cells.len(),
+            Mapping::Ring(cells, _) => cells.len(),
             Mapping::RacyRing(bytes) => bytes.len(),
         };
         (offset + len <= available).then_some(NonNull::dangling())
@@ -138,7 +144,7 @@ impl Mapping {
         match self {
             Mapping::Control(_) => return false,
             // SAFETY: loom fails the model if anybody else accesses the cell at the same time.
-            Mapping::Ring(cells) => cells[at].with_mut(|cell| unsafe { *cell = byte }),
+            Mapping::Ring(cells, _) => cells[at].with_mut(|cell| unsafe { *cell = byte }),
             Mapping::RacyRing(bytes) => bytes[at].store(byte, Ordering::Relaxed),
         }
         true
@@ -148,7 +154,7 @@ impl Mapping {
         match self {
             Mapping::Control(_) => None,
             // SAFETY: loom fails the model if anybody writes the cell at the same time.
-            Mapping::Ring(cells) => Some(cells[at].with(|cell| unsafe { *cell })),
+            Mapping::Ring(cells, _) => Some(cells[at].with(|cell| unsafe { *cell })),
             Mapping::RacyRing(bytes) => Some(bytes[at].load(Ordering::Relaxed)),
         }
     }

@@ -16,3 +16,5 @@ pub(crate) use std::sync::atomic::AtomicU32;
 /// For `shm.rs` and `view.rs`, which no model runs.
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize};
+/// Bytes that other processes may change and no model watches: padding of shared words, and lent memory.
+pub(crate) use std::sync::atomic::AtomicU8 as AtomicByte;

@@ -2,6 +2,7 @@
 //! sub-buffers where they lie, and asks the daemon to have them back; it only ever loads.
 
 use crate::buffer::Buffer;
+use crate::lent::Lent;
 use crate::position::Position;
 use crate::sync::{AtomicU8, Ordering, fence};
 
@@ -166,9 +167,9 @@ impl SubBuffer<'_> {
         self.buffer.data().bytes(self.buffer.ring_offset(self.position), self.len).unwrap_or_default()
     }
 
-    /// Lends its bytes to `pass_on`, which must only hand them to the kernel.
-    pub fn lend<R>(&self, pass_on: impl FnOnce(&[u8]) -> R) -> Option<R> {
-        self.buffer.data().lend(self.buffer.ring_offset(self.position), self.len, pass_on)
+    /// Lends its bytes, to be copied, or to be passed to the kernel where they lie.
+    pub fn lend(&self) -> Option<Lent<'_>> {
+        self.buffer.data().lend(self.buffer.ring_offset(self.position), self.len)
     }
 
     /// Appends its bytes to `out`.

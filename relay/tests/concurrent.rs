@@ -110,7 +110,7 @@ fn run_as<R: Run>(
         loop {
             let last = ended.load(Ordering::Acquire);
             let before = stream.len();
-            reader.read(read_len, &mut scratch, |bytes| stream.extend_from_slice(bytes));
+            reader.read(read_len, &mut scratch, |bytes| assert!(bytes.copy_to(&mut stream)));
             let n = stream.len() - before;
             delivered += n as u64;
             received += check(&mut stream, &mut next);

@@ -49,7 +49,7 @@ fn buffer(spec: &str) -> Buffer {
 
 fn read(reader: &mut Reader) -> String {
     let mut text = String::new();
-    reader.read(1000, &mut Vec::new(), |bytes| text = String::from_utf8_lossy(bytes).into_owned());
+    reader.read(1000, &mut Vec::new(), |bytes| text = String::from_utf8(bytes.to_vec()).unwrap());
     text
 }
 

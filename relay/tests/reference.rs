@@ -270,7 +270,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<()
             Op::Read(count) => {
                 let mut got = Vec::new();
                 counted_before_last_read = Some(relay_counters::counts(&buffer).read);
-                reader.read(count, &mut scratch, |bytes| got.extend_from_slice(bytes));
+                reader.read(count, &mut scratch, |bytes| assert!(bytes.copy_to(&mut got)));
                 delivered += got.len() as u64;
                 prop_assert_eq!(got, model.read(count), "read {} at step {}", count, step);
             }

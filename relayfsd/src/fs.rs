@@ -237,7 +237,7 @@ impl Filesystem for Fs {
             None => reply.error(Errno::EBADF),
             Some(file) if lock_owner.is_none() && !file.is_cached() => reply.error(Errno::EINVAL),
             Some(file) => file.read(offset, size as usize, |read| match read {
-                Ok(bytes) => reply.data(bytes),
+                Ok(bytes) => bytes.pass_to_kernel(|bytes| reply.data(bytes)),
                 Err(errno) => reply.error(Errno::from_i32(errno)),
             }),
         }

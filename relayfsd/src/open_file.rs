@@ -8,6 +8,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use relay::lent::Lent;
+
 use crate::channel::{PollState, Wake};
 use crate::consumed::consume;
 use crate::kill_point;
@@ -148,22 +150,22 @@ impl OpenFile {
     }
 
     /// read(2): passes the bytes, or an errno, to `reply`, once.
-    pub(crate) fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<&[u8], i32>)) {
+    pub(crate) fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<Lent<'_>, i32>)) {
         match self {
             OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
-            OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count))),
-            OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count))),
+            OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count).into())),
+            OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count).into())),
             OpenFile::Positions { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
             OpenFile::Positions { file, .. } => {
                 // Asked for more than there is, it takes no memory for that.
                 let left = file.metadata().map_or(0, |status| status.len().saturating_sub(at));
                 let mut bytes = vec![0; count.min(POSITIONS_READ_MAX).min(left as usize)];
                 reply(match file.read_at(&mut bytes, at) {
-                    Ok(n) => Ok(&bytes[..n]),
+                    Ok(n) => Ok(Lent::from(&bytes[..n])),
                     Err(error) => Err(errno_of(error)),
                 });
             }
-            OpenFile::Control { .. } => reply(Ok(&[])),
+            OpenFile::Control { .. } => reply(Ok(Lent::from(&[]))),
         }
     }
 
@@ -227,20 +229,20 @@ impl OpenFile {
 }
 
 impl OpenBuffer {
-    fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<&[u8], i32>)) {
+    fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<Lent<'_>, i32>)) {
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         if self.channel.is_broken() {
             return reply(Err(libc::EIO));
         }
         if past.keeps(at) {
-            return reply(Ok(past.again(at, count)));
+            return reply(Ok(past.again(at, count).into()));
         }
         if past.has_dropped(at) {
             return reply(Err(libc::ESPIPE));
         }
         if past.begins_after(at) {
             past.begin_at(at);
-            return reply(Ok(&[]));
+            return reply(Ok(Lent::from(&[])));
         }
         let room = SCRATCH.with_borrow_mut(|scratch| {
             let mut side = self.channel.read_side(self.cpu);
@@ -254,7 +256,7 @@ impl OpenBuffer {
             }
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
             if side.reader.position() < at {
-                reply(Ok(&[])); // there is not as much yet
+                reply(Ok(Lent::from(&[]))); // there is not as much yet
                 return skipped && std::mem::take(&mut side.parked);
             }
             let freed = side.reader.read(count, scratch, |bytes| {

@@ -1,5 +1,7 @@
 //! What an open file keeps of what it has read, for a reader that seeks back.
 
+use relay::lent::Lent;
+
 use crate::shares::Claim;
 
 /// How much of what it has read an open file keeps at least, twice that at most, for a reader that seeks back, in bytes.
@@ -64,7 +66,7 @@ impl Past {
     }
 
     /// Adds bytes found at `at`: read, or passed over.
-    pub(crate) fn add(&mut self, at: u64, bytes: &[u8], passed: bool) {
+    pub(crate) fn add(&mut self, at: u64, bytes: Lent<'_>, passed: bool) {
         if bytes.is_empty() {
             return;
         }
@@ -74,14 +76,16 @@ impl Past {
         }
         self.passed |= passed;
         let max = self.make_room(if self.passed { KEEP_PASSED_MAX } else { KEEP_READ_MAX }, bytes.len());
-        let new = &bytes[bytes.len().saturating_sub(max)..];
+        let new = bytes.skip(bytes.len().saturating_sub(max));
         if new.len() < bytes.len() {
             self.kept.clear(); // it would not be next to what is kept of these
         } else if self.kept.len() + new.len() > 2 * max {
             // Only now and then, or a reader of single bytes would have all of it moved for each.
             self.kept.drain(..(self.kept.len() + new.len() - max).min(self.kept.len()));
         }
-        self.kept.extend_from_slice(new);
+        if !new.copy_to(&mut self.kept) {
+            self.kept.clear(); // there was no memory for it
+        }
         self.kept_at = at.saturating_add(bytes.len() as u64).saturating_sub(self.kept.len() as u64);
     }
 
@@ -113,7 +117,7 @@ mod tests {
             let (mut past, mut at) = (Past::new(Shares::new(1 << 20).begin(0)), 0);
             for len in lens.iter().cycle() {
                 let end = (at + len).min(stream.len());
-                past.add(at as u64, &stream[at..end], false);
+                past.add(at as u64, Lent::from(&stream[at..end]), false);
                 at = end;
                 assert_eq!(past.end(), at as u64);
                 assert!(past.kept.len() >= at.min(KEEP_READ_MAX) && past.kept.len() <= 2 * KEEP_READ_MAX);
@@ -132,8 +136,8 @@ mod tests {
     fn offsets_at_the_end_of_their_range_are_survived() {
         for at in [u64::MAX, u64::MAX - 3, u64::MAX - 10, 1 << 63] {
             let mut past = Past::new(Shares::new(1 << 20).begin(0));
-            past.add(at, b"hello", false);
-            past.add(past.end(), b"world", true);
+            past.add(at, Lent::from(b"hello"), false);
+            past.add(past.end(), Lent::from(b"world"), true);
             for near in (0..20).map(|back| u64::MAX - back) {
                 if past.keeps(near) {
                     assert!(past.again(near, 100).len() <= 10);
@@ -151,7 +155,7 @@ mod tests {
             let shares = Shares::new(max);
             let mut past = Past::new(shares.begin(0));
             for (i, bytes) in stream.chunks(3000).enumerate() {
-                past.add(i as u64 * 3000, bytes, false);
+                past.add(i as u64 * 3000, Lent::from(bytes), false);
                 assert_eq!(past.kept, stream[past.kept_at as usize..past.end() as usize]);
                 assert!(past.kept.capacity() <= max, "{} of {max}", past.kept.capacity());
             }

@@ -11,7 +11,7 @@
 //! Where it cannot be asked (NFS before 4.2, for one), a write that fails loses the block in hand, and we say so.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::resource::{Resource, getrlimit};
+use relay::lent::Lent;
 
 use crate::failure::Failure;
 
@@ -133,7 +134,7 @@ impl Recording {
     }
 
     /// Appends a block. `whole`: it ends with a whole message. `consumed`: it is nowhere else.
-    pub(crate) fn append(&mut self, bytes: &[u8], whole: bool, consumed: bool) -> Result<(), Failure> {
+    pub(crate) fn append(&mut self, bytes: Lent<'_>, whole: bool, consumed: bool) -> Result<(), Failure> {
         let current = &mut self.current;
         if !consumed {
             current.check_limit(bytes.len() as u64)?;
@@ -143,9 +144,9 @@ impl Recording {
             if rest.is_empty() {
                 break Ok(());
             }
-            match current.file.write(rest) {
+            match rest.write_to(&current.file) {
                 Ok(0) => break Err(ErrorKind::WriteZero.into()),
-                Ok(n) => rest = &rest[n..],
+                Ok(n) => rest = rest.skip(n),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) => break Err(error),
             }
@@ -282,7 +283,7 @@ mod tests {
         let mut recording = Recording::new(dir.path(), 1, Some(Rotation { size: 10, keep: None })).unwrap();
         let mut append = |bytes: &[u8], whole| {
             recording.make_room(100).unwrap();
-            recording.append(bytes, whole, true).unwrap();
+            recording.append(Lent::from(bytes), whole, true).unwrap();
         };
         append(b"abcdefgh", true);
         append(b"ijklmn", false);
@@ -305,7 +306,7 @@ mod tests {
         let mut recording = Recording::new(dir.path(), 0, Some(rotation)).unwrap();
         for n in 0..5 {
             recording.make_room(1).unwrap();
-            recording.append(&[b'0' + n], true, true).unwrap();
+            recording.append(Lent::from(&[b'0' + n]), true, true).unwrap();
         }
         assert_eq!(names(dir.path()), ["cpu0.000003", "cpu0.000004"]);
         assert_eq!(recording.total().load(Ordering::Relaxed), 5);
@@ -317,10 +318,10 @@ mod tests {
         let mut recording = Recording::new(dir.path(), 0, None).unwrap();
         for _ in 0..3 {
             recording.make_room(0).unwrap();
-            recording.append(b"abc", true, false).unwrap();
+            recording.append(Lent::from(b"abc"), true, false).unwrap();
         }
         recording.make_room(10).unwrap();
-        recording.append(b"d", true, true).unwrap();
+        recording.append(Lent::from(b"d"), true, true).unwrap();
         drop(recording);
         assert_eq!(fs::read(dir.path().join("cpu0")).unwrap(), b"abcabcabcd");
     }

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use audience::{BuffersId, Mode, ReadError, Reader};
 
+use relay::lent::Lent;
+
 use crate::block::Block;
 use crate::channel::{CpuFile, Place};
 use crate::failure::Failure;
@@ -19,8 +21,8 @@ pub(crate) type RecordBlock<'r> = dyn FnMut(Bytes<'_>) -> Result<(), Failure> + 
 /// A block.
 #[derive(Debug)]
 pub(crate) struct Bytes<'a> {
-    /// As they are to be recorded. They may be in shared memory: only to be handed to the kernel.
-    pub(crate) bytes: &'a [u8],
+    /// As they are recorded. They may be in shared memory.
+    pub(crate) bytes: Lent<'a>,
     /// Whether it ends with a whole message.
     pub(crate) whole: bool,
     /// Whether that was all there was: whoever comes back at once finds little.
@@ -113,7 +115,7 @@ impl Source {
         let (len, all) = (bytes.len() as u64, bytes.len() < asked);
         let found = len > 0;
         if found {
-            record(Bytes { bytes, whole: all, all, consumed: true })?;
+            record(Bytes { bytes: bytes.into(), whole: all, all, consumed: true })?;
             // They began there, or further on.
             self.done = self.done.saturating_add(len);
         } else if !was_behind {
@@ -136,9 +138,9 @@ impl Source {
         let Some(reader) = &mut self.reader else { return Ok(false) };
         let Some(sub_buffer) = reader.next_finished(cpu) else { return Ok(false) };
         let (all, end) = (sub_buffer.is_last, sub_buffer.begin.saturating_add(sub_buffer.len() as u64));
-        sub_buffer
-            .lend(|bytes| record(Bytes { bytes, whole: true, all, consumed: false }))
-            .unwrap_or(Ok(()))?;
+        if let Some(bytes) = sub_buffer.lend() {
+            record(Bytes { bytes, whole: true, all, consumed: false })?;
+        }
         self.done = self.done.max(end);
         match reader.release(cpu) {
             // Somebody else has read the same: it is recorded, and they have it too.

@@ -96,7 +96,7 @@ fn look(view: &mut View, scene: &Scene, input: &mut Input<'_>) {
         sub_buffer.copy_to(&mut copy);
         assert!(copy.len() <= scene.geometry().subbuf_size());
         assert!(copy.len() == sub_buffer.len() && sub_buffer.bytes().len() == copy.len());
-        let lent = sub_buffer.lend(<[u8]>::len);
+        let lent = sub_buffer.lend().map(Lent::len);
         assert_eq!((lent, sub_buffer.is_empty()), (Some(copy.len()), copy.is_empty()));
         let _ = sub_buffer.is_whole();
         if what & 0x80 != 0 {
