@@ -34,6 +34,8 @@ use crate::options::{Action, Options};
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    // Where that fails, the limit ends the program, as it would any.
+    let _ = relay::signals::report_size_limit();
     let options = match Options::read() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => {

@@ -36,6 +36,8 @@ enum Failure {
 }
 
 fn main() -> ExitCode {
+    // Where that fails, the limit ends the program, as it would any.
+    let _ = relay::signals::report_size_limit();
     let options = match Options::read() {
         Ok(options) => options,
         Err(error) if error.use_stderr() => {

@@ -26,6 +26,7 @@ pub mod reader;
 pub mod rseq;
 #[cfg_attr(loom, path = "shm_model.rs")]
 pub mod shm;
+pub mod signals;
 pub mod size;
 #[cfg(not(loom))]
 pub mod state_file;

@@ -20,8 +20,8 @@ use std::sync::Arc;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
-pub use self::bus::{outlive_truncation, truncations_met};
 use self::bus::{Listed, PAGE};
+pub use self::bus::{outlive_truncation, truncations_met};
 use crate::abi::{BufferBlock, ControlHeader, Record};
 use crate::lent::Lent;
 use crate::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};

@@ -11,10 +11,10 @@ pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 /// For `rseq.rs`.
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
 pub(crate) use std::sync::atomic::AtomicIsize;
+/// Bytes that other processes may change and no model watches: padding of shared words, and lent memory.
+pub(crate) use std::sync::atomic::AtomicU8 as AtomicByte;
 #[cfg(all(not(loom), feature = "kill-points"))]
 pub(crate) use std::sync::atomic::AtomicU32;
 /// For `shm.rs` and `view.rs`, which no model runs.
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize};
-/// Bytes that other processes may change and no model watches: padding of shared words, and lent memory.
-pub(crate) use std::sync::atomic::AtomicU8 as AtomicByte;

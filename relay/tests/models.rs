@@ -69,7 +69,7 @@ fn write(buffer: &Buffer, messages: u8) -> Vec<u8> {
 
 fn read(reader: &mut Reader, count: usize, out: &mut Vec<u8>) -> bool {
     let mut scratch = Vec::new();
-    reader.read(count, &mut scratch, |bytes| assert!(bytes.copy_to(&mut out)))
+    reader.read(count, &mut scratch, |bytes| assert!(bytes.copy_to(out)))
 }
 
 /// Whole messages, in order; returns their numbers.

@@ -39,20 +39,18 @@ mod server;
 mod session;
 mod shares;
 mod sharing;
+mod signals;
 mod snapshot;
 mod tree;
 mod writers;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use daemonize::{Side, Starter};
 use mount_helper::Helper;
-use nix::sys::signal::SigSet;
 use nix::sys::stat::{Mode, umask};
 use options::Options;
-use signal_hook::consts::SIGCHLD;
 
 /// Exit status of wrong usage, and what mount(8) expects for it.
 const USAGE: [u8; 2] = [2, 1];
@@ -63,10 +61,9 @@ const FAILURE: [u8; 2] = [1, 32];
 const UMASK: u32 = 0o027;
 
 fn main() -> ExitCode {
-    // Whoever starts us may have signals blocked, or SIGCHLD ignored: we could not be ended, nor wait for fusermount3.
-    let _ = SigSet::empty().thread_set_mask();
-    let _ = signal_hook::flag::register(SIGCHLD, Arc::default());
-    // Nor is it theirs what our files may be opened for: each is made with its permissions.
+    // It fails for no signal that there is.
+    let _ = signals::prepare();
+    // What the files may be opened for is not the starting process's to say: each is made with its permissions.
     umask(Mode::from_bits_truncate(UMASK));
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = mount_helper::read(&args);

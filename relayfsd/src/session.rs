@@ -22,8 +22,6 @@ use nix::unistd::geteuid;
 use relay::paths;
 use relay::size::format_size;
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use thiserror::Error;
 
 use crate::adopt;
@@ -40,6 +38,7 @@ use crate::predecessor;
 use crate::privileges;
 use crate::registry::{Limits, OpenError, Registry};
 use crate::server::Server;
+use crate::signals::{Asked, Caught};
 use crate::tree::Tree;
 
 /// How long users of the mount have to go away when the daemon is told to end.
@@ -85,9 +84,9 @@ pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), Sessio
         source,
     })?;
     let handling = |source| SessionError::Start { what: "handling signals", source };
-    let signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(handling)?;
+    let signals = Caught::start(options.foreground).map_err(handling)?;
     let session = Session::start(options)?;
-    let signals = forward(signals).map_err(handling)?;
+    let signals = signals.forward().map_err(handling)?;
     if options.verbose {
         daemonize::complain(&session.summary);
     }
@@ -182,7 +181,7 @@ impl Session {
     }
 
     /// Waits for the end, whichever way it comes.
-    fn serve(mut self, signals: &Receiver<i32>, log: &Log, options: &Options) -> Result<(), SessionError> {
+    fn serve(mut self, signals: &Receiver<Asked>, log: &Log, options: &Options) -> Result<(), SessionError> {
         let flush = options.flush_interval.map_or_else(never, tick);
         let mut heirs = if self.registry.has_heirs() { tick(HEIRS_INTERVAL) } else { never() };
         let mut listened = 0;
@@ -197,9 +196,12 @@ impl Session {
                         heirs = if self.registry.has_heirs() { heirs } else { never() };
                     }
                 }
-                recv(signals) -> signal => match signal {
-                    // In the foreground, what SIGHUP says is that the terminal is gone.
-                    Ok(SIGHUP) if !options.foreground => log.reopen(),
+                recv(signals) -> asked => match asked {
+                    Ok(Asked::Reopen) => log.reopen(),
+                    Ok(Asked::End(Some(why))) => {
+                        log::warn!("ending: {why}");
+                        return self.stop(signals);
+                    }
                     _ => return self.stop(signals),
                 },
                 recv(self.mounted.ended()) -> _ => return self.ended(),
@@ -236,7 +238,7 @@ impl Session {
     }
 
     /// Told to end.
-    fn stop(mut self, signals: &Receiver<i32>) -> Result<(), SessionError> {
+    fn stop(mut self, signals: &Receiver<Asked>) -> Result<(), SessionError> {
         notify(&[NotifyState::Stopping]);
         let was_released = self.server.is_none();
         self.close(self.keep);
@@ -288,18 +290,6 @@ impl Session {
             self.registry.freeze();
         }
     }
-}
-
-/// Signals, as they come, and those that have come.
-fn forward(mut signals: Signals) -> io::Result<Receiver<i32>> {
-    let (sender, receiver) = bounded(8);
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        for signal in signals.forever() {
-            // More than the daemon can be behind with say nothing new.
-            let _ = sender.try_send(signal);
-        }
-    })?;
-    Ok(receiver)
 }
 
 /// Tells when the mount has gone from the table, lazily unmounted ones included.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use nix::sys::resource::{Resource, getrlimit};
 use relay::size::format_size;
 use relay::{ChannelName, Geometry};
 use thiserror::Error;
@@ -35,7 +36,7 @@ pub(crate) enum OpenError {
     MemoryOfUser { name: ChannelName, uid: u32, needed: u64, max: u64 },
     #[error("channel '{name}': the daemon has used up its numbers for channels: restart it")]
     NoIds { name: ChannelName },
-    #[error("channel '{name}': cannot allocate its buffers in {}: {source}", dir.display())]
+    #[error("channel '{name}': cannot allocate its buffers in {}: {source}{}", dir.display(), hint(.source))]
     Allocate { name: ChannelName, dir: PathBuf, source: std::io::Error },
     #[error("channel '{name}' is broken: {why}; {}", remedy(name))]
     Broken { name: ChannelName, why: String },
@@ -58,4 +59,16 @@ impl OpenError {
             OpenError::Closed => libc::ENODEV,
         }
     }
+}
+
+/// What to do about an error of the system that says too little.
+fn hint(error: &std::io::Error) -> String {
+    if error.raw_os_error() != Some(libc::EFBIG) {
+        return String::new();
+    }
+    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).unwrap_or((0, 0));
+    format!(
+        "; relayfsd may write files of at most {} (ulimit -f, LimitFSIZE=): raise that limit or use smaller buffers",
+        format_size(limit)
+    )
 }

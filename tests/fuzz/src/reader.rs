@@ -1,5 +1,6 @@
 //! Reading a buffer whose control file is anything: what the daemon does, and who reads in a mapping.
 
+use relay::lent::Lent;
 use relay::reader::Reader;
 use relay::view::View;
 use relay::writer::Writer;
