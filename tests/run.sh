@@ -22,13 +22,16 @@ need ls coreutils
 need make make
 need mount mount
 need mount.fuse3 fuse3
+need nc netcat-openbsd
 need nm binutils
 need pkg-config pkg-config
 need prlimit util-linux
+need pv pv
 need python3 python3
 need readelf binutils
 need setpriv util-linux
 need sh dash
+need socat socat
 need taskset util-linux
 need timeout coreutils
 need umount mount

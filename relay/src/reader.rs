@@ -220,6 +220,13 @@ impl Reader {
         self.buffer.widths().offset(self.state()) > self.buffer.geometry().header()
     }
 
+    /// Whether the current sub-buffer, and no finished one, has bytes that were not delivered yet. Its header counts for nothing.
+    pub fn has_unread_unfinished(&self) -> bool {
+        let (widths, state) = (self.buffer.widths(), self.state());
+        let delivered = widths.offset(self.cursor).max(self.buffer.geometry().header());
+        widths.at(state, 0) == widths.at(self.cursor, 0) && widths.offset(state) > delivered
+    }
+
     /// Raises the high-water mark to what is there now. Fullness falls only when something is read, so looking
     /// before that, and when somebody asks, misses nothing.
     pub fn note_high_water(&self) {

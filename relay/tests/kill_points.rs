@@ -80,7 +80,7 @@ fn steps(buffer: &Buffer, run: impl Run, steps: &str) {
 /// The letters of the messages that a reader finds, headers passed over.
 fn read(buffer: &Buffer) -> String {
     let mut bytes = Vec::new();
-    Reader::new(buffer.clone()).read(1 << 20, &mut Vec::new(), |got| bytes.extend_from_slice(got));
+    Reader::new(buffer.clone()).read(1 << 20, &mut Vec::new(), |got| assert!(got.copy_to(&mut bytes)));
     let mut letters = String::new();
     let mut rest = &bytes[..];
     while let Some(first) = rest.first() {

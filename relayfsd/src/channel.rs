@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::SystemTime;
 
@@ -17,6 +17,7 @@ use relay::{ChannelName, Geometry, abi};
 pub(crate) use self::waiting::{PollState, Wake};
 use crate::damage::{Damage, Side};
 use crate::files::{self, Files, Made};
+use crate::looks::Looks;
 use crate::snapshot::SnapshotSlot;
 
 /// From this on a channel's buffers are freed by a thread of their own, in bytes.
@@ -46,6 +47,9 @@ pub(crate) struct Channel {
     /// The daemon's, to tell apart who got the files from whom.
     epoch: u32,
     damage: Damage,
+    /// Set by a thread that stored a waiter; see [`crate::looks`].
+    polled: AtomicBool,
+    looks: OnceLock<Arc<Looks>>,
 }
 
 /// What a channel is called, and its shape.
@@ -164,6 +168,8 @@ impl Channel {
             inherited: AtomicBool::new(false),
             epoch,
             damage: Damage::default(),
+            polled: AtomicBool::new(false),
+            looks: OnceLock::new(),
         }
     }
 
@@ -248,11 +254,6 @@ impl Channel {
     /// Where the open copy of a buffer is found.
     pub(crate) fn snapshot_slot(&self, cpu: usize) -> &SnapshotSlot {
         &self.buffers[cpu].snapshot
-    }
-
-    /// Whether something has been written to the buffer's current sub-buffer.
-    pub(crate) fn has_unfinished(&self, cpu: usize) -> bool {
-        self.read_side(cpu).reader.has_unfinished()
     }
 
     /// Opens one of the channel's files to be looked at: that of a buffer, or without one the control file.

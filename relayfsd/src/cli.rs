@@ -28,6 +28,12 @@ const CHANNELS_MAX_DEFAULT: usize = 4096;
 /// Most that it may say: the state file has a line of 1 KiB at most for each.
 const CHANNELS_MAX_MAX: usize = STATE_FILE_MAX / 1024;
 
+/// `--flush-interval` where it is not given.
+const FLUSH_INTERVAL_DEFAULT: &str = "200ms";
+
+/// The `--flush-interval` that there is none.
+const NEVER: &str = "never";
+
 /// Shortest `--flush-interval`.
 const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
@@ -64,9 +70,9 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "NAME[:OPTION...]", action = ArgAction::Append)]
     pub(crate) channel: Vec<String>,
 
-    /// Finish sub-buffers that have something in them this often, so that whoever polls hears of it [default: never]
-    #[arg(long, value_name = "DURATION", value_parser = flush_interval)]
-    pub(crate) flush_interval: Option<Duration>,
+    /// Let poll() report data that has waited this long; "never": full sub-buffers
+    #[arg(long, value_name = "DURATION", default_value = FLUSH_INTERVAL_DEFAULT, value_parser = flush_interval)]
+    pub(crate) flush_interval: FlushInterval,
 
     /// Memory for all channels together [default: a quarter of what the machine or its cgroup has]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -133,12 +139,19 @@ pub(crate) struct Cli {
     pub(crate) operands: Vec<PathBuf>,
 }
 
-fn flush_interval(text: &str) -> Result<Duration, String> {
-    let interval = parse_duration(text).map_err(|error| error.to_string())?;
-    if interval < FLUSH_INTERVAL_MIN {
-        return Err(format!("at least {FLUSH_INTERVAL_MIN:?}"));
+/// `--flush-interval`; `None` is never.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlushInterval(pub(crate) Option<Duration>);
+
+fn flush_interval(text: &str) -> Result<FlushInterval, String> {
+    if text == NEVER {
+        return Ok(FlushInterval(None));
     }
-    Ok(interval)
+    let interval = parse_duration(text).map_err(|error| format!("{error}; or {NEVER}"))?;
+    if interval < FLUSH_INTERVAL_MIN {
+        return Err(format!("at least {FLUSH_INTERVAL_MIN:?}, or {NEVER}"));
+    }
+    Ok(FlushInterval(Some(interval)))
 }
 
 fn channels_max(text: &str) -> Result<usize, String> {

@@ -108,9 +108,8 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
             }
             done(placed);
         }
-        // Somebody did, since it was handed over.
-        Job::FlushUnfinished { channel, cpu, done } if !channel.has_unfinished(cpu) => done(Ok(())),
-        Job::Flush { channel, cpu, done } | Job::FlushUnfinished { channel, cpu, done } => {
+        Job::FlushUnread { channel, cpu, done } => done(flush_unread(&channel, cpu, lane)),
+        Job::Flush { channel, cpu, done } => {
             let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
             done(settled(&channel, cpu, || writer.flush()).map(drop));
         }
@@ -127,6 +126,21 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
         Job::Sweep => sweep(parked),
         Job::Barrier { .. } => {}
     }
+}
+
+/// Finishes the current sub-buffer if it has the only unread data. With the reader's lock: a sub-buffer that was read to its end
+/// before it is finished polls as readable, and a reader that goes by that finds nothing, which means the end to it.
+fn flush_unread(channel: &Held, cpu: usize, lane: Option<usize>) -> Result<(), Unavailable> {
+    let side = channel.read_side(cpu);
+    if !side.reader.has_unread_unfinished() || channel.is_broken() {
+        return Ok(());
+    }
+    let flushed = Writer::new(channel.buffer(cpu), Here::on(lane)).flush();
+    drop(side);
+    if has_switched(flushed) {
+        channel.wake(cpu);
+    }
+    flushed.map(drop).map_err(|Contended| contended(cpu))
 }
 
 fn contended(cpu: usize) -> Unavailable {

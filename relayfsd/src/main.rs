@@ -21,6 +21,7 @@ mod lane;
 mod limits;
 mod listener;
 mod logging;
+mod looks;
 mod message;
 mod mount;
 mod mount_helper;

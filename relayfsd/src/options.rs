@@ -28,7 +28,7 @@ pub(crate) struct Options {
     pub(crate) general: GeometrySpec,
     /// The channels to open at the start, the default one first, each with `general` filled in.
     pub(crate) channels: Vec<(ChannelName, GeometrySpec)>,
-    /// How often unfinished sub-buffers are finished, if at all.
+    /// How long data may wait in an unfinished sub-buffer while a process polls, if there is a limit.
     pub(crate) flush_interval: Option<Duration>,
     /// Bytes that all channels may take together.
     pub(crate) memory_max: Option<u64>,
@@ -139,7 +139,7 @@ impl Options {
             mount_point: absolute(mount_point)?,
             channels: channels(&cli.channel, &general)?,
             general,
-            flush_interval: cli.flush_interval,
+            flush_interval: cli.flush_interval.0,
             memory_max: cli.max_memory,
             channels_max: cli.max_channels,
             connections_max: cli.max_connections,

@@ -22,6 +22,7 @@ use crate::adopt::Legacy;
 use crate::channel::{Channel, Named};
 use crate::creator::Creator;
 use crate::kill_point;
+use crate::looks::Looks;
 use crate::shares::{self, NoShare};
 use crate::writers::{Job, Unavailable, Writers};
 
@@ -61,6 +62,7 @@ pub(crate) struct Registry {
     creating: Mutex<()>,
     writers: Writers,
     creator: Creator,
+    looks: Arc<Looks>,
 }
 
 impl Registry {
@@ -92,6 +94,7 @@ impl Registry {
             creating: Mutex::default(),
             writers: Writers::new(n_cpus),
             creator: Creator::start()?,
+            looks: Looks::new(),
         });
         for channel in registry.all() {
             registry.watch(&channel);
@@ -255,11 +258,10 @@ impl Registry {
         text
     }
 
-    /// Finishes the current sub-buffers that have something in them, for the sake of those who poll.
-    pub(crate) fn flush_unfinished(self: &Arc<Self>) {
-        for channel in self.all() {
-            let unfinished = |cpu: &usize| !channel.is_broken() && channel.has_unfinished(*cpu);
-            for cpu in (0..channel.n_bufs()).filter(unfinished) {
+    /// Finishes the current sub-buffers whose unread data a process waits for.
+    pub(crate) fn finish_polled(self: &Arc<Self>) {
+        for channel in self.all().iter().filter(|channel| !channel.is_broken()) {
+            for cpu in channel.polled_unfinished() {
                 let Some(held) = self.hold_id(channel.id()) else { break };
                 let name = channel.name().clone();
                 let done = Box::new(move |done: Result<(), Unavailable>| {
@@ -267,9 +269,14 @@ impl Registry {
                         log::debug!("channel {name}: flush: {unavailable}");
                     }
                 });
-                self.writers.submit_now(Job::FlushUnfinished { channel: held, cpu, done });
+                self.writers.submit_now(Job::FlushUnread { channel: held, cpu, done });
             }
         }
+    }
+
+    /// Where threads with new waiters ask for looks.
+    pub(crate) fn looks(&self) -> &Arc<Looks> {
+        &self.looks
     }
 
     fn attach(self: &Arc<Self>, name: &ChannelName) -> Result<Option<Held>, OpenError> {

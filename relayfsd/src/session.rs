@@ -8,8 +8,8 @@
 //!     still open        serve the open files until the last is closed
 //! ```
 //!
-//! Nothing here has a timer, save that the end does not wait for ever, what `--flush-interval` asks for, and that producers of
-//! an earlier daemon have to be looked after.
+//! Nothing here has a timer, except for three things: the end does not wait for ever, `--flush-interval` passes while processes poll, and
+//! producers of an earlier daemon are looked after.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -32,6 +32,7 @@ use crate::kill_point;
 use crate::limits;
 use crate::listener::{self, ListenError, SocketFile};
 use crate::logging::{self, Log};
+use crate::looks::Schedule;
 use crate::mount::{self, How, Mount, MountError};
 use crate::options::Options;
 use crate::predecessor;
@@ -182,7 +183,8 @@ impl Session {
 
     /// Waits for the end, whichever way it comes.
     fn serve(mut self, signals: &Receiver<Asked>, log: &Log, options: &Options) -> Result<(), SessionError> {
-        let flush = options.flush_interval.map_or_else(never, tick);
+        let mut looks = Schedule::new(options.flush_interval, Arc::clone(self.registry.looks()));
+        let asked = looks.asked();
         let mut heirs = if self.registry.has_heirs() { tick(HEIRS_INTERVAL) } else { never() };
         let mut listened = 0;
         loop {
@@ -205,7 +207,8 @@ impl Session {
                     _ => return self.stop(signals),
                 },
                 recv(self.mounted.ended()) -> _ => return self.ended(),
-                recv(flush) -> _ => self.registry.flush_unfinished(),
+                recv(asked) -> _ => looks.plan(),
+                recv(looks.due()) -> _ => looks.look(&self.registry),
                 recv(self.unmounted) -> gone => {
                     self.unmounted = never();
                     if gone.is_ok() {

@@ -73,8 +73,8 @@ pub(crate) enum Job {
     },
     /// Finish the current sub-buffer.
     Flush { channel: Held, cpu: usize, done: Done },
-    /// The same, if there is still something in it when its turn comes.
-    FlushUnfinished { channel: Held, cpu: usize, done: Done },
+    /// The same, if there is still something unread in it, and in no other, when its turn comes.
+    FlushUnread { channel: Held, cpu: usize, done: Done },
     /// End the buffer for producers that write it by themselves.
     Close { channel: Held, cpu: usize, done: Done },
     /// Forget everything unread.
@@ -94,7 +94,7 @@ impl Job {
             Job::Write(Batch { channel, cpu, .. })
             | Job::Message { channel, cpu, .. }
             | Job::Flush { channel, cpu, .. }
-            | Job::FlushUnfinished { channel, cpu, .. }
+            | Job::FlushUnread { channel, cpu, .. }
             | Job::Close { channel, cpu, .. }
             | Job::Reset { channel, cpu, .. }
             | Job::Room { channel, cpu } => Some((channel, *cpu)),
@@ -128,7 +128,7 @@ impl Job {
                 done(Err(why));
             }
             Job::Flush { done, .. }
-            | Job::FlushUnfinished { done, .. }
+            | Job::FlushUnread { done, .. }
             | Job::Close { done, .. }
             | Job::Reset { done, .. } => done(Err(why)),
             Job::Room { .. } | Job::Sweep | Job::Barrier { .. } => {}

@@ -136,8 +136,11 @@ impl Buffer {
     pub fn new(shape: Shape) -> Buffer {
         let Shape { s, n, over, header, direct } = shape;
         let mode = if over { "overwrite" } else { "no-overwrite" };
-        let mount =
-            Mount::new(&["--channel", &format!("cpu:subbuf-size={s}:n-subbufs={n}:header={header}:{mode}")]);
+        let mount = Mount::new(&[
+            "--flush-interval=never",
+            "--channel",
+            &format!("cpu:subbuf-size={s}:n-subbufs={n}:header={header}:{mode}"),
+        ]);
         let file = File::open(mount.path("cpu0")).expect("opening a buffer");
         let channel = if direct { mount.direct_channel("cpu") } else { mount.channel("cpu") };
         let zero = || Cell::new(0);

@@ -99,7 +99,8 @@ fn every_case_is_passed() {
     let listed = program.list();
     assert!(listed.len() > 100, "{listed:?}");
     let channels = CHANNELS.each_ref().map(|channel| format!("{}:{}", channel.name, channel.spec));
-    let args: Vec<&str> = channels.iter().flat_map(|channel| ["--channel", channel]).collect();
+    let mut args: Vec<&str> = channels.iter().flat_map(|channel| ["--channel", channel]).collect();
+    args.push("--flush-interval=never");
     let mut mount = Mount::new(&args);
     let n_bufs = mount.channel("cpu").n_bufs();
     let mut ran: Vec<String> = std::thread::scope(|scope| {
@@ -151,7 +152,7 @@ fn every_case_is_passed() {
 #[test]
 fn another_buffer_and_a_single_case() {
     let program = Conformance::compile();
-    let mount = Mount::new(&["--subbuf-size=8192", "--n-subbufs=2"]);
+    let mount = Mount::new(&["--flush-interval=never", "--subbuf-size=8192", "--n-subbufs=2"]);
     let last = (mount.channel("cpu").n_bufs() - 1).to_string();
     let cases = ["poll-is-woken-by-flush", "read-crosses-sub-buffers"];
     let output = run(program.command().args(["--cpu", &last]).arg(mount.point()).arg("cpu").args(cases));
@@ -165,8 +166,11 @@ fn another_buffer_and_a_single_case() {
 fn open_files_outlive_the_channel() {
     let program = Conformance::compile();
     for mode in ["no-overwrite", "overwrite"] {
-        let mut mount =
-            Mount::new(&["--channel", &format!("cpu:subbuf-size=8192:n-subbufs=2:header=8:{mode}")]);
+        let mut mount = Mount::new(&[
+            "--flush-interval=never",
+            "--channel",
+            &format!("cpu:subbuf-size=8192:n-subbufs=2:header=8:{mode}"),
+        ]);
         let mut command = program.command();
         command.args(["--until-closed", "--mapping", "ring"]).arg(mount.point()).arg("cpu");
         let mut running = Process::start(command.stdout(Stdio::piped()));
@@ -190,7 +194,7 @@ fn open_files_outlive_the_channel() {
 #[test]
 fn ordinary_files_fail() {
     let program = Conformance::compile();
-    let mount = Mount::new(&["--subbuf-size=8192", "--n-subbufs=2"]);
+    let mount = Mount::new(&["--flush-interval=never", "--subbuf-size=8192", "--n-subbufs=2"]);
     let dir = tempfile::tempdir().expect("a temporary directory");
     let control = dir.path().join(".relay/channels/cpu");
     fs::create_dir_all(control.join("consumed")).expect("a directory");
@@ -228,7 +232,7 @@ fn ordinary_files_fail() {
 #[test]
 fn what_cannot_begin_is_told() {
     let program = Conformance::compile();
-    let mount = Mount::new(&["--channel", "tiny:subbuf-size=16:n-subbufs=4"]);
+    let mount = Mount::new(&["--flush-interval=never", "--channel", "tiny:subbuf-size=16:n-subbufs=4"]);
     let point = mount.point().to_str().expect("ASCII");
     for args in [
         &[][..],

@@ -137,7 +137,7 @@ fn poll_tells_of_finished_sub_buffers_only() {
 /// A file that was not opened for reading is never ready, and one opened for both is like any other.
 #[test]
 fn what_cannot_be_read_is_never_ready() {
-    let mount = Mount::new(&["--subbuf-size", "1000", "-o", "mode=0600"]);
+    let mount = Mount::new(&["--flush-interval=never", "--subbuf-size", "1000", "-o", "mode=0600"]);
     let write_only = OpenOptions::new().write(true).open(mount.path("cpu0")).unwrap();
     let both = OpenOptions::new().read(true).write(true).open(mount.path("cpu0")).unwrap();
     mount.send(0, &[b"data"]);
@@ -317,7 +317,13 @@ fn closing_another_descriptor_wakes_nobody_and_loses_nothing() {
 /// Who polls every CPU's file at once is told which of them is ready.
 #[test]
 fn many_files_are_polled_at_once() {
-    let mount = Mount::new(&["--subbuf-size", "100", "--channel", "app/log:subbuf-size=10"]);
+    let mount = Mount::new(&[
+        "--flush-interval=never",
+        "--subbuf-size",
+        "100",
+        "--channel",
+        "app/log:subbuf-size=10",
+    ]);
     let n_cpus = mount.channel("cpu").n_bufs();
     let files = || {
         let names = (0..n_cpus).flat_map(|cpu| [format!("cpu{cpu}"), format!("app/log{cpu}")]);
@@ -431,7 +437,7 @@ poll.poll()
 /// select(2) and python's selectors say the same.
 #[test]
 fn select_agrees() {
-    let mount = Mount::new(&["--subbuf-size", "1000"]);
+    let mount = Mount::new(&["--flush-interval=never", "--subbuf-size", "1000"]);
     let script = "
 import select, selectors, sys
 cpu, flush = open(sys.argv[1], 'rb', buffering=0), sys.argv[2]

@@ -1,9 +1,10 @@
 //! Who waits for a channel's buffers, and how they are told.
 
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Channel;
+use crate::looks::Looks;
 
 /// Wakes somebody who polls.
 pub(crate) type Wake = Box<dyn FnOnce() + Send>;
@@ -31,6 +32,11 @@ impl Channel {
             match waiters.iter_mut().find(|(who, _)| *who == file) {
                 Some(waiter) => waiter.1 = wake,
                 None => waiters.push((file, wake)),
+            }
+            drop(waiters);
+            self.polled.store(true, Ordering::SeqCst);
+            if let Some(looks) = self.looks.get() {
+                looks.ask();
             }
         }
         let has_finished = self.read_side(cpu).reader.has_finished();
@@ -76,6 +82,31 @@ impl Channel {
         }
     }
 
+    /// Sets where a thread with a new waiter asks for looks.
+    pub(crate) fn set_looks(&self, looks: Arc<Looks>) {
+        // Set once, when it is made.
+        let _ = self.looks.set(looks);
+    }
+
+    /// Whether a process may wait for one of the buffers.
+    pub(crate) fn is_polled(&self) -> bool {
+        self.polled.load(Ordering::SeqCst)
+    }
+
+    /// The buffers that a process waits for while an unfinished sub-buffer has the only unread data.
+    pub(crate) fn polled_unfinished(&self) -> Vec<usize> {
+        if !self.polled.swap(false, Ordering::SeqCst) {
+            return Vec::new();
+        }
+        let waited_for = |cpu: &usize| !self.waiters(*cpu).is_empty();
+        let polled: Vec<usize> = (0..self.n_bufs()).filter(waited_for).collect();
+        if !polled.is_empty() {
+            self.polled.store(true, Ordering::SeqCst);
+        }
+        let unfinished = |cpu: &usize| self.read_side(*cpu).reader.has_unread_unfinished();
+        polled.into_iter().filter(unfinished).collect()
+    }
+
     fn waiters(&self, cpu: usize) -> MutexGuard<'_, Vec<(u64, Wake)>> {
         self.buffers[cpu].waiters.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -83,7 +114,6 @@ impl Channel {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;
 
     use relay::GeometrySpec;

@@ -8,8 +8,9 @@ use super::{Create, Held, OpenError, Registry};
 use crate::channel::Channel;
 
 impl Registry {
-    /// Sees to it that nobody waits for room in a channel that is broken.
+    /// Sees to it that nobody waits for room in a channel that is broken, and that the first thread learns of pollers.
     pub(super) fn watch(self: &Arc<Self>, channel: &Channel) {
+        channel.set_looks(Arc::clone(&self.looks));
         let registry = Arc::downgrade(self);
         channel.on_broken(Box::new(move || {
             if let Some(registry) = registry.upgrade() {
