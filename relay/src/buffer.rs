@@ -75,6 +75,12 @@ impl Buffer {
         self.block().closed.store(0, Ordering::Relaxed);
     }
 
+    /// Ends a buffer that this process cannot write: producers find out at their next switch.
+    pub fn announce_end(&self) {
+        // Relaxed: a producer that still finds it open goes on until a later switch.
+        self.block().closed.store(1, Ordering::Relaxed);
+    }
+
     /// Ends a buffer that somebody has damaged, from whatever CPU: who writes it comes to a switch with its next message,
     /// looks, and finds it closed. That this may come in the middle of somebody's change does not matter any more.
     pub fn condemn(&self) {

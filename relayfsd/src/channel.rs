@@ -12,6 +12,7 @@ use std::time::SystemTime;
 
 use relay::buffer::Buffer;
 use relay::reader::Reader;
+use relay::writer::Here;
 use relay::{ChannelName, Geometry, abi};
 
 pub(crate) use self::waiting::{PollState, Wake};
@@ -211,12 +212,23 @@ impl Channel {
         self.inherited.load(Ordering::Relaxed)
     }
 
+    /// Whether this daemon's threads may write the buffers. Without restartable sequences they may only while no producer does,
+    /// and producers of an earlier daemon may be left.
+    pub(crate) fn may_be_written(&self) -> bool {
+        Here::can_share() || !self.is_inherited() || !self.has_heirs()
+    }
+
+    /// Whether producers of an earlier daemon are left. Where that cannot be found out, they are.
+    fn has_heirs(&self) -> bool {
+        let files = self.lock_files();
+        let Some(files) = files.as_ref() else { return false };
+        let found = files::has_earlier_marks(files.control(), self.epoch);
+        found.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound)
+    }
+
     /// Looks whether producers of an earlier daemon are left. Returns whether that has changed.
     pub(crate) fn look_for_heirs(&self) -> bool {
-        let left = match &*self.lock_files() {
-            Some(files) => files::has_earlier_marks(files.control(), self.epoch).unwrap_or(false),
-            None => false,
-        };
+        let left = self.has_heirs();
         if !left {
             self.inherited.store(false, Ordering::Relaxed);
         }

@@ -82,6 +82,9 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
     if job.is_of_broken() {
         return job.refuse(UnavailableCause::Broken);
     }
+    if job.buffer().is_some_and(|(channel, _)| !channel.may_be_written()) {
+        return refuse_for_heirs(job, parked, lane);
+    }
     match job {
         Job::Write(batch) => {
             let mut progress = Progress::new(batch, lane);
@@ -125,6 +128,25 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
         Job::Room { channel, cpu } => retry(parked, &channel, cpu),
         Job::Sweep => sweep(parked),
         Job::Barrier { .. } => {}
+    }
+}
+
+/// What becomes of a job for a buffer that producers of an earlier daemon write. A batch that may wait does, until they are gone.
+fn refuse_for_heirs(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
+    match job {
+        Job::Write(batch) if batch.wait != Wait::No => {
+            let progress = Progress::new(batch, lane);
+            if progress.is_over(Instant::now()) {
+                progress.drop_rest();
+            } else {
+                parked.push_back(progress);
+            }
+        }
+        Job::Close { channel, cpu, done } => {
+            channel.buffer(cpu).announce_end();
+            done(Ok(()));
+        }
+        job => job.refuse(UnavailableCause::Heirs),
     }
 }
 
@@ -245,6 +267,13 @@ impl Progress {
 
     /// Writes until the end, which is told, or until it has to wait for room: false.
     fn go_on(&mut self) -> bool {
+        if !self.batch.channel.may_be_written() {
+            if self.waits() {
+                return false;
+            }
+            self.drop_messages();
+            return true;
+        }
         let before = self.counts.written;
         let (switched, finished) = self.write_messages();
         self.batch.channel.buffer(self.batch.cpu).count_written(self.counts.written - before);
@@ -257,8 +286,13 @@ impl Progress {
         finished
     }
 
-    /// Counts what is left as dropped, and tells.
+    /// Ends its waiting.
     fn drop_rest(mut self) {
+        self.drop_messages();
+    }
+
+    /// Counts what is left as dropped, and tells.
+    fn drop_messages(&mut self) {
         let before = self.counts.dropped;
         while let Some((_, next)) = self.message() {
             self.counts.dropped += 1;

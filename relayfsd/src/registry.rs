@@ -99,6 +99,13 @@ impl Registry {
         for channel in registry.all() {
             registry.watch(&channel);
             registry.hold_id(channel.id()).iter().for_each(|held| registry.finish_resets(held));
+            if !channel.may_be_written() {
+                log::warn!(
+                    "channel {}: producers of an earlier relayfsd write it directly, and this one has no restartable sequences \
+                     (rseq): messages by the socket are refused until those producers are gone",
+                    channel.name()
+                );
+            }
         }
         Ok(registry)
     }

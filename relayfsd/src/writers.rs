@@ -79,7 +79,7 @@ pub(crate) enum Job {
     Close { channel: Held, cpu: usize, done: Done },
     /// Forget everything unread.
     Reset { channel: Held, cpu: usize, done: Done },
-    /// A reader made room, for which a batch has been waiting.
+    /// A reader made room, for which a batch has been waiting; or the buffer may be written from now on.
     Room { channel: Held, cpu: usize },
     /// A producer is gone that may have a batch waiting.
     Sweep,
@@ -89,7 +89,7 @@ pub(crate) enum Job {
 
 impl Job {
     /// The buffer it is for.
-    fn buffer(&self) -> Option<(&Held, usize)> {
+    pub(crate) fn buffer(&self) -> Option<(&Held, usize)> {
         match self {
             Job::Write(Batch { channel, cpu, .. })
             | Job::Message { channel, cpu, .. }
@@ -157,6 +157,8 @@ pub(crate) enum UnavailableCause {
     Contended,
     /// The channel's files are damaged.
     Broken,
+    /// Producers of an earlier daemon write the buffer, and this one has no restartable sequences.
+    Heirs,
 }
 
 impl fmt::Display for UnavailableCause {
@@ -168,6 +170,11 @@ impl fmt::Display for UnavailableCause {
             UnavailableCause::Ending => f.write_str("is not served any more: the daemon is ending"),
             UnavailableCause::Contended => f.write_str("is too busy for the daemon to write there"),
             UnavailableCause::Broken => f.write_str("is not to be written to: the channel is broken"),
+            UnavailableCause::Heirs => f.write_str(
+                "is written directly by producers of an earlier relayfsd, and this one cannot write beside them: it has no \
+                 restartable sequences (rseq); end those producers, or start relayfsd where it has (glibc 2.35 or later, without \
+                 GLIBC_TUNABLES=glibc.pthread.rseq=0)",
+            ),
             UnavailableCause::NoThread(error) => write!(f, "has no thread of the daemon's: {error}"),
         }
     }
@@ -175,7 +182,11 @@ impl fmt::Display for UnavailableCause {
 
 impl Unavailable {
     pub(crate) fn errno(&self) -> i32 {
-        if matches!(self.why, UnavailableCause::Broken) { libc::EIO } else { libc::ENXIO }
+        match self.why {
+            UnavailableCause::Broken => libc::EIO,
+            UnavailableCause::Heirs => libc::EBUSY,
+            _ => libc::ENXIO,
+        }
     }
 }
 

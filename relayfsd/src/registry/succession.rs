@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
+use relay::writer::Here;
 use relay::{ChannelName, GeometrySpec};
 
 use super::{Channels, Create, Held, OpenError, Registry};
@@ -92,8 +93,21 @@ impl Registry {
         for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
             if channel.look_for_heirs() {
                 channel.wake_readable(); // the last thing they did
+                self.hold_id(channel.id()).iter().for_each(|held| self.write_from_now_on(held));
                 self.let_go(channel);
             }
+        }
+    }
+
+    /// Does what could not be done while producers of an earlier daemon wrote, see [`Channel::may_be_written`].
+    fn write_from_now_on(self: &Arc<Self>, channel: &Held) {
+        if Here::can_share() {
+            return;
+        }
+        log::info!("channel {}: its earlier producers are gone, messages are written again", channel.name());
+        self.finish_resets(channel);
+        for cpu in 0..channel.n_bufs() {
+            self.writers.submit_now(Job::Room { channel: channel.clone(), cpu });
         }
     }
 
