@@ -9,9 +9,10 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::unistd::{SysconfVar, sysconf};
 use relay::ChannelName;
 use relay::name::COMPONENTS_MAX;
+
+use relay::cpus;
 
 use crate::failure::Failure;
 use crate::waiting::means_gone;
@@ -86,7 +87,7 @@ impl Place {
     /// Opens the files of all CPUs, or of one, in the order of their numbers. `NoChannel` if there are none.
     pub(crate) fn open(&self, only: Option<usize>) -> Result<Vec<CpuFile>, Failure> {
         let mut files = Vec::new();
-        for cpu in wanted(only)? {
+        for cpu in wanted(only) {
             match CpuFile::open(cpu, self.cpu_path(cpu)) {
                 Ok(file) => files.push(file),
                 Err(Failure::Open { source, .. }) if source.kind() == ErrorKind::NotFound => {}
@@ -98,7 +99,7 @@ impl Place {
 
     /// Why there is no file of any CPU, or of this one.
     pub(crate) fn nothing(&self, only: Option<usize>) -> Result<Failure, Failure> {
-        let cpus = cpus_configured()?;
+        let cpus = cpus::count();
         let has: Vec<usize> = (0..cpus).filter(|&cpu| self.cpu_path(cpu).exists()).collect();
         let (mount, channel) = (self.mount.clone(), self.channel.clone());
         match only {
@@ -109,17 +110,12 @@ impl Place {
 }
 
 /// The numbers of all CPUs, or the one that is named.
-pub(crate) fn wanted(only: Option<usize>) -> Result<Range<usize>, Failure> {
-    Ok(match only {
+pub(crate) fn wanted(only: Option<usize>) -> Range<usize> {
+    match only {
         Some(cpu) => cpu..cpu.saturating_add(1),
-        None => 0..cpus_configured()?,
-    })
-}
-
-/// How many CPUs the machine can have; those that are offline count.
-fn cpus_configured() -> Result<usize, Failure> {
-    let count = sysconf(SysconfVar::_NPROCESSORS_CONF).ok().flatten();
-    count.and_then(|n| usize::try_from(n).ok()).filter(|&n| n > 0).ok_or(Failure::NoCpus)
+        // Those that are offline count.
+        None => 0..cpus::count(),
+    }
 }
 
 fn channels_dir(mount: &Path) -> PathBuf {

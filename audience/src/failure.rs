@@ -26,8 +26,6 @@ pub(crate) enum Failure {
     /// A system call that should always succeed.
     #[error("cannot {what}: {source}")]
     System { what: &'static str, source: io::Error },
-    #[error("cannot find out how many CPUs are configured; is /sys mounted?")]
-    NoCpus,
     #[error("{} is a socket, and sockets are for producers; name the mount point: -m MOUNTPOINT", .0.display())]
     Socket(PathBuf),
     #[error("{} is not a directory; name the mount point: -m MOUNTPOINT", .0.display())]

@@ -60,7 +60,7 @@ fn consume(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Resul
 fn look(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Result<(), Failure> {
     let place = options.what.place();
     let mut found = false;
-    for cpu in wanted(options.what.cpu)? {
+    for cpu in wanted(options.what.cpu) {
         match CpuFile::open(cpu, place.control_path(&format!("snapshot/cpu{cpu}"))) {
             Ok(mut file) => copy(&mut file, output, stop)?,
             Err(Failure::Open { source, .. })

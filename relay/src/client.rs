@@ -227,12 +227,8 @@ fn try_connect(path: &Path, wait: Duration) -> nix::Result<Socket> {
     let fd = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
     // A smaller queue works too.
     let _ = socket::setsockopt(&fd, sockopt::SndBuf, &SEND_QUEUE);
-    if !wait.is_zero() {
-        let seconds = i64::try_from(wait.as_secs()).unwrap_or(i64::MAX);
-        socket::setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(seconds, wait.subsec_micros().into()))?;
-    }
     match UnixAddr::new(path) {
-        Ok(address) => socket::connect(fd.as_raw_fd(), &address)?,
+        Ok(address) => connect_within(&fd, &address, wait)?,
         // An address holds 107 bytes of path; through its directory any path can be named.
         Err(Errno::ENAMETOOLONG) => {
             let (dir, name) = path.parent().zip(path.file_name()).ok_or(Errno::ENAMETOOLONG)?;
@@ -242,11 +238,30 @@ fn try_connect(path: &Path, wait: Duration) -> nix::Result<Socket> {
                 .open(dir)
                 .map_err(|error| Errno::try_from(error).unwrap_or(Errno::EIO))?;
             let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
-            socket::connect(fd.as_raw_fd(), &UnixAddr::new(&short)?)?;
+            connect_within(&fd, &UnixAddr::new(&short)?, wait)?;
         }
         Err(errno) => return Err(errno),
     }
     Ok(Socket(fd))
+}
+
+/// Connects, waiting at most `wait` for a place in the listener's queue. A signal interrupts the call with nothing done, so it is
+/// called again, for the time that is left.
+fn connect_within(socket: &OwnedFd, address: &UnixAddr, wait: Duration) -> nix::Result<()> {
+    let deadline = Instant::now().checked_add(wait);
+    loop {
+        if !wait.is_zero() {
+            let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
+            let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
+            // At least one: none at all would be for ever.
+            let micros = if seconds == 0 { left.subsec_micros().max(1) } else { left.subsec_micros() };
+            socket::setsockopt(socket, sockopt::SendTimeout, &TimeVal::new(seconds, micros.into()))?;
+        }
+        match socket::connect(socket.as_raw_fd(), address) {
+            Err(Errno::EINTR) => {}
+            result => return result,
+        }
+    }
 }
 
 /// The socket of a mount: behind the link in its tree, or `mount` itself if that is a socket.

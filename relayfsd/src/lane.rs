@@ -7,6 +7,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use relay::cpus;
 use relay::frame::{Messages, WriteReply};
 use relay::writer::{Contended, Here, Outcome, Placed, Writer};
 
@@ -24,7 +25,12 @@ pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receive
                     Ok(()) => work(job, &mut parked, cpu),
                     Err(unavailable) => {
                         give_up(&mut parked);
-                        job.fail(unavailable);
+                        // Where there can be no CPU, there is nothing to flush, to reset or to close.
+                        if cpu.is_some_and(|cpu| !cpus::is_possible(cpu)) {
+                            job.pass_over(unavailable);
+                        } else {
+                            job.fail(unavailable);
+                        }
                     }
                 }
                 if from_producer {

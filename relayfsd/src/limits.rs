@@ -1,11 +1,10 @@
-//! What the machine has: memory, descriptors, CPUs.
+//! What the machine has: memory, descriptors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
-use nix::unistd::{SysconfVar, sysconf};
 use relay::mountinfo;
 
 /// The part of what there is that channels may take.
@@ -73,12 +72,6 @@ fn lowest(root: &Path, group: &Path, file: &str) -> Option<u64> {
         .ancestors()
         .filter_map(|dir| fs::read_to_string(root.join(dir).join(file)).ok()?.trim().parse().ok())
         .min()
-}
-
-/// Configured CPUs, online or not: a reader that counts either finds its files.
-pub(crate) fn n_cpus() -> usize {
-    let configured = sysconf(SysconfVar::_NPROCESSORS_CONF).ok().flatten();
-    configured.and_then(|n| usize::try_from(n).ok()).filter(|n| *n > 0).unwrap_or(1)
 }
 
 /// Raises the limit of open files as far as allowed, and keeps connections within it.

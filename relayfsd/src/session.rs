@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, never, select, tick};
 use nix::unistd::geteuid;
-use relay::paths;
 use relay::size::format_size;
+use relay::{cpus, paths};
 use sd_notify::NotifyState;
 use thiserror::Error;
 
@@ -133,7 +133,7 @@ impl Session {
             memory: options.memory_max.unwrap_or_else(|| limits::memory_max(state.path())),
             channels: options.channels_max,
         };
-        let n_cpus = limits::n_cpus();
+        let n_cpus = cpus::count();
         let legacy = adopt::take_over(&state, &identity, named, n_cpus)?;
         // Whatever goes wrong from now on, what others have written stays.
         state.set_keep(!legacy.channels.is_empty());

@@ -119,6 +119,17 @@ impl Job {
         }
     }
 
+    /// The same for a CPU that there cannot be: whatever needs no message is done.
+    pub(crate) fn pass_over(self, why: Unavailable) {
+        match self {
+            Job::Flush { done, .. }
+            | Job::FlushUnread { done, .. }
+            | Job::Close { done, .. }
+            | Job::Reset { done, .. } => done(Ok(())),
+            job => job.fail(why),
+        }
+    }
+
     /// Tells whoever waits for it that the CPU is not to be had; a producer's messages are dropped, and counted.
     pub(crate) fn fail(self, why: Unavailable) {
         match self {
