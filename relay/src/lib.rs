@@ -10,6 +10,7 @@ pub mod abi;
 pub mod buffer;
 pub mod client;
 pub mod complaint;
+pub mod descriptor;
 pub mod duration;
 #[cfg(not(loom))]
 pub mod files;
