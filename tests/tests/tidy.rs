@@ -17,6 +17,7 @@ const CONFINED: &[(&str, &[&str])] = &[
             "relay-producer/librelay/src/c_api.rs", // what C gives
             "relay-producer/librelay/src/handle.rs", // what C keeps
             "relay/src/rseq.rs",
+            "relay/stdio/src/lib.rs", // runs before the runtime opens what is closed
             "relay/src/shm.rs",
             "relay/src/shm_model.rs",
             "relayfsd/src/daemonize.rs",
