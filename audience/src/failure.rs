@@ -20,9 +20,12 @@ pub(crate) enum Failure {
     /// A signal asked us to end.
     #[error("interrupted by signal {0}")]
     Interrupted(Signal),
-    /// Output failed in another way.
-    #[error("cannot write to standard output: {0}; what was read last is lost")]
-    Output(io::Error),
+    /// There is no output; nothing was read.
+    #[error("{0}: nothing was read; redirect it, for instance to /dev/null")]
+    NoOutput(#[from] relay_stdio::StreamError),
+    /// Output failed in another way. `lost` are the bytes that were read and not written.
+    #[error("cannot write to standard output: {source}{}", kept(*.lost, ""))]
+    Output { source: io::Error, lost: usize },
     /// A system call that should always succeed.
     #[error("cannot {what}: {source}")]
     System { what: &'static str, source: io::Error },
@@ -50,7 +53,7 @@ pub(crate) enum Failure {
     Damaged(PathBuf),
     #[error("{} holds a recording already; name another directory, or remove it", .0.display())]
     Recorded(PathBuf),
-    #[error("cannot write {}: {source}{}", .path.display(), kept(*.lost))]
+    #[error("cannot write {}: {source}{}", .path.display(), kept(*.lost, "; what is not recorded is still in the buffers"))]
     Record { path: PathBuf, source: io::Error, lost: usize },
     #[error("{} is not mounted (-m names another place), and relayfsd cannot mount it: {reason}", .mount.display())]
     Mount { mount: PathBuf, reason: String },
@@ -59,6 +62,14 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
+    /// The same failure, where what was read is consumed by no reading.
+    pub(crate) fn without_loss(self) -> Failure {
+        match self {
+            Failure::Output { source, .. } => Failure::Output { source, lost: 0 },
+            other => other,
+        }
+    }
+
     pub(crate) fn open(path: &Path, source: io::Error) -> Failure {
         Failure::Open { path: path.to_owned(), source }
     }
@@ -109,10 +120,10 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// What became of the messages when a recording could not be written.
-fn kept(lost: usize) -> String {
+/// What became of the messages when they could not be written. `unlost` is said if none are lost.
+fn kept(lost: usize, unlost: &str) -> String {
     match lost {
-        0 => "; what is not recorded is still in the buffers".to_owned(),
+        0 => unlost.to_owned(),
         _ => format!("; {lost} bytes that were read are lost, the rest is still in the buffers"),
     }
 }

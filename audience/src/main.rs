@@ -42,12 +42,27 @@ fn main() -> ExitCode {
             output::say(of_usage(&error.to_string()));
             return ExitCode::from(USAGE);
         }
-        Err(help) => help.exit(),
+        Err(help) => {
+            return match relay_stdio::print(|| help.print()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    output::say(why);
+                    ExitCode::FAILURE
+                }
+            };
+        }
     };
     if let [program, args @ ..] = options.program.as_slice() {
         let error = exec::exec(program, args);
         output::say(&error);
         return ExitCode::from(error.status());
+    }
+    // Before anything is mounted or read.
+    if options.action.is_none()
+        && let Err(failure) = output::check()
+    {
+        output::say(failure);
+        return ExitCode::FAILURE;
     }
     let result = match (&options.action, &options.state) {
         (Some(Action::Record(options)), _) => record::run(options),

@@ -62,7 +62,7 @@ fn look(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Result<(
     let mut found = false;
     for cpu in wanted(options.what.cpu) {
         match CpuFile::open(cpu, place.control_path(&format!("snapshot/cpu{cpu}"))) {
-            Ok(mut file) => copy(&mut file, output, stop)?,
+            Ok(mut file) => copy(&mut file, output, stop).map_err(Failure::without_loss)?,
             Err(Failure::Open { source, .. })
                 if source.kind() == ErrorKind::NotFound && !place.cpu_path(cpu).exists() =>
             {

@@ -1,6 +1,7 @@
 //! The reader: maps a channel's buffers, takes finished sub-buffers from them, gives them back, and waits for more.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use relay::Geometry;
 use relay::abi::LAYOUT_VERSION;
+use relay::descriptor::HeldFd;
 use relay::files::{Control, FileError};
 use relay::frame::{Consume, SHARE_FIRST_EXTRA, ShareReply, Watch};
 use relay::shm::Mapping;
@@ -33,7 +35,7 @@ pub struct Reader {
     place: Place,
     connection: Connection,
     /// The daemon rings it.
-    bell: OwnedFd,
+    bell: HeldFd,
     buffers: Buffers,
 }
 
@@ -58,7 +60,7 @@ struct Buffers {
 pub struct BuffersId {
     /// Device and inode number of the control file, which is nobody else's as long as somebody has it.
     numbers: (u64, u64),
-    control: Arc<File>,
+    _control: Arc<HeldFd>,
 }
 
 impl PartialEq for BuffersId {
@@ -184,8 +186,9 @@ impl Reader {
                 let left = at.saturating_duration_since(Instant::now());
                 PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
             });
+            let Some(bell) = self.bell.get() else { return Err(ReadError::Gone) };
             let mut fds = [
-                PollFd::new(self.bell.as_fd(), PollFlags::POLLIN),
+                PollFd::new(bell, PollFlags::POLLIN),
                 PollFd::new(self.connection.as_fd(), PollFlags::empty()),
             ];
             match poll(&mut fds, timeout) {
@@ -227,8 +230,10 @@ impl Reader {
     }
 
     fn drain_bell(&self) {
-        // Non-blocking; that it was not rung is no error.
-        let _ = nix::unistd::read(&self.bell, &mut [0; 8]);
+        if let Some(bell) = self.bell.get() {
+            // Non-blocking; that it was not rung is no error.
+            let _ = nix::unistd::read(bell, &mut [0; 8]);
+        }
     }
 }
 
@@ -265,7 +270,7 @@ fn check(reply: &ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Resul
 fn connect(
     place: &Place,
     known: Option<&BuffersId>,
-) -> Result<(Connection, OwnedFd, Option<Buffers>), ReadError> {
+) -> Result<(Connection, HeldFd, Option<Buffers>), ReadError> {
     let mut connection = Connection::open(&place.mount, &place.channel)?;
     let (geometry, n_bufs) = (connection.geometry, connection.n_bufs);
     if let Some(cpu) = place.only.filter(|cpu| *cpu >= n_bufs) {
@@ -278,11 +283,15 @@ fn connect(
         if first.is_none()
             && let (Some(file), Some(bell)) = (files.next(), files.next())
         {
-            let id = identify(file.into())?;
-            let map = || Control::map(&id.control, Mapping::read_only, geometry, n_bufs);
             let said = |error: FileError| files_error(format!("the control file: {error}"));
-            let control = if known == Some(&id) { None } else { Some(map().map_err(said)?) };
-            first = Some((id, bell, control));
+            let bell = HeldFd::new(bell).map_err(|error| files_error(format!("the bell: {error}")))?;
+            let file = File::from(file);
+            let numbers = identify(&file).map_err(|error| said(error.into()))?;
+            let is_known = known.is_some_and(|known| known.numbers == numbers);
+            let map = || Control::map(&file, Mapping::read_only, geometry, n_bufs);
+            let control = (!is_known).then(map).transpose().map_err(said)?;
+            let held = HeldFd::new(file.into()).map_err(|error| said(error.into()))?;
+            first = Some((BuffersId { numbers, _control: Arc::new(held) }, bell, control));
         }
         let Some((_, _, Some(control))) = &first else { return Ok(()) };
         for file in files {
@@ -298,7 +307,7 @@ fn connect(
     Ok((connection, bell, control.map(|_| Buffers { id, views })))
 }
 
-fn identify(control: File) -> Result<BuffersId, ReadError> {
-    let found = control.metadata().map_err(|error| files_error(format!("the control file: {error}")))?;
-    Ok(BuffersId { numbers: (found.dev(), found.ino()), control: Arc::new(control) })
+fn identify(control: &File) -> io::Result<(u64, u64)> {
+    let found = control.metadata()?;
+    Ok((found.dev(), found.ino()))
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use relay::descriptor::away_from_stdio;
 
 /// The daemon that mounts.
 pub(crate) const DAEMON: &str = "relayfsd";
@@ -44,9 +45,13 @@ impl Ended {
 /// Runs a program to its end, and not for as long as what it has left running: that has inherited what we gave to it.
 pub(crate) fn run(command: &mut Command) -> io::Result<Ended> {
     // What it says goes into a file: a pipe can be full, and has no end as long as somebody has it open.
-    let mut stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC)?);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone()?);
-    let status = match command.status() {
+    // The program that the library is in may have closed its standard streams.
+    let (mut stderr, mut child) = away_from_stdio(|| {
+        let stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC)?);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone()?);
+        io::Result::Ok((stderr, command.spawn()?))
+    })?;
+    let status = match child.wait() {
         Err(error) if error.raw_os_error() == Some(Errno::ECHILD as i32) => None,
         status => Some(status?),
     };

@@ -2,11 +2,11 @@
 //! which nothing else would. The buffers outlive it: a line is replaced in place by that of the next daemon, if that one
 //! has taken over the same files.
 //!
+//! The program may have closed the descriptors: then the connection is over.
+//!
 //! Nothing here waits, but for [`Line::replace`]. The lock is only ever tried: a thread that waited for it could wait for
 //! itself, having been interrupted by a signal while it held the lock, or for one that is not there, in a forked child.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::process;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -18,6 +18,7 @@ use nix::sys::stat::fstat;
 use nix::unistd::write;
 
 use relay::client::Socket;
+use relay::descriptor::HeldFd;
 
 /// Whether the connection is still there is looked at not more often than this.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
@@ -49,10 +50,10 @@ pub(crate) struct Line {
 #[derive(Debug)]
 pub(crate) struct Ends {
     /// An eventfd; the daemon waits for it if somebody waits for the daemon.
-    pub(crate) bell: OwnedFd,
+    pub(crate) bell: HeldFd,
     pub(crate) socket: Arc<Socket>,
     /// The control file. As long as it is open the daemon can tell that somebody uses it: it holds a lock.
-    pub(crate) control: File,
+    pub(crate) control: HeldFd,
 }
 
 impl Line {
@@ -117,6 +118,10 @@ impl Line {
         if !is_own {
             self.state.store(INHERITED, Ordering::Relaxed);
         }
+        let Some(bell) = bell.get() else {
+            self.state.store(CUT, Ordering::Relaxed);
+            return false;
+        };
         loop {
             match write(bell, &1u64.to_ne_bytes()) {
                 Err(Errno::EINTR) => {}
@@ -142,8 +147,11 @@ impl Line {
         let Some(Ends { socket, control, .. }) = &*ends else { return true };
         if socket.is_over() {
             self.state.store(CUT, Ordering::Relaxed);
-            // Removed: no daemon will find it.
-            return fstat(control).is_ok_and(|stat| stat.st_nlink == 0);
+            // Removed: no daemon will find it. If it cannot be asked any more, the next connection finds out.
+            return control
+                .get()
+                .and_then(|control| fstat(control).ok())
+                .is_some_and(|stat| stat.st_nlink == 0);
         }
         if !self.is_own() {
             self.state.store(INHERITED, Ordering::Relaxed);

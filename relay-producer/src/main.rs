@@ -27,6 +27,8 @@ enum Failure {
     Open(#[from] OpenError),
     #[error("--chunk={size}: a message of this channel may have {max} bytes")]
     Chunk { size: usize, max: usize },
+    #[error("{0}: no messages to read; name a MESSAGE, or redirect it, for instance from /dev/null")]
+    NoInput(#[from] relay_stdio::StreamError),
     #[error("cannot read standard input: {0}")]
     Input(#[from] io::Error),
     #[error(transparent)]
@@ -44,7 +46,15 @@ fn main() -> ExitCode {
             say(&of_usage(&error.to_string()));
             return ExitCode::from(USAGE);
         }
-        Err(help) => help.exit(),
+        Err(help) => {
+            return match relay_stdio::print(|| help.print()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    say(&why);
+                    ExitCode::FAILURE
+                }
+            };
+        }
     };
     if let Some(file) = &options.load {
         let result = module::run(file, &options.mount(), options.duration, options.verbose);
@@ -71,6 +81,9 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<Counts, Failure> {
+    if options.messages.is_empty() {
+        relay_stdio::input()?;
+    }
     let channel = Channel::builder(options.mount(), options.channel.as_str())
         .create(options.create.is_some())
         .geometry(options.create.unwrap_or_default())

@@ -16,6 +16,7 @@ use relay::Geometry;
 use relay::abi::LAYOUT_VERSION;
 use relay::buffer::Buffer;
 use relay::client::Socket;
+use relay::descriptor::HeldFd;
 use relay::files::{self, FileError};
 use relay::frame::{SHARE_FIRST_EXTRA, ShareReply};
 use relay::shm::Mapping;
@@ -61,8 +62,8 @@ struct Control {
     /// `None`: it is that of `mapped`.
     mapped: Option<files::Control>,
     id: FileId,
-    file: File,
-    bell: OwnedFd,
+    file: HeldFd,
+    bell: HeldFd,
 }
 
 impl Arriving {
@@ -146,12 +147,14 @@ impl Arriving {
 
     fn map_control(&self, file: File, bell: OwnedFd) -> Result<Control, String> {
         let why = |why: FileError| format!("the control file cannot be used: {why}");
+        let held = |fd| HeldFd::new(fd).map_err(|error| why(error.into()));
+        let bell = held(bell)?;
         let metadata = file.metadata().map_err(|error| why(error.into()))?;
         let id = FileId { device: metadata.dev(), inode: metadata.ino() };
         if self.mapped.as_ref().is_some_and(|mapped| mapped.is_of(id, &self.geometry, self.n_bufs)) {
-            return Ok(Control { mapped: None, id, file, bell });
+            return Ok(Control { mapped: None, id, file: held(file.into())?, bell });
         }
         let mapped = files::Control::map(&file, Mapping::new, self.geometry, self.n_bufs).map_err(why)?;
-        Ok(Control { mapped: Some(mapped), id, file, bell })
+        Ok(Control { mapped: Some(mapped), id, file: held(file.into())?, bell })
     }
 }

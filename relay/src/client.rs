@@ -1,10 +1,10 @@
 //! The clients' end of the socket: finding it, connecting to it, packets out and in. Nothing here waits unless told how
 //! long.
 
-use std::fs::{self, File};
+use std::fs::{self, OpenOptions};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use nix::sys::time::TimeVal;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use thiserror::Error;
 
+use crate::descriptor::{self, HeldFd, above_stdio, away_from_stdio};
 use crate::frame::{Body, DESCRIPTORS_MAX, Refusal};
 use crate::paths::SOCKET_LINK;
 
@@ -118,9 +119,10 @@ pub struct Refused {
     pub text: String,
 }
 
-/// A connected socket.
+/// A connected socket. It is over, too, when the program has closed its descriptor: nothing is sent to what has the number
+/// now, or taken from it.
 #[derive(Debug)]
-pub struct Socket(OwnedFd);
+pub struct Socket(HeldFd);
 
 impl Socket {
     /// Connects, waiting at most `wait` for a listener whose queue is full.
@@ -138,8 +140,9 @@ impl Socket {
 
     /// Sends one packet, at once or not at all.
     pub fn send(&self, packet: &[u8]) -> Result<(), SendError> {
+        let Some(fd) = self.0.get() else { return Err(SendError::Gone) };
         loop {
-            match socket::send(self.0.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+            match socket::send(fd.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
                 Ok(_) => return Ok(()),
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM) => return Err(SendError::Full),
@@ -151,10 +154,11 @@ impl Socket {
     /// Takes one packet: its length, which exceeds the buffer's if it was cut; `None` if there is none yet; 0 when
     /// the connection is over.
     pub fn receive(&self, packet: &mut [u8]) -> Option<usize> {
+        let Some(fd) = self.0.get() else { return Some(0) };
         // A peer that closes with packets unread leaves one ECONNRESET, told before what it had sent.
         let mut was_reset = false;
         loop {
-            match socket::recv(self.0.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
+            match socket::recv(fd.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
                 Ok(len) => return Some(len),
                 Err(Errno::EINTR) => {}
                 Err(Errno::ECONNRESET) if !was_reset => was_reset = true,
@@ -164,21 +168,26 @@ impl Socket {
         }
     }
 
-    /// Takes one packet with the descriptors that come with it; otherwise as [`Self::receive`].
+    /// Takes one packet with the descriptors that come with it, all of them 3 or above and close-on-exec; otherwise as
+    /// [`Self::receive`]. What cannot be moved there is left out.
     pub fn receive_with_descriptors(&self, packet: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
         use rustix::io::Errno;
         let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
+        let Some(fd) = self.0.get() else { return Some((0, Vec::new())) };
         let mut was_reset = false;
         loop {
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            match recvmsg(&self.0, &mut [IoSliceMut::new(packet)], &mut control, flags) {
+            let received =
+                away_from_stdio(|| recvmsg(fd, &mut [IoSliceMut::new(packet)], &mut control, flags));
+            match received {
                 Ok(received) => {
                     let descriptors = control.drain().flat_map(|message| match message {
                         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
                         _ => None,
                     });
-                    return Some((received.bytes, descriptors.flatten().collect()));
+                    let moved = descriptors.flatten().filter_map(|fd| above_stdio(fd).ok());
+                    return Some((received.bytes, moved.collect()));
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::CONNRESET) if !was_reset => was_reset = true,
@@ -190,8 +199,9 @@ impl Socket {
 
     /// Whether the other end has hung up, whatever may still be there to receive.
     pub fn is_over(&self) -> bool {
+        let Some(fd) = self.0.get() else { return true };
         // POLLHUP needs no asking for. An interruption, the only possible failure, says nothing.
-        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::empty())];
+        let mut fds = [PollFd::new(fd, PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
@@ -206,7 +216,8 @@ impl Socket {
                     PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
                 }
             };
-            match poll(&mut [PollFd::new(self.0.as_fd(), events)], timeout) {
+            let Some(fd) = self.0.get() else { return true };
+            match poll(&mut [PollFd::new(fd, events)], timeout) {
                 Ok(0) if deadline.is_some_and(|at| at <= Instant::now()) => return false,
                 Ok(0) | Err(Errno::EINTR) => {}
                 Ok(_) | Err(_) => return true,
@@ -216,15 +227,19 @@ impl Socket {
 
     /// Ends the connection: whoever waits on it wakes up. What has arrived can still be received.
     pub fn shut_down(&self) {
-        // Fails only if it is over anyway.
-        let _ = socket::shutdown(self.0.as_raw_fd(), Shutdown::Both);
+        if let Some(fd) = self.0.get() {
+            // Fails only if it is over anyway.
+            let _ = socket::shutdown(fd.as_raw_fd(), Shutdown::Both);
+        }
     }
 }
 
 fn try_connect(path: &Path, wait: Duration) -> nix::Result<Socket> {
     let mut flags = SockFlag::SOCK_CLOEXEC;
     flags.set(SockFlag::SOCK_NONBLOCK, wait.is_zero());
-    let fd = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+    let fd = away_from_stdio(|| socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None))?;
+    let failed = |error: io::Error| Errno::try_from(error).unwrap_or(Errno::EIO);
+    let fd = above_stdio(fd).map_err(failed)?;
     // A smaller queue works too.
     let _ = socket::setsockopt(&fd, sockopt::SndBuf, &SEND_QUEUE);
     match UnixAddr::new(path) {
@@ -232,17 +247,15 @@ fn try_connect(path: &Path, wait: Duration) -> nix::Result<Socket> {
         // An address holds 107 bytes of path; through its directory any path can be named.
         Err(Errno::ENAMETOOLONG) => {
             let (dir, name) = path.parent().zip(path.file_name()).ok_or(Errno::ENAMETOOLONG)?;
-            let dir = File::options()
-                .read(true)
-                .custom_flags((OFlag::O_PATH | OFlag::O_DIRECTORY).bits())
-                .open(dir)
-                .map_err(|error| Errno::try_from(error).unwrap_or(Errno::EIO))?;
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+            let dir = descriptor::open(OpenOptions::new().read(true).custom_flags(flags.bits()), dir)
+                .map_err(failed)?;
             let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join(name);
             connect_within(&fd, &UnixAddr::new(&short)?, wait)?;
         }
         Err(errno) => return Err(errno),
     }
-    Ok(Socket(fd))
+    HeldFd::new(fd).map(Socket).map_err(failed)
 }
 
 /// Connects, waiting at most `wait` for a place in the listener's queue. A signal interrupts the call with nothing done, so it is
@@ -291,8 +304,9 @@ pub fn find(mount: &Path) -> Result<PathBuf, ConnectError> {
     }
 }
 
+/// The number, to be polled and for nothing else: what has it may be the program's.
 impl AsFd for Socket {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }

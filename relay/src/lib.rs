@@ -11,6 +11,7 @@ pub mod buffer;
 pub mod client;
 pub mod complaint;
 pub mod cpus;
+pub mod descriptor;
 pub mod duration;
 #[cfg(not(loom))]
 pub mod files;

@@ -4,7 +4,7 @@
 //! asked without an error or without hanging, and a path alone does not tell one mount from the next.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::descriptor::{self, away_from_stdio};
 
 /// File system type of our mounts, in /proc/mounts and in fstab.
 pub const FS_TYPE: &str = "fuse.relayfsd";
@@ -46,7 +48,7 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
 
 /// All mounts of this process's mount namespace.
 pub fn read() -> io::Result<Vec<Entry>> {
-    Ok(parse(&std::fs::read(MOUNTINFO)?))
+    Ok(parse(&away_from_stdio(|| std::fs::read(MOUNTINFO))?))
 }
 
 /// The mount that a path lookup of `point` ends in, if something is mounted exactly there.
@@ -58,7 +60,7 @@ pub fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
 
 /// Blocks until the given mount has left the table: unmounted, lazily or not.
 pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
-    let mut file = File::open(MOUNTINFO)?;
+    let mut file = descriptor::open(OpenOptions::new().read(true), MOUNTINFO)?;
     let mut table = Vec::new();
     loop {
         table.clear();

@@ -87,7 +87,15 @@ fn main() -> ExitCode {
             daemonize::complain(&relay::complaint::of_usage(&error.to_string()));
             return usage;
         }
-        Err(help) => help.exit(),
+        Err(help) => {
+            return match relay_stdio::print(|| help.print()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    daemonize::complain(&why);
+                    failure
+                }
+            };
+        }
     };
     if helper.fake {
         return ExitCode::SUCCESS;

@@ -8,11 +8,15 @@
  *   shape SLOT | toobig SLOT | switch | late | calls | go CPU | fork SLOT TEXT | copy SLOT | signal SLOT TEXT
  *   race SLOT THREADS                   closes while threads write
  *   hold SLOT TEXT | release            a thread writes, and stays in subbuf_start until it is released
+ *   take-over HOW files|sockets DIR     closes all descriptors from 3 on, and opens the program's own. HOW: close, range, dup2
+ *   touched                             0, or what happened to the program's own
+ *   become-daemon SLOT HOW DIR COUNT    a child does that with files, and then writes COUNT messages of 100 bytes and flushes
  *
  * SLOT "-" is NULL.
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <relay.h>
 #include <sched.h>
@@ -20,6 +24,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -222,6 +228,109 @@ static void race(struct rchan *chan, int n)
 	say_status(status);
 }
 
+#define OWN 16
+
+/* The program's own descriptors: files, or the ends of socket pairs. */
+static struct {
+	int fd;
+	dev_t device;
+	ino_t inode;
+} own[OWN];
+
+static void take_over(const char *how, const char *what, const char *dir)
+{
+	int i, pair[2], last_open = 2;
+
+	for (i = 3; i < 1024; i++)
+		if (fcntl(i, F_GETFD) >= 0)
+			last_open = i;
+	for (i = 3; i <= last_open && !strcmp(how, "close"); i++)
+		close(i);
+	if (!strcmp(how, "range") && close_range(3, ~0U, 0))
+		abort();
+	for (i = 0; i < OWN; i++) {
+		char path[300];
+		struct stat found;
+
+		snprintf(path, sizeof path, "%s/own%d", dir, i);
+		if (*what == 'f') {
+			own[i].fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+		} else if (i % 2 == 0) {
+			if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair))
+				abort();
+			own[i].fd = pair[0];
+		} else {
+			own[i].fd = pair[1];
+		}
+		/* In the place of what is there. */
+		if (!strcmp(how, "dup2") && i + 3 <= last_open && own[i].fd > i + 3) {
+			if (dup2(own[i].fd, i + 3) < 0)
+				abort();
+			if (own[i].fd > last_open)
+				close(own[i].fd);
+			own[i].fd = i + 3;
+		}
+		if (fstat(own[i].fd, &found))
+			abort();
+		own[i].device = found.st_dev, own[i].inode = found.st_ino;
+	}
+}
+
+/* Whether something happened to them, which it says. */
+static int is_touched(void)
+{
+	struct stat found;
+	char in[8];
+	int i;
+
+	for (i = 0; i < OWN; i++) {
+		const char *what = NULL;
+
+		if (fstat(own[i].fd, &found) || found.st_dev != own[i].device || found.st_ino != own[i].inode)
+			what = "is closed";
+		else if (S_ISREG(found.st_mode) && found.st_size != 0)
+			what = "was written to";
+		else if (S_ISSOCK(found.st_mode) && (recv(own[i].fd, in, sizeof in, MSG_DONTWAIT) >= 0 || errno != EAGAIN))
+			what = "was sent to, or shut down";
+		if (what) {
+			printf("descriptor %d %s\n", own[i].fd, what);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* A message finishes sub-buffers as others do. */
+static int write_and_flush(struct rchan *chan, int count)
+{
+	char message[100];
+
+	memset(message, 'd', sizeof message);
+	for (; count > 0; count--)
+		if (relay_write(chan, message, sizeof message))
+			return errno;
+	return relay_flush(chan) ? errno : 0;
+}
+
+static void become_daemon(struct rchan *chan, const char *how, const char *dir, int count)
+{
+	int status;
+	pid_t child = fork();
+
+	if (child == 0) {
+		setsid();
+		take_over(how, "files", dir);
+		status = write_and_flush(chan, count);
+		if (status == 0 && relay_close(chan))
+			status = errno;
+		_exit(is_touched() ? 255 : status);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status))
+		abort();
+	errno = WEXITSTATUS(status);
+	say(status != 0, 0);
+}
+
 static void obey(char **word, int words)
 {
 	const char *what = word[0];
@@ -285,6 +394,14 @@ static void obey(char **word, int words)
 		hold(chan, word[2]);
 	} else if (!strcmp(what, "release")) {
 		release();
+	} else if (!strcmp(what, "take-over")) {
+		take_over(word[1], word[2], word[3]);
+		say_status(0);
+	} else if (!strcmp(what, "touched")) {
+		if (!is_touched())
+			say_status(0);
+	} else if (!strcmp(what, "become-daemon")) {
+		become_daemon(chan, word[2], word[3], atoi(word[4]));
 	} else if (!strcmp(what, "flush")) {
 		say_status(relay_flush(chan));
 	} else if (!strcmp(what, "reset")) {

@@ -1,9 +1,10 @@
 //! What is done through the mounted tree, by whoever may: it is the reader's side, on which a producer has no say.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
+use relay::descriptor::{self, away_from_stdio};
 
 use crate::error::of_tree;
 
@@ -26,7 +27,7 @@ impl Control {
 
     fn write(&self, file: &str, text: &str) -> Result<(), Errno> {
         // Neither made nor cut: it must be the daemon's.
-        let opened = fs::File::options().write(true).open(self.path(file)?);
+        let opened = descriptor::open(OpenOptions::new().write(true), self.path(file)?);
         let written = opened.and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
         written.map_err(|error| of_tree(&error))
     }
@@ -52,7 +53,8 @@ impl Control {
 
     /// How many sub-buffers of a CPU are finished and not given back.
     pub(crate) fn finished(&self, cpu: usize) -> Result<u64, Errno> {
-        let stats = fs::read_to_string(self.path("stats")?).map_err(|error| of_tree(&error))?;
+        let path = self.path("stats")?;
+        let stats = away_from_stdio(|| fs::read_to_string(path)).map_err(|error| of_tree(&error))?;
         // Not there, or not all of it: read from a daemon that is ending.
         let value = |name: &str| {
             let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cpu{cpu}.{name} ")));

@@ -1,0 +1,92 @@
+//! Whether a command has the standard streams it needs.
+//!
+//! Rust's runtime opens /dev/null in place of a standard stream that is closed when a program starts. What is printed there
+//! is lost without an error, and input ends at once. So a function of this crate runs before the runtime does, and notes
+//! which streams are closed. A stream that is /dev/null because the caller wants it so stays what it is.
+//!
+//! For commands only: a library must not have code that runs before a program's `main`.
+#![allow(unsafe_code)]
+
+use std::io::{self, ErrorKind, Write};
+use std::os::fd::{AsFd, RawFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc::{F_GETFD, STDIN_FILENO, STDOUT_FILENO};
+use thiserror::Error;
+
+/// Why a standard stream cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum StreamError {
+    /// There was no standard input when the program was started.
+    #[error("standard input is closed")]
+    NoInput,
+    /// There was no standard output.
+    #[error("standard output is closed")]
+    NoOutput,
+    /// Standard input cannot be read.
+    #[error("standard input is not open for reading")]
+    UnreadableInput,
+    /// Standard output cannot be written.
+    #[error("standard output is not open for writing")]
+    UnwritableOutput,
+}
+
+/// Bit N is set if descriptor N was closed when the program started.
+static CLOSED: AtomicU8 = AtomicU8::new(0);
+
+// SAFETY: the C library calls the functions of this section, which are of this type, before main(); the section has a
+// pointer's alignment.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = note;
+
+/// Needs nothing of the runtime, which is not there yet.
+extern "C" fn note() {
+    for fd in 0..=2 {
+        // SAFETY: reads the flags of a descriptor, if there is one.
+        if unsafe { libc::fcntl(fd, F_GETFD) } < 0 {
+            // Relaxed: the only thread yet.
+            CLOSED.fetch_or(1 << fd, Ordering::Relaxed);
+        }
+    }
+}
+
+fn was_closed(fd: RawFd) -> bool {
+    // Relaxed: stored before there were threads.
+    CLOSED.load(Ordering::Relaxed) & (1 << fd) != 0
+}
+
+/// Checks that standard input can be read.
+pub fn input() -> Result<(), StreamError> {
+    if was_closed(STDIN_FILENO) {
+        return Err(StreamError::NoInput);
+    }
+    if is_open_for(&io::stdin(), OFlag::O_RDONLY) { Ok(()) } else { Err(StreamError::UnreadableInput) }
+}
+
+/// Checks that standard output can be written.
+pub fn output() -> Result<(), StreamError> {
+    if was_closed(STDOUT_FILENO) {
+        return Err(StreamError::NoOutput);
+    }
+    if is_open_for(&io::stdout(), OFlag::O_WRONLY) { Ok(()) } else { Err(StreamError::UnwritableOutput) }
+}
+
+/// Runs `print`, which prints help or a version on standard output. Returns why it could not. That the reader wants no more
+/// of it is no error.
+pub fn print(print: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
+    output().map_err(|error| error.to_string())?;
+    match print().and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(format!("cannot write to standard output: {error}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_open_for(stream: &impl AsFd, access: OFlag) -> bool {
+    let Ok(flags) = fcntl(stream, FcntlArg::F_GETFL).map(OFlag::from_bits_retain) else { return false };
+    let mode = flags & OFlag::O_ACCMODE;
+    !flags.contains(OFlag::O_PATH) && (mode == access || mode == OFlag::O_RDWR)
+}

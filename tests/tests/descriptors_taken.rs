@@ -1,0 +1,187 @@
+//! Programs that close descriptors they never opened, as daemons do, and have their own under the numbers of the library's:
+//! nothing comes into those, and none is closed.
+
+use std::fs::{self, File};
+use std::os::fd::{AsRawFd, RawFd};
+use std::process::Command;
+use std::time::Duration;
+
+use audience::{ReadError, Reader};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::close;
+use relayfs_tests::direct::with_sequences;
+use relayfs_tests::librelay::{Caller, libraries};
+use relayfs_tests::{DEADLINE, Mount, text};
+
+const WAYS: [&str; 3] = ["close", "range", "dup2"];
+
+/// A caller on CPU 0 that writes directly.
+#[track_caller]
+fn direct_caller(mount: &Mount) -> Caller {
+    drop(Caller::start(mount.point())); // compiles it
+    let mut command = Command::new(libraries().join("api"));
+    with_sequences(&mut command);
+    let mut caller = Caller::run(command, mount.point());
+    caller.expect(&[("go 0", "0")]);
+    caller
+}
+
+/// A directory for the program's own files.
+fn own(mount: &Mount) -> String {
+    let dir = mount.beside("own");
+    fs::create_dir_all(&dir).expect("a directory");
+    dir.display().to_string()
+}
+
+/// Writing directly goes on, with somebody asleep in poll for whom the bell would ring.
+#[test]
+fn program_that_closes_all_descriptors_writes_on_directly() {
+    let mount = Mount::with_sequences(&["--channel=app/log:subbuf-size=4K:n-subbufs=8"]);
+    for (way, what) in WAYS.into_iter().flat_map(|way| [(way, "files"), (way, "sockets")]) {
+        let mut caller = direct_caller(&mount);
+        caller.expect(&[("open 0 app/log 4096 8", "0"), ("write 0 before.", "0")]);
+        let file = File::open(mount.path("app/log0")).expect("a buffer's file");
+        let poller = std::thread::spawn(move || {
+            let mut fds = [PollFd::new(std::os::fd::AsFd::as_fd(&file), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::try_from(DEADLINE).expect("a short time"))
+        });
+        caller.expect(&[
+            (&format!("take-over {way} {what} {}", own(&mount)), "0"),
+            ("fill 0 a 3000", "0"),
+            ("fill 0 b 3000", "0"),
+            ("fill 0 c 3000", "0"),
+            ("touched", "0"),
+            // Connects again.
+            ("flush 0", "0"),
+            ("fill 0 d 3000", "0"),
+            ("touched", "0"),
+            ("close 0", "0"),
+            ("touched", "0"),
+        ]);
+        assert_eq!(poller.join().expect("a thread"), Ok(1), "{way} {what}: who polls hears of it");
+        let letters: String = text(&mount.read("app/log0"));
+        let parts = ["a", "b", "c", "d"].map(|letter| letter.repeat(3000));
+        assert!(letters == format!("before.{}", parts.concat()), "{way} {what}: {} bytes", letters.len());
+        caller.end();
+    }
+}
+
+/// By the socket, what cannot be sent is an error, and the next call that may wait connects again.
+#[test]
+fn program_that_closes_all_descriptors_sends_nothing_to_its_own() {
+    let mount = Mount::new(&["--channel=app/log:global"]);
+    for (way, what) in WAYS.into_iter().flat_map(|way| [(way, "files"), (way, "sockets")]) {
+        let mut caller = Caller::start(mount.point());
+        caller.expect(&[
+            ("open 0 app/log 4096 8", "0"),
+            ("write 0 before.", "0"),
+            (&format!("take-over {way} {what} {}", own(&mount)), "0"),
+            ("write 0 lost", "ENODEV"),
+            ("touched", "0"),
+            ("flush 0", "0"),
+            ("write 0 after.", "0"),
+            ("fill 0 x 0", "0"),
+            ("flush 0", "0"),
+            ("close 0", "0"),
+            ("touched", "0"),
+        ]);
+        caller.end();
+        assert_eq!(text(&mount.read("app/log0")), "before.after.", "{way} {what}");
+    }
+}
+
+/// Closed at once: what is lost is lost, and nothing else is closed.
+#[test]
+fn closing_a_channel_without_descriptors_closes_nothing() {
+    let mount = Mount::new(&["--channel=one:global"]);
+    for channel in ["one", "cpu"] {
+        let mut caller = Caller::start(mount.point());
+        caller.expect(&[
+            (&format!("open 0 {channel} 4096 8"), "0"),
+            (&format!("take-over close files {}", own(&mount)), "0"),
+            ("close 0", "0"),
+            ("touched", "0"),
+        ]);
+        caller.end();
+    }
+}
+
+/// fork, setsid, close everything: what most daemons do.
+#[test]
+fn child_that_closes_all_descriptors_writes_everything() {
+    let mount = Mount::with_sequences(&["--channel=app/log:subbuf-size=1000:n-subbufs=64"]);
+    for way in WAYS {
+        let mut caller = direct_caller(&mount);
+        let daemon = format!("become-daemon 0 {way} {} 100", own(&mount));
+        caller.expect(&[
+            ("open 0 app/log 4096 8", "0"),
+            ("write 0 parent.", "0"),
+            (&daemon, "0"),
+            ("write 0 parent.", "0"),
+            ("flush 0", "0"),
+        ]);
+        caller.end();
+        let expected = format!("parent.{}parent.", "d".repeat(10_000));
+        assert!(text(&mount.read("app/log0")) == expected, "{way}");
+    }
+}
+
+/// Another thread is inside a call meanwhile.
+#[test]
+fn descriptors_closed_under_a_call_are_left_alone() {
+    let mount = Mount::with_sequences(&[]);
+    for way in WAYS {
+        let mut caller = direct_caller(&mount);
+        caller.expect(&[
+            ("open 0 app/log 100 8 admit", "0"),
+            ("fill 0 a 70", "0"),
+            (&format!("hold 0 {}", "b".repeat(70)), "0"),
+            (&format!("take-over {way} files {}", own(&mount)), "0"),
+            ("release", "0"),
+            ("touched", "0"),
+            ("close 0", "0"),
+            ("touched", "0"),
+        ]);
+        caller.end();
+        assert_eq!(text(&mount.read("app/log0")), format!("{}{}", "a".repeat(70), "b".repeat(70)), "{way}");
+    }
+}
+
+/// Descriptors of this process that lead to a target like that.
+fn leading_to(part: &str) -> Vec<RawFd> {
+    let entries = fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
+    let leads = |fd: &RawFd| {
+        fs::read_link(format!("/proc/self/fd/{fd}")).is_ok_and(|to| to.to_string_lossy().contains(part))
+    };
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(leads).collect()
+}
+
+/// A reader of mappings takes nothing out of what has its bell's number.
+#[test]
+fn reader_that_loses_its_bell_reads_nothing_from_what_has_its_number() {
+    let mount = Mount::new(&["--channel=rd:subbuf-size=4K:n-subbufs=8"]);
+    let mut reader = Reader::open(mount.point(), "rd").expect("a reader");
+    // The only timers of this process are bells of readers.
+    let bells = leading_to("[timerfd]");
+    let [bell] = bells[..] else { panic!("one bell: {bells:?}") };
+    let path = mount.beside("own");
+    fs::write(&path, "the program's own").expect("a file");
+    let file = File::options().read(true).write(true).open(&path).expect("a file");
+    close(bell).expect("a descriptor of the reader's");
+    let own = rustix::io::fcntl_dupfd_cloexec(&file, bell).expect("its number");
+    assert_eq!(own.as_raw_fd(), bell);
+
+    let deadline = Some(std::time::Instant::now() + Duration::from_secs(60));
+    assert!(matches!(reader.wait(deadline), Err(ReadError::Gone)));
+    let position = nix::unistd::lseek(&own, 0, nix::unistd::Whence::SeekCur);
+    assert_eq!(position, Ok(0), "it has read from the program's file");
+    assert!(reader.reopen().expect("the daemon is there"), "the same buffers");
+    mount.send_to("rd", 0, &[&[b'x'; 4096], b"more"]);
+    assert!(reader.wait(deadline).expect("waiting"), "it has a bell again");
+    assert_eq!(reader.next_finished(0).expect("a sub-buffer").len(), 4096);
+    reader.release(0).expect("giving back");
+    drop(reader);
+    let still = nix::sys::stat::fstat(&own).expect("the program's file is open");
+    assert_eq!(still.st_size, "the program's own".len() as i64);
+    assert_eq!(leading_to("[timerfd]"), [], "and the bell is closed");
+}
