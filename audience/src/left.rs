@@ -168,7 +168,7 @@ impl LeftChannel<'_> {
             match copy(reader) {
                 Ok((reader, bytes)) => {
                     output.write(&bytes)?;
-                    losses.insert(cpu, Losses::of(&reader));
+                    losses.insert(cpu, Losses::of(&reader).since(&Losses::before(&reader)));
                 }
                 Err(why) => complain(format!("{}: {why}", path.display())),
             }

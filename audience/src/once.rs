@@ -47,10 +47,11 @@ fn read(options: &Options, stop: Option<&Stop>) -> Result<(), Failure> {
 fn consume(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Result<(), Failure> {
     let place = options.what.place();
     let mut files = place.open(options.what.cpu)?;
+    let mut tally = Tally::default();
+    tally.begin(&place.stats_path());
     for file in &mut files {
         copy(file, output, stop)?;
     }
-    let mut tally = Tally::default();
     tally.add(&place.stats_path());
     tally.tell(options.what.cpu);
     Ok(())

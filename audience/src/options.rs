@@ -32,7 +32,8 @@ const EXEC_WITH_VALUE: &str = "--exec=";
 /// file holds, then CPU 1's, and so on; messages of one CPU stay in the order in which they were written.
 ///
 /// If nothing is mounted there, relayfsd is run to mount it, and unmounted again at the end; with --follow
-/// the mount is waited for instead. At the end, what the channel lost is told on standard error.
+/// the mount is waited for instead. At the end it says on standard error what the channel lost since it was last
+/// read.
 ///
 /// `audience record` records a channel into files, one for each CPU; see `audience record --help`.
 #[derive(Debug, Parser)]

@@ -384,47 +384,6 @@ fn whoever_reads_it_may_go_away() {
     }
 }
 
-/// "Losses are told on stderr at the end", by CPU and cause.
-#[test]
-fn losses_are_told_at_the_end() {
-    let mount = Mount::new(&[
-        "--subbuf-size",
-        "4096",
-        "--n-subbufs",
-        "1",
-        "--channel",
-        "over:overwrite",
-        "--channel",
-        "log:global",
-    ]);
-    let message = [b'x'; 1000];
-    mount.send(1, &[&message[..]; 16]);
-    mount.send(0, &[&[b'x'; 5000][..]]);
-    let (code, read, said) = listen(mount.point(), &[]);
-    assert_eq!((code, read.len()), (0, 4000));
-    assert_eq!(
-        said,
-        "audience: cpu0: 1 message too big; raise --subbuf-size\n\
-         audience: cpu1: 12 messages dropped; raise --n-subbufs\n"
-    );
-    let (_, _, said) = listen(mount.point(), &["--cpu=1"]);
-    assert_eq!(said, "audience: cpu1: 12 messages dropped; raise --n-subbufs\n");
-
-    mount.send_to("over", 0, &[&message[..]; 5]);
-    let (code, read, said) = listen(mount.point(), &["-c", "over"]);
-    assert_eq!((code, read.len()), (0, 1000), "{said}");
-    assert_eq!(said, "audience: cpu0: 4000 bytes overwritten before they were read; raise --n-subbufs\n");
-
-    // Who follows is told what was lost in his time.
-    mount.send_to("log", 0, &[&message[..]; 5]);
-    let follower = Follower::start(mount.point(), &["-c", "log", "--interval=0.01"]);
-    eventually("what there is", || follower.read().len() == 4000);
-    let lost = mount.send_to("log", 0, &[&message[..]; 15]).dropped;
-    assert!(lost > 0);
-    let s = if lost == 1 { "" } else { "s" };
-    assert_eq!(follower.end(), format!("audience: cpu0: {lost} message{s} dropped; raise --n-subbufs\n"));
-}
-
 /// A signal ends it even when nobody takes its output.
 #[test]
 fn interrupted_it_ends_even_if_its_output_is_stuck() {
