@@ -212,8 +212,8 @@ fn parse(text: &str) -> Look {
     look
 }
 
-/// `cpu1.dropped 3`
-fn split(line: &str) -> Option<(usize, &str, u64)> {
+/// Splits `cpu1.dropped 3` into the buffer's number, the name and the value. `None`: the line has another form.
+pub(crate) fn split(line: &str) -> Option<(usize, &str, u64)> {
     let (name, value) = line.split_once(' ')?;
     let (cpu, name) = name.split_once('.')?;
     Some((cpu.strip_prefix("cpu")?.parse().ok()?, name, value.trim().parse().ok()?))

@@ -99,7 +99,7 @@ fn lines_that_are_too_long_are_skipped_and_told() {
         said,
         "relay-producer: line 2 skipped: longer than a message of this channel may be, 1000 bytes\n\
          relay-producer: line 4 skipped: longer than a message of this channel may be, 1000 bytes\n\
-         relay-producer: 2 of 5 messages dropped: 2 longer than a message of this channel may be\n"
+         relay-producer: 2 of 5 messages dropped: 2 longer than a message of this channel may be, 1000 bytes\n"
     );
     let arrived: Vec<_> = daemon.store().messages.iter().map(|(_, message)| message.clone()).collect();
     assert_eq!(arrived, [&b"one\n"[..], b"three\n", b"five\n"]);

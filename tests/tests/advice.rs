@@ -86,7 +86,11 @@ fn a_recording_tells_what_was_lost_since_the_last_reading() {
     recorder.is_ready();
     eventually("what there is", || recorder.recorded(0).len() == 4000);
     assert_eq!(recorder.end(Signal::SIGINT), 0);
-    assert!(recorder.said().contains("cpu0: 4000 bytes recorded, 2 messages dropped\n"), "{}", recorder.said());
+    assert!(
+        recorder.said().contains("cpu0: 4000 bytes recorded, 2 messages dropped\n"),
+        "{}",
+        recorder.said()
+    );
     assert_eq!(listen(mount.point(), &["--cpu=0"]), (String::new(), String::new()), "recorded is read");
 }
 
@@ -105,4 +109,25 @@ fn losses_that_were_told_are_not_told_again_after_a_crash() {
     mount.restart(&["--subbuf-size=4096", "--n-subbufs=1"]);
     assert_eq!(listen(mount.point(), &[]).1, format!("audience: cpu0: 2 messages {DROPPED}\n"));
     assert_eq!(listen(mount.point(), &[]), (String::new(), String::new()));
+}
+
+#[test]
+fn a_reader_that_finds_nothing_says_which_channels_have_data() {
+    let names: Vec<String> = (0..7).map(|n| format!("--channel=more/c{n}x")).collect();
+    let mut args = vec!["--channel=app/log", "--channel=empty:header=16"];
+    args.extend(names.iter().map(String::as_str));
+    let mount = Mount::new(&args);
+    assert_eq!(listen(mount.point(), &[]), (String::new(), String::new()), "nothing anywhere");
+    mount.send_to("app/log", 0, &[&[b'x'; 12 << 10][..]]);
+    let hint = "audience: channel 'cpu' has nothing unread; other channels have: app/log (12.0 KiB); -c NAME reads one\n";
+    for args in [&[][..], &["--snapshot"]] {
+        assert_eq!(listen(mount.point(), args), (String::new(), hint.to_owned()), "{args:?}");
+    }
+    assert_eq!(listen(mount.point(), &["--cpu=0"]).1, "", "it has what it asked for");
+    assert_eq!(listen(mount.point(), &["-c", "empty"]).1.len(), 0, "the same");
+    (0..7).for_each(|n| assert_eq!(mount.send_to(&format!("more/c{n}x"), 0, &[b"."]).written, 1));
+    let (_, said) = listen(mount.point(), &[]);
+    assert!(said.ends_with("more/c3x (1 B) and 3 more; -c NAME reads one\n"), "{said}");
+    mount.send(0, &[b"here"]);
+    assert_eq!(listen(mount.point(), &[]), ("here".to_owned(), String::new()));
 }

@@ -123,7 +123,7 @@ fn errors_say_what_is_wrong() {
     let (point, missing) = (mount.point(), mount.beside("missing"));
     for (point, args, part) in [
         (point, &["-c", "nope"][..], "no channel 'nope'"),
-        (point, &["-c", "nope"], "there are: all, app/log, cpu"),
+        (point, &["-c", "nope"], " (existing: all, app/log, cpu)"),
         (point, &["-c", "app"], "no channel 'app'"),
         (point, &["--cpu", "4000"], "no file for CPU 4000, only for 0"),
         (point, &["-c", "all", "--cpu", "1"], "no file for CPU 1, only for 0"),
@@ -321,7 +321,7 @@ fn following_waits_for_directory_mount_and_channel() {
     follower.has_read("here\n");
     let said = follower.end();
     assert!(
-        said.contains("no channel 'app/log'") && said.contains("there are: cpu; waiting for it"),
+        said.contains("no channel 'app/log'") && said.contains(" (existing: cpu); waiting for it"),
         "{said}"
     );
     assert_eq!(said.lines().count(), 1, "{said}");

@@ -170,7 +170,7 @@ fn what_is_not_there_is_told_with_what_is() {
     let said = complain(&dir, &["-c", "app/log"]);
     assert!(
         said.contains("no channel 'app/log' in ")
-            && said.ends_with("; there are: all, app/ring, cpu, none\n"),
+            && said.ends_with(" (existing: all, app/ring, cpu, none)\n"),
         "{said}"
     );
     let said = complain(&dir, &["--cpu=77"]);
@@ -225,7 +225,7 @@ fn without_the_list_channels_go_by_their_numbers() {
         assert!(
             code == 1
                 && said.contains(&format!(
-                    "no channel 'cpu' in {}; there are: {}",
+                    "no channel 'cpu' in {} (existing: {})",
                     dir.display(),
                     list.join(", ")
                 )),
