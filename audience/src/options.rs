@@ -93,7 +93,7 @@ pub(crate) enum Action {
     /// waited for. The files hold the messages as they were written, back to back, and are for their owner alone.
     ///
     /// When the disk is full it ends with an error: the files keep what they have, and what is not in them is still in the
-    /// buffers. At the end it says what was recorded and what the channel lost meanwhile. Exit status: 0 when it ended as
+    /// buffers. At the end it says what was recorded, and what the channel lost since it was last read. Exit status: 0 when it ended as
     /// it was told to, whatever was lost; 1 after an error; 2 for wrong usage.
     Record(Record),
 }

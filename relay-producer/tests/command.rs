@@ -158,7 +158,7 @@ fn the_transport_is_shared_where_it_can_be_and_an_error_where_it_must_be() {
 fn channels_are_created_only_when_asked_for() {
     let (_dir, daemon) = start(Manners::default());
     let said = complaint(&daemon, &["-c", "app/log", "x"], b"", 1);
-    assert_eq!(said, "relay-producer: no channel 'app/log': there is cpu\n");
+    assert_eq!(said, "relay-producer: no channel 'app/log': there is cpu; use --create to create it\n");
     let args =
         ["-v", "--transport=socket", "-c", "app/log", "--create=subbuf_size=64K:n-subbufs=8:overwrite", "x"];
     let said = complaint(&daemon, &args, b"", 0);

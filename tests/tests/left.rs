@@ -96,7 +96,6 @@ fn what_a_dead_daemon_left_is_what_it_would_have_shown() {
                 "audience: cpu1: 1 message too big: longer than a sub-buffer or than 1 MiB; write shorter messages, \
                  or raise --subbuf-size\n"
             }
-            "app/ring" => "audience: cpu1: 15040 bytes overwritten before they were read\n",
             _ => "",
         };
         assert_eq!((code, said.as_str()), (0, lost), "{name}");
