@@ -1,6 +1,6 @@
 //! What a channel lost, from its file `stats`: lines such as `cpu1.dropped 3`.
 //!
-//! Beside each count there is what it was when the buffer was last read, `cpu1.dropped_before 2`. A reader reports the
+//! Beside each count there is what it was when the buffer was last read, `cpu1.old_dropped 2`. A reader reports the
 //! difference, so a loss is reported once, by the reader that comes after it.
 //!
 //! Counters never decrease while a channel lives. One that did starts again from zero: the daemon is another
@@ -56,10 +56,10 @@ impl Losses {
         let block = reader.buffer().block();
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Losses {
-            dropped: get(&block.dropped_before),
-            too_big: get(&block.too_big_before),
-            contended: get(&block.contended_before),
-            overwritten_bytes: get(&block.overwritten_bytes_before),
+            dropped: get(&block.old_dropped),
+            too_big: get(&block.old_too_big),
+            contended: get(&block.old_contended),
+            overwritten_bytes: get(&block.old_overwritten_bytes),
         }
     }
 
@@ -196,7 +196,7 @@ fn parse(text: &str) -> Look {
     let mut look = Look::default();
     for line in text.lines() {
         let Some((cpu, name, value)) = split(line) else { continue };
-        let (counters, name) = match name.strip_suffix("_before") {
+        let (counters, name) = match name.strip_prefix("old_") {
             Some(name) => (&mut look.before, name),
             None => (&mut look.now, name),
         };
@@ -273,7 +273,8 @@ mod tests {
     fn losses_before_the_last_reading_are_not_told_again() {
         let dir = tempfile::tempdir().unwrap();
         let stats = dir.path().join("stats");
-        let text = "cpu0.dropped 12\ncpu0.too_big 1\ncpu1.dropped 4\ncpu0.dropped_before 10\ncpu0.too_big_before 1\n";
+        let text =
+            "cpu0.dropped 12\ncpu0.too_big 1\ncpu1.dropped 4\ncpu0.old_dropped 10\ncpu0.old_too_big 1\n";
         fs::write(&stats, text).unwrap();
         let mut tally = Tally::default();
         tally.begin(&stats);

@@ -80,13 +80,13 @@ pub struct BufferBlock {
     pub consumed: AtomicU64,
     /// Dropped messages, of both counters, when the buffer was last read. This word and the next three have the daemon as
     /// their only writer; nothing but reports goes by them.
-    pub dropped_before: AtomicU64,
+    pub old_dropped: AtomicU64,
     /// [`Self::too_big`] when the buffer was last read.
-    pub too_big_before: AtomicU64,
+    pub old_too_big: AtomicU64,
     /// [`Self::contended`] when the buffer was last read.
-    pub contended_before: AtomicU64,
+    pub old_contended: AtomicU64,
     /// [`Self::overwritten_bytes`] when the buffer was last read.
-    pub overwritten_bytes_before: AtomicU64,
+    pub old_overwritten_bytes: AtomicU64,
     pad1: Pad<24>,
     /// Newest sub-buffer a writer has begun to write into: `lap | slot | 0`. Never decreases.
     pub begun: AtomicU64,
@@ -179,10 +179,10 @@ const _: () = {
     assert!(size_of::<BufferBlock>() == BLOCK_LEN);
     assert!(offset_of!(BufferBlock, state) == 0);
     assert!(offset_of!(BufferBlock, consumed) == 64);
-    assert!(offset_of!(BufferBlock, dropped_before) == 72);
-    assert!(offset_of!(BufferBlock, too_big_before) == 80);
-    assert!(offset_of!(BufferBlock, contended_before) == 88);
-    assert!(offset_of!(BufferBlock, overwritten_bytes_before) == 96);
+    assert!(offset_of!(BufferBlock, old_dropped) == 72);
+    assert!(offset_of!(BufferBlock, old_too_big) == 80);
+    assert!(offset_of!(BufferBlock, old_contended) == 88);
+    assert!(offset_of!(BufferBlock, old_overwritten_bytes) == 96);
     assert!(offset_of!(BufferBlock, begun) == 128);
     assert!(offset_of!(BufferBlock, dropped) == 192);
     assert!(offset_of!(BufferBlock, too_big) == 200);

@@ -122,10 +122,10 @@ impl Reader {
         // Relaxed: counters say nothing of other memory, and nothing but reports goes by these.
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let dropped = get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere));
-        block.dropped_before.store(dropped, Ordering::Relaxed);
-        block.too_big_before.store(get(&block.too_big), Ordering::Relaxed);
-        block.contended_before.store(get(&block.contended), Ordering::Relaxed);
-        block.overwritten_bytes_before.store(get(&block.overwritten_bytes), Ordering::Relaxed);
+        block.old_dropped.store(dropped, Ordering::Relaxed);
+        block.old_too_big.store(get(&block.too_big), Ordering::Relaxed);
+        block.old_contended.store(get(&block.contended), Ordering::Relaxed);
+        block.old_overwritten_bytes.store(get(&block.overwritten_bytes), Ordering::Relaxed);
     }
 
     /// Gets the memory that reading `count` bytes may take, so that reading them cannot fail for want of it.
