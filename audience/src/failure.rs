@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use relay::ChannelName;
 use thiserror::Error;
 
@@ -33,14 +34,19 @@ pub(crate) enum Failure {
     Socket(PathBuf),
     #[error("{} is not a directory; name the mount point: -m MOUNTPOINT", .0.display())]
     NotDirectory(PathBuf),
-    #[error("no channel '{channel}' in {}{}", .mount.display(), listed(.known))]
+    #[error("no channel '{channel}' in {}{}", .mount.display(), listed(.channel, .known))]
     NoChannel { channel: ChannelName, mount: PathBuf, known: Vec<String> },
     #[error("channel '{channel}' in {} has no file for CPU {cpu}, only for {}", .mount.display(), ranges(.has))]
     NoCpu { channel: ChannelName, mount: PathBuf, cpu: usize, has: Vec<usize> },
     #[error("cannot open {}: {source}{}", .path.display(), advice(.source))]
     Open { path: PathBuf, source: io::Error },
-    #[error("cannot read {}: {source}", .path.display())]
+    #[error("cannot read {}: {source}{}", .path.display(), advice(.source))]
     Read { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot open {}: {source}; a state directory is /dev/shm/relayfs-UID/NAME, for the user relayfsd runs as",
+        .path.display()
+    )]
+    StateDir { path: PathBuf, source: io::Error },
     #[error(
         "{} is no state directory: there are no channels in it; relayfsd's are below /dev/shm/relayfs-UID, or where its \
          --state-dir says, and one that ended by itself has left none", .0.display()
@@ -88,12 +94,15 @@ impl Failure {
     }
 }
 
-/// The known channels as the end of a sentence; nothing if there are none or they may not be listed.
-fn listed(known: &[String]) -> String {
-    match known.len() {
+/// The other channels, in parentheses; nothing if there are none or they may not be listed.
+fn listed(missing: &ChannelName, known: &[String]) -> String {
+    // One that has appeared since it was looked for is not listed as another.
+    let others: Vec<&str> =
+        known.iter().map(String::as_str).filter(|name| *name != missing.as_str()).collect();
+    match others.len() {
         0 => String::new(),
-        n if n <= LISTED_MAX => format!("; there are: {}", known.join(", ")),
-        n => format!("; there are: {} and {} more", known[..LISTED_MAX].join(", "), n - LISTED_MAX),
+        n if n <= LISTED_MAX => format!(" (existing: {})", others.join(", ")),
+        n => format!(" (existing: {} and {} more)", others[..LISTED_MAX].join(", "), n - LISTED_MAX),
     }
 }
 
@@ -116,6 +125,9 @@ fn advice(error: &io::Error) -> &'static str {
             "; its files are for the user who mounted it, root, and the group that relayfsd --group names"
         }
         io::ErrorKind::OutOfMemory => "; raise relayfsd --max-memory",
+        _ if error.raw_os_error() == Some(Errno::EIO as i32) => {
+            "; its channel is broken: relayfsd's log has the reason"
+        }
         _ => "",
     }
 }
@@ -146,8 +158,10 @@ mod tests {
         };
         assert_eq!(failure(vec![]), "no channel 'app/log' in /mnt/relay");
         let two = vec!["app/err".to_owned(), "cpu".to_owned()];
-        assert_eq!(failure(two), "no channel 'app/log' in /mnt/relay; there are: app/err, cpu");
+        assert_eq!(failure(two), "no channel 'app/log' in /mnt/relay (existing: app/err, cpu)");
+        let itself = vec!["app/log".to_owned()];
+        assert_eq!(failure(itself), "no channel 'app/log' in /mnt/relay", "it has just been created");
         let many = (0..25).map(|n| format!("c{n}x")).collect();
-        assert!(failure(many).ends_with("c19x and 5 more"));
+        assert!(failure(many).ends_with("c19x and 5 more)"));
     }
 }

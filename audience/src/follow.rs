@@ -95,7 +95,7 @@ impl Follower<'_> {
         loop {
             if let Some(mut files) = if_there(self.place.open(self.options.what.cpu))? {
                 if first {
-                    self.tally.forgive(&self.place.stats_path());
+                    self.tally.begin(&self.place.stats_path());
                 }
                 let over = self.follow(&mut files);
                 // Before the files are closed, which may be all that keeps the channel.

@@ -62,7 +62,7 @@ struct Found<'d> {
 impl Found<'_> {
     fn in_dir(dir: &Path) -> Result<Found<'_>, Failure> {
         let mut ids = Vec::new();
-        for entry in fs::read_dir(dir).map_err(|error| Failure::open(dir, error))? {
+        for entry in fs::read_dir(dir).map_err(|source| Failure::StateDir { path: dir.to_owned(), source })? {
             let name = entry.map_err(|error| Failure::read(dir, error))?.file_name();
             ids.extend(name.to_str().and_then(id_of_control));
         }
@@ -168,7 +168,7 @@ impl LeftChannel<'_> {
             match copy(reader) {
                 Ok((reader, bytes)) => {
                     output.write(&bytes)?;
-                    losses.insert(cpu, Losses::of(&reader));
+                    losses.insert(cpu, Losses::of(&reader).since(&Losses::before(&reader)));
                 }
                 Err(why) => complain(format!("{}: {why}", path.display())),
             }

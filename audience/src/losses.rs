@@ -1,5 +1,8 @@
 //! What a channel lost, from its file `stats`: lines such as `cpu1.dropped 3`.
 //!
+//! Beside each count there is what it was when the buffer was last read, `cpu1.old_dropped 2`. A reader reports the
+//! difference, so a loss is reported once, by the reader that comes after it.
+//!
 //! Counters never decrease while a channel lives. One that did starts again from zero: the daemon is another
 //! one.
 
@@ -8,11 +11,17 @@ use std::fmt;
 use std::fs;
 use std::iter::Sum;
 use std::path::Path;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use relay::reader::Reader;
 
 use crate::output;
+
+/// Why messages are dropped, and what helps.
+const NO_ROOM: &str = ": the buffer was full; read more often, or raise --n-subbufs";
+/// Why messages are too big, and what helps.
+const TOO_BIG: &str =
+    ": longer than a sub-buffer or than 1 MiB; write shorter messages, or raise --subbuf-size";
 
 /// One buffer's losses, or those of several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +41,7 @@ impl Losses {
     pub(crate) fn of(reader: &Reader) -> Losses {
         let block = reader.buffer().block();
         // Relaxed: the counts say nothing about other memory.
-        let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let overwritten = get(&block.overwritten_bytes).saturating_add(reader.overwritten_unread());
         Losses {
             dropped: get(&block.dropped).saturating_add(get(&block.dropped_elsewhere)),
@@ -42,17 +51,41 @@ impl Losses {
         }
     }
 
-    /// How many of what, by cause, without those of which there are none; and what may help.
+    /// What they were when the buffer was last read.
+    pub(crate) fn before(reader: &Reader) -> Losses {
+        let block = reader.buffer().block();
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Losses {
+            dropped: get(&block.old_dropped),
+            too_big: get(&block.old_too_big),
+            contended: get(&block.old_contended),
+            overwritten_bytes: get(&block.old_overwritten_bytes),
+        }
+    }
+
+    /// What was lost since an earlier look. A counter that went back started again.
+    pub(crate) fn since(&self, last: &Losses) -> Losses {
+        let grown = |last: u64, now: u64| now.checked_sub(last).unwrap_or(now);
+        Losses {
+            dropped: grown(last.dropped, self.dropped),
+            too_big: grown(last.too_big, self.too_big),
+            contended: grown(last.contended, self.contended),
+            overwritten_bytes: grown(last.overwritten_bytes, self.overwritten_bytes),
+        }
+    }
+
+    /// Counts by cause, without those that are zero; and advice where there is some.
     fn causes(&self) -> impl Iterator<Item = (String, &'static str)> {
         let cause = |count: u64, unit: &str, what: &str, advice| {
             let s = if count == 1 { "" } else { "s" };
             (count > 0).then(|| (format!("{count} {unit}{s} {what}"), advice))
         };
         [
-            cause(self.dropped, "message", "dropped", "; raise --n-subbufs"),
-            cause(self.too_big, "message", "too big", "; raise --subbuf-size"),
+            cause(self.dropped, "message", "dropped", NO_ROOM),
+            cause(self.too_big, "message", "too big", TOO_BIG),
             cause(self.contended, "message", "interrupted each time", ""),
-            cause(self.overwritten_bytes, "byte", "overwritten before they were read", "; raise --n-subbufs"),
+            // Overwriting is what such a channel is for: no advice.
+            cause(self.overwritten_bytes, "byte", "overwritten before they were read", ""),
         ]
         .into_iter()
         .flatten()
@@ -75,8 +108,16 @@ impl fmt::Display for Losses {
     }
 }
 
-/// The counters of one look, by the buffer's number.
+/// Losses by the buffer's number.
 type Counters = BTreeMap<usize, Losses>;
+
+/// One look at the counters.
+#[derive(Debug, Default)]
+struct Look {
+    now: Counters,
+    /// What they were when each buffer was last read.
+    before: Counters,
+}
 
 /// Adds up what is lost from one look at the counters to the next.
 #[derive(Debug, Default)]
@@ -91,31 +132,26 @@ impl Tally {
         Tally { last: Counters::new(), total }
     }
 
-    /// What the counters say now was lost before our time. Does nothing if they cannot be read.
-    pub(crate) fn forgive(&mut self, stats: &Path) {
-        if let Some(now) = read(stats) {
-            self.last = now;
+    /// Begins with what was lost since the buffers were last read. For a reader that has read nothing yet. Does nothing if the
+    /// counters cannot be read.
+    pub(crate) fn begin(&mut self, stats: &Path) {
+        if let Some(look) = read(stats) {
+            self.last = look.before;
         }
     }
 
     /// Adds what was lost since the last look: everything, if there was none. Does nothing if the counters
     /// cannot be read.
     pub(crate) fn add(&mut self, stats: &Path) {
-        if let Some(now) = read(stats) {
-            self.add_counters(now);
+        if let Some(look) = read(stats) {
+            self.add_counters(look.now);
         }
     }
 
     fn add_counters(&mut self, now: Counters) {
         for (&cpu, now) in &now {
             let last = self.last.get(&cpu).copied().unwrap_or_default();
-            let grown = |last: u64, now: u64| now.checked_sub(last).unwrap_or(now);
-            self.total.entry(cpu).or_default().add(Losses {
-                dropped: grown(last.dropped, now.dropped),
-                too_big: grown(last.too_big, now.too_big),
-                contended: grown(last.contended, now.contended),
-                overwritten_bytes: grown(last.overwritten_bytes, now.overwritten_bytes),
-            });
+            self.total.entry(cpu).or_default().add(now.since(&last));
         }
         self.last = now;
     }
@@ -151,15 +187,19 @@ impl Sum for Losses {
 }
 
 /// `None` if the file cannot be read: then there is nothing to tell.
-fn read(stats: &Path) -> Option<Counters> {
+fn read(stats: &Path) -> Option<Look> {
     fs::read_to_string(stats).ok().map(|text| parse(&text))
 }
 
-/// Lines of other forms, and names that we do not know, are for others.
-fn parse(text: &str) -> Counters {
-    let mut counters = Counters::new();
+/// Parses `stats`. Lines of other forms, and unknown names, are left out.
+fn parse(text: &str) -> Look {
+    let mut look = Look::default();
     for line in text.lines() {
         let Some((cpu, name, value)) = split(line) else { continue };
+        let (counters, name) = match name.strip_prefix("old_") {
+            Some(name) => (&mut look.before, name),
+            None => (&mut look.now, name),
+        };
         let losses = counters.entry(cpu).or_default();
         match name {
             "dropped" => losses.dropped = value,
@@ -169,11 +209,11 @@ fn parse(text: &str) -> Counters {
             _ => {}
         }
     }
-    counters
+    look
 }
 
-/// `cpu1.dropped 3`
-fn split(line: &str) -> Option<(usize, &str, u64)> {
+/// Splits `cpu1.dropped 3` into the buffer's number, the name and the value. `None`: the line has another form.
+pub(crate) fn split(line: &str) -> Option<(usize, &str, u64)> {
     let (name, value) = line.split_once(' ')?;
     let (cpu, name) = name.split_once('.')?;
     Some((cpu.strip_prefix("cpu")?.parse().ok()?, name, value.trim().parse().ok()?))
@@ -189,12 +229,12 @@ mod tests {
     #[test]
     fn losses_are_told_by_cpu_and_cause() {
         let mut tally = Tally::default();
-        tally.add_counters(parse(STATS));
+        tally.add_counters(parse(STATS).now);
         let expected = [
-            "cpu0: 1 message too big; raise --subbuf-size",
-            "cpu1: 12 messages dropped; raise --n-subbufs",
-            "cpu1: 4096 bytes overwritten before they were read; raise --n-subbufs",
-            "cpu10: 1 message dropped; raise --n-subbufs",
+            format!("cpu0: 1 message too big{TOO_BIG}"),
+            format!("cpu1: 12 messages dropped{NO_ROOM}"),
+            "cpu1: 4096 bytes overwritten before they were read".to_owned(),
+            format!("cpu10: 1 message dropped{NO_ROOM}"),
         ];
         assert_eq!(tally.lines(None), expected);
         assert_eq!(tally.lines(Some(1)), expected[1..3]);
@@ -204,7 +244,7 @@ mod tests {
     #[test]
     fn losses_add_up_and_are_said_in_one_line() {
         let mut tally = Tally::default();
-        tally.add_counters(parse(STATS));
+        tally.add_counters(parse(STATS).now);
         assert_eq!(tally.of(2).to_string(), "nothing lost");
         let all: Losses = [0, 1, 10].map(|cpu| tally.of(cpu)).into_iter().sum();
         let expected = "13 messages dropped, 1 message too big, 4096 bytes overwritten before they were read";
@@ -216,33 +256,48 @@ mod tests {
         let text = "\ncpu\ncpu0\ncpu0.dropped\ncpu0.dropped x\ncpu0.dropped -1\ncpux.dropped 1\ncpu.dropped 1\n\
                     0.dropped 1\ncpu0.dropped.max 7\ncpu99999999999999999999.dropped 1\ncpu0.new_one 5\n";
         let mut tally = Tally::default();
-        tally.add_counters(parse(text));
+        tally.add_counters(parse(text).now);
         assert!(tally.lines(None).is_empty());
     }
 
     #[test]
     fn only_growth_counts_after_the_first_look() {
-        let mut tally = Tally { last: parse(STATS), ..Tally::default() };
-        tally.add_counters(parse(STATS));
+        let mut tally = Tally { last: parse(STATS).now, ..Tally::default() };
+        tally.add_counters(parse(STATS).now);
         assert!(tally.lines(None).is_empty());
-        tally.add_counters(parse("cpu1.dropped 14\n"));
-        assert_eq!(tally.lines(None), ["cpu1: 2 messages dropped; raise --n-subbufs"]);
+        tally.add_counters(parse("cpu1.dropped 14\n").now);
+        assert_eq!(tally.lines(None), [format!("cpu1: 2 messages dropped{NO_ROOM}")]);
+    }
+
+    #[test]
+    fn losses_before_the_last_reading_are_not_told_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let stats = dir.path().join("stats");
+        let text =
+            "cpu0.dropped 12\ncpu0.too_big 1\ncpu1.dropped 4\ncpu0.old_dropped 10\ncpu0.old_too_big 1\n";
+        fs::write(&stats, text).unwrap();
+        let mut tally = Tally::default();
+        tally.begin(&stats);
+        tally.add(&stats);
+        let expected =
+            [format!("cpu0: 2 messages dropped{NO_ROOM}"), format!("cpu1: 4 messages dropped{NO_ROOM}")];
+        assert_eq!(tally.lines(None), expected);
     }
 
     #[test]
     fn counters_that_went_back_started_again() {
-        let mut tally = Tally { last: parse("cpu0.dropped 100\n"), ..Tally::default() };
-        tally.add_counters(parse("cpu0.dropped 103\n"));
-        tally.add_counters(parse("cpu0.dropped 2\n"));
-        tally.add_counters(parse("cpu0.dropped 2\n"));
-        assert_eq!(tally.lines(None), ["cpu0: 5 messages dropped; raise --n-subbufs"]);
+        let mut tally = Tally { last: parse("cpu0.dropped 100\n").now, ..Tally::default() };
+        tally.add_counters(parse("cpu0.dropped 103\n").now);
+        tally.add_counters(parse("cpu0.dropped 2\n").now);
+        tally.add_counters(parse("cpu0.dropped 2\n").now);
+        assert_eq!(tally.lines(None), [format!("cpu0: 5 messages dropped{NO_ROOM}")]);
     }
 
     #[test]
     fn unreadable_counters_change_nothing() {
         let mut tally = Tally::default();
         tally.add(Path::new("/nonexistent/stats"));
-        tally.forgive(Path::new("/nonexistent/stats"));
+        tally.begin(Path::new("/nonexistent/stats"));
         assert!(tally.lines(None).is_empty());
     }
 }

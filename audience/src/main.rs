@@ -6,6 +6,7 @@
 //! program may; only `audience record`, which writes one file for each CPU, takes the buffers' mappings where the
 //! daemon gives them, by the library beside this.
 
+mod amount;
 mod block;
 mod channel;
 mod exec;
@@ -21,6 +22,7 @@ mod record;
 mod signals;
 mod starting;
 mod unmount;
+mod unread;
 mod waiting;
 
 use std::process::ExitCode;

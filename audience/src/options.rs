@@ -32,7 +32,8 @@ const EXEC_WITH_VALUE: &str = "--exec=";
 /// file holds, then CPU 1's, and so on; messages of one CPU stay in the order in which they were written.
 ///
 /// If nothing is mounted there, relayfsd is run to mount it, and unmounted again at the end; with --follow
-/// the mount is waited for instead. At the end, what the channel lost is told on standard error.
+/// the mount is waited for instead. At the end it says on standard error what the channel lost since it was last
+/// read.
 ///
 /// `audience record` records a channel into files, one for each CPU; see `audience record --help`.
 #[derive(Debug, Parser)]
@@ -92,7 +93,7 @@ pub(crate) enum Action {
     /// waited for. The files hold the messages as they were written, back to back, and are for their owner alone.
     ///
     /// When the disk is full it ends with an error: the files keep what they have, and what is not in them is still in the
-    /// buffers. At the end it says what was recorded and what the channel lost meanwhile. Exit status: 0 when it ended as
+    /// buffers. At the end it says what was recorded, and what the channel lost since it was last read. Exit status: 0 when it ended as
     /// it was told to, whatever was lost; 1 after an error; 2 for wrong usage.
     Record(Record),
 }

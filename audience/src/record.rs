@@ -96,7 +96,7 @@ impl Recorder<'_> {
         loop {
             if let Some(files) = if_there(self.place.open(self.options.what.cpu))? {
                 if first {
-                    self.tally.forgive(&self.place.stats_path());
+                    self.tally.begin(&self.place.stats_path());
                 }
                 self.record(files)?;
                 waiting_told = false;

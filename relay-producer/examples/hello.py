@@ -25,6 +25,9 @@ def check(done, what):
         sys.exit(f"hello.py: {what}: {os.strerror(errno)}")
 
 
+if len(sys.argv) > 2 or sys.argv[1:2] in (["-h"], ["--help"]):
+    print("usage: hello.py [CHANNEL], with messages on standard input", file=sys.stderr)
+    sys.exit(2)
 name = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 chan = relay.relay_open(name.encode(), None, 65536, 4, None, None)
 check(chan, name)

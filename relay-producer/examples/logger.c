@@ -62,8 +62,10 @@ int main(int argc, char **argv)
 	int numbers[64];
 
 	lines = argc > 2 ? atoi(argv[2]) : 1000;
-	if (threads < 1 || threads > 64 || lines < 0)
+	if (argc > 3 || threads < 1 || threads > 64 || lines < 0) {
+		fprintf(stderr, "usage: logger [THREADS [LINES]], 1 to 64 threads, such as logger 4 1000\n");
 		return 2;
+	}
 	chan = relay_open("app/log", NULL, 262144, 4, &overwriting);
 	/* Nobody can be asked where the daemon writes for us; then what finds no room is dropped. */
 	if (!chan && errno == ENOTSUP)

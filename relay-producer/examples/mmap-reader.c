@@ -28,6 +28,12 @@ static void fail(const char *what)
 	exit(1);
 }
 
+static void usage(void)
+{
+	fprintf(stderr, "usage: mmap-reader [-n] MOUNTPOINT CHANNEL CPU, such as mmap-reader /mnt/relay cpu 0\n");
+	exit(2);
+}
+
 static const char *map(int fd, const char *path, size_t len)
 {
 	void *at = mmap(NULL, len, PROT_READ, MAP_SHARED, fd, 0);
@@ -42,8 +48,10 @@ static int open_file(char *path, size_t room, const char *mount, const char *bel
 {
 	int fd;
 
-	if ((size_t)snprintf(path, room, "%s/%s%s%s", mount, below, channel, end) >= room)
+	if ((size_t)snprintf(path, room, "%s/%s%s%s", mount, below, channel, end) >= room) {
+		fprintf(stderr, "%s: the path is too long\n", mount);
 		exit(2);
+	}
 	fd = open(path, flags);
 	if (fd < 0)
 		fail(path);
@@ -74,8 +82,8 @@ int main(int argc, char **argv)
 	const char *header = (const char *)words;
 
 	argv += drain;
-	if (argc != 4 + drain)
-		return 2;
+	if (argc != 4 + drain || !*argv[3] || argv[3][strspn(argv[3], "0123456789")])
+		usage();
 	control_fd = open_file(path, sizeof path, argv[1], ".relay/channels/", argv[2], "/control", O_RDONLY);
 	if (pread(control_fd, words, sizeof words, 0) != sizeof words)
 		fail(path);

@@ -231,7 +231,8 @@ impl Channel {
             Ok(()) if answered => match connection.reply(id, deadline) {
                 Ok(Reply::Written(WriteReply { written: 1.., .. })) => Ok(()),
                 Ok(Reply::Written(WriteReply { too_big: 1.., .. })) => Err(too_big),
-                Ok(Reply::Written(_) | Reply::Refused(_)) => Err(WriteError::Full),
+                Ok(Reply::Written(_)) => Err(WriteError::Full),
+                Ok(Reply::Refused(refused)) => Err(WriteError::Refused { errno: refused.errno }),
                 // It is on its way, and may be overtaken.
                 Err(RequestError::NoReply) => Ok(()),
                 Ok(Reply::Done) | Err(_) => Err(WriteError::Disconnected),

@@ -1,5 +1,6 @@
 //! What can go wrong, one enum for each question: opening, writing without waiting, asking and waiting.
 
+use nix::errno::Errno;
 use relay::client::{ConnectError, Refused, SendError};
 use relay::{GeometryError, NameError};
 use thiserror::Error;
@@ -32,7 +33,7 @@ pub enum OpenError {
     #[error(transparent)]
     Refused(#[from] Refused),
     /// Nothing but shared buffers was asked for, and they are not to be had.
-    #[error("cannot write shared buffers: {why}; the socket would do")]
+    #[error("cannot write shared buffers: {why}; transport 'auto' or 'socket' works without them")]
     NotShared {
         /// Why not.
         why: String,
@@ -42,8 +43,11 @@ pub enum OpenError {
 /// Why a message was not written. No byte of it is in the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WriteError {
-    /// Every sub-buffer is full; or, by the socket, there is no room on the way to the daemon. The loss is counted.
-    #[error("no room: the daemon has not caught up")]
+    /// Every sub-buffer is full: the channel's reader has not kept up. Or the socket to the daemon is full: messages come
+    /// faster than the daemon takes them. The loss is counted.
+    #[error(
+        "no room: every sub-buffer is full, or the socket is; read the channel more often, or give it more sub-buffers"
+    )]
     Full,
     /// Longer than any message of this channel can be. The loss is counted.
     #[error("a message of {len} bytes is too big: this channel takes {max}")]
@@ -59,6 +63,12 @@ pub enum WriteError {
     /// The daemon has gone away. Later calls look for a new one.
     #[error("the daemon has gone away")]
     Disconnected,
+    /// The daemon refused the message: it cannot run on the CPU, or the channel is broken.
+    #[error("the daemon refused the message: {}; flush the channel for its reason", Errno::from_raw(*errno).desc())]
+    Refused {
+        /// The daemon's errno.
+        errno: i32,
+    },
 }
 
 /// Why a request that waits for its answer failed.
@@ -74,7 +84,7 @@ pub enum RequestError {
     #[error("the daemon has gone away")]
     Disconnected,
     /// The daemon has gone away with messages that were sent to it. Those that were written later are not among them.
-    #[error("the daemon has gone away with {messages} messages: nobody knows whether they were written")]
+    #[error("the daemon has gone away with {messages} messages: they may have been written or not")]
     Unanswered {
         /// Number of these messages.
         messages: u64,

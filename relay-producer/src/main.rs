@@ -9,9 +9,10 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::ExitCode;
 
+use nix::errno::Errno;
 use relay::complaint::of_usage;
 use relay::geometry::MESSAGE_MAX;
-use relay_producer::{Batch, BatchOptions, Channel, Counts, OpenError, RequestError};
+use relay_producer::{Batch, BatchOptions, Channel, Counts, OpenError, RequestError, Wait};
 use thiserror::Error;
 
 use cli::Options;
@@ -23,8 +24,11 @@ const DROPPED: u8 = 3;
 /// Why not everything was tried.
 #[derive(Debug, Error)]
 enum Failure {
-    #[error(transparent)]
-    Open(#[from] OpenError),
+    #[error("{error}{}", open_advice(.error))]
+    Open {
+        #[from]
+        error: OpenError,
+    },
     #[error("--chunk={size}: a message of this channel may have {max} bytes")]
     Chunk { size: usize, max: usize },
     #[error("{0}: no messages to read; name a MESSAGE, or redirect it, for instance from /dev/null")]
@@ -35,6 +39,14 @@ enum Failure {
     Request(#[from] RequestError),
     #[error("{cause}; {written} messages had been written")]
     Midway { cause: Box<Failure>, written: u64 },
+}
+
+/// What an option of this command can do about a channel that cannot be opened.
+fn open_advice(error: &OpenError) -> &'static str {
+    match error {
+        OpenError::Refused(refused) if refused.errno == Errno::ENOENT as i32 => "; use --create to create it",
+        _ => "",
+    }
 }
 
 fn main() -> ExitCode {
@@ -67,20 +79,22 @@ fn main() -> ExitCode {
         };
     }
     match run(&options) {
-        Ok(Counts { dropped: 0, too_big: 0, .. }) => ExitCode::SUCCESS,
-        Ok(counts) => {
-            say(&losses(counts));
+        Ok((Counts { dropped: 0, too_big: 0, .. }, _)) => ExitCode::SUCCESS,
+        Ok((counts, max)) => {
+            say(&losses(counts, options.wait.unwrap_or_default(), max));
             ExitCode::from(DROPPED)
         }
         Err(failure) => {
             say(&failure.to_string());
-            let usage = matches!(failure, Failure::Open(OpenError::Name(_) | OpenError::Geometry(_)));
+            let usage =
+                matches!(failure, Failure::Open { error: OpenError::Name(_) | OpenError::Geometry(_) });
             if usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
 }
 
-fn run(options: &Options) -> Result<Counts, Failure> {
+/// Writes the messages. Returns what became of them, and the longest message of the channel, in bytes.
+fn run(options: &Options) -> Result<(Counts, usize), Failure> {
     if options.messages.is_empty() {
         relay_stdio::input()?;
     }
@@ -119,7 +133,7 @@ fn run(options: &Options) -> Result<Counts, Failure> {
         Ok(counts)
     });
     let written = producer.batch.counts().written;
-    outcome.map_err(|cause| Failure::Midway { cause: Box::new(cause), written })
+    outcome.map(|counts| (counts, max)).map_err(|cause| Failure::Midway { cause: Box::new(cause), written })
 }
 
 /// A batch, and what is said of messages that are too long for it.
@@ -180,15 +194,20 @@ impl Sink for Producer {
     }
 }
 
-fn losses(Counts { written, dropped, too_big }: Counts) -> String {
+/// What was dropped, why, and what helps that was not tried. `max` is the longest message of the channel, in bytes.
+fn losses(Counts { written, dropped, too_big }: Counts, wait: Wait, max: usize) -> String {
     let mut causes = Vec::new();
     if dropped > 0 {
-        causes.push(format!(
-            "{dropped} found the buffer full (read it, give it more sub-buffers, or use --wait)"
-        ));
+        let (cause, wait) = match wait {
+            Wait::No => ("found the buffer full", ", or use --wait"),
+            Wait::AtMost(time) if time.is_zero() => ("found the buffer full", ", or use a longer --wait"),
+            Wait::AtMost(_) => ("found no room in time", ", or use a longer --wait"),
+            Wait::Forever => ("found no room", ""),
+        };
+        causes.push(format!("{dropped} {cause} (read it more often, give it more sub-buffers{wait})"));
     }
     if too_big > 0 {
-        causes.push(format!("{too_big} longer than a message of this channel may be"));
+        causes.push(format!("{too_big} longer than a message of this channel may be, {max} bytes"));
     }
     let total = written.saturating_add(dropped).saturating_add(too_big);
     format!("{} of {total} messages dropped: {}", total.saturating_sub(written), causes.join(", "))

@@ -99,7 +99,7 @@ fn lines_that_are_too_long_are_skipped_and_told() {
         said,
         "relay-producer: line 2 skipped: longer than a message of this channel may be, 1000 bytes\n\
          relay-producer: line 4 skipped: longer than a message of this channel may be, 1000 bytes\n\
-         relay-producer: 2 of 5 messages dropped: 2 longer than a message of this channel may be\n"
+         relay-producer: 2 of 5 messages dropped: 2 longer than a message of this channel may be, 1000 bytes\n"
     );
     let arrived: Vec<_> = daemon.store().messages.iter().map(|(_, message)| message.clone()).collect();
     assert_eq!(arrived, [&b"one\n"[..], b"three\n", b"five\n"]);
@@ -158,7 +158,7 @@ fn the_transport_is_shared_where_it_can_be_and_an_error_where_it_must_be() {
 fn channels_are_created_only_when_asked_for() {
     let (_dir, daemon) = start(Manners::default());
     let said = complaint(&daemon, &["-c", "app/log", "x"], b"", 1);
-    assert_eq!(said, "relay-producer: no channel 'app/log': there is cpu\n");
+    assert_eq!(said, "relay-producer: no channel 'app/log': there is cpu; use --create to create it\n");
     let args =
         ["-v", "--transport=socket", "-c", "app/log", "--create=subbuf_size=64K:n-subbufs=8:overwrite", "x"];
     let said = complaint(&daemon, &args, b"", 0);

@@ -80,7 +80,16 @@ pub struct BufferBlock {
     pad0: Pad<56>,
     /// Where the reader is: `lap | slot | bytes_consumed`. Written by the daemon only.
     pub consumed: AtomicU64,
-    pad1: Pad<56>,
+    /// Dropped messages, of both counters, when the buffer was last read. This word and the next three have the daemon as
+    /// their only writer; nothing but reports goes by them.
+    pub old_dropped: AtomicU64,
+    /// [`Self::too_big`] when the buffer was last read.
+    pub old_too_big: AtomicU64,
+    /// [`Self::contended`] when the buffer was last read.
+    pub old_contended: AtomicU64,
+    /// [`Self::overwritten_bytes`] when the buffer was last read.
+    pub old_overwritten_bytes: AtomicU64,
+    pad1: Pad<24>,
     /// Newest sub-buffer a writer has begun to write into: `lap | slot | 0`. Never decreases.
     pub begun: AtomicU64,
     pad2: Pad<56>,
@@ -177,6 +186,10 @@ const _: () = {
     assert!(size_of::<BufferBlock>() == BLOCK_LEN);
     assert!(offset_of!(BufferBlock, state) == 0);
     assert!(offset_of!(BufferBlock, consumed) == 64);
+    assert!(offset_of!(BufferBlock, old_dropped) == 72);
+    assert!(offset_of!(BufferBlock, old_too_big) == 80);
+    assert!(offset_of!(BufferBlock, old_contended) == 88);
+    assert!(offset_of!(BufferBlock, old_overwritten_bytes) == 96);
     assert!(offset_of!(BufferBlock, begun) == 128);
     assert!(offset_of!(BufferBlock, dropped) == 192);
     assert!(offset_of!(BufferBlock, too_big) == 200);

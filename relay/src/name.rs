@@ -51,15 +51,40 @@ impl ChannelName {
     /// Whether the two cannot exist together: one would be a directory of the other, or a file name of one
     /// (its name and digits) could be the name of the other or of its directory.
     pub fn conflicts_with(&self, other: &ChannelName) -> bool {
-        let clash = |short: &str, long: &str| {
-            let rest = long.strip_prefix(short);
-            rest.is_some_and(|rest| {
-                let first = rest.split('/').next().unwrap_or("");
-                !rest.is_empty() && first.bytes().all(|b| b.is_ascii_digit())
-            })
-        };
-        clash(&self.0, &other.0) || clash(&other.0, &self.0)
+        shared_path(&self.0, &other.0).or_else(|| shared_path(&other.0, &self.0)).is_some()
     }
+
+    /// Returns why a new channel of this name cannot exist beside `other`, and what to do; `None` if it can.
+    pub fn conflict_with(&self, other: &ChannelName) -> Option<String> {
+        let what = |cpu: &str, owner: &ChannelName| match cpu {
+            "" => format!("the channel {owner}"),
+            cpu => format!("the file of CPU {cpu} of channel {owner}"),
+        };
+        if let Some((path, cpu)) = shared_path(&other.0, &self.0) {
+            let advice = match (cpu, path.len() == self.0.len()) {
+                ("", _) => "choose a name outside it",
+                (_, true) => "choose a name that does not end in digits",
+                (_, false) => "choose a directory that does not end in digits",
+            };
+            return Some(format!("{path} is {}; {advice}", what(cpu, other)));
+        }
+        let (path, cpu) = shared_path(&self.0, &other.0)?;
+        let there = if path.len() == other.0.len() {
+            format!("is channel {other}")
+        } else {
+            format!("is the directory of channel {other}")
+        };
+        let wanted =
+            if cpu.is_empty() { String::new() } else { format!(", and would be {}", what(cpu, self)) };
+        Some(format!("{path} {there}{wanted}; choose another name"))
+    }
+}
+
+/// The path that both channels of these names would use, and its digits behind the shorter name.
+fn shared_path<'n>(short: &str, long: &'n str) -> Option<(&'n str, &'n str)> {
+    let rest = long.strip_prefix(short).filter(|rest| !rest.is_empty())?;
+    let digits = rest.split('/').next().unwrap_or("");
+    digits.bytes().all(|b| b.is_ascii_digit()).then(|| (&long[..short.len() + digits.len()], digits))
 }
 
 impl fmt::Display for ChannelName {
@@ -149,6 +174,37 @@ mod tests {
             ("a", "a"),
         ] {
             assert!(!name(a).conflicts_with(&name(b)), "{a} {b}");
+            assert_eq!(name(a).conflict_with(&name(b)), None);
+        }
+    }
+
+    #[test]
+    fn conflicts_are_explained() {
+        for (new, old, expected) in [
+            (
+                "app/log2",
+                "app/log",
+                "app/log2 is the file of CPU 2 of channel app/log; choose a name that does not end in digits",
+            ),
+            (
+                "a1/b",
+                "a",
+                "a1 is the file of CPU 1 of channel a; choose a directory that does not end in digits",
+            ),
+            ("app/log", "app", "app is the channel app; choose a name outside it"),
+            ("app", "app/log", "app is the directory of channel app/log; choose another name"),
+            (
+                "app/log",
+                "app/log2",
+                "app/log2 is channel app/log2, and would be the file of CPU 2 of channel app/log; choose another name",
+            ),
+            (
+                "a",
+                "a1/b",
+                "a1 is the directory of channel a1/b, and would be the file of CPU 1 of channel a; choose another name",
+            ),
+        ] {
+            assert_eq!(name(new).conflict_with(&name(old)).as_deref(), Some(expected), "{new} {old}");
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::buffer::{Buffer, add};
 use crate::geometry::Mode;
 use crate::lent::Lent;
 use crate::position::Position;
-use crate::sync::{Ordering, fence};
+use crate::sync::{AtomicU64, Ordering, fence};
 use crate::writer::{Contended, Run, Writer};
 
 /// Tries at looking at something that a writer keeps overwriting, before going on with what there is.
@@ -114,6 +114,18 @@ impl Reader {
         // Behind that: what a reader that dies in between has not counted, the next one counts, see `resume`.
         add(&self.buffer.block().read_bytes, len as u64);
         self.buffer.widths().before(consumed, self.cursor)
+    }
+
+    /// Notes the losses so far, so that a later reader can report what is new. For the daemon, after each reading.
+    pub fn note_losses(&self) {
+        let block = self.buffer.block();
+        // Relaxed: counters say nothing of other memory, and nothing but reports goes by these.
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let dropped = get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere));
+        block.old_dropped.store(dropped, Ordering::Relaxed);
+        block.old_too_big.store(get(&block.too_big), Ordering::Relaxed);
+        block.old_contended.store(get(&block.contended), Ordering::Relaxed);
+        block.old_overwritten_bytes.store(get(&block.overwritten_bytes), Ordering::Relaxed);
     }
 
     /// Gets the memory that reading `count` bytes may take, so that reading them cannot fail for want of it.

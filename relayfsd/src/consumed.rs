@@ -34,6 +34,7 @@ pub(crate) fn give_back(
 ) -> Result<(), ConsumeError> {
     let mut side = channel.read_side(cpu);
     let freed = side.reader.consume(from, count)?;
+    side.reader.note_losses();
     let room = freed && std::mem::take(&mut side.parked);
     drop(side);
     if room {

@@ -53,6 +53,10 @@ counts! {
     discarded_subbufs: wrapping_add,
     high_water: max,
     corrected: wrapping_add,
+    old_dropped: wrapping_add,
+    old_too_big: wrapping_add,
+    old_contended: wrapping_add,
+    old_overwritten_bytes: wrapping_add,
 }
 
 impl Counts {
@@ -89,6 +93,10 @@ impl Channel {
             discarded_subbufs: get(&block.discarded_subbufs),
             high_water: get(&block.high_water),
             corrected: side.reader.corrected(),
+            old_dropped: get(&block.old_dropped),
+            old_too_big: get(&block.old_too_big),
+            old_contended: get(&block.old_contended),
+            old_overwritten_bytes: get(&block.old_overwritten_bytes),
         }
     }
 

@@ -82,7 +82,7 @@ impl Drop for Side<'_> {
             side.corrected_told = corrected;
             drop(side);
             log::warn!(
-                "channel {}: buffer {}: corrected {new} numbers that no producer or reader of ours writes there: somebody damages its files",
+                "channel {}: buffer {}: corrected {new} numbers that no producer or reader of ours writes there: a process that has its files damages them; --shared says which get them",
                 self.channel.name(),
                 self.cpu
             );
@@ -185,5 +185,5 @@ impl Channel {
 
 /// What people can do about a broken channel.
 pub(crate) fn remedy(name: &relay::ChannelName) -> String {
-    format!("to make it anew, write 1 to .relay/channels/{name}/reset")
+    format!("write 1 to .relay/channels/{name}/reset to recreate it")
 }

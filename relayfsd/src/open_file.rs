@@ -270,6 +270,7 @@ impl OpenBuffer {
                 kill_point!("read-replied");
             });
             kill_point!("read-published");
+            side.reader.note_losses();
             (skipped || freed) && std::mem::take(&mut side.parked)
         });
         if room {

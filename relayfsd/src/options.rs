@@ -201,10 +201,8 @@ fn channels(args: &[String], general: &GeometrySpec) -> Result<Vec<(ChannelName,
 fn check_together(name: &ChannelName, other: &ChannelName) -> Result<(), String> {
     if name == other {
         Err("this channel is given twice".into())
-    } else if name.conflicts_with(other) {
-        Err(format!("cannot exist beside channel '{other}': their files would have the same names"))
     } else {
-        Ok(())
+        name.conflict_with(other).map_or(Ok(()), Err)
     }
 }
 
@@ -267,9 +265,9 @@ mod tests {
             ("--channel a --channel a", "--channel a: this channel is given twice"),
             (
                 "--channel a --channel b --channel a1:overwrite",
-                "a1:overwrite: cannot exist beside channel 'a'",
+                "a1:overwrite: a1 is the file of CPU 1 of channel a; choose a name",
             ),
-            ("--channel cpu7", "--channel cpu7: cannot exist beside channel 'cpu'"),
+            ("--channel cpu7", "--channel cpu7: cpu7 is the file of CPU 7 of channel cpu"),
             ("--channel cpu --channel cpu:header=1", "given twice"),
             ("--channel .a", "--channel .a: '.a' is not a channel name"),
             ("--channel a:n-subbufs=0", "--channel a:n-subbufs=0: n-subbufs 0 is out of range"),

@@ -157,8 +157,12 @@ impl Registry {
             return Ok((held, false));
         }
         if create == Create::No {
-            let known = self.known_names();
-            return Err(OpenError::Unknown { name: name.clone(), known });
+            let others = self.other_names(name);
+            // Created since the first look, it would be missing from the list of what there is.
+            return match self.attach(name)? {
+                Some(held) => Ok((held, false)),
+                None => Err(OpenError::Unknown { name: name.clone(), others }),
+            };
         }
         let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = self.attach(name)? {
@@ -312,8 +316,8 @@ impl Registry {
         old: Option<&Arc<Channel>>,
     ) -> Result<u32, OpenError> {
         let mut channels = self.lock();
-        if let Some(other) = channels.by_name.keys().find(|other| name.conflicts_with(other)) {
-            return Err(OpenError::Conflict { name: name.clone(), other: other.clone() });
+        if let Some(why) = channels.by_name.keys().find_map(|other| name.conflict_with(other)) {
+            return Err(OpenError::Conflict { name: name.clone(), why });
         }
         // Root is whoever has it all.
         let uid = maker.unwrap_or(0);
@@ -343,14 +347,15 @@ impl Registry {
         Ok(channels.last_id)
     }
 
-    fn known_names(&self) -> String {
+    /// The names of the channels but `name`, for people, or "none".
+    fn other_names(&self, name: &ChannelName) -> String {
         let channels = self.lock();
-        let names: Vec<&str> = channels.by_name.keys().take(NAMES_LISTED).map(ChannelName::as_str).collect();
-        let more = channels.by_name.len() - names.len();
-        match (names.is_empty(), more) {
-            (true, _) => "there are none".to_owned(),
-            (false, 0) => format!("there are: {}", names.join(", ")),
-            (false, _) => format!("there are: {} and {more} more", names.join(", ")),
+        let others = || channels.by_name.keys().filter(|other| *other != name);
+        let names: Vec<&str> = others().take(NAMES_LISTED).map(ChannelName::as_str).collect();
+        match others().count() - names.len() {
+            _ if names.is_empty() => "none".to_owned(),
+            0 => names.join(", "),
+            more => format!("{} and {more} more", names.join(", ")),
         }
     }
 

@@ -306,13 +306,15 @@ impl Loop {
         let place = match place {
             Ok(place) => place,
             Err(NoShare::All) => {
-                let text =
-                    format!("{} connections are open, the limit of --max-connections", self.places.max());
+                let text = format!(
+                    "{} connections are open, the limit of --max-connections of relayfsd, or of its open files",
+                    self.places.max()
+                );
                 return turn_away(&peer, Errno::EUSERS, text);
             }
             Err(NoShare::Yours) => {
                 let text = format!(
-                    "uid {} has as many connections as are left for others, of {}: raise --max-connections",
+                    "uid {} has as many connections as are left for others, of {}: raise --max-connections of relayfsd",
                     peer.uid(),
                     self.places.max()
                 );

@@ -147,11 +147,23 @@ pub fn complaint(name: &str, output: &Output) -> String {
 
 /// The command that runs a shell script in mount and process namespaces of its own: what it mounts nobody else sees,
 /// and what it leaves running ends with it. Takes root. Daemons keep their files in a /dev/shm and a /run of its own.
+///
+/// A root directory that is no mount point, as after a plain chroot, cannot be made private: it must be so already.
 #[track_caller]
 pub fn private_shell(script: &str) -> Command {
     assert!(nix::unistd::geteuid().is_root(), "this test takes root, for a private mount namespace");
+    let propagation = if is_mounted(Path::new("/")) {
+        "private"
+    } else {
+        let table = fs::read_to_string("/proc/self/mountinfo").expect("the table of mounts");
+        let is_shared = table.lines().any(|line| line.contains(" shared:"));
+        let advice = "run the tests by 'unshare --mount chroot DIR'";
+        assert!(!is_shared, "the root directory is no mount point, and mounts in it are shared: {advice}");
+        "unchanged"
+    };
     let mut command = tool("unshare", "util-linux");
-    command.args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"]);
+    command.args(["--mount", "--propagation", propagation]);
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"]);
     command
         .arg(format!("mount -t tmpfs tmpfs /dev/shm\nmount -t tmpfs -o mode=755 tmpfs /run\n{script}"))
         .arg("sh");

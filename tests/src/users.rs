@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::unistd::Group;
+use tempfile::TempDir;
 
-use crate::{Mount, private_shell, program, run, text, tool};
+use crate::{Mount, private_shell, program, run, stdout_of, text, tool};
 
 /// A group that every Debian has.
 pub const GROUP: &str = "adm";
@@ -43,6 +44,16 @@ pub fn program_for_all(name: &str) -> PathBuf {
     // Left open: whoever runs it finds it through the descriptor.
     let fd = File::open(program(name)).expect("a program").into_raw_fd();
     format!("/proc/self/fd/{fd}").into()
+}
+
+/// A directory with copies of these files, which every user may read and run, wherever the workspace is.
+#[track_caller]
+pub fn copied_for_all(files: &[PathBuf]) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
+    // By another process: a program that this one has open for writing, or a child of it, cannot be executed.
+    stdout_of(tool("install", "coreutils").args(["-m", "755", "-t"]).arg(dir.path()).args(files));
+    dir
 }
 
 /// A command that a user runs who has just this group.

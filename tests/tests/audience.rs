@@ -123,7 +123,7 @@ fn errors_say_what_is_wrong() {
     let (point, missing) = (mount.point(), mount.beside("missing"));
     for (point, args, part) in [
         (point, &["-c", "nope"][..], "no channel 'nope'"),
-        (point, &["-c", "nope"], "there are: all, app/log, cpu"),
+        (point, &["-c", "nope"], " (existing: all, app/log, cpu)"),
         (point, &["-c", "app"], "no channel 'app'"),
         (point, &["--cpu", "4000"], "no file for CPU 4000, only for 0"),
         (point, &["-c", "all", "--cpu", "1"], "no file for CPU 1, only for 0"),
@@ -321,7 +321,7 @@ fn following_waits_for_directory_mount_and_channel() {
     follower.has_read("here\n");
     let said = follower.end();
     assert!(
-        said.contains("no channel 'app/log'") && said.contains("there are: cpu; waiting for it"),
+        said.contains("no channel 'app/log'") && said.contains(" (existing: cpu); waiting for it"),
         "{said}"
     );
     assert_eq!(said.lines().count(), 1, "{said}");
@@ -382,47 +382,6 @@ fn whoever_reads_it_may_go_away() {
         drop(out);
         assert_eq!((exit_code(process.wait()), process.stderr()), (0, String::new()), "{option}");
     }
-}
-
-/// "Losses are told on stderr at the end", by CPU and cause.
-#[test]
-fn losses_are_told_at_the_end() {
-    let mount = Mount::new(&[
-        "--subbuf-size",
-        "4096",
-        "--n-subbufs",
-        "1",
-        "--channel",
-        "over:overwrite",
-        "--channel",
-        "log:global",
-    ]);
-    let message = [b'x'; 1000];
-    mount.send(1, &[&message[..]; 16]);
-    mount.send(0, &[&[b'x'; 5000][..]]);
-    let (code, read, said) = listen(mount.point(), &[]);
-    assert_eq!((code, read.len()), (0, 4000));
-    assert_eq!(
-        said,
-        "audience: cpu0: 1 message too big; raise --subbuf-size\n\
-         audience: cpu1: 12 messages dropped; raise --n-subbufs\n"
-    );
-    let (_, _, said) = listen(mount.point(), &["--cpu=1"]);
-    assert_eq!(said, "audience: cpu1: 12 messages dropped; raise --n-subbufs\n");
-
-    mount.send_to("over", 0, &[&message[..]; 5]);
-    let (code, read, said) = listen(mount.point(), &["-c", "over"]);
-    assert_eq!((code, read.len()), (0, 1000), "{said}");
-    assert_eq!(said, "audience: cpu0: 4000 bytes overwritten before they were read; raise --n-subbufs\n");
-
-    // Who follows is told what was lost in his time.
-    mount.send_to("log", 0, &[&message[..]; 5]);
-    let follower = Follower::start(mount.point(), &["-c", "log", "--interval=0.01"]);
-    eventually("what there is", || follower.read().len() == 4000);
-    let lost = mount.send_to("log", 0, &[&message[..]; 15]).dropped;
-    assert!(lost > 0);
-    let s = if lost == 1 { "" } else { "s" };
-    assert_eq!(follower.end(), format!("audience: cpu0: {lost} message{s} dropped; raise --n-subbufs\n"));
 }
 
 /// A signal ends it even when nobody takes its output.

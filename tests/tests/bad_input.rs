@@ -82,10 +82,13 @@ fn wrong_usage_of_the_daemon() {
         ("--channel=a:header=1M", "header 1048576 leaves no room"),
         // "Name conflicts": as directory, as other channel plus digits, twice, with the default one.
         ("--channel=a --channel=a", "this channel is given twice"),
-        ("--channel=app --channel=app/log", "cannot exist beside channel 'app'"),
-        ("--channel=app/log --channel=app", "cannot exist beside channel 'app/log'"),
-        ("--channel=a --channel=a1", "cannot exist beside channel 'a'"),
-        ("--channel=cpu1", "cannot exist beside channel 'cpu'"),
+        ("--channel=app --channel=app/log", "app is the channel app; choose a name outside it"),
+        ("--channel=app/log --channel=app", "app is the directory of channel app/log"),
+        (
+            "--channel=a --channel=a1",
+            "a1 is the file of CPU 1 of channel a; choose a name that does not end in digits",
+        ),
+        ("--channel=cpu1", "cpu1 is the file of CPU 1 of channel cpu"),
         ("--nonsense", "'--nonsense'"),
         ("-x", "'-x'"),
         ("--overwrite=yes", "--overwrite"),
@@ -145,11 +148,11 @@ fn wrong_usage_of_producer_and_reader() {
 fn what_is_not_there() {
     let mut mount = Mount::new(&["--channel=app/log:global", "--channel=app/err"]);
     let n_cpus = fs::read_dir(mount.point()).unwrap().count() - 2; // without .relay and app
-    let unknown = "no channel 'nonsense'; there are: app/err, app/log, cpu";
+    let unknown = "no channel 'nonsense' (existing: app/err, app/log, cpu); use --create to create it";
     assert_refused("relay-producer", &produce(mount.point(), &["-c", "nonsense", "x"]), 1, unknown);
     let output = listen_to(mount.point(), &["-c", "nonsense"]);
     assert_refused("audience", &output, 1, "no channel 'nonsense' in ");
-    assert!(text(&output.stderr).contains("there are: app/err, app/log, cpu"), "{output:?}");
+    assert!(text(&output.stderr).contains(" (existing: app/err, app/log, cpu)"), "{output:?}");
     for cpu in [n_cpus, usize::MAX] {
         let expected = format!("no buffer for CPU {cpu}: this channel has them for CPUs 0 to {}", n_cpus - 1);
         let args = [format!("--cpu={cpu}"), "x".to_owned()];
@@ -165,10 +168,14 @@ fn what_is_not_there() {
 fn channels_that_cannot_be_opened_at_run_time() {
     let mut mount = Mount::new(&["--max-memory=4M", "--channel=app/log", "--subbuf-size=64K"]);
     for (channel, geometry, part) in [
-        ("app", "", "channel 'app' would collide with channel 'app/log': choose another name"),
-        ("app/log/x", "", "channel 'app/log/x' would collide with channel 'app/log'"),
-        ("app/log7", "", "channel 'app/log7' would collide with channel 'app/log'"),
-        ("cpu0", "", "channel 'cpu0' would collide with channel 'cpu'"),
+        ("app", "", "channel 'app': app is the directory of channel app/log; choose another name"),
+        ("app/log/x", "", "channel 'app/log/x': app/log is the channel app/log; choose a name outside it"),
+        (
+            "app/log7",
+            "",
+            "channel 'app/log7': app/log7 is the file of CPU 7 of channel app/log; choose a name that does not end",
+        ),
+        ("cpu0", "", "channel 'cpu0': cpu0 is the file of CPU 0 of channel cpu"),
         ("new", "=header=64K", "channel 'new': header 65536 leaves no room in a sub-buffer of 65536 bytes"),
         ("new", "=subbuf-size=2M:n-subbufs=2:global", "channel 'new' needs 4"),
     ] {
@@ -194,7 +201,10 @@ fn the_memory_limit() {
         assert!(
             told.starts_with("channel 'big' needs 8200K (subbuf-size=8M:n-subbufs=1:global, 1 buffers); ")
         );
-        assert!(told.ends_with(" of 4M are in use: use smaller buffers or raise --max-memory"), "{told}");
+        assert!(
+            told.ends_with(" of 4M are in use: use smaller buffers or raise --max-memory of relayfsd"),
+            "{told}"
+        );
         place.assert_clean();
     }
 

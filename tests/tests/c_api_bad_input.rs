@@ -1,11 +1,11 @@
 //! librelay and arguments that make no sense, daemons that are not there, and channels that were closed: errno, and
 //! nothing that was written before is lost.
 
-use std::process::Command;
 
 use nix::sys::signal::Signal;
 use relayfs_tests::direct::is_without_sequences;
-use relayfs_tests::librelay::Caller;
+use relayfs_tests::librelay::{Caller, libraries};
+use relayfs_tests::users::{NOBODY, by_user, copied_for_all};
 use relayfs_tests::{Mount, eventually, text};
 
 #[test]
@@ -263,10 +263,10 @@ fn a_daemon_that_ends_takes_what_was_written_and_then_it_is_an_error() {
 fn who_may_not_is_told() {
     let mount = Mount::new(&["--socket-mode=0666"]);
     drop(Caller::start(mount.point())); // compiles it
-    let program = relayfs_tests::librelay::libraries().join("api");
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
-    let _ = relayfs_tests::tool("setpriv", "util-linux");
+    let dir = copied_for_all(&["api", "librelay.so.0"].map(|name| libraries().join(name)));
+    let mut command = by_user(NOBODY, NOBODY, "/usr/bin/env");
+    let library_path = format!("LD_LIBRARY_PATH={}", dir.path().display());
+    command.arg(library_path).arg(dir.path().join("api"));
     let mut caller = Caller::run(command, mount.point());
     caller.expect(&[("open 0 log 8192 2", "0"), ("write 0 x", "0"), ("flush 0", "0")]);
     let told = ["reset 0", "consumed 0 0 1", "full 0 0"].map(|command| caller.tell(command));

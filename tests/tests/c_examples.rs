@@ -105,6 +105,30 @@ fn mmap_reader() {
     assert!(process.wait().success());
 }
 
+#[test]
+fn wrong_arguments_are_answered_by_a_usage_line() {
+    let (mapper, logger) = (example("mmap-reader.c"), example("logger.c"));
+    let refuses = |command: &mut Command, args: &[&str]| {
+        let output = run(command.args(args));
+        let said = text(&output.stderr);
+        assert!(said.starts_with("usage: ") && said.lines().count() == 1, "{args:?}: {said}");
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{args:?}");
+    };
+    for args in
+        [&[][..], &["-n"], &["/mnt/relay", "cpu"], &["/mnt/relay", "cpu", "0", "1"], &["/", "cpu", "x"]]
+    {
+        refuses(&mut Command::new(mapper.path()), args);
+    }
+    for args in [&["many"][..], &["65"], &["1", "-1"], &["1", "1", "1"]] {
+        refuses(prepare(&mut Command::new(logger.path()), Path::new("/no/such/place")), args);
+    }
+    for args in [&["cpu", "log"][..], &["--help"]] {
+        let mut python = tool("python3", "python3");
+        python.arg(workspace().join(EXAMPLES).join("hello.py"));
+        refuses(prepare(&mut python, Path::new("/no/such/place")), args);
+    }
+}
+
 /// Valgrind has no restartable sequences, so this is the way by the socket.
 #[test]
 fn valgrind_finds_nothing() {

@@ -120,7 +120,7 @@ fn endless_opens() {
     for i in 38..60 {
         maker.send(&open(&format!("channel-{i}-"), OPEN_CREATE, 9));
         let text = format!(
-            "channel 'channel-{i}-': there are 40 channels already: close some or raise --max-channels"
+            "channel 'channel-{i}-': there are 40 channels already: close some or raise --max-channels of relayfsd"
         );
         maker.assert_refused(Errno::ENOSPC, &text);
     }
@@ -324,8 +324,7 @@ fn connections_of_other_users() {
     let honest = Honest::on(&mount, "honest");
     let socket = socket_of(&mount);
     let (first, said) = stranger(USER, &["connect", socket.to_str().unwrap(), "50"]);
-    let refused =
-        "EUSERS: uid 1000 has as many connections as are left for others, of 41: raise --max-connections";
+    let refused = "EUSERS: uid 1000 has as many connections as are left for others, of 41: raise --max-connections of relayfsd";
     assert_eq!(said, ["20 served".to_owned(), format!("30 {refused}")]);
     let (second, said) = stranger(NOBODY, &["connect", socket.to_str().unwrap(), "50"]);
     assert_eq!(said[0], "10 served");
@@ -352,14 +351,14 @@ fn channels_of_other_users() {
     let socket = socket_of(&mount);
     let (many, said) = stranger(USER, &["create", socket.to_str().unwrap(), "30", "4096", "2"]);
     let refused = "ENOSPC: channel 'NAME': uid 1000 has as many channels as are left for others, of 22: \
-                   close some or raise --max-channels";
+                   close some or raise --max-channels of relayfsd";
     assert_eq!(said, ["10 served".to_owned(), format!("20 {refused}")]);
     drop(many);
     eventually("their end", || fs::read_dir(mount.path(".relay/channels")).unwrap().count() == 2);
     let (_large, said) = stranger(NOBODY, &["create", socket.to_str().unwrap(), "30", "1048576", "2"]);
     assert_eq!(said[0], "3 served");
     let refused = "ENOMEM: channel 'NAME' needs 2056K, and the channels of uid 65534 may have as much as is left for others, \
-                   of 16M: use smaller buffers or raise --max-memory";
+                   of 16M: use smaller buffers or raise --max-memory of relayfsd";
     assert_eq!(said[1], format!("27 {refused}"));
     let peer = Peer::hello(&mount);
     for i in 0..10 {

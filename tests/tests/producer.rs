@@ -295,10 +295,17 @@ fn what_finds_no_room_is_dropped_at_once_or_when_the_wait_is_over() {
         let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "2"]);
         let args = [&["--cpu=0", "--chunk=1000", transport], wait].concat();
         let said = one_line(produce(&mount, &args, &input), 3);
+        let (cause, use_wait) = match wait {
+            [] => ("found the buffer full", "--wait"),
+            ["--wait=0"] => ("found the buffer full", "a longer --wait"),
+            _ => ("found no room in time", "a longer --wait"),
+        };
         assert_eq!(
             said,
-            "relay-producer: 12 of 20 messages dropped: 12 found the buffer full (read it, give it more sub-buffers, or \
-             use --wait)"
+            format!(
+                "relay-producer: 12 of 20 messages dropped: 12 {cause} (read it more often, give it more sub-buffers, or \
+                 use {use_wait})"
+            )
         );
         let counted = |counter| total(&mount, "cpu", counter);
         assert_eq!((counted("dropped"), counted("too_big")), (12, 0), "{args:?}");
@@ -344,7 +351,7 @@ fn lines_that_are_too_long_are_skipped_by_number() {
             "relay-producer: line {number} skipped: longer than a message of this channel may be, 4096 bytes\n"
         )
     };
-    let summary = "relay-producer: 3 of 7 messages dropped: 3 longer than a message of this channel may be\n"
+    let summary = "relay-producer: 3 of 7 messages dropped: 3 longer than a message of this channel may be, 4096 bytes\n"
         .to_owned();
     assert_eq!((code, said), (3, [skipped(3), skipped(5), skipped(7), summary].concat()));
     assert!(mount.read("cpu0") == format!("one\n{fits}\n\nsix\n").as_bytes());
@@ -391,12 +398,15 @@ fn errors_say_what_is_wrong() {
     let (file, missing, dir) = (beside("file"), beside("missing"), beside(""));
     let point = mount.point().to_str().expect("ASCII");
     for (args, part) in [
-        (&["-m", point, "-c", "nope", "x"][..], "no channel 'nope'; there are: cpu, log"),
+        (
+            &["-m", point, "-c", "nope", "x"][..],
+            "no channel 'nope' (existing: cpu, log); use --create to create it",
+        ),
         (&["-m", point, "--cpu", "4000", "x"], "no buffer for CPU 4000: this channel has them for CPUs 0 to"),
         (&["-m", point, "--chunk", "8K"], "--chunk=8192: a message of this channel may have 4096 bytes"),
         (&["-m", point, "-c", "log", "--chunk", "4K"], "may have 4080 bytes"),
-        (&["-m", point, "-c", "log/sub", "--create", "x"], "collide with channel 'log'"),
-        (&["-m", point, "-c", "log7", "--create", "x"], "collide with channel 'log'"),
+        (&["-m", point, "-c", "log/sub", "--create", "x"], "log is the channel log"),
+        (&["-m", point, "-c", "log7", "--create", "x"], "log7 is the file of CPU 7 of channel log"),
         (&["-m", point, "-c", "big", "--create=subbuf-size=256K", "x"], "raise --max-memory"),
         (&["-m", point, "-c", "odd", "--create=header=8K", "x"], "channel 'odd': "),
         (&["-m", &missing, "x"], "no such path"),

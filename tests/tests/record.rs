@@ -261,7 +261,8 @@ fn a_recording_is_never_overwritten() {
 #[test]
 fn it_says_how_it_goes_and_what_was_lost() {
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=64:n-subbufs=2"]);
-    mount.send_to("one", 0, &[&[b'x'; 65]]); // before its time
+    mount.send_to("one", 0, &[&[b'x'; 65]]);
+    mount.read("one0"); // so this loss is old
     let mut recorder = Recorder::start(mount.point(), &["-c", "one", "--progress", "10ms"]);
     eventually("progress", || recorder.said().contains("audience: total: 0 B, 0 B/s, nothing lost, "));
     mount.send_to("one", 0, &[b"12345", &[b'x'; 65], &[b'y'; 65]]);

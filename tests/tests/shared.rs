@@ -67,7 +67,12 @@ fn the_transport_is_told_and_why() {
         let told = complaint("relay-producer", &output);
         assert_eq!(
             (told, output.status.code()),
-            (format!("cannot write shared buffers: {why}; the socket would do"), Some(1))
+            (
+                format!(
+                    "cannot write shared buffers: {why}; transport 'auto' or 'socket' works without them"
+                ),
+                Some(1)
+            )
         );
         assert_eq!(mount.stats(channel), before, "nothing is written");
     }

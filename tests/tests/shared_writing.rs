@@ -265,7 +265,8 @@ fn the_command_counts_what_it_skips() {
     let output = run_with_input(with_sequences(&mut command).arg("--transport=shared"), input.as_bytes());
     assert_eq!(exit_code(output.status), 3);
     let said = text(&output.stderr);
-    let last = "relay-producer: 3 of 7 messages dropped: 3 longer than a message of this channel may be";
+    let last =
+        "relay-producer: 3 of 7 messages dropped: 3 longer than a message of this channel may be, 4096 bytes";
     assert_eq!(said.lines().last(), Some(last), "{said}");
     assert!(mount.read("cpu0") == format!("one\n{fits}\n\nsix\n").as_bytes());
     let stats = mount.stats("cpu");

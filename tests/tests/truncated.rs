@@ -172,7 +172,7 @@ fn whoever_has_it_open_is_told() {
                 said = socket.flush().err().map_or_else(String::new, |error| error.to_string());
                 said.contains("is broken")
             });
-            assert!(said.contains("to make it anew, write 1 to"), "{said}");
+            assert!(said.contains("; write 1 to "), "{said}");
             let new = Channel::builder(mount.point(), "evil").transport(TransportChoice::Socket).open();
             let said = new.expect_err("a refusal").to_string();
             assert!(said.contains("channel 'evil' is broken"), "{what}: {said}");

@@ -34,6 +34,7 @@ pub(crate) fn of_write(error: WriteError) -> Errno {
         WriteError::TooBig { .. } => Errno::EMSGSIZE,
         WriteError::NoSuchCpu(_) => Errno::ENXIO,
         WriteError::Disconnected => Errno::ENODEV,
+        WriteError::Refused { errno } => Errno::from_raw(errno),
     }
 }
 

@@ -12,36 +12,56 @@ use crate::damage::remedy;
 /// Why a channel cannot be opened.
 #[derive(Debug, Error)]
 pub(crate) enum OpenError {
-    #[error("no channel '{name}'; {known}; --create makes one")]
-    Unknown { name: ChannelName, known: String },
-    #[error("channel '{name}' would collide with channel '{other}': choose another name")]
-    Conflict { name: ChannelName, other: ChannelName },
+    #[error("no channel '{name}' (existing: {others})")]
+    Unknown { name: ChannelName, others: String },
+    #[error("channel '{name}': {why}")]
+    Conflict { name: ChannelName, why: String },
     #[error("channel '{name}': {source}")]
     Geometry { name: ChannelName, source: relay::GeometryError },
     #[error(
-        "channel '{name}' needs {} ({geometry}, {n_bufs} buffers); {} of {} are in use: use smaller buffers or raise --max-memory",
+        "channel '{name}' needs {} ({geometry}, {n_bufs} buffers); {} of {} are in use: use smaller buffers or raise --max-memory of relayfsd",
         format_size(*.needed), format_size(*.used), format_size(*.max)
     )]
     Memory { name: ChannelName, geometry: Geometry, n_bufs: usize, needed: u64, used: u64, max: u64 },
-    #[error("channel '{name}': there are {max} channels already: close some or raise --max-channels")]
+    #[error(
+        "channel '{name}': there are {max} channels already: close some or raise --max-channels of relayfsd"
+    )]
     TooMany { name: ChannelName, max: usize },
     #[error(
-        "channel '{name}': uid {uid} has as many channels as are left for others, of {max}: close some or raise --max-channels"
+        "channel '{name}': uid {uid} has as many channels as are left for others, of {max}: close some or raise --max-channels of relayfsd"
     )]
     TooManyOfUser { name: ChannelName, uid: u32, max: usize },
     #[error(
-        "channel '{name}' needs {}, and the channels of uid {uid} may have as much as is left for others, of {}: use smaller buffers or raise --max-memory",
+        "channel '{name}' needs {}, and the channels of uid {uid} may have as much as is left for others, of {}: use smaller buffers or raise --max-memory of relayfsd",
         format_size(*.needed), format_size(*.max)
     )]
     MemoryOfUser { name: ChannelName, uid: u32, needed: u64, max: u64 },
     #[error("channel '{name}': the daemon has used up its numbers for channels: restart it")]
     NoIds { name: ChannelName },
-    #[error("channel '{name}': cannot allocate its buffers in {}: {source}{}", dir.display(), hint(.source))]
+    #[error("channel '{name}': cannot allocate its buffers in {}: {source}{}", dir.display(), more_room(.source))]
     Allocate { name: ChannelName, dir: PathBuf, source: std::io::Error },
     #[error("channel '{name}' is broken: {why}; {}", remedy(name))]
     Broken { name: ChannelName, why: String },
     #[error("the daemon is ending")]
     Closed,
+}
+
+/// What the administrator can do where the files find no room.
+fn more_room(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            "; use smaller buffers, or free or enlarge it (docker run --shm-size), or name another with relayfsd --state-dir"
+                .to_owned()
+        }
+        _ if error.raw_os_error() == Some(libc::EFBIG) => {
+            let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).unwrap_or((0, 0));
+            format!(
+                "; relayfsd may write files of at most {} (ulimit -f, LimitFSIZE=): raise that limit or use smaller buffers",
+                format_size(limit)
+            )
+        }
+        _ => String::new(),
+    }
 }
 
 impl OpenError {
@@ -59,16 +79,4 @@ impl OpenError {
             OpenError::Closed => libc::ENODEV,
         }
     }
-}
-
-/// What to do about an error of the system that says too little.
-fn hint(error: &std::io::Error) -> String {
-    if error.raw_os_error() != Some(libc::EFBIG) {
-        return String::new();
-    }
-    let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).unwrap_or((0, 0));
-    format!(
-        "; relayfsd may write files of at most {} (ulimit -f, LimitFSIZE=): raise that limit or use smaller buffers",
-        format_size(limit)
-    )
 }
