@@ -11,6 +11,7 @@ use relay::name::DEFAULT_CHANNEL;
 use relay::{ChannelName, GeometrySpec, Mode};
 
 use crate::cli::{self, Cli};
+use crate::kept::Keep;
 use crate::mount_words::Words;
 use crate::sharing::Sharing;
 
@@ -46,8 +47,8 @@ pub(crate) struct Options {
     pub(crate) sharing: Sharing,
     /// The state directory, if it was named.
     pub(crate) state_dir: Option<PathBuf>,
-    /// Whether buffers stay for the next start at a clean end.
-    pub(crate) keep: bool,
+    /// Which buffers stay for the next start at a clean end.
+    pub(crate) keep: Keep,
     /// Where to log when in the background, instead of syslog.
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) foreground: bool,
@@ -153,7 +154,11 @@ impl Options {
                 mode: access.buffer_mode(),
             },
             state_dir: cli.state_dir.as_deref().map(absolute).transpose()?,
-            keep: cli.keep,
+            keep: match (cli.keep, cli.discard) {
+                (true, _) => Keep::All,
+                (_, true) => Keep::Nothing,
+                _ => Keep::Unread,
+            },
             log_file: cli.log_file.as_deref().map(absolute).transpose()?,
             foreground: cli.foreground || cli.debug,
             debug: cli.debug,
