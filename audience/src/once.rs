@@ -1,23 +1,49 @@
 //! The classic reader: every file to its end, one after the other. With `--snapshot`, of every file a copy, which
 //! consumes nothing.
+//!
+//! Where nothing is mounted, a reader that mounts would take over what the last daemon left, and consume it. So that is
+//! printed instead; only where there is none is something mounted.
 
 use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use relay::files::LOCK_FILE;
 
 use crate::channel::{CpuFile, wanted};
 use crate::failure::Failure;
+use crate::left;
 use crate::losses::Tally;
-use crate::mount::{OwnMount, is_mounted};
+use crate::mount::{OwnMount, check_unused, is_mounted};
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::signals::{self, Stop};
 
-/// Reads what there is, mounting and unmounting if nothing is mounted.
+/// How long a daemon that is just starting or ending is waited for.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+/// Time between two looks at whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What there is to read at a mount point.
+enum There {
+    Mounted,
+    /// The state directory of the last daemon.
+    LeftOver(PathBuf),
+    Nothing,
+}
+
+/// Reads what there is, mounting and unmounting if nothing is mounted, and nothing is left over.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    if is_mounted(&options.what.mount)? {
+    let mount = &options.what.mount;
+    match look_at(mount)? {
         // Nothing to clean up, so a signal may end us as it ends cat.
-        return read(options, None);
+        There::Mounted => return read(options, None),
+        There::LeftOver(dir) => return left::run_instead(&dir, &options.what),
+        There::Nothing => check_unused(mount)?,
     }
+    output::say(format_args!("nothing is mounted on {}: mounting it for this reading", mount.display()));
     let own = Arc::new(OwnMount::default());
     let shared = own.clone();
     // Before we mount: from then on no signal may leave the mount behind.
@@ -26,7 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             output::say(failure);
         }
     })?;
-    let result = own.mount(&options.what.mount).and_then(|()| read(options, Some(&stop)));
+    let result = own.mount(mount).and_then(|()| read(options, Some(&stop)));
     let unmounted = own.unmount();
     match (result, unmounted) {
         (Err(failure), Err(second)) => {
@@ -34,6 +60,20 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             Err(failure)
         }
         (result, unmounted) => result.and(unmounted),
+    }
+}
+
+fn look_at(mount: &Path) -> Result<There, Failure> {
+    let deadline = Instant::now() + SETTLE_MAX;
+    loop {
+        if is_mounted(mount)? {
+            return Ok(There::Mounted);
+        }
+        let Some(dir) = left::find::of_mount(mount) else { return Ok(There::Nothing) };
+        if left::daemon_at_work(&dir.join(LOCK_FILE)).is_none() || Instant::now() >= deadline {
+            return Ok(There::LeftOver(dir));
+        }
+        thread::sleep(LOOK_AGAIN);
     }
 }
 

@@ -3,20 +3,12 @@
 use std::path::Path;
 
 use relay::ChannelName;
+use relay::paths::shell_word;
+
+use crate::options::Keep;
 
 /// Channels that one line of the log names.
 const NAMED_MAX: usize = 20;
-
-/// Which channels stay for the next daemon after a clean end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keep {
-    /// `--discard`: none.
-    Nothing,
-    /// Those with unread data, and those that a live producer has mapped.
-    Unread,
-    /// `--keep`: every channel, also the empty ones, with their counts.
-    All,
-}
 
 /// A channel at the daemon's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,10 +49,11 @@ impl Left {
 /// The line about channels that stay: what, where, and what to do with it. `None`: there is nothing to say.
 pub(crate) fn line_of_kept(left: &[Left], dir: &Path, point: &Path) -> Option<String> {
     let names = names(left)?;
-    let (dir, point) = (dir.display(), point.display());
+    let (word, point) = (shell_word(dir), shell_word(point));
     Some(format!(
-        "unread data stays in {dir}: {names}; to read it: audience --state {dir}; to go on with it: relayfsd {point}; \
-         to remove it: rm -r {dir}"
+        "unread data stays in {}: {names}; to read it: audience --state {word}; to go on with it: relayfsd {point}; \
+         to remove it: rm -r {word}",
+        dir.display()
     ))
 }
 

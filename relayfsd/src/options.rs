@@ -11,7 +11,6 @@ use relay::name::DEFAULT_CHANNEL;
 use relay::{ChannelName, GeometrySpec, Mode};
 
 use crate::cli::{self, Cli};
-use crate::kept::Keep;
 use crate::mount_words::Words;
 use crate::sharing::Sharing;
 
@@ -58,6 +57,17 @@ pub(crate) struct Options {
     pub(crate) access: Access,
     /// What the kernel is told when mounting.
     pub(crate) mount: MountOptions,
+}
+
+/// Which channels stay for the next daemon after a clean end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// `--discard`: none.
+    Nothing,
+    /// Those with unread data, and those that a live producer has mapped.
+    Unread,
+    /// `--keep`: every channel, also the empty ones, with their counts.
+    All,
 }
 
 /// Owner and readers of the files.

@@ -30,14 +30,14 @@ use crate::adopt;
 use crate::daemonize::{self, Starter};
 use crate::dirs::{DirError, Place, StateDir};
 use crate::fs::{self, Fs, Mounted};
-use crate::kept::{self, Keep};
+use crate::kept;
 use crate::kill_point;
 use crate::limits;
 use crate::listener::{self, ListenError, SocketFile};
 use crate::logging::{self, Log};
 use crate::mount::{self, How, Mount, MountError};
 use crate::moved;
-use crate::options::Options;
+use crate::options::{Keep, Options};
 use crate::predecessor;
 use crate::privileges;
 use crate::registry::{Limits, OpenError, Registry};
@@ -123,7 +123,7 @@ impl Session {
         let uid = geteuid().as_raw();
         let state_place = match &options.state_dir {
             Some(dir) => Place::named(dir),
-            None => Place::below(&[Path::new("/dev/shm")], &paths::state_dir(&point, uid)),
+            None => Place::below(&[Path::new(paths::STATE_BASE)], &paths::state_dir(&point, uid)),
         };
         let state = predecessor::claim(&point, &state_place)?;
         predecessor::clear(&point)?;

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use super::{Channels, Registry};
 use crate::channel::Channel;
-use crate::kept::{Keep, Left};
+use crate::kept::Left;
 use crate::kill_point;
+use crate::options::Keep;
 use crate::writers;
 
 /// How long the writers have to end a channel's buffers.
