@@ -115,7 +115,13 @@ mod tests {
 
     #[test]
     fn odd_paths_are_quoted_for_a_shell() {
-        for (path, word) in [("/mnt/relay", "/mnt/relay"), ("/a b", "'/a b'"), (r"/a\x2d", r"'/a\x2d'"), ("/a'b", r"'/a'\''b'"), ("", "''")] {
+        for (path, word) in [
+            ("/mnt/relay", "/mnt/relay"),
+            ("/a b", "'/a b'"),
+            (r"/a\x2d", r"'/a\x2d'"),
+            ("/a'b", r"'/a'\''b'"),
+            ("", "''"),
+        ] {
             assert_eq!(shell_word(Path::new(path)), word);
         }
     }

@@ -49,7 +49,8 @@ pub(crate) fn of_mount_of_anybody(mount: &Path) -> Option<PathBuf> {
 fn of_mount_among(mount: &Path, dirs: &[PathBuf]) -> Option<PathBuf> {
     let meant = Meant::by(mount);
     let name = instance_name(&meant.path);
-    let by_name = dirs.iter().find(|dir| dir.file_name().is_some_and(|found| *found == *name) && holds_channels(dir));
+    let by_name =
+        dirs.iter().find(|dir| dir.file_name().is_some_and(|found| *found == *name) && holds_channels(dir));
     by_name.or_else(|| dirs.iter().find(|dir| meant.has(dir) && holds_channels(dir))).cloned()
 }
 

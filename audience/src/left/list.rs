@@ -30,13 +30,18 @@ fn describe(dir: &Path, text: &mut String) {
         return;
     }
     let point = find::point_of(dir);
-    let name = point.as_ref().map_or("an unknown mount point".to_owned(), |point| point.path().display().to_string());
+    let name = point
+        .as_ref()
+        .map_or("an unknown mount point".to_owned(), |point| point.path().display().to_string());
     // A dead mount is there, though it cannot be looked at.
-    let is_gone = point.is_some_and(|point| fs::symlink_metadata(point.path()).is_err_and(|error| is_missing(&error)));
+    let is_gone =
+        point.is_some_and(|point| fs::symlink_metadata(point.path()).is_err_and(|error| is_missing(&error)));
     let gone = if is_gone { "; the directory is gone" } else { "" };
     let daemon = match daemon_at_work(&dir.join(LOCK_FILE)) {
         Some(pid) => format!("relayfsd (process {pid}) is at work"),
-        None if StateFile::read(dir).is_ok_and(|state| state.is_some_and(|state| state.ended)) => "relayfsd has ended".into(),
+        None if StateFile::read(dir).is_ok_and(|state| state.is_some_and(|state| state.ended)) => {
+            "relayfsd has ended".into()
+        }
         None => "relayfsd was killed or crashed".into(),
     };
     line(text, format_args!("{name}: {daemon}{gone}"));
