@@ -73,6 +73,10 @@ impl OwnMount {
         let path = absolute(path);
         match run_daemon(&path) {
             Ok(()) => {
+                output::say(format_args!(
+                    "nothing was mounted on {}: it is mounted for this reading",
+                    path.display()
+                ));
                 *own = Some(fs::canonicalize(&path).unwrap_or(path));
                 Ok(())
             }

@@ -43,7 +43,6 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         There::LeftOver(dir) => return left::run_instead(&dir, &options.what),
         There::Nothing => check_unused(mount)?,
     }
-    output::say(format_args!("nothing is mounted on {}: mounting it for this reading", mount.display()));
     let own = Arc::new(OwnMount::default());
     let shared = own.clone();
     // Before we mount: from then on no signal may leave the mount behind.
@@ -70,7 +69,9 @@ fn look_at(mount: &Path) -> Result<There, Failure> {
             return Ok(There::Mounted);
         }
         let Some(dir) = left::find::of_mount(mount) else { return Ok(There::Nothing) };
-        if left::daemon_at_work(&dir.join(LOCK_FILE)).is_none() || Instant::now() >= deadline {
+        let is_at_work = left::daemon_at_work(&dir.join(LOCK_FILE)).is_some();
+        // One that has ended in between may have removed it, its lock at last.
+        if Instant::now() >= deadline || !is_at_work && left::find::holds_channels(&dir) {
             return Ok(There::LeftOver(dir));
         }
         thread::sleep(LOOK_AGAIN);
