@@ -41,8 +41,8 @@ pub(crate) enum Failure {
     )]
     NotEmpty(PathBuf),
     #[error(
-        "{path}: its relayfsd was killed or crashed, and what it left is another user's, or gone: start relayfsd {word} again, \
-         or umount {word}",
+        "{path}: its relayfsd was killed or crashed, and what it left is another user's, or gone: see audience --state, \
+         start relayfsd {word} again, or umount {word}",
         path = .0.display(), word = shell_word(.0)
     )]
     Dead(PathBuf),

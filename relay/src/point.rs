@@ -36,8 +36,8 @@ impl Point {
     ///
     /// Those of open(2) and statx(2).
     pub fn of(path: &Path) -> io::Result<Point> {
-        let flags = (OFlag::O_PATH | OFlag::O_DIRECTORY).bits();
-        let status = File::options().read(true).custom_flags(flags).open(path)?.metadata()?;
+        // With O_DIRECTORY an automounter would be asked.
+        let status = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?.metadata()?;
         let born = status.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         Ok(Point {
             device: status.dev(),

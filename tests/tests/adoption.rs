@@ -1,5 +1,5 @@
 //! What the next daemon makes of what one has left: channels go on with their geometry and their numbers, also those that
-//! producers had opened; what is damaged is set aside and told; what belongs to another mount point is not touched.
+//! producers had opened; what is damaged is set aside and told; a mount point is known by its path and by its directory.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
