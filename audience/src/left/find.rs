@@ -96,7 +96,7 @@ pub(crate) fn holds_channels(dir: &Path) -> bool {
 
 /// Whether it is a state directory, and not a mount point.
 pub(crate) fn is_state_dir(dir: &Path) -> bool {
-    dir.join(STATE_FILE).exists() || names_in(dir).iter().any(|name| id_of_control(name).is_some())
+    dir.join(STATE_FILE).is_file() || names_in(dir).iter().any(|name| id_of_control(name).is_some())
 }
 
 /// What a state directory says of its mount point.
