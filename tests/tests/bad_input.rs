@@ -5,7 +5,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::thread;
 
 use nix::sys::signal::Signal;
@@ -14,9 +14,7 @@ use nix::sys::socket::{
 };
 use relay::frame::{Body, Refusal};
 use relayfs_tests::background::{Place, try_to_start};
-use relayfs_tests::{
-    Mount, Process, complaint, eventually, exit_code, private_shell, program, run, text, tool,
-};
+use relayfs_tests::{Mount, complaint, eventually, exit_code, private_shell, program, run, text, tool};
 
 /// `relay-producer -m WHERE ARGS`
 fn produce(place: &Path, args: &[impl AsRef<OsStr>]) -> Output {
