@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use relay::ChannelName;
+use relay::paths::shell_word;
 use thiserror::Error;
 
 use crate::signals::Signal;
@@ -34,6 +35,19 @@ pub(crate) enum Failure {
     Socket(PathBuf),
     #[error("{} is not a directory; name the mount point: -m MOUNTPOINT", .0.display())]
     NotDirectory(PathBuf),
+    #[error("{path}: there is no such directory; name the mount point: -m MOUNTPOINT", path = .0.display())]
+    Missing(PathBuf),
+    #[error(
+        "{path}: no relayfs is mounted there, and it holds other files; name the mount point: -m MOUNTPOINT",
+        path = .0.display()
+    )]
+    NotEmpty(PathBuf),
+    #[error(
+        "{path}: its relayfsd was killed or crashed, and what it left is another user's, or gone: see audience --state, \
+         start relayfsd {word} again, or umount {word}",
+        path = .0.display(), word = shell_word(.0)
+    )]
+    Dead(PathBuf),
     #[error("no channel '{channel}' in {}{}", .mount.display(), listed(.channel, .known))]
     NoChannel { channel: ChannelName, mount: PathBuf, known: Vec<String> },
     #[error("channel '{channel}' in {} has no file for CPU {cpu}, only for {}", .mount.display(), ranges(.has))]
@@ -49,7 +63,7 @@ pub(crate) enum Failure {
     StateDir { path: PathBuf, source: io::Error },
     #[error(
         "{} is no state directory: there are no channels in it; relayfsd's are below /dev/shm/relayfs-UID, or where its \
-         --state-dir says, and one that ended by itself has left none", .0.display()
+         --state-dir says, and one that ended with nothing unread has left none; --state without a path lists them", .0.display()
     )]
     NoState(PathBuf),
     /// A channel of which there is nothing to read.

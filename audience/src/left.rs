@@ -5,6 +5,9 @@
 //! as they do when their daemon has died. None of the files is believed: what they say is checked, what is wrong with them is
 //! told, and the rest is read.
 
+pub(crate) mod find;
+mod list;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,6 +19,7 @@ use relay::buffer::Buffer;
 use relay::files::{
     Control, FileError, LOCK_FILE, control_name, data_name, header_of, id_of_control, open_regular,
 };
+use relay::paths::shell_word;
 use relay::reader::Reader;
 use relay::shm::{Mapping, outlive_truncation};
 use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
@@ -28,9 +32,29 @@ use crate::output::{Output, say};
 /// Tries at getting a buffer before somebody reads it.
 const TRIES_MAX: u32 = 16;
 
-/// Prints what the directory holds of a channel.
-pub(crate) fn run(dir: &Path, what: &What) -> Result<(), Failure> {
+/// Prints what is left of a channel in a state directory, or in that of a mount point; without either, lists what is left.
+pub(crate) fn run(path: Option<&Path>, what: &What) -> Result<(), Failure> {
     outlive_truncation().map_err(|error| Failure::system("handle a signal", error))?;
+    let Some(path) = path else { return list::run() };
+    if find::is_state_dir(path) {
+        return print(path, what);
+    }
+    // Where there is none, its own error says what is wrong with the path.
+    print(&find::of_mount_of_anybody(path).unwrap_or_else(|| path.to_owned()), what)
+}
+
+/// The same for a mount point without a mount, whose last daemon has left this directory.
+pub(crate) fn run_instead(dir: &Path, what: &What) -> Result<(), Failure> {
+    let (mount, word) = (what.mount.display(), shell_word(&what.mount));
+    say(format_args!(
+        "nothing is mounted on {mount}: this is what its last daemon left in {}; nothing is consumed; to go on with it: \
+         relayfsd {word}",
+        dir.display()
+    ));
+    run(Some(dir), what)
+}
+
+fn print(dir: &Path, what: &What) -> Result<(), Failure> {
     let found = Found::in_dir(dir)?;
     if let Some(pid) = daemon_at_work(&dir.join(LOCK_FILE)) {
         say(format_args!(
@@ -208,7 +232,7 @@ fn copy(mut reader: Reader) -> Result<(Reader, Vec<u8>), &'static str> {
 
 /// The process that has the file locked, if there is one that we may see. Not by locking it, if only for a moment: a
 /// daemon that starts would give up.
-fn daemon_at_work(lock: &Path) -> Option<u32> {
+pub(crate) fn daemon_at_work(lock: &Path) -> Option<u32> {
     let found = fs::symlink_metadata(lock).ok()?;
     let id = format!("{:02x}:{:02x}:{}", major(found.dev()), minor(found.dev()), found.ino());
     holder(&fs::read_to_string("/proc/locks").ok()?, &id)

@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     }
     let result = match (&options.action, &options.state) {
         (Some(Action::Record(options)), _) => record::run(options),
-        (None, Some(dir)) => left::run(dir, &options.what),
+        (None, Some(path)) => left::run(path.as_deref(), &options.what),
         (None, None) if options.follow => follow::run(&options),
         (None, None) => once::run(&options),
     };

@@ -9,6 +9,7 @@ use std::path::{self, Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use nix::errno::Errno;
 use relay::mountinfo::{self, FS_TYPE};
 
 use crate::failure::Failure;
@@ -28,6 +29,24 @@ pub(crate) fn is_mounted(path: &Path) -> Result<bool, Failure> {
         Ok(_) => {}
     }
     Ok(fs::read(path.join(".relay/version")).is_ok() || listed_type(path).is_some_and(|kind| kind == FS_TYPE))
+}
+
+/// Checks that a path, on which nothing is mounted, is an empty directory. Nothing else is mounted over.
+pub(crate) fn check_unused(path: &Path) -> Result<(), Failure> {
+    let mut entries = match fs::read_dir(path) {
+        Ok(entries) => entries,
+        Err(error) => {
+            return Err(match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOENT | Errno::ENOTDIR) => Failure::Missing(path.to_owned()),
+                Some(Errno::ENOTCONN | Errno::ECONNABORTED) => Failure::Dead(path.to_owned()),
+                _ => Failure::open(path, error),
+            });
+        }
+    };
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => Err(Failure::NotEmpty(path.to_owned())),
+    }
 }
 
 /// The same of a path that was looked at before.
@@ -54,6 +73,10 @@ impl OwnMount {
         let path = absolute(path);
         match run_daemon(&path) {
             Ok(()) => {
+                output::say(format_args!(
+                    "nothing was mounted on {}: it is mounted for this reading",
+                    path.display()
+                ));
                 *own = Some(fs::canonicalize(&path).unwrap_or(path));
                 Ok(())
             }

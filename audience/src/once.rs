@@ -1,25 +1,50 @@
 //! The classic reader: every file to its end, one after the other. With `--snapshot`, of every file a copy, which
 //! consumes nothing.
+//!
+//! Where nothing is mounted, a reader that mounts would take over what the last daemon left, and consume it. So that is
+//! printed instead; only where there is none is something mounted.
 
 use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use relay::files::LOCK_FILE;
 
 use relay::name::DEFAULT_CHANNEL;
 
 use crate::channel::{CpuFile, wanted};
 use crate::failure::Failure;
+use crate::left;
 use crate::losses::Tally;
-use crate::mount::{OwnMount, is_mounted};
+use crate::mount::{OwnMount, check_unused, is_mounted};
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::signals::{self, Stop};
 use crate::unread;
 
-/// Reads what there is, mounting and unmounting if nothing is mounted.
+/// How long a daemon that is just starting or ending is waited for.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+/// Time between two looks at whether it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What there is to read at a mount point.
+enum There {
+    Mounted,
+    /// The state directory of the last daemon.
+    LeftOver(PathBuf),
+    Nothing,
+}
+
+/// Reads what there is, mounting and unmounting if nothing is mounted, and nothing is left over.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    if is_mounted(&options.what.mount)? {
+    let mount = &options.what.mount;
+    match look_at(mount)? {
         // Nothing to clean up, so a signal may end us as it ends cat.
-        return read(options, None);
+        There::Mounted => return read(options, None),
+        There::LeftOver(dir) => return left::run_instead(&dir, &options.what),
+        There::Nothing => check_unused(mount)?,
     }
     let own = Arc::new(OwnMount::default());
     let shared = own.clone();
@@ -29,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             output::say(failure);
         }
     })?;
-    let result = own.mount(&options.what.mount).and_then(|()| read(options, Some(&stop)));
+    let result = own.mount(mount).and_then(|()| read(options, Some(&stop)));
     let unmounted = own.unmount();
     match (result, unmounted) {
         (Err(failure), Err(second)) => {
@@ -37,6 +62,22 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             Err(failure)
         }
         (result, unmounted) => result.and(unmounted),
+    }
+}
+
+fn look_at(mount: &Path) -> Result<There, Failure> {
+    let deadline = Instant::now() + SETTLE_MAX;
+    loop {
+        if is_mounted(mount)? {
+            return Ok(There::Mounted);
+        }
+        let Some(dir) = left::find::of_mount(mount) else { return Ok(There::Nothing) };
+        let is_at_work = left::daemon_at_work(&dir.join(LOCK_FILE)).is_some();
+        // One that has ended in between may have removed it, its lock at last.
+        if Instant::now() >= deadline || !is_at_work && left::find::holds_channels(&dir) {
+            return Ok(There::LeftOver(dir));
+        }
+        thread::sleep(LOOK_AGAIN);
     }
 }
 

@@ -31,9 +31,10 @@ const EXEC_WITH_VALUE: &str = "--exec=";
 /// What was read is gone, for every reader. The output goes CPU by CPU, not by time: first all that CPU 0's
 /// file holds, then CPU 1's, and so on; messages of one CPU stay in the order in which they were written.
 ///
-/// If nothing is mounted there, relayfsd is run to mount it, and unmounted again at the end; with --follow
-/// the mount is waited for instead. At the end it says on standard error what the channel lost since it was last
-/// read.
+/// If nothing is mounted there, it prints what the last daemon left, as --state does, and consumes nothing. If nothing is
+/// left either, and the directory is empty, it runs relayfsd to mount it, and unmounts it at the end. With --follow it
+/// waits for the mount instead. At the end it says on
+/// standard error what the channel lost since it was last read.
 ///
 /// `audience record` records a channel into files, one for each CPU; see `audience record --help`.
 #[derive(Debug, Parser)]
@@ -57,14 +58,14 @@ pub(crate) struct Options {
     #[arg(long, conflicts_with = "follow")]
     pub(crate) snapshot: bool,
 
-    /// Print what a daemon that died, or ended with --keep, has left in this directory; consume nothing
+    /// Print what a daemon that is gone has left of this mount point, or in this state directory; consume nothing
     ///
-    /// No daemon is needed, and none is asked. It prints what is unread, or with overwrite mode all that is still there. A
-    /// state directory is /dev/shm/relayfs-UID/NAME, of the user relayfsd runs as and the mount point without its first
-    /// slash and with '-' for the others, or what relayfsd's --state-dir names. Also for refused-N in it, where the
-    /// next daemon puts what it does not trust. Channels that nothing names go by their numbers: -c 1.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["follow", "snapshot", "mount"])]
-    pub(crate) state: Option<PathBuf>,
+    /// Without a path: list what is left, also of mount points that are gone. No daemon is needed, and none is asked. It
+    /// prints what is unread, or with overwrite mode all that is still there. A state directory is
+    /// /dev/shm/relayfs-UID/NAME, or what relayfsd's --state-dir names. Also for refused-N in it, where the next daemon
+    /// puts what it does not trust. Channels that nothing names go by their numbers: -c 1.
+    #[arg(long, value_name = "PATH", num_args = 0..=1, conflicts_with_all = ["follow", "snapshot", "mount"])]
+    pub(crate) state: Option<Option<PathBuf>>,
 
     /// Run a program to which mount(2) knows the type relayfs
     ///
@@ -236,6 +237,8 @@ mod tests {
     fn what_was_left_is_read_without_a_mount() {
         let parse = |args: &[&str]| Options::try_parse_from([&["audience", "--state", "d"], args].concat());
         assert!(parse(&["-c", "app/log", "--cpu", "1"]).is_ok());
+        let listing = Options::try_parse_from(["audience", "--state"]).unwrap();
+        assert_eq!(listing.state, Some(None));
         for args in [&["-f"][..], &["--snapshot"], &["-m", "/mnt"], &["record", "-o", "d"]] {
             assert!(parse(args).is_err(), "{args:?}");
         }

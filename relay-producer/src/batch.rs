@@ -10,13 +10,17 @@
 //! as long as it would wait for an answer. Frames whose answers never came are neither written nor lost, for all that
 //! anybody knows; `finish` says how many messages they had.
 
+mod awaiting;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use relay::client::{Deadline, SendError};
 use relay::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_REPLY, WriteReply};
 
+pub use self::awaiting::DaemonEvent;
+use self::awaiting::Outlives;
 use crate::connection::{Connection, Envelope};
 use crate::error::RequestError;
 use crate::frames::WriteFrame;
@@ -27,8 +31,6 @@ use crate::shared::Direct;
 
 /// Most frames under way. Few enough that their replies can never fill a socket, enough to keep both sides busy.
 const WINDOW: usize = 8;
-/// How often who waits for a daemon looks whether the last one has closed the channel.
-const END_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A stream of messages whose fate is asked for.
 ///
@@ -51,6 +53,8 @@ pub struct Batch {
     counts: Counts,
     /// Messages that went with a daemon which did not answer.
     unanswered: u64,
+    /// Told of the daemon's absence, if the batch waits for the next daemon as long as it takes.
+    outlives: Option<Outlives>,
     /// Bytes of messages that are not waited with, having found no room right after one that has waited in vain, and
     /// what was written when that was.
     given_up: (usize, u64),
@@ -74,6 +78,7 @@ impl Batch {
             direct: false,
             counts: Counts::default(),
             unanswered: 0,
+            outlives: None,
             given_up: (0, 0),
         })
     }
@@ -126,6 +131,11 @@ impl Batch {
             Direct::NotHere | Direct::NotThis => {
                 self.direct = false;
                 return self.add_to_frame(message);
+            }
+            Direct::Closed | Direct::Over if self.outlives() && !self.works() => {
+                self.direct = false;
+                self.find_daemon(None)?;
+                return self.push(message);
             }
             Direct::Closed | Direct::Over => return Err(RequestError::Disconnected),
         }
@@ -209,76 +219,6 @@ impl Batch {
         }
     }
 
-    /// Whether the daemon can be asked something now.
-    fn works(&self) -> bool {
-        self.connection.look();
-        self.connection.works()
-    }
-
-    /// Whether the end of the connection is not that of the batch.
-    fn survives(&self) -> bool {
-        self.connection.shared().is_some()
-    }
-
-    /// Takes a new connection if there is one, without waiting for it.
-    #[cold]
-    fn reattach(&mut self) {
-        if let Ok(connection) = self.link.connection(false) {
-            // If it does not serve, the next message finds that out.
-            let _ = self.take(connection);
-        }
-    }
-
-    /// Waits for a daemon that goes on with the same buffers.
-    #[cold]
-    fn find_daemon(&mut self, deadline: Deadline) -> Result<(), RequestError> {
-        // Of what is under way, what was answered still counts.
-        self.collect_all()?;
-        loop {
-            let now = Instant::now();
-            let pause = now + END_LOOK_INTERVAL;
-            match self.link.await_connection(deadline.map_or(pause, |at| at.min(pause))) {
-                Ok(connection) => return self.take(connection),
-                Err(Some(reason)) => return Err(RequestError::Reopen(reason)),
-                Err(None) => {}
-            }
-            if let Some(shared) = self.connection.shared() {
-                shared.look_for_end();
-            }
-            if !self.survives() || deadline.is_some_and(|at| at <= now) {
-                return Err(RequestError::Disconnected);
-            }
-        }
-    }
-
-    fn take(&mut self, connection: Arc<Connection>) -> Result<(), RequestError> {
-        let same = match (&self.connection.sharing, &connection.sharing) {
-            (Ok(old), Ok(new)) => Arc::ptr_eq(old, new) && connection.room >= self.connection.room,
-            _ => false,
-        };
-        if !same {
-            return Err(RequestError::Disconnected);
-        }
-        self.connection = connection;
-        Ok(())
-    }
-
-    /// Sends, by the next daemon if this one turns out to have gone. `send` must have sent nothing then.
-    fn by_daemon(
-        &mut self,
-        mut send: impl FnMut(&mut Batch) -> Result<(), RequestError>,
-    ) -> Result<(), RequestError> {
-        let deadline = self.deadline();
-        loop {
-            // A child has inherited the socket, but not what comes through it.
-            let own = self.connection.is_own();
-            match if own { send(self) } else { Err(RequestError::Disconnected) } {
-                Err(RequestError::Disconnected) if self.survives() => self.find_daemon(deadline)?,
-                sent => return sent,
-            }
-        }
-    }
-
     fn deadline(&self) -> Deadline {
         self.options.wait.deadline()
     }
@@ -310,6 +250,10 @@ impl Batch {
     fn becomes_direct(&mut self) -> Result<bool, RequestError> {
         let here = self.connection.shared().map(|shared| shared.is_here(self.options.cpu));
         match here {
+            None if self.connection.is_gone() && self.outlives() => {
+                self.find_daemon(None)?;
+                return self.becomes_direct();
+            }
             None if self.connection.is_gone() => return Err(RequestError::Disconnected),
             None | Some(false) => return Ok(false),
             Some(true) => {}

@@ -28,6 +28,8 @@ const OF_MESSAGES: [&str; 10] =
     version,
     after_help = "\
 A message that does not fit is dropped, and counted; --wait waits for a reader instead. `_` in an option's name is `-`.
+If relayfsd ends meanwhile, standard input that is a pipe, a socket or a terminal waits for the next one, for ever;
+MESSAGEs and files wait 10 s, beyond --wait.
 
 Exit status: 0 all written, 1 error, 2 wrong usage, 3 some messages dropped."
 )]

@@ -43,7 +43,7 @@ mod thread;
 mod transport;
 
 pub use appender::Appender;
-pub use batch::Batch;
+pub use batch::{Batch, DaemonEvent};
 pub use builder::Builder;
 pub use channel::Channel;
 pub use error::{BatchError, NoSuchCpu, OpenError, RequestError, WriteError};

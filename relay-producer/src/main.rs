@@ -6,13 +6,16 @@ mod load;
 mod module;
 
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use nix::errno::Errno;
+use nix::sys::stat::{SFlag, fstat};
 use relay::complaint::of_usage;
 use relay::geometry::MESSAGE_MAX;
-use relay_producer::{Batch, BatchOptions, Channel, Counts, OpenError, RequestError, Wait};
+use relay_producer::{Batch, BatchOptions, Channel, Counts, DaemonEvent, OpenError, RequestError, Wait};
 use thiserror::Error;
 
 use cli::Options;
@@ -121,6 +124,9 @@ fn run(options: &Options) -> Result<(Counts, usize), Failure> {
     let batch = channel.batch(BatchOptions { cpu: options.cpu, wait: options.wait.unwrap_or_default() })?;
     let mut producer = Producer { batch, message_max: max };
     let tried = if options.messages.is_empty() {
+        if is_stream(&io::stdin())? {
+            producer.outlive_daemons(options.mount());
+        }
         producer.send_input(options)
     } else {
         producer.send_arguments(options)
@@ -143,7 +149,25 @@ struct Producer {
     message_max: usize,
 }
 
+/// Whether input comes as it is written: from a pipe, a socket or a terminal. A program that writes it would get a SIGPIPE if
+/// this one ended with its daemon.
+fn is_stream(input: &impl AsFd) -> io::Result<bool> {
+    let kind = SFlag::from_bits_truncate(fstat(input)?.st_mode) & SFlag::S_IFMT;
+    Ok([SFlag::S_IFIFO, SFlag::S_IFSOCK, SFlag::S_IFCHR].contains(&kind))
+}
+
 impl Producer {
+    /// Waits for the next daemon, for as long as it takes, and says so.
+    fn outlive_daemons(&mut self, mount: PathBuf) {
+        let mount = mount.display().to_string();
+        self.batch.outlive_daemons(move |event| match event {
+            DaemonEvent::Awaited => {
+                say(&format!("the relayfsd of {mount} has gone away: waiting for the next one"))
+            }
+            DaemonEvent::Found => say(&format!("a relayfsd of {mount} is there again: writing on")),
+        });
+    }
+
     fn send_arguments(&mut self, options: &Options) -> Result<(), Failure> {
         for message in &options.messages {
             let mut message = message.as_bytes().to_vec();

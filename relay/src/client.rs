@@ -37,12 +37,24 @@ pub enum SendError {
     Gone,
 }
 
+/// Why nothing can be mounted there.
+const NEITHER: &str = "it is neither a directory nor a socket";
+
+/// What to do where no relayfs is mounted.
+fn advice(path: &str, why: &str) -> String {
+    if why == NEITHER {
+        "name the mount point or the socket of a relayfs".to_owned()
+    } else {
+        format!("mount one with 'relayfsd {path}', or name another mount point")
+    }
+}
+
 /// Why there is no connection to a daemon.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// There is no relayfs at this path.
     #[error(
-        "no relayfs is mounted on {path}: {why}; mount one with 'relayfsd {path}', or name another mount point"
+        "no relayfs is mounted on {path}: {why}; {}", advice(.path, why)
     )]
     NotMounted {
         /// The path that was given as mount point.
@@ -292,7 +304,7 @@ pub fn find(mount: &Path) -> Result<PathBuf, ConnectError> {
         return Ok(mount.into());
     }
     if !kind.is_dir() {
-        return Err(not_mounted("it is neither a directory nor a socket"));
+        return Err(not_mounted(NEITHER));
     }
     let link = mount.join(SOCKET_LINK);
     match fs::read_link(&link) {

@@ -22,6 +22,8 @@ pub mod lent;
 pub mod mountinfo;
 pub mod name;
 pub mod paths;
+#[cfg(not(loom))]
+pub mod point;
 pub mod position;
 pub mod reader;
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]

@@ -45,9 +45,28 @@ pub fn instance_name(mount_point: &Path) -> String {
     name
 }
 
+/// Where the state directories of users are, each user's in one called [`state_dirs_name`].
+pub const STATE_BASE: &str = "/dev/shm";
+
+/// Name of the directory that has a user's state directories: `relayfs-UID`.
+pub fn state_dirs_name(uid: u32) -> String {
+    format!("relayfs-{uid}")
+}
+
 /// The state directory of a mount: `/dev/shm/relayfs-UID/NAME`.
 pub fn state_dir(mount_point: &Path, uid: u32) -> PathBuf {
-    Path::new("/dev/shm").join(format!("relayfs-{uid}")).join(instance_name(mount_point))
+    Path::new(STATE_BASE).join(state_dirs_name(uid)).join(instance_name(mount_point))
+}
+
+/// A path as a word of a command that people may copy into a shell.
+pub fn shell_word(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%=,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
 }
 
 /// The socket of a mount, alone in its directory: `/run/relayfs/NAME/socket` for root, below `runtime_dir`
@@ -57,7 +76,7 @@ pub fn socket_path(mount_point: &Path, uid: u32, runtime_dir: Option<&Path>) -> 
         _ if uid == 0 => PathBuf::from("/run/relayfs"),
         Some(dir) => dir.join("relayfs"),
         // An instance name never starts with a dot, so this is none.
-        None => Path::new("/dev/shm").join(format!("relayfs-{uid}")).join(".run"),
+        None => Path::new(STATE_BASE).join(state_dirs_name(uid)).join(".run"),
     };
     base.join(instance_name(mount_point)).join("socket")
 }
@@ -92,6 +111,19 @@ mod tests {
         let (a, b) = (instance_name(Path::new(&long("a"))), instance_name(Path::new(&long("b"))));
         assert!(a.len() <= 200 && b.len() <= 200);
         assert_ne!(a, b);
+    }
+
+    #[test]
+    fn odd_paths_are_quoted_for_a_shell() {
+        for (path, word) in [
+            ("/mnt/relay", "/mnt/relay"),
+            ("/a b", "'/a b'"),
+            (r"/a\x2d", r"'/a\x2d'"),
+            ("/a'b", r"'/a'\''b'"),
+            ("", "''"),
+        ] {
+            assert_eq!(shell_word(Path::new(path)), word);
+        }
     }
 
     #[test]

@@ -3,14 +3,15 @@
 //!
 //! ```text
 //! relayfs-state 1
-//! point 45:1234 /mnt/relay
+//! point 45:1234:1764415650.123456789 /mnt/relay
 //! epoch 3
 //! last_id 7
+//! end clean
 //! gone dropped 12
 //! channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log
 //! ```
 //!
-//! A line of `channel` has its number, which its files are called by; whether it lives as long as the daemon (`permanent`) or
+//! `end clean` is there if the last daemon ended by itself. A line of `channel` has its number, which its files are called by; whether it lives as long as the daemon (`permanent`) or
 //! as somebody holds it (`held`); size and number of sub-buffers, bytes of header, mode, `percpu` or `global`, number of
 //! buffers, and name. It is text for the sake of people who look at what a crash has left.
 
@@ -35,12 +36,14 @@ const MAGIC: &str = "relayfs-state 1";
 /// What the file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateFile {
-    /// What was mounted on: numbers of the directory, and its path.
+    /// What was mounted on, see [`crate::point::Point`]. Any text, where a peer has written it.
     pub point: String,
     /// How many daemons there have been, one after another.
     pub epoch: u32,
     /// Highest number that was given to a channel or directory.
     pub last_id: u32,
+    /// Whether the last daemon ended by itself: it was not killed, and did not crash.
+    pub ended: bool,
     /// The channels.
     pub channels: Vec<ChannelEntry>,
     /// What channels that are gone had counted, by the names of `stats`.
@@ -122,6 +125,7 @@ impl StateFile {
                 "point" => point.replace(rest.to_owned()).is_none(),
                 "epoch" => parse(rest).map(|n: u32| epoch.replace(n).is_none()).unwrap_or(false),
                 "last_id" => parse(rest).map(|n: u32| last_id.replace(n).is_none()).unwrap_or(false),
+                "end" => rest == "clean" && !std::mem::replace(&mut state.ended, true),
                 "gone" => rest
                     .split_once(' ')
                     .and_then(|(name, value)| Some((name.to_owned(), parse(value)?)))
@@ -133,6 +137,7 @@ impl StateFile {
             if !fresh {
                 let what = match key {
                     "point" | "epoch" | "last_id" => "no number, or a second one of its kind",
+                    "end" => "not 'clean', or a second one",
                     "gone" => "no name and count",
                     "channel" => "no channel",
                     _ => "unknown",
@@ -177,6 +182,9 @@ impl StateFile {
     fn write_to(&self, text: &mut String) -> std::fmt::Result {
         let point: String = self.point.chars().filter(|c| !c.is_control()).collect();
         writeln!(text, "{MAGIC}\npoint {point}\nepoch {}\nlast_id {}", self.epoch, self.last_id)?;
+        if self.ended {
+            writeln!(text, "end clean")?;
+        }
         for (name, value) in &self.gone {
             writeln!(text, "gone {name} {value}")?;
         }
@@ -244,7 +252,7 @@ fn parse<T: FromStr + ToString>(text: &str) -> Option<T> {
 mod tests {
     use super::*;
 
-    const SAMPLE: &str = "relayfs-state 1\npoint 45:1234 /mnt/relay\nepoch 3\nlast_id 7\ngone dropped 12\n\
+    const SAMPLE: &str = "relayfs-state 1\npoint 45:1234 /mnt/relay\nepoch 3\nlast_id 7\nend clean\ngone dropped 12\n\
         channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log\nchannel 7 held 4096 2 16 overwrite global 1 b\n";
 
     #[test]
@@ -252,6 +260,7 @@ mod tests {
         let state = StateFile::parse(SAMPLE).unwrap();
         assert_eq!((state.epoch, state.last_id, state.channels.len()), (3, 7, 2));
         assert_eq!(state.point, "45:1234 /mnt/relay");
+        assert!(state.ended);
         assert_eq!(state.gone, [("dropped".to_owned(), 12)]);
         assert!(state.channels[0].permanent && !state.channels[1].permanent);
         assert_eq!(state.channels[1].geometry.mode(), Mode::Overwrite);
@@ -273,22 +282,24 @@ mod tests {
             ("epoch 3", "epoch 3\nepoch 3", "line 4"),
             ("epoch 3\n", "", "'epoch'"),
             ("last_id 7", "last_id 6", "never given"),
-            ("gone dropped 12", "gone dropped", "line 5"),
-            ("gone", "what", "line 5: unknown"),
+            ("end clean", "end", "line 5"),
+            ("end clean", "end clean\nend clean", "line 6"),
+            ("gone dropped 12", "gone dropped", "line 6"),
+            ("gone", "what", "line 6: unknown"),
             ("channel 1 ", "channel 7 ", "same number"),
             ("channel 1 ", "channel 0 ", "never given"),
             ("app/log", "b", "same name"),
             ("app/log", "b/log", "exclude each other"),
             ("app/log", "b77", "exclude each other"),
-            ("app/log", "../log", "line 6"),
-            ("app/log", "app log", "line 6"),
-            ("65536", "0", "line 6"),
-            ("65536", "99999999999999999999", "line 6"),
-            (" 8 0 ", " 8 65536 ", "line 6"),
-            ("percpu 4", "percpu 0", "line 6"),
-            ("global 1", "global 2", "line 7"),
-            ("held", "for ever", "line 7"),
-            ("overwrite global", "overwriting global", "line 7"),
+            ("app/log", "../log", "line 7"),
+            ("app/log", "app log", "line 7"),
+            ("65536", "0", "line 7"),
+            ("65536", "99999999999999999999", "line 7"),
+            (" 8 0 ", " 8 65536 ", "line 7"),
+            ("percpu 4", "percpu 0", "line 7"),
+            ("global 1", "global 2", "line 8"),
+            ("held", "for ever", "line 8"),
+            ("overwrite global", "overwriting global", "line 8"),
         ] {
             let message = message(from, to);
             assert!(message.contains(part), "{from} -> {to}: {message}");

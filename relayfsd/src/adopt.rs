@@ -17,6 +17,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use relay::abi::{BufferBlock, ControlHeader};
+use relay::point::Point;
 use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
 
 use crate::channel::{Channel, Named};
@@ -36,15 +37,15 @@ pub(crate) struct Legacy {
     pub(crate) channels: Vec<Channel>,
 }
 
-/// Takes over what is in the state directory. `point` says which mount point's it must be, if that matters.
+/// Takes over what is in the state directory. `point` is this daemon's mount point; with `any_point` it may be of another one.
 pub(crate) fn take_over(
     dir: &StateDir,
-    point: &str,
+    point: &Point,
     any_point: bool,
     n_cpus: usize,
 ) -> Result<Legacy, DirError> {
     let mut left = match StateFile::read(dir.path()) {
-        Ok(Some(left)) if any_point || left.point == point => left,
+        Ok(Some(left)) if any_point || is_of(&left, point) => left,
         found => {
             match found {
                 Ok(Some(other)) => {
@@ -60,12 +61,12 @@ pub(crate) fn take_over(
                 Ok(None) => clear_leftovers(dir, &HashSet::new())?,
                 Err(reason) => set_all_aside(dir, &reason)?,
             }
-            let state = StateFile { point: point.to_owned(), epoch: 1, ..StateFile::default() };
+            let state = StateFile { point: point.to_string(), epoch: 1, ..StateFile::default() };
             return Ok(Legacy { state, channels: Vec::new() });
         }
     };
     left.epoch = left.epoch.saturating_add(1);
-    left.point = point.to_owned();
+    left.point = point.to_string();
     kill_point!("adopt-read");
     let mut channels = Vec::new();
     for entry in std::mem::take(&mut left.channels) {
@@ -92,6 +93,21 @@ pub(crate) fn take_over(
     clear_leftovers(dir, &known)?;
     kill_point!("adopt-cleared");
     Ok(Legacy { state: left, channels })
+}
+
+/// Whether it is what was left of this mount point: of its path, or of the directory under a former path. A directory that was
+/// removed and made again has other numbers, and so has one of a container that was started again: people and producers go
+/// by the path, and what they have written must not be hidden from them.
+fn is_of(left: &StateFile, point: &Point) -> bool {
+    let Ok(other) = left.point.parse::<Point>() else { return false };
+    let is_same = other.is_same_directory(point);
+    if !is_same && other.path() == point.path() {
+        log::info!(
+            "{}: what is left there was written to another directory of this path",
+            point.path().display()
+        );
+    }
+    is_same || other.path() == point.path()
 }
 
 /// Moves a channel that is not sound to a directory of its own, and tells those who write to it.

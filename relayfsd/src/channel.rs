@@ -235,6 +235,13 @@ impl Channel {
         !left
     }
 
+    /// Whether a live producer has its files, from this daemon or an earlier one. Where that cannot be found out, one may.
+    pub(crate) fn has_producers(&self) -> bool {
+        let later = self.epoch.saturating_add(1);
+        let files = self.lock_files();
+        files.as_ref().is_some_and(|files| files::has_earlier_marks(files.control(), later).unwrap_or(true))
+    }
+
     pub(crate) fn memory(&self) -> u64 {
         self.memory
     }
@@ -311,16 +318,20 @@ impl Channel {
         self.shared.load(Ordering::Relaxed)
     }
 
-    /// Ends the channel: those who poll are told. What is unread can be read as before. Its files are left.
+    /// Ends the channel for readers: pollers wake. What is unread can be read as before.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        *self.lock_files() = None;
         (0..self.n_bufs()).for_each(|cpu| self.wake(cpu));
     }
 
-    /// Waits for who is reading, and lets nobody read any more.
-    pub(crate) fn freeze(&self) {
-        (0..self.n_bufs()).for_each(|cpu| std::mem::forget(self.read_side(cpu)));
+    /// Waits for reads that are under way, and lets no other begin. Returns the bytes that are unread then.
+    pub(crate) fn freeze(&self) -> u64 {
+        (0..self.n_bufs()).fold(0, |sum, cpu| {
+            let side = self.read_side(cpu);
+            let unread = side.reader.unread_data();
+            std::mem::forget(side);
+            sum.saturating_add(unread)
+        })
     }
 
     /// The paths of its files.
@@ -335,9 +346,14 @@ impl Channel {
 
     /// Removes its files.
     pub(crate) fn remove_files(&self) {
-        if let Some(files) = self.lock_files().take() {
+        if let Some(files) = self.take_files() {
             files.remove();
         }
+    }
+
+    /// Lets go of its files: whatever has their names from now on is another daemon's.
+    pub(crate) fn take_files(&self) -> Option<Files> {
+        self.lock_files().take()
     }
 
     /// Bytes that somebody wrote and nobody has read yet, in all buffers.

@@ -46,6 +46,7 @@ const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(1);
     args_override_self = true,
     after_help = "Sizes take K, M or G (powers of 1024). In every option's name '-' and '_' are the same.\n\
                   Returns when the file system is usable; umount (or fusermount3 -u) ends the daemon.\n\
+                  What is unread then stays for the next start on the mount point; --discard removes it.\n\
                   Reading consumes: what one reader has got, no other gets."
 )]
 pub(crate) struct Cli {
@@ -106,9 +107,13 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// At the end, leave the buffers with what is unread for the next start
-    #[arg(long)]
+    /// At the end, keep every channel for the next start, also those without unread data
+    #[arg(long, overrides_with = "discard")]
     pub(crate) keep: bool,
+
+    /// At the end, remove every channel, also those with unread data
+    #[arg(long, overrides_with = "keep")]
+    pub(crate) discard: bool,
 
     /// Log to this file when in the background [default: syslog]; SIGHUP reopens it
     #[arg(long, value_name = "FILE")]

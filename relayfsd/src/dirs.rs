@@ -10,14 +10,14 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
+use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, open, openat, renameat2};
 use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::unistd::geteuid;
-use relay::files::LOCK_FILE;
+use relay::files::{LOCK_FILE, id_of_control};
 use relay::state_file::STATE_FILE;
 use thiserror::Error;
 
@@ -29,6 +29,8 @@ const RETRIES_MAX: usize = 16;
 const LOCK_MAGIC: &str = "relayfsd ";
 /// Directories for what could not be gone on with; a number follows.
 const REFUSED: &str = "refused-";
+/// Says to a daemon that was unmounted, and serves open files, that the next one waits for the directory.
+const WANTED_FILE: &str = "wanted";
 
 /// Why a directory cannot be used.
 #[derive(Debug, Error)]
@@ -84,10 +86,33 @@ impl Place {
         }
     }
 
+    /// Another directory in the same one.
+    pub(crate) fn beside(&self, path: &Path) -> Place {
+        let mut place = self.clone();
+        place.own.pop();
+        place.own.extend(path.file_name().map(OsStr::to_owned));
+        place
+    }
+
     /// The whole path.
     pub(crate) fn path(&self) -> PathBuf {
         self.own.iter().fold(self.base.clone(), |path, name| path.join(name))
     }
+}
+
+/// Asks the daemon that has the directory to let go of it, if it has been unmounted. To be done again and again.
+pub(crate) fn want(place: &Place) {
+    // Where it cannot be asked, the caller's time runs out.
+    let _ = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(place.path().join(WANTED_FILE));
+}
+
+/// Asks no more.
+pub(crate) fn unwant(place: &Place) {
+    let _ = std::fs::remove_file(place.path().join(WANTED_FILE));
 }
 
 /// A directory that has been checked, held open.
@@ -221,7 +246,9 @@ impl StateDir {
             }
             lock.set_len(0).and_then(|()| lock.rewind()).map_err(fail)?;
             lock.write_all(format!("{LOCK_MAGIC}{}\n", std::process::id()).as_bytes()).map_err(fail)?;
-            return Ok(StateDir { dir, _lock: lock, keep: Cell::new(false) });
+            // What a daemon has left stays, should this one come no further.
+            let keep = Cell::new(!dir_is_empty(&dir)?);
+            return Ok(StateDir { dir, _lock: lock, keep });
         }
         Err(DirError::Locked { path: place.path(), pid: None })
     }
@@ -233,6 +260,40 @@ impl StateDir {
     /// Whether the directory and what is in it stay for the next daemon.
     pub(crate) fn set_keep(&self, keep: bool) {
         self.keep.set(keep);
+    }
+
+    /// Whether a daemon has left channels in it.
+    pub(crate) fn holds_channels(&self) -> Result<bool, DirError> {
+        let is_control = |path: &PathBuf| path.file_name()?.to_str().and_then(id_of_control);
+        let is_state = |path: &PathBuf| path.file_name().is_some_and(|name| name == STATE_FILE);
+        Ok(self.entries()?.iter().any(|path| is_state(path) || is_control(path).is_some()))
+    }
+
+    /// Exchanges the names of two directories in the same one, both locked. Processes that have files in them open do not
+    /// notice.
+    pub(crate) fn exchange(&mut self, other: &mut StateDir) -> Result<(), DirError> {
+        let (path, others) = (&mut self.dir.path, &mut other.dir.path);
+        renameat2(AT_FDCWD, path.as_path(), AT_FDCWD, others.as_path(), RenameFlags::RENAME_EXCHANGE)
+            .map_err(|errno| DirError::Io { path: others.clone(), source: errno.into() })?;
+        std::mem::swap(path, others);
+        std::mem::swap(&mut self.dir.removable, &mut other.dir.removable);
+        Ok(())
+    }
+
+    /// Moves what was set aside in it to another one.
+    pub(crate) fn give_refused_to(&self, other: &StateDir) -> Result<(), DirError> {
+        for path in entries(&self.dir)?.iter().filter(|path| is_refused(path)) {
+            // The new one is empty, so this takes its place.
+            let to = other.new_refused()?;
+            std::fs::rename(path, to).map_err(|source| DirError::Io { path: path.clone(), source })?;
+        }
+        self.keep.set(false);
+        Ok(())
+    }
+
+    /// Whether the next daemon waits for this one to let go of it, since the last time this was asked.
+    pub(crate) fn is_wanted(&self) -> bool {
+        std::fs::remove_file(self.dir.path.join(WANTED_FILE)).is_ok()
     }
 
     /// Everything in the directory but the lock and what was set aside.

@@ -8,7 +8,6 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, access, getegid, geteuid};
 use relay::mountinfo::{self, Entry, FS_TYPE};
+use relay::point::Point;
 use thiserror::Error;
 
 use crate::fusermount;
@@ -132,13 +132,9 @@ pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
     Err(MountError::Stale { path: point.to_owned(), source: Errno::EBUSY.into() })
 }
 
-/// What the directory is that is mounted on, for whom its name may not be enough: `DEV:INODE PATH`. To be called after
-/// [`clear`].
-pub(crate) fn identity(point: &Path) -> Result<String, MountError> {
-    let status = stat(point)
-        .map_err(|errno| MountError::Unreachable { path: point.to_owned(), source: errno.into() })?;
-    let path = point.as_os_str().as_bytes().escape_ascii();
-    Ok(format!("{}:{} {path}", status.st_dev, status.st_ino))
+/// The directory that is mounted on. To be called after [`clear`].
+pub(crate) fn identity(point: &Path) -> Result<Point, MountError> {
+    Point::of(point).map_err(|source| MountError::Unreachable { path: point.to_owned(), source })
 }
 
 /// Mounts on `point`. The kernel waits for answers from the returned /dev/fuse from now on.

@@ -46,8 +46,8 @@ pub(crate) struct Options {
     pub(crate) sharing: Sharing,
     /// The state directory, if it was named.
     pub(crate) state_dir: Option<PathBuf>,
-    /// Whether buffers stay for the next start at a clean end.
-    pub(crate) keep: bool,
+    /// Which buffers stay for the next start at a clean end.
+    pub(crate) keep: Keep,
     /// Where to log when in the background, instead of syslog.
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) foreground: bool,
@@ -57,6 +57,17 @@ pub(crate) struct Options {
     pub(crate) access: Access,
     /// What the kernel is told when mounting.
     pub(crate) mount: MountOptions,
+}
+
+/// Which channels stay for the next daemon after a clean end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// `--discard`: none.
+    Nothing,
+    /// Those with unread data, and those that a live producer has mapped.
+    Unread,
+    /// `--keep`: every channel, also the empty ones, with their counts.
+    All,
 }
 
 /// Owner and readers of the files.
@@ -153,7 +164,11 @@ impl Options {
                 mode: access.buffer_mode(),
             },
             state_dir: cli.state_dir.as_deref().map(absolute).transpose()?,
-            keep: cli.keep,
+            keep: match (cli.keep, cli.discard) {
+                (true, _) => Keep::All,
+                (_, true) => Keep::Nothing,
+                _ => Keep::Unread,
+            },
             log_file: cli.log_file.as_deref().map(absolute).transpose()?,
             foreground: cli.foreground || cli.debug,
             debug: cli.debug,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
-use crate::dirs::{DirError, Place, StateDir};
+use crate::dirs::{self, DirError, Place, StateDir};
 use crate::mount::{self, MountError};
 use crate::session::SessionError;
 
@@ -20,23 +20,29 @@ const DYING_MAX: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(20);
 
 /// Locks the state directory, and with it the mount point. A daemon that was just unmounted, told to end or killed gets the
-/// time to do it; one that is at work is in the table of mounts.
+/// time to do it, and one that serves open files after `umount -l` is asked to; one that is at work is in the table of mounts.
 pub(crate) fn claim(point: &Path, place: &Place) -> Result<StateDir, SessionError> {
     let deadline = Instant::now() + PREDECESSOR_MAX;
-    loop {
+    let claimed = loop {
         let (locked, pid) = match StateDir::claim(place) {
             Err(DirError::Locked { path, pid }) => (DirError::Locked { path, pid }, pid),
-            result => return Ok(result?),
+            result => break result.map_err(SessionError::from),
         };
         let is_late = Instant::now() >= deadline;
-        if (is_late || pid.is_none_or(is_at_work)) && mount::is_mounted(point)? {
-            return Err(MountError::AlreadyMounted(point.to_owned()).into());
+        if mount::is_mounted(point)? {
+            if is_late || pid.is_none_or(is_at_work) {
+                break Err(MountError::AlreadyMounted(point.to_owned()).into());
+            }
+        } else {
+            dirs::want(place);
         }
         if is_late {
-            return Err(locked.into());
+            break Err(locked.into());
         }
         thread::sleep(RETRY);
-    }
+    };
+    dirs::unwant(place);
+    claimed
 }
 
 /// Has nothing on the mount point. With the state directory's lock, a daemon that seems to be alive there is one that is just

@@ -1,5 +1,6 @@
 //! The daemon's channels by name: opening, creating, and when they go.
 
+mod ending;
 mod error;
 mod held;
 mod renewal;
@@ -81,7 +82,14 @@ impl Registry {
             ..Channels::default()
         };
         for channel in legacy.channels {
-            log::warn!("channel {}: goes on with {} bytes unread", channel.name(), channel.unread());
+            let (name, unread) = (channel.name(), channel.unread());
+            if unread == 0 || legacy.state.ended {
+                log::info!("channel {name}: goes on with {unread} bytes unread");
+            } else {
+                log::warn!(
+                    "channel {name}: goes on with {unread} bytes unread, since the last relayfsd was killed or crashed"
+                );
+            }
             channels.add(Arc::new(channel));
         }
         let registry = Arc::new(Registry {

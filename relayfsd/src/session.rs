@@ -2,10 +2,10 @@
 //!
 //! ```text
 //! lock the state directory -> mount point clear -> socket -> privileges -> channels -> mount -> server -> ready
-//!   a signal            stop the server, close the channels, unmount, exit
+//!   a signal            stop the server, close the channels, unmount, keep or remove them, exit
 //!   umount              the FUSE session ends: the same without unmounting
-//!   umount -l, files    stop the server, close the channels, release the mount point for a successor;
-//!     still open        serve the open files until the last is closed
+//!   umount -l, files    stop the server, close the channels; serve the open files until the last is closed,
+//!     still open        or a successor wants what would be kept
 //! ```
 //!
 //! Nothing here has a timer, except for three things: the end does not wait for ever, `--flush-interval` passes while processes poll, and
@@ -28,13 +28,15 @@ use crate::adopt;
 use crate::daemonize::{self, Starter};
 use crate::dirs::{DirError, Place, StateDir};
 use crate::fs::{self, Fs, Mounted};
+use crate::kept;
 use crate::kill_point;
 use crate::limits;
 use crate::listener::{self, ListenError, SocketFile};
 use crate::logging::{self, Log};
 use crate::looks::Schedule;
 use crate::mount::{self, How, Mount, MountError};
-use crate::options::Options;
+use crate::moved;
+use crate::options::{Keep, Options};
 use crate::predecessor;
 use crate::privileges;
 use crate::registry::{Limits, OpenError, Registry};
@@ -52,6 +54,8 @@ const RETRY: Duration = Duration::from_millis(20);
 const HEIRS_INTERVAL: Duration = Duration::from_millis(10);
 /// One in so many times, it is looked whether there are such producers.
 const HEIRS_LOOK: u32 = 100;
+/// How often a daemon that serves open files after `umount -l` looks whether the next one waits for it.
+const WANTED_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the writers may take for what producers have sent, when the daemon ends.
 const SETTLE_MAX: Duration = Duration::from_millis(500);
 
@@ -98,14 +102,15 @@ pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), Sessio
 
 /// A daemon at work. Dropping it, in whatever state, undoes everything, in the order of the fields.
 struct Session {
-    /// `--keep`.
-    keep: bool,
+    /// What stays at the end.
+    keep: Keep,
     server: Option<Server>,
     mount: Mount,
     socket: Option<SocketFile>,
     registry: Arc<Registry>,
     state: Option<StateDir>,
     mounted: Mounted,
+    point: PathBuf,
     /// Something comes when the mount has been taken off its mount point.
     unmounted: Receiver<()>,
     /// What `-v` says.
@@ -118,17 +123,18 @@ impl Session {
         let uid = geteuid().as_raw();
         let state_place = match &options.state_dir {
             Some(dir) => Place::named(dir),
-            None => Place::below(&[Path::new("/dev/shm")], &paths::state_dir(&point, uid)),
+            None => Place::below(&[Path::new(paths::STATE_BASE)], &paths::state_dir(&point, uid)),
         };
         let state = predecessor::claim(&point, &state_place)?;
         predecessor::clear(&point)?;
+        let (identity, named) = (mount::identity(&point)?, options.state_dir.is_some());
+        let state = if named { state } else { moved::find(state, &state_place, &identity)? };
         let (path, place) = listener::place(options.socket.as_deref(), &point, uid);
         let (listener, socket) = listener::create(&path, &place, options.socket_mode, options.socket_gid)?;
         // The channels may need threads.
         let files = [Some(state.path()), Some(&path), options.log_file.as_deref()];
         privileges::give_up(&point, &files);
 
-        let (identity, named) = (mount::identity(&point)?, options.state_dir.is_some());
         let limits = Limits {
             memory: options.memory_max.unwrap_or_else(|| limits::memory_max(state.path())),
             channels: options.channels_max,
@@ -167,6 +173,7 @@ impl Session {
             registry,
             state: Some(state),
             mounted,
+            point,
             unmounted,
             summary,
         })
@@ -187,6 +194,7 @@ impl Session {
         let asked = looks.asked();
         let mut heirs = if self.registry.has_heirs() { tick(HEIRS_INTERVAL) } else { never() };
         let mut listened = 0;
+        let mut wanted = never();
         loop {
             select! {
                 recv(heirs) -> _ => {
@@ -211,23 +219,41 @@ impl Session {
                 recv(looks.due()) -> _ => looks.look(&self.registry),
                 recv(self.unmounted) -> gone => {
                     self.unmounted = never();
-                    if gone.is_ok() {
-                        self.released();
+                    if gone.is_ok() && self.released() {
+                        wanted = tick(WANTED_INTERVAL);
                     }
                 }
+                recv(wanted) -> _ => if self.state.as_ref().is_some_and(StateDir::is_wanted) {
+                    if self.registry.has_left(self.keep) {
+                        self.finish();
+                        return Ok(());
+                    }
+                    self.abandon();
+                    wanted = never();
+                },
             }
         }
     }
 
-    /// Unmounted, and perhaps there are open files yet. The mount point is for a successor to take.
-    fn released(&mut self) {
+    /// Unmounted, and perhaps files are open yet. The mount point is for a successor to take; so is the state directory, if
+    /// nothing in it is to stay. Returns whether something is.
+    fn released(&mut self) -> bool {
         log::info!("unmounted; the files that are open are served until they are closed");
         notify(&[NotifyState::Status("unmounted; serving open files")]);
         self.mount.let_go();
         self.close(self.keep);
-        // Kept, it is this daemon's until nobody reads it any more.
-        if !self.keep {
-            self.state = None;
+        let has_left = self.registry.has_left(self.keep);
+        if !has_left {
+            self.abandon();
+        }
+        has_left
+    }
+
+    /// Removes the state directory while files are open.
+    fn abandon(&mut self) {
+        self.registry.abandon();
+        if let Some(state) = self.state.take() {
+            state.set_keep(false);
         }
     }
 
@@ -235,9 +261,14 @@ impl Session {
     fn ended(mut self) -> Result<(), SessionError> {
         notify(&[NotifyState::Stopping]);
         let still_there = self.mount.is_attached().unwrap_or(false);
-        // Nobody wanted this end if the mount is still there.
-        self.close(self.keep || still_there);
-        if still_there { Err(SessionError::Aborted) } else { Ok(()) }
+        if still_there {
+            // Not asked for: everything stays.
+            self.close(Keep::All);
+            return Err(SessionError::Aborted);
+        }
+        self.close(self.keep);
+        self.finish();
+        Ok(())
     }
 
     /// Told to end.
@@ -246,9 +277,16 @@ impl Session {
         let was_released = self.server.is_none();
         self.close(self.keep);
         if was_released {
-            self.freeze();
+            self.finish();
             return Ok(());
         }
+        let result = self.unmount(signals);
+        self.finish();
+        result
+    }
+
+    /// Unmounts, lazily if files are still open after a while, or at another signal.
+    fn unmount(&self, signals: &Receiver<Asked>) -> Result<(), SessionError> {
         let deadline = Instant::now() + UNMOUNT_MAX;
         loop {
             match self.mount.detach(How::IfIdle) {
@@ -258,39 +296,41 @@ impl Session {
                 }
                 Err(error) if Instant::now() >= deadline => {
                     log::warn!("files are still in use, unmounting lazily: {error}");
-                    self.freeze();
                     return Ok(()); // by dropping
                 }
                 Err(error) => log::debug!("unmounting: {error}; trying again"),
             }
             select! {
-                recv(signals) -> _ => {
-                    self.freeze();
-                    return Ok(());
-                }
+                recv(signals) -> _ => return Ok(()),
                 recv(self.mounted.ended()) -> _ => return Ok(()),
                 default(RETRY) => {}
             }
         }
     }
 
-    /// No new producers, no new channels; what has been sent is taken. What is unread is told, or kept for the next daemon.
-    fn close(&mut self, keep: bool) {
+    /// No new producers, no new channels; what has been sent is taken. With [`Keep::Nothing`] the channels end here.
+    fn close(&mut self, keep: Keep) {
         self.socket = None;
         if let Some(server) = self.server.take() {
             server.stop();
             self.registry.writers().settle(SETTLE_MAX);
-            self.registry.close_all(keep);
+            let discarded = self.registry.close_all(keep);
+            if let Some(line) = kept::line_of_discarded(&discarded) {
+                log::warn!("{line}");
+            }
             if let Some(state) = &self.state {
-                state.set_keep(keep);
+                state.set_keep(keep != Keep::Nothing);
             }
         }
     }
 
-    /// What is kept says exactly what was read: no reply is under way when the process ends.
-    fn freeze(&self) {
-        if self.keep {
-            self.registry.freeze();
+    /// The last thing: decides what stays, and says it.
+    fn finish(&mut self) {
+        let Some(state) = self.state.as_ref().filter(|_| self.keep != Keep::Nothing) else { return };
+        let left = self.registry.finish(self.keep);
+        state.set_keep(!left.is_empty());
+        if let Some(line) = kept::line_of_kept(&left, state.path(), &self.point) {
+            log::warn!("{line}");
         }
     }
 }

@@ -25,6 +25,8 @@ use crate::{DEADLINE, LOOK, eventually, is_mounted, program, run, text};
 pub struct Place {
     dir: TempDir,
     point: PathBuf,
+    /// What it was called before.
+    former: Vec<PathBuf>,
 }
 
 impl Place {
@@ -33,12 +35,24 @@ impl Place {
         Place::named("relay")
     }
 
-    /// An empty directory of this name.
+    /// An empty directory of this name, or path.
     pub fn named(name: &str) -> Place {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let point = dir.path().join(name);
-        fs::create_dir(&point).expect("a directory to mount on");
-        Place { dir, point }
+        fs::create_dir_all(&point).expect("a directory to mount on");
+        Place { dir, point, former: Vec::new() }
+    }
+
+    /// Gives the first directory of the mount point's path another name, so that its path is this.
+    #[track_caller]
+    pub fn rename(&mut self, path: &str) {
+        let point = self.dir.path().join(path);
+        let first = |point: &Path| {
+            let below = point.strip_prefix(self.dir.path()).expect("a path below the directory");
+            self.dir.path().join(below.iter().next().expect("a name"))
+        };
+        fs::rename(first(&self.point), first(&point)).expect("another name");
+        self.former.push(std::mem::replace(&mut self.point, point));
     }
 
     /// The mount point.
@@ -113,7 +127,7 @@ impl Default for Place {
 impl Drop for Place {
     fn drop(&mut self) {
         while self.is_mounted() && umount2(&self.point, MntFlags::MNT_DETACH).is_ok() {}
-        remove_leftovers(&self.point);
+        self.former.iter().chain([&self.point]).for_each(|point| remove_leftovers(point));
     }
 }
 

@@ -1,5 +1,5 @@
 //! What the next daemon makes of what one has left: channels go on with their geometry and their numbers, also those that
-//! producers had opened; what is damaged is set aside and told; what belongs to another mount point is not touched.
+//! producers had opened; what is damaged is set aside and told; a mount point is known by its path and by its directory.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, gettid};
 use relay_producer::Channel;
+use relayfs_tests::background::Place;
 use relayfs_tests::direct::{assert_direct, is_without_sequences, on_cpu};
 use relayfs_tests::{Mount, complaint, eventually, exit_code, private_shell, program, run, stdout_of, text};
 
@@ -283,9 +284,9 @@ fn another_geometry_has_to_wait_for_readers() {
     assert!(!said.contains("goes on as"), "{said}");
 }
 
-/// A directory that is another one, though it has the same path, has nothing to do with what is left.
+/// A directory that was made again under its path goes on with what was written to that path.
 #[test]
-fn another_directory_of_that_name_begins_anew() {
+fn another_directory_of_that_path_goes_on() {
     let script = r#"
         mkdir /run/a /run/b; mkdir /run/point; mount --bind /run/a /run/point; mkdir /run/point/relay
         relayfsd=$1; producer=$2
@@ -297,16 +298,82 @@ fn another_directory_of_that_name_begins_anew() {
         umount -l /run/point/relay; umount -l /run/point; mount --bind /run/b /run/point; mkdir /run/point/relay
         $relayfsd --log-file=/run/log /run/point/relay
         cat /run/point/relay/cpu*
-        grep -o "it is of another mount point" /run/log
-        ls /dev/shm/relayfs-0/run-point-relay/refused-1 | grep -c data
+        ls -d /dev/shm/relayfs-0/*
         umount /run/point/relay
     "#;
     let mut command = private_shell(script);
     command.args([program("relayfsd"), program("relay-producer")]);
     let said = text(&stdout_of(&mut command));
-    let lines: Vec<&str> = said.lines().collect();
-    assert_eq!(lines[0], "it is of another mount point", "{said}");
-    assert!(lines[1].parse::<u32>().unwrap() >= 1, "{said}");
+    assert_eq!(said, "old\n/dev/shm/relayfs-0/run-point-relay\n");
+}
+
+/// What was left under a former path of the mount point goes on, and so do those who write it.
+#[test]
+fn a_renamed_mount_point_goes_on() {
+    let mut place = Place::named("old/relay");
+    let mut daemon = place.start(ARGS);
+    let former = place.state_dir();
+    let channel = Channel::open(place.point(), "cpu").unwrap();
+    on_cpu(0, || channel.write(b"before\n")).unwrap();
+    channel.sync().unwrap();
+    daemon.signal(Signal::SIGKILL);
+    assert_eq!(daemon.wait(), 128 + 9);
+    nix::mount::umount2(place.point(), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    place.rename("new/relay");
+    let mut expected = "before\n".to_owned();
+    if !is_without_sequences() {
+        on_cpu(0, || channel.write(b"meanwhile\n")).unwrap();
+        expected += "meanwhile\n";
+    }
+    let log = place.beside("log");
+    // What the last start set aside stays beside it.
+    let refused = place.state_dir().join("refused-1");
+    fs::create_dir_all(&refused).unwrap();
+    fs::write(refused.join("state"), "for people").unwrap();
+    fs::write(place.state_dir().join("lock"), "relayfsd 1\n").unwrap();
+    fs::set_permissions(place.state_dir(), fs::Permissions::from_mode(0o700)).unwrap();
+    let mut daemon = place.start(&[ARGS, &["--log-file", log.to_str().unwrap()]].concat());
+    let read = || text(&fs::read(place.path("cpu0")).unwrap());
+    assert_eq!(read(), expected);
+    if !is_without_sequences() {
+        on_cpu(0, || channel.write(b"afterwards\n")).unwrap();
+        assert_eq!(read(), "afterwards\n");
+    }
+    assert!(!former.exists());
+    let said = fs::read_to_string(log).unwrap();
+    let line =
+        format!("{} was left of {} under another path, and is ", former.display(), place.point().display());
+    assert!(said.contains(&line), "{said}");
+    drop(channel);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+    assert_eq!(fs::read_to_string(place.state_dir().join("refused-1/state")).unwrap(), "for people");
+}
+
+/// A new directory that has the inode number of a removed one has nothing to do with what was left of that.
+#[test]
+fn another_directory_of_that_number_begins_empty() {
+    let mut place = Place::named("old/relay");
+    let mut daemon = place.start(ARGS);
+    let channel = Channel::open(place.point(), "cpu").unwrap();
+    channel.write_to(0, b"old\n").unwrap();
+    channel.sync().unwrap();
+    drop(channel);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+    let former = place.state_dir();
+    // As if the file system had given the number again.
+    let state = former.join("state");
+    let (said, born) =
+        (fs::read_to_string(&state).unwrap(), |line: &str| line.split([':', ' ']).nth(3).unwrap().to_owned());
+    let line = said.lines().find(|line| line.starts_with("point ")).unwrap();
+    fs::write(&state, said.replace(&born(line), "1000000000.000000000")).unwrap();
+    place.rename("new/relay");
+    let mut daemon = place.start(ARGS);
+    assert_eq!(text(&fs::read(place.path("cpu0")).unwrap()), "");
+    assert!(former.exists());
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
 }
 
 /// Two daemons on one state directory: the second is refused, and the first goes on; the lock does not outlive its daemon in
@@ -325,23 +392,4 @@ fn one_daemon_a_state_directory() {
     assert!(said.contains(&format!("another relayfsd (process {pid}) uses ")), "{said}");
     mount.send(0, &[b"one\n"]);
     assert_eq!(text(&mount.read("cpu0")), "one\n");
-}
-
-/// `--keep` and `umount`: what is unread is there at the next start, and without `--keep` it is told and gone.
-#[test]
-fn what_is_kept_is_there_again() {
-    let mut mount = Mount::new(&[ARGS, &["--keep"]].concat());
-    mount.send(0, &[b"kept\n"]);
-    stdout_of(Command::new("umount").arg(mount.point()));
-    assert_eq!(exit_code(mount.daemon().wait()), 0);
-    assert_eq!(mount.daemon().stderr(), "");
-    mount.restart(ARGS);
-    assert_eq!(text(&mount.read("cpu0")), "kept\n");
-    mount.send(0, &[b"told\n"]);
-    let dir = state_dir(&mount);
-    let said = told(&mut mount);
-    assert!(said.contains("channel cpu: 5 bytes were not read"), "{said}");
-    assert!(!dir.exists());
-    mount.restart(ARGS);
-    assert_eq!(text(&mount.read("cpu0")), "");
 }

@@ -94,7 +94,8 @@ fn the_commands_everybody_tries_first_need_no_options() {
         mountpoint -q /mnt/relay || echo "nothing left behind""#;
     let bin = program("audience");
     let output = run(private_shell(script).arg(bin.parent().expect("a directory")));
-    assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()));
+    let said = "audience: nothing was mounted on /mnt/relay: it is mounted for this reading\n";
+    assert_eq!((exit_code(output.status), text(&output.stderr).as_str()), (0, said));
     assert_eq!(text(&output.stdout), "Hello world\nto cpu 1\nnothing left behind\n");
 }
 
@@ -121,6 +122,7 @@ fn errors_say_what_is_wrong() {
     fs::write(&file, "").expect("a file");
     let socket = fs::read_link(mount.path(".relay/socket")).expect("the socket's name");
     let (point, missing) = (mount.point(), mount.beside("missing"));
+    let full = file.parent().expect("a directory with a file");
     for (point, args, part) in [
         (point, &["-c", "nope"][..], "no channel 'nope'"),
         (point, &["-c", "nope"], " (existing: all, app/log, cpu)"),
@@ -130,13 +132,19 @@ fn errors_say_what_is_wrong() {
         (&file, &[], "not a directory"),
         (&file, &["-f"], "not a directory"),
         (&socket, &[], "sockets are for producers"),
-        (&missing, &[], "cannot mount it: "),
+        (&missing, &[], "missing: there is no such directory; name the mount point: -m MOUNTPOINT"),
+        (
+            full,
+            &[],
+            "no relayfs is mounted there, and it holds other files; name the mount point: -m MOUNTPOINT",
+        ),
     ] {
         let (code, read, said) = listen(point, args);
         assert_eq!((code, read.as_str()), (1, ""), "{args:?}: {said}");
         assert!(said.starts_with("audience: ") && said.contains(part), "{args:?}: {said}");
         assert_eq!(said.lines().count(), 1, "{args:?}: {said}");
     }
+    assert!(!is_mounted(full), "other files are not mounted over");
     for args in
         [&["-c", "../x"][..], &["--interval=1"], &["-f", "--interval=0"], &["--nonsense"], &["operand"]]
     {
@@ -150,7 +158,8 @@ fn errors_say_what_is_wrong() {
 fn it_mounts_what_is_not_mounted_and_leaves_nothing() {
     let place = Place::new();
     for _ in 0..10 {
-        assert_eq!(listen_well(place.point(), &[]), "");
+        let (code, read, said) = listen(place.point(), &[]);
+        assert_eq!((code, read, said), (0, String::new(), mounted_for_this(&place)));
         comes_clean(&place);
     }
     let (code, _, said) = listen(place.point(), &["-c", "nope"]);
@@ -159,17 +168,87 @@ fn it_mounts_what_is_not_mounted_and_leaves_nothing() {
     comes_clean(&place);
 }
 
-/// A mount whose daemon has died is no mount: relayfsd replaces it.
+/// What it says when it mounts.
+fn mounted_for_this(place: &Place) -> String {
+    format!("audience: nothing was mounted on {}: it is mounted for this reading\n", place.point().display())
+}
+
+/// What a dead daemon left is printed, whether its mount is still there or not, and stays for the next daemon.
 #[test]
-fn it_mounts_over_what_a_dead_daemon_left() {
+fn left_over_data_is_printed_and_stays() {
+    let mut mount = Mount::new(&[]);
+    mount.send(0, &[b"precious\n"]);
+    mount.end(Signal::SIGKILL);
+    let look = || {
+        for args in [&[][..], &["--snapshot"], &["--cpu=0"]] {
+            let (code, read, said) = listen(mount.point(), args);
+            assert_eq!((code, read.as_str()), (0, "precious\n"), "{args:?}: {said}");
+            assert!(
+                said.contains(": this is what its last daemon left in ")
+                    && said.contains("; nothing is consumed; ")
+            );
+            assert_eq!(said.lines().count(), 1, "{said}");
+        }
+    };
+    look();
+    umount2(mount.point(), MntFlags::MNT_DETACH).expect("a dead mount");
+    look();
+    assert!(!is_mounted(mount.point()), "it has not mounted anything");
+    let (code, _, said) = listen(mount.point(), &["-c", "nope"]);
+    assert!(code == 1 && said.contains("no channel 'nope' in "), "{said}");
+    mount.restart(&[]);
+    assert_eq!(text(&mount.read("cpu0")), "precious\n");
+}
+
+/// The same where the mount point has another path since: mounting it would take the data over.
+#[test]
+fn left_over_data_of_a_renamed_mount_point_is_printed() {
+    let place = Place::named("old/relay");
+    let mut daemon = Process::start(place.command(&["-f"]).stdin(Stdio::null()));
+    eventually("the mount", || place.path(".relay/version").exists());
+    let channel = Channel::open(place.point(), "cpu").expect("a channel");
+    channel.write_to(0, b"precious\n").expect("room");
+    channel.sync().expect("it is written");
+    daemon.signal(Signal::SIGKILL);
+    daemon.wait();
+    umount2(place.point(), MntFlags::MNT_DETACH).expect("a dead mount");
+    fs::rename(place.beside("old"), place.beside("new")).expect("another name");
+    let (code, read, said) = listen(&place.beside("new/relay"), &[]);
+    assert_eq!((code, read.as_str()), (0, "precious\n"), "{said}");
+    assert!(place.state_dir().exists());
+}
+
+/// A dead mount of which nothing is left is not mounted over.
+#[test]
+fn dead_mount_of_which_nothing_is_left_is_told() {
     let place = Place::new();
     let mut daemon = Process::start(place.command(&["-f"]).stdin(Stdio::null()));
     eventually("the mount", || place.path(".relay/version").exists());
     daemon.signal(Signal::SIGKILL);
     daemon.wait();
-    assert!(place.is_mounted());
-    assert_eq!(listen_well(place.point(), &[]), "");
-    comes_clean(&place);
+    fs::remove_dir_all(place.state_dir()).expect("what it left");
+    let (code, read, said) = listen(place.point(), &[]);
+    assert_eq!((code, read.as_str(), said.lines().count()), (1, "", 1), "{said}");
+    assert!(
+        said.contains(": its relayfsd was killed or crashed, and what it left is another user's, or gone: "),
+        "{said}"
+    );
+}
+
+/// What arrives while it has mounted, and is not read, stays.
+#[test]
+fn data_that_it_does_not_read_stays() {
+    let place = Place::new();
+    let script = format!(
+        "{} \"$1\" && {} -m \"$1\" --cpu=0 unread",
+        shown(&program("relayfsd")),
+        shown(&program("relay-producer"))
+    );
+    let audience = audience_beside(Some(&script), &place);
+    let output = run(&mut by_program(&audience, place.point(), &["--cpu=1"]));
+    assert_eq!((exit_code(output.status), text(&output.stderr)), (0, mounted_for_this(&place)));
+    eventually("the end of the daemon", || listen(place.point(), &[]).1 == "unread\n");
+    assert!(!place.is_mounted());
 }
 
 /// "(by running relayfsd, found beside it or in PATH; EBUSY is fine)": somebody else mounts between its look and its own
@@ -203,7 +282,7 @@ fn relayfsd_is_found_in_path_or_missed_by_name() {
     let path =
         std::env::join_paths(std::iter::once(daemons).chain(std::env::split_paths(&path))).expect("a PATH");
     let output = run(by_program(&audience, place.point(), &[]).env("PATH", path));
-    assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()));
+    assert_eq!((exit_code(output.status), text(&output.stderr)), (0, mounted_for_this(&place)));
     comes_clean(&place);
 
     let output = run(by_program(&audience, place.point(), &[]).env("PATH", place.beside("bin")));
@@ -237,7 +316,8 @@ fn interrupted_it_unmounts_what_it_mounted() {
     stuck.signal(Signal::SIGINT);
     let code = exit_code(stuck.wait());
     assert!([Signal::SIGTERM, Signal::SIGINT].map(|signal| 128 + signal as i32).contains(&code), "{code}");
-    comes_clean(&place);
+    assert!(!place.is_mounted());
+    eventually("the daemon to end", || !place.socket_dir().exists());
 }
 
 /// "a message appears at most 0.2 s after it was written", also while its sub-buffer is not finished.

@@ -1,7 +1,6 @@
 //! librelay and arguments that make no sense, daemons that are not there, and channels that were closed: errno, and
 //! nothing that was written before is lost.
 
-
 use nix::sys::signal::Signal;
 use relayfs_tests::direct::is_without_sequences;
 use relayfs_tests::librelay::{Caller, libraries};
@@ -246,7 +245,7 @@ fn a_daemon_that_dies_in_the_middle_is_an_error_by_the_socket_and_its_successor_
 
 #[test]
 fn a_daemon_that_ends_takes_what_was_written_and_then_it_is_an_error() {
-    let mut mount = Mount::new(&[]);
+    let mut mount = Mount::new(&["--discard"]);
     let mut caller = Caller::start(mount.point());
     caller.expect(&[("go 0", "0"), ("open 0 log 8192 2", "0"), ("write 0 kept", "0")]);
     let file = std::fs::File::open(mount.path("log0")).expect("a buffer");

@@ -191,14 +191,15 @@ fn nobody_waits_for_what_a_daemon_leaves_running() {
         printf '#!/bin/sh\ntail -f /dev/null &\nexec %s "$@"\n' "$2/relayfsd" >bin/relayfsd
         chmod +x bin/relayfsd
         timeout 30 bin/audience --exec mounts mount relayfs relay - umount relay; echo $?
-        timeout 30 bin/audience -m relay; echo "$?, $(mounted)"
+        timeout 30 bin/audience -m relay 2>&1; echo "$?, $(mounted)"
         printf '#!/bin/sh\nhead -c 200000 /dev/zero | tr "\\0" x >&2\nexit 1\n' >bin/relayfsd
         timeout 30 bin/audience --exec mounts mount relayfs relay - 2>said; echo "$?, $(head -c 50 said)"
         timeout 30 bin/audience -m relay 2>said; echo "$?, $(head -c 50 said)"
         "#,
     );
     let expected = [
-        "mount relay: ok\numount relay: ok\n0\n0, not mounted\nmount relay: Input/output error\n0, ",
+        "mount relay: ok\numount relay: ok\n0\naudience: nothing was mounted on /mnt/relay: it is mounted for this reading\n",
+        "0, not mounted\nmount relay: Input/output error\n0, ",
         "relayfs: cannot mount /mnt/relay: xxxxxxxxxxxxxxxx\n",
         "1, audience: /mnt/relay is not mounted (-m names anot\n",
     ];

@@ -231,7 +231,7 @@ fn who_has_a_file_open_keeps_it_mounted() {
 }
 
 /// umount -l with readers open: they get the rest, then 0. The mount point is free for a new daemon at once, and the
-/// old one ends when the last file is closed.
+/// old one ends when the last file is closed. What was read does not come back.
 #[test]
 fn after_umount_l_open_files_are_read_to_their_end() {
     let mut old = Mount::new(&["--subbuf-size=16", "--n-subbufs=8"]);
@@ -243,14 +243,13 @@ fn after_umount_l_open_files_are_read_to_their_end() {
     assert_eq!(&start, b"first ");
 
     stdout_of(tool("umount", "mount").arg("-l").arg(old.point()));
+    let mut rest = String::new();
+    reader.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, "10b.second 10bthird 10b.");
     let mut command = Command::new(program("relayfsd"));
     let mut new = Process::start(command.arg("-f").arg(old.point()));
     eventually("the new mount", || old.path(".relay/version").exists());
     send(old.point(), "to the new one");
-
-    let mut rest = String::new();
-    reader.read_to_string(&mut rest).unwrap();
-    assert_eq!(rest, "10b.second 10bthird 10b.");
     assert_eq!(reader.read(&mut [0; 16]).unwrap(), 0);
     assert_eq!(idle.read(&mut [0; 16]).unwrap(), 0);
     drop(reader);
@@ -261,6 +260,41 @@ fn after_umount_l_open_files_are_read_to_their_end() {
     assert_eq!(old.read("cpu0"), b"to the new one\n");
     new.signal(Signal::SIGTERM);
     assert_eq!(exit_code(new.wait()), 0);
+}
+
+/// The same with a new daemon while something is unread: that goes to the new one, once, and open files are at their end.
+#[test]
+fn after_umount_l_the_next_daemon_takes_what_is_unread() {
+    let mut old = Mount::new(&["--subbuf-size=16", "--n-subbufs=8"]);
+    old.send(0, &[b"first 10b.", b"second 10b", b"third 10b."]);
+    let mut reader = File::open(old.path("cpu0")).unwrap();
+    let mut first = [0; 10];
+    reader.read_exact(&mut first).unwrap();
+    stdout_of(tool("umount", "mount").arg("-l").arg(old.point()));
+    let mut command = Command::new(program("relayfsd"));
+    let mut new = Process::start(command.arg("-f").arg(old.point()));
+    eventually("the new mount", || old.path(".relay/version").exists());
+    assert_eq!(exit_code(old.daemon().wait()), 0);
+    let error = reader.read(&mut [0; 16]).unwrap_err();
+    assert!(matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)), "{error}");
+    assert_eq!(text(&old.read("cpu0")), "second 10bthird 10b.");
+    new.signal(Signal::SIGTERM);
+    assert_eq!(exit_code(new.wait()), 0);
+}
+
+/// A start that fails removes nothing of what was left.
+#[test]
+fn start_that_fails_keeps_what_was_left() {
+    let mut mount = Mount::new(&[]);
+    mount.send(0, &[b"precious\n"]);
+    assert_eq!(exit_code(mount.end(Signal::SIGKILL)), 128 + 9);
+    fs::write(mount.beside("file"), "").unwrap();
+    let mut command = Command::new(program("relayfsd"));
+    command.arg("--socket").arg(mount.beside("file")).arg(mount.point());
+    let told = complaint("relayfsd", &try_to_start(&mut command));
+    assert!(told.contains("there is something else of that name"), "{told}");
+    mount.restart(&[]);
+    assert_eq!(text(&mount.read("cpu0")), "precious\n");
 }
 
 /// "Closing a channel does wake sleepers": poll(2) returns when the daemon ends, whichever way.
@@ -286,6 +320,10 @@ fn the_end_wakes_those_who_poll() {
     }
 }
 
+fn state_dir(mount: &Mount) -> String {
+    relay::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw()).display().to_string()
+}
+
 /// "EBUSY at unmount: lazy unmount after a short wait", or at once with a second signal. What nobody had read is told.
 #[test]
 fn told_to_end_it_ends_with_files_open() {
@@ -302,7 +340,10 @@ fn told_to_end_it_ends_with_files_open() {
         let error = reader.read(&mut [0; 16]).unwrap_err();
         assert!(matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED)), "{error}");
         let told = mount.daemon().stderr();
-        assert!(told.contains("relayfsd: channel cpu: 6 bytes were not read\n"), "{told}");
+        assert!(
+            told.contains(&format!("relayfsd: unread data stays in {}: cpu 6 bytes; ", state_dir(&mount))),
+            "{told}"
+        );
     }
 }
 
@@ -426,7 +467,10 @@ fn the_log_file_has_what_went_wrong() {
     let pid = daemon.pid();
     assert_eq!(lines.lines().count(), 1, "{lines}");
     assert!(lines.contains(&format!(" relayfsd[{pid}] WARN ")), "{lines}");
-    assert!(lines.ends_with("channel cpu: 7 bytes were not read\n"), "{lines}");
+    assert!(
+        lines.contains(": unread data stays in ") && lines.contains(": cpu 7 bytes; to read it: "),
+        "{lines}"
+    );
 }
 
 /// "systemd: Type=notify, READY=1 after the mount, STOPPING=1, STATUS=."

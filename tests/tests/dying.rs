@@ -266,25 +266,66 @@ fn deaths_while_somebody_reads() {
     }
 }
 
-/// A daemon that was ending tells what is unread, and lets go of it, if it got that far; no later one brings it back.
+/// With `--discard` no later daemon brings back what was unread; otherwise the next one has it.
 #[test]
 fn deaths_while_ending() {
-    for (at, keep, then) in [
-        ("end-closed", false, ""),
-        ("end-removed", false, ""),
-        ("end-removed:3", false, ""),
-        ("end-closed", true, "one\n"),
+    for (at, args, then) in [
+        ("end-removed", &["--discard"][..], ""),
+        ("end-removed:3", &["--discard"], ""),
+        ("end-closed", &["--discard"], ""),
+        ("end-closed", &[], "one\n"),
+        ("end-frozen", &[], "one\n"),
+        ("end-saved", &[], "one\n"),
+        ("save-written:6", &[], "one\n"),
+        ("end-closed", &["--keep"], "one\n"),
+        ("end-saved", &["--keep"], "one\n"),
     ] {
         let place = Place::new();
-        let args: &[&str] = if keep { &["--keep"] } else { &[] };
         let mut process = started(&place, Some(at), args);
         send(place.point(), "cpu", b"one\n");
+        send(place.point(), "app/log", b"two\n");
+        assert_eq!(read(&place, "app/log0"), "two\n", "{at}");
         process.signal(Signal::SIGTERM);
-        assert_eq!(exit_code(process.wait()), KILLED, "{at}");
-        assert_eq!(process.stderr().contains("4 bytes were not read"), !keep, "{at}");
+        assert_eq!(exit_code(process.wait()), KILLED, "{at} {args:?}");
 
         let process = started(&place, None, &[]);
-        assert_eq!(read(&place, "cpu0"), then, "{at}");
+        assert_eq!(read(&place, "cpu0"), then, "{at} {args:?}");
+        assert!(!place.path("app").exists(), "{at} {args:?}: read and left by all");
+        ends(process, at);
+        place.assert_clean();
+    }
+}
+
+/// A channel that was read goes, one that was not stays, wherever the daemon dies in between.
+#[test]
+fn deaths_while_some_channels_go() {
+    for at in ["end-closed", "end-frozen", "save-written:6", "end-saved"] {
+        let place = Place::new();
+        let args = ["--channel=read", "--channel=unread"];
+        let process = started(&place, Some(at), &args);
+        send(place.point(), "unread", b"one\n");
+        process.signal(Signal::SIGTERM);
+        dies(process, at);
+        let process = started(&place, None, &[]);
+        assert_eq!(read(&place, "unread0"), "one\n", "{at}");
+        ends(process, at);
+        place.assert_clean();
+    }
+}
+
+/// A daemon that dies while it takes over what was left under a former path of its mount point.
+#[test]
+fn deaths_while_a_former_path_is_taken_over() {
+    for at in ["moved-found", "moved-exchanged", "adopt-read", "adopt-opened"] {
+        let mut place = Place::named("old/relay");
+        let mut first = started(&place, None, &[]);
+        send(place.point(), "cpu", b"one\n");
+        first.signal(Signal::SIGTERM);
+        assert_eq!(exit_code(first.wait()), 0);
+        place.rename("new/relay");
+        dies(daemon(&place, Some(at), &[]), at);
+        let process = started(&place, None, &[]);
+        assert_eq!(read(&place, "cpu0"), "one\n", "{at}");
         ends(process, at);
         place.assert_clean();
     }

@@ -4,21 +4,18 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
 use relay::writer::Here;
 use relay::{ChannelName, GeometrySpec};
 
+use super::ending::CLOSE_MAX;
 use super::{Channels, Create, Held, OpenError, Registry};
 use crate::channel::Channel;
 use crate::counts::Counts;
 use crate::kill_point;
 use crate::writers::{self, Job};
-
-/// How long the writers have to end a channel's buffers.
-const CLOSE_MAX: Duration = Duration::from_millis(500);
 
 impl Registry {
     /// Opens a channel of the command line. One that a daemon before this one has left goes on, if it has that geometry, or
@@ -111,45 +108,6 @@ impl Registry {
         }
     }
 
-    /// Clean end: nothing can be opened any more, and pollers are told. Channels that are kept for the next daemon stay as
-    /// they are, and producers go on writing; otherwise they are told too, and what is unread is said, a line a channel.
-    pub(crate) fn close_all(self: &Arc<Self>, keep: bool) {
-        self.lock().closed = true;
-        // One that is being made finds that out.
-        drop(self.creating.lock());
-        for channel in self.all() {
-            // First those who write by themselves, so that what is told below is all there will be.
-            if channel.is_shared()
-                && !keep
-                && let Some(held) = self.hold_id(channel.id())
-            {
-                writers::close_all(&self.writers, &held, CLOSE_MAX);
-            }
-            channel.close();
-            match channel.unread() {
-                _ if channel.is_broken() => {}
-                0 => {}
-                unread if keep => log::info!("channel {}: {unread} bytes unread, kept", channel.name()),
-                unread => log::warn!("channel {}: {unread} bytes were not read", channel.name()),
-            }
-        }
-        if !keep {
-            // Should the rest of the end be cut short: nothing of this goes on.
-            let channels = Channels { last_id: self.lock().last_id, ..Channels::default() };
-            if let Err(error) = self.save(&channels) {
-                log::warn!("{error}");
-            }
-        }
-        kill_point!("end-closed");
-    }
-
-    /// Waits until nobody is reading, and lets nobody read any more: what is kept says exactly what was read.
-    pub(crate) fn freeze(&self) {
-        for channel in self.all() {
-            channel.freeze();
-        }
-    }
-
     /// A reset that a dead daemon was in the middle of.
     pub(super) fn finish_resets(self: &Arc<Self>, channel: &Held) {
         for cpu in (0..channel.n_bufs()).filter(|cpu| channel.read_side(*cpu).reader.is_half_reset()) {
@@ -173,6 +131,15 @@ impl Registry {
 
     /// Writes the state file, so that the next daemon finds these channels.
     pub(super) fn save(&self, channels: &Channels) -> io::Result<()> {
+        self.save_state(channels, false)
+    }
+
+    /// The same at the end, with the word that the daemon ended by itself.
+    pub(super) fn save_ended(&self, channels: &Channels) -> io::Result<()> {
+        self.save_state(channels, true)
+    }
+
+    fn save_state(&self, channels: &Channels, ended: bool) -> io::Result<()> {
         let entry = |channel: &Arc<Channel>| ChannelEntry {
             id: channel.id(),
             permanent: channel.permanent(),
@@ -185,6 +152,7 @@ impl Registry {
         let gone = channels.gone.named().filter(|(_, value)| *value != 0);
         let state = StateFile {
             last_id: channels.last_id,
+            ended,
             channels: kept.map(entry).collect(),
             gone: gone.map(|(name, value)| (name.to_owned(), value)).collect(),
             ..self.state.clone()

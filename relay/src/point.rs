@@ -1,0 +1,163 @@
+//! Which directory a daemon was mounted on: the line `point` of a state file.
+//!
+//! ```text
+//! DEVICE:INODE:SECONDS.NANOSECONDS PATH      the last two numbers are the directory's birth, left out where it is not known
+//! ```
+//!
+//! A directory that was renamed is known by its numbers. The birth is one of them because file systems give inode numbers
+//! again: a new directory must not be taken for a removed one.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::UNIX_EPOCH;
+
+use nix::fcntl::OFlag;
+
+/// A directory that was mounted on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Point {
+    device: u64,
+    inode: u64,
+    /// Seconds since 1970 and nanoseconds, where the file system knows.
+    born: Option<(u64, u32)>,
+    path: PathBuf,
+}
+
+impl Point {
+    /// Looks at a directory, without setting off an automounter. Nothing may be mounted on it.
+    ///
+    /// # Errors
+    ///
+    /// Those of open(2) and statx(2).
+    pub fn of(path: &Path) -> io::Result<Point> {
+        // With O_DIRECTORY an automounter would be asked.
+        let status = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?.metadata()?;
+        let born = status.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Ok(Point {
+            device: status.dev(),
+            inode: status.ino(),
+            born: born.map(|age| (age.as_secs(), age.subsec_nanos())),
+            path: path.to_owned(),
+        })
+    }
+
+    /// Its path when it was looked at.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether both are one directory, whatever its path. False where no birth is known.
+    pub fn is_same_directory(&self, other: &Point) -> bool {
+        let numbers = |point: &Point| (point.device, point.inode, point.born);
+        self.born.is_some() && numbers(self) == numbers(other)
+    }
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.device, self.inode)?;
+        if let Some((seconds, nanoseconds)) = self.born {
+            write!(f, ":{seconds}.{nanoseconds:09}")?;
+        }
+        write!(f, " {}", self.path.as_os_str().as_bytes().escape_ascii())
+    }
+}
+
+/// A text is no [`Point`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoPoint;
+
+impl FromStr for Point {
+    type Err = NoPoint;
+
+    fn from_str(text: &str) -> Result<Point, NoPoint> {
+        let parse = |text: &str| text.parse().map_err(|_| NoPoint);
+        let (numbers, path) = text.split_once(' ').ok_or(NoPoint)?;
+        let mut numbers = numbers.split(':');
+        let mut next = || numbers.next();
+        let (device, inode, born) = (next().ok_or(NoPoint)?, next().ok_or(NoPoint)?, next());
+        let born = born.map(|born| {
+            let (seconds, nanoseconds) = born.split_once('.').ok_or(NoPoint)?;
+            Ok((parse(seconds)?, nanoseconds.parse().map_err(|_| NoPoint)?))
+        });
+        if next().is_some() {
+            return Err(NoPoint);
+        }
+        let path = PathBuf::from(OsString::from_vec(unescape(path.as_bytes()).ok_or(NoPoint)?));
+        Ok(Point { device: parse(device)?, inode: parse(inode)?, born: born.transpose()?, path })
+    }
+}
+
+/// Undoes [`slice::escape_ascii`].
+fn unescape(mut text: &[u8]) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    loop {
+        let (byte, rest) = match text {
+            [] => return Some(bytes),
+            [b'\\', b'x', high, low, rest @ ..] => {
+                let digits = [*high, *low];
+                (u8::from_str_radix(std::str::from_utf8(&digits).ok()?, 16).ok()?, rest)
+            }
+            [b'\\', b't', rest @ ..] => (b'\t', rest),
+            [b'\\', b'r', rest @ ..] => (b'\r', rest),
+            [b'\\', b'n', rest @ ..] => (b'\n', rest),
+            [b'\\', byte @ (b'\'' | b'"' | b'\\'), rest @ ..] => (*byte, rest),
+            [b'\\', ..] => return None,
+            [byte, rest @ ..] => (*byte, rest),
+        };
+        bytes.push(byte);
+        text = rest;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn written_point_is_read() {
+        for path in ["/mnt/relay", "/a b/\t\n\r\\\"'", "/Gr\u{fc}\u{df}e", ""] {
+            for born in [None, Some((0, 0)), Some((1_764_415_650, 7))] {
+                let point = Point { device: 45, inode: u64::MAX, born, path: path.into() };
+                assert_eq!(point.to_string().parse(), Ok(point.clone()));
+            }
+        }
+        let text = "45:1234:1764415650.000000007 /mnt/relay";
+        assert_eq!(text.parse::<Point>().unwrap().to_string(), text);
+        for wrong in [
+            "",
+            "45:1234",
+            "45 /a",
+            "45:x /a",
+            "45:1:2 /a",
+            "45:1:2.3:4 /a",
+            "45:1 \\",
+            "45:1 \\x1",
+            "4:1 \\q",
+        ] {
+            assert_eq!(wrong.parse::<Point>(), Err(NoPoint), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn renamed_directory_is_the_same_and_new_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        std::fs::create_dir(at("a")).unwrap();
+        let before = Point::of(&at("a")).unwrap();
+        std::fs::rename(at("a"), at("b")).unwrap();
+        let after = Point::of(&at("b")).unwrap();
+        assert!(before.is_same_directory(&after) && before.path() != after.path());
+        std::fs::remove_dir(at("b")).unwrap();
+        std::fs::create_dir(at("b")).unwrap();
+        assert!(!before.is_same_directory(&Point::of(&at("b")).unwrap()));
+        let unknown = Point { born: None, ..before };
+        assert!(!unknown.is_same_directory(&unknown), "its number may have been given again");
+    }
+}

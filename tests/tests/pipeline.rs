@@ -1,0 +1,179 @@
+//! `service | relay-producer`: the service outlives daemons; no line is lost over a clean end and the next start, and the
+//! service never gets a SIGPIPE.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::process::{ChildStdin, Command, Stdio};
+
+use nix::sys::signal::Signal;
+use relayfs_tests::{Mount, Process, direct, eventually, exit_code, program, text};
+
+const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4"];
+
+/// `relay-producer` at the end of a pipe.
+struct Pipeline {
+    process: Process,
+    input: Option<ChildStdin>,
+    said: std::path::PathBuf,
+}
+
+impl Pipeline {
+    fn start(mount: &Mount, args: &[&str]) -> Pipeline {
+        let said = mount.beside("said");
+        let mut command = Command::new(program("relay-producer"));
+        command.arg("-m").arg(mount.point()).arg("--cpu=0").args(args);
+        command.stdin(Stdio::piped()).stderr(File::create(&said).expect("a file"));
+        let mut process = Process::start(direct::with_sequences(&mut command));
+        let input = process.child().stdin.take();
+        Pipeline { process, input, said }
+    }
+
+    /// The service writes a line, which must never fail.
+    #[track_caller]
+    fn line(&mut self, line: &str) {
+        self.input.as_mut().expect("a pipe").write_all(line.as_bytes()).expect("relay-producer reads on");
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.said).expect("what it said")
+    }
+
+    /// The service ends.
+    #[track_caller]
+    fn end(mut self) -> (i32, String) {
+        self.input = None;
+        (exit_code(self.process.wait()), self.said())
+    }
+}
+
+/// Reads until this has come.
+#[track_caller]
+fn has_read(mount: &Mount, expected: &str) {
+    let mut got = String::new();
+    eventually(&format!("{expected:?}"), || {
+        got += &text(&mount.read("cpu0"));
+        assert!(expected.starts_with(&got), "{got:?} instead of {expected:?}");
+        got == expected
+    });
+}
+
+/// What it says when it waits for a daemon, and when it has one again.
+fn words(mount: &Mount) -> [String; 2] {
+    let point = mount.point().display();
+    [
+        format!("relay-producer: the relayfsd of {point} has gone away: waiting for the next one\n"),
+        format!("relay-producer: a relayfsd of {point} is there again: writing on\n"),
+    ]
+}
+
+#[test]
+fn service_outlives_clean_ends() {
+    // Directly as long as the buffers stay; through the daemon; and to new buffers.
+    for (daemon, producer) in [
+        (&[][..], &[][..]),
+        (&[], &["--transport=socket"]),
+        (&["--discard"], &[]),
+        (&["--shared=never"], &[]),
+    ] {
+        let args = [ARGS, daemon].concat();
+        let mut mount = Mount::with_sequences(&args);
+        let mut pipeline = Pipeline::start(&mount, producer);
+        for round in 0..3 {
+            pipeline.line(&format!("round {round}, before\n"));
+            has_read(&mount, &format!("round {round}, before\n"));
+            assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+            pipeline.line(&format!("round {round}, meanwhile\n"));
+            pipeline.line(&format!("round {round}, and more\n"));
+            mount.restart_with_sequences(&args);
+            has_read(&mount, &format!("round {round}, meanwhile\nround {round}, and more\n"));
+        }
+        let (code, said) = pipeline.end();
+        assert_eq!(code, 0, "{daemon:?} {producer:?}: {said}");
+        let [waiting, again] = words(&mount);
+        let rounds = said.matches(&waiting).count();
+        assert!(said == format!("{waiting}{again}").repeat(rounds), "{daemon:?} {producer:?}: {said}");
+    }
+}
+
+/// It waits with a full pipe behind it, and the service with it; no line is lost.
+#[test]
+fn service_waits_while_no_daemon_is_there() {
+    let args = [ARGS, &["--shared=never"]].concat();
+    let mut mount = Mount::new(&args);
+    let mut pipeline = Pipeline::start(&mount, &["--wait"]);
+    pipeline.line("before\n");
+    has_read(&mount, "before\n");
+    assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+    pipeline.line("first\n");
+    let [waiting, again] = words(&mount);
+    eventually("a word about waiting", || pipeline.said() == waiting);
+    let line = format!("{}\n", "x".repeat(999));
+    let mut input = pipeline.input.take().expect("a pipe");
+    let service = {
+        let line = line.clone();
+        std::thread::spawn(move || {
+            // Several pipes full.
+            (0..500).try_for_each(|_| input.write_all(line.as_bytes())).map(|()| input)
+        })
+    };
+    mount.restart(&args);
+    has_read(&mount, &format!("first\n{}", line.repeat(500)));
+    pipeline.input = Some(service.join().expect("the service").expect("no line was refused"));
+    let (code, said) = pipeline.end();
+    assert_eq!((code, said), (0, format!("{waiting}{again}")));
+}
+
+/// A daemon that is killed is waited for, too.
+#[test]
+fn service_outlives_a_crash() {
+    let args = [ARGS, &["--shared=never"]].concat();
+    let mut mount = Mount::new(&args);
+    let mut pipeline = Pipeline::start(&mount, &[]);
+    pipeline.line("before\n");
+    has_read(&mount, "before\n");
+    assert_eq!(exit_code(mount.end(Signal::SIGKILL)), 128 + 9);
+    pipeline.line("meanwhile\n");
+    eventually("a word about waiting", || pipeline.said() == words(&mount)[0]);
+    mount.restart(&args);
+    has_read(&mount, "meanwhile\n");
+    assert_eq!(pipeline.end().0, 0);
+}
+
+/// Signals end it while it waits, as ever.
+#[test]
+fn signals_end_a_producer_that_waits() {
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        let mut mount = Mount::new(&[ARGS, &["--shared=never"]].concat());
+        let mut pipeline = Pipeline::start(&mount, &[]);
+        pipeline.line("before\n");
+        has_read(&mount, "before\n");
+        assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+        pipeline.line("never written\n");
+        eventually("a word about waiting", || pipeline.said() == words(&mount)[0]);
+        pipeline.process.signal(signal);
+        assert_eq!(exit_code(pipeline.process.wait()), 128 + signal as i32);
+    }
+}
+
+/// A file is there for another try: no daemon is waited for. Nor is one at the start.
+#[test]
+fn files_and_starts_do_not_wait() {
+    let mut mount = Mount::new(&[ARGS, &["--shared=never"]].concat());
+    let file = mount.beside("lines");
+    fs::write(&file, "a line\n".repeat(100_000)).unwrap();
+    let said = mount.beside("said");
+    let mut command = Command::new(program("relay-producer"));
+    command.arg("-m").arg(mount.point()).args(["--cpu=0", "--wait"]);
+    command.stdin(File::open(&file).unwrap()).stderr(File::create(&said).unwrap());
+    let mut producer = Process::start(&mut command);
+    eventually("a full buffer", || mount.stats("cpu")["cpu0.produced"] >= 4);
+    assert_eq!(exit_code(mount.end(Signal::SIGKILL)), 128 + 9);
+    assert_eq!(exit_code(producer.wait()), 1);
+    let text = fs::read_to_string(&said).unwrap();
+    assert!(text.lines().count() == 1 && text.contains("the daemon has gone away"), "{text}");
+
+    let mut command = Command::new(program("relay-producer"));
+    let output = relayfs_tests::run_with_input(command.arg("-m").arg(mount.point()), b"line\n");
+    assert_eq!(exit_code(output.status), 1);
+    assert!(relayfs_tests::text(&output.stderr).contains("has died and left its mount behind: start "));
+}
