@@ -17,6 +17,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 pub const FS_TYPE: &str = "fuse.relayfsd";
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// What is missing, and what to do, where there is no table.
+const NO_PROC: &str = "/proc is not mounted: mount -t proc proc /proc";
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,9 +46,21 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     path.components().collect::<PathBuf>().canonicalize()
 }
 
+/// Opens the table, to read it or to poll it for changes. The error says so if /proc is not mounted.
+pub fn open() -> io::Result<File> {
+    File::open(MOUNTINFO).map_err(explained)
+}
+
+fn explained(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, NO_PROC),
+        _ => error,
+    }
+}
+
 /// All mounts of this process's mount namespace.
 pub fn read() -> io::Result<Vec<Entry>> {
-    Ok(parse(&std::fs::read(MOUNTINFO)?))
+    Ok(parse(&std::fs::read(MOUNTINFO).map_err(explained)?))
 }
 
 /// The mount that a path lookup of `point` ends in, if something is mounted exactly there.
@@ -58,7 +72,7 @@ pub fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
 
 /// Blocks until the given mount has left the table: unmounted, lazily or not.
 pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
-    let mut file = File::open(MOUNTINFO)?;
+    let mut file = open()?;
     let mut table = Vec::new();
     loop {
         table.clear();
