@@ -25,7 +25,7 @@ pub(crate) struct Mounts(File);
 impl Mounts {
     /// Changes from now on.
     pub(crate) fn watch() -> Result<Mounts, Failure> {
-        let table = File::open("/proc/self/mountinfo");
+        let table = relay::mountinfo::open();
         table.map(Mounts).map_err(|error| Failure::system("watch the table of mounts", error))
     }
 

@@ -4,7 +4,7 @@
 //! asked without an error or without hanging, and a path alone does not tell one mount from the next.
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
@@ -19,6 +19,8 @@ use crate::descriptor::{self, away_from_stdio};
 pub const FS_TYPE: &str = "fuse.relayfsd";
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// What is missing, and what to do, where there is no table.
+const NO_PROC: &str = "/proc is not mounted: mount -t proc proc /proc";
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,9 +48,21 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     path.components().collect::<PathBuf>().canonicalize()
 }
 
+/// Opens the table, to read it or to poll it for changes. The error says so if /proc is not mounted.
+pub fn open() -> io::Result<File> {
+    descriptor::open(OpenOptions::new().read(true), MOUNTINFO).map_err(explained)
+}
+
+fn explained(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, NO_PROC),
+        _ => error,
+    }
+}
+
 /// All mounts of this process's mount namespace.
 pub fn read() -> io::Result<Vec<Entry>> {
-    Ok(parse(&away_from_stdio(|| std::fs::read(MOUNTINFO))?))
+    Ok(parse(&away_from_stdio(|| std::fs::read(MOUNTINFO)).map_err(explained)?))
 }
 
 /// The mount that a path lookup of `point` ends in, if something is mounted exactly there.
@@ -60,7 +74,7 @@ pub fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
 
 /// Blocks until the given mount has left the table: unmounted, lazily or not.
 pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
-    let mut file = descriptor::open(OpenOptions::new().read(true), MOUNTINFO)?;
+    let mut file = open()?;
     let mut table = Vec::new();
     loop {
         table.clear();

@@ -16,7 +16,7 @@ use relay::duration::parse_duration;
 use relay::size::parse_size;
 use relay::state_file::STATE_FILE_MAX;
 
-use crate::mount_words::{Words, parse_mode};
+use crate::mount_words::{Words, parse_mode, split};
 use crate::sharing::Shared;
 
 /// Most connections at once, where `--max-connections` does not say.
@@ -186,7 +186,7 @@ pub(crate) fn parse(
     let cli = Cli::try_parse_from(&args)?;
     let mut words = Words::default();
     let mut long_options = Vec::new();
-    for word in cli.mount_options.iter().flat_map(|list| list.split(',')).filter(|word| !word.is_empty()) {
+    for word in cli.mount_options.iter().flat_map(|list| split(list)) {
         let (key, value) = match word.split_once('=') {
             Some((key, value)) => (key, Some(value)),
             None => (word, None),

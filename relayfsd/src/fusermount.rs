@@ -91,6 +91,11 @@ fn option_list(options: &MountOptions) -> String {
         list.push(',');
         list.push_str(word);
     }
+    // It says itself that it does not take a context.
+    for word in &options.contexts {
+        list.push(',');
+        list.push_str(word);
+    }
     list
 }
 
@@ -133,6 +138,7 @@ mod tests {
             threads: 1,
             fsname: "a,b".into(),
             flags: MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            contexts: Vec::new(),
         };
         assert_eq!(
             option_list(&options),

@@ -102,6 +102,10 @@ fn main() -> ExitCode {
     if helper.fake {
         return ExitCode::SUCCESS;
     }
+    if let Err(error) = relay::mountinfo::open() {
+        daemonize::complain(&error.to_string());
+        return failure;
+    }
     let mut starter = if options.foreground {
         Starter::Foreground
     } else {

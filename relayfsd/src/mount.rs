@@ -21,8 +21,10 @@ use relay::point::Point;
 use thiserror::Error;
 
 use crate::fusermount;
-use crate::options::MountOptions;
+use crate::options::{MountOptions, Options};
 
+/// Is there if the kernel has SELinux, and uses it.
+const SELINUX: &str = "/sys/fs/selinux/enforce";
 const FUSE_DEVICE: &str = "/dev/fuse";
 /// Dead mounts of ours, one upon the other, that a start clears away.
 const STALE_MAX: usize = 16;
@@ -55,6 +57,11 @@ pub(crate) enum MountError {
     NoFusermount,
     #[error("cannot mount on {}: {reason}", path.display())]
     Refused { path: PathBuf, reason: String },
+    #[error(
+        "{option} {}: it would be below the mount point {}, out of reach once relayfsd has mounted there; name a place outside",
+        path.display(), point.display()
+    )]
+    Covered { option: &'static str, path: PathBuf, point: PathBuf },
     #[error("{} was unmounted while it was being mounted", .0.display())]
     Gone(PathBuf),
     #[error("cannot read the table of mounts: {0}")]
@@ -77,6 +84,31 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
         Some(libc::ENOTDIR) => MountError::NotDirectory(path),
         _ => MountError::Unreachable { path, source },
     })
+}
+
+/// Checks that the mount will not cover what the daemon or its clients have to reach by a path.
+pub(crate) fn check_places(options: &Options) -> Result<(), MountError> {
+    let point = resolve(&options.mount_point)?;
+    let places = [
+        ("--socket", &options.socket),
+        ("--state-dir", &options.state_dir),
+        ("--log-file", &options.log_file),
+    ];
+    for (option, path) in places {
+        if let Some(path) = path
+            && real_path(path).starts_with(&point)
+        {
+            return Err(MountError::Covered { option, path: path.clone(), point });
+        }
+    }
+    Ok(())
+}
+
+/// The path without links, as far as it is there.
+fn real_path(path: &Path) -> PathBuf {
+    let found =
+        path.ancestors().find_map(|part| Some((part.canonicalize().ok()?, path.strip_prefix(part).ok()?)));
+    found.map_or_else(|| path.to_owned(), |(real, rest)| real.join(rest))
 }
 
 /// Whether this is what stat(2) says of a mount whose daemon is gone.
@@ -184,6 +216,13 @@ fn mount_directly(point: &Path, options: &MountOptions) -> Result<Option<OwnedFd
     for word in words(options) {
         data.push(',');
         data.push_str(word);
+    }
+    // Without SELinux the kernel would take them for FUSE's, and refuse them; mount(8) leaves them out as well.
+    if Path::new(SELINUX).exists() {
+        for word in &options.contexts {
+            data.push(',');
+            data.push_str(word);
+        }
     }
     let path = point.to_owned();
     match nix::mount::mount(

@@ -17,6 +17,8 @@ pub(crate) struct Words {
     pub(crate) gid: Option<u32>,
     /// Permission bits of the data files.
     pub(crate) mode: Option<u32>,
+    /// SELinux's words for mount(2), as they are.
+    pub(crate) contexts: Vec<String>,
 }
 
 impl Default for Words {
@@ -31,6 +33,7 @@ impl Default for Words {
             uid: None,
             gid: None,
             mode: None,
+            contexts: Vec::new(),
         }
     }
 }
@@ -69,10 +72,23 @@ impl Words {
             ("uid", Some(value)) => self.uid = Some(number(value)?),
             ("gid", Some(value)) => self.gid = Some(number(value)?),
             ("mode", Some(value)) => self.mode = Some(parse_mode(value)?),
+            ("context" | "fscontext" | "defcontext" | "rootcontext", Some(value)) => {
+                self.contexts.push(format!("{name}={value}"));
+            }
             _ => return Ok(false),
         }
         Ok(true)
     }
+}
+
+/// The words of a list for `-o`. A comma between double quotes divides nothing: a context of SELinux may have some.
+pub(crate) fn split(list: &str) -> impl Iterator<Item = &str> {
+    let mut quoted = false;
+    let divides = move |c: char| {
+        quoted ^= c == '"';
+        c == ',' && !quoted
+    };
+    list.split(divides).filter(|word| !word.is_empty())
 }
 
 /// Reads permission bits, `0660`, `660` or `0o660`.
@@ -102,6 +118,23 @@ mod tests {
         for (key, value) in [("rw", Some("1")), ("fsname", None), ("group", Some("adm")), ("bind", None)] {
             assert_eq!(words.take(key, value), Ok(false), "{key}");
         }
+    }
+
+    #[test]
+    fn contexts_of_selinux_are_kept_as_they_are() {
+        let list = "ro,context=\"system_u:object_r:tmp_t:s0:c127,c456\",,uid=5,fscontext=a:b:c";
+        let found: Vec<&str> = split(list).collect();
+        assert_eq!(
+            found,
+            ["ro", "context=\"system_u:object_r:tmp_t:s0:c127,c456\"", "uid=5", "fscontext=a:b:c"]
+        );
+        let mut words = Words::default();
+        for word in found {
+            let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
+            assert_eq!(words.take(key, value), Ok(true));
+        }
+        assert_eq!(words.contexts, [split(list).nth(1).unwrap(), "fscontext=a:b:c"]);
+        assert_eq!(Words::default().take("context", None), Ok(false));
     }
 
     #[test]

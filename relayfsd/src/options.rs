@@ -96,6 +96,8 @@ pub(crate) struct MountOptions {
     pub(crate) fsname: String,
     /// nosuid, nodev, and of ro, noexec, noatime what was asked for.
     pub(crate) flags: MsFlags,
+    /// SELinux's words.
+    pub(crate) contexts: Vec<String>,
 }
 
 impl Access {
@@ -180,6 +182,7 @@ impl Options {
                 threads: if cli.single_thread { 1 } else { FUSE_THREADS },
                 fsname: words.fsname.or(source).unwrap_or_else(|| FSNAME_DEFAULT.to_owned()),
                 flags: words.flags,
+                contexts: words.contexts,
             },
         })
     }

@@ -84,6 +84,7 @@ pub(crate) enum SessionError {
 
 /// Runs the daemon to its end.
 pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), SessionError> {
+    mount::check_places(options)?;
     let log = logging::start(options).map_err(|source| SessionError::Log {
         path: options.log_file.clone().unwrap_or_else(|| "standard error".into()),
         source,
@@ -346,10 +347,11 @@ fn watch(mount: &Mount) -> io::Result<Receiver<()>> {
     Ok(receiver)
 }
 
-fn summary(options: &Options, point: &Path, socket: &Path, registry: &Registry) -> String {
-    let channel = |(name, spec): &(relay::ChannelName, relay::GeometrySpec)| match spec.build() {
-        Ok(geometry) => format!("{name}:{geometry}"),
-        Err(_) => name.to_string(),
+fn summary(options: &Options, point: &Path, socket: &Path, registry: &Arc<Registry>) -> String {
+    // One that goes on after another daemon may have another geometry than the command line names.
+    let channel = |(name, _): &(relay::ChannelName, relay::GeometrySpec)| {
+        let held = registry.hold(name.as_str());
+        held.map_or_else(|| name.to_string(), |channel| format!("{name}:{}", channel.geometry()))
     };
     let channels: Vec<String> = options.channels.iter().map(channel).collect();
     format!(

@@ -141,7 +141,7 @@ fn everything_that_would_write_is_refused_with_the_reason_until_the_last_produce
         let point = mount.point().to_owned();
         move || {
             let channel = Channel::builder(&point, "cpu").transport(TransportChoice::Socket).open().unwrap();
-            let options = BatchOptions { cpu: Some(0), wait: Wait::Forever, ..BatchOptions::default() };
+            let options = BatchOptions { cpu: Some(0), wait: Wait::Forever };
             channel.write_batch([b"waited"], options).unwrap()
         }
     });
