@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -20,7 +21,7 @@ use fuser::{
     SessionACL, TimeOrNow, WriteFlags,
 };
 
-use crate::backing::Backings;
+use crate::backing::{self, Backings};
 use crate::channel::{PollState, Wake};
 use crate::node::{Class, Node, PerCpu};
 use crate::open_file::{OpenFiles, Source};
@@ -36,6 +37,9 @@ const IO_SIZE: u32 = 1 << 20;
 /// `--state-dir` says otherwise.
 const STACK_DEPTH: u32 = 2;
 
+/// Stands for the inodes of all files that must not be mapped: no node has it.
+const ALL_UNMAPPED: u64 = 0;
+
 /// The mounted tree.
 pub(crate) struct Fs {
     tree: Tree,
@@ -43,6 +47,8 @@ pub(crate) struct Fs {
     files: OpenFiles,
     /// Whether the kernel maps files by itself, and which.
     passthrough: bool,
+    /// Stands behind the files that must not be mapped.
+    unmappable: Option<File>,
     backings: Backings<BackingId>,
     /// Dropped at the end of the session.
     alive: Option<Sender<Infallible>>,
@@ -55,6 +61,7 @@ impl Fs {
             access,
             files: OpenFiles::new(),
             passthrough: false,
+            unmappable: None,
             backings: Backings::default(),
             alive: None,
         }
@@ -72,7 +79,9 @@ impl Fs {
             Class::Owner => (FileType::RegularFile, 0o200),
         };
         let perm = match (node, self.access.mode) {
-            (Node::Buffer { .. } | Node::PerCpu { dir: PerCpu::Snapshot, .. }, Some(mode)) => mode as u16,
+            (Node::Buffer { .. } | Node::PerCpu { dir: PerCpu::Snapshot | PerCpu::Map, .. }, Some(mode)) => {
+                mode as u16
+            }
             _ => perm,
         };
         FileAttr {
@@ -141,6 +150,7 @@ impl Filesystem for Fs {
         let _ = config.set_max_write(IO_SIZE);
         self.passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(STACK_DEPTH).is_ok();
+        self.unmappable = backing::unmappable();
         Ok(())
     }
 
@@ -198,6 +208,10 @@ impl Filesystem for Fs {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let readable = flags.acc_mode() != OpenAccMode::O_WRONLY;
         let opened = node(ino).and_then(|node| {
+            // As the kernel's relay answers. With a file behind it that cannot be mapped, O_DIRECT would be EIO.
+            if flags.0 & libc::O_DIRECT != 0 && matches!(node, Node::Buffer { .. }) {
+                return Err(Errno::EINVAL);
+            }
             self.files.open(&self.tree, node, readable, request.uid()).map_err(Errno::from_i32)
         });
         let (handle, source) = match opened {
@@ -211,8 +225,16 @@ impl Filesystem for Fs {
             Source::Cache { is_new: false } => {
                 reply.opened(handle, FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE)
             }
+            // Both take CAP_SYS_ADMIN. Without, the file can be read all the same.
+            Source::UsUnmapped => {
+                let behind = self.unmappable.as_ref().filter(|_| self.passthrough);
+                let register = |file| self.backings.open(ALL_UNMAPPED, handle.0, || reply.open_backing(file));
+                match behind.map(register) {
+                    Some(Ok(backing)) => reply.opened_passthrough(handle, direct, &backing),
+                    _ => reply.opened(handle, direct),
+                }
+            }
             Source::UsAndFile(behind) => {
-                // It takes CAP_SYS_ADMIN. Without, the file can be read all the same.
                 let register = || reply.open_backing(behind?);
                 match self.passthrough.then(|| self.backings.open(ino.0, handle.0, register)) {
                     Some(Ok(backing)) => reply.opened_passthrough(handle, direct, &backing),

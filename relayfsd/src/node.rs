@@ -36,15 +36,18 @@ pub(crate) enum PerCpu {
     Consumed,
     /// A frozen copy.
     Snapshot,
+    /// The live ring, to be mapped.
+    Map,
 }
 
 impl PerCpu {
-    pub(crate) const ALL: [PerCpu; 2] = [PerCpu::Consumed, PerCpu::Snapshot];
+    pub(crate) const ALL: [PerCpu; 3] = [PerCpu::Consumed, PerCpu::Snapshot, PerCpu::Map];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             PerCpu::Consumed => "consumed",
             PerCpu::Snapshot => "snapshot",
+            PerCpu::Map => "map",
         }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! /            cpu0 ... cpuN-1    app/log0 ... app/logN-1
 //! /.relay/     socket  version  stats  channels/
-//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/
+//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/ map/
 //! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
 
@@ -172,6 +172,10 @@ impl Tree {
                 let size = open.unwrap_or_else(|| held.read_side(cpu as usize).reader.snapshot_len());
                 let mtime = held.size_and_mtime(cpu as usize).1;
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
+            }
+            Node::PerCpu { channel, dir: PerCpu::Map, cpu } => {
+                let held = self.hold_buffer(channel, cpu)?;
+                fixed(Class::Private, abi::data_len(held.geometry()), held.created())
             }
             Node::Control { channel, file: ControlFile::Positions } => {
                 let held = self.hold(channel)?;
