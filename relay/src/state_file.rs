@@ -6,9 +6,13 @@
 //! point 45:1234 /mnt/relay
 //! epoch 3
 //! last_id 7
+//! salt 3456789012
 //! gone dropped 12
 //! channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log
 //! ```
+//!
+//! `salt` is mixed into inode numbers, so that the files of another directory's channels have others. A file without it is
+//! an older release's, whose inode numbers had none: it counts as 0.
 //!
 //! A line of `channel` has its number, which its files are called by; whether it lives as long as the daemon (`permanent`) or
 //! as somebody holds it (`held`); size and number of sub-buffers, bytes of header, mode, `percpu` or `global`, number of
@@ -16,6 +20,7 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -41,6 +46,8 @@ pub struct StateFile {
     pub epoch: u32,
     /// Highest number that was given to a channel or directory.
     pub last_id: u32,
+    /// What inode numbers are mixed with; 0 is not written.
+    pub salt: u32,
     /// The channels.
     pub channels: Vec<ChannelEntry>,
     /// What channels that are gone had counted, by the names of `stats`.
@@ -114,7 +121,7 @@ impl StateFile {
         if lines.next() != Some(MAGIC) || !text.ends_with('\n') {
             return Err(StateFileError::Magic);
         }
-        let (mut point, mut epoch, mut last_id) = (None, None, None);
+        let (mut point, mut epoch, mut last_id, mut salt) = (None, None, None, None);
         let mut state = StateFile::default();
         for (line, number) in lines.zip(2..) {
             let (key, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -122,6 +129,9 @@ impl StateFile {
                 "point" => point.replace(rest.to_owned()).is_none(),
                 "epoch" => parse(rest).map(|n: u32| epoch.replace(n).is_none()).unwrap_or(false),
                 "last_id" => parse(rest).map(|n: u32| last_id.replace(n).is_none()).unwrap_or(false),
+                "salt" => {
+                    parse(rest).is_some_and(|n: NonZeroU32| salt.replace(n.get()).is_none())
+                }
                 "gone" => rest
                     .split_once(' ')
                     .and_then(|(name, value)| Some((name.to_owned(), parse(value)?)))
@@ -132,7 +142,7 @@ impl StateFile {
             };
             if !fresh {
                 let what = match key {
-                    "point" | "epoch" | "last_id" => "no number, or a second one of its kind",
+                    "point" | "epoch" | "last_id" | "salt" => "no number, or a second one of its kind",
                     "gone" => "no name and count",
                     "channel" => "no channel",
                     _ => "unknown",
@@ -143,6 +153,7 @@ impl StateFile {
         state.point = point.ok_or(StateFileError::Missing("point"))?;
         state.epoch = epoch.ok_or(StateFileError::Missing("epoch"))?;
         state.last_id = last_id.ok_or(StateFileError::Missing("last_id"))?;
+        state.salt = salt.unwrap_or(0);
         state.check_channels()?;
         Ok(state)
     }
@@ -177,6 +188,9 @@ impl StateFile {
     fn write_to(&self, text: &mut String) -> std::fmt::Result {
         let point: String = self.point.chars().filter(|c| !c.is_control()).collect();
         writeln!(text, "{MAGIC}\npoint {point}\nepoch {}\nlast_id {}", self.epoch, self.last_id)?;
+        if self.salt != 0 {
+            writeln!(text, "salt {}", self.salt)?;
+        }
         for (name, value) in &self.gone {
             writeln!(text, "gone {name} {value}")?;
         }
@@ -244,13 +258,15 @@ fn parse<T: FromStr + ToString>(text: &str) -> Option<T> {
 mod tests {
     use super::*;
 
-    const SAMPLE: &str = "relayfs-state 1\npoint 45:1234 /mnt/relay\nepoch 3\nlast_id 7\ngone dropped 12\n\
+    const SAMPLE: &str = "relayfs-state 1\npoint 45:1234 /mnt/relay\nepoch 3\nlast_id 7\nsalt 9\ngone dropped 12\n\
         channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log\nchannel 7 held 4096 2 16 overwrite global 1 b\n";
 
     #[test]
     fn what_is_written_is_read() {
         let state = StateFile::parse(SAMPLE).unwrap();
-        assert_eq!((state.epoch, state.last_id, state.channels.len()), (3, 7, 2));
+        assert_eq!((state.epoch, state.last_id, state.salt, state.channels.len()), (3, 7, 9, 2));
+        let older = StateFile::parse(&SAMPLE.replace("salt 9\n", "")).unwrap();
+        assert_eq!(older, StateFile { salt: 0, ..state.clone() });
         assert_eq!(state.point, "45:1234 /mnt/relay");
         assert_eq!(state.gone, [("dropped".to_owned(), 12)]);
         assert!(state.channels[0].permanent && !state.channels[1].permanent);
@@ -273,22 +289,25 @@ mod tests {
             ("epoch 3", "epoch 3\nepoch 3", "line 4"),
             ("epoch 3\n", "", "'epoch'"),
             ("last_id 7", "last_id 6", "never given"),
-            ("gone dropped 12", "gone dropped", "line 5"),
-            ("gone", "what", "line 5: unknown"),
+            ("salt 9", "salt 0", "line 5"),
+            ("salt 9", "salt 4294967296", "line 5"),
+            ("salt 9", "salt 9\nsalt 9", "line 6"),
+            ("gone dropped 12", "gone dropped", "line 6"),
+            ("gone", "what", "line 6: unknown"),
             ("channel 1 ", "channel 7 ", "same number"),
             ("channel 1 ", "channel 0 ", "never given"),
             ("app/log", "b", "same name"),
             ("app/log", "b/log", "exclude each other"),
             ("app/log", "b77", "exclude each other"),
-            ("app/log", "../log", "line 6"),
-            ("app/log", "app log", "line 6"),
-            ("65536", "0", "line 6"),
-            ("65536", "99999999999999999999", "line 6"),
-            (" 8 0 ", " 8 65536 ", "line 6"),
-            ("percpu 4", "percpu 0", "line 6"),
-            ("global 1", "global 2", "line 7"),
-            ("held", "for ever", "line 7"),
-            ("overwrite global", "overwriting global", "line 7"),
+            ("app/log", "../log", "line 7"),
+            ("app/log", "app log", "line 7"),
+            ("65536", "0", "line 7"),
+            ("65536", "99999999999999999999", "line 7"),
+            (" 8 0 ", " 8 65536 ", "line 7"),
+            ("percpu 4", "percpu 0", "line 7"),
+            ("global 1", "global 2", "line 8"),
+            ("held", "for ever", "line 8"),
+            ("overwrite global", "overwriting global", "line 8"),
         ] {
             let message = message(from, to);
             assert!(message.contains(part), "{from} -> {to}: {message}");

@@ -85,7 +85,7 @@ impl Fs {
             _ => perm,
         };
         FileAttr {
-            ino: INodeNo(node.ino()),
+            ino: self.ino(node),
             size: stat.size,
             blocks: stat.size.div_ceil(512),
             atime: stat.ctime,
@@ -104,15 +104,19 @@ impl Fs {
     }
 
     fn stat(&self, ino: INodeNo) -> Result<(Node, FileAttr), Errno> {
-        let node = node(ino)?;
+        let node = self.node(ino)?;
         // Gone since its name was looked up. That may mean another one now: the kernel looks it up again.
         let stat = self.tree.stat(node).ok_or(Errno::ESTALE)?;
         Ok((node, self.attr(node, &stat)))
     }
-}
 
-fn node(ino: INodeNo) -> Result<Node, Errno> {
-    Node::from_ino(ino.0).ok_or(Errno::ENOENT)
+    fn ino(&self, node: Node) -> INodeNo {
+        INodeNo(node.ino(self.tree.registry().salt()))
+    }
+
+    fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
+        Node::from_ino(ino.0, self.tree.registry().salt()).ok_or(Errno::ENOENT)
+    }
 }
 
 /// Serves the tree on a mounted `/dev/fuse`; returns when the kernel has said hello, that is, when the mount is usable.
@@ -157,7 +161,7 @@ impl Filesystem for Fs {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = self.stat(parent).and_then(|(parent, _)| {
             let found = name.to_str().and_then(|name| self.tree.lookup(parent, name));
-            self.stat(INodeNo(found.ok_or(Errno::ENOENT)?.ino()))
+            self.stat(self.ino(found.ok_or(Errno::ENOENT)?))
         });
         match found {
             Ok((_, attr)) => reply.entry(&TTL, &attr, Generation(0)),
@@ -207,7 +211,7 @@ impl Filesystem for Fs {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let readable = flags.acc_mode() != OpenAccMode::O_WRONLY;
-        let opened = node(ino).and_then(|node| {
+        let opened = self.node(ino).and_then(|node| {
             // As the kernel's relay answers. With a file behind it that cannot be mapped, O_DIRECT would be EIO.
             if flags.0 & libc::O_DIRECT != 0 && matches!(node, Node::Buffer { .. }) {
                 return Err(Errno::EINVAL);
@@ -331,7 +335,7 @@ impl Filesystem for Fs {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let Some(entries) = node(ino).ok().and_then(|node| self.tree.list(node)) else {
+        let Some(entries) = self.node(ino).ok().and_then(|node| self.tree.list(node)) else {
             return reply.error(Errno::ENOENT);
         };
         let dots = [".", ".."].map(|name| (name.to_owned(), INodeNo(ino.0), FileType::Directory));
@@ -341,7 +345,7 @@ impl Filesystem for Fs {
                 Node::Socket => FileType::Symlink,
                 _ => FileType::RegularFile,
             };
-            (name, INodeNo(node.ino()), kind)
+            (name, self.ino(node), kind)
         });
         let first = usize::try_from(offset).unwrap_or(usize::MAX);
         for (i, (name, ino, kind)) in dots.into_iter().chain(entries).enumerate().skip(first) {

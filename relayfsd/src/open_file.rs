@@ -258,6 +258,11 @@ impl OpenBuffer {
                 reply(Err(libc::ENOMEM));
                 return false;
             }
+            // An offset of another stream, or of nothing yet: what is unread is left for others.
+            if at > side.reader.size() {
+                reply(Ok(&[]));
+                return false;
+            }
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
             if side.reader.position() < at {
                 reply(Ok(&[])); // there is not as much yet

@@ -105,6 +105,11 @@ impl Registry {
         self.n_cpus
     }
 
+    /// What the inode numbers of channels' files are mixed with.
+    pub(crate) fn salt(&self) -> u32 {
+        self.state.salt
+    }
+
     /// The threads that write for others.
     pub(crate) fn writers(&self) -> &Writers {
         &self.writers

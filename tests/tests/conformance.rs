@@ -222,6 +222,7 @@ fn ordinary_files_fail() {
         "ioctl-is-refused",
         "mmap-is-not-written",
         "open-refusals",
+        "read-of-nothing-there",
         "stat-of-the-file",
     ];
     assert!(passed.iter().all(|name| as_files.contains(&name.as_str())), "{passed:?}");

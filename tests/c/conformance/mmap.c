@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 static size_t page(void)
@@ -72,7 +73,7 @@ static void consumes_nothing(void)
 		EQ(WORKS(pread(ring_fd, read_from, ring(), 0)), ring());
 		EQ(memcmp(read_from, at, ring()), 0);
 	}
-	POLLS(ring_fd, READABLE);
+	POLLS(ring_fd, READABLE | POLLOUT | POLLWRNORM);
 	free(read_from);
 	EQ(lseek(fd, 0, SEEK_CUR), 0);
 	READS(fd, MIB, "h a*20");
