@@ -129,9 +129,7 @@ impl StateFile {
                 "point" => point.replace(rest.to_owned()).is_none(),
                 "epoch" => parse(rest).map(|n: u32| epoch.replace(n).is_none()).unwrap_or(false),
                 "last_id" => parse(rest).map(|n: u32| last_id.replace(n).is_none()).unwrap_or(false),
-                "salt" => {
-                    parse(rest).is_some_and(|n: NonZeroU32| salt.replace(n.get()).is_none())
-                }
+                "salt" => parse(rest).is_some_and(|n: NonZeroU32| salt.replace(n.get()).is_none()),
                 "gone" => rest
                     .split_once(' ')
                     .and_then(|(name, value)| Some((name.to_owned(), parse(value)?)))

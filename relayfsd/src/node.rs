@@ -234,7 +234,12 @@ mod tests {
                 assert_eq!(Node::from_ino(ino, salt), Some(node));
                 let of_channel = !matches!(
                     node,
-                    Node::Dir(_) | Node::Relay | Node::Socket | Node::Version | Node::Stats | Node::ChannelsDir(_)
+                    Node::Dir(_)
+                        | Node::Relay
+                        | Node::Socket
+                        | Node::Version
+                        | Node::Stats
+                        | Node::ChannelsDir(_)
                 );
                 assert_eq!(seen.insert(ino), of_channel || salt == 0, "{node:?} with {salt}");
             }

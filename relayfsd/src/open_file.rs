@@ -206,10 +206,9 @@ impl OpenFile {
                 }
             }
             OpenFile::Consumed { channel, cpu, .. } => written(consume(channel, *cpu, bytes)),
-            OpenFile::Buffer(_)
-            | OpenFile::Text(_)
-            | OpenFile::Own { .. }
-            | OpenFile::Snapshot { .. } => written(Err(libc::EINVAL)),
+            OpenFile::Buffer(_) | OpenFile::Text(_) | OpenFile::Own { .. } | OpenFile::Snapshot { .. } => {
+                written(Err(libc::EINVAL))
+            }
         }
     }
 

@@ -83,7 +83,7 @@ fn overwritten_messages_of_a_dead_daemon_are_counted() {
     assert_eq!(mount.read("cpu0").len(), 2 * 4000);
     assert_eq!(overwritten(&mount), 8 * 4000);
     // What the log says is unread is what can still be read.
-    mount.send(0, &[&[b'm'; 4000]; 5]);
+    mount.send(0, &[&[b'm'; 4000][..]; 5]);
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
     let said = mount.daemon().stderr();
     assert!(said.contains(" 8000 bytes ") && !said.contains(" 20000 bytes "), "{said}");

@@ -8,7 +8,9 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, PosixFadviseAdvice, SpliceFFlags, copy_file_range, fcntl, posix_fadvise, splice};
+use nix::fcntl::{
+    FcntlArg, OFlag, PosixFadviseAdvice, SpliceFFlags, copy_file_range, fcntl, posix_fadvise, splice,
+};
 use nix::sys::sendfile::sendfile;
 use nix::unistd::pipe;
 use relayfs_tests::lines::{Twins, assert_same};
