@@ -8,6 +8,7 @@ use std::convert::Infallible;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -23,6 +24,7 @@ use fuser::{
 
 use crate::backing::{self, Backings};
 use crate::channel::{PollState, Wake};
+use crate::listing::{self, Entry};
 use crate::node::{Class, Node, PerCpu};
 use crate::open_file::{OpenFiles, Source};
 use crate::options::{Access, MountOptions};
@@ -335,25 +337,25 @@ impl Filesystem for Fs {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let Some(entries) = self.node(ino).ok().and_then(|node| self.tree.list(node)) else {
-            return reply.error(Errno::ENOENT);
-        };
-        let dots = [".", ".."].map(|name| (name.to_owned(), INodeNo(ino.0), FileType::Directory));
-        let entries = entries.into_iter().map(|(name, node)| {
+        let Ok(dir) = self.node(ino) else { return reply.error(Errno::ENOENT) };
+        for (cookie, name) in (1..=listing::DOTS).zip([".", ".."]).skip(offset.min(listing::DOTS) as usize) {
+            if reply.add(ino, cookie, FileType::Directory, name) {
+                return reply.ok();
+            }
+        }
+        let listed = self.tree.list(dir, offset, |Entry { cookie, name, node }| {
             let kind = match node {
                 _ if node.is_dir() => FileType::Directory,
                 Node::Socket => FileType::Symlink,
                 _ => FileType::RegularFile,
             };
-            (name, self.ino(node), kind)
+            let is_full = reply.add(self.ino(node), cookie, kind, name);
+            if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        let first = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (i, (name, ino, kind)) in dots.into_iter().chain(entries).enumerate().skip(first) {
-            if reply.add(ino, i as u64 + 1, kind, name) {
-                break;
-            }
+        match listed {
+            Some(()) => reply.ok(),
+            None => reply.error(Errno::ENOENT),
         }
-        reply.ok();
     }
 
     // What the tree does not have, with the errno of the kernel's relay files on debugfs.

@@ -20,6 +20,7 @@ mod kill_point;
 mod lane;
 mod limits;
 mod listener;
+mod listing;
 mod logging;
 mod message;
 mod mount;

@@ -44,6 +44,17 @@ pub(crate) enum OpenError {
 }
 
 impl OpenError {
+    /// The error for a name that no channel has: some names that there are, and how many more.
+    pub(super) fn unknown(name: ChannelName, names: &[ChannelName], more: usize) -> OpenError {
+        let names: Vec<&str> = names.iter().map(ChannelName::as_str).collect();
+        let known = match (names.is_empty(), more) {
+            (true, _) => "there are none".to_owned(),
+            (false, 0) => format!("there are: {}", names.join(", ")),
+            (false, _) => format!("there are: {} and {more} more", names.join(", ")),
+        };
+        OpenError::Unknown { name, known }
+    }
+
     pub(crate) fn errno(&self) -> i32 {
         match self {
             OpenError::Unknown { .. } => libc::ENOENT,
