@@ -1,4 +1,5 @@
-//! FUSE: the one file that speaks it. A handler looks something up, makes one call and replies; none waits.
+//! FUSE: the one file that speaks it. A handler looks something up, makes one call and replies; none waits. What takes long,
+//! such as a copy, is handed to another thread, which replies.
 //!
 //! Every file is opened with direct I/O, so that `read()` reaches the daemon each time. A page-cache fill reaches it
 //! too, from splice(2), sendfile(2) or a private mapping, and could take bytes that its caller never gets; it is told
@@ -11,6 +12,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -44,9 +46,9 @@ const ALL_UNMAPPED: u64 = 0;
 
 /// The mounted tree.
 pub(crate) struct Fs {
-    tree: Tree,
+    tree: Arc<Tree>,
     access: Access,
-    files: OpenFiles,
+    files: Arc<OpenFiles>,
     /// Whether the kernel maps files by itself, and which.
     passthrough: bool,
     /// Stands behind the files that must not be mapped.
@@ -59,9 +61,9 @@ pub(crate) struct Fs {
 impl Fs {
     pub(crate) fn new(tree: Tree, access: Access) -> Fs {
         Fs {
-            tree,
+            tree: Arc::new(tree),
             access,
-            files: OpenFiles::new(),
+            files: Arc::new(OpenFiles::new()),
             passthrough: false,
             unmappable: None,
             backings: Backings::default(),
@@ -118,6 +120,17 @@ impl Fs {
 
     fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
         Node::from_ino(ino.0, self.tree.registry().salt()).ok_or(Errno::ENOENT)
+    }
+}
+
+/// How a file is opened, apart from what stands behind it.
+fn flags_of(source: &Source) -> FopenFlags {
+    match source {
+        Source::Us | Source::UsUnmapped | Source::UsAndFile(_) => {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
+        }
+        Source::Cache { is_new: true } => FopenFlags::FOPEN_NOFLUSH,
+        Source::Cache { is_new: false } => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
     }
 }
 
@@ -212,41 +225,41 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let readable = flags.acc_mode() != OpenAccMode::O_WRONLY;
-        let opened = self.node(ino).and_then(|node| {
+        let node = match self.node(ino) {
             // As the kernel's relay answers. With a file behind it that cannot be mapped, O_DIRECT would be EIO.
-            if flags.0 & libc::O_DIRECT != 0 && matches!(node, Node::Buffer { .. }) {
-                return Err(Errno::EINVAL);
-            }
-            self.files.open(&self.tree, node, readable, request.uid()).map_err(Errno::from_i32)
-        });
-        let (handle, source) = match opened {
-            Ok((number, source)) => (FileHandle(number), source),
+            Ok(Node::Buffer { .. }) if flags.0 & libc::O_DIRECT != 0 => return reply.error(Errno::EINVAL),
+            Ok(node) => node,
             Err(errno) => return reply.error(errno),
         };
-        let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-        match source {
-            Source::Us => reply.opened(handle, direct),
-            Source::Cache { is_new: true } => reply.opened(handle, FopenFlags::FOPEN_NOFLUSH),
-            Source::Cache { is_new: false } => {
-                reply.opened(handle, FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE)
-            }
-            // Both take CAP_SYS_ADMIN. Without, the file can be read all the same.
-            Source::UsUnmapped => {
-                let behind = self.unmappable.as_ref().filter(|_| self.passthrough);
-                let register = |file| self.backings.open(ALL_UNMAPPED, handle.0, || reply.open_backing(file));
-                match behind.map(register) {
-                    Some(Ok(backing)) => reply.opened_passthrough(handle, direct, &backing),
-                    _ => reply.opened(handle, direct),
-                }
-            }
+        let (readable, uid) = (flags.acc_mode() != OpenAccMode::O_WRONLY, request.uid());
+        if node.is_copied_at_open() {
+            let (files, tree) = (self.files.clone(), self.tree.clone());
+            let copy = move || match files.open(&tree, node, readable, uid) {
+                Ok((number, source)) => reply.opened(FileHandle(number), flags_of(&source)),
+                Err(errno) => reply.error(Errno::from_i32(errno)),
+            };
+            return self.tree.registry().copier().order(uid, Box::new(copy));
+        }
+        let (handle, source) = match self.files.open(&self.tree, node, readable, uid) {
+            Ok((number, source)) => (FileHandle(number), source),
+            Err(errno) => return reply.error(Errno::from_i32(errno)),
+        };
+        let flags = flags_of(&source);
+        // What the kernel maps takes CAP_SYS_ADMIN. Without, the file can be read all the same.
+        let backing = match source {
+            _ if !self.passthrough => None,
+            Source::Us | Source::Cache { .. } => None,
+            Source::UsUnmapped => self
+                .unmappable
+                .as_ref()
+                .map(|file| self.backings.open(ALL_UNMAPPED, handle.0, || reply.open_backing(file))),
             Source::UsAndFile(behind) => {
-                let register = || reply.open_backing(behind?);
-                match self.passthrough.then(|| self.backings.open(ino.0, handle.0, register)) {
-                    Some(Ok(backing)) => reply.opened_passthrough(handle, direct, &backing),
-                    _ => reply.opened(handle, direct),
-                }
+                Some(self.backings.open(ino.0, handle.0, || reply.open_backing(behind?)))
             }
+        };
+        match backing {
+            Some(Ok(backing)) => reply.opened_passthrough(handle, flags, &backing),
+            _ => reply.opened(handle, flags),
         }
     }
 

@@ -14,6 +14,7 @@ mod damage;
 mod dirs;
 mod files;
 mod flow;
+mod free;
 mod fs;
 mod fusermount;
 mod kill_point;
@@ -42,6 +43,7 @@ mod shares;
 mod sharing;
 mod snapshot;
 mod tree;
+mod turns;
 mod writers;
 
 use std::ffi::OsString;

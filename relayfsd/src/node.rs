@@ -177,6 +177,11 @@ impl Node {
         }
     }
 
+    /// Whether opening it copies a buffer, which the threads that serve files must not wait for.
+    pub(crate) fn is_copied_at_open(self) -> bool {
+        matches!(self, Node::PerCpu { dir: PerCpu::Snapshot, .. })
+    }
+
     /// The node of an inode number; it may be gone by now.
     pub(crate) fn from_ino(ino: u64, salt: u32) -> Option<Node> {
         let kind = ino >> (FILE_BITS + ID_BITS);

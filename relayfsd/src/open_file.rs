@@ -97,7 +97,7 @@ impl OpenFile {
                         Ok(OpenFile::Consumed { channel, cpu, text })
                     }
                     PerCpu::Snapshot => {
-                        let (snapshot, is_new) = Snapshot::open(&channel, cpu)?;
+                        let (snapshot, is_new) = Snapshot::take(&channel, cpu)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
                     PerCpu::Map => OpenFile::open_own(channel, Some(cpu)),

@@ -21,9 +21,9 @@ pub(crate) use self::held::{Held, MemoryClaim};
 use self::table::Channels;
 use crate::adopt::Legacy;
 use crate::channel::{Channel, Named};
-use crate::creator::Creator;
 use crate::kill_point;
 use crate::shares::{self, NoShare};
+use crate::turns::Turns;
 use crate::writers::{Job, Unavailable, Writers};
 
 /// Names an error message lists before it says how many more there are.
@@ -59,7 +59,8 @@ pub(crate) struct Registry {
     /// Held while a channel is being made, which takes as long as its memory; `channels` is not.
     creating: Mutex<()>,
     writers: Writers,
-    creator: Creator,
+    creator: Turns,
+    copier: Turns,
 }
 
 impl Registry {
@@ -90,7 +91,8 @@ impl Registry {
             channels: Mutex::new(channels),
             creating: Mutex::default(),
             writers: Writers::new(n_cpus),
-            creator: Creator::start()?,
+            creator: Turns::start("creator")?,
+            copier: Turns::start("copier")?,
         });
         for channel in registry.all() {
             registry.watch(&channel);
@@ -115,8 +117,13 @@ impl Registry {
     }
 
     /// The thread that makes channels.
-    pub(crate) fn creator(&self) -> &Creator {
+    pub(crate) fn creator(&self) -> &Turns {
         &self.creator
+    }
+
+    /// The thread that takes copies of buffers.
+    pub(crate) fn copier(&self) -> &Turns {
+        &self.copier
     }
 
     /// Bytes that all channels together may take.
