@@ -33,6 +33,7 @@ need readelf binutils
 need rg ripgrep
 need setpriv util-linux
 need sh dash
+need tail coreutils
 need taskset util-linux
 need timeout coreutils
 need umount mount
