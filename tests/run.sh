@@ -6,6 +6,7 @@ cd "$(dirname "$0")/.."
 . tests/need.sh
 [ "$(id -u)" -eq 0 ] || fail "the tests take root: some mount for other users, or in a mount namespace of their own"
 
+need ag silversearcher-ag
 need busybox busybox
 need cat coreutils
 need cc gcc
@@ -16,7 +17,9 @@ need env coreutils
 need fusermount3 fuse3
 need g++ g++
 need getconf libc-bin
+need git git
 need install coreutils
+need java openjdk-17-jdk-headless
 need less less
 need ls coreutils
 need make make
@@ -29,14 +32,17 @@ need prlimit util-linux
 need pv pv
 need python3 python3
 need readelf binutils
+need rg ripgrep
 need setpriv util-linux
 need sh dash
 need socat socat
+need tail coreutils
 need taskset util-linux
 need timeout coreutils
 need umount mount
 need unshare util-linux
 need valgrind valgrind
+need zsh zsh
 need_rust
 need_fuse
 for part in fmt clippy; do

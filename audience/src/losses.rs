@@ -42,7 +42,7 @@ impl Losses {
         let block = reader.buffer().block();
         // Relaxed: the counts say nothing about other memory.
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let overwritten = get(&block.overwritten_bytes).saturating_add(reader.overwritten_unread());
+        let overwritten = get(&block.overwritten_bytes).saturating_add(reader.overwritten_unread().bytes);
         Losses {
             dropped: get(&block.dropped).saturating_add(get(&block.dropped_elsewhere)),
             too_big: get(&block.too_big),

@@ -76,7 +76,7 @@ static void put(const char *bytes, size_t len)
 
 int main(int argc, char **argv)
 {
-	int drain = argc > 1 && !strcmp(argv[1], "-n"), data_fd, control_fd, consumed_fd, over = 0;
+	int drain = argc > 1 && !strcmp(argv[1], "-n"), data_fd, ring_fd, control_fd, consumed_fd, over = 0;
 	char path[4096], end[40];
 	uint64_t words[HEADER_LEN / 8];
 	const char *header = (const char *)words;
@@ -106,7 +106,11 @@ int main(int argc, char **argv)
 
 	sprintf(end, "%lu", (unsigned long)cpu);
 	data_fd = open_file(path, sizeof path, argv[1], "", argv[2], end, O_RDONLY);
-	const char *data = map(data_fd, path, size * n);
+
+	/* The buffer's own file is to be polled; its ring is mapped by another one. */
+	sprintf(end, "/map/cpu%lu", (unsigned long)cpu);
+	ring_fd = open_file(path, sizeof path, argv[1], ".relay/channels/", argv[2], end, O_RDONLY);
+	const char *data = map(ring_fd, path, size * n);
 
 	sprintf(end, "/consumed/cpu%lu", (unsigned long)cpu);
 	consumed_fd = open_file(path, sizeof path, argv[1], ".relay/channels/", argv[2], end, O_WRONLY);

@@ -173,7 +173,7 @@ int relay_reset(struct rchan *chan);
 int relay_buf_full(struct rchan_buf *buf);
 
 /*
- * Gives sub-buffers back that were read in a mapping of the buffer's file. More than are finished gives back those that
+ * Gives sub-buffers back that were read in a mapping of the buffer (map/cpuN). More than are finished gives back those that
  * are; more than the buffer has, nothing (EINVAL). EACCES, ENOTSUP as for relay_reset.
  */
 void relay_subbufs_consumed(struct rchan *chan, unsigned int cpu, size_t subbufs_consumed);

@@ -20,6 +20,7 @@ mod resume;
 mod snapshot;
 
 pub use consume::ConsumeError;
+pub use overwrite::Overwritten;
 pub use resume::Unsound;
 pub use snapshot::Extent;
 
@@ -222,9 +223,13 @@ impl Reader {
         self.size().saturating_sub(self.stream)
     }
 
-    /// [`Reader::unread`], but for the header of a sub-buffer that nobody has written to yet: it says nothing.
+    /// Bytes that a read can still deliver. Not counted: what the writer has overwritten, and a header with nothing behind it.
     pub fn unread_data(&self) -> u64 {
-        if !self.has_unfinished() && self.n_finished() == 0 { 0 } else { self.unread() }
+        if !self.has_unfinished() && self.n_finished() == 0 {
+            return 0;
+        }
+        let overwritten = self.overwritten_unread().bytes;
+        self.unread().saturating_sub(overwritten)
     }
 
     /// Whether something has been written to the current sub-buffer, which a flush would finish.

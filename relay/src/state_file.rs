@@ -7,16 +7,23 @@
 //! epoch 3
 //! last_id 7
 //! end clean
+//! salt 3456789012
 //! gone dropped 12
 //! channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log
 //! ```
 //!
-//! `end clean` is there if the last daemon ended by itself. A line of `channel` has its number, which its files are called by; whether it lives as long as the daemon (`permanent`) or
+//! `end clean` is there if the last daemon ended by itself.
+//!
+//! `salt` is mixed into inode numbers, so that the files of another directory's channels have others. A file without it is
+//! an older release's, whose inode numbers had none: it counts as 0.
+//!
+//! A line of `channel` has its number, which its files are called by; whether it lives as long as the daemon (`permanent`) or
 //! as somebody holds it (`held`); size and number of sub-buffers, bytes of header, mode, `percpu` or `global`, number of
 //! buffers, and name. It is text for the sake of people who look at what a crash has left.
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::str::FromStr;
 
@@ -44,6 +51,8 @@ pub struct StateFile {
     pub last_id: u32,
     /// Whether the last daemon ended by itself: it was not killed, and did not crash.
     pub ended: bool,
+    /// What inode numbers are mixed with; 0 is not written.
+    pub salt: u32,
     /// The channels.
     pub channels: Vec<ChannelEntry>,
     /// What channels that are gone had counted, by the names of `stats`.
@@ -117,7 +126,7 @@ impl StateFile {
         if lines.next() != Some(MAGIC) || !text.ends_with('\n') {
             return Err(StateFileError::Magic);
         }
-        let (mut point, mut epoch, mut last_id) = (None, None, None);
+        let (mut point, mut epoch, mut last_id, mut salt) = (None, None, None, None);
         let mut state = StateFile::default();
         for (line, number) in lines.zip(2..) {
             let (key, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -126,6 +135,7 @@ impl StateFile {
                 "epoch" => parse(rest).map(|n: u32| epoch.replace(n).is_none()).unwrap_or(false),
                 "last_id" => parse(rest).map(|n: u32| last_id.replace(n).is_none()).unwrap_or(false),
                 "end" => rest == "clean" && !std::mem::replace(&mut state.ended, true),
+                "salt" => parse(rest).is_some_and(|n: NonZeroU32| salt.replace(n.get()).is_none()),
                 "gone" => rest
                     .split_once(' ')
                     .and_then(|(name, value)| Some((name.to_owned(), parse(value)?)))
@@ -136,7 +146,7 @@ impl StateFile {
             };
             if !fresh {
                 let what = match key {
-                    "point" | "epoch" | "last_id" => "no number, or a second one of its kind",
+                    "point" | "epoch" | "last_id" | "salt" => "no number, or a second one of its kind",
                     "end" => "not 'clean', or a second one",
                     "gone" => "no name and count",
                     "channel" => "no channel",
@@ -148,6 +158,7 @@ impl StateFile {
         state.point = point.ok_or(StateFileError::Missing("point"))?;
         state.epoch = epoch.ok_or(StateFileError::Missing("epoch"))?;
         state.last_id = last_id.ok_or(StateFileError::Missing("last_id"))?;
+        state.salt = salt.unwrap_or(0);
         state.check_channels()?;
         Ok(state)
     }
@@ -184,6 +195,9 @@ impl StateFile {
         writeln!(text, "{MAGIC}\npoint {point}\nepoch {}\nlast_id {}", self.epoch, self.last_id)?;
         if self.ended {
             writeln!(text, "end clean")?;
+        }
+        if self.salt != 0 {
+            writeln!(text, "salt {}", self.salt)?;
         }
         for (name, value) in &self.gone {
             writeln!(text, "gone {name} {value}")?;
@@ -252,13 +266,15 @@ fn parse<T: FromStr + ToString>(text: &str) -> Option<T> {
 mod tests {
     use super::*;
 
-    const SAMPLE: &str = "relayfs-state 1\npoint 45:1234 /mnt/relay\nepoch 3\nlast_id 7\nend clean\ngone dropped 12\n\
+    const SAMPLE: &str = "relayfs-state 1\npoint 45:1234 /mnt/relay\nepoch 3\nlast_id 7\nsalt 9\nend clean\ngone dropped 12\n\
         channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log\nchannel 7 held 4096 2 16 overwrite global 1 b\n";
 
     #[test]
     fn what_is_written_is_read() {
         let state = StateFile::parse(SAMPLE).unwrap();
-        assert_eq!((state.epoch, state.last_id, state.channels.len()), (3, 7, 2));
+        assert_eq!((state.epoch, state.last_id, state.salt, state.channels.len()), (3, 7, 9, 2));
+        let older = StateFile::parse(&SAMPLE.replace("salt 9\n", "")).unwrap();
+        assert_eq!(older, StateFile { salt: 0, ..state.clone() });
         assert_eq!(state.point, "45:1234 /mnt/relay");
         assert!(state.ended);
         assert_eq!(state.gone, [("dropped".to_owned(), 12)]);
@@ -282,8 +298,11 @@ mod tests {
             ("epoch 3", "epoch 3\nepoch 3", "line 4"),
             ("epoch 3\n", "", "'epoch'"),
             ("last_id 7", "last_id 6", "never given"),
-            ("end clean", "end", "line 5"),
-            ("end clean", "end clean\nend clean", "line 6"),
+            ("end clean", "end", "line 6"),
+            ("end clean", "end clean\nend clean", "line 7"),
+            ("salt 9", "salt 0", "line 5"),
+            ("salt 9", "salt 4294967296", "line 5"),
+            ("salt 9", "salt 9\nsalt 9", "line 6"),
             ("gone dropped 12", "gone dropped", "line 6"),
             ("gone", "what", "line 6: unknown"),
             ("channel 1 ", "channel 7 ", "same number"),

@@ -213,7 +213,11 @@ fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), 
     prop_assert!(same, "step {}: {:?} and {:?}", step, found, snapshot);
     let is_overwrite = geometry.mode() == Mode::Overwrite;
     let overwritten = if is_overwrite { log.begin(oldest).saturating_sub(reader.position()) } else { 0 };
-    prop_assert_eq!(left.overwritten_unread(), overwritten, "step {}", step);
+    prop_assert_eq!(left.overwritten_unread().bytes, overwritten, "step {}", step);
+    // A reader that keeps the rest of a sub-buffer has lost no more than that one's next bytes.
+    let still_there = reader.overwritten_unread();
+    prop_assert!(still_there.bytes <= overwritten, "step {}", step);
+    prop_assert_eq!(still_there.subbufs, left.overwritten_unread().subbufs, "step {}", step);
 
     let mut view = View::new(buffer.clone());
     let consumed = view.consumed_bytes();

@@ -239,6 +239,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<()
     let mut model = Model::new(geometry);
     let mut scratch = Vec::new();
     let mut delivered = 0;
+    let mut told = (0, 0);
     let mut counted_before_last_read = None;
     for (step, op) in ops.iter().cloned().enumerate() {
         let uncounted = counted_before_last_read.take();
@@ -298,6 +299,13 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<()
         // Nothing is lost silently: every byte ever written is somewhere.
         prop_assert_eq!(delivered + counts.overwritten + counts.discarded + reader.unread(), model.size);
         prop_assert_eq!(counts.read, delivered);
+        // What is lost is seen before a read finds it out, and that count does not go back.
+        let seen = reader.overwritten_unread();
+        prop_assert!(seen.bytes <= reader.unread(), "step {}", step);
+        prop_assert!((seen.bytes == 0 && seen.subbufs == 0) || geometry.mode() == Mode::Overwrite);
+        let now = (counts.overwritten + seen.bytes, counts.overwritten_subbufs + seen.subbufs);
+        prop_assert!(now.0 >= told.0 && now.1 >= told.1, "step {}: {:?} after {:?}", step, now, told);
+        told = now;
     }
     Ok(())
 }
@@ -313,6 +321,7 @@ mod relay_counters {
         pub(super) too_big: u64,
         pub(super) read: u64,
         pub(super) overwritten: u64,
+        pub(super) overwritten_subbufs: u64,
         pub(super) discarded: u64,
     }
 
@@ -327,6 +336,7 @@ mod relay_counters {
             too_big: block.too_big.load(Relaxed),
             read: block.read_bytes.load(Relaxed),
             overwritten: block.overwritten_bytes.load(Relaxed),
+            overwritten_subbufs: block.overwritten_subbufs.load(Relaxed),
             discarded: block.discarded_bytes.load(Relaxed),
         }
     }

@@ -11,6 +11,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::mem::offset_of;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -61,7 +62,8 @@ pub(crate) fn take_over(
                 Ok(None) => clear_leftovers(dir, &HashSet::new())?,
                 Err(reason) => set_all_aside(dir, &reason)?,
             }
-            let state = StateFile { point: point.to_string(), epoch: 1, ..StateFile::default() };
+            let salt = new_salt();
+            let state = StateFile { point: point.to_string(), epoch: 1, salt, ..StateFile::default() };
             return Ok(Legacy { state, channels: Vec::new() });
         }
     };
@@ -108,6 +110,14 @@ fn is_of(left: &StateFile, point: &Point) -> bool {
         );
     }
     is_same || other.path() == point.path()
+}
+
+/// Returns a number for inode numbers that earlier state directories are not likely to have had; not 0, which older
+/// releases stand for. Tools that remember an inode and an offset start over with the files of a new directory.
+fn new_salt() -> u32 {
+    // The standard library takes these from the kernel's random numbers.
+    let random = RandomState::new().build_hasher().finish();
+    (random as u32).max(1)
 }
 
 /// Moves a channel that is not sound to a directory of its own, and tells those who write to it.

@@ -2,8 +2,19 @@
 //! inode open, and as long as anybody has. What the kernel knows of such a file is a `B`; FUSE does not come in here.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+/// A regular file that no kernel maps, always there, and that may be opened to be written: one of the process's namespaces.
+const UNMAPPABLE: &str = "/proc/self/ns/uts";
+
+/// Opens the file to be put behind files that must not be mapped: mmap(2) of them then is ENODEV, shared or private.
+///
+/// Without a file behind them the kernel grants private mappings, whose pages are a SIGBUS.
+pub(crate) fn unmappable() -> Option<File> {
+    File::open(UNMAPPABLE).map_err(|error| log::debug!("{UNMAPPABLE}: {error}")).ok()
+}
 
 /// The files behind inodes that are open.
 pub(crate) struct Backings<B>(Mutex<Table<B>>);

@@ -7,7 +7,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread;
 use std::time::SystemTime;
 
 use relay::buffer::Buffer;
@@ -18,11 +17,9 @@ use relay::{ChannelName, Geometry, abi};
 pub(crate) use self::waiting::{PollState, Wake};
 use crate::damage::{Damage, Side};
 use crate::files::{self, Files, Made};
+use crate::free;
 use crate::looks::Looks;
 use crate::snapshot::SnapshotSlot;
-
-/// From this on a channel's buffers are freed by a thread of their own, in bytes.
-const LARGE: u64 = 16 << 20;
 
 /// A channel, with everything the daemon knows of it.
 pub(crate) struct Channel {
@@ -371,10 +368,6 @@ impl Channel {
 impl Drop for Channel {
     /// Freeing large buffers takes long, and this may be the socket's thread, or one that serves files.
     fn drop(&mut self) {
-        if self.memory >= LARGE {
-            let buffers = std::mem::take(&mut self.buffers);
-            // Without a thread for it, it is done here.
-            let _ = thread::Builder::new().name("free".into()).spawn(move || drop(buffers));
-        }
+        free::elsewhere(std::mem::take(&mut self.buffers), self.memory);
     }
 }

@@ -77,6 +77,8 @@ impl Channel {
         // Relaxed: counters say nothing of other memory.
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let produced = side.reader.produced();
+        // Before the size is looked at, so that no more is overwritten than was written.
+        let overwritten = side.reader.overwritten_unread();
         Counts {
             produced,
             consumed: produced.saturating_sub(side.reader.n_finished()),
@@ -87,8 +89,8 @@ impl Channel {
             contended: get(&block.contended),
             read_bytes: get(&block.read_bytes),
             read_subbufs: get(&block.read_subbufs),
-            overwritten_bytes: get(&block.overwritten_bytes),
-            overwritten_subbufs: get(&block.overwritten_subbufs),
+            overwritten_bytes: get(&block.overwritten_bytes).wrapping_add(overwritten.bytes),
+            overwritten_subbufs: get(&block.overwritten_subbufs).wrapping_add(overwritten.subbufs),
             discarded_bytes: get(&block.discarded_bytes),
             discarded_subbufs: get(&block.discarded_subbufs),
             high_water: get(&block.high_water),

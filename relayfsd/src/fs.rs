@@ -1,4 +1,5 @@
-//! FUSE: the one file that speaks it. A handler looks something up, makes one call and replies; none waits.
+//! FUSE: the one file that speaks it. A handler looks something up, makes one call and replies; none waits. What takes long,
+//! such as a copy, is handed to another thread, which replies.
 //!
 //! Every file is opened with direct I/O, so that `read()` reaches the daemon each time. A page-cache fill reaches it
 //! too, from splice(2), sendfile(2) or a private mapping, and could take bytes that its caller never gets; it is told
@@ -6,9 +7,12 @@
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
+use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -20,8 +24,9 @@ use fuser::{
     SessionACL, TimeOrNow, WriteFlags,
 };
 
-use crate::backing::Backings;
+use crate::backing::{self, Backings};
 use crate::channel::{PollState, Wake};
+use crate::listing::{self, Entry};
 use crate::node::{Class, Node, PerCpu};
 use crate::open_file::{OpenFiles, Source};
 use crate::options::{Access, MountOptions};
@@ -36,13 +41,18 @@ const IO_SIZE: u32 = 1 << 20;
 /// `--state-dir` says otherwise.
 const STACK_DEPTH: u32 = 2;
 
+/// Stands for the inodes of all files that must not be mapped: no node has it.
+const ALL_UNMAPPED: u64 = 0;
+
 /// The mounted tree.
 pub(crate) struct Fs {
-    tree: Tree,
+    tree: Arc<Tree>,
     access: Access,
-    files: OpenFiles,
+    files: Arc<OpenFiles>,
     /// Whether the kernel maps files by itself, and which.
     passthrough: bool,
+    /// Stands behind the files that must not be mapped.
+    unmappable: Option<File>,
     backings: Backings<BackingId>,
     /// Dropped at the end of the session.
     alive: Option<Sender<Infallible>>,
@@ -51,10 +61,11 @@ pub(crate) struct Fs {
 impl Fs {
     pub(crate) fn new(tree: Tree, access: Access) -> Fs {
         Fs {
-            tree,
+            tree: Arc::new(tree),
             access,
-            files: OpenFiles::new(),
+            files: Arc::new(OpenFiles::new()),
             passthrough: false,
+            unmappable: None,
             backings: Backings::default(),
             alive: None,
         }
@@ -72,11 +83,13 @@ impl Fs {
             Class::Owner => (FileType::RegularFile, 0o200),
         };
         let perm = match (node, self.access.mode) {
-            (Node::Buffer { .. } | Node::PerCpu { dir: PerCpu::Snapshot, .. }, Some(mode)) => mode as u16,
+            (Node::Buffer { .. } | Node::PerCpu { dir: PerCpu::Snapshot | PerCpu::Map, .. }, Some(mode)) => {
+                mode as u16
+            }
             _ => perm,
         };
         FileAttr {
-            ino: INodeNo(node.ino()),
+            ino: self.ino(node),
             size: stat.size,
             blocks: stat.size.div_ceil(512),
             atime: stat.ctime,
@@ -95,15 +108,30 @@ impl Fs {
     }
 
     fn stat(&self, ino: INodeNo) -> Result<(Node, FileAttr), Errno> {
-        let node = node(ino)?;
+        let node = self.node(ino)?;
         // Gone since its name was looked up. That may mean another one now: the kernel looks it up again.
         let stat = self.tree.stat(node).ok_or(Errno::ESTALE)?;
         Ok((node, self.attr(node, &stat)))
     }
+
+    fn ino(&self, node: Node) -> INodeNo {
+        INodeNo(node.ino(self.tree.registry().salt()))
+    }
+
+    fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
+        Node::from_ino(ino.0, self.tree.registry().salt()).ok_or(Errno::ENOENT)
+    }
 }
 
-fn node(ino: INodeNo) -> Result<Node, Errno> {
-    Node::from_ino(ino.0).ok_or(Errno::ENOENT)
+/// How a file is opened, apart from what stands behind it.
+fn flags_of(source: &Source) -> FopenFlags {
+    match source {
+        Source::Us | Source::UsUnmapped | Source::UsAndFile(_) => {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
+        }
+        Source::Cache { is_new: true } => FopenFlags::FOPEN_NOFLUSH,
+        Source::Cache { is_new: false } => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
+    }
 }
 
 /// Serves the tree on a mounted `/dev/fuse`; returns when the kernel has said hello, that is, when the mount is usable.
@@ -141,13 +169,14 @@ impl Filesystem for Fs {
         let _ = config.set_max_write(IO_SIZE);
         self.passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(STACK_DEPTH).is_ok();
+        self.unmappable = backing::unmappable();
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = self.stat(parent).and_then(|(parent, _)| {
             let found = name.to_str().and_then(|name| self.tree.lookup(parent, name));
-            self.stat(INodeNo(found.ok_or(Errno::ENOENT)?.ino()))
+            self.stat(self.ino(found.ok_or(Errno::ENOENT)?))
         });
         match found {
             Ok((_, attr)) => reply.entry(&TTL, &attr, Generation(0)),
@@ -196,29 +225,41 @@ impl Filesystem for Fs {
     }
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let readable = flags.acc_mode() != OpenAccMode::O_WRONLY;
-        let opened = node(ino).and_then(|node| {
-            self.files.open(&self.tree, node, readable, request.uid()).map_err(Errno::from_i32)
-        });
-        let (handle, source) = match opened {
-            Ok((number, source)) => (FileHandle(number), source),
+        let node = match self.node(ino) {
+            // As the kernel's relay answers. With a file behind it that cannot be mapped, O_DIRECT would be EIO.
+            Ok(Node::Buffer { .. }) if flags.0 & libc::O_DIRECT != 0 => return reply.error(Errno::EINVAL),
+            Ok(node) => node,
             Err(errno) => return reply.error(errno),
         };
-        let direct = FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH;
-        match source {
-            Source::Us => reply.opened(handle, direct),
-            Source::Cache { is_new: true } => reply.opened(handle, FopenFlags::FOPEN_NOFLUSH),
-            Source::Cache { is_new: false } => {
-                reply.opened(handle, FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE)
-            }
+        let (readable, uid) = (flags.acc_mode() != OpenAccMode::O_WRONLY, request.uid());
+        if node.is_copied_at_open() {
+            let (files, tree) = (self.files.clone(), self.tree.clone());
+            let copy = move || match files.open(&tree, node, readable, uid) {
+                Ok((number, source)) => reply.opened(FileHandle(number), flags_of(&source)),
+                Err(errno) => reply.error(Errno::from_i32(errno)),
+            };
+            return self.tree.registry().copier().order(uid, Box::new(copy));
+        }
+        let (handle, source) = match self.files.open(&self.tree, node, readable, uid) {
+            Ok((number, source)) => (FileHandle(number), source),
+            Err(errno) => return reply.error(Errno::from_i32(errno)),
+        };
+        let flags = flags_of(&source);
+        // What the kernel maps takes CAP_SYS_ADMIN. Without, the file can be read all the same.
+        let backing = match source {
+            _ if !self.passthrough => None,
+            Source::Us | Source::Cache { .. } => None,
+            Source::UsUnmapped => self
+                .unmappable
+                .as_ref()
+                .map(|file| self.backings.open(ALL_UNMAPPED, handle.0, || reply.open_backing(file))),
             Source::UsAndFile(behind) => {
-                // It takes CAP_SYS_ADMIN. Without, the file can be read all the same.
-                let register = || reply.open_backing(behind?);
-                match self.passthrough.then(|| self.backings.open(ino.0, handle.0, register)) {
-                    Some(Ok(backing)) => reply.opened_passthrough(handle, direct, &backing),
-                    _ => reply.opened(handle, direct),
-                }
+                Some(self.backings.open(ino.0, handle.0, || reply.open_backing(behind?)))
             }
+        };
+        match backing {
+            Some(Ok(backing)) => reply.opened_passthrough(handle, flags, &backing),
+            _ => reply.opened(handle, flags),
         }
     }
 
@@ -309,25 +350,25 @@ impl Filesystem for Fs {
     }
 
     fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let Some(entries) = node(ino).ok().and_then(|node| self.tree.list(node)) else {
-            return reply.error(Errno::ENOENT);
-        };
-        let dots = [".", ".."].map(|name| (name.to_owned(), INodeNo(ino.0), FileType::Directory));
-        let entries = entries.into_iter().map(|(name, node)| {
+        let Ok(dir) = self.node(ino) else { return reply.error(Errno::ENOENT) };
+        for (cookie, name) in (1..=listing::DOTS).zip([".", ".."]).skip(offset.min(listing::DOTS) as usize) {
+            if reply.add(ino, cookie, FileType::Directory, name) {
+                return reply.ok();
+            }
+        }
+        let listed = self.tree.list(dir, offset, |Entry { cookie, name, node }| {
             let kind = match node {
                 _ if node.is_dir() => FileType::Directory,
                 Node::Socket => FileType::Symlink,
                 _ => FileType::RegularFile,
             };
-            (name, INodeNo(node.ino()), kind)
+            let is_full = reply.add(self.ino(node), cookie, kind, name);
+            if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        let first = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (i, (name, ino, kind)) in dots.into_iter().chain(entries).enumerate().skip(first) {
-            if reply.add(ino, i as u64 + 1, kind, name) {
-                break;
-            }
+        match listed {
+            Some(()) => reply.ok(),
+            None => reply.error(Errno::ENOENT),
         }
-        reply.ok();
     }
 
     // What the tree does not have, with the errno of the kernel's relay files on debugfs.

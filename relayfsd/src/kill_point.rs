@@ -1,4 +1,4 @@
-//! Where a test build of the daemon can be made to die, to see what the next one finds.
+//! Where a test build of the daemon can be made to die, to see what the next one finds; or held up, to see what goes on.
 
 /// With the feature `kill-points`, ends the process by SIGKILL if the environment's `RELAYFSD_KILL_AT` names this place, as
 /// `NAME`, or as `NAME:N` for the Nth time it is come to. Otherwise nothing.
@@ -24,5 +24,26 @@ pub(crate) fn reached(name: &str) {
         loop {
             std::thread::park();
         }
+    }
+}
+
+/// With the feature `kill-points`, waits here as long as the file exists that the environment's `RELAYFSD_HOLD_AT` names, as
+/// `NAME:FILE`, and makes `FILE.reached`. Otherwise nothing.
+#[macro_export]
+macro_rules! hold_point {
+    ($name:literal) => {
+        #[cfg(feature = "kill-points")]
+        $crate::kill_point::held($name);
+    };
+}
+
+/// The thread is at a place of this name.
+#[cfg(feature = "kill-points")]
+pub(crate) fn held(name: &str) {
+    let Ok(wanted) = std::env::var("RELAYFSD_HOLD_AT") else { return };
+    let Some((_, file)) = wanted.split_once(':').filter(|(place, _)| *place == name) else { return };
+    let _ = std::fs::write(format!("{file}.reached"), "");
+    while std::path::Path::new(file).exists() {
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }

@@ -36,15 +36,18 @@ pub(crate) enum PerCpu {
     Consumed,
     /// A frozen copy.
     Snapshot,
+    /// The live ring, to be mapped.
+    Map,
 }
 
 impl PerCpu {
-    pub(crate) const ALL: [PerCpu; 2] = [PerCpu::Consumed, PerCpu::Snapshot];
+    pub(crate) const ALL: [PerCpu; 3] = [PerCpu::Consumed, PerCpu::Snapshot, PerCpu::Map];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             PerCpu::Consumed => "consumed",
             PerCpu::Snapshot => "snapshot",
+            PerCpu::Map => "map",
         }
     }
 }
@@ -127,8 +130,9 @@ const FILE_BITS: u32 = 24;
 const ID_BITS: u32 = 32;
 
 impl Node {
-    /// The inode number: kind, id, number in it. The root's is 1, as FUSE has it.
-    pub(crate) fn ino(self) -> u64 {
+    /// The inode number: kind, id, number in it. The root's is 1, as FUSE has it. What belongs to a channel has `salt` in
+    /// its id, so that the files of two state directories have different numbers.
+    pub(crate) fn ino(self, salt: u32) -> u64 {
         let (kind, id, file) = match self {
             Node::Dir(id) => (0, id, 1),
             Node::Relay => (1, 0, 0),
@@ -136,11 +140,11 @@ impl Node {
             Node::Version => (1, 0, 2),
             Node::Stats => (1, 0, 3),
             Node::ChannelsDir(id) => (2, id, 0),
-            Node::ChannelDir(id) => (3, id, 0),
-            Node::Buffer { channel, cpu } => (4, channel, cpu),
-            Node::Control { channel, file } => (5, channel, file as u32),
-            Node::PerCpuDir { channel, dir } => (6, channel, dir as u32),
-            Node::PerCpu { channel, dir, cpu } => (7 + dir as u64, channel, cpu),
+            Node::ChannelDir(id) => (3, id ^ salt, 0),
+            Node::Buffer { channel, cpu } => (4, channel ^ salt, cpu),
+            Node::Control { channel, file } => (5, channel ^ salt, file as u32),
+            Node::PerCpuDir { channel, dir } => (6, channel ^ salt, dir as u32),
+            Node::PerCpu { channel, dir, cpu } => (7 + dir as u64, channel ^ salt, cpu),
         };
         kind << (FILE_BITS + ID_BITS) | u64::from(id) << FILE_BITS | u64::from(file)
     }
@@ -173,11 +177,17 @@ impl Node {
         }
     }
 
+    /// Whether opening it copies a buffer, which the threads that serve files must not wait for.
+    pub(crate) fn is_copied_at_open(self) -> bool {
+        matches!(self, Node::PerCpu { dir: PerCpu::Snapshot, .. })
+    }
+
     /// The node of an inode number; it may be gone by now.
-    pub(crate) fn from_ino(ino: u64) -> Option<Node> {
-        let id = (ino >> FILE_BITS) as u32;
+    pub(crate) fn from_ino(ino: u64, salt: u32) -> Option<Node> {
+        let kind = ino >> (FILE_BITS + ID_BITS);
+        let id = (ino >> FILE_BITS) as u32 ^ if kind < 3 { 0 } else { salt };
         let file = (ino & ((1 << FILE_BITS) - 1)) as u32;
-        Some(match (ino >> (FILE_BITS + ID_BITS), id, file) {
+        Some(match (kind, id, file) {
             (0, id, 1) => Node::Dir(id),
             (1, 0, 0) => Node::Relay,
             (1, 0, 1) => Node::Socket,
@@ -198,11 +208,13 @@ impl Node {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
     fn inode_numbers_come_back_and_the_root_is_1() {
-        assert_eq!(Node::Dir(0).ino(), 1);
+        assert_eq!(Node::Dir(0).ino(77), 1);
         let channel = u32::MAX;
         let control = ControlFile::ALL.map(|file| Node::Control { channel, file });
         let nodes = [
@@ -220,10 +232,24 @@ mod tests {
         let per_cpu = PerCpu::ALL
             .into_iter()
             .flat_map(|dir| [Node::PerCpuDir { channel, dir }, Node::PerCpu { channel, dir, cpu: 4095 }]);
+        let mut seen = HashSet::new();
         for node in nodes.into_iter().chain(control).chain(per_cpu) {
-            assert_eq!(Node::from_ino(node.ino()), Some(node));
+            for salt in [0, 1, 0x89ab_cdef, u32::MAX] {
+                let ino = node.ino(salt);
+                assert_eq!(Node::from_ino(ino, salt), Some(node));
+                let of_channel = !matches!(
+                    node,
+                    Node::Dir(_)
+                        | Node::Relay
+                        | Node::Socket
+                        | Node::Version
+                        | Node::Stats
+                        | Node::ChannelsDir(_)
+                );
+                assert_eq!(seen.insert(ino), of_channel || salt == 0, "{node:?} with {salt}");
+            }
         }
-        assert_eq!(Node::from_ino(0), None);
-        assert_eq!(Node::from_ino(u64::MAX), None);
+        assert_eq!(Node::from_ino(0, 77), None);
+        assert_eq!(Node::from_ino(u64::MAX, 77), None);
     }
 }

@@ -27,8 +27,8 @@ const KEEP_ALL_MAX: usize = 64 << 20;
 /// Files that may be open at once.
 const OPEN_MAX: usize = 8192;
 
-/// Most bytes of the file with the positions that are read at a time.
-const POSITIONS_READ_MAX: usize = 1 << 20;
+/// Most bytes of a channel's own file that are read at a time.
+const OWN_READ_MAX: usize = 1 << 20;
 
 /// An open file.
 pub(crate) enum OpenFile {
@@ -40,8 +40,8 @@ pub(crate) enum OpenFile {
     Control { channel: Held, file: ControlFile },
     /// Where sub-buffers are given back, and the number that was next when it was opened.
     Consumed { channel: Held, cpu: usize, text: Vec<u8> },
-    /// The file with the positions, opened by us.
-    Positions { file: File, channel: Held },
+    /// One of the channel's own files: the positions, or a ring.
+    Own { file: File, channel: Held },
     /// A frozen copy of a buffer.
     Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: Held },
 }
@@ -50,7 +50,9 @@ pub(crate) enum OpenFile {
 pub(crate) enum Source {
     /// From us, each time.
     Us,
-    /// From us each time, and for mappings from a file, if there may be any.
+    /// From the daemon each time; the kernel refuses mappings where it can.
+    UsUnmapped,
+    /// From the daemon each time, and for mappings from a file.
     UsAndFile(io::Result<File>),
     /// From us once: they do not change. The flag says that what it has of an earlier copy is none.
     Cache { is_new: bool },
@@ -97,9 +99,10 @@ impl OpenFile {
                         Ok(OpenFile::Consumed { channel, cpu, text })
                     }
                     PerCpu::Snapshot => {
-                        let (snapshot, is_new) = Snapshot::open(&channel, cpu)?;
+                        let (snapshot, is_new) = Snapshot::take(&channel, cpu)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
+                    PerCpu::Map => OpenFile::open_own(channel, Some(cpu)),
                 }
             }
             Node::Control { channel, file } => {
@@ -114,10 +117,7 @@ impl OpenFile {
                     ControlFile::Msg | ControlFile::Flush | ControlFile::Reset => {
                         Ok(OpenFile::Control { channel, file })
                     }
-                    ControlFile::Positions => {
-                        let file = channel.open_file(None).map_err(errno_of)?;
-                        Ok(OpenFile::Positions { file, channel })
-                    }
+                    ControlFile::Positions => OpenFile::open_own(channel, None),
                     ControlFile::Stats | ControlFile::Dropped => {
                         let numbers = file.text(&channel);
                         if channel.is_broken() { Err(libc::EIO) } else { text(numbers) }
@@ -134,11 +134,17 @@ impl OpenFile {
         }
     }
 
+    /// Opens the file of a buffer, or the control file, as it is on tmpfs.
+    fn open_own(channel: Held, cpu: Option<usize>) -> Result<OpenFile, i32> {
+        let file = channel.open_file(cpu).map_err(errno_of)?;
+        Ok(OpenFile::Own { file, channel })
+    }
+
     /// Where the kernel is to get its bytes from.
     fn source(&self) -> Source {
         match self {
-            OpenFile::Buffer(buffer) => Source::UsAndFile(buffer.channel.open_file(Some(buffer.cpu))),
-            OpenFile::Positions { file, .. } => Source::UsAndFile(file.try_clone()),
+            OpenFile::Buffer(_) => Source::UsUnmapped,
+            OpenFile::Own { file, .. } => Source::UsAndFile(file.try_clone()),
             OpenFile::Snapshot { is_new, .. } => Source::Cache { is_new: *is_new },
             OpenFile::Text(_) | OpenFile::Control { .. } | OpenFile::Consumed { .. } => Source::Us,
         }
@@ -155,11 +161,11 @@ impl OpenFile {
             OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
             OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count).into())),
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count).into())),
-            OpenFile::Positions { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
-            OpenFile::Positions { file, .. } => {
+            OpenFile::Own { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
+            OpenFile::Own { file, .. } => {
                 // Asked for more than there is, it takes no memory for that.
                 let left = file.metadata().map_or(0, |status| status.len().saturating_sub(at));
-                let mut bytes = vec![0; count.min(POSITIONS_READ_MAX).min(left as usize)];
+                let mut bytes = vec![0; count.min(OWN_READ_MAX).min(left as usize)];
                 reply(match file.read_at(&mut bytes, at) {
                     Ok(n) => Ok(Lent::from(&bytes[..n])),
                     Err(error) => Err(errno_of(error)),
@@ -202,10 +208,9 @@ impl OpenFile {
                 }
             }
             OpenFile::Consumed { channel, cpu, .. } => written(consume(channel, *cpu, bytes)),
-            OpenFile::Buffer(_)
-            | OpenFile::Text(_)
-            | OpenFile::Positions { .. }
-            | OpenFile::Snapshot { .. } => written(Err(libc::EINVAL)),
+            OpenFile::Buffer(_) | OpenFile::Text(_) | OpenFile::Own { .. } | OpenFile::Snapshot { .. } => {
+                written(Err(libc::EINVAL))
+            }
         }
     }
 
@@ -252,6 +257,11 @@ impl OpenBuffer {
             }
             if side.reader.reserve(count, scratch).is_err() {
                 reply(Err(libc::ENOMEM));
+                return false;
+            }
+            // An offset of another stream, or of nothing yet: what is unread is left for others.
+            if at > side.reader.size() {
+                reply(Ok(&[]));
                 return false;
             }
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));

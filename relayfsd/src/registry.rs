@@ -8,6 +8,7 @@ mod succession;
 mod table;
 
 use std::io;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,10 +22,10 @@ pub(crate) use self::held::{Held, MemoryClaim};
 use self::table::Channels;
 use crate::adopt::Legacy;
 use crate::channel::{Channel, Named};
-use crate::creator::Creator;
 use crate::kill_point;
 use crate::looks::Looks;
 use crate::shares::{self, NoShare};
+use crate::turns::Turns;
 use crate::writers::{Job, Unavailable, Writers};
 
 /// Names an error message lists before it says how many more there are.
@@ -33,8 +34,6 @@ const NAMES_LISTED: usize = 20;
 /// What to do when there is no channel of a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Create {
-    /// Refuse.
-    No,
     /// Create one for this user, that lives while somebody holds it or it has unread data.
     ForHolders(u32),
     /// Create one that lives as long as the daemon.
@@ -62,7 +61,8 @@ pub(crate) struct Registry {
     /// Held while a channel is being made, which takes as long as its memory; `channels` is not.
     creating: Mutex<()>,
     writers: Writers,
-    creator: Creator,
+    creator: Turns,
+    copier: Turns,
     looks: Arc<Looks>,
 }
 
@@ -101,7 +101,8 @@ impl Registry {
             channels: Mutex::new(channels),
             creating: Mutex::default(),
             writers: Writers::new(n_cpus),
-            creator: Creator::start()?,
+            creator: Turns::start("creator")?,
+            copier: Turns::start("copier")?,
             looks: Looks::new(),
         });
         for channel in registry.all() {
@@ -123,14 +124,24 @@ impl Registry {
         self.n_cpus
     }
 
+    /// What the inode numbers of channels' files are mixed with.
+    pub(crate) fn salt(&self) -> u32 {
+        self.state.salt
+    }
+
     /// The threads that write for others.
     pub(crate) fn writers(&self) -> &Writers {
         &self.writers
     }
 
     /// The thread that makes channels.
-    pub(crate) fn creator(&self) -> &Creator {
+    pub(crate) fn creator(&self) -> &Turns {
         &self.creator
+    }
+
+    /// The thread that takes copies of buffers.
+    pub(crate) fn copier(&self) -> &Turns {
+        &self.copier
     }
 
     /// Bytes that all channels together may take.
@@ -163,14 +174,6 @@ impl Registry {
     ) -> Result<(Held, bool), OpenError> {
         if let Some(held) = self.attach(name)? {
             return Ok((held, false));
-        }
-        if create == Create::No {
-            let others = self.other_names(name);
-            // Created since the first look, it would be missing from the list of what there is.
-            return match self.attach(name)? {
-                Some(held) => Ok((held, false)),
-                None => Err(OpenError::Unknown { name: name.clone(), others }),
-            };
         }
         let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = self.attach(name)? {
@@ -241,22 +244,37 @@ impl Registry {
 
     /// The id of a directory that channels' names begin with.
     pub(crate) fn dir_id(&self, path: &str) -> Option<u32> {
-        self.lock().dirs.get(path).copied()
+        self.lock().dirs.get(path).map(|dir| dir.id)
     }
 
     /// The directory of an id.
     pub(crate) fn dir_path(&self, id: u32) -> Option<String> {
-        self.lock().dirs.iter().find(|(_, dir)| **dir == id).map(|(path, _)| path.clone())
+        self.lock().dirs_by_id.get(&id).cloned()
     }
 
-    /// The directories directly below one (the root is the empty path): last components, and ids.
-    pub(crate) fn dirs_in(&self, path: &str) -> Vec<(String, u32)> {
+    /// Passes the directories directly below `path` (the root's is empty) to `visit`: ids from `from` on, in their order, with
+    /// last components. Ends when `visit` breaks. The registry is locked meanwhile.
+    pub(crate) fn visit_dirs(
+        &self,
+        path: &str,
+        from: u32,
+        mut visit: impl FnMut(u32, &str) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
         let channels = self.lock();
-        let child = |(dir, id): (&String, &u32)| {
-            let (parent, last) = dir.rsplit_once('/').unwrap_or(("", dir));
-            (parent == path).then(|| (last.to_owned(), *id))
-        };
-        channels.dirs.iter().filter_map(child).collect()
+        let split = |(id, dir)| (id, str::rsplit_once(dir, '/').unwrap_or(("", dir)));
+        let mut children = channels.dirs_from(from).map(split).filter(|(_, (parent, _))| *parent == path);
+        children.try_for_each(|(id, (_, last))| visit(id, last))
+    }
+
+    /// The same for the channels whose base filenames are in the directory `path`.
+    pub(crate) fn visit_channels(
+        &self,
+        path: &str,
+        from: u32,
+        visit: impl FnMut(&Arc<Channel>) -> ControlFlow<()>,
+    ) -> ControlFlow<()> {
+        let channels = self.lock();
+        channels.channels_from(from).filter(|channel| channel.name().dir() == path).try_for_each(visit)
     }
 
     /// Every channel, in order of the names.
@@ -267,13 +285,11 @@ impl Registry {
     /// The text of the daemon's own `stats`: what is there, and what went with channels that are gone.
     pub(crate) fn stats(&self) -> String {
         let channels = self.lock();
-        let mut text = format!(
-            "channels {}\nmemory_bytes {}\nmemory_max_bytes {}\n",
-            channels.by_name.len(),
-            channels.memory,
-            self.limits.memory
-        );
-        channels.gone.write_to("gone", &mut text);
+        let (n_channels, memory, gone) = (channels.by_name.len(), channels.memory, channels.gone);
+        drop(channels);
+        let max = self.limits.memory;
+        let mut text = format!("channels {n_channels}\nmemory_bytes {memory}\nmemory_max_bytes {max}\n");
+        gone.write_to("gone", &mut text);
         text
     }
 
@@ -298,7 +314,8 @@ impl Registry {
         &self.looks
     }
 
-    fn attach(self: &Arc<Self>, name: &ChannelName) -> Result<Option<Held>, OpenError> {
+    /// Attaches to the channel of a name, if there is one.
+    pub(crate) fn attach(self: &Arc<Self>, name: &ChannelName) -> Result<Option<Held>, OpenError> {
         let channels = self.lock();
         if channels.closed {
             return Err(OpenError::Closed);
@@ -355,16 +372,15 @@ impl Registry {
         Ok(channels.last_id)
     }
 
-    /// The names of the channels but `name`, for people, or "none".
-    fn other_names(&self, name: &ChannelName) -> String {
+    /// Makes the error for a name that no channel has. It lists the other channels, so it is made for who is sent it only.
+    pub(crate) fn unknown(&self, name: ChannelName) -> OpenError {
         let channels = self.lock();
-        let others = || channels.by_name.keys().filter(|other| *other != name);
-        let names: Vec<&str> = others().take(NAMES_LISTED).map(ChannelName::as_str).collect();
-        match others().count() - names.len() {
-            _ if names.is_empty() => "none".to_owned(),
-            0 => names.join(", "),
-            more => format!("{} and {more} more", names.join(", ")),
-        }
+        // One of that name may have been made meanwhile.
+        let others = || channels.by_name.keys().filter(|other| **other != name);
+        let more = others().count().saturating_sub(NAMES_LISTED);
+        let names: Vec<ChannelName> = others().take(NAMES_LISTED).cloned().collect();
+        drop(channels);
+        OpenError::unknown(name, &names, more)
     }
 
     /// Removes a channel that nobody holds any more, unless it is to stay or has something unread.
@@ -390,6 +406,12 @@ impl Registry {
                 total.too_big
             );
         }
+    }
+
+    /// How many channels listings have looked at.
+    #[cfg(test)]
+    pub(crate) fn looked_at(&self) -> usize {
+        self.lock().looked_at.get()
     }
 
     fn lock(&self) -> MutexGuard<'_, Channels> {

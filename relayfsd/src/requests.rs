@@ -26,7 +26,7 @@ use crate::creator::{Made, Ordered};
 use crate::flow::UnderWay;
 use crate::peer::Peer;
 use crate::reading::Reading;
-use crate::registry::{Create, Held, OpenError};
+use crate::registry::{Held, OpenError};
 use crate::shares::{Claim, NoShare};
 use crate::sharing::NotShared;
 use crate::writers::{Busy, Job};
@@ -158,14 +158,19 @@ impl Requests {
             let text = format!("{text} {} channels: close some", self.common.holds.max());
             Refused::request(Errno::EMFILE, text)
         })?;
-        match self.common.registry.open(&name, open.spec(), Create::No) {
-            Err(OpenError::Unknown { .. }) if frame.flags & OPEN_CREATE != 0 => {
+        let registry = &self.common.registry;
+        let attached = match registry.attach(&name) {
+            Ok(Some(held)) => Ok((held, false)),
+            Ok(None) if frame.flags & OPEN_CREATE != 0 => {
                 let (uid, ring) = (self.peer.uid(), Arc::clone(&self.common.ring));
-                let ordered = self.common.registry.order(name, open.spec(), uid, ring);
+                let ordered = registry.order(name, open.spec(), uid, ring);
                 self.making = Some(Making { id: frame.id, ordered, hold });
+                return Ok(());
             }
-            made => self.answer_open(frame.id, made, hold),
-        }
+            Ok(None) => Err(registry.unknown(name)),
+            Err(error) => Err(error),
+        };
+        self.answer_open(frame.id, attached, hold);
         Ok(())
     }
 

@@ -144,8 +144,10 @@ impl Session {
         let legacy = adopt::take_over(&state, &identity, named, n_cpus)?;
         // Whatever goes wrong from now on, what others have written stays.
         state.set_keep(!legacy.channels.is_empty());
-        let registry = Registry::new(state.path().to_owned(), n_cpus, limits, options.general, legacy)
-            .map_err(|source| SessionError::Start { what: "the thread that makes channels", source })?;
+        let registry =
+            Registry::new(state.path().to_owned(), n_cpus, limits, options.general, legacy).map_err(
+                |source| SessionError::Start { what: "the threads that make channels and copies", source },
+            )?;
         let saving = |source| SessionError::Start { what: "writing the state file", source };
         registry.begin().map_err(saving)?;
         for (name, spec) in &options.channels {

@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::free;
+use crate::hold_point;
 use crate::registry::{Held, MemoryClaim};
 
 /// A copy of a buffer.
@@ -16,11 +18,10 @@ pub(crate) struct Snapshot {
 pub(crate) struct SnapshotSlot(Mutex<Weak<Snapshot>>);
 
 impl Snapshot {
-    /// Takes a copy of a buffer, or shares the one that somebody has open; the flag says whether it is new. An errno if
-    /// there is no memory for it.
-    pub(crate) fn open(channel: &Held, cpu: usize) -> Result<(Arc<Snapshot>, bool), i32> {
-        let mut slot = channel.snapshot_slot(cpu).lock();
-        if let Some(open) = slot.upgrade() {
+    /// Takes a copy of a buffer, or shares the open one; the flag says whether it is new. On the copier's thread, which
+    /// alone takes copies, one after another. An errno if there is no memory for it.
+    pub(crate) fn take(channel: &Held, cpu: usize) -> Result<(Arc<Snapshot>, bool), i32> {
+        if let Some(open) = channel.snapshot_slot(cpu).shared() {
             return Ok((open, false));
         }
         let no_memory = || {
@@ -32,12 +33,14 @@ impl Snapshot {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
         // The lock is let go after each sub-buffer: the writer and the socket's thread may be waiting for it.
-        while channel.read_side(cpu).reader.snapshot_part(&mut extent, &mut bytes) {}
+        while channel.read_side(cpu).reader.snapshot_part(&mut extent, &mut bytes) {
+            hold_point!("snapshot-part");
+        }
         if channel.is_broken() {
             return Err(libc::EIO);
         }
         let snapshot = Arc::new(Snapshot { bytes, _memory: memory });
-        *slot = Arc::downgrade(&snapshot);
+        *channel.snapshot_slot(cpu).lock() = Arc::downgrade(&snapshot);
         Ok((snapshot, true))
     }
 
@@ -46,10 +49,24 @@ impl Snapshot {
     }
 }
 
+impl Drop for Snapshot {
+    /// The last close is a file operation, and freeing a large copy takes long.
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let size = bytes.capacity() as u64;
+        free::elsewhere(bytes, size);
+    }
+}
+
 impl SnapshotSlot {
+    /// The copy that is open, if one is.
+    pub(crate) fn shared(&self) -> Option<Arc<Snapshot>> {
+        self.lock().upgrade()
+    }
+
     /// Size of the copy that is open, in bytes.
     pub(crate) fn len(&self) -> Option<u64> {
-        self.lock().upgrade().map(|snapshot| snapshot.bytes.len() as u64)
+        self.shared().map(|snapshot| snapshot.bytes.len() as u64)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Weak<Snapshot>> {

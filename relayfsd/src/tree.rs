@@ -3,7 +3,7 @@
 //! ```text
 //! /            cpu0 ... cpuN-1    app/log0 ... app/logN-1
 //! /.relay/     socket  version  stats  channels/
-//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/
+//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/ map/
 //! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
 
@@ -92,56 +92,6 @@ impl Tree {
         })
     }
 
-    /// Names and nodes in a directory.
-    pub(crate) fn list(&self, dir: Node) -> Option<Vec<(String, Node)>> {
-        let mut entries = Vec::new();
-        match dir {
-            Node::Dir(id) => {
-                let path = self.dir_path(id)?;
-                if id == 0 {
-                    entries.push((".relay".to_owned(), Node::Relay));
-                }
-                entries
-                    .extend(self.registry.dirs_in(&path).into_iter().map(|(name, id)| (name, Node::Dir(id))));
-                for channel in self.registry.all().iter().filter(|channel| channel.name().dir() == path) {
-                    entries.extend((0..channel.n_bufs()).map(|cpu| {
-                        let node = Node::Buffer { channel: channel.id(), cpu: cpu as u32 };
-                        (format!("{}{cpu}", channel.name().base()), node)
-                    }));
-                }
-            }
-            Node::Relay => {
-                let names = ["socket", "version", "stats", "channels"];
-                entries.extend(
-                    names.into_iter().filter_map(|name| Some((name.to_owned(), self.lookup(dir, name)?))),
-                );
-            }
-            Node::ChannelsDir(id) => {
-                let path = self.dir_path(id)?;
-                let dirs = self.registry.dirs_in(&path);
-                entries.extend(dirs.into_iter().map(|(name, id)| (name, Node::ChannelsDir(id))));
-                for channel in self.registry.all().iter().filter(|channel| channel.name().dir() == path) {
-                    entries.push((channel.name().base().to_owned(), Node::ChannelDir(channel.id())));
-                }
-            }
-            Node::ChannelDir(channel) => {
-                self.registry.hold_id(channel)?;
-                entries.extend(
-                    ControlFile::ALL.map(|file| (file.name().to_owned(), Node::Control { channel, file })),
-                );
-                entries
-                    .extend(PerCpu::ALL.map(|dir| (dir.name().to_owned(), Node::PerCpuDir { channel, dir })));
-            }
-            Node::PerCpuDir { channel, dir } => {
-                let n_bufs = self.hold(channel)?.n_bufs() as u32;
-                entries
-                    .extend((0..n_bufs).map(|cpu| (format!("cpu{cpu}"), Node::PerCpu { channel, dir, cpu })));
-            }
-            _ => return None,
-        }
-        Some(entries)
-    }
-
     /// What stat(2) tells; `None` if the node is gone.
     pub(crate) fn stat(&self, node: Node) -> Option<NodeStat> {
         let fixed = |class, size, time| NodeStat { class, size, mtime: time, ctime: time };
@@ -173,6 +123,10 @@ impl Tree {
                 let mtime = held.size_and_mtime(cpu as usize).1;
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
             }
+            Node::PerCpu { channel, dir: PerCpu::Map, cpu } => {
+                let held = self.hold_buffer(channel, cpu)?;
+                fixed(Class::Private, abi::data_len(held.geometry()), held.created())
+            }
             Node::Control { channel, file: ControlFile::Positions } => {
                 let held = self.hold(channel)?;
                 let header = abi::control_header(held.geometry(), held.n_bufs());
@@ -202,7 +156,7 @@ impl Tree {
         self.hold(channel).filter(|held| (cpu as usize) < held.n_bufs())
     }
 
-    fn dir_path(&self, id: u32) -> Option<String> {
+    pub(crate) fn dir_path(&self, id: u32) -> Option<String> {
         if id == 0 { Some(String::new()) } else { self.registry.dir_path(id) }
     }
 }

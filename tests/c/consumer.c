@@ -2,7 +2,7 @@
  * Reads a buffer as clients of kernel relay do, in mappings, waiting in poll and giving back what it has read; by what
  * DESIGN.md says of the files, and nothing else.
  *
- *   consumer DATA CONTROL CONSUMED INDEX
+ *   consumer DATA MAP CONTROL CONSUMED INDEX
  *
  * What it finds is right if nobody has given it back meanwhile. The number of the first sub-buffer is what tells that,
  * so it is looked at again whether that was still there when its number was read.
@@ -64,22 +64,25 @@ static uint32_t u32(const char *at)
 
 int main(int argc, char **argv)
 {
-	int data_fd, control_fd, consumed_fd, ended = 0;
+	int data_fd, map_fd, control_fd, consumed_fd, ended = 0;
 
-	if (argc != 5)
+	if (argc != 6)
 		return 2;
-	const char *control = map(argv[2], size_of(argv[2]), &control_fd);
+	const char *control = map(argv[3], size_of(argv[3]), &control_fd);
 
-	consumed_fd = open(argv[3], O_WRONLY);
+	data_fd = open(argv[1], O_RDONLY);
+	if (data_fd < 0)
+		die(argv[1]);
+	consumed_fd = open(argv[4], O_WRONLY);
 	if (consumed_fd < 0)
-		die(argv[3]);
+		die(argv[4]);
 	if (memcmp(control, "relayctl", 8) || u32(control + 8) != 1 || load(control + 16) != 0)
 		return 3;
 
 	uint64_t size = u32(control + 32), n = u32(control + 36), header = u32(control + 40);
-	const char *data = map(argv[1], size * n, &data_fd);
+	const char *data = map(argv[2], size * n, &map_fd);
 	int offset_bits = control[52], slot_bits = control[53], lap_shift = offset_bits + slot_bits;
-	const char *block = control + load(control + 56) + atoi(argv[4]) * load(control + 64);
+	const char *block = control + load(control + 56) + atoi(argv[5]) * load(control + 64);
 	const char *records = block + load(control + 72);
 	uint64_t stride = load(control + 80), offsets = ((uint64_t)1 << offset_bits) - 1;
 	uint64_t at = load(block + 64);
@@ -129,7 +132,7 @@ int main(int argc, char **argv)
 			} else if (errno == ESTALE) {
 				at = load(block + 64);
 			} else if (!ended) {
-				die(argv[3]);
+				die(argv[4]);
 			}
 			continue;
 		}

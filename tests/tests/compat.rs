@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -55,6 +55,8 @@ fn a_state_directory_of_layout_1_goes_on() {
     let mut mount = Mount::new(&args);
     let gone = fs::read_to_string(mount.path(".relay/stats")).unwrap();
     assert!(gone.contains("gone.written 1\n"), "{gone}");
+    // The streams go on, and with them their inode numbers: that release had no salt.
+    assert_eq!(fs::metadata(mount.path("plain0")).unwrap().ino(), 4 << 56 | 2 << 24);
     assert_eq!(text(&mount.read("plain0")), plain());
     assert_eq!(text(&mount.read("app/ring0")), ring()[8..]);
     assert_eq!(text(&mount.read("app/held0")), "held while unread\n");

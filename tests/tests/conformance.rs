@@ -197,10 +197,13 @@ fn ordinary_files_fail() {
     let mount = Mount::new(&["--flush-interval=never", "--subbuf-size=8192", "--n-subbufs=2"]);
     let dir = tempfile::tempdir().expect("a temporary directory");
     let control = dir.path().join(".relay/channels/cpu");
-    fs::create_dir_all(control.join("consumed")).expect("a directory");
+    for dir in ["consumed", "map"] {
+        fs::create_dir_all(control.join(dir)).expect("a directory");
+    }
     for cpu in 0..mount.channel("cpu").n_bufs() {
         fs::write(dir.path().join(format!("cpu{cpu}")), "").expect("a file");
         fs::write(control.join(format!("consumed/cpu{cpu}")), "0\n").expect("a file");
+        fs::write(control.join(format!("map/cpu{cpu}")), "").expect("a file");
     }
     for name in ["subbuf_size", "n_subbufs", "mode", "control", "stats", "dropped"] {
         fs::copy(mount.control("cpu", name), control.join(name)).expect("a copy");
@@ -223,6 +226,7 @@ fn ordinary_files_fail() {
         "ioctl-is-refused",
         "mmap-is-not-written",
         "open-refusals",
+        "read-of-nothing-there",
         "stat-of-the-file",
     ];
     assert!(passed.iter().all(|name| as_files.contains(&name.as_str())), "{passed:?}");

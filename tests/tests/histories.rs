@@ -188,6 +188,9 @@ impl Model {
         if count == 0 {
             return Vec::new(); // the kernel does not even ask
         }
+        if at > self.counts.bytes {
+            return Vec::new(); // past the end
+        }
         let mut before = None;
         while at > self.stream && before != Some(self.stream) {
             before = Some(self.stream);
@@ -209,12 +212,20 @@ impl Model {
     }
 
     /// What `stats` says now.
-    fn counts(&mut self) -> &Counts {
+    fn counts(&mut self) -> Counts {
         let finished = (self.produced() - self.consumed).min(self.shape.n);
         self.counts.produced = self.produced();
         self.counts.consumed = self.produced() - finished;
         self.counts.high_water = self.counts.high_water.max(finished);
-        &self.counts
+        let mut counts = self.counts;
+        if self.lapped() {
+            // What the writer has taken is lost already, but for what the reader keeps of it.
+            let oldest = self.produced() + 1 - self.shape.n;
+            let lost: usize = self.subbufs[self.consumed..oldest].iter().map(Vec::len).sum();
+            counts.overwritten_bytes += lost - self.bytes_consumed - self.kept.len();
+            counts.overwritten_subbufs += oldest - self.consumed;
+        }
+        counts
     }
 }
 
@@ -291,7 +302,7 @@ fn replay(shape: Shape, n_steps: usize, seed: u64) {
         assert_eq!(b.size(), model.counts.bytes, "{what}");
         let offset = if model.blocked { s + 1 } else { model.current().len() };
         assert_eq!((b.slot(), b.offset()), ((model.produced() - model.base) % shape.n, offset), "{what}");
-        let expected = *model.counts();
+        let expected = model.counts();
         let written = b.counted_as_written(expected.written as u64) as usize;
         assert_eq!(counts(&b), Counts { written, ..expected }, "{what}");
     }

@@ -1,5 +1,5 @@
-//! mmap(2) of buffers' files and of `control`, by a program in C: what the kernel's table says (4.8, of files that it can
-//! map), as far as FUSE asks. The ring is seen as it is, at any time; reading goes on beside it.
+//! mmap(2) of `map/cpuN` and of `control`, by a program in C: what the kernel's table says (4.8, of files that it can
+//! map), as far as FUSE asks. The ring is seen as it is, at any time; reading `cpuN` goes on beside it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,14 +23,15 @@ use relayfs_tests::direct::on_cpu;
 use relayfs_tests::users::where_users_mount;
 use relayfs_tests::{Mount, Process, eventually, exit_code, run, stdout_of, text, tool};
 
-/// The live ring, beside read() on the same descriptor: neither notices the other.
+/// The live ring, beside read() of the buffer's file: neither notices the other.
 #[test]
 fn a_map_shows_the_live_ring_while_read_consumes() {
     for shape in [Shape::new(4096, 2), Shape::new(4096, 2).over(), Shape::new(4096, 2).direct()] {
         let b = Buffer::new(shape);
         let mut c = Mapper::start();
         assert_eq!(c.open(0, &b.mount().path("cpu0"), "r"), "ok");
-        assert_eq!(c.tell("map 0 0 8192 0 r shared"), "ok");
+        assert_eq!(c.open(1, &b.mount().control("cpu", "map/cpu0"), "r"), "ok");
+        assert_eq!(c.tell("map 0 1 8192 0 r shared"), "ok");
         assert_eq!(c.tell("show 0 0 8192"), r"\0*8192");
         assert_eq!(c.tell("poll 0 0"), "idle");
         b.write("a", 3000);
@@ -60,7 +61,7 @@ fn lengths_and_offsets() {
     b.write("a", 1000);
     b.write("bcdef", 1000);
     let mut c = Mapper::start();
-    assert_eq!(c.open(0, &b.mount().path("cpu0"), "r"), "ok");
+    assert_eq!(c.open(0, &b.mount().control("cpu", "map/cpu0"), "r"), "ok");
     for (len, offset, answer) in [
         (12288, 0, "ok"),
         (12287, 0, "ok"),
@@ -97,7 +98,8 @@ fn protection() {
     let mut mount = Mount::new(&["--subbuf-size=4096", "--n-subbufs=2", "-o", "mode=0600"]);
     mount.send(0, &[&[b'a'; 4000]]);
     let mut c = Mapper::start();
-    assert_eq!(c.open(0, &mount.path("cpu0"), "r"), "ok");
+    let ring = mount.control("cpu", "map/cpu0");
+    assert_eq!(c.open(0, &ring, "r"), "ok");
     assert_eq!(c.tell("map 0 0 8192 0 rw shared"), "EACCES", "4.8");
     assert_eq!(c.tell("map 0 0 8192 0 w shared"), "EACCES", "4.8");
     assert_eq!(c.tell("map 0 0 8192 0 rx shared"), "ok", "4.8");
@@ -113,12 +115,12 @@ fn protection() {
     assert_eq!(c.tell("show 1 0 4000"), "x*1 a*3999", "4.8: copied on write");
     assert_eq!(c.tell("show 0 0 4000"), "a*4000", "4.8: the ring is as it was");
 
-    assert_eq!(c.open(2, &mount.path("cpu0"), "rw"), "ok");
+    assert_eq!(c.open(2, &ring, "rw"), "ok");
     assert_eq!(c.tell("map 2 2 8192 0 rw shared"), "ok", "4.8");
     assert_eq!(c.tell("poke 2 1 x"), "ok");
     assert_eq!(c.tell("show 0 0 4000"), "a*1 x*1 a*3998");
     assert_eq!(runs(&mount.read("cpu0")), "a*1 x*1 a*3998", "4.8: read() returns it");
-    assert_eq!(c.open(3, &mount.path("cpu0"), "w"), "ok");
+    assert_eq!(c.open(3, &ring, "w"), "ok");
     assert_eq!(c.tell("map 3 3 8192 0 r shared"), "EACCES");
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
 }
@@ -131,7 +133,7 @@ fn a_map_outlives_everything() {
     let channel = open();
     let mut c = Mapper::start();
     for fd in 0..2 {
-        assert_eq!(c.open(fd, &mount.path("app/log0"), "r"), "ok");
+        assert_eq!(c.open(fd, &mount.control("app/log", "map/cpu0"), "r"), "ok");
         assert_eq!(c.tell(&format!("map {fd} {fd} 8192 0 r shared")), "ok");
     }
     let send = |message: &[u8]| assert_eq!(mount.send_to("app/log", 0, &[message]).written, 1);
@@ -153,12 +155,13 @@ fn a_map_outlives_everything() {
 
     let _next = open();
     send(b"next");
-    assert_eq!(c.open(2, &mount.path("app/log0"), "r"), "ok");
+    assert_eq!(c.open(2, &mount.control("app/log", "map/cpu0"), "r"), "ok");
+    assert_eq!(c.open(3, &mount.path("app/log0"), "r"), "ok");
     assert_eq!(c.tell("map 2 2 8192 0 r shared"), "ok");
     assert_eq!(c.tell("show 2 0 4"), "n*1 e*1 x*1 t*1");
     assert_eq!(c.tell("show 1 0 9"), r"a*3 b*3 c*2 \0*1", "4.8: a channel of the same name is another");
     mount.daemon().signal(Signal::SIGTERM);
-    assert_eq!(c.tell("poll 2 -1"), "err");
+    assert_eq!(c.tell("poll 3 -1"), "err");
     assert_eq!(exit_code(mount.daemon().wait()), 0);
     assert_eq!(c.tell("show 2 0 4"), "n*1 e*1 x*1 t*1", "after the daemon");
     assert_eq!(c.tell("show 1 0 9"), r"a*3 b*3 c*2 \0*1");
@@ -170,13 +173,15 @@ fn what_is_open_can_be_mapped_after_unmounting() {
     let mut mount = Mount::new(&["--subbuf-size=4096"]);
     let mut c = Mapper::start();
     assert_eq!(c.open(0, &mount.path("cpu0"), "r"), "ok");
+    assert_eq!(c.open(1, &mount.control("cpu", "map/cpu0"), "r"), "ok");
     mount.send(0, &[b"aaa"]);
     mount.detach();
     assert_eq!(c.tell("poll 0 -1"), "err", "4.10");
-    assert_eq!(c.tell("map 0 0 8192 0 r shared"), "ok", "4.8");
+    assert_eq!(c.tell("map 0 1 8192 0 r shared"), "ok", "4.8");
     assert_eq!(c.tell("show 0 0 4"), r"a*3 \0*1", "4.8");
     assert_eq!(c.tell("read 0 10"), "a*3", "4.10");
     assert_eq!(c.tell("close 0"), "ok");
+    assert_eq!(c.tell("close 1"), "ok");
     assert_eq!(c.tell("show 0 0 4"), r"a*3 \0*1");
     assert!(mount.daemon().is_running());
     assert_eq!(c.tell("unmap 0"), "ok");
@@ -188,7 +193,7 @@ fn what_is_open_can_be_mapped_after_unmounting() {
 fn a_mapped_file_is_not_spliced() {
     let b = Buffer::new(Shape::new(4096, 4));
     let mut c = Mapper::start();
-    assert_eq!(c.open(0, &b.mount().path("cpu0"), "r"), "ok");
+    assert_eq!(c.open(0, &b.mount().control("cpu", "map/cpu0"), "r"), "ok");
     assert_eq!(c.tell("map 0 0 16384 0 r shared"), "ok");
     assert_eq!(c.tell("map 1 0 16384 0 rw private"), "ok");
     b.write("abc", 3000);
@@ -288,6 +293,7 @@ fn a_client_in_c_loses_nothing() {
                 let mut command = program.command();
                 let files = [
                     mount.path("cpu0"),
+                    mount.control("cpu", "map/cpu0"),
                     mount.control("cpu", "control"),
                     mount.control("cpu", "consumed/cpu0"),
                 ];
@@ -390,8 +396,9 @@ fn opening_and_closing_leaves_nothing_behind() {
         let mut command = program.command();
         command.args(["8", "700"]);
         command.args(names.iter().map(|name| mount.path(&format!("{name}0"))));
+        command.args(names.iter().map(|name| mount.control(name, "map/cpu0")));
         command.args(names.iter().map(|name| mount.control(name, "control")));
-        command.arg(mount.path("cpu0"));
+        command.arg(mount.control("cpu", "map/cpu0"));
         let output = run(&mut command);
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert_eq!(text(&output.stdout), "5600\n");
@@ -427,6 +434,9 @@ map 1 1 4096 0 r shared
 read 1 8
 open 2 relay/.relay/channels/cpu/consumed/cpu0 rw
 read 2 8
+open 3 relay/.relay/channels/cpu/map/cpu0 r
+map 3 3 4096 0 r shared
+read 3 6
 END
         $nobody fusermount3 -u relay; echo "unmounted $?"
         while ls -A /dev/shm | grep -q .; do :; done
@@ -439,6 +449,7 @@ END
         &["ok", "ENODEV", "ENODEV", "idle", hello],
         &["ok", "ENODEV", control],
         &["ok", r"0*1 \12*1"],
+        &["ok", "ENODEV", hello],
         &["unmounted 0"],
     ];
     assert_eq!(lines, expected.concat());

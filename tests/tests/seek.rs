@@ -93,17 +93,28 @@ fn seeking_forward_consumes() {
     }
 }
 
-/// Beyond the end there is nothing, and all before it is skipped; what comes later, comes from the cursor on.
+/// Beyond the end there is nothing, and a read there consumes nothing and forgets nothing; at the end, all before it is
+/// skipped. What comes later, comes from the cursor on.
 #[test]
-fn seeking_beyond_the_end_skips_everything() {
+fn reading_beyond_the_end_consumes_nothing() {
     for shape in Shape::of_tables_in_both_modes() {
         let b = Buffer::new(shape);
         b.write("ab", 100);
-        for at in [200, 1 << 20, i64::MAX as usize - 100] {
+        let file = b.open();
+        for at in [201, 1 << 20, i64::MAX as usize - 100] {
             assert_eq!(read_at(&b, &b.open(), 100, at), "");
+            assert_eq!(read_at(&b, &file, 100, at), "");
         }
-        assert_eq!((b.stat("discarded_bytes"), b.stat("bytes")), (200, 200));
+        assert_eq!((b.stat("discarded_bytes"), b.stat("bytes")), (0, 200));
+        assert_eq!(read_at(&b, &file, 100, 0), "a*100");
+        assert_eq!(read_at(&b, &file, 100, 201), "");
+        let mut again = [0; 100];
+        assert_eq!(file.read_at(&mut again, 0).unwrap(), 100, "what the file keeps is not forgotten");
+        assert_eq!(runs(&again), "a*100");
+        assert_eq!(read_at(&b, &b.open(), 100, 200), "", "the end itself");
+        assert_eq!((b.stat("discarded_bytes"), b.stat("bytes")), (100, 200));
         b.write("c", 100);
+        assert_eq!(read_at(&b, &file, 100, 301), "");
         assert_eq!(b.read(MIB), "c*100");
         b.audit();
     }

@@ -47,6 +47,7 @@ fn what_a_stranger_is_answered() {
         ("cat .relay/channels/cpu/control".into(), refused),
         ("echo x >.relay/channels/cpu/control".into(), refused),
         ("cat .relay/channels/cpu/snapshot/cpu0".into(), refused),
+        ("cat .relay/channels/cpu/map/cpu0".into(), refused),
         ("cat .relay/channels/cpu/consumed/cpu0".into(), refused),
         ("echo 0 1 >.relay/channels/cpu/consumed/cpu0".into(), refused),
         ("cat .relay/channels/cpu/stats".into(), refused),

@@ -18,8 +18,9 @@ use relayfs_tests::{DEADLINE, Mount, eventually, exit_code, run, text, tool};
 /// Things that have the daemon look into a channel's files. None may hang, whatever else becomes of them.
 const LOOKS: &[&str] = &[
     "cat evil0",
-    "dd if=evil0 iflag=direct bs=4096 skip=1",
-    "python3 -c 'import os; f = os.open(\"evil0\", os.O_RDONLY | os.O_DIRECT); r, w = os.pipe(); os.splice(f, w, 4096)'",
+    "dd if=evil0 bs=4096 skip=1",
+    "python3 -c 'import os, fcntl; f = os.open(\"evil0\", os.O_RDONLY); fcntl.fcntl(f, fcntl.F_SETFL, os.O_DIRECT); r, w = os.pipe(); os.splice(f, w, 4096)'",
+    "cat .relay/channels/evil/map/cpu0",
     "echo message >.relay/channels/evil/msg",
     "cat .relay/channels/evil/stats",
     "cat .relay/channels/evil/dropped",

@@ -6,7 +6,44 @@ use crate::geometry::Mode;
 use crate::position::Position;
 use crate::sync::{Ordering, fence};
 
+/// What the writer has overwritten before it was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overwritten {
+    /// Bytes.
+    pub bytes: u64,
+    /// Sub-buffers, also those of which a part was read.
+    pub subbufs: u64,
+}
+
 impl Reader {
+    /// What the writer has overwritten and no read has found out yet, so that no counter has it.
+    ///
+    /// The next read counts at least as much. What is kept of a copy is not lost: the next read delivers that first.
+    pub fn overwritten_unread(&self) -> Overwritten {
+        let mut seen = Overwritten::default();
+        for _ in 0..TRIES_MAX {
+            if !self.lapped() {
+                break;
+            }
+            let state = self.state();
+            let oldest = self.buffer.oldest_whole();
+            // Where a single sub-buffer is being begun, no more is known than that all before the writer's is lost.
+            let first = if self.buffer.widths().before(state, oldest) { state } else { oldest };
+            let begin = self.buffer.record(first).begin.load(Ordering::Relaxed);
+            let kept = (self.pending.len() - self.pending_at) as u64;
+            seen = Overwritten {
+                bytes: begin.saturating_sub(self.stream.saturating_add(kept)),
+                subbufs: self.buffer.widths().count(self.cursor, first).max(0).cast_unsigned(),
+            };
+            // F, pairs with E: the record is that of `first` unless the writer has gone on by then.
+            fence(Ordering::Acquire);
+            if self.buffer.oldest_whole() == oldest {
+                break;
+            }
+        }
+        seen
+    }
+
     /// R1-R3 for a ring that the writer may overwrite at any moment. Fills `out`, which is empty, up to `count`.
     pub(super) fn read_copied(&mut self, count: usize, out: &mut Vec<u8>) {
         self.deliver_pending(count, out);

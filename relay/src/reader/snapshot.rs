@@ -96,15 +96,6 @@ impl Reader {
         true
     }
 
-    /// Unread bytes that the writer has overwritten, which no read has found out yet.
-    pub fn overwritten_unread(&self) -> u64 {
-        if !self.lapped() {
-            return 0;
-        }
-        let begin = self.buffer.record(self.buffer.oldest_whole()).begin.load(Ordering::Relaxed);
-        begin.saturating_sub(self.stream)
-    }
-
     /// Finds, for a reader that begins with a buffer that was in use, how far back the last reset was, if it is not
     /// overwritten. Where one was, the records do not go on: it passes over slots, and leaves behind a sub-buffer that was not
     /// finished, and whose number the next one takes over. (With next to nothing written since the creation or the last resets, an

@@ -65,6 +65,17 @@ fn more_room(error: &std::io::Error) -> String {
 }
 
 impl OpenError {
+    /// The error for a name that no channel has: some names that there are, and how many more.
+    pub(super) fn unknown(name: ChannelName, names: &[ChannelName], more: usize) -> OpenError {
+        let names: Vec<&str> = names.iter().map(ChannelName::as_str).collect();
+        let others = match more {
+            _ if names.is_empty() => "none".to_owned(),
+            0 => names.join(", "),
+            _ => format!("{} and {more} more", names.join(", ")),
+        };
+        OpenError::Unknown { name, others }
+    }
+
     pub(crate) fn errno(&self) -> i32 {
         match self {
             OpenError::Unknown { .. } => libc::ENOENT,

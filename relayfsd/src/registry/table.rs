@@ -1,6 +1,6 @@
 //! The channels there are, by name and by number, and the directories their names begin with.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use relay::ChannelName;
@@ -12,15 +12,27 @@ use crate::counts::Counts;
 #[derive(Default)]
 pub(super) struct Channels {
     pub(super) by_name: BTreeMap<ChannelName, Arc<Channel>>,
-    pub(super) by_id: HashMap<u32, Arc<Channel>>,
-    /// Directories that channels' names begin with, and their ids.
-    pub(super) dirs: BTreeMap<String, u32>,
+    pub(super) by_id: BTreeMap<u32, Arc<Channel>>,
+    /// Directories that channels' names begin with.
+    pub(super) dirs: BTreeMap<String, Dir>,
+    /// Their paths.
+    pub(super) dirs_by_id: BTreeMap<u32, String>,
     /// Never reused, so that an inode number means one channel or directory for ever.
     pub(super) last_id: u32,
     pub(super) memory: u64,
     /// What channels that are gone had counted.
     pub(super) gone: Counts,
     pub(super) closed: bool,
+    /// How many channels listings have looked at.
+    #[cfg(test)]
+    pub(super) looked_at: std::cell::Cell<usize>,
+}
+
+/// A directory.
+pub(super) struct Dir {
+    pub(super) id: u32,
+    /// Channels whose names begin with it.
+    n_channels: usize,
 }
 
 impl Channels {
@@ -49,21 +61,43 @@ impl Channels {
             self.memory -= old.memory();
         }
         self.add(new);
+        if let Some(old) = old {
+            self.remove_dirs(old.name());
+        }
+    }
+
+    /// The directories with numbers from `from` on, in their order.
+    pub(super) fn dirs_from(&self, from: u32) -> impl Iterator<Item = (u32, &str)> {
+        self.dirs_by_id.range(from..).map(|(id, path)| (*id, path.as_str()))
+    }
+
+    /// The channels with numbers from `from` on, in their order.
+    pub(super) fn channels_from(&self, from: u32) -> impl Iterator<Item = &Arc<Channel>> {
+        let channels = self.by_id.range(from..).map(|(_, channel)| channel);
+        #[cfg(test)]
+        let channels = channels.inspect(|_| self.looked_at.set(self.looked_at.get() + 1));
+        channels
     }
 
     fn add_dirs(&mut self, name: &ChannelName) {
         for dir in dirs_of(name) {
-            if !self.dirs.contains_key(dir) {
-                self.last_id += 1;
-                self.dirs.insert(dir.to_owned(), self.last_id);
+            if let Some(dir) = self.dirs.get_mut(dir) {
+                dir.n_channels += 1;
+                continue;
             }
+            self.last_id += 1;
+            self.dirs.insert(dir.to_owned(), Dir { id: self.last_id, n_channels: 1 });
+            self.dirs_by_id.insert(self.last_id, dir.to_owned());
         }
     }
 
     fn remove_dirs(&mut self, name: &ChannelName) {
-        for dir in dirs_of(name) {
-            if !self.by_name.keys().any(|other| dirs_of(other).any(|used| used == dir)) {
-                self.dirs.remove(dir);
+        for path in dirs_of(name) {
+            let Some(dir) = self.dirs.get_mut(path) else { continue };
+            dir.n_channels -= 1;
+            if dir.n_channels == 0 {
+                self.dirs_by_id.remove(&dir.id);
+                self.dirs.remove(path);
             }
         }
     }

@@ -104,14 +104,14 @@ void channel_ends(void)
 	struct stat before, after;
 	size_t page = sysconf(_SC_PAGESIZE);
 	char *map = NULL;
-	int fd, mapped_late;
+	int fd, twin, late_ring = -1;
 	pid_t pid;
 
 	reset();
 	fd = READER();
-	mapped_late = READER();
+	twin = READER();
 	if (ch.rings)
-		map = mmap(NULL, page, PROT_READ, MAP_SHARED, fd, 0);
+		map = mmap(NULL, page, PROT_READ, MAP_SHARED, late_ring = RING(), 0);
 	CHECK(map != MAP_FAILED, "mmap: expected a map, came %m");
 	WROTE('a', 30);
 	READS(fd, ch.h + 10, "h a*10");
@@ -126,7 +126,7 @@ void channel_ends(void)
 	EQ(woken(pid), POLLERR);
 	FAILS(open(file_of(ch.cpu), O_RDONLY), ENOENT);
 	READS(fd, 5, "a*5");
-	READS(mapped_late, MIB, "a*15");
+	READS(twin, MIB, "a*15");
 	READS(fd, MIB, "");
 	POLLS(fd, POLLERR);
 	WORKS(fstat(fd, &after));
@@ -134,10 +134,10 @@ void channel_ends(void)
 	EQ(lseek(fd, 0, SEEK_CUR), ch.h + 15);
 	if (ch.rings) {
 		ARE(map, ch.h + 30, "h a*30");
-		map = mmap(NULL, page, PROT_READ, MAP_SHARED, mapped_late, 0);
+		map = mmap(NULL, page, PROT_READ, MAP_SHARED, late_ring, 0);
 		CHECK(map != MAP_FAILED, "mmap: expected a map, came %m");
 		ARE(map, ch.h + 30, "h a*30");
-		WORKS(close(mapped_late));
+		WORKS(close(late_ring));
 		ARE(map, ch.h + 30, "h a*30");
 	}
 }

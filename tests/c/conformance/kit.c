@@ -75,6 +75,14 @@ const char *control(const char *name)
 	return path;
 }
 
+const char *ring_of(int cpu)
+{
+	char name[30];
+
+	snprintf(name, sizeof name, "map/cpu%d", cpu);
+	return control(name);
+}
+
 int tell(const char *name, const void *bytes, size_t len)
 {
 	int fd = WORKS(open(control(name), O_WRONLY));

@@ -84,11 +84,14 @@ void fails_at(const char *file, int line, const char *what, long result, int err
 long works_at(const char *file, int line, const char *what, long result);
 #define WORKS(call) works_at(__FILE__, __LINE__, #call, (long)(call))
 
-/* Paths: a buffer's file, and a control file of the channel. They are good until the fourth call after. */
+/* Paths: a buffer's file, the file that maps its ring, and a control file of the channel. They are good until the fourth call after. */
 const char *file_of(int cpu);
+const char *ring_of(int cpu);
 const char *control(const char *name);
 /* The tested buffer's file, open. */
 #define READER() ((int)WORKS(open(file_of(ch.cpu), O_RDONLY)))
+/* The file that maps its ring, open. */
+#define RING() ((int)WORKS(open(ring_of(ch.cpu), O_RDONLY)))
 
 /* What became of a message. */
 enum placed { WRITTEN, FULL, TOO_BIG };

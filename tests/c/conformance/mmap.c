@@ -1,12 +1,15 @@
 /*
- * mmap(2): the ring itself, as of the kernel's files that can be mapped (table 4.8); FUSE asks the daemon for no length
- * and no offset. Message number i after a reset is in slot i, behind the header.
+ * mmap(2): a buffer's file refuses it, as on debugfs; map/cpuN gives the ring itself, as the kernel's files that can be
+ * mapped do (table 4.8). FUSE asks the daemon for no length and no offset. Message number i after a reset is in slot i,
+ * behind the header.
  */
 #include "kit.h"
 
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 
 static size_t page(void)
@@ -31,7 +34,7 @@ static char *map(int fd, int prot, int flags)
 static void live(void)
 {
 	int fd = READER();
-	char *at = map(fd, PROT_READ, MAP_SHARED), *twin = map(READER(), PROT_READ, MAP_SHARED);
+	char *at = map(RING(), PROT_READ, MAP_SHARED), *twin = map(RING(), PROT_READ, MAP_SHARED);
 
 	WROTE('a', ch.d - 10);
 	ARE(at, ch.s - 10, "h a*%zu", ch.d - 10);
@@ -54,13 +57,24 @@ static void live(void)
 
 static void consumes_nothing(void)
 {
-	int fd = READER();
-	char *at = map(fd, PROT_READ, MAP_SHARED | MAP_POPULATE), *copy = map(fd, PROT_READ, MAP_PRIVATE | MAP_POPULATE);
+	int fd = READER(), ring_fd = RING();
+	char *at = map(ring_fd, PROT_READ, MAP_SHARED | MAP_POPULATE);
+	char *copy = map(ring_fd, PROT_READ, MAP_PRIVATE | MAP_POPULATE), *read_from = malloc(ring());
+	struct stat stat;
 	volatile char sum = 0;
 
 	WROTE('a', 20);
 	for (size_t i = 0; i < ring(); i++)
 		sum += at[i] + copy[i];
+	WORKS(fstat(ring_fd, &stat));
+	EQ(stat.st_size, ring());
+	/* Reading it gives the same bytes, at any time. */
+	for (int i = 0; i < 2; i++) {
+		EQ(WORKS(pread(ring_fd, read_from, ring(), 0)), ring());
+		EQ(memcmp(read_from, at, ring()), 0);
+	}
+	POLLS(ring_fd, READABLE | POLLOUT | POLLWRNORM);
+	free(read_from);
 	EQ(lseek(fd, 0, SEEK_CUR), 0);
 	READS(fd, MIB, "h a*20");
 }
@@ -68,7 +82,7 @@ static void consumes_nothing(void)
 static void lengths(void)
 {
 	const size_t lens[] = { 1, page(), ch.s, ch.s * ch.n, ring() };
-	int fd = READER();
+	int fd = RING();
 
 	WROTE('a', 20);
 	for (int i = 0; i < 5; i++) {
@@ -98,7 +112,7 @@ static int signal_at(const volatile char *byte)
 
 static void beyond(void)
 {
-	int fd = READER();
+	int fd = RING();
 	char *at = mmap(NULL, ring() + page(), PROT_READ, MAP_SHARED, fd, 0);
 
 	CHECK(at != MAP_FAILED, "mmap of a page more: expected a map, came %m");
@@ -112,7 +126,7 @@ static void beyond(void)
 
 static void not_written(void)
 {
-	int fd = READER();
+	int fd = RING();
 	char *at;
 
 	FAILS(mmap(NULL, ring(), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0), EACCES);
@@ -123,7 +137,7 @@ static void not_written(void)
 
 static void copied(void)
 {
-	int fd = READER();
+	int fd = RING();
 	char *mine = map(fd, PROT_READ | PROT_WRITE, MAP_PRIVATE), *at = map(fd, PROT_READ, MAP_SHARED);
 
 	WROTE('a', 20);
@@ -131,12 +145,12 @@ static void copied(void)
 	memset(mine, 'X', ch.h + 10);
 	ARE(mine, ch.h + 20, "X*%zu a*10", ch.h + 10);
 	ARE(at, ch.h + 20, "h a*20");
-	READS(fd, MIB, "h a*20");
+	READS(READER(), MIB, "h a*20");
 }
 
 static void outlives(void)
 {
-	int fd = READER();
+	int fd = RING();
 	char *at = map(fd, PROT_READ, MAP_SHARED);
 
 	WORKS(close(fd));
@@ -146,7 +160,7 @@ static void outlives(void)
 
 static void inherited(void)
 {
-	char *at = map(READER(), PROT_READ, MAP_SHARED);
+	char *at = map(RING(), PROT_READ, MAP_SHARED);
 	int go[2];
 	pid_t pid;
 
@@ -166,7 +180,7 @@ static void inherited(void)
 
 static void advised(void)
 {
-	int fd = READER();
+	int fd = RING();
 	char *at = map(fd, PROT_READ, MAP_SHARED);
 
 	WROTE('a', 20);
@@ -174,28 +188,46 @@ static void advised(void)
 	WORKS(msync(at, ring(), MS_SYNC));
 	WORKS(mlock(at, page()));
 	ARE(at, ch.h + 20, "h a*20");
-	READS(fd, MIB, "h a*20");
+	READS(READER(), MIB, "h a*20");
 }
 
 static void by_writers(void)
 {
-	int fd = WORKS(open(file_of(ch.cpu), O_RDWR)), only = WORKS(open(file_of(ch.cpu), O_WRONLY));
+	int fd = WORKS(open(ring_of(ch.cpu), O_RDWR)), only = WORKS(open(ring_of(ch.cpu), O_WRONLY));
 	char *at = map(fd, PROT_READ | PROT_WRITE, MAP_SHARED);
 
 	FAILS(mmap(NULL, ring(), PROT_READ, MAP_SHARED, only, 0), EACCES);
 	WROTE('a', 20);
 	at[ch.h] = 'X';
-	READS(fd, MIB, "h X*1 a*19");
+	READS(READER(), MIB, "h X*1 a*19");
+}
+
+/* A program that maps what it reads finds out at once that it cannot, and reads. */
+static void refused(void)
+{
+	int fd = READER(), both = geteuid() == 0 ? (int)WORKS(open(file_of(ch.cpu), O_RDWR)) : fd;
+
+	WROTE('a', 20);
+	for (int i = 0; i < 2; i++) {
+		int how = i ? MAP_PRIVATE : MAP_SHARED;
+
+		FAILS(mmap(NULL, ring(), PROT_READ, how, fd, 0), ENODEV);
+		FAILS(mmap(NULL, page(), PROT_READ, how | MAP_POPULATE, fd, 0), ENODEV);
+		FAILS(mmap(NULL, 1, PROT_READ, how, both, page()), ENODEV);
+	}
+	FAILS(mmap(NULL, page(), PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0), ENODEV);
+	READS(fd, MIB, "h a*20");
 }
 
 static void none(void)
 {
-	int fd = READER();
+	int fd = READER(), ring_fd = RING();
 	char *at;
 
 	WROTE('a', 20);
 	FAILS(mmap(NULL, ring(), PROT_READ, MAP_SHARED, fd, 0), ENODEV);
 	FAILS(mmap(NULL, page(), PROT_READ, MAP_SHARED, fd, 0), ENODEV);
+	FAILS(mmap(NULL, ring(), PROT_READ, MAP_SHARED, ring_fd, 0), ENODEV);
 	/* A private one is granted, but there is nothing to look at. */
 	at = map(fd, PROT_READ, MAP_PRIVATE);
 	EQ(signal_at(at), SIGBUS);
@@ -203,6 +235,7 @@ static void none(void)
 }
 
 const struct test mmap_cases[] = {
+	{ "mmap-of-the-file-is-refused", RINGS, refused },
 	{ "mmap-is-the-live-ring", RINGS | MANY, live },
 	{ "mmap-consumes-nothing", RINGS, consumes_nothing },
 	{ "mmap-of-any-length-unlike-kernel", RINGS, lengths },

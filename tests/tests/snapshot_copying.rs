@@ -1,0 +1,71 @@
+//! A snapshot is copied while file operations go on: with the copy held up, and a single thread that serves files, others get
+//! their answers.
+
+use std::fs::{self, File};
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use nix::sys::signal::Signal;
+use relay_producer::{BatchOptions, Channel, TransportChoice};
+use relayfs_tests::background::Place;
+use relayfs_tests::{Process, eventually, exit_code, mortal_daemon, run, text, tool};
+
+/// What is asked of the daemon meanwhile, and part of the answer.
+const MEANWHILE: &[(&str, &str)] = &[
+    ("stat -c %s .relay/channels/cpu/snapshot/cpu0", "6000"),
+    ("ls -l .relay/channels/cpu/snapshot", "6000"),
+    ("stat -c %s cpu0", "6000"),
+    ("cat .relay/stats", "channels 1"),
+    ("cat .relay/channels/cpu/stats", "cpu0.bytes 6000"),
+    ("ls", "cpu0"),
+    ("echo more > .relay/channels/cpu/msg && echo sent", "sent"),
+    ("head -c 3 cpu0", "mmm"),
+];
+
+#[test]
+fn other_files_are_served_while_a_snapshot_is_copied() {
+    let place = Place::new();
+    let hold = place.beside("hold");
+    fs::write(&hold, "").unwrap();
+    let mut command = Command::new(mortal_daemon());
+    command.args(["-f", "-s", "--subbuf-size=4096", "--n-subbufs=8"]).arg(place.point());
+    command.env("RELAYFSD_HOLD_AT", format!("snapshot-part:{}", hold.display()));
+    let mut daemon = Process::start(command.stdin(Stdio::null()).stderr(Stdio::piped()));
+    eventually("the mount", || {
+        assert!(daemon.is_running(), "relayfsd ended: {}", daemon.stderr());
+        place.path(".relay/version").exists()
+    });
+    let builder = Channel::builder(place.point(), "cpu").transport(TransportChoice::Socket);
+    let options = BatchOptions { cpu: Some(0), ..BatchOptions::default() };
+    let message = [b'm'; 3000];
+    builder.open().unwrap().write_batch([&message, &message], options).unwrap();
+
+    let path = place.path(".relay/channels/cpu/snapshot/cpu0");
+    let look = || {
+        let path = path.clone();
+        thread::spawn(move || {
+            let mut bytes = Vec::new();
+            let mut file = File::open(path).expect("a snapshot");
+            file.read_to_end(&mut bytes).expect("reading a snapshot");
+            (bytes, file)
+        })
+    };
+    let looking = [look(), look()];
+    eventually("the copy's beginning", || place.beside("hold.reached").exists());
+    for (script, part) in MEANWHILE {
+        let mut shell = tool("timeout", "coreutils");
+        let output = run(shell.args(["20", "sh", "-euc", script]).current_dir(place.point()));
+        let said = text(&output.stdout);
+        assert!(exit_code(output.status) == 0, "{script}: {}: {}", output.status, text(&output.stderr));
+        assert!(said.contains(part), "{script}: {said}");
+    }
+    assert!(looking.iter().all(|looking| !looking.is_finished()), "nobody has a copy yet");
+    fs::remove_file(&hold).unwrap();
+    let seen = looking.map(|looking| looking.join().unwrap());
+    assert!(seen[0].0 == seen[1].0, "both share one");
+    assert!(!seen[0].0.is_empty() && fs::metadata(&path).unwrap().len() == seen[0].0.len() as u64);
+    drop(seen);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(exit_code(daemon.wait()), 0, "{}", daemon.stderr());
+}
