@@ -18,6 +18,7 @@ pub(crate) use self::waiting::{PollState, Wake};
 use crate::damage::{Damage, Side};
 use crate::files::{self, Files, Made};
 use crate::snapshot::SnapshotSlot;
+use crate::take::TakeSlot;
 
 /// From this on a channel's buffers are freed by a thread of their own, in bytes.
 const LARGE: u64 = 16 << 20;
@@ -64,6 +65,8 @@ struct ChannelBuffer {
     read_side: Mutex<ReadSide>,
     /// The copy of it that is open, if one is.
     snapshot: SnapshotSlot,
+    /// The copies of what was unread that are open.
+    take: TakeSlot,
     /// Who wants to know of the next switch, by open file: the file's number, and how to wake it.
     waiters: Mutex<Vec<(u64, Wake)>>,
 }
@@ -77,6 +80,7 @@ impl ChannelBuffer {
             buffer,
             read_side,
             snapshot: SnapshotSlot::default(),
+            take: TakeSlot::default(),
             waiters: Mutex::new(Vec::new()),
         }
     }
@@ -248,6 +252,11 @@ impl Channel {
     /// Where the open copy of a buffer is found.
     pub(crate) fn snapshot_slot(&self, cpu: usize) -> &SnapshotSlot {
         &self.buffers[cpu].snapshot
+    }
+
+    /// Where the open copies of what was unread are found.
+    pub(crate) fn take_slot(&self, cpu: usize) -> &TakeSlot {
+        &self.buffers[cpu].take
     }
 
     /// Whether something has been written to the buffer's current sub-buffer.

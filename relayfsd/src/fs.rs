@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -72,7 +73,10 @@ impl Fs {
             Class::Owner => (FileType::RegularFile, 0o200),
         };
         let perm = match (node, self.access.mode) {
-            (Node::Buffer { .. } | Node::PerCpu { dir: PerCpu::Snapshot, .. }, Some(mode)) => mode as u16,
+            (
+                Node::Buffer { .. } | Node::PerCpu { dir: PerCpu::Snapshot, .. } | Node::Take { .. },
+                Some(mode),
+            ) => mode as u16,
             _ => perm,
         };
         FileAttr {
@@ -91,6 +95,23 @@ impl Fs {
             rdev: 0,
             blksize: IO_SIZE,
             flags: 0,
+        }
+    }
+
+    /// Opens a file that is read from us, and mapped from the file behind it.
+    fn open_with_file(
+        &self,
+        ino: INodeNo,
+        handle: FileHandle,
+        flags: FopenFlags,
+        behind: io::Result<File>,
+        reply: ReplyOpen,
+    ) {
+        // It takes CAP_SYS_ADMIN. Without, the file can be read all the same.
+        let register = || reply.open_backing(behind?);
+        match self.passthrough.then(|| self.backings.open(ino.0, handle.0, register)) {
+            Some(Ok(backing)) => reply.opened_passthrough(handle, flags, &backing),
+            _ => reply.opened(handle, flags),
         }
     }
 
@@ -211,13 +232,9 @@ impl Filesystem for Fs {
             Source::Cache { is_new: false } => {
                 reply.opened(handle, FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE)
             }
-            Source::UsAndFile(behind) => {
-                // It takes CAP_SYS_ADMIN. Without, the file can be read all the same.
-                let register = || reply.open_backing(behind?);
-                match self.passthrough.then(|| self.backings.open(ino.0, handle.0, register)) {
-                    Some(Ok(backing)) => reply.opened_passthrough(handle, direct, &backing),
-                    _ => reply.opened(handle, direct),
-                }
+            Source::UsAndFile(behind) => self.open_with_file(ino, handle, direct, behind, reply),
+            Source::UntilClosed(behind) => {
+                self.open_with_file(ino, handle, FopenFlags::FOPEN_DIRECT_IO, behind, reply)
             }
         }
     }
@@ -236,11 +253,22 @@ impl Filesystem for Fs {
         match self.files.get(fh.0) {
             None => reply.error(Errno::EBADF),
             Some(file) if lock_owner.is_none() && !file.is_cached() => reply.error(Errno::EINVAL),
-            Some(file) => file.read(offset, size as usize, |read| match read {
-                Ok(bytes) => reply.data(bytes),
-                Err(errno) => reply.error(Errno::from_i32(errno)),
-            }),
+            Some(file) => {
+                let process = lock_owner.map_or(0, |owner| owner.0);
+                file.read(fh.0, process, offset, size as usize, |read| match read {
+                    Ok(bytes) => reply.data(bytes),
+                    Err(errno) => reply.error(Errno::from_i32(errno)),
+                });
+            }
         }
+    }
+
+    /// Comes only for files that are opened without NOFLUSH. The process waits for the reply, also when it is killed.
+    fn flush(&self, request: &Request, _: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        if let Some(file) = self.files.get(fh.0) {
+            file.flush(fh.0, lock_owner.0, request.pid());
+        }
+        reply.ok();
     }
 
     fn write(

@@ -11,6 +11,7 @@ mod counts;
 mod creator;
 mod daemonize;
 mod damage;
+mod delivered;
 mod dirs;
 mod files;
 mod flow;
@@ -40,6 +41,7 @@ mod session;
 mod shares;
 mod sharing;
 mod snapshot;
+mod take;
 mod tree;
 mod writers;
 

@@ -17,6 +17,7 @@ use crate::past::Past;
 use crate::registry::Held;
 use crate::shares::{Claim, Shares};
 use crate::snapshot::Snapshot;
+use crate::take::Take;
 use crate::tree::{Tree, VERSION_TEXT, consumed_text};
 use crate::writers::{Job, Unavailable, flush_all, reset_all};
 
@@ -42,6 +43,8 @@ pub(crate) enum OpenFile {
     Positions { file: File, channel: Held },
     /// A frozen copy of a buffer.
     Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: Held },
+    /// A copy of what was unread.
+    Take(Arc<Take>),
 }
 
 /// Where the kernel gets the bytes of an open file from.
@@ -52,6 +55,8 @@ pub(crate) enum Source {
     UsAndFile(io::Result<File>),
     /// From us once: they do not change. The flag says that what it has of an earlier copy is none.
     Cache { is_new: bool },
+    /// From us each time, and for mappings from a file. We are told when a process closes it.
+    UntilClosed(io::Result<File>),
 }
 
 /// A buffer's open file.
@@ -98,7 +103,13 @@ impl OpenFile {
                         let (snapshot, is_new) = Snapshot::open(&channel, cpu)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
+                    PerCpu::Take => Err(libc::ESTALE), // its files are those below
                 }
+            }
+            Node::Take { channel, cpu, copy } => {
+                let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
+                whole(&channel, Some(cpu as usize))?;
+                Ok(OpenFile::Take(Take::open(&channel, cpu as usize, copy)?))
             }
             Node::Control { channel, file } => {
                 let channel = tree.hold(channel).ok_or(libc::ESTALE)?;
@@ -138,6 +149,7 @@ impl OpenFile {
             OpenFile::Buffer(buffer) => Source::UsAndFile(buffer.channel.open_file(Some(buffer.cpu))),
             OpenFile::Positions { file, .. } => Source::UsAndFile(file.try_clone()),
             OpenFile::Snapshot { is_new, .. } => Source::Cache { is_new: *is_new },
+            OpenFile::Take(take) => Source::UntilClosed(take.file()),
             OpenFile::Text(_) | OpenFile::Control { .. } | OpenFile::Consumed { .. } => Source::Us,
         }
     }
@@ -147,9 +159,17 @@ impl OpenFile {
         matches!(self, OpenFile::Snapshot { .. })
     }
 
-    /// read(2): passes the bytes, or an errno, to `reply`, once.
-    pub(crate) fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<&[u8], i32>)) {
+    /// read(2) by a process, of open file number `number`: passes the bytes, or an errno, to `reply`, once.
+    pub(crate) fn read(
+        &self,
+        number: u64,
+        process: u64,
+        at: u64,
+        count: usize,
+        reply: impl FnOnce(Result<&[u8], i32>),
+    ) {
         match self {
+            OpenFile::Take(take) => take.read(number, process, at, count, reply),
             OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
             OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count))),
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count))),
@@ -203,7 +223,8 @@ impl OpenFile {
             OpenFile::Buffer(_)
             | OpenFile::Text(_)
             | OpenFile::Positions { .. }
-            | OpenFile::Snapshot { .. } => written(Err(libc::EINVAL)),
+            | OpenFile::Snapshot { .. }
+            | OpenFile::Take(_) => written(Err(libc::EINVAL)),
         }
     }
 
@@ -218,10 +239,19 @@ impl OpenFile {
         }
     }
 
+    /// Told when a thread closes a descriptor of open file number `number` in its process, or ends.
+    pub(crate) fn flush(&self, number: u64, process: u64, thread: u32) {
+        if let OpenFile::Take(take) = self {
+            take.flush(number, process, thread);
+        }
+    }
+
     /// Told when the file is closed.
     pub(crate) fn release(&self, number: u64) {
-        if let OpenFile::Buffer(buffer) = self {
-            buffer.channel.forget_waiter(buffer.cpu, number);
+        match self {
+            OpenFile::Buffer(buffer) => buffer.channel.forget_waiter(buffer.cpu, number),
+            OpenFile::Take(take) => take.release(number),
+            _ => {}
         }
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! /            cpu0 ... cpuN-1    app/log0 ... app/logN-1
 //! /.relay/     socket  version  stats  channels/
-//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/
+//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/ take/
 //! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
 
@@ -74,7 +74,7 @@ impl Tree {
             }
             Node::PerCpuDir { channel, dir } => {
                 let cpu = canonical_number(name.strip_prefix("cpu")?)?;
-                self.hold_buffer(channel, cpu).map(|_| Node::PerCpu { channel, dir, cpu })
+                self.hold_buffer(channel, cpu).map(|held| per_cpu_file(&held, dir, cpu))
             }
             _ => None,
         }
@@ -133,9 +133,9 @@ impl Tree {
                     .extend(PerCpu::ALL.map(|dir| (dir.name().to_owned(), Node::PerCpuDir { channel, dir })));
             }
             Node::PerCpuDir { channel, dir } => {
-                let n_bufs = self.hold(channel)?.n_bufs() as u32;
-                entries
-                    .extend((0..n_bufs).map(|cpu| (format!("cpu{cpu}"), Node::PerCpu { channel, dir, cpu })));
+                let held = self.hold(channel)?;
+                let file = |cpu| (format!("cpu{cpu}"), per_cpu_file(&held, dir, cpu));
+                entries.extend((0..held.n_bufs() as u32).map(file));
             }
             _ => return None,
         }
@@ -173,6 +173,22 @@ impl Tree {
                 let mtime = held.size_and_mtime(cpu as usize).1;
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
             }
+            Node::Take { channel, cpu, copy } => {
+                let held = self.hold_buffer(channel, cpu)?;
+                let slot = held.take_slot(cpu as usize);
+                let (size, mtime) = match slot.stat(copy) {
+                    Some(open) => open,
+                    // What it would be if it were opened now.
+                    None if copy == slot.current() => {
+                        let size = held.read_side(cpu as usize).reader.take_len();
+                        (size, held.size_and_mtime(cpu as usize).1)
+                    }
+                    None => return None,
+                };
+                NodeStat { class: Class::Private, size, mtime, ctime: mtime }
+            }
+            // Its files are those above.
+            Node::PerCpu { dir: PerCpu::Take, .. } => return None,
             Node::Control { channel, file: ControlFile::Positions } => {
                 let held = self.hold(channel)?;
                 let header = abi::control_header(held.geometry(), held.n_bufs());
@@ -213,6 +229,15 @@ pub(crate) const VERSION_TEXT: &str = concat!("relayfs ", env!("CARGO_PKG_VERSIO
 /// What `consumed/cpuN` says: the number of the next sub-buffer.
 pub(crate) fn consumed_text(channel: &Channel, cpu: usize) -> String {
     format!("{}\n", channel.read_side(cpu).reader.next_number())
+}
+
+/// The file of a CPU in a directory that has one for each.
+fn per_cpu_file(channel: &Channel, dir: PerCpu, cpu: u32) -> Node {
+    let id = channel.id();
+    match dir {
+        PerCpu::Take => Node::Take { channel: id, cpu, copy: channel.take_slot(cpu as usize).current() },
+        _ => Node::PerCpu { channel: id, dir, cpu },
+    }
 }
 
 /// A number without leading zeros.

@@ -1,0 +1,250 @@
+//! `take/cpuN`: an ordinary file with what a buffer had unread when it was opened, consumed when it has been read.
+//!
+//! The copy of a buffer is shared by all programs that open the file meanwhile, and freed with the last close. What programs get of it
+//! is noted in `delivered.rs`; when that is all, the range of the stream that the copy covers is given back, once. From then
+//! on the file's name means another inode with another copy, so programs that still have the old one see it unchanged.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use relay::reader::Taken;
+
+use crate::delivered::{Delivered, Ended};
+use crate::node::N_COPIES;
+use crate::registry::{Held, MemoryClaim};
+use crate::writers::Job;
+
+/// A copy of what was unread, and what programs have got of it.
+pub(crate) struct Take {
+    channel: Held,
+    cpu: usize,
+    /// Which of the buffer's copies it is: a part of the inode number.
+    copy: u32,
+    file: File,
+    len: u64,
+    mtime: SystemTime,
+    taken: Taken,
+    delivered: Mutex<Delivered>,
+    _memory: MemoryClaim,
+}
+
+/// The copies of a buffer that are open.
+#[derive(Default)]
+pub(crate) struct TakeSlot {
+    copies: Mutex<Copies>,
+    /// Held while a copy is made, which takes as long as it is large. `copies` is not.
+    making: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Copies {
+    /// The one that the file's name means now; it may not be made yet.
+    current: (u32, Weak<Take>),
+    /// Those before it that are still open.
+    past: Vec<(u32, Weak<Take>)>,
+}
+
+impl Take {
+    /// Opens a buffer's copy number `copy`: makes it, or shares the one that is open. Fails with an errno: ESTALE if the file's
+    /// name means another copy by now, ENOMEM if there is no memory for it.
+    pub(crate) fn open(channel: &Held, cpu: usize, copy: u32) -> Result<Arc<Take>, i32> {
+        let slot = channel.take_slot(cpu);
+        let _making = slot.making.lock().unwrap_or_else(PoisonError::into_inner);
+        let (current, open) = slot.lock().current.clone();
+        if current != copy {
+            return Err(libc::ESTALE);
+        }
+        if let Some(take) = open.upgrade() {
+            if !take.is_stale() {
+                return Ok(take);
+            }
+            slot.lock().renew(copy);
+            return Err(libc::ESTALE);
+        }
+        let take = Arc::new(Take::make(channel, cpu, copy)?);
+        let mut copies = slot.lock();
+        copies.current.1 = Arc::downgrade(&take);
+        Ok(take)
+    }
+
+    fn make(channel: &Held, cpu: usize, copy: u32) -> Result<Take, i32> {
+        let no_memory = || {
+            let name = channel.name();
+            log::warn!("channel {name}: no memory for take/cpu{cpu}; raise --max-memory");
+            libc::ENOMEM
+        };
+        let mtime = channel.size_and_mtime(cpu).1;
+        let mut taken = channel.read_side(cpu).reader.take();
+        let mut memory = channel.registry().claim(taken.max() as u64).ok_or_else(no_memory)?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let file = memfd_create(c"relayfs-take", flags).map(File::from).map_err(|errno| errno as i32)?;
+        let mut part = Vec::new();
+        part.try_reserve_exact(taken.max().min(2 * channel.geometry().subbuf_size())).map_err(|_| no_memory())?;
+        loop {
+            part.clear();
+            // The lock is let go after each sub-buffer: the writer and the socket's thread may wait for it.
+            let more = channel.read_side(cpu).reader.take_part(&mut taken, &mut part);
+            file.write_all_at(&part, (taken.len() - part.len()) as u64).map_err(|_| no_memory())?;
+            if !more {
+                break;
+            }
+        }
+        if channel.is_broken() {
+            return Err(libc::EIO);
+        }
+        let len = taken.len() as u64;
+        file.set_len(len).map_err(errno_of)?;
+        // Root may open the file for writing, and map it.
+        let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| errno as i32)?;
+        memory.shrink(len);
+        let delivered = Mutex::new(Delivered::new(len));
+        Ok(Take { channel: channel.clone(), cpu, copy, file, len, mtime, taken, delivered, _memory: memory })
+    }
+
+    /// Whether a part of it has been given back, by itself or by another reader.
+    fn is_stale(&self) -> bool {
+        let [kept, from_ring] = self.taken.ranges();
+        let begin = if kept.is_empty() { from_ring.start } else { kept.start };
+        self.channel.read_side(self.cpu).reader.position() > begin
+    }
+
+    /// Returns the file with the copy, for the kernel to map.
+    pub(crate) fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// read(2) by a process, for open file number `file`: passes the bytes, or an errno, to `reply`, once.
+    pub(crate) fn read(
+        &self,
+        file: u64,
+        process: u64,
+        at: u64,
+        count: usize,
+        reply: impl FnOnce(Result<&[u8], i32>),
+    ) {
+        let count = self.len.saturating_sub(at).min(count as u64);
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(count as usize).is_err() {
+            return reply(Err(libc::ENOMEM));
+        }
+        bytes.resize(count as usize, 0);
+        if let Err(error) = self.file.read_exact_at(&mut bytes, at) {
+            return reply(Err(errno_of(error)));
+        }
+        // Before the reply: as soon as the process has that, it can close the file.
+        self.delivered().add(file, process, at..at + count);
+        reply(Ok(&bytes));
+    }
+
+    /// A process closes a descriptor of open file number `file`, or ends. `thread`: the thread that does it.
+    pub(crate) fn flush(&self, file: u64, process: u64, thread: u32) {
+        let mut delivered = self.delivered();
+        if !delivered.has_read(file, process) {
+            return; // most have not: they have inherited the descriptor
+        }
+        let ended = if is_killed(thread) { Ended::Killed } else { Ended::Closed };
+        if delivered.close(file, process, ended) {
+            drop(delivered);
+            self.consume();
+        }
+    }
+
+    /// Open file number `file` is closed by all.
+    pub(crate) fn release(&self, file: u64) {
+        self.delivered().forget(file);
+    }
+
+    /// Gives back what the copy has.
+    fn consume(&self) {
+        if self.channel.is_broken() {
+            return;
+        }
+        let mut side = self.channel.read_side(self.cpu);
+        let freed = side.reader.consume_taken(&self.taken);
+        let room = freed && std::mem::take(&mut side.parked);
+        drop(side);
+        self.channel.take_slot(self.cpu).lock().renew(self.copy);
+        if room {
+            self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
+        }
+    }
+
+    fn delivered(&self) -> MutexGuard<'_, Delivered> {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TakeSlot {
+    /// Returns the number of the copy that the file's name means now.
+    pub(crate) fn current(&self) -> u32 {
+        self.lock().current.0
+    }
+
+    /// Returns size and time of a copy that is open.
+    pub(crate) fn stat(&self, copy: u32) -> Option<(u64, SystemTime)> {
+        let copies = self.lock();
+        let found = copies.past.iter().chain([&copies.current]).find(|(number, _)| *number == copy);
+        let take = found.and_then(|(_, take)| take.upgrade());
+        drop(copies);
+        take.map(|take| (take.len, take.mtime))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Copies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Copies {
+    /// Lets the name mean another copy, if it still means copy number `copy`.
+    fn renew(&mut self, copy: u32) {
+        if self.current.0 != copy {
+            return;
+        }
+        self.past.retain(|(_, take)| take.strong_count() > 0);
+        let used = |number: &u32| self.past.iter().any(|(past, _)| past == number);
+        let next = (1..N_COPIES).map(|n| (copy + n) % N_COPIES).find(|number| !used(number));
+        // With every number in use, which takes as many open files, programs get the last copy as long as it is open.
+        if let Some(next) = next {
+            self.past.push(std::mem::replace(&mut self.current, (next, Weak::new())));
+        }
+    }
+}
+
+/// Returns whether a signal has killed the process of a thread that is closing its files.
+///
+/// The kernel marks a thread that dies of a signal, and each that another thread's exit(2) ends. The first thread
+/// is not marked if it, or the closing thread, called exit. What cannot be looked at counts as closed.
+fn is_killed(thread: u32) -> bool {
+    let is_marked = |status: String| flags(&status).is_some_and(|flags| flags & PF_SIGNALED != 0);
+    let read = |id: u32| std::fs::read_to_string(format!("/proc/{id}/stat")).ok();
+    let Some(status) = read(thread) else { return false };
+    if !is_marked(status) {
+        return false;
+    }
+    let first = process_of(thread).filter(|process| *process != thread).and_then(read);
+    first.is_none_or(is_marked)
+}
+
+/// The kernel's mark of a thread that a signal has ended, in its flags.
+const PF_SIGNALED: u64 = 0x400;
+
+/// Returns the kernel's flags of a thread, from its `/proc/ID/stat`. Its name comes before them, in parentheses.
+fn flags(status: &str) -> Option<u64> {
+    status.rsplit_once(") ")?.1.split(' ').nth(6)?.parse().ok()
+}
+
+/// Returns the number of a thread's process.
+fn process_of(thread: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
+}
+
+fn errno_of(error: io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}
