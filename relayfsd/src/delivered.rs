@@ -1,4 +1,7 @@
 //! What of a file's bytes processes have got by read(2), so that it is known when all of them were delivered.
+//!
+//! It counts for the open file that got it. Programs that divide a file among processes, each of which opens it, read further than
+//! they need: together they may have read all while some of them have not begun.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -34,8 +37,6 @@ pub(crate) struct Delivered {
     len: u64,
     /// By open file and process.
     got: HashMap<(u64, u64), Got>,
-    /// What processes got through open files that are closed by now.
-    settled: Ranges,
     /// Whether it was said that all is delivered.
     is_complete: bool,
 }
@@ -43,7 +44,7 @@ pub(crate) struct Delivered {
 impl Delivered {
     /// Nothing yet of a file of this length.
     pub(crate) fn new(len: u64) -> Delivered {
-        Delivered { len, got: HashMap::new(), settled: Ranges::default(), is_complete: false }
+        Delivered { len, got: HashMap::new(), is_complete: false }
     }
 
     /// A process gets a range of bytes.
@@ -61,7 +62,7 @@ impl Delivered {
         self.got.contains_key(&(file, process))
     }
 
-    /// A process closes an open file. Returns whether all bytes are delivered now, the first time that they are.
+    /// A process closes an open file. Returns whether that has delivered all bytes now, the first time that one has.
     pub(crate) fn close(&mut self, file: u64, process: u64, ended: Ended) -> bool {
         match ended {
             Ended::Killed => drop(self.got.remove(&(file, process))),
@@ -70,22 +71,16 @@ impl Delivered {
         if self.is_complete || self.len == 0 {
             return false;
         }
-        let mut all = self.settled.clone();
-        let closed = self.got.values().filter(|got| got.closed);
-        closed.flat_map(|got| &got.ranges.0).for_each(|range| all.add(range.clone()));
+        let mut all = Ranges::default();
+        let closed = self.got.iter().filter(|((of, _), got)| *of == file && got.closed);
+        closed.flat_map(|(_, got)| &got.ranges.0).for_each(|range| all.add(range.clone()));
         self.is_complete = all.0.as_slice() == [0..self.len];
         self.is_complete
     }
 
-    /// An open file is no more. What a process got that has not closed it does not count.
+    /// An open file is no more.
     pub(crate) fn forget(&mut self, file: u64) {
-        let settled = &mut self.settled;
-        self.got.retain(|(of, _), got| {
-            if *of == file && got.closed {
-                got.ranges.0.drain(..).for_each(|range| settled.add(range));
-            }
-            *of != file
-        });
+        self.got.retain(|(of, _), _| *of != file);
     }
 }
 
@@ -150,15 +145,16 @@ mod tests {
     }
 
     #[test]
-    fn several_open_files_together_have_all() {
+    fn each_open_file_counts_alone_and_its_processes_together() {
         let mut delivered = Delivered::new(100);
         delivered.add(1, 7, 0..60);
-        assert!(!delivered.close(1, 7, Ended::Closed));
+        delivered.add(2, 7, 60..100);
+        assert!(!delivered.close(1, 7, Ended::Closed) && !delivered.close(2, 7, Ended::Closed));
+        delivered.add(2, 8, 0..60);
+        assert!(delivered.close(2, 8, Ended::Closed));
         delivered.forget(1);
-        delivered.add(2, 7, 60..90);
         delivered.forget(2);
-        delivered.add(3, 9, 60..100);
-        assert!(delivered.close(3, 9, Ended::Closed));
+        assert!(delivered.got.is_empty());
     }
 
     #[test]

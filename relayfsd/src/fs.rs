@@ -165,10 +165,11 @@ impl Filesystem for Fs {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = self.stat(parent).and_then(|(parent, _)| {
             let found = name.to_str().and_then(|name| self.tree.lookup(parent, name));
-            self.stat(INodeNo(found.ok_or(Errno::ENOENT)?.ino()))
+            let found = self.tree.as_seen_by(found.ok_or(Errno::ENOENT)?, request.pid());
+            self.stat(INodeNo(found.ino()))
         });
         match found {
             Ok((_, attr)) => reply.entry(&TTL, &attr, Generation(0)),

@@ -47,6 +47,17 @@ struct Copies {
     current: (u32, Weak<Take>),
     /// Those before it that are still open.
     past: Vec<(u32, Weak<Take>)>,
+    consumed: Option<Consumed>,
+}
+
+/// The copy that was consumed last. Some programs look once more at the file that they have just copied, and throw the copy away if size
+/// or time have changed. So the process that consumed it finds both under the file's name, until the file is opened again.
+#[derive(Clone, Copy)]
+struct Consumed {
+    copy: u32,
+    by: u32,
+    len: u64,
+    mtime: SystemTime,
 }
 
 impl Take {
@@ -55,7 +66,11 @@ impl Take {
     pub(crate) fn open(channel: &Held, cpu: usize, copy: u32) -> Result<Arc<Take>, i32> {
         let slot = channel.take_slot(cpu);
         let _making = slot.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let (current, open) = slot.lock().current.clone();
+        let (current, open) = {
+            let mut copies = slot.lock();
+            copies.consumed = None;
+            copies.current.clone()
+        };
         if current != copy {
             return Err(libc::ESTALE);
         }
@@ -151,7 +166,7 @@ impl Take {
         let ended = if is_killed(thread) { Ended::Killed } else { Ended::Closed };
         if delivered.close(file, process, ended) {
             drop(delivered);
-            self.consume();
+            self.consume(process_of(thread).unwrap_or(thread));
         }
     }
 
@@ -160,8 +175,8 @@ impl Take {
         self.delivered().forget(file);
     }
 
-    /// Gives back what the copy has.
-    fn consume(&self) {
+    /// Gives back what the copy has, when process `by` has closed it.
+    fn consume(&self, by: u32) {
         if self.channel.is_broken() {
             return;
         }
@@ -169,7 +184,10 @@ impl Take {
         let freed = side.reader.consume_taken(&self.taken);
         let room = freed && std::mem::take(&mut side.parked);
         drop(side);
-        self.channel.take_slot(self.cpu).lock().renew(self.copy);
+        let mut copies = self.channel.take_slot(self.cpu).lock();
+        copies.consumed = Some(Consumed { copy: self.copy, by, len: self.len, mtime: self.mtime });
+        copies.renew(self.copy);
+        drop(copies);
         if room {
             self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
         }
@@ -186,9 +204,24 @@ impl TakeSlot {
         self.lock().current.0
     }
 
-    /// Returns size and time of a copy that is open.
+    /// Returns the number of the copy that the file's name means for a thread.
+    pub(crate) fn current_for(&self, thread: u32) -> u32 {
+        let (current, consumed) = {
+            let copies = self.lock();
+            (copies.current.0, copies.consumed)
+        };
+        match consumed {
+            Some(consumed) if process_of(thread) == Some(consumed.by) => consumed.copy,
+            _ => current,
+        }
+    }
+
+    /// Returns size and time of a copy that is open, or was consumed last.
     pub(crate) fn stat(&self, copy: u32) -> Option<(u64, SystemTime)> {
         let copies = self.lock();
+        if let Some(consumed) = copies.consumed.filter(|consumed| consumed.copy == copy) {
+            return Some((consumed.len, consumed.mtime));
+        }
         let found = copies.past.iter().chain([&copies.current]).find(|(number, _)| *number == copy);
         let take = found.and_then(|(_, take)| take.upgrade());
         drop(copies);
@@ -207,7 +240,9 @@ impl Copies {
             return;
         }
         self.past.retain(|(_, take)| take.strong_count() > 0);
-        let used = |number: &u32| self.past.iter().any(|(past, _)| past == number);
+        let consumed = self.consumed.map(|consumed| consumed.copy);
+        let used =
+            |number: &u32| consumed == Some(*number) || self.past.iter().any(|(past, _)| past == number);
         let next = (1..N_COPIES).map(|n| (copy + n) % N_COPIES).find(|number| !used(number));
         // With every number in use, which takes as many open files, programs get the last copy as long as it is open.
         if let Some(next) = next {

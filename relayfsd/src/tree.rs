@@ -208,6 +208,16 @@ impl Tree {
         })
     }
 
+    /// The node that a name means for a thread, where it is not the same for all.
+    pub(crate) fn as_seen_by(&self, node: Node, thread: u32) -> Node {
+        match node {
+            Node::Take { channel, cpu, .. } => self.hold_buffer(channel, cpu).map_or(node, |held| {
+                Node::Take { channel, cpu, copy: held.take_slot(cpu as usize).current_for(thread) }
+            }),
+            _ => node,
+        }
+    }
+
     /// Keeps the channel of an id.
     pub(crate) fn hold(&self, channel: u32) -> Option<Held> {
         self.registry.hold_id(channel)
