@@ -317,7 +317,8 @@ fn takes_of_a_busy_buffer_follow_one_another() {
                 let writer = Writer::new(&buffer, Alone);
                 let mut number = 0u64;
                 while number < 200_000 {
-                    number += u64::from(writer.write(&number.to_le_bytes()).unwrap().placed == Placed::Written);
+                    number +=
+                        u64::from(writer.write(&number.to_le_bytes()).unwrap().placed == Placed::Written);
                 }
             });
             let (mut next, mut is_last) = (0, false);

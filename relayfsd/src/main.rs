@@ -18,6 +18,7 @@ mod flow;
 mod fs;
 mod fusermount;
 mod kill_point;
+mod killed;
 mod lane;
 mod limits;
 mod listener;

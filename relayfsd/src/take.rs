@@ -15,6 +15,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use relay::reader::Taken;
 
 use crate::delivered::{Delivered, Ended};
+use crate::killed::{is_killed, process_of};
 use crate::node::N_COPIES;
 use crate::registry::{Held, MemoryClaim};
 use crate::writers::Job;
@@ -45,45 +46,34 @@ pub(crate) struct TakeSlot {
 struct Copies {
     /// The one that the file's name means now; it may not be made yet.
     current: (u32, Weak<Take>),
-    /// Those before it that are still open.
+    /// Those before it that are still open. They are opened again by `/proc/PID/fd`.
     past: Vec<(u32, Weak<Take>)>,
     consumed: Option<Consumed>,
 }
 
-/// The copy that was consumed last. Some programs look once more at the file that they have just copied, and throw the copy away if size
-/// or time have changed. So the process that consumed it finds both under the file's name, until the file is opened again.
+/// What the file was like that was consumed last. Some programs look once more at a file that they have just copied, and
+/// throw their copy away if its size or time have changed. So the process that consumed it finds both under the file's
+/// name, until it opens that again.
 #[derive(Clone, Copy)]
 struct Consumed {
-    copy: u32,
+    /// A number that no copy has, since what is opened next is another one.
+    number: u32,
     by: u32,
     len: u64,
     mtime: SystemTime,
 }
 
 impl Take {
-    /// Opens a buffer's copy number `copy`: makes it, or shares the one that is open. Fails with an errno: ESTALE if the file's
+    /// Opens a buffer's copy number `copy`: shares it if it is open, or makes it. Fails with an errno: ESTALE if the file's
     /// name means another copy by now, ENOMEM if there is no memory for it.
     pub(crate) fn open(channel: &Held, cpu: usize, copy: u32) -> Result<Arc<Take>, i32> {
         let slot = channel.take_slot(cpu);
         let _making = slot.making.lock().unwrap_or_else(PoisonError::into_inner);
-        let (current, open) = {
-            let mut copies = slot.lock();
-            copies.consumed = None;
-            copies.current.clone()
-        };
-        if current != copy {
-            return Err(libc::ESTALE);
-        }
-        if let Some(take) = open.upgrade() {
-            if !take.is_stale() {
-                return Ok(take);
-            }
-            slot.lock().renew(copy);
-            return Err(libc::ESTALE);
+        if let Some(open) = slot.lock().find(copy)? {
+            return Ok(open);
         }
         let take = Arc::new(Take::make(channel, cpu, copy)?);
-        let mut copies = slot.lock();
-        copies.current.1 = Arc::downgrade(&take);
+        slot.lock().current.1 = Arc::downgrade(&take);
         Ok(take)
     }
 
@@ -99,7 +89,8 @@ impl Take {
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = memfd_create(c"relayfs-take", flags).map(File::from).map_err(|errno| errno as i32)?;
         let mut part = Vec::new();
-        part.try_reserve_exact(taken.max().min(2 * channel.geometry().subbuf_size())).map_err(|_| no_memory())?;
+        part.try_reserve_exact(taken.max().min(2 * channel.geometry().subbuf_size()))
+            .map_err(|_| no_memory())?;
         loop {
             part.clear();
             // The lock is let go after each sub-buffer: the writer and the socket's thread may wait for it.
@@ -115,18 +106,18 @@ impl Take {
         let len = taken.len() as u64;
         file.set_len(len).map_err(errno_of)?;
         // Root may open the file for writing, and map it.
-        let seals = SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+        let seals =
+            SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| errno as i32)?;
         memory.shrink(len);
         let delivered = Mutex::new(Delivered::new(len));
         Ok(Take { channel: channel.clone(), cpu, copy, file, len, mtime, taken, delivered, _memory: memory })
     }
 
-    /// Whether a part of it has been given back, by itself or by another reader.
-    fn is_stale(&self) -> bool {
+    /// Returns the stream position of its first byte.
+    fn begin(&self) -> u64 {
         let [kept, from_ring] = self.taken.ranges();
-        let begin = if kept.is_empty() { from_ring.start } else { kept.start };
-        self.channel.read_side(self.cpu).reader.position() > begin
+        if kept.is_empty() { from_ring.start } else { kept.start }
     }
 
     /// Returns the file with the copy, for the kernel to map.
@@ -185,8 +176,9 @@ impl Take {
         let room = freed && std::mem::take(&mut side.parked);
         drop(side);
         let mut copies = self.channel.take_slot(self.cpu).lock();
-        copies.consumed = Some(Consumed { copy: self.copy, by, len: self.len, mtime: self.mtime });
         copies.renew(self.copy);
+        copies.consumed =
+            copies.unused().map(|number| Consumed { number, by, len: self.len, mtime: self.mtime });
         drop(copies);
         if room {
             self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
@@ -199,33 +191,37 @@ impl Take {
 }
 
 impl TakeSlot {
-    /// Returns the number of the copy that the file's name means now.
-    pub(crate) fn current(&self) -> u32 {
-        self.lock().current.0
+    /// Returns the number of the copy that the file's name means now. `read_to` is the reader's position in the stream: a copy of which
+    /// other readers have read a part is not shared with more programs.
+    pub(crate) fn current(&self, read_to: u64) -> u32 {
+        let mut copies = self.lock();
+        let (copy, take) = copies.current.clone();
+        if take.upgrade().is_some_and(|take| take.begin() < read_to) {
+            copies.renew(copy);
+        }
+        copies.current.0
     }
 
-    /// Returns the number of the copy that the file's name means for a thread.
-    pub(crate) fn current_for(&self, thread: u32) -> u32 {
-        let (current, consumed) = {
-            let copies = self.lock();
-            (copies.current.0, copies.consumed)
-        };
-        match consumed {
-            Some(consumed) if process_of(thread) == Some(consumed.by) => consumed.copy,
-            _ => current,
-        }
+    /// Returns the number of the copy that the file's name means for a thread of the process that has consumed the last one.
+    pub(crate) fn consumed_by(&self, thread: u32) -> Option<u32> {
+        let consumed = self.lock().consumed?;
+        (process_of(thread) == Some(consumed.by)).then_some(consumed.number)
     }
 
     /// Returns size and time of a copy that is open, or was consumed last.
     pub(crate) fn stat(&self, copy: u32) -> Option<(u64, SystemTime)> {
         let copies = self.lock();
-        if let Some(consumed) = copies.consumed.filter(|consumed| consumed.copy == copy) {
+        if let Some(consumed) = copies.consumed.filter(|consumed| consumed.number == copy) {
             return Some((consumed.len, consumed.mtime));
         }
-        let found = copies.past.iter().chain([&copies.current]).find(|(number, _)| *number == copy);
-        let take = found.and_then(|(_, take)| take.upgrade());
+        let take = copies.get(copy);
         drop(copies);
         take.map(|take| (take.len, take.mtime))
+    }
+
+    /// Returns whether the file's name means copy number `copy`, which may not be made yet.
+    pub(crate) fn is_current(&self, copy: u32) -> bool {
+        self.lock().current.0 == copy
     }
 
     fn lock(&self) -> MutexGuard<'_, Copies> {
@@ -234,50 +230,45 @@ impl TakeSlot {
 }
 
 impl Copies {
-    /// Lets the name mean another copy, if it still means copy number `copy`.
-    fn renew(&mut self, copy: u32) {
-        if self.current.0 != copy {
-            return;
+    /// Returns a copy that is open.
+    fn get(&self, copy: u32) -> Option<Arc<Take>> {
+        let all = || self.past.iter().chain([&self.current]);
+        all().find(|(number, _)| *number == copy)?.1.upgrade()
+    }
+
+    /// Returns a copy that is open, or nothing if it is to be made. ESTALE: neither.
+    fn find(&mut self, copy: u32) -> Result<Option<Arc<Take>>, i32> {
+        if self.consumed.is_some_and(|consumed| consumed.number == copy) {
+            self.consumed = None;
         }
+        match self.get(copy) {
+            None if copy != self.current.0 => Err(libc::ESTALE),
+            open => Ok(open),
+        }
+    }
+
+    /// Lets the name mean another copy, if it still means copy number `copy`. With every number in use, which takes as many
+    /// open files, it goes on to mean that one.
+    fn renew(&mut self, copy: u32) {
         self.past.retain(|(_, take)| take.strong_count() > 0);
-        let consumed = self.consumed.map(|consumed| consumed.copy);
-        let used =
-            |number: &u32| consumed == Some(*number) || self.past.iter().any(|(past, _)| past == number);
-        let next = (1..N_COPIES).map(|n| (copy + n) % N_COPIES).find(|number| !used(number));
-        // With every number in use, which takes as many open files, programs get the last copy as long as it is open.
-        if let Some(next) = next {
+        if self.current.0 == copy
+            && let Some(next) = self.unused()
+        {
             self.past.push(std::mem::replace(&mut self.current, (next, Weak::new())));
         }
     }
-}
 
-/// Returns whether a signal has killed the process of a thread that is closing its files.
-///
-/// The kernel marks a thread that dies of a signal, and each that another thread's exit(2) ends. The first thread
-/// is not marked if it, or the closing thread, called exit. What cannot be looked at counts as closed.
-fn is_killed(thread: u32) -> bool {
-    let is_marked = |status: String| flags(&status).is_some_and(|flags| flags & PF_SIGNALED != 0);
-    let read = |id: u32| std::fs::read_to_string(format!("/proc/{id}/stat")).ok();
-    let Some(status) = read(thread) else { return false };
-    if !is_marked(status) {
-        return false;
+    /// Returns a number that no copy has, as far from the last ones as there is.
+    fn unused(&self) -> Option<u32> {
+        let consumed = self.consumed.map(|consumed| consumed.number);
+        let used = |number: u32| {
+            number == self.current.0
+                || consumed == Some(number)
+                || self.past.iter().any(|(past, _)| *past == number)
+        };
+        let last = self.current.0.max(consumed.unwrap_or(0));
+        (1..N_COPIES).map(|n| (last + n) % N_COPIES).find(|number| !used(*number))
     }
-    let first = process_of(thread).filter(|process| *process != thread).and_then(read);
-    first.is_none_or(is_marked)
-}
-
-/// The kernel's mark of a thread that a signal has ended, in its flags.
-const PF_SIGNALED: u64 = 0x400;
-
-/// Returns the kernel's flags of a thread, from its `/proc/ID/stat`. Its name comes before them, in parentheses.
-fn flags(status: &str) -> Option<u64> {
-    status.rsplit_once(") ")?.1.split(' ').nth(6)?.parse().ok()
-}
-
-/// Returns the number of a thread's process.
-fn process_of(thread: u32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim().parse().ok()
 }
 
 fn errno_of(error: io::Error) -> i32 {

@@ -179,7 +179,7 @@ impl Tree {
                 let (size, mtime) = match slot.stat(copy) {
                     Some(open) => open,
                     // What it would be if it were opened now.
-                    None if copy == slot.current() => {
+                    None if slot.is_current(copy) => {
                         let size = held.read_side(cpu as usize).reader.take_len();
                         (size, held.size_and_mtime(cpu as usize).1)
                     }
@@ -211,9 +211,11 @@ impl Tree {
     /// The node that a name means for a thread, where it is not the same for all.
     pub(crate) fn as_seen_by(&self, node: Node, thread: u32) -> Node {
         match node {
-            Node::Take { channel, cpu, .. } => self.hold_buffer(channel, cpu).map_or(node, |held| {
-                Node::Take { channel, cpu, copy: held.take_slot(cpu as usize).current_for(thread) }
-            }),
+            Node::Take { channel, cpu, .. } => {
+                let held = self.hold_buffer(channel, cpu);
+                let copy = held.and_then(|held| held.take_slot(cpu as usize).consumed_by(thread));
+                copy.map_or(node, |copy| Node::Take { channel, cpu, copy })
+            }
             _ => node,
         }
     }
@@ -245,7 +247,10 @@ pub(crate) fn consumed_text(channel: &Channel, cpu: usize) -> String {
 fn per_cpu_file(channel: &Channel, dir: PerCpu, cpu: u32) -> Node {
     let id = channel.id();
     match dir {
-        PerCpu::Take => Node::Take { channel: id, cpu, copy: channel.take_slot(cpu as usize).current() },
+        PerCpu::Take => {
+            let read_to = channel.read_side(cpu as usize).reader.position();
+            Node::Take { channel: id, cpu, copy: channel.take_slot(cpu as usize).current(read_to) }
+        }
         _ => Node::PerCpu { channel: id, dir, cpu },
     }
 }

@@ -143,7 +143,8 @@ impl Reader {
         let n_passed = widths.count(consumed, end);
         // Other readers have read it, or it was reset.
         let is_over = taken.is_empty()
-            || n_passed < 0 || n_passed == 0 && widths.offset(end) <= widths.offset(consumed);
+            || n_passed < 0
+            || n_passed == 0 && widths.offset(end) <= widths.offset(consumed);
         // A writer does not go back, so the second is the doing of a peer that does not keep to the rules.
         if is_over || widths.before(self.state(), end) {
             return false;
@@ -172,7 +173,8 @@ impl Reader {
     fn take_max(&self) -> u64 {
         let geometry = self.buffer.geometry();
         // The ring, and what the reader keeps besides.
-        geometry.buffer_size() + if geometry.mode() == Mode::Overwrite { geometry.subbuf_size() as u64 } else { 0 }
+        geometry.buffer_size()
+            + if geometry.mode() == Mode::Overwrite { geometry.subbuf_size() as u64 } else { 0 }
     }
 
     /// Returns the writer's position, and its stream position.
