@@ -253,7 +253,10 @@ impl Filesystem for Fs {
     ) {
         match self.files.get(fh.0) {
             None => reply.error(Errno::EBADF),
-            Some(file) if lock_owner.is_none() && !file.is_cached() => reply.error(Errno::EINVAL),
+            Some(file) if lock_owner.is_none() && !file.is_cached() => {
+                file.refuse_fill();
+                reply.error(Errno::EINVAL);
+            }
             Some(file) => {
                 let process = lock_owner.map_or(0, |owner| owner.0);
                 file.read(fh.0, process, offset, size as usize, |read| match read {

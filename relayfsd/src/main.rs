@@ -42,6 +42,7 @@ mod session;
 mod shares;
 mod sharing;
 mod snapshot;
+mod spin;
 mod take;
 mod tree;
 mod writers;

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use crate::channel::{PollState, Wake};
 use crate::consumed::consume;
@@ -17,6 +18,7 @@ use crate::past::Past;
 use crate::registry::Held;
 use crate::shares::{Claim, Shares};
 use crate::snapshot::Snapshot;
+use crate::spin::Spin;
 use crate::take::Take;
 use crate::tree::{Tree, VERSION_TEXT, consumed_text};
 use crate::writers::{Job, Unavailable, flush_all, reset_all};
@@ -66,6 +68,7 @@ pub(crate) struct OpenBuffer {
     /// Whether it was opened for reading.
     readable: bool,
     past: Mutex<Past>,
+    spin: Mutex<Spin>,
 }
 
 thread_local! {
@@ -88,7 +91,7 @@ impl OpenFile {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 let cpu = cpu as usize;
                 whole(&channel, Some(cpu))?;
-                Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::new(Past::new(room)) }))
+                Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::new(Past::new(room)), spin: Mutex::default() }))
             }
             Node::PerCpu { channel, dir, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
@@ -151,6 +154,13 @@ impl OpenFile {
             OpenFile::Snapshot { is_new, .. } => Source::Cache { is_new: *is_new },
             OpenFile::Take(take) => Source::UntilClosed(take.file()),
             OpenFile::Text(_) | OpenFile::Control { .. } | OpenFile::Consumed { .. } => Source::Us,
+        }
+    }
+
+    /// Told when the kernel was refused bytes for its cache.
+    pub(crate) fn refuse_fill(&self) {
+        if let OpenFile::Buffer(buffer) = self {
+            buffer.spin.lock().unwrap_or_else(PoisonError::into_inner).refuse();
         }
     }
 
@@ -287,13 +297,17 @@ impl OpenBuffer {
                 reply(Ok(&[])); // there is not as much yet
                 return skipped && std::mem::take(&mut side.parked);
             }
+            let consumed_to = side.reader.position();
             let freed = side.reader.read(count, scratch, |bytes| {
                 // What is not there any more was found out by now.
                 if self.channel.is_broken() {
                     return reply(Err(libc::EIO));
                 }
                 kill_point!("read-found");
-                reply(Ok(bytes));
+                match self.padding(at, count, consumed_to, bytes.is_empty()) {
+                    0 => reply(Ok(bytes)),
+                    len => reply(Ok(&vec![0; len])),
+                }
                 past.add(at, bytes, false);
                 kill_point!("read-replied");
             });
@@ -303,6 +317,18 @@ impl OpenBuffer {
         if room {
             self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
         }
+    }
+
+    /// Zeroes for a read that otherwise gets nothing, if its program would ask for ever, see `spin.rs`.
+    fn padding(&self, at: u64, count: usize, consumed_to: u64, is_empty: bool) -> usize {
+        let mut spin = self.spin.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_empty {
+            spin.clear();
+        }
+        if is_empty && at < consumed_to {
+            return spin.end_of_file(at, count, consumed_to, Instant::now());
+        }
+        0
     }
 }
 
