@@ -220,6 +220,10 @@ impl Filesystem for Fs {
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let readable = flags.acc_mode() != OpenAccMode::O_WRONLY;
         let opened = node(ino).and_then(|node| {
+            // Root may open any file for writing, and could then change what lies behind mappings of it.
+            if matches!(node, Node::Take { .. }) && flags.acc_mode() != OpenAccMode::O_RDONLY {
+                return Err(Errno::EACCES);
+            }
             self.files.open(&self.tree, node, readable, request.uid()).map_err(Errno::from_i32)
         });
         let (handle, source) = match opened {

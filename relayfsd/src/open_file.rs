@@ -91,7 +91,13 @@ impl OpenFile {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 let cpu = cpu as usize;
                 whole(&channel, Some(cpu))?;
-                Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::new(Past::new(room)), spin: Mutex::default() }))
+                Ok(OpenFile::Buffer(OpenBuffer {
+                    channel,
+                    cpu,
+                    readable,
+                    past: Mutex::new(Past::new(room)),
+                    spin: Mutex::default(),
+                }))
             }
             Node::PerCpu { channel, dir, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;

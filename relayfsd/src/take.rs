@@ -10,7 +10,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use relay::reader::Taken;
 
@@ -86,8 +85,9 @@ impl Take {
         let mtime = channel.size_and_mtime(cpu).1;
         let mut taken = channel.read_side(cpu).reader.take();
         let mut memory = channel.registry().claim(taken.max() as u64).ok_or_else(no_memory)?;
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = memfd_create(c"relayfs-take", flags).map(File::from).map_err(|errno| errno as i32)?;
+        let file = memfd_create(c"relayfs-take", MFdFlags::MFD_CLOEXEC)
+            .map(File::from)
+            .map_err(|errno| errno as i32)?;
         let mut part = Vec::new();
         part.try_reserve_exact(taken.max().min(2 * channel.geometry().subbuf_size()))
             .map_err(|_| no_memory())?;
@@ -105,10 +105,6 @@ impl Take {
         }
         let len = taken.len() as u64;
         file.set_len(len).map_err(errno_of)?;
-        // Root may open the file for writing, and map it.
-        let seals =
-            SealFlag::F_SEAL_SEAL | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(|errno| errno as i32)?;
         memory.shrink(len);
         let delivered = Mutex::new(Delivered::new(len));
         Ok(Take { channel: channel.clone(), cpu, copy, file, len, mtime, taken, delivered, _memory: memory })
