@@ -10,12 +10,14 @@ need busybox busybox
 need cat coreutils
 need cc gcc
 need cp coreutils
+need cpio cpio
 need dash dash
 need dd coreutils
 need env coreutils
 need fusermount3 fuse3
 need g++ g++
 need getconf libc-bin
+need gzip gzip
 need install coreutils
 need less less
 need ls coreutils
@@ -23,17 +25,27 @@ need make make
 need mount mount
 need mount.fuse3 fuse3
 need nm binutils
+need node nodejs
+need parallel parallel
+need perl perl
 need pkg-config pkg-config
 need prlimit util-linux
 need python3 python3
+need rclone rclone
 need readelf binutils
+need rsync rsync
 need setpriv util-linux
 need sh dash
+need sqlite3 sqlite3
+need stat coreutils
+need tar tar
 need taskset util-linux
 need timeout coreutils
 need umount mount
 need unshare util-linux
 need valgrind valgrind
+need xz xz-utils
+need zstd zstd
 need_rust
 need_fuse
 for part in fmt clippy; do

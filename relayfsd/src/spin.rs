@@ -1,9 +1,9 @@
-//! Programs that ask for bytes that others have consumed, again and again, without an end.
+//! Ends the copying of programs that ask for ever for bytes that others have consumed.
 //!
-//! libuv, and node with it, copies a file until as many bytes have come as stat(2) promised. It asks by sendfile(2), which is
-//! refused, and then by pread(2), which says that the file is at its end, and so on. Of a file of which others have
-//! read a part, that many never come. It has no way out but bytes: an error has it remove the copy that it has made
-//! so far. So such a program gets zeroes for what is missing, behind all that there was, as tar and cpio write themselves.
+//! libuv, and node with it, copies a file until as many bytes have come as stat(2) promised. It asks by sendfile(2), which
+//! is refused, and then by pread(2), which says that the file is at its end, and so on. If others have read a part of the
+//! file, that many bytes never come. An error would have libuv remove the copy that it has made so far. So such a program
+//! gets zeroes for what is missing, behind all that there was. tar and cpio write such zeroes by themselves.
 
 use std::time::{Duration, Instant};
 

@@ -1,8 +1,8 @@
 //! `take/cpuN`: an ordinary file with what a buffer had unread when it was opened, consumed when it has been read.
 //!
-//! The copy of a buffer is shared by all programs that open the file meanwhile, and freed with the last close. What programs get of it
-//! is noted in `delivered.rs`; when that is all, the range of the stream that the copy covers is given back, once. From then
-//! on the file's name means another inode with another copy, so programs that still have the old one see it unchanged.
+//! All programs that open the file meanwhile share the copy. It is freed with the last close. `delivered.rs` notes what
+//! programs get of it. When one open file has got all, the range of the stream that the copy covers is given back, once. From
+//! then on the file's name means another inode with another copy. Programs that still have the old one see it unchanged.
 
 use std::fs::File;
 use std::io;
@@ -187,13 +187,14 @@ impl Take {
 }
 
 impl TakeSlot {
-    /// Returns the number of the copy that the file's name means now. `read_to` is the reader's position in the stream: a copy of which
-    /// other readers have read a part is not shared with more programs.
+    /// Returns the number of the copy that the file's name means now. `read_to` is the reader's position in the stream: a
+    /// copy of which other readers have read a part is not shared with more programs.
     pub(crate) fn current(&self, read_to: u64) -> u32 {
+        // Dropped without the lock: it may be the last to hold its channel.
+        let open = self.lock().current.1.upgrade();
         let mut copies = self.lock();
-        let (copy, take) = copies.current.clone();
-        if take.upgrade().is_some_and(|take| take.begin() < read_to) {
-            copies.renew(copy);
+        if let Some(open) = open.as_ref().filter(|open| open.begin() < read_to) {
+            copies.renew(open.copy);
         }
         copies.current.0
     }

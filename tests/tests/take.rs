@@ -176,7 +176,7 @@ fn consuming_makes_room_for_a_waiting_producer() {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
             let options = BatchOptions { cpu: Some(0), wait: Wait::Forever };
-            mount.channel("cpu").write_batch(&[[b'i'; 50]], options).expect("a batch").written
+            mount.channel("cpu").write_batch([[b'i'; 50]], options).expect("a batch").written
         });
         assert_same("take", &stdout_of(&mut cat(&mount)), &content);
         assert_eq!(waiting.join().unwrap(), 1);
@@ -286,12 +286,11 @@ fn page_cache_fills_are_refused() {
     assert_eq!(spliced, Err(Errno::EINVAL));
     drop(file);
     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
-    let (mut reader, writer) = pipe().unwrap().into();
+    let (reader, writer) = pipe().unwrap();
     assert_eq!(splice(&direct, None, &writer, None, 1000, SpliceFFlags::empty()), Ok(150));
     drop((direct, writer));
     let mut got = Vec::new();
-    let mut reader = File::from(std::mem::replace(&mut reader, pipe().unwrap().0));
-    reader.read_to_end(&mut got).unwrap();
+    File::from(reader).read_to_end(&mut got).unwrap();
     assert_eq!((got, read_bytes(&mount)), (content, 150));
 }
 

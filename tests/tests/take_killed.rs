@@ -7,8 +7,9 @@ use relayfs_tests::take::{Reader, cat, read_bytes, run_on_take, take_of};
 use relayfs_tests::{exit_code, stdout_of, tool};
 
 /// Threads that live as long as the process.
-const THREADS: &str =
-    "for i in range(10): threading.Thread(target=time.sleep, args=(600,), daemon=True).start()";
+const THREADS: &str = "
+for i in range(10): threading.Thread(target=threading.Event().wait, daemon=True).start()
+";
 
 /// Nothing was consumed, and the next program gets all.
 #[track_caller]
