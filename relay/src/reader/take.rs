@@ -21,8 +21,9 @@ pub struct Taken {
     first: Position,
     /// Next sub-buffer to copy. `None`: the copy begins at the cursor.
     at: Option<Position>,
-    /// Overwrite mode: what the reader keeps of its sub-buffer. The copy begins with it.
+    /// Overwrite mode: what the reader keeps of its sub-buffer, and how long that is. The copy begins with it.
     kept: Range<u64>,
+    n_kept: usize,
     /// Bytes copied.
     len: usize,
     /// Bytes it has at most.
@@ -50,12 +51,8 @@ impl Taken {
 
     /// Returns the stream positions of the copy's bytes. Between the two runs the writer has overwritten some.
     pub fn ranges(&self) -> [Range<u64>; 2] {
-        let from_ring = (self.len - self.n_kept()) as u64;
+        let from_ring = (self.len - self.n_kept) as u64;
         [self.kept.clone(), self.to.saturating_sub(from_ring)..self.to]
-    }
-
-    fn n_kept(&self) -> usize {
-        (self.kept.end - self.kept.start) as usize
     }
 
     /// Returns how many bytes of the copy are at stream position `at` or behind it.
@@ -69,7 +66,7 @@ impl Reader {
     pub fn take_len(&self) -> u64 {
         let lost = self.overwritten_unread();
         let kept = if lost > 0 { (self.pending.len() - self.pending_at) as u64 } else { 0 };
-        (self.unread().saturating_sub(lost) + kept).min(self.take_max())
+        self.unread().saturating_sub(lost).saturating_add(kept).min(self.take_max())
     }
 
     /// Begins a take, which ends where the writer is now.
@@ -81,7 +78,7 @@ impl Reader {
             Mode::Overwrite => self.take_max(),
         };
         let max = max.try_into().unwrap_or(usize::MAX);
-        Taken { end, to, first: end, at: None, kept: 0..0, len: 0, max, n_attempts: 0, n_steps: 0 }
+        Taken { end, to, first: end, at: None, kept: 0..0, n_kept: 0, len: 0, max, n_attempts: 0, n_steps: 0 }
     }
 
     /// Copies one sub-buffer of a take to `out`, which is empty, and returns whether there is more.
@@ -103,12 +100,13 @@ impl Reader {
         taken.at = Some(widths.next(at));
         if self.buffer.lapped(at) {
             out.truncate(n_kept);
-            (taken.len, taken.first) = (taken.n_kept(), widths.next(at));
+            (taken.len, taken.first) = (taken.n_kept, widths.next(at));
         }
         taken.n_steps += 1;
         if taken.n_steps > ATTEMPTS_MAX as usize * (self.steps_max() + 1) {
             // No writer does that. There is nothing to rely on.
-            (taken.kept, taken.len) = (0..0, 0);
+            out.clear();
+            (taken.kept, taken.n_kept, taken.len) = (0..0, 0, 0);
             return false;
         }
         if readable.finished {
@@ -130,7 +128,7 @@ impl Reader {
         out.extend_from_slice(&self.pending[self.pending_at..]);
         let behind = widths.at(self.cursor, widths.offset(self.cursor) + out.len());
         taken.kept = self.stream..self.stream.saturating_add(out.len() as u64);
-        taken.len = out.len();
+        (taken.n_kept, taken.len) = (out.len(), out.len());
         taken.first = if self.lapped() { self.buffer.oldest_whole() } else { behind };
         taken.first
     }
