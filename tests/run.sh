@@ -11,6 +11,7 @@ need busybox busybox
 need cat coreutils
 need cc gcc
 need cp coreutils
+need cpio cpio
 need dash dash
 need dd coreutils
 need env coreutils
@@ -18,6 +19,7 @@ need fusermount3 fuse3
 need g++ g++
 need getconf libc-bin
 need git git
+need gzip gzip
 need install coreutils
 need java openjdk-17-jdk-headless
 need less less
@@ -27,22 +29,32 @@ need mount mount
 need mount.fuse3 fuse3
 need nc netcat-openbsd
 need nm binutils
+need node nodejs
+need parallel parallel
+need perl perl
 need pkg-config pkg-config
 need prlimit util-linux
 need pv pv
 need python3 python3
+need rclone rclone
 need readelf binutils
 need rg ripgrep
+need rsync rsync
 need setpriv util-linux
 need sh dash
 need socat socat
+need sqlite3 sqlite3
+need stat coreutils
 need tail coreutils
+need tar tar
 need taskset util-linux
 need timeout coreutils
 need umount mount
 need unshare util-linux
 need valgrind valgrind
+need xz xz-utils
 need zsh zsh
+need zstd zstd
 need_rust
 need_fuse
 for part in fmt clippy; do

@@ -18,11 +18,13 @@ mod consume;
 mod overwrite;
 mod resume;
 mod snapshot;
+mod take;
 
 pub use consume::ConsumeError;
 pub use overwrite::Overwritten;
 pub use resume::Unsound;
 pub use snapshot::Extent;
+pub use take::Taken;
 
 use checks::Checks;
 
@@ -392,18 +394,18 @@ impl Reader {
     }
 
     /// Something that belongs to the writer's position, read while that did not go to another sub-buffer.
-    fn stable(&self, look: impl Fn(&Buffer, Position) -> u64) -> u64 {
-        let mut value = 0;
-        for _ in 0..TRIES_MAX {
+    fn stable<T>(&self, look: impl Fn(&Buffer, Position) -> T) -> T {
+        let mut n_tries = 0;
+        loop {
             let state = self.state();
-            value = look(&self.buffer, state);
+            let value = look(&self.buffer, state);
             // Keeps the look before the second load, as F does.
             fence(Ordering::Acquire);
             let (later, widths) = (self.state(), self.buffer.widths());
-            if !widths.before(state, later) && !widths.before(later, state) {
-                break;
+            n_tries += 1;
+            if !widths.before(state, later) && !widths.before(later, state) || n_tries == TRIES_MAX {
+                return value;
             }
         }
-        value
     }
 }

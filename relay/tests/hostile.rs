@@ -22,6 +22,8 @@ enum Op {
     SkipTo(u64),
     Consume(Option<u64>, u64),
     Snapshot,
+    Take,
+    ConsumeTaken,
     Reset,
     Write(usize),
     Look,
@@ -34,6 +36,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => word().prop_map(Op::SkipTo),
         1 => (proptest::option::of(word()), word()).prop_map(|(from, count)| Op::Consume(from, count)),
         1 => Just(Op::Snapshot),
+        2 => Just(Op::Take),
+        1 => Just(Op::ConsumeTaken),
         1 => Just(Op::Reset),
         1 => (0usize..200).prop_map(Op::Write),
         1 => Just(Op::Look),
@@ -81,7 +85,7 @@ proptest! {
         let ring = buffer.geometry().buffer_size();
         let mut reader = Reader::new(buffer.clone());
         let mut view = View::new(buffer.clone());
-        let mut scratch = Vec::new();
+        let (mut scratch, mut taken) = (Vec::new(), reader.take());
         for op in ops {
             match op {
                 Op::Scribble(place, value) => scribble(&buffer, place, value),
@@ -98,6 +102,19 @@ proptest! {
                     reader.snapshot(extent, &mut copy);
                     prop_assert!(copy.len() as u64 <= ring && copy.len() <= extent.max());
                 }
+                Op::Take => {
+                    taken = reader.take();
+                    let (mut more, mut steps) = (true, 0);
+                    while more {
+                        let mut part = Vec::new();
+                        more = reader.take_part(&mut taken, &mut part);
+                        prop_assert!(part.len() <= taken.len() && taken.len() <= taken.max());
+                        prop_assert!(taken.max() as u64 <= ring + subbuf_size);
+                        steps += 1;
+                    }
+                    prop_assert!(steps <= 20_000, "{steps}");
+                }
+                Op::ConsumeTaken => drop(reader.consume_taken(&taken)),
                 Op::Reset => drop(reader.reset(Alone)),
                 Op::Write(len) => drop(Writer::new(&buffer, Alone).write(&vec![b'm'; len])),
                 Op::Look => {
@@ -117,6 +134,7 @@ proptest! {
             // What stat, poll and the counters ask.
             let _ = (reader.size(), reader.unread(), reader.unread_data(), reader.produced(), reader.n_finished());
             let _ = (reader.next_number(), reader.has_finished(), reader.has_unfinished(), reader.snapshot_len());
+            let _ = reader.take_len();
         }
     }
 }

@@ -20,6 +20,7 @@ use crate::files::{self, Files, Made};
 use crate::free;
 use crate::looks::Looks;
 use crate::snapshot::SnapshotSlot;
+use crate::take::TakeSlot;
 
 /// A channel, with everything the daemon knows of it.
 pub(crate) struct Channel {
@@ -66,6 +67,8 @@ struct ChannelBuffer {
     read_side: Mutex<ReadSide>,
     /// The copy of it that is open, if one is.
     snapshot: SnapshotSlot,
+    /// The copies of what was unread that are open.
+    take: TakeSlot,
     /// Who wants to know of the next switch, by open file: the file's number, and how to wake it.
     waiters: Mutex<Vec<(u64, Wake)>>,
 }
@@ -79,6 +82,7 @@ impl ChannelBuffer {
             buffer,
             read_side,
             snapshot: SnapshotSlot::default(),
+            take: TakeSlot::default(),
             waiters: Mutex::new(Vec::new()),
         }
     }
@@ -270,6 +274,11 @@ impl Channel {
     /// Where the open copy of a buffer is found.
     pub(crate) fn snapshot_slot(&self, cpu: usize) -> &SnapshotSlot {
         &self.buffers[cpu].snapshot
+    }
+
+    /// Where the open copies of what was unread are found.
+    pub(crate) fn take_slot(&self, cpu: usize) -> &TakeSlot {
+        &self.buffers[cpu].take
     }
 
     /// Opens one of the channel's files to be looked at: that of a buffer, or without one the control file.

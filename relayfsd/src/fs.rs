@@ -20,8 +20,8 @@ use fuser::{
     BackgroundSession, BackingId, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
     FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
     PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request, Session,
-    SessionACL, TimeOrNow, WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request,
+    Session, SessionACL, TimeOrNow, WriteFlags,
 };
 
 use crate::backing::{self, Backings};
@@ -49,13 +49,47 @@ pub(crate) struct Fs {
     tree: Arc<Tree>,
     access: Access,
     files: Arc<OpenFiles>,
-    /// Whether the kernel maps files by itself, and which.
+    /// Made when the kernel has said what it can do.
+    behind: Arc<Behind>,
+    /// Dropped at the end of the session.
+    alive: Option<Sender<Infallible>>,
+}
+
+/// The files that the kernel maps in place of ours.
+#[derive(Default)]
+struct Behind {
+    /// Whether the kernel maps files by itself.
     passthrough: bool,
     /// Stands behind the files that must not be mapped.
     unmappable: Option<File>,
     backings: Backings<BackingId>,
-    /// Dropped at the end of the session.
-    alive: Option<Sender<Infallible>>,
+}
+
+impl Behind {
+    /// Answers an open, on whatever thread it was done.
+    fn answer(&self, ino: INodeNo, opened: Result<(u64, Source), i32>, reply: ReplyOpen) {
+        let (handle, source) = match opened {
+            Ok((number, source)) => (FileHandle(number), source),
+            Err(errno) => return reply.error(Errno::from_i32(errno)),
+        };
+        let flags = flags_of(&source);
+        // What the kernel maps takes CAP_SYS_ADMIN. Without, the file can be read all the same.
+        let backing = match source {
+            _ if !self.passthrough => None,
+            Source::Us | Source::Cache { .. } => None,
+            Source::UsUnmapped => self
+                .unmappable
+                .as_ref()
+                .map(|file| self.backings.open(ALL_UNMAPPED, handle.0, || reply.open_backing(file))),
+            Source::UsAndFile(behind) | Source::UntilClosed(behind) => {
+                Some(self.backings.open(ino.0, handle.0, || reply.open_backing(behind?)))
+            }
+        };
+        match backing {
+            Some(Ok(backing)) => reply.opened_passthrough(handle, flags, &backing),
+            _ => reply.opened(handle, flags),
+        }
+    }
 }
 
 impl Fs {
@@ -64,9 +98,7 @@ impl Fs {
             tree: Arc::new(tree),
             access,
             files: Arc::new(OpenFiles::new()),
-            passthrough: false,
-            unmappable: None,
-            backings: Backings::default(),
+            behind: Arc::default(),
             alive: None,
         }
     }
@@ -83,9 +115,12 @@ impl Fs {
             Class::Owner => (FileType::RegularFile, 0o200),
         };
         let perm = match (node, self.access.mode) {
-            (Node::Buffer { .. } | Node::PerCpu { dir: PerCpu::Snapshot | PerCpu::Map, .. }, Some(mode)) => {
-                mode as u16
-            }
+            (
+                Node::Buffer { .. }
+                | Node::PerCpu { dir: PerCpu::Snapshot | PerCpu::Map, .. }
+                | Node::Take { .. },
+                Some(mode),
+            ) => mode as u16,
             _ => perm,
         };
         FileAttr {
@@ -129,6 +164,7 @@ fn flags_of(source: &Source) -> FopenFlags {
         Source::Us | Source::UsUnmapped | Source::UsAndFile(_) => {
             FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
         }
+        Source::UntilClosed(_) => FopenFlags::FOPEN_DIRECT_IO,
         Source::Cache { is_new: true } => FopenFlags::FOPEN_NOFLUSH,
         Source::Cache { is_new: false } => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
     }
@@ -167,16 +203,18 @@ impl Filesystem for Fs {
         let _ = config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC);
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
         let _ = config.set_max_write(IO_SIZE);
-        self.passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(STACK_DEPTH).is_ok();
-        self.unmappable = backing::unmappable();
+        let unmappable = backing::unmappable();
+        self.behind = Arc::new(Behind { passthrough, unmappable, backings: Backings::default() });
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let found = self.stat(parent).and_then(|(parent, _)| {
             let found = name.to_str().and_then(|name| self.tree.lookup(parent, name));
-            self.stat(self.ino(found.ok_or(Errno::ENOENT)?))
+            let found = self.tree.as_seen_by(found.ok_or(Errno::ENOENT)?, request.pid());
+            self.stat(self.ino(found))
         });
         match found {
             Ok((_, attr)) => reply.entry(&TTL, &attr, Generation(0)),
@@ -228,38 +266,20 @@ impl Filesystem for Fs {
         let node = match self.node(ino) {
             // As the kernel's relay answers. With a file behind it that cannot be mapped, O_DIRECT would be EIO.
             Ok(Node::Buffer { .. }) if flags.0 & libc::O_DIRECT != 0 => return reply.error(Errno::EINVAL),
+            // Root may open any file for writing, and could then change what lies behind mappings of it.
+            Ok(Node::Take { .. }) if flags.acc_mode() != OpenAccMode::O_RDONLY => {
+                return reply.error(Errno::EACCES);
+            }
             Ok(node) => node,
             Err(errno) => return reply.error(errno),
         };
         let (readable, uid) = (flags.acc_mode() != OpenAccMode::O_WRONLY, request.uid());
+        let (files, tree, behind) = (self.files.clone(), self.tree.clone(), self.behind.clone());
+        let open = move || behind.answer(ino, files.open(&tree, node, readable, uid), reply);
         if node.is_copied_at_open() {
-            let (files, tree) = (self.files.clone(), self.tree.clone());
-            let copy = move || match files.open(&tree, node, readable, uid) {
-                Ok((number, source)) => reply.opened(FileHandle(number), flags_of(&source)),
-                Err(errno) => reply.error(Errno::from_i32(errno)),
-            };
-            return self.tree.registry().copier().order(uid, Box::new(copy));
-        }
-        let (handle, source) = match self.files.open(&self.tree, node, readable, uid) {
-            Ok((number, source)) => (FileHandle(number), source),
-            Err(errno) => return reply.error(Errno::from_i32(errno)),
-        };
-        let flags = flags_of(&source);
-        // What the kernel maps takes CAP_SYS_ADMIN. Without, the file can be read all the same.
-        let backing = match source {
-            _ if !self.passthrough => None,
-            Source::Us | Source::Cache { .. } => None,
-            Source::UsUnmapped => self
-                .unmappable
-                .as_ref()
-                .map(|file| self.backings.open(ALL_UNMAPPED, handle.0, || reply.open_backing(file))),
-            Source::UsAndFile(behind) => {
-                Some(self.backings.open(ino.0, handle.0, || reply.open_backing(behind?)))
-            }
-        };
-        match backing {
-            Some(Ok(backing)) => reply.opened_passthrough(handle, flags, &backing),
-            _ => reply.opened(handle, flags),
+            self.tree.registry().copier().order(uid, Box::new(open));
+        } else {
+            open();
         }
     }
 
@@ -276,12 +296,26 @@ impl Filesystem for Fs {
     ) {
         match self.files.get(fh.0) {
             None => reply.error(Errno::EBADF),
-            Some(file) if lock_owner.is_none() && !file.is_cached() => reply.error(Errno::EINVAL),
-            Some(file) => file.read(offset, size as usize, |read| match read {
-                Ok(bytes) => bytes.pass_to_kernel(|bytes| reply.data(bytes)),
-                Err(errno) => reply.error(Errno::from_i32(errno)),
-            }),
+            Some(file) if lock_owner.is_none() && !file.is_cached() => {
+                file.refuse_fill();
+                reply.error(Errno::EINVAL);
+            }
+            Some(file) => {
+                let process = lock_owner.map_or(0, |owner| owner.0);
+                file.read(fh.0, process, offset, size as usize, |read| match read {
+                    Ok(bytes) => bytes.pass_to_kernel(|bytes| reply.data(bytes)),
+                    Err(errno) => reply.error(Errno::from_i32(errno)),
+                });
+            }
         }
+    }
+
+    /// Comes only for files that are opened without NOFLUSH. The process waits for the reply, also when it is killed.
+    fn flush(&self, request: &Request, _: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        if let Some(file) = self.files.get(fh.0) {
+            file.flush(fh.0, lock_owner.0, request.pid());
+        }
+        reply.ok();
     }
 
     fn write(
@@ -345,7 +379,7 @@ impl Filesystem for Fs {
         reply: ReplyEmpty,
     ) {
         self.files.remove(fh.0);
-        self.backings.close(fh.0);
+        self.behind.backings.close(fh.0);
         reply.ok();
     }
 
@@ -396,6 +430,12 @@ impl Filesystem for Fs {
     }
 
     fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// SEEK_DATA and SEEK_HOLE. The kernel does not ask again, and finds data from the beginning to the end: reading at a
+    /// position that was consumed gives what is next, not zeroes.
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
         reply.error(Errno::ENOSYS);
     }
 

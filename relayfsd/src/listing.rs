@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 
 use crate::node::{ControlFile, Node, PerCpu};
-use crate::tree::Tree;
+use crate::tree::{Tree, per_cpu_file};
 
 /// Cookies of directories have this bit, and the directory's number.
 const DIRS: u64 = 1 << 60;
@@ -106,8 +106,9 @@ impl Tree {
                 files.into_iter().chain(dirs).collect()
             }
             Node::PerCpuDir { channel, dir } => {
-                let n_bufs = self.hold(channel)?.n_bufs();
-                let node = |cpu: usize| Node::PerCpu { channel, dir, cpu: cpu as u32 };
+                let held = self.hold(channel)?;
+                let node = |cpu: usize| per_cpu_file(&held, dir, cpu as u32);
+                let n_bufs = held.n_bufs();
                 return Some((first..n_bufs).try_for_each(|cpu| add(cpu, &format!("cpu{cpu}"), node(cpu))));
             }
             _ => return None,

@@ -27,6 +27,8 @@ pub(crate) enum Node {
     PerCpuDir { channel: u32, dir: PerCpu },
     /// A file in it.
     PerCpu { channel: u32, dir: PerCpu, cpu: u32 },
+    /// A file in `take`, with the copy of that number: another copy is another file.
+    Take { channel: u32, cpu: u32, copy: u32 },
 }
 
 /// What there is for each buffer besides the buffer's file.
@@ -38,16 +40,19 @@ pub(crate) enum PerCpu {
     Snapshot,
     /// The live ring, to be mapped.
     Map,
+    /// A copy of what is unread, consumed when it has been read. Its files are [`Node::Take`].
+    Take,
 }
 
 impl PerCpu {
-    pub(crate) const ALL: [PerCpu; 3] = [PerCpu::Consumed, PerCpu::Snapshot, PerCpu::Map];
+    pub(crate) const ALL: [PerCpu; 4] = [PerCpu::Consumed, PerCpu::Snapshot, PerCpu::Map, PerCpu::Take];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             PerCpu::Consumed => "consumed",
             PerCpu::Snapshot => "snapshot",
             PerCpu::Map => "map",
+            PerCpu::Take => "take",
         }
     }
 }
@@ -128,6 +133,12 @@ pub(crate) enum Class {
 
 const FILE_BITS: u32 = 24;
 const ID_BITS: u32 = 32;
+/// Bits of a file's number that say which CPU's it is; what is left of them numbers copies.
+const CPU_BITS: u32 = 14;
+/// Numbers that the copies of a buffer have, from 0 on and then again.
+pub(crate) const N_COPIES: u32 = 1 << (FILE_BITS - CPU_BITS);
+/// Kind of the first of the [`PerCpu`] files.
+const PER_CPU: u64 = 7;
 
 impl Node {
     /// The inode number: kind, id, number in it. The root's is 1, as FUSE has it. What belongs to a channel has `salt` in
@@ -144,7 +155,10 @@ impl Node {
             Node::Buffer { channel, cpu } => (4, channel ^ salt, cpu),
             Node::Control { channel, file } => (5, channel ^ salt, file as u32),
             Node::PerCpuDir { channel, dir } => (6, channel ^ salt, dir as u32),
-            Node::PerCpu { channel, dir, cpu } => (7 + dir as u64, channel ^ salt, cpu),
+            Node::PerCpu { channel, dir, cpu } => (PER_CPU + dir as u64, channel ^ salt, cpu),
+            Node::Take { channel, cpu, copy } => {
+                (PER_CPU + PerCpu::Take as u64, channel ^ salt, cpu | copy << CPU_BITS)
+            }
         };
         kind << (FILE_BITS + ID_BITS) | u64::from(id) << FILE_BITS | u64::from(file)
     }
@@ -162,7 +176,8 @@ impl Node {
             | Node::Stats
             | Node::Buffer { .. }
             | Node::Control { .. }
-            | Node::PerCpu { .. } => false,
+            | Node::PerCpu { .. }
+            | Node::Take { .. } => false,
         }
     }
 
@@ -179,7 +194,7 @@ impl Node {
 
     /// Whether opening it copies a buffer, which the threads that serve files must not wait for.
     pub(crate) fn is_copied_at_open(self) -> bool {
-        matches!(self, Node::PerCpu { dir: PerCpu::Snapshot, .. })
+        matches!(self, Node::PerCpu { dir: PerCpu::Snapshot, .. } | Node::Take { .. })
     }
 
     /// The node of an inode number; it may be gone by now.
@@ -198,9 +213,12 @@ impl Node {
             (4, channel, cpu) => Node::Buffer { channel, cpu },
             (5, channel, file) => Node::Control { channel, file: *ControlFile::ALL.get(file as usize)? },
             (6, channel, dir) => Node::PerCpuDir { channel, dir: *PerCpu::ALL.get(dir as usize)? },
-            (kind @ 7.., channel, cpu) => {
-                Node::PerCpu { channel, dir: *PerCpu::ALL.get(kind as usize - 7)?, cpu }
-            }
+            (kind @ PER_CPU.., channel, cpu) => match *PerCpu::ALL.get((kind - PER_CPU) as usize)? {
+                PerCpu::Take => {
+                    Node::Take { channel, cpu: cpu & ((1 << CPU_BITS) - 1), copy: cpu >> CPU_BITS }
+                }
+                dir => Node::PerCpu { channel, dir, cpu },
+            },
             _ => return None,
         })
     }
@@ -228,12 +246,15 @@ mod tests {
             Node::ChannelsDir(9),
             Node::ChannelDir(3),
             Node::Buffer { channel, cpu: 4095 },
+            Node::Take { channel, cpu: 8191, copy: 0 },
+            Node::Take { channel, cpu: 8191, copy: N_COPIES - 1 },
         ];
-        let per_cpu = PerCpu::ALL
-            .into_iter()
-            .flat_map(|dir| [Node::PerCpuDir { channel, dir }, Node::PerCpu { channel, dir, cpu: 4095 }]);
+        let per_cpu = PerCpu::ALL.into_iter().flat_map(|dir| {
+            let file = Node::PerCpu { channel, dir, cpu: 4095 };
+            [Some(Node::PerCpuDir { channel, dir }), (dir != PerCpu::Take).then_some(file)]
+        });
         let mut seen = HashSet::new();
-        for node in nodes.into_iter().chain(control).chain(per_cpu) {
+        for node in nodes.into_iter().chain(control).chain(per_cpu.flatten()) {
             for salt in [0, 1, 0x89ab_cdef, u32::MAX] {
                 let ino = node.ino(salt);
                 assert_eq!(Node::from_ino(ino, salt), Some(node));

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Instant;
 
 use relay::lent::Lent;
 
@@ -19,6 +20,8 @@ use crate::past::Past;
 use crate::registry::Held;
 use crate::shares::{Claim, Shares};
 use crate::snapshot::Snapshot;
+use crate::spin::Spin;
+use crate::take::Take;
 use crate::tree::{Tree, VERSION_TEXT, consumed_text};
 use crate::writers::{Job, Unavailable, flush_all, reset_all};
 
@@ -44,6 +47,8 @@ pub(crate) enum OpenFile {
     Own { file: File, channel: Held },
     /// A frozen copy of a buffer.
     Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: Held },
+    /// A copy of what was unread.
+    Take(Arc<Take>),
 }
 
 /// Where the kernel gets the bytes of an open file from.
@@ -56,6 +61,8 @@ pub(crate) enum Source {
     UsAndFile(io::Result<File>),
     /// From us once: they do not change. The flag says that what it has of an earlier copy is none.
     Cache { is_new: bool },
+    /// From us each time, and for mappings from a file. We are told when a process closes it.
+    UntilClosed(io::Result<File>),
 }
 
 /// A buffer's open file.
@@ -65,6 +72,7 @@ pub(crate) struct OpenBuffer {
     /// Whether it was opened for reading.
     readable: bool,
     past: Mutex<Past>,
+    spin: Mutex<Spin>,
 }
 
 thread_local! {
@@ -87,7 +95,13 @@ impl OpenFile {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 let cpu = cpu as usize;
                 whole(&channel, Some(cpu))?;
-                Ok(OpenFile::Buffer(OpenBuffer { channel, cpu, readable, past: Mutex::new(Past::new(room)) }))
+                Ok(OpenFile::Buffer(OpenBuffer {
+                    channel,
+                    cpu,
+                    readable,
+                    past: Mutex::new(Past::new(room)),
+                    spin: Mutex::default(),
+                }))
             }
             Node::PerCpu { channel, dir, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
@@ -103,7 +117,13 @@ impl OpenFile {
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
                     PerCpu::Map => OpenFile::open_own(channel, Some(cpu)),
+                    PerCpu::Take => Err(libc::ESTALE), // its files are those below
                 }
+            }
+            Node::Take { channel, cpu, copy } => {
+                let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
+                whole(&channel, Some(cpu as usize))?;
+                Ok(OpenFile::Take(Take::open(&channel, cpu as usize, copy)?))
             }
             Node::Control { channel, file } => {
                 let channel = tree.hold(channel).ok_or(libc::ESTALE)?;
@@ -146,7 +166,15 @@ impl OpenFile {
             OpenFile::Buffer(_) => Source::UsUnmapped,
             OpenFile::Own { file, .. } => Source::UsAndFile(file.try_clone()),
             OpenFile::Snapshot { is_new, .. } => Source::Cache { is_new: *is_new },
+            OpenFile::Take(take) => Source::UntilClosed(take.file()),
             OpenFile::Text(_) | OpenFile::Control { .. } | OpenFile::Consumed { .. } => Source::Us,
+        }
+    }
+
+    /// Told when the kernel was refused bytes for its cache.
+    pub(crate) fn refuse_fill(&self) {
+        if let OpenFile::Buffer(buffer) = self {
+            buffer.spin.lock().unwrap_or_else(PoisonError::into_inner).refuse();
         }
     }
 
@@ -155,9 +183,17 @@ impl OpenFile {
         matches!(self, OpenFile::Snapshot { .. })
     }
 
-    /// read(2): passes the bytes, or an errno, to `reply`, once.
-    pub(crate) fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<Lent<'_>, i32>)) {
+    /// read(2) by a process, of open file number `number`: passes the bytes, or an errno, to `reply`, once.
+    pub(crate) fn read(
+        &self,
+        number: u64,
+        process: u64,
+        at: u64,
+        count: usize,
+        reply: impl FnOnce(Result<Lent<'_>, i32>),
+    ) {
         match self {
+            OpenFile::Take(take) => take.read(number, process, at, count, reply),
             OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
             OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count).into())),
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count).into())),
@@ -208,9 +244,11 @@ impl OpenFile {
                 }
             }
             OpenFile::Consumed { channel, cpu, .. } => written(consume(channel, *cpu, bytes)),
-            OpenFile::Buffer(_) | OpenFile::Text(_) | OpenFile::Own { .. } | OpenFile::Snapshot { .. } => {
-                written(Err(libc::EINVAL))
-            }
+            OpenFile::Buffer(_)
+            | OpenFile::Text(_)
+            | OpenFile::Own { .. }
+            | OpenFile::Snapshot { .. }
+            | OpenFile::Take(_) => written(Err(libc::EINVAL)),
         }
     }
 
@@ -225,10 +263,19 @@ impl OpenFile {
         }
     }
 
+    /// Told when a thread closes a descriptor of open file number `number` in its process, or ends.
+    pub(crate) fn flush(&self, number: u64, process: u64, thread: u32) {
+        if let OpenFile::Take(take) = self {
+            take.flush(number, process, thread);
+        }
+    }
+
     /// Told when the file is closed.
     pub(crate) fn release(&self, number: u64) {
-        if let OpenFile::Buffer(buffer) = self {
-            buffer.channel.forget_waiter(buffer.cpu, number);
+        match self {
+            OpenFile::Buffer(buffer) => buffer.channel.forget_waiter(buffer.cpu, number),
+            OpenFile::Take(take) => take.release(number),
+            _ => {}
         }
     }
 }
@@ -261,7 +308,7 @@ impl OpenBuffer {
             }
             // An offset of another stream, or of nothing yet: what is unread is left for others.
             if at > side.reader.size() {
-                reply(Ok(&[]));
+                reply(Ok(Lent::from(&[])));
                 return false;
             }
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
@@ -269,13 +316,17 @@ impl OpenBuffer {
                 reply(Ok(Lent::from(&[]))); // there is not as much yet
                 return skipped && std::mem::take(&mut side.parked);
             }
+            let consumed_to = side.reader.position();
             let freed = side.reader.read(count, scratch, |bytes| {
                 // What is not there any more was found out by now.
                 if self.channel.is_broken() {
                     return reply(Err(libc::EIO));
                 }
                 kill_point!("read-found");
-                reply(Ok(bytes));
+                match self.padding(at, count, consumed_to, bytes.is_empty()) {
+                    0 => reply(Ok(bytes)),
+                    len => reply(Ok(Lent::from(&vec![0; len][..]))),
+                }
                 past.add(at, bytes, false);
                 kill_point!("read-replied");
             });
@@ -286,6 +337,18 @@ impl OpenBuffer {
         if room {
             self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
         }
+    }
+
+    /// Zeroes for a read that otherwise gets nothing, if its program would ask for ever, see `spin.rs`.
+    fn padding(&self, at: u64, count: usize, consumed_to: u64, is_empty: bool) -> usize {
+        let mut spin = self.spin.lock().unwrap_or_else(PoisonError::into_inner);
+        if !is_empty {
+            spin.clear();
+        }
+        if is_empty && at < consumed_to {
+            return spin.end_of_file(at, count, consumed_to, Instant::now());
+        }
+        0
     }
 }
 

@@ -3,7 +3,7 @@
 //! ```text
 //! /            cpu0 ... cpuN-1    app/log0 ... app/logN-1
 //! /.relay/     socket  version  stats  channels/
-//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/ map/
+//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/ map/ take/
 //! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
 
@@ -74,7 +74,7 @@ impl Tree {
             }
             Node::PerCpuDir { channel, dir } => {
                 let cpu = canonical_number(name.strip_prefix("cpu")?)?;
-                self.hold_buffer(channel, cpu).map(|_| Node::PerCpu { channel, dir, cpu })
+                self.hold_buffer(channel, cpu).map(|held| per_cpu_file(&held, dir, cpu))
             }
             _ => None,
         }
@@ -127,6 +127,22 @@ impl Tree {
                 let held = self.hold_buffer(channel, cpu)?;
                 fixed(Class::Private, abi::data_len(held.geometry()), held.created())
             }
+            Node::Take { channel, cpu, copy } => {
+                let held = self.hold_buffer(channel, cpu)?;
+                let slot = held.take_slot(cpu as usize);
+                let (size, mtime) = match slot.stat(copy) {
+                    Some(open) => open,
+                    // What it would be if it were opened now.
+                    None if slot.is_current(copy) => {
+                        let size = held.read_side(cpu as usize).reader.take_len();
+                        (size, held.size_and_mtime(cpu as usize).1)
+                    }
+                    None => return None,
+                };
+                NodeStat { class: Class::Private, size, mtime, ctime: mtime }
+            }
+            // Its files are those above.
+            Node::PerCpu { dir: PerCpu::Take, .. } => return None,
             Node::Control { channel, file: ControlFile::Positions } => {
                 let held = self.hold(channel)?;
                 let header = abi::control_header(held.geometry(), held.n_bufs());
@@ -144,6 +160,18 @@ impl Tree {
                 fixed(class, file.text(&held).len() as u64, held.created())
             }
         })
+    }
+
+    /// The node that a name means for a thread, where it is not the same for all.
+    pub(crate) fn as_seen_by(&self, node: Node, thread: u32) -> Node {
+        match node {
+            Node::Take { channel, cpu, .. } => {
+                let held = self.hold_buffer(channel, cpu);
+                let copy = held.and_then(|held| held.take_slot(cpu as usize).consumed_by(thread));
+                copy.map_or(node, |copy| Node::Take { channel, cpu, copy })
+            }
+            _ => node,
+        }
     }
 
     /// Keeps the channel of an id.
@@ -167,6 +195,18 @@ pub(crate) const VERSION_TEXT: &str = concat!("relayfs ", env!("CARGO_PKG_VERSIO
 /// What `consumed/cpuN` says: the number of the next sub-buffer.
 pub(crate) fn consumed_text(channel: &Channel, cpu: usize) -> String {
     format!("{}\n", channel.read_side(cpu).reader.next_number())
+}
+
+/// The file of a CPU in a directory that has one for each.
+pub(crate) fn per_cpu_file(channel: &Channel, dir: PerCpu, cpu: u32) -> Node {
+    let id = channel.id();
+    match dir {
+        PerCpu::Take => {
+            let read_to = channel.read_side(cpu as usize).reader.position();
+            Node::Take { channel: id, cpu, copy: channel.take_slot(cpu as usize).current(read_to) }
+        }
+        _ => Node::PerCpu { channel: id, dir, cpu },
+    }
 }
 
 /// A number without leading zeros.

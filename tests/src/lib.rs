@@ -21,6 +21,7 @@ pub mod peers;
 pub mod progress;
 pub mod streams;
 pub mod stress;
+pub mod take;
 pub mod users;
 
 use std::collections::BTreeMap;

@@ -64,6 +64,7 @@ fn the_defaults() {
         "snapshot",
         "stats",
         "subbuf_size",
+        "take",
     ];
     assert_eq!(names(&mount.path(".relay/channels/cpu")), control);
     assert_eq!(geometry(mount.point(), "cpu"), "262144 x 4, no-overwrite");

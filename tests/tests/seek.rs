@@ -4,12 +4,16 @@
 //! the same open file has just been given.
 
 use std::fs::File;
-use std::io::{IoSliceMut, Seek, SeekFrom};
+use std::io::{IoSliceMut, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
+use nix::errno::Errno;
 use nix::sys::uio::preadv;
+use nix::unistd::{Whence, lseek};
 use relayfs_tests::buffer::{Buffer, MIB, Shape, each, runs};
+use relayfs_tests::lines::{Twins, assert_same, shell};
+use relayfs_tests::stdout_of;
 
 /// Reads once at a position, without moving the file's own.
 #[track_caller]
@@ -178,5 +182,30 @@ fn positions_stay_right_when_overwritten() {
         assert_eq!(read_at(&b, &b.open(), MIB, at), format!("{last}*10"));
         assert_eq!(b.stat("overwritten_bytes"), 2 * n * s);
         b.audit();
+    }
+}
+
+/// No part of the file is a hole, whatever of it was consumed, for reading there gives what is next. To programs that look for holes it
+/// would be a file of zeroes: grep would find it binary, and cp write them.
+#[test]
+fn what_is_consumed_is_no_hole() {
+    let twins = Twins::medium();
+    File::open(twins.mount.path("cpu0")).unwrap().read_exact(&mut vec![0; 500_000]).unwrap();
+    let file = File::open(twins.mount.path("cpu0")).unwrap();
+    let size = twins.content.len() as i64;
+    assert_eq!(lseek(&file, 0, Whence::SeekData), Ok(0));
+    assert_eq!(lseek(&file, 0, Whence::SeekHole), Ok(size));
+    assert_eq!(lseek(&file, size, Whence::SeekData), Err(Errno::ENXIO));
+    let blocks = file.metadata().unwrap().blocks();
+    assert_eq!(blocks, twins.content.len().div_ceil(512) as u64);
+    for script in
+        ["grep '' $F", "grep '' < $F", "cp $F $OUT; cat $OUT", "cp --sparse=always $F $OUT; cat $OUT"]
+    {
+        let twins = Twins::medium();
+        File::open(twins.mount.path("cpu0")).unwrap().read_exact(&mut vec![0; 500_000]).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = shell(script);
+        command.env("F", twins.mount.path("cpu0")).env("OUT", dir.path().join("out"));
+        assert_same(script, &stdout_of(&mut command), &twins.content[500_000..]);
     }
 }

@@ -13,7 +13,7 @@ use nix::fcntl::{
 };
 use nix::sys::sendfile::sendfile;
 use nix::unistd::pipe;
-use relayfs_tests::lines::{Twins, assert_same};
+use relayfs_tests::lines::{Twins, assert_same, shell};
 use relayfs_tests::{run, stdout_of, text, tool};
 
 const LEN: usize = 100_000;
@@ -150,6 +150,29 @@ fn programs_fall_back_to_reading() {
     for script in scripts {
         Twins::medium().compare(&script);
         Twins::overwriting().compare(&script);
+    }
+}
+
+/// libuv copies until as many bytes have come as the size says, and tries sendfile(2) and pread(2) for ever if others have read
+/// some. Its copy has what there was, and zeroes for what there is no more, as that of tar or cpio.
+#[test]
+fn node_copies_what_there_is_and_ends() {
+    let mut node = tool("node", "nodejs");
+    let version = stdout_of(node.arg("--version"));
+    let what = format!("node {}", text(&version));
+    for mut twins in [Twins::medium(), Twins::overwriting()] {
+        let copy = |twins: &Twins| {
+            let out = tempfile::tempdir().unwrap();
+            let mut command = shell("node -e 'fs.copyFileSync(process.env.F, process.env.OUT)'; cat $OUT");
+            command.env("F", twins.mount.path("cpu0")).env("OUT", out.path().join("out"));
+            let copied = stdout_of(&mut command);
+            assert_eq!(twins.mount.read("cpu0"), b"", "{what}");
+            copied
+        };
+        assert_same(&what, &copy(&twins), &twins.content);
+        let before = twins.content.len();
+        twins.refill(0..10_000);
+        assert_same(&what, &copy(&twins), &[&twins.content[..], &vec![0; before]].concat());
     }
 }
 

@@ -62,6 +62,15 @@ pub(crate) struct MemoryClaim {
     pub(super) bytes: u64,
 }
 
+impl MemoryClaim {
+    /// Gives back what is claimed beyond `bytes`.
+    pub(crate) fn shrink(&mut self, bytes: u64) {
+        let more = self.bytes.saturating_sub(bytes);
+        self.bytes -= more;
+        self.registry.lock().memory -= more;
+    }
+}
+
 impl Drop for MemoryClaim {
     fn drop(&mut self) {
         self.registry.lock().memory -= self.bytes;

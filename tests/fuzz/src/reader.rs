@@ -40,7 +40,7 @@ pub fn reader(data: &[u8]) {
                 let count = u64::from(input.u8());
                 let _ = reader.consume(from.filter(|_| count % 2 == 0), count);
             }
-            7 => snapshot(&reader, &scene, &mut input),
+            7 => copy(&mut reader, &scene, &mut input),
             8 => drop(reader.reset(Scene::writer(&mut input))),
             9 => {
                 // Somebody who keeps to the rules, in between.
@@ -77,6 +77,25 @@ fn skip(reader: &mut Reader, scene: &Scene, input: &mut Input<'_>) {
             scene.scribble(input);
         }
     });
+}
+
+/// A snapshot, or a take that is then consumed.
+fn copy(reader: &mut Reader, scene: &Scene, input: &mut Input<'_>) {
+    if input.u8() & 1 != 0 { take(reader, scene, input) } else { snapshot(reader, scene, input) }
+}
+
+fn take(reader: &mut Reader, scene: &Scene, input: &mut Input<'_>) {
+    let (mut taken, mut more) = (reader.take(), true);
+    while more {
+        let mut part = Vec::new();
+        more = reader.take_part(&mut taken, &mut part);
+        assert!(part.len() <= taken.len() && taken.len() <= taken.max());
+        if input.u8() & 1 != 0 {
+            scene.scribble(input);
+        }
+    }
+    reader.consume_taken(&taken);
+    assert!(reader.take_len() <= scene.geometry().buffer_size() + scene.geometry().subbuf_size() as u64);
 }
 
 fn snapshot(reader: &Reader, scene: &Scene, input: &mut Input<'_>) {
