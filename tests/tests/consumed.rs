@@ -227,7 +227,8 @@ fn nobody_skips_what_nobody_has_read() {
         let mut mount = Mount::new(&["--channel", &format!("cpu:{spec}")]);
         let clients = (0..2).map(|_| {
             let mut command = program.command();
-            let files = [mount.path("cpu0"), mount.control("cpu", "control"), path(&mount)];
+            let (ring, control) = (mount.control("cpu", "map/cpu0"), mount.control("cpu", "control"));
+            let files = [mount.path("cpu0"), ring, control, path(&mount)];
             let mut client =
                 Process::start(command.args(files).arg("0").stdout(Stdio::piped()).stderr(Stdio::piped()));
             thread::spawn(move || {

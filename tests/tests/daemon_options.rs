@@ -57,6 +57,7 @@ fn the_defaults() {
         "control",
         "dropped",
         "flush",
+        "map",
         "mode",
         "msg",
         "n_subbufs",
