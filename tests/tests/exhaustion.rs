@@ -102,6 +102,7 @@ fn no_room_on_the_file_system() {
     fs::remove_file(filler).unwrap();
     assert!(create(&mount, "subbuf-size=4K:n-subbufs=2", "new").status.success());
     assert_eq!(mount.send(0, &[b"x"]).written, 1);
+    assert_eq!(mount.read("cpu0"), b"x");
     honest.end();
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
     assert!(!state.exists());

@@ -25,7 +25,8 @@ fn end(mount: &mut Mount, how: &str) -> String {
         "SIGTERM" => mount.daemon().signal(Signal::SIGTERM),
         "SIGINT" => mount.daemon().signal(Signal::SIGINT),
         "umount -l" => mount.detach(),
-        _ => drop(stdout_of(tool("umount", "mount").arg(mount.point()))),
+        // The kernel closes files a moment after their programs have.
+        _ => eventually("umount", || run(tool("umount", "mount").arg(mount.point())).status.success()),
     }
     assert_eq!(exit_code(mount.daemon().wait()), 0, "{how}");
     mount.daemon().stderr()

@@ -90,11 +90,11 @@ fn until_it_works<T, E>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) {
     eventually(what, || attempt().is_ok());
 }
 
-/// A daemon that is told to end takes nothing more, on any CPU, from the moment it has ended; the next one is found, also
+/// A daemon that ends with `--discard` takes nothing more, on any CPU, from the moment it has ended; the next one is found, also
 /// if its channel has another geometry, and written directly.
 #[test]
 fn a_daemon_that_ends_is_an_error_and_the_next_one_is_found() {
-    let mut mount = Mount::new(&["--subbuf-size=4096"]);
+    let mut mount = Mount::new(&["--subbuf-size=4096", "--discard"]);
     let channels: Vec<Channel> = (0..3).map(|_| mount.direct_channel("cpu")).collect();
     let n_bufs = channels[0].n_bufs();
     channels.iter().for_each(|channel| channel.write(b"before").unwrap());
@@ -121,7 +121,7 @@ fn a_daemon_that_ends_is_an_error_and_the_next_one_is_found() {
 /// The next daemon need not share: then it is the socket, or, for who must have the buffers, an error that says so.
 #[test]
 fn the_next_daemon_may_not_share() {
-    let mut mount = Mount::new(&[]);
+    let mut mount = Mount::new(&["--discard"]);
     let channel = mount.direct_channel("cpu");
     let strict = Channel::builder(mount.point(), "cpu").transport(TransportChoice::Shared).open();
     assert_eq!(strict.is_err(), is_without_sequences());
@@ -142,11 +142,11 @@ fn the_next_daemon_may_not_share() {
     assert_eq!(mount.stats("cpu")["cpu0.written"], 1);
 }
 
-/// `relay-producer` ends with an error when its daemon was told to, at the latest when it has something to write that does not
-/// fit the sub-buffer; never by a signal, though the files are gone.
+/// `relay-producer` waits for the next daemon when its daemon has ended with `--discard`, at the latest when it has something to
+/// write that does not fit the sub-buffer; it does not end by a signal, though the files are gone.
 #[test]
-fn the_command_ends_when_its_daemon_was_told_to() {
-    let mut mount = Mount::prepared(&["--subbuf-size=1000"], with_sequences);
+fn command_waits_when_its_buffers_are_over() {
+    let mut mount = Mount::prepared(&["--subbuf-size=1000", "--discard"], with_sequences);
     let state = relay::paths::state_dir(mount.point(), 0);
     let mut producer = producer(&mount, "shared");
     let mut stdin = producer.child().stdin.take().unwrap();
@@ -154,22 +154,22 @@ fn the_command_ends_when_its_daemon_was_told_to() {
     eventually("the line", || mount.stats("cpu")["total.bytes"] == 5);
     mount.end(Signal::SIGTERM);
     assert!(!state.exists(), "the buffers' files are gone");
-    eventually("the producer's end", || {
-        // Until it is not there any more to read it.
-        let _ = stdin.write_all(&[b'x'; 400]).and_then(|()| stdin.write_all(b"\n"));
-        !producer.is_running()
-    });
-    assert_eq!(exit_code(producer.wait()), 1);
-    let said = producer.stderr();
-    let [verbose, told] = said.lines().collect::<Vec<_>>()[..] else { panic!("{said}") };
-    assert!(verbose.ends_with("transport: shared"), "{said}");
-    assert!(told.starts_with("relay-producer: the daemon has gone away; "), "{said}");
+    let mut said = BufReader::new(producer.child().stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(said.next().unwrap().ends_with("transport: shared"));
+    (0..3).for_each(|_| stdin.write_all(&[&[b'x'; 400][..], b"\n"].concat()).unwrap());
+    assert!(said.next().unwrap().ends_with(" has gone away: waiting for the next one"));
+    mount.restart_prepared(&["--subbuf-size=1000", "--discard"], with_sequences);
+    assert!(said.next().unwrap().ends_with(" is there again: writing on"));
+    drop(stdin);
+    assert_eq!(exit_code(producer.wait()), 0);
+    let got = mount.read("cpu0");
+    assert!(got.ends_with(b"x\n") && got.len().is_multiple_of(401), "{}", text(&got));
 }
 
 /// Threads of a process that write all the time all go on with the next daemon.
 #[test]
 fn all_threads_find_the_next_daemon() {
-    let args = ["--subbuf-size=4096", "--overwrite"];
+    let args = ["--subbuf-size=4096", "--overwrite", "--discard"];
     let mut mount = Mount::new(&args);
     let channel = mount.direct_channel("cpu");
     for _ in 0..2 {

@@ -276,7 +276,7 @@ fn root_keeps_one_capability() {
     let beside = tempfile::tempdir().unwrap();
     let log = beside.path().join("log");
     let place = Place::new();
-    let mut daemon = place.start(&["--group", GROUP, "--log-file", log.to_str().unwrap()]);
+    let mut daemon = place.start(&["--discard", "--group", GROUP, "--log-file", log.to_str().unwrap()]);
     fs::write(place.path(".relay/channels/cpu/msg"), "x").unwrap();
     fs::write(place.path(".relay/channels/cpu/flush"), "1").unwrap();
     let sets = capabilities(daemon.pid());
