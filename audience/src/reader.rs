@@ -28,6 +28,9 @@ use crate::connection::{Connection, ReadError};
 /// Whom the daemon lets write the buffers' files can truncate them, and then a look into the maps is SIGBUS, which only a
 /// program can deal with, not a library.
 ///
+/// Its descriptors are 3 or above. If the program closes them, that is [`ReadError::Gone`], too: what has their numbers then is
+/// neither read nor written nor closed.
+///
 /// When the daemon has gone, what needs it is [`ReadError::Gone`]; what is finished can be taken all the same. If another
 /// one takes over, [`Reader::reopen`] goes on with it.
 #[derive(Debug)]

@@ -17,6 +17,13 @@
  * shared with this process (relay-producer -v says whether they are), also when the daemon has crashed, until the channel
  * is closed; save errno there. Load the library before threads start that write in handlers.
  * After fork, parent and child both may go on with a channel. A child of vfork must not.
+ *
+ * The library's descriptors are 3 or above, and close-on-exec. A program may close them, as daemons close all they have.
+ * Before the library writes to a descriptor or closes it, it checks that the descriptor is still its own. Another one
+ * with that number is left alone. Without its descriptors the library still writes shared buffers; otherwise relay_write
+ * fails with ENODEV. It connects again as after a crash of the daemon: relay_flush does so at once. One race remains:
+ * another thread closes a descriptor and opens another one between the check and the write, or the close. So do
+ * not close descriptors of the library while a thread is inside one of its functions.
  */
 #ifndef RELAY_H
 #define RELAY_H

@@ -59,6 +59,12 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// lock, no other thread may be inside a call while a process forks, if the child is to use the channel. A child of vfork
 /// must not write; one in a PID namespace of its own that has its parent's number there must open a channel of its own.
 ///
+/// **Descriptors** of this library are 3 or above, and close-on-exec. The program may close them, as daemons close all they
+/// have. Before the library writes to a descriptor or closes it, it checks that the descriptor is still its own; another one
+/// with that number is left alone. Writing shared buffers goes on without, and a call that needs the daemon connects again, as
+/// after a crash. One race remains: another thread closes a descriptor and opens another one between the check and the
+/// write, or the close. So no thread should be inside a call while another one closes descriptors of the library.
+///
 /// **In signal handlers**, [`write`](Self::write) may be called if the transport is shared and the message has at most
 /// 64 KiB: it takes no locks and no memory then, also when the daemon crashes, unless it is itself interrupted 64 times in a
 /// row. That ends when the channel is closed or its files are removed: `write` looks for another daemon then. And in a forked

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use common::files::{Files, pin_anywhere};
@@ -132,10 +133,8 @@ fn create(path: &Path) -> File {
 
 fn count_of(eventfd: &OwnedFd) -> u64 {
     let mut count = [0; 8];
-    match File::from(eventfd.try_clone().unwrap()).read(&mut count) {
-        Ok(_) => u64::from_ne_bytes(count),
-        Err(_) => 0,
-    }
+    let read = File::from(eventfd.try_clone().unwrap()).read_exact(&mut count);
+    read.map_or(0, |()| u64::from_ne_bytes(count))
 }
 
 /// Writes whole sub-buffers while somebody waits for each, and reads them again.
@@ -159,15 +158,20 @@ fn what_has_the_numbers_of_lost_descriptors_is_left_alone() {
     waits_for_an_answer();
 }
 
+fn sharing_daemon() -> (TempDir, Daemon, Arc<Files>) {
+    let dir = tempdir().unwrap();
+    let daemon = Daemon::start(&dir, Manners { geometry: SPEC, ..Manners::default() });
+    let files = Files::new(geometry(SPEC));
+    daemon.share(&files);
+    (dir, daemon, files)
+}
+
 /// Shared buffers need no descriptor.
 fn writes_directly(cpu: usize, as_eventfd: bool) {
     if !relay::writer::Here::can_share() {
         return;
     }
-    let dir = tempdir().unwrap();
-    let daemon = Daemon::start(&dir, Manners { geometry: SPEC, ..Manners::default() });
-    let files = Files::new(geometry(SPEC));
-    daemon.share(&files);
+    let (_dir, daemon, files) = sharing_daemon();
     let channel = Channel::open(&daemon.socket, "cpu").unwrap();
     write_subbufs(&channel, &files, cpu);
     assert!(files.rings() > 0);
@@ -191,10 +195,7 @@ fn two_channels(cpu: usize) {
     if !relay::writer::Here::can_share() {
         return;
     }
-    let dir = tempdir().unwrap();
-    let daemon = Daemon::start(&dir, Manners { geometry: SPEC, ..Manners::default() });
-    let files = Files::new(geometry(SPEC));
-    daemon.share(&files);
+    let (_dir, daemon, files) = sharing_daemon();
     let first = Channel::open(&daemon.socket, "cpu").unwrap();
     let lost = numbers_of(&daemon, Some(&files));
     for number in [Some(lost.socket), lost.control, lost.bell].into_iter().flatten() {

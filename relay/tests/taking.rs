@@ -34,7 +34,7 @@ fn take(reader: &mut Reader, mut between: impl FnMut(&mut Reader)) -> (Taken, Ve
 
 fn read(reader: &mut Reader, count: usize) -> Vec<u8> {
     let mut out = Vec::new();
-    reader.read(count, &mut Vec::new(), |bytes| out.extend_from_slice(bytes));
+    reader.read(count, &mut Vec::new(), |bytes| assert!(bytes.copy_to(&mut out)));
     out
 }
 

@@ -10,7 +10,8 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use crate::{Process, program, stdout_of, tool, workspace};
+use crate::direct::with_sequences;
+use crate::{Mount, Process, program, stdout_of, tool, workspace};
 
 /// Where `make install` puts things below its DESTDIR.
 const PREFIX: &str = "/usr";
@@ -115,6 +116,17 @@ impl Caller {
             place
         });
         Caller::run(Command::new(program), mount)
+    }
+
+    /// Starts one on CPU 0 that writes directly, even if restartable sequences are switched off for the tests.
+    #[track_caller]
+    pub fn direct(mount: &Mount) -> Caller {
+        drop(Caller::start(mount.point())); // compiles it
+        let mut command = Command::new(libraries().join("api"));
+        with_sequences(&mut command);
+        let mut caller = Caller::run(command, mount.point());
+        caller.expect(&[("go 0", "0")]);
+        caller
     }
 
     /// The same by a command that was made ready by the test.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use relayfs_tests::audience::names;
-use relayfs_tests::direct::{is_without_sequences, with_sequences};
+use relayfs_tests::direct::is_without_sequences;
 use relayfs_tests::librelay::{Caller, Linked, install, installed, libraries, pkg_config, prepare};
 use relayfs_tests::{Mount, Process, eventually, stdout_of, text, tool, workspace};
 
@@ -12,17 +12,6 @@ use relayfs_tests::{Mount, Process, eventually, stdout_of, text, tool, workspace
 #[track_caller]
 fn caller(mount: &Mount) -> Caller {
     let mut caller = Caller::start(mount.point());
-    caller.expect(&[("go 0", "0")]);
-    caller
-}
-
-/// The same where buffers are shared, whoever runs the tests.
-#[track_caller]
-fn direct_caller(mount: &Mount) -> Caller {
-    drop(Caller::start(mount.point())); // compiles it
-    let mut command = Command::new(libraries().join("api"));
-    with_sequences(&mut command);
-    let mut caller = Caller::run(command, mount.point());
     caller.expect(&[("go 0", "0")]);
     caller
 }
@@ -191,7 +180,7 @@ fn what_is_reserved_is_written_by_commit_the_next_call_or_the_end_of_the_thread(
 #[test]
 fn subbuf_start_is_asked_before_each_sub_buffer() {
     let mount = Mount::with_sequences(&[]);
-    let mut caller = direct_caller(&mount);
+    let mut caller = Caller::direct(&mount);
     caller.expect(&[
         ("open 0 app/log 100 2 admit", "0"),
         ("calls", "calls 1 padding 0 full 0 nested 0 removed 0"),
@@ -212,7 +201,7 @@ fn subbuf_start_is_asked_before_each_sub_buffer() {
 #[test]
 fn refused_by_subbuf_start_a_message_is_dropped_and_the_next_one_asks_again() {
     let mount = Mount::with_sequences(&[]);
-    let mut caller = direct_caller(&mount);
+    let mut caller = Caller::direct(&mount);
     caller.expect(&[
         ("open 0 app/log 100 2 full", "0"),
         ("fill 0 a 70", "0"),
@@ -241,7 +230,7 @@ fn refused_by_subbuf_start_a_message_is_dropped_and_the_next_one_asks_again() {
 #[test]
 fn what_subbuf_start_reserves_and_writes_begins_each_of_its_sub_buffers() {
     let mount = Mount::with_sequences(&["--channel=was:subbuf-size=64:n-subbufs=4:overwrite:header=4"]);
-    let mut caller = direct_caller(&mount);
+    let mut caller = Caller::direct(&mount);
     caller.expect(&[
         ("open 0 app/log 64 4 header=8", "0"),
         ("fill 0 a 56", "0"),
@@ -278,7 +267,7 @@ fn shape_of_other(mount: &Mount) -> String {
 #[test]
 fn subbuf_start_must_not_write_and_takes_shared_buffers() {
     let mount = Mount::with_sequences(&["--channel=plain:subbuf-size=100:n-subbufs=2"]);
-    let mut caller = direct_caller(&mount);
+    let mut caller = Caller::direct(&mount);
     caller.expect(&[
         ("open 0 app/log 100 2 write", "0"),
         ("fill 0 a 70", "0"),
@@ -333,7 +322,7 @@ fn create_buf_file_decides_name_and_scope() {
 #[test]
 fn threads_children_and_signal_handlers_write() {
     let mount = Mount::with_sequences(&[]);
-    let mut caller = direct_caller(&mount);
+    let mut caller = Caller::direct(&mount);
     caller.expect(&[
         ("open 0 app/log 65536 4", "0"),
         ("write 0 parent.", "0"),

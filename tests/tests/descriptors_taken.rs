@@ -3,28 +3,15 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsRawFd, RawFd};
-use std::process::Command;
 use std::time::Duration;
 
 use audience::{ReadError, Reader};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::close;
-use relayfs_tests::direct::with_sequences;
-use relayfs_tests::librelay::{Caller, libraries};
+use relayfs_tests::librelay::Caller;
 use relayfs_tests::{DEADLINE, Mount, text};
 
 const WAYS: [&str; 3] = ["close", "range", "dup2"];
-
-/// A caller on CPU 0 that writes directly.
-#[track_caller]
-fn direct_caller(mount: &Mount) -> Caller {
-    drop(Caller::start(mount.point())); // compiles it
-    let mut command = Command::new(libraries().join("api"));
-    with_sequences(&mut command);
-    let mut caller = Caller::run(command, mount.point());
-    caller.expect(&[("go 0", "0")]);
-    caller
-}
 
 /// A directory for the program's own files.
 fn own(mount: &Mount) -> String {
@@ -38,7 +25,7 @@ fn own(mount: &Mount) -> String {
 fn program_that_closes_all_descriptors_writes_on_directly() {
     let mount = Mount::with_sequences(&["--channel=app/log:subbuf-size=4K:n-subbufs=8"]);
     for (way, what) in WAYS.into_iter().flat_map(|way| [(way, "files"), (way, "sockets")]) {
-        let mut caller = direct_caller(&mount);
+        let mut caller = Caller::direct(&mount);
         caller.expect(&[("open 0 app/log 4096 8", "0"), ("write 0 before.", "0")]);
         let file = File::open(mount.path("app/log0")).expect("a buffer's file");
         let poller = std::thread::spawn(move || {
@@ -111,7 +98,7 @@ fn closing_a_channel_without_descriptors_closes_nothing() {
 fn child_that_closes_all_descriptors_writes_everything() {
     let mount = Mount::with_sequences(&["--channel=app/log:subbuf-size=1000:n-subbufs=64"]);
     for way in WAYS {
-        let mut caller = direct_caller(&mount);
+        let mut caller = Caller::direct(&mount);
         let daemon = format!("become-daemon 0 {way} {} 100", own(&mount));
         caller.expect(&[
             ("open 0 app/log 4096 8", "0"),
@@ -131,7 +118,7 @@ fn child_that_closes_all_descriptors_writes_everything() {
 fn descriptors_closed_under_a_call_are_left_alone() {
     let mount = Mount::with_sequences(&[]);
     for way in WAYS {
-        let mut caller = direct_caller(&mount);
+        let mut caller = Caller::direct(&mount);
         caller.expect(&[
             ("open 0 app/log 100 8 admit", "0"),
             ("fill 0 a 70", "0"),
