@@ -83,11 +83,11 @@ fn messages_of_both_kinds_of_writers_stay_whole() {
     let done: Vec<Done> = writers.into_iter().map(StressWriter::finish).collect();
     buffers.iter_mut().enumerate().for_each(|(cpu, received)| take(&mount, cpu, received));
     let mut message = vec![0; 200];
-    for cpu in 0..n_cpus {
+    for (cpu, received) in buffers.iter_mut().enumerate() {
         pattern.put(&mut message, BY_SOCKET + cpu as u32, 0);
         assert_eq!(mount.send(cpu, &[&message]).written, 1);
-        take(&mount, cpu, &mut buffers[cpu]);
-        buffers[cpu].finish();
+        take(&mount, cpu, received);
+        received.finish();
     }
     let mut numbers = std::collections::BTreeMap::<u32, Numbers>::new();
     for (writer, of_cpu) in buffers.iter().flat_map(|received| &received.writers) {
@@ -141,7 +141,7 @@ fn everything_that_would_write_is_refused_with_the_reason_until_the_last_produce
         let point = mount.point().to_owned();
         move || {
             let channel = Channel::builder(&point, "cpu").transport(TransportChoice::Socket).open().unwrap();
-            let options = BatchOptions { cpu: Some(0), wait: Wait::Forever, ..BatchOptions::default() };
+            let options = BatchOptions { cpu: Some(0), wait: Wait::Forever };
             channel.write_batch([b"waited"], options).unwrap()
         }
     });
