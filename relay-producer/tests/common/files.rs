@@ -158,7 +158,7 @@ impl Files {
         let (mut scratch, mut out) = (Vec::new(), Vec::new());
         loop {
             let before = out.len();
-            reader.read(1 << 20, &mut scratch, |bytes| out.extend_from_slice(bytes));
+            reader.read(1 << 20, &mut scratch, |bytes| assert!(bytes.copy_to(&mut out)));
             if out.len() == before {
                 return out;
             }
