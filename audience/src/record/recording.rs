@@ -332,7 +332,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut recording = Recording::new(dir.path(), 0, None).unwrap();
         recording.make_room(1 << 20).unwrap();
-        recording.append(b"short".into(), true, true).unwrap();
+        recording.append(Lent::from(b"short"), true, true).unwrap();
         let found = || fs::metadata(dir.path().join("cpu0")).unwrap();
         assert_eq!(found().len(), 5);
         drop(recording);
