@@ -107,7 +107,7 @@ int main(int argc, char **argv)
 	sprintf(end, "%lu", (unsigned long)cpu);
 	data_fd = open_file(path, sizeof path, argv[1], "", argv[2], end, O_RDONLY);
 
-	/* The buffer's own file is to be polled; its ring is mapped by another one. */
+	/* The buffer's own file is polled; another one maps its ring. */
 	sprintf(end, "/map/cpu%lu", (unsigned long)cpu);
 	ring_fd = open_file(path, sizeof path, argv[1], ".relay/channels/", argv[2], end, O_RDONLY);
 	const char *data = map(ring_fd, path, size * n);

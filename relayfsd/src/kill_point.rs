@@ -1,4 +1,4 @@
-//! Where a test build of the daemon can be made to die, to see what the next one finds; or held up, to see what goes on.
+//! Where a test build of the daemon can be made to die, to see what the next one finds; or to wait, to see what others do meanwhile.
 
 /// With the feature `kill-points`, ends the process by SIGKILL if the environment's `RELAYFSD_KILL_AT` names this place, as
 /// `NAME`, or as `NAME:N` for the Nth time it is come to. Otherwise nothing.

@@ -1,6 +1,6 @@
-//! What readdir(3) lists, in an order that does not change, so that a listing goes on after any entry.
+//! What readdir(3) lists, in an order that does not change, so that a listing continues after any entry.
 //!
-//! Channels and directories come and go while a listing is read in pieces. Each entry therefore has a cookie of its own, made
+//! Channels and directories come and go while a listing is read in pieces. Each entry therefore has its own cookie, made
 //! of the number of its channel or directory, and entries come in the order of their cookies. Numbers are never used again and
 //! new ones are the highest, so an entry that is there all the time is listed once. Nothing is kept between the pieces.
 
@@ -21,13 +21,13 @@ pub(crate) const DOTS: u64 = 2;
 /// An entry of a directory.
 #[derive(Debug)]
 pub(crate) struct Entry<'a> {
-    /// What a listing goes on after; not 0.
+    /// Names the entry when a listing continues after it; not 0.
     pub(crate) cookie: u64,
     pub(crate) name: &'a str,
     pub(crate) node: Node,
 }
 
-/// Where a listing goes on.
+/// Where a listing continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
     /// At this one of the entries that are always there, counted from 0.

@@ -372,7 +372,7 @@ impl Registry {
         Ok(channels.last_id)
     }
 
-    /// Makes the error for a name that no channel has. It lists the other channels, so it is made for who is sent it only.
+    /// Makes the error for a name that no channel has. It lists the other channels, so it is made only when it is sent.
     pub(crate) fn unknown(&self, name: ChannelName) -> OpenError {
         let channels = self.lock();
         // One of that name may have been made meanwhile.

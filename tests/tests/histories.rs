@@ -219,7 +219,7 @@ impl Model {
         self.counts.high_water = self.counts.high_water.max(finished);
         let mut counts = self.counts;
         if self.lapped() {
-            // What the writer has taken is lost already, but for what the reader keeps of it.
+            // What the writer has taken is lost already, except what the reader keeps of it.
             let oldest = self.produced() + 1 - self.shape.n;
             let lost: usize = self.subbufs[self.consumed..oldest].iter().map(Vec::len).sum();
             counts.overwritten_bytes += lost - self.bytes_consumed - self.kept.len();

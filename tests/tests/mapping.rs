@@ -1,5 +1,5 @@
 //! mmap(2) of `map/cpuN` and of `control`, by a program in C: what the kernel's table says (4.8, of files that it can
-//! map), as far as FUSE asks. The ring is seen as it is, at any time; reading `cpuN` goes on beside it.
+//! map), as far as FUSE asks. The ring is seen as it is, at any time; `cpuN` is read beside it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};

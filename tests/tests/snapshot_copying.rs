@@ -60,7 +60,7 @@ fn other_files_are_served_while_a_snapshot_is_copied() {
         assert!(exit_code(output.status) == 0, "{script}: {}: {}", output.status, text(&output.stderr));
         assert!(said.contains(part), "{script}: {said}");
     }
-    assert!(looking.iter().all(|looking| !looking.is_finished()), "nobody has a copy yet");
+    assert!(looking.iter().all(|looking| !looking.is_finished()), "there is no copy yet");
     fs::remove_file(&hold).unwrap();
     let seen = looking.map(|looking| looking.join().unwrap());
     assert!(seen[0].0 == seen[1].0, "both share one");

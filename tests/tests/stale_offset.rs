@@ -1,5 +1,5 @@
 //! Tools that remember where they were in a file: by an offset alone, or by inode number and offset. A new stream has other
-//! inode numbers, one that goes on has the same, and an offset that no stream has reached yet costs nothing.
+//! inode numbers, one that continues has the same, and an offset that no stream has reached yet costs nothing.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
