@@ -118,10 +118,15 @@ fn what_a_dead_daemon_left_is_cleared_and_only_that() {
     fs::write(aside.join("evidence"), "").unwrap();
     assert_eq!(state.entries().unwrap().len(), 2);
 
+    // By a daemon that comes no further, and by one that keeps it.
+    drop(state);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 4);
+    let state = StateDir::claim(&Place::named(&dir)).unwrap();
     state.set_keep(true);
     drop(state);
     let state = StateDir::claim(&Place::named(&dir)).unwrap();
     assert_eq!(state.entries().unwrap().len(), 2);
+    state.set_keep(false);
     drop(state);
     assert!(aside.join("evidence").exists(), "what was set aside is people's to remove");
     let state = StateDir::claim(&Place::named(&dir)).unwrap();
