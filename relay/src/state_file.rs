@@ -6,8 +6,8 @@
 //! point 45:1234:1764415650.123456789 /mnt/relay
 //! epoch 3
 //! last_id 7
-//! end clean
 //! salt 3456789012
+//! end clean
 //! gone dropped 12
 //! channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log
 //! ```
@@ -193,11 +193,11 @@ impl StateFile {
     fn write_to(&self, text: &mut String) -> std::fmt::Result {
         let point: String = self.point.chars().filter(|c| !c.is_control()).collect();
         writeln!(text, "{MAGIC}\npoint {point}\nepoch {}\nlast_id {}", self.epoch, self.last_id)?;
-        if self.ended {
-            writeln!(text, "end clean")?;
-        }
         if self.salt != 0 {
             writeln!(text, "salt {}", self.salt)?;
+        }
+        if self.ended {
+            writeln!(text, "end clean")?;
         }
         for (name, value) in &self.gone {
             writeln!(text, "gone {name} {value}")?;
@@ -303,22 +303,22 @@ mod tests {
             ("salt 9", "salt 0", "line 5"),
             ("salt 9", "salt 4294967296", "line 5"),
             ("salt 9", "salt 9\nsalt 9", "line 6"),
-            ("gone dropped 12", "gone dropped", "line 6"),
-            ("gone", "what", "line 6: unknown"),
+            ("gone dropped 12", "gone dropped", "line 7"),
+            ("gone", "what", "line 7: unknown"),
             ("channel 1 ", "channel 7 ", "same number"),
             ("channel 1 ", "channel 0 ", "never given"),
             ("app/log", "b", "same name"),
             ("app/log", "b/log", "exclude each other"),
             ("app/log", "b77", "exclude each other"),
-            ("app/log", "../log", "line 7"),
-            ("app/log", "app log", "line 7"),
-            ("65536", "0", "line 7"),
-            ("65536", "99999999999999999999", "line 7"),
-            (" 8 0 ", " 8 65536 ", "line 7"),
-            ("percpu 4", "percpu 0", "line 7"),
-            ("global 1", "global 2", "line 8"),
-            ("held", "for ever", "line 8"),
-            ("overwrite global", "overwriting global", "line 8"),
+            ("app/log", "../log", "line 8"),
+            ("app/log", "app log", "line 8"),
+            ("65536", "0", "line 8"),
+            ("65536", "99999999999999999999", "line 8"),
+            (" 8 0 ", " 8 65536 ", "line 8"),
+            ("percpu 4", "percpu 0", "line 8"),
+            ("global 1", "global 2", "line 9"),
+            ("held", "for ever", "line 9"),
+            ("overwrite global", "overwriting global", "line 9"),
         ] {
             let message = message(from, to);
             assert!(message.contains(part), "{from} -> {to}: {message}");
