@@ -61,7 +61,7 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 ///
 /// **Descriptors** of this library are 3 or above, and close-on-exec. The program may close them, as daemons close all they
 /// have. Before the library writes to a descriptor or closes it, it checks that the descriptor is still its own; another one
-/// with that number is left alone. Writing shared buffers goes on without, and a call that needs the daemon connects again, as
+/// with that number is left alone. Shared buffers can still be written, and a call that needs the daemon connects again, as
 /// after a crash. One race remains: another thread closes a descriptor and opens another one between the check and the
 /// write, or the close. So no thread should be inside a call while another one closes descriptors of the library.
 ///

@@ -1,5 +1,5 @@
 //! The program closes the library's descriptors and has its own under their numbers. Nothing is written to those, taken from
-//! them or closed; writing goes on, and a call that needs the daemon connects again. One test alone in its process, where
+//! them or closed; direct writes still work, and a call that needs the daemon connects again. One test alone in its process, where
 //! numbers are its own.
 
 mod common;
@@ -137,7 +137,7 @@ fn count_of(eventfd: &OwnedFd) -> u64 {
     read.map_or(0, |()| u64::from_ne_bytes(count))
 }
 
-/// Writes whole sub-buffers while somebody waits for each, and reads them again.
+/// Writes whole sub-buffers while a reader waits for each, and reads them again.
 #[track_caller]
 fn write_subbufs(channel: &Channel, files: &Files, cpu: usize) {
     for _ in 0..SUBBUFS * 1000 / MESSAGE.len() {

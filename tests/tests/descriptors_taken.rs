@@ -20,7 +20,7 @@ fn own(mount: &Mount) -> String {
     dir.display().to_string()
 }
 
-/// Writing directly goes on, with somebody asleep in poll for whom the bell would ring.
+/// Direct writes still work, while a reader sleeps in poll that the bell would wake.
 #[test]
 fn program_that_closes_all_descriptors_writes_on_directly() {
     let mount = Mount::with_sequences(&["--channel=app/log:subbuf-size=4K:n-subbufs=8"]);

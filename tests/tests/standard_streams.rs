@@ -160,7 +160,7 @@ fn producer_without_input_says_so() {
     expect(0, &output, 0, "");
 }
 
-/// A daemon is often started without any: it has them, and they are nothing of its own.
+/// A daemon is often started without any: it has /dev/null in their place.
 #[test]
 fn daemon_starts_without_standard_streams() {
     for mask in MASKS {
