@@ -78,7 +78,7 @@ fn ending_signals_end_in_order() {
     }
 }
 
-/// A core is what SIGQUIT and SIGABRT are for; and a daemon that goes on after a fault would do so with wrong data.
+/// A core is what SIGQUIT and SIGABRT are for; and a daemon that lived on after a fault would serve wrong data.
 #[test]
 fn fatal_signals_end_at_once_also_when_a_process_sends_them() {
     for signal in FATAL {

@@ -95,7 +95,7 @@ fn nc_sends_each_message() {
     assert_eq!(exit_code(nc.wait()), 130);
 }
 
-/// The daemon's end is the end for who polls, as the last writer's is on a pipe.
+/// The daemon's end is the end for a poller, as the last writer's is on a pipe.
 #[test]
 fn pollers_end_with_the_daemon() {
     let mut mount = Mount::new(&[]);
