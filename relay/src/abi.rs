@@ -145,7 +145,7 @@ pub struct Record {
     reserved: Pad<32>,
 }
 
-/// Bytes that nobody looks at. A peer may store there all the same, and a reference to plain bytes would say that none does.
+/// Bytes without meaning. A peer may store there all the same, and a reference to plain bytes would say that none does.
 #[repr(transparent)]
 struct Pad<const N: usize>([AtomicByte; N]);
 

@@ -77,7 +77,7 @@ impl Buffer {
 
     /// Ends a buffer that this process cannot write: producers find out at their next switch.
     pub fn announce_end(&self) {
-        // Relaxed: a producer that still finds it open goes on until a later switch.
+        // Relaxed: a producer that still finds it open writes until a later switch.
         self.block().closed.store(1, Ordering::Relaxed);
     }
 

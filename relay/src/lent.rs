@@ -82,7 +82,7 @@ impl<'a> Lent<'a> {
     /// which a slice rules out for all code that the compiler sees. Where Rust code looks at the bytes, use
     /// [`copy_to`](Self::copy_to).
     pub fn pass_to_kernel<R>(self, pass: impl FnOnce(&[u8]) -> R) -> R {
-        // SAFETY: readable for `'a` by `new`. That the bytes stay as they are, nobody can promise; but `pass` hands their address
+        // SAFETY: readable for `'a` by `new`. That the bytes stay as they are, no process can promise; but `pass` hands their address
         // to the kernel alone, so no load of the program's depends on it.
         pass(unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) })
     }

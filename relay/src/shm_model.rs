@@ -62,7 +62,7 @@ pub struct Control {
 pub enum Mapping {
     /// A control file.
     Control(Box<Control>),
-    /// A ring nobody reads while it is written, and copies that were lent of it.
+    /// A ring that is not read while it is written, and copies that were lent of it.
     Ring(Vec<UnsafeCell<u8>>, Mutex<Vec<Box<[u8]>>>),
     /// A ring that may be read while it is written.
     RacyRing(Vec<AtomicU8>),

@@ -70,14 +70,14 @@ fn torn_mapping_stays_known_however_many_pages_of_others_are_replaced() {
     }
 }
 
-/// Runs an act in a process of its own.
+/// Runs an act in another process.
 fn end_of(act: &str) -> ExitStatus {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "act_in_child", "--nocapture"]).env(ACT, act);
     child.output().unwrap().status
 }
 
-/// Not a test of its own: what the other tests run in a process of its own.
+/// What the other tests run in another process; no test by itself.
 #[test]
 fn act_in_child() {
     let Ok(act) = std::env::var(ACT) else { return };

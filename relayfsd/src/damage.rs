@@ -126,6 +126,12 @@ impl Channel {
         self.is_broken()
     }
 
+    /// The same after a look at all buffers' words: a reset that only found the damage would leave the channel broken.
+    pub(crate) fn is_found_broken(&self) -> bool {
+        (0..self.n_bufs()).for_each(|cpu| drop(self.read_side(cpu)));
+        self.is_broken_or_cut(None)
+    }
+
     fn measure(&self, cpu: Option<usize>) {
         let len = |index| match index {
             0 => abi::control_header(self.geometry(), self.n_bufs()).control_len(),

@@ -221,7 +221,7 @@ impl OpenFile {
                 if bytes.strip_suffix(b"\n").unwrap_or(bytes) != b"1" {
                     return written(Err(libc::EINVAL));
                 }
-                if *file == ControlFile::Reset && channel.is_broken_or_cut(None) {
+                if *file == ControlFile::Reset && channel.is_found_broken() {
                     return channel.renew(move |renewed| {
                         written(renewed.map_err(|error| {
                             log::error!("{error}");

@@ -350,7 +350,7 @@ fn watch(mount: &Mount) -> io::Result<Receiver<()>> {
 }
 
 fn summary(options: &Options, point: &Path, socket: &Path, registry: &Arc<Registry>) -> String {
-    // One that goes on after another daemon may have another geometry than the command line names.
+    // One that another daemon has left may have another geometry than the command line names.
     let channel = |(name, _): &(relay::ChannelName, relay::GeometrySpec)| {
         let held = registry.hold(name.as_str());
         held.map_or_else(|| name.to_string(), |channel| format!("{name}:{}", channel.geometry()))

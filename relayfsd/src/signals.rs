@@ -22,7 +22,7 @@ use signal_hook::iterator::Signals;
 const ENDING: [i32; 7] = [SIGINT, SIGTERM, SIGALRM, SIGVTALRM, SIGPROF, SIGXCPU, libc::SIGPWR];
 
 /// Those that are ignored, besides SIGPIPE, which the Rust runtime ignores, and the real-time signals. With SIGXFSZ ignored a
-/// write fails with EFBIG, with SIGTTOU ignored a line for a terminal is written whoever has the terminal.
+/// write fails with EFBIG, with SIGTTOU ignored a log line reaches the terminal from the background too.
 const IGNORED: [i32; 7] = [SIGXFSZ, SIGTTOU, SIGTTIN, SIGIO, SIGUSR1, SIGUSR2, libc::SIGSTKFLT];
 
 /// Those without a name. The C library has the first two for itself.
@@ -48,7 +48,7 @@ pub(crate) fn prepare() -> io::Result<()> {
     IGNORED.into_iter().chain(real_time()).try_for_each(ignore)
 }
 
-/// Signals that have come, and are not told yet.
+/// Signals that have come, and were not passed on yet.
 pub(crate) struct Caught {
     signals: Signals,
     foreground: bool,

@@ -323,7 +323,7 @@ fn interrupted_it_unmounts_what_it_mounted() {
 /// "a message appears at most 0.2 s after it was written", also while its sub-buffer is not finished.
 #[test]
 fn following_shows_unfinished_sub_buffers() {
-    let mount = Mount::new(&[]);
+    let mount = Mount::new(&["--flush-interval=never"]);
     mount.send(1, &[b"before\n"]);
     for args in [&[][..], &["--interval=0.01"]] {
         let follower = Follower::start(mount.point(), args);

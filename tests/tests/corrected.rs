@@ -2,13 +2,14 @@
 //! where reader and writer are cannot be guessed, and then the channel is broken.
 
 use std::fs::{self, File};
+use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
 use relay::abi::{BLOCK_LEN, BUFFERS_OFFSET, BufferBlock, RECORD_LEN, Record};
-use relayfs_tests::Mount;
+use relayfs_tests::{Mount, text};
 
 /// Corrections in a row, which are told in a line or two.
 const MANY: u64 = 1000;
@@ -148,5 +149,18 @@ fn what_cannot_be_breaks_the_channel() {
         }
         assert!(scene.mount.end(Signal::SIGTERM).success());
         assert_eq!(scene.log().matches("broken, and not used any more").count(), 3, "{}", scene.log());
+    }
+}
+
+/// Damage that no look has found yet is found by `reset`, which makes a channel anew then.
+#[test]
+fn reset_of_a_channel_with_unseen_damage_makes_it_anew() {
+    for mode in ["no-overwrite", "overwrite"] {
+        let scene = Scene::new(mode);
+        scene.mount.send(0, &[b"lost"]);
+        scene.set(offset_of!(BufferBlock, state), u64::MAX);
+        scene.mount.poke("cpu", "reset");
+        scene.mount.send(0, &[b"anew"]);
+        assert_eq!(text(&scene.mount.read("cpu0")), "anew", "{mode}");
     }
 }

@@ -33,6 +33,17 @@ const ENDING: [i32; 8] = [
 /// The kernel's, and two that the C library has for itself.
 const OTHERS: [i32; 4] = [libc::SIGKILL, libc::SIGSTOP, 32, 33];
 
+/// A mount whose daemon is started by these words. The test's own starter may ignore SIGHUP and SIGQUIT, which a daemon inherits.
+fn by(words: &[&str]) -> Mount {
+    Mount::prepared(&[], |relayfsd| {
+        let mut command = tool(words[0], "coreutils, util-linux");
+        command.args(&words[1..]).arg(relayfsd.get_program()).args(relayfsd.get_args());
+        command.stdin(Stdio::null()).stderr(Stdio::piped());
+        *relayfsd = command;
+        relayfsd
+    })
+}
+
 fn send(process: &Process, signal: i32) {
     let kill = format!("kill -{signal} {}", process.pid());
     assert!(run(tool("sh", "dash").args(["-c", &kill])).status.success(), "{kill}");
@@ -68,7 +79,7 @@ fn signals_that_ask_for_nothing_are_survived() {
 #[test]
 fn ending_signals_end_in_order() {
     for signal in ENDING {
-        let mut mount = Mount::new(&[]);
+        let mut mount = by(&["env", "--default-signal"]);
         send(mount.daemon(), signal);
         assert_eq!(exit_code(mount.daemon().wait()), 0, "{signal}");
         assert!(!is_mounted(mount.point()), "{signal}");
@@ -78,17 +89,11 @@ fn ending_signals_end_in_order() {
     }
 }
 
-/// A core is what SIGQUIT and SIGABRT are for; and a daemon that goes on after a fault would do so with wrong data.
+/// A core is what SIGQUIT and SIGABRT are for; and a daemon that lived on after a fault would serve wrong data.
 #[test]
 fn fatal_signals_end_at_once_also_when_a_process_sends_them() {
     for signal in FATAL {
-        let mut mount = Mount::prepared(&[], |relayfsd| {
-            let mut command = tool("prlimit", "util-linux");
-            command.arg("--core=0").arg(relayfsd.get_program()).args(relayfsd.get_args());
-            command.stdin(Stdio::null()).stderr(Stdio::piped());
-            *relayfsd = command;
-            relayfsd
-        });
+        let mut mount = by(&["prlimit", "--core=0", "env", "--default-signal"]);
         send(mount.daemon(), signal);
         if signal == libc::SIGSEGV {
             // The first that is sent only takes the Rust runtime's handler away, which tells a stack overflow from other faults.
@@ -102,13 +107,7 @@ fn fatal_signals_end_at_once_also_when_a_process_sends_them() {
 /// nohup(1) asks a program not to end with its terminal.
 #[test]
 fn daemon_under_nohup_stays_when_the_terminal_goes() {
-    let mut mount = Mount::prepared(&[], |relayfsd| {
-        let mut command = tool("env", "coreutils");
-        command.arg("--ignore-signal=HUP").arg(relayfsd.get_program()).args(relayfsd.get_args());
-        command.stdin(Stdio::null()).stderr(Stdio::piped());
-        *relayfsd = command;
-        relayfsd
-    });
+    let mut mount = by(&["env", "--ignore-signal=HUP"]);
     send(mount.daemon(), libc::SIGHUP);
     serves(&mount, libc::SIGHUP);
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);

@@ -3,6 +3,7 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -18,11 +19,18 @@ fn take(source: &mut impl Read, expected: &[u8]) {
     assert_eq!(got, expected);
 }
 
+/// The command with the default action at SIGINT: the test's own starter may ignore that signal, which programs inherit.
+fn interruptible(command: &Command) -> Command {
+    let mut wrapped = tool("env", "coreutils");
+    wrapped.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    wrapped
+}
+
 /// Starts a program that shows the buffer of CPU 0, and checks that it shows each message soon, until a signal ends it.
 #[track_caller]
 fn shows_each_message(mount: &Mount, command: &mut Command, ends_with: &[i32]) {
     mount.send(0, &[b"before\n"]);
-    let mut shower = Process::start(command.stdout(Stdio::piped()));
+    let mut shower = Process::start(interruptible(command).stdout(Stdio::piped()).stderr(Stdio::null()));
     let mut shown = shower.child().stdout.take().expect("a pipe");
     take(&mut shown, b"before\n");
     for message in MESSAGES {
@@ -67,11 +75,7 @@ while True:
     os.write(1, data)
 ";
     let mut python = tool("python3", "python3");
-    shows_each_message(
-        &mount,
-        python.args(["-c", script]).arg(mount.path("cpu0")).stderr(Stdio::null()),
-        &[130],
-    );
+    shows_each_message(&mount, python.args(["-c", script]).arg(mount.path("cpu0")), &[130]);
 }
 
 /// nc copies its standard input to a socket.
@@ -83,7 +87,7 @@ fn nc_sends_each_message() {
     mount.send(0, &[b"before\n"]);
     let mut nc = tool("nc", "netcat-openbsd");
     let input = std::fs::File::open(mount.path("cpu0")).unwrap();
-    let mut nc = Process::start(nc.arg("-U").arg(&socket).stdin(input));
+    let mut nc = Process::start(interruptible(nc.arg("-U").arg(&socket)).stdin(input));
     let mut sent = listener.accept().unwrap().0;
     take(&mut sent, b"before\n");
     for message in MESSAGES {
@@ -95,24 +99,28 @@ fn nc_sends_each_message() {
     assert_eq!(exit_code(nc.wait()), 130);
 }
 
-/// The daemon's end is the end for who polls, as the last writer's is on a pipe.
+/// The daemon's end is the end for a poller, as the last writer's is on a pipe.
 #[test]
 fn pollers_end_with_the_daemon() {
-    let mut mount = Mount::new(&[]);
-    let file = mount.path("cpu0");
-    let start = |command: &mut Command| {
-        mount.send(0, &[b"before\n"]);
-        let mut process = Process::start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
-        take(process.child().stdout.as_mut().unwrap(), b"before\n");
-        process
-    };
-    let from = format!("OPEN:{},rdonly", file.display());
-    let mut pollers = [
-        start(tool("socat", "socat").args(["-u", &from, "STDOUT"])),
-        start(tool("pv", "pv").arg("-q").arg(&file)),
+    let commands: [fn(&Path) -> Command; 2] = [
+        |file| {
+            let mut socat = tool("socat", "socat");
+            socat.args(["-u", &format!("OPEN:{},rdonly", file.display()), "STDOUT"]);
+            socat
+        },
+        |file| {
+            let mut pv = tool("pv", "pv");
+            pv.arg("-q").arg(file);
+            pv
+        },
     ];
-    mount.end(Signal::SIGTERM);
-    for poller in &mut pollers {
+    for command in commands {
+        let mut mount = Mount::new(&[]);
+        mount.send(0, &[b"before\n"]);
+        let mut command = command(&mount.path("cpu0"));
+        let mut poller = Process::start(command.stdout(Stdio::piped()).stderr(Stdio::null()));
+        take(poller.child().stdout.as_mut().expect("a pipe"), b"before\n");
+        mount.end(Signal::SIGTERM);
         eventually("the end of a poller", || !poller.is_running());
     }
 }

@@ -1,4 +1,4 @@
-//! A daemon without restartable sequences goes on with channels that producers of the last one write directly. It cannot write
+//! A daemon without restartable sequences takes over channels that producers of the last one write directly. It cannot write
 //! beside them, so it refuses to until they are gone, and reads all the same.
 
 use std::fs;

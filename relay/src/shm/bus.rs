@@ -104,7 +104,7 @@ fn free_entry() -> &'static Entry {
     // Relaxed: only holders of the lock store it.
     let older = BLOCKS.load(Ordering::Relaxed);
     let block = Box::leak(Box::new(Block { entries: std::array::from_fn(|_| Entry::default()), older }));
-    // Release, with the handler's Acquire: whoever finds the block finds it filled in.
+    // Release, with the handler's Acquire: a thread that finds the block finds it filled in.
     BLOCKS.store(block, Ordering::Release);
     let (first, others) = block.entries.split_first().expect("a block has entries");
     free.extend(others);
@@ -179,12 +179,12 @@ fn replace(address: usize) -> bool {
         let len = NonZeroUsize::MIN.saturating_add(PAGE - 1);
         // SAFETY: the page lies in a mapping of ours that a reference is borrowed of, since this thread has just accessed it: it
         // is not unmapped meanwhile. The file has nothing there, so nothing that is of use is replaced. Another thread that
-        // faults there at the same time puts further zeroes: of memory that nobody believes, stores get lost.
+        // faults there at the same time puts further zeroes: stores to memory that is not believed get lost.
         unsafe { mmap_anonymous(Some(page), len, prot, flags) }.is_ok()
     })
 }
 
-/// Does what this SIGBUS would have done without us. It never returns with the handler gone: the process goes on with the
+/// Does what this SIGBUS would have done without us. It never returns with the handler gone: the process lives with the
 /// handler, or ends.
 fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let handler = BEFORE.get().map_or(SigHandler::SigDfl, SigAction::handler);

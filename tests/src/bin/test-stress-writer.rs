@@ -95,8 +95,8 @@ fn main() {
             job.change_cpus(tid, &mut random);
         }
     });
-    // What went to the daemon is done then, and what got lost on the way is counted. A daemon that gives nobody the buffers has had
-    // nothing of this process.
+    // What went to the daemon is done then, and what got lost on the way is counted. A daemon that shares no buffers has had nothing
+    // of this process.
     if let Err(error) = job.channel.flush() {
         assert!(error.to_string().contains("relayfsd has no restartable sequences"), "{error}");
     }
