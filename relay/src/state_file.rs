@@ -11,9 +11,10 @@
 //! channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log
 //! ```
 //!
-//! `end clean` is there if the last daemon ended by itself. A line of `channel` has its number, which its files are called by; whether it lives as long as the daemon (`permanent`) or
-//! as somebody holds it (`held`); size and number of sub-buffers, bytes of header, mode, `percpu` or `global`, number of
-//! buffers, and name. It is text for the sake of people who look at what a crash has left.
+//! `end clean` is there if the last daemon ended by itself. A line of `channel` has its number, which its files are called by;
+//! whether it lives as long as the daemon (`permanent`) or as somebody holds it (`held`); size and number of sub-buffers, bytes of
+//! header, mode, `percpu` or `global`, number of buffers, and name. It is text for the sake of people who look at what a crash
+//! has left.
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
