@@ -73,7 +73,7 @@ fn look_at(mount: &Path) -> Result<There, Failure> {
         }
         let Some(dir) = left::find::of_mount(mount) else { return Ok(There::Nothing) };
         let is_at_work = left::daemon_at_work(&dir.join(LOCK_FILE)).is_some();
-        // One that has ended in between may have removed it, its lock at last.
+        // A daemon that has ended in between may have removed the directory, its lock at last.
         if Instant::now() >= deadline || !is_at_work && left::find::holds_channels(&dir) {
             return Ok(There::LeftOver(dir));
         }

@@ -33,8 +33,7 @@ const EXEC_WITH_VALUE: &str = "--exec=";
 ///
 /// If nothing is mounted there, it prints what the last daemon left, as --state does, and consumes nothing. If nothing is
 /// left either, and the directory is empty, it runs relayfsd to mount it, and unmounts it at the end. With --follow it
-/// waits for the mount instead. At the end it says on
-/// standard error what the channel lost since it was last read.
+/// waits for the mount instead. At the end it says on standard error what the channel lost since it was last read.
 ///
 /// `audience record` records a channel into files, one for each CPU; see `audience record --help`.
 #[derive(Debug, Parser)]

@@ -84,10 +84,10 @@ impl Registry {
         for channel in legacy.channels {
             let (name, unread) = (channel.name(), channel.unread());
             if unread == 0 || legacy.state.ended {
-                log::info!("channel {name}: goes on with {unread} bytes unread");
+                log::info!("channel {name}: continues with {unread} bytes unread");
             } else {
                 log::warn!(
-                    "channel {name}: goes on with {unread} bytes unread, since the last relayfsd was killed or crashed"
+                    "channel {name}: continues with {unread} bytes unread, since the last relayfsd was killed or crashed"
                 );
             }
             channels.add(Arc::new(channel));

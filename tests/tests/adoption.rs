@@ -284,7 +284,7 @@ fn another_geometry_has_to_wait_for_readers() {
     assert!(!said.contains("goes on as"), "{said}");
 }
 
-/// A directory that was made again under its path goes on with what was written to that path.
+/// A directory that was made again under its path continues with what was written to that path.
 #[test]
 fn another_directory_of_that_path_goes_on() {
     let script = r#"
@@ -307,7 +307,7 @@ fn another_directory_of_that_path_goes_on() {
     assert_eq!(said, "old\n/dev/shm/relayfs-0/run-point-relay\n");
 }
 
-/// What was left under a former path of the mount point goes on, and so do those who write it.
+/// What was left under a former path of the mount point is taken over, and its producers write on.
 #[test]
 fn a_renamed_mount_point_goes_on() {
     let mut place = Place::named("old/relay");

@@ -573,7 +573,7 @@ fn a_daemon_that_ends_lets_nobody_wait() {
         assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
         drop(stdin);
         if transport == AUTO && !is_without_sequences() {
-            // What waits is with the producer: it goes on with the next daemon, when there is room.
+            // What waits is with the producer: the next daemon takes it, when there is room.
             mount.restart(&["--subbuf-size", "4096", "--n-subbufs", "1"]);
             assert_eq!(mount.read("cpu0").len(), 4000);
             assert_eq!(exit_code(waiting.wait()), 0, "{}", waiting.stderr());

@@ -70,7 +70,7 @@ impl Batch {
         }
     }
 
-    /// Waits for a daemon that goes on with the same buffers, or, if the batch outlives its daemons, for any.
+    /// Waits for a daemon that continues with the same buffers, or, if the batch outlives its daemons, for any.
     #[cold]
     pub(super) fn find_daemon(&mut self, deadline: Deadline) -> Result<(), RequestError> {
         // Of what is under way, what was answered still counts.

@@ -64,9 +64,7 @@ impl Taken {
 impl Reader {
     /// Returns the bytes that a take would have now.
     pub fn take_len(&self) -> u64 {
-        let lost = self.overwritten_unread().bytes;
-        let kept = if lost > 0 { (self.pending.len() - self.pending_at) as u64 } else { 0 };
-        self.unread().saturating_sub(lost).saturating_add(kept).min(self.take_max())
+        self.unread().saturating_sub(self.overwritten_unread().bytes).min(self.take_max())
     }
 
     /// Begins a take, which ends where the writer is now.

@@ -37,7 +37,7 @@ impl Registry {
             }
         }
         if keep == Keep::Nothing {
-            // Should the rest of the end be cut short: nothing of this goes on.
+            // Should the rest of the end be cut short: the next daemon takes nothing of this over.
             let channels = Channels { last_id: self.lock().last_id, ..Channels::default() };
             if let Err(error) = self.save(&channels) {
                 log::warn!("{error}");
