@@ -156,7 +156,7 @@ enum Op {
     Read(usize),
     /// Begins a take, and does this many writes of a few bytes, and reads, between two parts.
     Take(usize, usize),
-    /// Consumes the take that was begun so many takes ago.
+    /// Consumes the take that was begun this many takes ago.
     Consume(usize),
     Reset,
 }
@@ -301,7 +301,7 @@ fn history(geometry: Geometry, ops: &[Op]) {
     }
 }
 
-/// Beside a writer that does not stop, a take is a run of messages without a gap, and the next one goes on behind it.
+/// Beside a writer that does not stop, a take is a run of messages without a gap, and the next one begins behind it.
 #[test]
 fn takes_of_a_busy_buffer_follow_one_another() {
     for spec in [

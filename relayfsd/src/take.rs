@@ -246,7 +246,7 @@ impl Copies {
     }
 
     /// Lets the name mean another copy, if it still means copy number `copy`. With every number in use, which takes as many
-    /// open files, it goes on to mean that one.
+    /// open files, it still means that one.
     fn renew(&mut self, copy: u32) {
         self.past.retain(|(_, take)| take.strong_count() > 0);
         if self.current.0 == copy

@@ -104,7 +104,7 @@ fn what_comes_later_is_not_consumed() {
     }
 }
 
-/// Consumed is what other readers have left of it; and where they have begun with it, nobody else gets that copy.
+/// Consumed is what other readers have left of it; and where they have begun with it, no other program gets that copy.
 #[test]
 fn what_others_read_meanwhile_is_not_consumed_again() {
     let mount = small(&[]);
