@@ -1,8 +1,6 @@
 //! librelay and arguments that make no sense, daemons that are not there, and channels that were closed: errno, and
 //! nothing that was written before is lost.
 
-use std::process::Command;
-
 use nix::sys::signal::Signal;
 use relayfs_tests::direct::is_without_sequences;
 use relayfs_tests::librelay::{Caller, libraries};
