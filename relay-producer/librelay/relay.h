@@ -145,8 +145,9 @@ int relay_close(struct rchan *chan);
 /*
  * Writes a message, whole or not at all, and never waits. 0: it is in the buffer, or, where buffers are not shared, on
  * its way to the daemon, which will get it even if this process ends now. Otherwise it is lost, and, but for ENODEV and EBADF,
- * counted: ENOSPC: no room. EMSGSIZE: longer than any message of this channel can be, which is a sub-buffer without its
- * header, at most 1 MiB. EFAULT: data is NULL, and length is not 0.
+ * counted: ENOSPC: no room, since no reader has kept up and every sub-buffer is full, or since the socket to the daemon is.
+ * EMSGSIZE: longer than any message of this channel can be, which is a sub-buffer without its header, at most 1 MiB.
+ * EFAULT: data is NULL, and length is not 0. Or the daemon's errno, where it refused the message, such as EIO.
  */
 int relay_write(struct rchan *chan, const void *data, size_t length);
 

@@ -214,6 +214,17 @@ fn a_long_message_without_room_is_refused() {
     assert_eq!(setup.files.lost(), 1);
 }
 
+/// What the daemon refuses is no want of room.
+#[test]
+fn a_refusal_has_the_daemons_errno() {
+    let setup = start_with(Manners { refused: Some(5), ..Manners::default() });
+    pin_anywhere();
+    let written = setup.channel.write(&[0; 90_000]);
+    assert_eq!(written, if can_share() { Err(WriteError::Refused { errno: 5 }) } else { Ok(()) });
+    let said = WriteError::Refused { errno: 5 }.to_string();
+    assert_eq!(said, "the daemon refused the message: I/O error; flush the channel for its reason");
+}
+
 #[test]
 fn a_closed_channel_takes_nothing_and_a_new_one_is_found() {
     let setup = start("");

@@ -69,6 +69,8 @@ pub struct Manners {
     /// What a producer is told that asks for the channel's files, if there are none. By default as from a daemon of
     /// an older release.
     pub unshared: (i32, &'static str),
+    /// The errno with which messages are refused, if they are.
+    pub refused: Option<i32>,
 }
 
 impl Default for Manners {
@@ -80,6 +82,7 @@ impl Default for Manners {
             hold: None,
             frames_max: usize::MAX,
             unshared: (95, "unknown frame type 0x6"),
+            refused: None,
         }
     }
 }
@@ -421,7 +424,9 @@ impl<'a> Session<'a> {
         if frame.flags & WRITE_REPLY == 0 || self.shared.ended.load(Ordering::SeqCst) {
             return store;
         }
-        if hold {
+        if let Some(errno) = self.manners.refused {
+            self.peer.send(&Refusal { errno, text: "refused".into() }.frame(0, frame.id));
+        } else if hold {
             store.held.push((self.peer.clone(), frame.id, reply));
         } else {
             self.peer.send(&reply.frame(0, frame.id));
