@@ -51,7 +51,7 @@ fresh
 failing=$(models unchanged)
 [ -z "$failing" ] || fail "the models fail as it is: $failing"
 
-writer=relay/src/writer.rs reader=relay/src/reader.rs overwrite=relay/src/reader/overwrite.rs wake=relay/src/wake.rs models=relay/tests/models.rs
+writer=relay/src/ring/writer.rs reader=relay/src/ring/reader.rs overwrite=relay/src/ring/reader/overwrite.rs wake=relay/src/ring/doorbell.rs models=relay/tests/models.rs
 printf '| what | weakened to | models that fail |\n| --- | --- | --- |\n'
 weaken A-append '`state` after a message: Relaxed' $writer \
     's/ state\.store(to\.0, Ordering::Release)/ state.store(to.0, Ordering::Relaxed)/'

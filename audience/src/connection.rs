@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::poll::PollFlags;
-use relay::client::{ConnectError, Deadline, Refused, Socket, find, refusal};
-use relay::frame::{
+use relay::wire::frame::{
     ANSWER_MAX, Body, Frame, FrameError, FrameType, Hello, HelloReply, Open, OpenReply, Refusal, SHARE_READ,
     Share, ShareReply, VERSION,
 };
+use relay::wire::socket::{ConnectError, Deadline, Refused, Socket, find, refusal};
 use relay::{ChannelName, Geometry, GeometrySpec, NameError};
 use thiserror::Error;
 

@@ -27,6 +27,6 @@ mod reader;
 
 pub use connection::ReadError;
 pub use reader::{BuffersId, Reader};
-pub use relay::client::{ConnectError, Refused};
-pub use relay::view::SubBuffer;
+pub use relay::ring::mapped_reader::SubBuffer;
+pub use relay::wire::socket::{ConnectError, Refused};
 pub use relay::{Geometry, Mode};

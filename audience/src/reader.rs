@@ -11,12 +11,12 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use relay::Geometry;
-use relay::abi::LAYOUT_VERSION;
-use relay::descriptor::HeldFd;
-use relay::files::{Control, FileError};
-use relay::frame::{Consume, SHARE_FIRST_EXTRA, ShareReply, Watch};
-use relay::shm::Mapping;
-use relay::view::{SubBuffer, View};
+use relay::layout::abi::LAYOUT_VERSION;
+use relay::layout::channel_files::{Control, FileError};
+use relay::memory::mapping::Mapping;
+use relay::ring::mapped_reader::{SubBuffer, View};
+use relay::system::descriptor::HeldFd;
+use relay::wire::frame::{Consume, SHARE_FIRST_EXTRA, ShareReply, Watch};
 
 use crate::connection::{Connection, ReadError};
 

@@ -16,18 +16,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use relay::client::{Deadline, SendError};
-use relay::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_REPLY, WriteReply};
+use relay::wire::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_REPLY, WriteReply};
+use relay::wire::socket::{Deadline, SendError};
 
 pub use self::awaiting::DaemonEvent;
 use self::awaiting::Outlives;
-use crate::connection::{Connection, Envelope};
+use crate::direct::buffers::Direct;
 use crate::error::RequestError;
-use crate::frames::WriteFrame;
-use crate::link::Link;
 use crate::options::{BatchOptions, Counts, Wait};
-use crate::replies::Reply;
-use crate::shared::Direct;
+use crate::socket::connection::{Connection, Envelope};
+use crate::socket::reconnect::Link;
+use crate::socket::replies::Reply;
+use crate::socket::write_frame::WriteFrame;
 
 /// Most frames under way. Few enough that their replies can never fill a socket, enough to keep both sides busy.
 const WINDOW: usize = 8;

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use relay::client::find;
+use relay::wire::socket::find;
 use relay::{GeometrySpec, Mode};
 
 use crate::channel::Channel;
 use crate::error::OpenError;
-use crate::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
+use crate::socket::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
 use crate::transport::TransportChoice;
 
 /// How a channel is to be opened; made by [`Channel::builder`].

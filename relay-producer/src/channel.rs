@@ -5,21 +5,21 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use relay::Geometry;
-use relay::client::SendError;
-use relay::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
-use relay::gate::{Start, Switching};
+use relay::ring::subbuf_start::{Start, Switching};
+use relay::wire::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
+use relay::wire::socket::SendError;
 
-use crate::appender::Appender;
 use crate::batch::Batch;
 use crate::builder::Builder;
-use crate::connection::{Connection, Envelope};
+use crate::direct::appender::Appender;
+use crate::direct::buffers::{Direct, Shared};
 use crate::error::{BatchError, OpenError, RequestError, WriteError};
-use crate::frames::WriteFrame;
-use crate::handshake::OpenRequest;
-use crate::link::{Link, no_connection};
 use crate::options::{BatchOptions, Counts, REPLY_LIMIT};
-use crate::replies::Reply;
-use crate::shared::{Direct, Shared};
+use crate::socket::connection::{Connection, Envelope};
+use crate::socket::handshake::OpenRequest;
+use crate::socket::reconnect::{Link, no_connection};
+use crate::socket::replies::Reply;
+use crate::socket::write_frame::WriteFrame;
 use crate::transport::Transport;
 
 /// How long [`Channel::write`] may take for a message that is longer than the socket holds at once.

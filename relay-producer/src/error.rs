@@ -1,7 +1,7 @@
 //! What can go wrong, one enum for each question: opening, writing without waiting, asking and waiting.
 
 use nix::errno::Errno;
-use relay::client::{ConnectError, Refused, SendError};
+use relay::wire::socket::{ConnectError, Refused, SendError};
 use relay::{GeometryError, NameError};
 use thiserror::Error;
 

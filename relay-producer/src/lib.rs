@@ -24,32 +24,23 @@
 //!
 //! A write never raises SIGPIPE and never panics; what it returns when the daemon goes away is said at [`Channel`].
 
-mod appender;
 mod batch;
 mod builder;
 mod channel;
-mod connection;
+mod direct;
 mod error;
-mod frames;
-mod handshake;
-mod latest;
-mod line;
-mod link;
 mod options;
-mod replies;
-mod shared;
-mod sharing;
-mod thread;
+mod socket;
 mod transport;
 
-pub use appender::Appender;
 pub use batch::{Batch, DaemonEvent};
 pub use builder::Builder;
 pub use channel::Channel;
+pub use direct::appender::Appender;
+pub use direct::buffers::DIRECT_MAX;
 pub use error::{BatchError, NoSuchCpu, OpenError, RequestError, WriteError};
 pub use options::{BatchOptions, Counts, Wait};
-pub use relay::client::{ConnectError, Refused};
-pub use relay::gate::{START_MAX, Start, Switching};
+pub use relay::ring::subbuf_start::{START_MAX, Start, Switching};
+pub use relay::wire::socket::{ConnectError, Refused};
 pub use relay::{Geometry, GeometrySpec, Mode};
-pub use shared::DIRECT_MAX;
 pub use transport::{Transport, TransportChoice};

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use relay::client::Deadline;
-use relay::frame::WAIT_FOREVER;
+use relay::wire::frame::WAIT_FOREVER;
+use relay::wire::socket::Deadline;
 
 /// How long the daemon may take to answer, beyond what it was asked to wait.
 pub(crate) const REPLY_LIMIT: Duration = Duration::from_secs(10);

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use common::files::{Files, pin_anywhere};
 use common::{Daemon, Manners, geometry};
-use relay::frame::WAIT_FOREVER;
+use relay::wire::frame::WAIT_FOREVER;
 use tempfile::{TempDir, tempdir};
 
 fn start(manners: Manners) -> (TempDir, Daemon) {
@@ -148,7 +148,7 @@ fn the_transport_is_shared_where_it_can_be_and_an_error_where_it_must_be() {
     daemon.share(&files);
     let cpu = pin_anywhere().to_string();
     let said = complaint(&daemon, &["-v", "--cpu", &cpu, "one", "two"], b"", 0);
-    let shared = relay::writer::Here::can_share();
+    let shared = relay::ring::writer::Here::can_share();
     assert!(said.contains(if shared { "; transport: shared\n" } else { "; transport: socket (" }), "{said}");
     assert_eq!(files.read(cpu.parse().unwrap()), b"one\ntwo\n");
     assert_eq!(daemon.store().waits.is_empty(), shared);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, open_by_socket, open_reply};
-use relay::frame::{Body, Refusal, WriteReply};
+use relay::wire::frame::{Body, Refusal, WriteReply};
 use relay_producer::{BatchOptions, Channel, RequestError, WriteError};
 use tempfile::tempdir;
 
@@ -123,7 +123,7 @@ fn nonsense_ends_the_connection_and_nothing_else() {
     let garbage: [(&str, Vec<u8>); 4] = [
         ("shorter than a frame", b"huh?".to_vec()),
         ("unexpected Hello", hello_reply().frame(0, 4)),
-        ("no counts", relay::frame::done(relay::frame::FrameType::Flush, 4)),
+        ("no counts", relay::wire::frame::done(relay::wire::frame::FrameType::Flush, 4)),
         ("a packet of 60000 bytes", vec![0; 60_000]),
     ];
     for (expected, answer) in garbage {

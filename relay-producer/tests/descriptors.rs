@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use common::files::Files;
 use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, open_reply};
-use relay::frame::{Body, OpenReply, ShareReply};
+use relay::wire::frame::{Body, OpenReply, ShareReply};
 use relay_producer::Channel;
 use tempfile::tempdir;
 

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, idle_socket, open_by_socket, open_reply};
 use nix::sys::socket::SockType;
-use relay::frame::{Body, Frame, OpenReply, Refusal};
+use relay::wire::frame::{Body, Frame, OpenReply, Refusal};
 use relay_producer::{Channel, ConnectError, GeometrySpec, Mode, OpenError, Transport};
 use tempfile::{TempDir, tempdir};
 
@@ -145,8 +145,8 @@ fn answers_that_make_no_sense_are_errors() {
         ("hung up", vec![]),
         ("shorter than a frame", vec![b"HTTP/1.1".to_vec()]),
         ("of 9999 bytes", vec![vec![0; 9999]]),
-        ("version: 2", vec![relay::frame::HelloReply { version: 2, ..hello_reply() }.frame(0, 1)]),
-        ("frame_max: 0", vec![relay::frame::HelloReply { frame_max: 0, ..hello_reply() }.frame(0, 1)]),
+        ("version: 2", vec![relay::wire::frame::HelloReply { version: 2, ..hello_reply() }.frame(0, 1)]),
+        ("frame_max: 0", vec![relay::wire::frame::HelloReply { frame_max: 0, ..hello_reply() }.frame(0, 1)]),
         ("unexpected Hello", vec![hello_reply().frame(0, 7)]),
         ("unexpected Open", vec![open_reply(&good, false).frame(0, 1)]),
         ("hung up", vec![hello.clone()]),
@@ -203,5 +203,5 @@ fn a_producer_closes_without_a_reset() {
     let channel = open_by_socket(&daemon);
     channel.write(b"last words").unwrap();
     drop(channel);
-    assert_eq!(received.recv_timeout(PATIENCE).unwrap(), relay::frame::FrameType::Write);
+    assert_eq!(received.recv_timeout(PATIENCE).unwrap(), relay::wire::frame::FrameType::Write);
 }

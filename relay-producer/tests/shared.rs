@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::files::{Files, allowed_cpus, n_cpus, pin, pin_anywhere};
 use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, open_reply};
-use relay::frame::{Body, OpenReply, ShareReply};
+use relay::wire::frame::{Body, OpenReply, ShareReply};
 use relay_producer::{
     BatchOptions, Channel, ConnectError, OpenError, Transport, TransportChoice, Wait, WriteError,
 };
@@ -20,7 +20,7 @@ use tempfile::{TempDir, tempdir};
 
 /// Whether threads of this process can run sequences. What differs then is said in each test.
 fn can_share() -> bool {
-    relay::writer::Here::can_share()
+    relay::ring::writer::Here::can_share()
 }
 
 struct Setup {

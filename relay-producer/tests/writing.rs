@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Daemon, Manners};
-use relay::frame::WAIT_FOREVER;
-use relay::geometry::MESSAGE_MAX;
+use relay::layout::geometry::MESSAGE_MAX;
+use relay::wire::frame::WAIT_FOREVER;
 use relay_producer::{BatchOptions, Channel, Counts, RequestError, Wait, WriteError};
 use tempfile::{TempDir, tempdir};
 

@@ -6,41 +6,12 @@
 //!
 //! This crate knows neither FUSE nor threads nor, but for how to complain of them, command lines.
 
-pub mod abi;
-pub mod buffer;
-pub mod client;
-pub mod complaint;
-pub mod cpus;
-pub mod descriptor;
-pub mod duration;
-#[cfg(not(loom))]
-pub mod files;
-pub mod frame;
-pub mod gate;
-pub mod geometry;
-pub mod lent;
-pub mod mountinfo;
-pub mod name;
-pub mod paths;
-#[cfg(not(loom))]
-pub mod point;
-pub mod position;
-pub mod reader;
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-pub mod rseq;
-#[cfg_attr(loom, path = "shm_model.rs")]
-pub mod shm;
-pub mod signals;
-pub mod size;
-#[cfg(not(loom))]
-pub mod state_file;
-#[cfg(loom)]
-pub mod steps_model;
-pub mod sync;
-#[cfg(not(loom))]
-pub mod view;
-pub mod wake;
-pub mod writer;
+pub mod cli;
+pub mod layout;
+pub mod memory;
+pub mod ring;
+pub mod system;
+pub mod wire;
 
-pub use geometry::{Geometry, GeometryError, GeometrySpec, Mode};
-pub use name::{ChannelName, NameError};
+pub use layout::channel_name::{ChannelName, NameError};
+pub use layout::geometry::{Geometry, GeometryError, GeometrySpec, Mode};

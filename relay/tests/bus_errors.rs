@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitStatus};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
-use relay::shm::{Mapping, outlive_truncation, truncations_met};
+use relay::memory::mapping::{Mapping, outlive_truncation, truncations_met};
 
 const PAGE: usize = 4096;
 const ACT: &str = "RELAY_BUS_ERRORS_ACT";

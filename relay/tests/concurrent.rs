@@ -5,10 +5,10 @@ use std::thread;
 
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
-use relay::buffer::Buffer;
-use relay::reader::Reader;
-use relay::rseq::{OnCpu, Sequences};
-use relay::writer::{Alone, Here, Placed, Run, Writer};
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+use relay::ring::rseq::{OnCpu, Sequences};
+use relay::ring::writer::{Alone, Here, Placed, Run, Writer};
 use relay::{GeometrySpec, Mode};
 
 /// Messages the writer tries in each test.

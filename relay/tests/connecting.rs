@@ -12,7 +12,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use nix::unistd::gettid;
-use relay::client::{ConnectError, Socket};
+use relay::wire::socket::{ConnectError, Socket};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -31,7 +31,7 @@ fn full_listener(path: &Path) -> (OwnedFd, Vec<Socket>) {
 #[test]
 fn interrupted_connect_goes_on() {
     // Gives the signal a handler, so that it interrupts.
-    relay::signals::report_size_limit().unwrap();
+    relay::system::signals::report_size_limit().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
     let (listener, _waiting) = full_listener(&path);

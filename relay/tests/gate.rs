@@ -3,11 +3,11 @@
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::GeometrySpec;
-use relay::buffer::Buffer;
-use relay::gate::{START_MAX, Start, Switching};
-use relay::reader::Reader;
-use relay::rseq::Sequences;
-use relay::writer::{Alone, Here, Outcome, Placed, Run, Writer};
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+use relay::ring::rseq::Sequences;
+use relay::ring::subbuf_start::{START_MAX, Start, Switching};
+use relay::ring::writer::{Alone, Here, Outcome, Placed, Run, Writer};
 
 type Check = fn(&dyn Fn(&Buffer, &[u8], Answer<'_>) -> Placed);
 
@@ -35,9 +35,11 @@ fn write(buffer: &Buffer, run: impl Run, message: &[u8], answer: Answer<'_>) -> 
     let writer = Writer::new(buffer, run);
     let once = || -> Option<Outcome> {
         match writer.append(message) {
-            relay::writer::Appended::Elsewhere => writer.write_elsewhere_if(message, Some(&mut *answer)),
-            relay::writer::Appended::Done => Some(Outcome { placed: Placed::Written, switched: false }),
-            relay::writer::Appended::Interrupted => None,
+            relay::ring::writer::Appended::Elsewhere => {
+                writer.write_elsewhere_if(message, Some(&mut *answer))
+            }
+            relay::ring::writer::Appended::Done => Some(Outcome { placed: Placed::Written, switched: false }),
+            relay::ring::writer::Appended::Interrupted => None,
         }
     };
     std::iter::repeat_with(once).take(1000).flatten().next().expect("never interrupted so often").placed

@@ -3,10 +3,10 @@
 
 use proptest::prelude::*;
 use relay::GeometrySpec;
-use relay::buffer::Buffer;
-use relay::reader::Reader;
-use relay::view::View;
-use relay::writer::{Alone, Writer};
+use relay::ring::buffer::Buffer;
+use relay::ring::mapped_reader::View;
+use relay::ring::reader::Reader;
+use relay::ring::writer::{Alone, Writer};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A word as somebody might leave it behind: near the right one, or anything.

@@ -10,10 +10,10 @@ use std::thread;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use relay::abi::control_header;
-use relay::buffer::Buffer;
-use relay::shm::Mapping;
-use relay::writer::{Here, Writer};
+use relay::layout::abi::control_header;
+use relay::memory::mapping::Mapping;
+use relay::ring::buffer::Buffer;
+use relay::ring::writer::{Here, Writer};
 use relay::{Geometry, GeometrySpec};
 
 /// Bytes behind the ring, and behind the control file's part.

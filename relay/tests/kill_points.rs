@@ -11,12 +11,13 @@ use std::sync::atomic::Ordering;
 
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
-use relay::buffer::Buffer;
-use relay::reader::Reader;
-use relay::rseq::{OnCpu, Sequences, die_at};
-use relay::shm::Mapping;
-use relay::writer::{Alone, Run, Writer};
-use relay::{Geometry, Mode, abi};
+use relay::layout::abi;
+use relay::memory::mapping::Mapping;
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+use relay::ring::rseq::{OnCpu, Sequences, die_at};
+use relay::ring::writer::{Alone, Run, Writer};
+use relay::{Geometry, Mode};
 
 const DIR: &str = "RELAY_KILL_POINTS_DIR";
 const SPEC: &str = "RELAY_KILL_POINTS_SPEC";

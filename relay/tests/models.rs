@@ -2,7 +2,7 @@
 //! model allows, a number of preemptions per run apart. Run by `tests/models.sh`; `tests/mutations.sh` weakens what they
 //! defend, one after the other, and names the model that fails.
 //!
-//! The code is the real one; only its memory is loom's. The letters are those of `writer.rs` and `wake.rs`. The writer
+//! The code is the real one; only its memory is loom's. The letters are those of `writer.rs` and `doorbell.rs`. The writer
 //! is one thread here, for all those of a CPU: between them the CPU itself keeps the order. Where they come between each
 //! other all the same, outside of sequences, is modelled by [`on_cpu`].
 #![cfg(loom)]
@@ -13,11 +13,11 @@ use loom::sync::Arc;
 use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::thread;
-use relay::buffer::Buffer;
-use relay::reader::Reader;
-use relay::shm::set_racy;
-use relay::steps_model::{OnCpu, dies_at, on_cpu};
-use relay::writer::{Alone, Placed, Run, Writer};
+use relay::memory::mapping::set_racy;
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+use relay::ring::scheduler_model::{OnCpu, dies_at, on_cpu};
+use relay::ring::writer::{Alone, Placed, Run, Writer};
 use relay::{GeometrySpec, Mode};
 
 /// Preemptions in a run, unless `LOOM_MAX_PREEMPTIONS` says otherwise.

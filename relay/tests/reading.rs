@@ -2,10 +2,10 @@
 //! writes, reads, flushes and resets, beside a log of everything that was ever written.
 
 use proptest::prelude::*;
-use relay::buffer::Buffer;
-use relay::reader::{ConsumeError, Reader};
-use relay::view::View;
-use relay::writer::{Alone, Outcome, Placed, Writer};
+use relay::ring::buffer::Buffer;
+use relay::ring::mapped_reader::View;
+use relay::ring::reader::{ConsumeError, Reader};
+use relay::ring::writer::{Alone, Outcome, Placed, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 /// What was written to each sub-buffer since creation, by number; headers included, padding not.
@@ -172,7 +172,12 @@ fn consume(
         prop_assert_eq!(reader.next_number(), next + count, "step {}", step);
         prop_assert_eq!(reader.position(), log.begin((next + count) as usize), "step {}", step);
         let unread = buffer.block().consumed.load(std::sync::atomic::Ordering::Relaxed);
-        prop_assert_eq!(buffer.widths().offset(relay::position::Position(unread)), 0, "step {}", step);
+        prop_assert_eq!(
+            buffer.widths().offset(relay::layout::position::Position(unread)),
+            0,
+            "step {}",
+            step
+        );
     } else {
         prop_assert_eq!((reader.next_number(), reader.position()), (next, position), "step {}", step);
         prop_assert_eq!(self::counters(buffer), counters, "step {}", step);

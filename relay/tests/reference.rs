@@ -4,10 +4,10 @@
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use proptest::prelude::*;
-use relay::buffer::Buffer;
-use relay::reader::Reader;
-use relay::rseq::{OnCpu, Sequences};
-use relay::writer::{Alone, Here, Outcome, Placed, Run, Writer};
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+use relay::ring::rseq::{OnCpu, Sequences};
+use relay::ring::writer::{Alone, Here, Outcome, Placed, Run, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 /// Kernel relay (W and R rules), with the two differences of ours: all-padding sub-buffers are all skipped, and in
@@ -198,7 +198,7 @@ fn geometries() -> impl Strategy<Value = Geometry> {
 }
 
 fn lap_max(geometry: &Geometry) -> u64 {
-    let widths = relay::position::Widths::new(geometry);
+    let widths = relay::layout::position::Widths::new(geometry);
     u64::MAX >> (widths.offset_bits() + widths.slot_bits())
 }
 
@@ -314,7 +314,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<()
 mod relay_counters {
     use std::sync::atomic::Ordering::Relaxed;
 
-    use relay::buffer::Buffer;
+    use relay::ring::buffer::Buffer;
 
     pub(super) struct Counts {
         pub(super) dropped: u64,

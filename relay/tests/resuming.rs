@@ -3,10 +3,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use relay::buffer::Buffer;
-use relay::position::Position;
-use relay::reader::{Reader, Unsound};
-use relay::writer::{Alone, Writer};
+use relay::layout::position::Position;
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::{Reader, Unsound};
+use relay::ring::writer::{Alone, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 fn geometry(mode: Mode) -> Geometry {

@@ -4,9 +4,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use proptest::prelude::*;
-use relay::buffer::Buffer;
-use relay::reader::{Reader, Taken};
-use relay::writer::{Alone, Placed, Writer};
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::{Reader, Taken};
+use relay::ring::writer::{Alone, Placed, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 fn buffer(spec: &str) -> Buffer {

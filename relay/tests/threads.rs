@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use relay::buffer::Buffer;
-use relay::reader::Reader;
-use relay::rseq::Sequences;
-use relay::writer::{Here, Placed, Writer};
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+use relay::ring::rseq::Sequences;
+use relay::ring::writer::{Here, Placed, Writer};
 use relay::{GeometrySpec, Mode};
 
 /// Threads that write one buffer.

@@ -1,6 +1,11 @@
-//! One channel: its files and its buffers with their readers. `waiting.rs` has who waits for them, `counts.rs` their numbers.
+//! One channel: its files and its buffers with their readers. `poll.rs` has who waits for them, `stats.rs` their numbers.
 
-mod waiting;
+pub(crate) mod files;
+pub(crate) mod flush_timer;
+pub(crate) mod integrity;
+pub(crate) mod stats;
+
+mod poll;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -9,18 +14,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::SystemTime;
 
-use relay::buffer::Buffer;
-use relay::reader::Reader;
-use relay::writer::Here;
-use relay::{ChannelName, Geometry, abi};
+use relay::layout::abi;
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+use relay::ring::writer::Here;
+use relay::{ChannelName, Geometry};
 
-pub(crate) use self::waiting::{PollState, Wake};
-use crate::damage::{Damage, Side};
-use crate::files::{self, Files, Made};
-use crate::free;
-use crate::looks::Looks;
-use crate::snapshot::SnapshotSlot;
-use crate::take::TakeSlot;
+pub(crate) use self::poll::{PollState, Wake};
+use crate::channel::files::{Files, Made};
+use crate::channel::flush_timer::Looks;
+use crate::channel::integrity::{Damage, Side};
+use crate::process::free_later;
+use crate::tree::snapshot::SnapshotSlot;
+use crate::tree::take::TakeSlot;
 
 /// A channel, with everything the daemon knows of it.
 pub(crate) struct Channel {
@@ -46,7 +52,7 @@ pub(crate) struct Channel {
     /// The daemon's, to tell apart who got the files from whom.
     epoch: u32,
     damage: Damage,
-    /// Set by a thread that stored a waiter; see [`crate::looks`].
+    /// Set by a thread that stored a waiter; see [`crate::channel::flush_timer`].
     polled: AtomicBool,
     looks: OnceLock<Arc<Looks>>,
 }
@@ -377,6 +383,6 @@ impl Channel {
 impl Drop for Channel {
     /// Freeing large buffers takes long, and this may be the socket's thread, or one that serves files.
     fn drop(&mut self) {
-        free::elsewhere(std::mem::take(&mut self.buffers), self.memory);
+        free_later::elsewhere(std::mem::take(&mut self.buffers), self.memory);
     }
 }

@@ -1,66 +1,25 @@
 //! relayfsd: the kernel's relay channels for ordinary processes, mounted with FUSE.
 
-mod adopt;
-mod assembly;
-mod backing;
 mod channel;
-mod cli;
-mod connection;
-mod consumed;
-mod counts;
-mod creator;
-mod daemonize;
-mod damage;
-mod delivered;
-mod dirs;
-mod files;
-mod flow;
-mod free;
-mod fs;
-mod fusermount;
-mod kept;
-mod kill_point;
-mod killed;
-mod lane;
-mod limits;
-mod listener;
-mod listing;
-mod logging;
-mod looks;
-mod message;
+mod config;
+mod daemon;
+mod fuse;
 mod mount;
-mod mount_helper;
-mod mount_words;
-mod moved;
-mod node;
-mod open_file;
-mod options;
-mod past;
-mod peer;
-mod predecessor;
-mod privileges;
-mod reading;
+mod policy;
+mod process;
 mod registry;
-mod requests;
-mod server;
-mod session;
-mod shares;
-mod sharing;
-mod signals;
-mod snapshot;
-mod spin;
-mod take;
+mod socket;
+mod state;
 mod tree;
-mod turns;
 mod writers;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use daemonize::{Side, Starter};
-use mount_helper::Helper;
+use config::mount_helper::Helper;
+use config::options::Options;
 use nix::sys::stat::{Mode, umask};
-use options::Options;
+use process::daemonize::{Side, Starter};
 
 /// Exit status of wrong usage, and what mount(8) expects for it.
 const USAGE: [u8; 2] = [2, 1];
@@ -72,35 +31,35 @@ const UMASK: u32 = 0o027;
 
 fn main() -> ExitCode {
     // It fails for no signal that there is.
-    let _ = signals::prepare();
+    let _ = process::signals::prepare();
     // What the files may be opened for is not the starting process's to say: each is made with its permissions.
     umask(Mode::from_bits_truncate(UMASK));
     let args: Vec<OsString> = std::env::args_os().collect();
-    let called = mount_helper::read(&args);
+    let called = config::mount_helper::read(&args);
     let by_mount = called.is_some();
     let [usage, failure] = [USAGE, FAILURE].map(|status| ExitCode::from(status[usize::from(by_mount)]));
     let helper = match called.unwrap_or(Ok(Helper { args, ..Helper::default() })) {
         Ok(helper) => helper,
         Err(message) => {
-            daemonize::complain(&format!("{message}; see EXTERNAL HELPERS in mount(8)"));
+            process::daemonize::complain(&format!("{message}; see EXTERNAL HELPERS in mount(8)"));
             return usage;
         }
     };
     if let Err(message) = helper.enter_namespace() {
-        daemonize::complain(&message);
+        process::daemonize::complain(&message);
         return failure;
     }
     let options = match Options::parse(helper.args, helper.sloppy) {
         Ok(options) => options,
         Err(error) if error.use_stderr() => {
-            daemonize::complain(&relay::complaint::of_usage(&error.to_string()));
+            process::daemonize::complain(&relay::cli::usage_error::of_usage(&error.to_string()));
             return usage;
         }
         Err(help) => {
             return match relay_stdio::print(|| help.print()) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(why) => {
-                    daemonize::complain(&why);
+                    process::daemonize::complain(&why);
                     failure
                 }
             };
@@ -109,31 +68,31 @@ fn main() -> ExitCode {
     if helper.fake {
         return ExitCode::SUCCESS;
     }
-    if let Err(error) = relay::mountinfo::open() {
-        daemonize::complain(&error.to_string());
+    if let Err(error) = relay::system::mountinfo::open() {
+        process::daemonize::complain(&error.to_string());
         return failure;
     }
     let mut starter = if options.foreground {
         Starter::Foreground
     } else {
-        match daemonize::into_background() {
+        match process::daemonize::into_background() {
             Ok(Side::Daemon(starter)) => starter,
             Ok(Side::Parent(Ok(()))) => return ExitCode::SUCCESS,
             Ok(Side::Parent(Err(reason))) => {
-                daemonize::complain(&reason);
+                process::daemonize::complain(&reason);
                 return failure;
             }
             Err(error) => {
-                daemonize::complain(&format!("cannot go into the background: {error}"));
+                process::daemonize::complain(&format!("cannot go into the background: {error}"));
                 return failure;
             }
         }
     };
-    if let Err(error) = relay::shm::outlive_truncation() {
+    if let Err(error) = relay::memory::mapping::outlive_truncation() {
         starter.failed(&format!("cannot handle SIGBUS: {error}"));
         return failure;
     }
-    match session::run(&options, &mut starter) {
+    match daemon::run(&options, &mut starter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             starter.failed(&error.to_string());

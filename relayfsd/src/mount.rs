@@ -5,6 +5,9 @@
 //! Mounting as root it calls the type plain `fuse`, and then a dead mount of ours looks like everybody's. And
 //! it opens the directory first, which an automounter answers by waiting for the mount that is being made.
 
+pub(crate) mod fusermount;
+pub(crate) mod takeover;
+
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -16,12 +19,11 @@ use nix::mount::{MntFlags, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, access, getegid, geteuid};
-use relay::mountinfo::{self, Entry, FS_TYPE};
-use relay::point::Point;
+use relay::layout::mount_point::Point;
+use relay::system::mountinfo::{self, Entry, FS_TYPE};
 use thiserror::Error;
 
-use crate::fusermount;
-use crate::options::{MountOptions, Options};
+use crate::config::options::{MountOptions, Options};
 
 /// Is there if the kernel has SELinux, and uses it.
 const SELINUX: &str = "/sys/fs/selinux/enforce";

@@ -1,11 +1,13 @@
 //! The daemon's channels by name: opening, creating, and when they go.
 
+pub(crate) mod create_queue;
+
 mod ending;
 mod error;
 mod held;
-mod renewal;
-mod succession;
-mod table;
+mod index;
+mod orphans;
+mod recreate;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -13,19 +15,19 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use relay::name::COMPONENTS_MAX;
-use relay::state_file::StateFile;
+use relay::layout::channel_name::COMPONENTS_MAX;
+use relay::layout::state_file::StateFile;
 use relay::{ChannelName, Geometry, GeometrySpec};
 
 pub(crate) use self::error::OpenError;
 pub(crate) use self::held::{Held, MemoryClaim};
-use self::table::Channels;
-use crate::adopt::Legacy;
+use self::index::Channels;
+use crate::channel::flush_timer::Looks;
 use crate::channel::{Channel, Named};
 use crate::kill_point;
-use crate::looks::Looks;
-use crate::shares::{self, NoShare};
-use crate::turns::Turns;
+use crate::policy::fair_queue::Turns;
+use crate::policy::quota::{self, NoShare};
+use crate::state::recovery::Legacy;
 use crate::writers::{Job, Unavailable, Writers};
 
 /// Names an error message lists before it says how many more there are.
@@ -78,7 +80,7 @@ impl Registry {
     ) -> io::Result<Arc<Registry>> {
         let mut channels = Channels {
             last_id: legacy.state.last_id,
-            gone: succession::gone(&legacy.state),
+            gone: orphans::gone(&legacy.state),
             ..Channels::default()
         };
         for channel in legacy.channels {
@@ -349,7 +351,7 @@ impl Registry {
         let of_user =
             || channels.by_name.values().filter(|channel| maker.is_some() && channel.maker() == maker);
         let (used, max) = (channels.by_name.len() - usize::from(old.is_some()), self.limits.channels);
-        shares::admits(uid, of_user().count() as u64, used as u64, max as u64, 1).map_err(
+        quota::admits(uid, of_user().count() as u64, used as u64, max as u64, 1).map_err(
             |why| match why {
                 NoShare::All => OpenError::TooMany { name: name.clone(), max },
                 NoShare::Yours => OpenError::TooManyOfUser { name: name.clone(), uid, max },
@@ -358,7 +360,7 @@ impl Registry {
         let needed = Channel::memory_needed(geometry, n_bufs);
         let own = of_user().map(|channel| channel.memory()).sum();
         let (used, max) = (channels.memory - old.map_or(0, |old| old.memory()), self.limits.memory);
-        shares::admits(uid, own, used, max, needed).map_err(|why| match why {
+        quota::admits(uid, own, used, max, needed).map_err(|why| match why {
             NoShare::All => {
                 let (name, geometry) = (name.clone(), *geometry);
                 OpenError::Memory { name, geometry, n_bufs, needed, used, max }

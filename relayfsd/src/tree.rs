@@ -7,14 +7,26 @@
 //! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
 
+pub(crate) mod consumed_file;
+pub(crate) mod delivered;
+pub(crate) mod endless_copy;
+pub(crate) mod inode;
+pub(crate) mod killed;
+pub(crate) mod listing;
+pub(crate) mod msg_file;
+pub(crate) mod open_file;
+pub(crate) mod read_history;
+pub(crate) mod snapshot;
+pub(crate) mod take;
+
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use relay::abi;
+use relay::layout::abi;
 
 use crate::channel::Channel;
-use crate::node::{Class, ControlFile, Node, PerCpu};
 use crate::registry::{Held, Registry};
+use crate::tree::inode::{Class, ControlFile, Node, PerCpu};
 
 /// What stat(2) tells of a node.
 pub(crate) struct NodeStat {

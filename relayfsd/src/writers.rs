@@ -7,6 +7,8 @@
 //! by its own full socket. Jobs of the mounted files come through a queue of their own, bounded by the number of file
 //! operations that can be under way; they are never refused, since a file operation must not wait for the socket.
 
+pub(crate) mod worker;
+
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,11 +16,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
-use relay::frame::WriteReply;
-use relay::writer::Placed;
+use relay::ring::writer::Placed;
+use relay::wire::frame::WriteReply;
 use thiserror::Error;
 
-use crate::lane;
 use crate::registry::Held;
 
 /// Producers' jobs that may wait for one writer; each is a frame, or one message at most.
@@ -133,7 +134,7 @@ impl Job {
     /// Tells whoever waits for it that the CPU is not to be had; a producer's messages are dropped, and counted.
     pub(crate) fn fail(self, why: Unavailable) {
         match self {
-            Job::Write(batch) => lane::drop_batch(batch, why),
+            Job::Write(batch) => worker::drop_batch(batch, why),
             Job::Message { channel, cpu, done, .. } => {
                 channel.buffer(cpu).count_dropped_elsewhere(1);
                 done(Err(why));
@@ -317,7 +318,7 @@ impl Lane {
                     ring();
                 }
             };
-            lane::run(cpu, &producers, &files, room);
+            worker::run(cpu, &producers, &files, room);
         })?;
         *idle = None;
         Ok(())

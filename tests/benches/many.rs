@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use relay::frame::OPEN_CREATE;
+use relay::wire::frame::OPEN_CREATE;
 use relayfs_tests::Mount;
 use relayfs_tests::peer::Peer;
 

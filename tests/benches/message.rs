@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use relay::shm::Mapping;
+use relay::memory::mapping::Mapping;
 use relay_producer::{Channel, Transport, TransportChoice, WriteError};
 use relayfs_tests::librelay::Linked;
 use relayfs_tests::lttng::{Lttng, NOT_INSTALLED};

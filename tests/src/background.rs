@@ -15,7 +15,7 @@ use nix::sys::prctl::set_child_subreaper;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, geteuid};
-use relay::paths;
+use relay::layout::paths;
 use tempfile::TempDir;
 
 use crate::{DEADLINE, LOOK, eventually, is_mounted, program, run, text};

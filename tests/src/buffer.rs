@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::geteuid;
-use relay::paths;
+use relay::layout::paths;
 use relay_producer::{BatchOptions, Channel};
 
 use crate::Mount;

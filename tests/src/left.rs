@@ -4,10 +4,11 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use relay::buffer::Buffer;
-use relay::reader::Reader;
-use relay::shm::Mapping;
-use relay::{GeometrySpec, abi};
+use relay::GeometrySpec;
+use relay::layout::abi;
+use relay::memory::mapping::Mapping;
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
 
 /// Reads, and so consumes, what each buffer of the channel with number `id` has unread, which has this geometry.
 #[track_caller]

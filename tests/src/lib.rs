@@ -77,7 +77,7 @@ pub fn program(name: &str) -> PathBuf {
     dir.join(name)
 }
 
-/// A daemon that dies at the place which `RELAYFSD_KILL_AT` names, see `relayfsd/src/kill_point.rs`.
+/// A daemon that dies at the place which `RELAYFSD_KILL_AT` names, see `relayfsd/src/process/kill_point.rs`.
 pub fn mortal_daemon() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let path = BUILT.get_or_init(|| {

@@ -10,7 +10,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use relay::frame::{
+use relay::wire::frame::{
     Body, FRAME_MAX, Frame, HEADER_DEFAULT, Hello, HelloReply, Open, OpenReply, Refusal, Write,
 };
 

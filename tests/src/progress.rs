@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use relay::shm::{Mapping, Shared};
+use relay::memory::mapping::{Mapping, Shared};
 
 use crate::known::NUMBERED_MIN;
 

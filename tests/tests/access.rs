@@ -69,7 +69,7 @@ fn modes_and_owners_of_roots_mount() {
         let path = fs::read_link(mount.path(".relay/socket")).unwrap();
         assert_eq!(access(&path), format!("{socket} 0:{gid}"), "{args:?}");
         assert_eq!(access(path.parent().unwrap()), "0755 0:0");
-        assert_eq!(access(&relay::paths::state_dir(mount.point(), 0)), "0700 0:0");
+        assert_eq!(access(&relay::layout::paths::state_dir(mount.point(), 0)), "0700 0:0");
     }
 }
 

@@ -20,7 +20,7 @@ use relayfs_tests::{Mount, complaint, eventually, exit_code, private_shell, prog
 const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4"];
 
 fn state_dir(mount: &Mount) -> PathBuf {
-    relay::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
+    relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
 }
 
 fn kill(mount: &mut Mount) {

@@ -103,7 +103,7 @@ fn losses_that_were_told_are_not_told_again_after_a_crash() {
     mount.send(0, &[MESSAGE; 6]);
     mount.end(Signal::SIGKILL);
     mount.detach();
-    let dir = relay::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw());
+    let dir = relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw());
     let left = run(std::process::Command::new(relayfs_tests::program("audience")).arg("--state").arg(dir));
     assert_eq!(text(&left.stderr), format!("audience: cpu0: 2 messages {DROPPED}\n"));
     mount.restart(&["--subbuf-size=4096", "--n-subbufs=1"]);

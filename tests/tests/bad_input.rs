@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, bind, listen, recv, send, socket,
 };
-use relay::frame::{Body, Refusal};
+use relay::wire::frame::{Body, Refusal};
 use relayfs_tests::background::{Place, try_to_start};
 use relayfs_tests::{Mount, complaint, eventually, exit_code, private_shell, program, run, text, tool};
 

@@ -6,8 +6,10 @@ use std::io::Read;
 use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use relay::frame::{self, Body, Close, FrameType, HEADER_DEFAULT, OPEN_CREATE, Open, OpenReply, WRITE_REPLY};
-use relay::frame::{Write, WriteReply};
+use relay::wire::frame::{
+    self, Body, Close, FrameType, HEADER_DEFAULT, OPEN_CREATE, Open, OpenReply, WRITE_REPLY,
+};
+use relay::wire::frame::{Write, WriteReply};
 use relayfs_tests::peer::{Peer, assert_unharmed, messages, write};
 use relayfs_tests::{Mount, eventually};
 

@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use nix::poll::PollFlags;
 use nix::sys::signal::Signal;
-use relay::client::{Socket, find};
-use relay::frame::FRAME_MAX;
+use relay::wire::frame::FRAME_MAX;
+use relay::wire::socket::{Socket, find};
 use relayfs_tests::{DEADLINE, Mount, exit_code, program, stdout_of, text, workspace};
 
 fn recorded(name: &str) -> PathBuf {

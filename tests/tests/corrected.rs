@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use relay::abi::{BLOCK_LEN, BUFFERS_OFFSET, BufferBlock, RECORD_LEN, Record};
+use relay::layout::abi::{BLOCK_LEN, BUFFERS_OFFSET, BufferBlock, RECORD_LEN, Record};
 use relayfs_tests::{Mount, text};
 
 /// Corrections in a row, which are told in a line or two.

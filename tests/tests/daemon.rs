@@ -321,7 +321,7 @@ fn the_end_wakes_those_who_poll() {
 }
 
 fn state_dir(mount: &Mount) -> String {
-    relay::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw()).display().to_string()
+    relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw()).display().to_string()
 }
 
 /// "EBUSY at unmount: lazy unmount after a short wait", or at once with a second signal. What nobody had read is told.

@@ -1,7 +1,7 @@
 //! A daemon that dies at each step of starting, of opening and removing channels, of a read, and of ending: the next start is
 //! clean, nothing that was accepted is lost, and nothing is read twice but the one reply that was under way.
 //!
-//! The daemon is a test build that ends itself by SIGKILL where it is told to, see `relayfsd/src/kill_point.rs`.
+//! The daemon is a test build that ends itself by SIGKILL where it is told to, see `relayfsd/src/process/kill_point.rs`.
 
 use std::fs::{self, File};
 use std::io::Read;

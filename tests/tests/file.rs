@@ -16,7 +16,7 @@ use nix::poll::PollFlags;
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::{getegid, geteuid};
-use relay::paths;
+use relay::layout::paths;
 use relay_producer::Channel;
 use relayfs_tests::buffer::{Buffer, MIB, Shape, poll_now, read_once, runs};
 use relayfs_tests::{Mount, eventually, exit_code, program, run, stdout_of, text, tool};

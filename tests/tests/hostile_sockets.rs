@@ -13,11 +13,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use relay::client::Socket;
-use relay::frame::{
+use relay::wire::frame::{
     Body, Close, FRAME_MAX, Frame, FrameType, OPEN_CREATE, Refusal, SHARE_READ, Share, Watch,
 };
-use relay::frame::{WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, Write};
+use relay::wire::frame::{WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, Write};
+use relay::wire::socket::Socket;
 use relay_producer::BatchOptions;
 use relayfs_tests::honest::Honest;
 use relayfs_tests::peer::{Peer, assert_unharmed, hello, messages, open, write};

@@ -15,7 +15,7 @@ use relayfs_tests::{Mount, eventually, exit_code, program, run, stdout_of, text,
 const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4", "--channel=app/log", "--channel=all:global"];
 
 fn state_dir(mount: &Mount) -> PathBuf {
-    relay::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
+    relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
 }
 
 /// Ends the daemon, and returns what it has said.

@@ -26,7 +26,7 @@ const CHANNELS: [&str; 4] = ["cpu", "app/ring", "all", "none"];
 
 /// The state directory of a mount.
 fn state_dir(mount: &Mount) -> PathBuf {
-    relay::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
+    relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
 }
 
 /// `audience --state DIR ARGS`, without the environment of whoever runs the tests.

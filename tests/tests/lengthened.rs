@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use relay::shm::Mapping;
-use relay::state_file::{STATE_FILE, StateFile};
-use relay::{GeometrySpec, abi};
+use relay::GeometrySpec;
+use relay::layout::abi;
+use relay::layout::state_file::{STATE_FILE, StateFile};
+use relay::memory::mapping::Mapping;
 use relayfs_tests::direct::with_sequences;
 use relayfs_tests::disk::Disk;
 use relayfs_tests::{Mount, exit_code, program, run, stdout_of, text};

@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::Stdio;
 
-use relay::frame::OPEN_CREATE;
+use relay::wire::frame::OPEN_CREATE;
 use relay_producer::Channel;
 use relayfs_tests::c::Program;
 use relayfs_tests::peer::Peer;

@@ -6,7 +6,7 @@ use std::io::Read;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use relay::frame::{Body, OPEN_CREATE, WRITE_REPLY, WriteReply};
+use relay::wire::frame::{Body, OPEN_CREATE, WRITE_REPLY, WriteReply};
 use relayfs_tests::peer::{Peer, messages, write};
 use relayfs_tests::{DEADLINE, Mount};
 

@@ -74,7 +74,7 @@ fn overwritten_messages_of_a_dead_daemon_are_counted() {
     let overwritten = |mount: &Mount| mount.stats("cpu")["cpu0.overwritten_bytes"];
     assert_eq!(overwritten(&mount), 8 * 4000);
     assert_eq!(exit_code(mount.end(Signal::SIGKILL)), 128 + 9);
-    let state = relay::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw());
+    let state = relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw());
     let output = run(Command::new(program("audience")).arg("--state").arg(&state));
     let said = text(&output.stderr);
     assert!(said.contains("32000 bytes overwritten"), "{said}");

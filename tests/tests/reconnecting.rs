@@ -20,7 +20,7 @@ fn kill(mount: &mut Mount) {
     assert_eq!(exit_code(mount.end(Signal::SIGKILL)), KILLED);
 }
 
-/// A daemon in the foreground that dies at a place of `relayfsd/src/kill_point.rs`, if one is named.
+/// A daemon in the foreground that dies at a place of `relayfsd/src/process/kill_point.rs`, if one is named.
 fn started(place: &Place, at: Option<&str>, args: &[&str]) -> Process {
     let mut command = Command::new(mortal_daemon());
     command.arg("-f").args(ARGS).args(args).arg(place.point()).stdin(Stdio::null()).stderr(Stdio::piped());
@@ -145,7 +145,7 @@ fn of_new_buffers_all_is_recorded() {
 }
 
 fn state_dir(mount: &Mount) -> PathBuf {
-    relay::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
+    relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
 }
 
 /// The library: what was taken when the daemon died can be given back to the next one, and what was not, is next.

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use relay::state_file::{STATE_FILE, StateFile};
+use relay::layout::state_file::{STATE_FILE, StateFile};
 use relay_producer::{Channel, OpenError};
 use relayfs_tests::Mount;
 

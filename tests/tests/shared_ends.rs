@@ -147,7 +147,7 @@ fn the_next_daemon_may_not_share() {
 #[test]
 fn command_waits_when_its_buffers_are_over() {
     let mut mount = Mount::prepared(&["--subbuf-size=1000", "--discard"], with_sequences);
-    let state = relay::paths::state_dir(mount.point(), 0);
+    let state = relay::layout::paths::state_dir(mount.point(), 0);
     let mut producer = producer(&mount, "shared");
     let mut stdin = producer.child().stdin.take().unwrap();
     stdin.write_all(b"line\n").unwrap();

@@ -4,7 +4,7 @@ use std::fs;
 
 use nix::errno::Errno;
 use nix::sys::socket::MsgFlags;
-use relay::frame::{
+use relay::wire::frame::{
     self, ALL_CPUS, Body, Close, FRAME_MAX, Flush, HEADER_DEFAULT, HelloReply, OPEN_CREATE, Open, OpenReply,
     WRITE_MORE, WRITE_REPLY, Write, WriteReply,
 };

@@ -9,8 +9,8 @@ use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::MsgFlags;
-use relay::frame::{Body, Close, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY};
-use relay::frame::{Write, WriteReply};
+use relay::wire::frame::{Body, Close, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY};
+use relay::wire::frame::{Write, WriteReply};
 use relayfs_tests::peer::{Peer, assert_unharmed, messages, write};
 use relayfs_tests::{Mount, Process, eventually, program};
 

@@ -35,7 +35,7 @@ fn socket_of(mount: &Mount) -> PathBuf {
 fn what_a_stranger_is_answered() {
     let mut mount = mount_for_all(&["--group", GROUP]);
     mount.send(0, &[b"secret"]);
-    let state = relay::paths::state_dir(mount.point(), 0);
+    let state = relay::layout::paths::state_dir(mount.point(), 0);
     let socket = socket_of(&mount);
     let pid = mount.daemon().pid();
     let [state, socket] = [&state, &socket].map(|path| path.to_str().unwrap().to_owned());

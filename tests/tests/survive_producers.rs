@@ -10,7 +10,7 @@ use std::thread;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::signal::Signal;
-use relay::paths::state_dir;
+use relay::layout::paths::state_dir;
 use relay_producer::{BatchOptions, Channel, Transport, Wait, WriteError};
 use relayfs_tests::direct::{assert_direct, on_cpu, pin, with_sequences};
 use relayfs_tests::known::Pattern;

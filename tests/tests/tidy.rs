@@ -8,23 +8,23 @@ use relayfs_tests::{program, stdout_of, text, workspace};
 
 /// Words of code, and the only files that may have them. What stands behind `//` does not count.
 const CONFINED: &[(&str, &[&str])] = &[
-    ("fuser::", &["relayfsd/src/fs.rs"]),
+    ("fuser::", &["relayfsd/src/fuse/fs.rs"]),
     (
         "unsafe",
         &[
             "audience/preload/src/lib.rs", // takes the place of functions of the C library
-            "relay-producer/src/load.rs",  // loads and calls modules
+            "relay-producer/src/bin/relay-producer/kernel_module/loader.rs", // loads and calls modules
             "relay-producer/librelay/src/c_api.rs", // what C gives
             "relay-producer/librelay/src/handle.rs", // what C keeps
-            "relay/src/lent.rs",
-            "relay/src/rseq.rs",
+            "relay/src/memory/lent.rs",
+            "relay/src/ring/rseq.rs",
             "relay/stdio/src/lib.rs", // runs before the runtime opens what is closed
-            "relay/src/shm.rs",
-            "relay/src/shm/bus.rs", // the handler of SIGBUS
-            "relay/src/shm_model.rs",
-            "relay/src/signals.rs",      // changes actions of signals
-            "relay/tests/bus_errors.rs", // the same
-            "relayfsd/src/daemonize.rs",
+            "relay/src/memory/mapping.rs",
+            "relay/src/memory/mapping/sigbus.rs", // the handler of SIGBUS
+            "relay/src/memory/mapping_model.rs",
+            "relay/src/system/signals.rs", // changes actions of signals
+            "relay/tests/bus_errors.rs",   // the same
+            "relayfsd/src/process/daemonize.rs",
             "tests/examples/test-plugin.rs",
             "tests/fuzz/src/arena.rs",
             "tests/src/bin/test-fork.rs",
@@ -36,7 +36,7 @@ const CONFINED: &[(&str, &[&str])] = &[
     ),
 ];
 /// The same within the crate `relay`, where a model checker's types take the place of these.
-const CONFINED_IN_RELAY: &[(&str, &[&str])] = &[("std::sync::atomic", &["relay/src/sync.rs"])];
+const CONFINED_IN_RELAY: &[(&str, &[&str])] = &[("std::sync::atomic", &["relay/src/memory/sync.rs"])];
 /// Most lines of a source file, so that it can be read at a sitting. Tests may go on for longer.
 const LINES_MAX: usize = 500;
 /// What is unfinished, tried out, or means nothing to whoever has this tree alone. Split, for other searches' sake.

@@ -11,7 +11,7 @@ use std::thread;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
-use relay::state_file::{STATE_FILE, StateFile};
+use relay::layout::state_file::{STATE_FILE, StateFile};
 use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
 use relayfs_tests::{DEADLINE, Mount, eventually, exit_code, run, text, tool};
 

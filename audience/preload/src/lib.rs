@@ -6,8 +6,8 @@
 #![allow(unsafe_code)]
 
 mod mounts;
-#[path = "../../src/starting.rs"]
-mod starting;
+#[path = "../../src/bin/audience/mount/start_daemon.rs"]
+mod start_daemon;
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_ulong, c_void};
 use std::mem::transmute;

@@ -9,10 +9,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::mount::MsFlags;
 use nix::sys::stat::{SFlag, stat};
-use relay::mountinfo::{self, FS_TYPE};
+use relay::system::mountinfo::{self, FS_TYPE};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
-use crate::starting::{DAEMON, Ended, FUSERMOUNT, appears, run};
+use crate::start_daemon::{DAEMON, Ended, FUSERMOUNT, appears, run};
 
 /// The environment variable that says where relayfsd is, if not in PATH.
 const DAEMON_ENV: &str = "RELAYFSD";

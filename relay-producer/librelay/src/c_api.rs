@@ -11,7 +11,7 @@ use std::ptr::null_mut;
 use std::slice;
 
 use nix::errno::Errno;
-use relay::paths::mount_by_environment;
+use relay::layout::paths::mount_by_environment;
 use relay_producer::{DIRECT_MAX, WriteError};
 
 use crate::callback::{self, Callbacks};

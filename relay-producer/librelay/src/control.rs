@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
 
 use nix::errno::Errno;
-use relay::descriptor::{self, away_from_stdio};
+use relay::system::descriptor::{self, away_from_stdio};
 
 use crate::error::of_tree;
 

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
-use relay::name::COMPONENT_LEN_MAX;
+use relay::layout::channel_name::COMPONENT_LEN_MAX;
 use relay::{ChannelName, NameError};
 
 /// All there are, each once.

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::libc::ENODEV;
-use relay::client::{Deadline, Refused};
+use relay::wire::socket::{Deadline, Refused};
 
 use super::Batch;
-use crate::connection::Connection;
 use crate::error::{OpenError, RequestError};
+use crate::socket::connection::Connection;
 
 /// How often a batch that waits for a daemon looks whether the last one has closed the channel.
 const END_LOOK_INTERVAL: Duration = Duration::from_millis(100);

@@ -9,12 +9,12 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use relay::Geometry;
-use relay::abi::{self, LAYOUT_VERSION};
-use relay::buffer::Buffer;
-use relay::frame::{Body, DESCRIPTORS_MAX, ShareReply, WriteReply};
-use relay::reader::Reader;
-use relay::shm::Mapping;
-use relay::writer::{Here, Placed, Writer};
+use relay::layout::abi::{self, LAYOUT_VERSION};
+use relay::memory::mapping::Mapping;
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+use relay::ring::writer::{Here, Placed, Writer};
+use relay::wire::frame::{Body, DESCRIPTORS_MAX, ShareReply, WriteReply};
 
 use super::Peer;
 

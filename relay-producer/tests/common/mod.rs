@@ -19,11 +19,11 @@ use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, bind, listen,
     recv, sendmsg, shutdown, socket,
 };
-use relay::frame::{
+use relay::layout::geometry::MESSAGE_MAX;
+use relay::wire::frame::{
     Body, FRAME_MAX, Flush, Frame, FrameType, Hello, HelloReply, Messages, Open, OpenReply, Refusal, Share,
     WRITE_MORE, WRITE_REPLY, Write, WriteReply, done,
 };
-use relay::geometry::MESSAGE_MAX;
 use relay::{Geometry, GeometrySpec, Mode};
 use relay_producer::{Channel, TransportChoice};
 use tempfile::TempDir;

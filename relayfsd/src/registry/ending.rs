@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use super::{Channels, Registry};
 use crate::channel::Channel;
-use crate::kept::Left;
+use crate::config::options::Keep;
 use crate::kill_point;
-use crate::options::Keep;
+use crate::state::end_report::Left;
 use crate::writers;
 
 /// How long the writers have to end a channel's buffers.

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use nix::sys::resource::{Resource, getrlimit};
-use relay::size::format_size;
+use relay::cli::size::format_size;
 use relay::{ChannelName, Geometry};
 use thiserror::Error;
 
-use crate::damage::remedy;
+use crate::channel::integrity::remedy;
 
 /// Why a channel cannot be opened.
 #[derive(Debug, Error)]

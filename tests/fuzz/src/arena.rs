@@ -7,7 +7,7 @@ use std::sync::Mutex;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous};
-use relay::shm::Mapping;
+use relay::memory::mapping::Mapping;
 
 /// Addresses on either side of a mapping that lead nowhere, in bytes: more than a position can lead astray.
 const GUARD: usize = 64 << 10;

@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::time::Duration;
 
-use relay::duration::parse_duration;
-use relay::size::{format_size, parse_size};
+use relay::cli::duration::parse_duration;
+use relay::cli::size::{format_size, parse_size};
 use relay::{Geometry, GeometrySpec};
 
-use crate::mount_words::parse_mode;
-use crate::options::Options;
+use crate::config::mount_options::parse_mode;
+use crate::config::options::Options;
 
 /// The first byte says what the rest is: texts of the small languages, channels, a list for `-o`, or a whole command line.
 /// They are one in a line.
@@ -54,7 +54,7 @@ fn command_line(args: Vec<Vec<u8>>) {
         Ok(options) => options,
         Err(error) => {
             let said = error.to_string();
-            assert!(!error.use_stderr() || !relay::complaint::of_usage(&said).is_empty());
+            assert!(!error.use_stderr() || !relay::cli::usage_error::of_usage(&said).is_empty());
             return;
         }
     };

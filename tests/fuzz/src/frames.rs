@@ -3,16 +3,16 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use relay::client::refusal;
-use relay::frame::{
+use relay::layout::geometry::MESSAGE_MAX;
+use relay::wire::frame::{
     ANSWER_MAX, Body, Close, Consume, FRAME_MAX, Flush, Frame, FrameType, HEADER_LEN, Hello, HelloReply,
     MESSAGE_PREFIX_LEN, Messages, Open, OpenReply, Refusal, Share, ShareReply, WRITE_MORE, Watch, Write,
     WriteReply,
 };
-use relay::geometry::MESSAGE_MAX;
+use relay::wire::socket::refusal;
 
-use crate::assembly::{Assembly, Budget};
 use crate::input::Input;
+use crate::reassembly::{Assembly, Budget};
 
 /// The packets of a connection, each with a byte that says whether its length field is put right, and with its length before
 /// it. Every frame that can be read can be written, and is then the same; long messages are put together as the daemon does.

@@ -3,24 +3,22 @@
 //! `tests/corpus.rs` goes through those that are known.
 
 // The daemon is a program, not a library: what of it reads foreign text is taken as it is.
-#[allow(dead_code, reason = "not all of it is asked for")]
-#[path = "../../../relayfsd/src/assembly.rs"]
-mod assembly;
+#[allow(dead_code, reason = "not all of it is used")]
+#[path = "../../../relayfsd/src/config"]
+mod config {
+    pub(crate) mod cli;
+    pub(crate) mod mount_options;
+    pub(crate) mod options;
+}
 #[allow(dead_code, reason = "as above")]
-#[path = "../../../relayfsd/src/cli.rs"]
-mod cli;
+#[path = "../../../relayfsd/src/policy"]
+mod policy {
+    pub(crate) mod quota;
+    pub(crate) mod share_policy;
+}
 #[allow(dead_code, reason = "as above")]
-#[path = "../../../relayfsd/src/mount_words.rs"]
-mod mount_words;
-#[allow(dead_code, reason = "as above")]
-#[path = "../../../relayfsd/src/options.rs"]
-mod options;
-#[allow(dead_code, reason = "as above")]
-#[path = "../../../relayfsd/src/shares.rs"]
-mod shares;
-#[allow(dead_code, reason = "as above")]
-#[path = "../../../relayfsd/src/sharing.rs"]
-mod sharing;
+#[path = "../../../relayfsd/src/socket/reassembly.rs"]
+mod reassembly;
 
 mod arena;
 mod command_line;

@@ -5,8 +5,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
 use relay::ChannelName;
-use relay::name::{COMPONENT_LEN_MAX, COMPONENTS_MAX};
-use relay::paths::{instance_name, socket_path, state_dir};
+use relay::layout::channel_name::{COMPONENT_LEN_MAX, COMPONENTS_MAX};
+use relay::layout::paths::{instance_name, socket_path, state_dir};
 
 /// Texts, a zero byte between them: each as a name, as a mount point, and beside the next one.
 pub fn names(data: &[u8]) {

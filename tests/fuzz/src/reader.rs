@@ -1,9 +1,9 @@
 //! Reading a buffer whose control file is anything: what the daemon does, and who reads in a mapping.
 
-use relay::lent::Lent;
-use relay::reader::Reader;
-use relay::view::View;
-use relay::writer::Writer;
+use relay::memory::lent::Lent;
+use relay::ring::mapped_reader::View;
+use relay::ring::reader::Reader;
+use relay::ring::writer::Writer;
 
 use crate::input::Input;
 use crate::scene::Scene;

@@ -6,10 +6,10 @@ use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use relay::abi::{BUFFERS_OFFSET, control_header, data_len};
-use relay::buffer::Buffer;
-use relay::shm::Mapping;
-use relay::writer::Here;
+use relay::layout::abi::{BUFFERS_OFFSET, control_header, data_len};
+use relay::memory::mapping::Mapping;
+use relay::ring::buffer::Buffer;
+use relay::ring::writer::Here;
 use relay::{Geometry, GeometrySpec};
 
 use crate::arena::guarded;

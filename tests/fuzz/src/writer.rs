@@ -1,8 +1,8 @@
 //! Writing a buffer whose control file is anything, by restartable sequences and without.
 
-use relay::geometry::MESSAGE_MAX;
-use relay::reader::Reader;
-use relay::writer::{Appended, Outcome, Placed, Writer};
+use relay::layout::geometry::MESSAGE_MAX;
+use relay::ring::reader::Reader;
+use relay::ring::writer::{Appended, Outcome, Placed, Writer};
 
 use crate::input::Input;
 use crate::scene::Scene;

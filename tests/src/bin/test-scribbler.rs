@@ -11,10 +11,10 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use relay::abi::{BufferBlock, ControlHeader, Record, control_header};
-use relay::position::{Position, Widths};
-use relay::shm::Mapping;
-use relay::state_file::{ChannelEntry, STATE_FILE, StateFile};
+use relay::layout::abi::{BufferBlock, ControlHeader, Record, control_header};
+use relay::layout::position::{Position, Widths};
+use relay::layout::state_file::{ChannelEntry, STATE_FILE, StateFile};
+use relay::memory::mapping::Mapping;
 use relayfs_tests::numbered::Random;
 
 /// Stores between two looks whether the channel is still that one.

@@ -23,9 +23,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::MsgFlags;
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Gid, Uid, fchown, ftruncate};
-use relay::client::Socket;
-use relay::frame::{Body, FRAME_MAX, Frame, FrameType, HEADER_DEFAULT, OPEN_CREATE, SHARE_READ};
-use relay::frame::{Consume, Open, OpenReply, Refusal, Share, Watch};
+use relay::wire::frame::{Body, FRAME_MAX, Frame, FrameType, HEADER_DEFAULT, OPEN_CREATE, SHARE_READ};
+use relay::wire::frame::{Consume, Open, OpenReply, Refusal, Share, Watch};
+use relay::wire::socket::Socket;
 use relayfs_tests::peer::{Peer, hello};
 
 fn main() {

@@ -1,0 +1,216 @@
+//! A channel as files: `cpu` is MOUNT/cpu0, MOUNT/cpu1, ...; `app/log` is MOUNT/app/log0, ...
+//!
+//! A channel has a file for every configured CPU, or, if it is global, only that of number 0. So we count the
+//! CPUs, as the classic reader does, and take the files that there are.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use relay::ChannelName;
+use relay::layout::channel_name::COMPONENTS_MAX;
+
+use relay::system::cpus;
+
+use crate::error::Failure;
+use crate::wait_for_channel::means_gone;
+
+/// One CPU's open file.
+#[derive(Debug)]
+pub(crate) struct CpuFile {
+    pub(crate) cpu: usize,
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+    /// What one read asks for, in bytes, as far as the file is concerned.
+    pub(crate) block_size: u64,
+    /// Device and inode number.
+    id: (u64, u64),
+}
+
+impl CpuFile {
+    /// Opens the file of a path, which is a CPU's.
+    pub(crate) fn open(cpu: usize, path: PathBuf) -> Result<CpuFile, Failure> {
+        let file = File::open(&path).map_err(|error| Failure::open(&path, error))?;
+        let found = file.metadata().map_err(|error| Failure::read(&path, error))?;
+        Ok(CpuFile { cpu, path, file, block_size: found.blksize(), id: (found.dev(), found.ino()) })
+    }
+
+    /// What tells this file from another one of its path.
+    pub(crate) fn identity(&self) -> Identity {
+        Identity { path: self.path.clone(), id: self.id }
+    }
+}
+
+/// A path and which file it was.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    path: PathBuf,
+    id: (u64, u64),
+}
+
+impl Identity {
+    /// Whether the path is another file's now. A mount that was detached while we read lives on, unseen by
+    /// everybody else, until we close its files.
+    pub(crate) fn was_replaced(&self) -> bool {
+        match fs::metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) != self.id,
+            Err(error) => means_gone(&error),
+        }
+    }
+}
+
+/// Where a channel is.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) mount: PathBuf,
+    pub(crate) channel: ChannelName,
+}
+
+impl Place {
+    /// The file of a CPU's buffer.
+    pub(crate) fn cpu_path(&self, cpu: usize) -> PathBuf {
+        self.mount.join(format!("{}{cpu}", self.channel))
+    }
+
+    /// One of the channel's control files.
+    pub(crate) fn control_path(&self, file: &str) -> PathBuf {
+        channels_dir(&self.mount).join(self.channel.as_str()).join(file)
+    }
+
+    /// The file of the channel's counters.
+    pub(crate) fn stats_path(&self) -> PathBuf {
+        self.control_path("stats")
+    }
+
+    /// Opens the files of all CPUs, or of one, in the order of their numbers. `NoChannel` if there are none.
+    pub(crate) fn open(&self, only: Option<usize>) -> Result<Vec<CpuFile>, Failure> {
+        let mut files = Vec::new();
+        for cpu in wanted(only) {
+            match CpuFile::open(cpu, self.cpu_path(cpu)) {
+                Ok(file) => files.push(file),
+                Err(Failure::Open { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                Err(failure) => return Err(failure),
+            }
+        }
+        if files.is_empty() { Err(self.nothing(only)?) } else { Ok(files) }
+    }
+
+    /// Why there is no file of any CPU, or of this one.
+    pub(crate) fn nothing(&self, only: Option<usize>) -> Result<Failure, Failure> {
+        let cpus = cpus::count();
+        let has: Vec<usize> = (0..cpus).filter(|&cpu| self.cpu_path(cpu).exists()).collect();
+        let (mount, channel) = (self.mount.clone(), self.channel.clone());
+        match only {
+            Some(cpu) if !has.is_empty() => Ok(Failure::NoCpu { channel, mount, cpu, has }),
+            _ => Ok(Failure::NoChannel { channel, known: known(&mount), mount }),
+        }
+    }
+}
+
+/// The numbers of all CPUs, or the one that is named.
+pub(crate) fn wanted(only: Option<usize>) -> Range<usize> {
+    match only {
+        Some(cpu) => cpu..cpu.saturating_add(1),
+        // Those that are offline count.
+        None => 0..cpus::count(),
+    }
+}
+
+fn channels_dir(mount: &Path) -> PathBuf {
+    mount.join(".relay/channels")
+}
+
+/// Names of the channels there are, sorted; as far as we may see them.
+pub(crate) fn known(mount: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    // What cannot be listed is left out: this only makes messages better.
+    let _ = collect(&channels_dir(mount), "", COMPONENTS_MAX, &mut names);
+    names.sort_unstable();
+    names
+}
+
+/// A directory that holds a file `stats` is a channel. (One that holds a directory of that name is not.)
+fn collect(dir: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> io::Result<()> {
+    if depth == 0 {
+        return Ok(());
+    }
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let Ok(component) = entry.file_name().into_string() else { continue };
+        if !entry.file_type()?.is_dir() {
+            continue;
+        }
+        let name = format!("{prefix}{component}");
+        if fs::symlink_metadata(entry.path().join("stats")).is_ok_and(|stats| stats.is_file()) {
+            names.push(name);
+        } else {
+            let _ = collect(&entry.path(), &format!("{name}/"), depth - 1, names);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(mount: &Path, channel: &str) -> Place {
+        Place { mount: mount.to_owned(), channel: channel.parse().unwrap() }
+    }
+
+    fn make(mount: &Path, files: &[&str]) {
+        for file in files {
+            let path = mount.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+    }
+
+    #[test]
+    fn paths() {
+        let log = place(Path::new("/mnt/relay"), "app/log");
+        assert_eq!(log.cpu_path(10), Path::new("/mnt/relay/app/log10"));
+        assert_eq!(log.stats_path(), Path::new("/mnt/relay/.relay/channels/app/log/stats"));
+    }
+
+    #[test]
+    fn channels_are_directories_with_a_file_stats() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(known(dir.path()).is_empty());
+        make(
+            dir.path(),
+            &["cpu/stats", "cpu/msg", "app/log/stats", "app/stats/stats", "stats/a/b/stats", "x/msg"]
+                .map(|name| format!(".relay/channels/{name}"))
+                .each_ref()
+                .map(String::as_str),
+        );
+        assert_eq!(known(dir.path()), ["app/log", "app/stats", "cpu", "stats/a/b"]);
+    }
+
+    #[test]
+    fn files_that_exist_are_opened_in_order() {
+        let dir = tempfile::tempdir().unwrap();
+        // A global channel has file 0 only; the last one is another channel's.
+        make(dir.path(), &["app/log0", "app/logger0"]);
+        let paths = |only| {
+            let files = place(dir.path(), "app/log").open(only)?;
+            Ok::<_, Failure>(files.into_iter().map(|file| file.path).collect::<Vec<_>>())
+        };
+        assert_eq!(paths(None).unwrap(), [dir.path().join("app/log0")]);
+        assert_eq!(paths(Some(0)).unwrap(), [dir.path().join("app/log0")]);
+        assert!(matches!(paths(Some(1)), Err(Failure::NoCpu { cpu: 1, has, .. }) if has == [0]));
+        assert!(matches!(paths(Some(usize::MAX)), Err(Failure::NoCpu { .. })));
+    }
+
+    #[test]
+    fn an_unknown_channel_is_an_error_for_one_cpu_too() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path(), &["cpu0", ".relay/channels/cpu/stats"]);
+        for only in [None, Some(0)] {
+            let error = place(dir.path(), "app/log").open(only).unwrap_err();
+            assert!(matches!(error, Failure::NoChannel { known, .. } if known == ["cpu"]));
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Why the reader stops before the end.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use relay::ChannelName;
+use relay::layout::paths::shell_word;
+use thiserror::Error;
+
+use crate::signals::Signal;
+
+/// Most channels that a message lists.
+const LISTED_MAX: usize = 20;
+
+/// Why the reader stops before the end. All but the first two are for people.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    /// Nobody reads what we write.
+    #[error("nobody reads the output")]
+    OutputClosed,
+    /// A signal asked us to end.
+    #[error("interrupted by signal {0}")]
+    Interrupted(Signal),
+    /// There is no output; nothing was read.
+    #[error("{0}: nothing was read; redirect it, for instance to /dev/null")]
+    NoOutput(#[from] relay_stdio::StreamError),
+    /// Output failed in another way. `lost` are the bytes that were read and not written.
+    #[error("cannot write to standard output: {source}{}", kept(*.lost, ""))]
+    Output { source: io::Error, lost: usize },
+    /// A system call that should always succeed.
+    #[error("cannot {what}: {source}")]
+    System { what: &'static str, source: io::Error },
+    #[error("{} is a socket, and sockets are for producers; name the mount point: -m MOUNTPOINT", .0.display())]
+    Socket(PathBuf),
+    #[error("{} is not a directory; name the mount point: -m MOUNTPOINT", .0.display())]
+    NotDirectory(PathBuf),
+    #[error("{path}: there is no such directory; name the mount point: -m MOUNTPOINT", path = .0.display())]
+    Missing(PathBuf),
+    #[error(
+        "{path}: no relayfs is mounted there, and it holds other files; name the mount point: -m MOUNTPOINT",
+        path = .0.display()
+    )]
+    NotEmpty(PathBuf),
+    #[error(
+        "{path}: its relayfsd was killed or crashed, and what it left is another user's, or gone: see audience --state, \
+         start relayfsd {word} again, or umount {word}",
+        path = .0.display(), word = shell_word(.0)
+    )]
+    Dead(PathBuf),
+    #[error("no channel '{channel}' in {}{}", .mount.display(), listed(.channel, .known))]
+    NoChannel { channel: ChannelName, mount: PathBuf, known: Vec<String> },
+    #[error("channel '{channel}' in {} has no file for CPU {cpu}, only for {}", .mount.display(), ranges(.has))]
+    NoCpu { channel: ChannelName, mount: PathBuf, cpu: usize, has: Vec<usize> },
+    #[error("cannot open {}: {source}{}", .path.display(), advice(.source))]
+    Open { path: PathBuf, source: io::Error },
+    #[error("cannot read {}: {source}{}", .path.display(), advice(.source))]
+    Read { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot open {}: {source}; a state directory is /dev/shm/relayfs-UID/NAME, for the user relayfsd runs as",
+        .path.display()
+    )]
+    StateDir { path: PathBuf, source: io::Error },
+    #[error(
+        "{} is no state directory: there are no channels in it; relayfsd's are below /dev/shm/relayfs-UID, or where its \
+         --state-dir says, and one that ended with nothing unread has left none; --state without a path lists them", .0.display()
+    )]
+    NoState(PathBuf),
+    /// A channel of which there is nothing to read.
+    #[error("{0}")]
+    Left(String),
+    #[error("not all that {} holds of the channel is sound, see above; the rest was read", .0.display())]
+    Damaged(PathBuf),
+    #[error("{} holds a recording already; name another directory, or remove it", .0.display())]
+    Recorded(PathBuf),
+    #[error("cannot write {}: {source}{}", .path.display(), kept(*.lost, "; what is not recorded is still in the buffers"))]
+    Record { path: PathBuf, source: io::Error, lost: usize },
+    #[error("{} is not mounted (-m names another place), and relayfsd cannot mount it: {reason}", .mount.display())]
+    Mount { mount: PathBuf, reason: String },
+    #[error("cannot unmount {}: {reason}", .mount.display())]
+    Unmount { mount: PathBuf, reason: String },
+}
+
+impl Failure {
+    /// The same failure, where what was read is consumed by no reading.
+    pub(crate) fn without_loss(self) -> Failure {
+        match self {
+            Failure::Output { source, .. } => Failure::Output { source, lost: 0 },
+            other => other,
+        }
+    }
+
+    pub(crate) fn open(path: &Path, source: io::Error) -> Failure {
+        Failure::Open { path: path.to_owned(), source }
+    }
+
+    /// A recording's file, or its directory, without any loss.
+    pub(crate) fn record(path: &Path, source: impl Into<io::Error>) -> Failure {
+        Failure::Record { path: path.to_owned(), source: source.into(), lost: 0 }
+    }
+
+    pub(crate) fn system(what: &'static str, source: impl Into<io::Error>) -> Failure {
+        Failure::System { what, source: source.into() }
+    }
+
+    pub(crate) fn read(path: &Path, source: io::Error) -> Failure {
+        Failure::Read { path: path.to_owned(), source }
+    }
+}
+
+/// The other channels, in parentheses; nothing if there are none or they may not be listed.
+fn listed(missing: &ChannelName, known: &[String]) -> String {
+    // One that has appeared since it was looked for is not listed as another.
+    let others: Vec<&str> =
+        known.iter().map(String::as_str).filter(|name| *name != missing.as_str()).collect();
+    match others.len() {
+        0 => String::new(),
+        n if n <= LISTED_MAX => format!(" (existing: {})", others.join(", ")),
+        n => format!(" (existing: {} and {} more)", others[..LISTED_MAX].join(", "), n - LISTED_MAX),
+    }
+}
+
+/// `0-3, 5` for 0, 1, 2, 3, 5.
+fn ranges(sorted: &[usize]) -> String {
+    let mut parts: Vec<(usize, usize)> = Vec::new();
+    for &n in sorted {
+        match parts.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => parts.push((n, n)),
+        }
+    }
+    let part = |(first, last)| if first == last { format!("{first}") } else { format!("{first}-{last}") };
+    parts.into_iter().map(part).collect::<Vec<_>>().join(", ")
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "; its files are for the user who mounted it, root, and the group that relayfsd --group names"
+        }
+        io::ErrorKind::OutOfMemory => "; raise relayfsd --max-memory",
+        _ if error.raw_os_error() == Some(Errno::EIO as i32) => {
+            "; its channel is broken: relayfsd's log has the reason"
+        }
+        _ => "",
+    }
+}
+
+/// What became of the messages when they could not be written. `unlost` is said if none are lost.
+fn kept(lost: usize, unlost: &str) -> String {
+    match lost {
+        0 => unlost.to_owned(),
+        _ => format!("; {lost} bytes that were read are lost, the rest is still in the buffers"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpu_lists_are_short() {
+        assert_eq!(ranges(&[0]), "0");
+        assert_eq!(ranges(&[0, 1, 2, 3, 5, 7, 8]), "0-3, 5, 7-8");
+    }
+
+    #[test]
+    fn unknown_channels_are_told_with_the_known_ones() {
+        let failure = |known: Vec<String>| {
+            let channel = "app/log".parse().unwrap();
+            Failure::NoChannel { channel, mount: "/mnt/relay".into(), known }.to_string()
+        };
+        assert_eq!(failure(vec![]), "no channel 'app/log' in /mnt/relay");
+        let two = vec!["app/err".to_owned(), "cpu".to_owned()];
+        assert_eq!(failure(two), "no channel 'app/log' in /mnt/relay (existing: app/err, cpu)");
+        let itself = vec!["app/log".to_owned()];
+        assert_eq!(failure(itself), "no channel 'app/log' in /mnt/relay", "it has just been created");
+        let many = (0..25).map(|n| format!("c{n}x")).collect();
+        assert!(failure(many).ends_with("c19x and 5 more)"));
+    }
+}

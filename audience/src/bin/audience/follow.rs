@@ -1,0 +1,206 @@
+//! `--follow`: reads all CPUs' files until a signal comes or nobody reads our output.
+//!
+//! ```text
+//!            .---- no such channel, or it has gone: every 0.2 s, ---.
+//!            v          and when something has been mounted         |
+//!   wait for the channel --> read all --> poll all, the interval at most
+//!                               ^                  |
+//!                               '------------------'
+//! ```
+//!
+//! poll(2) tells of finished sub-buffers, reading also gives the unfinished one, so every round reads every
+//! file, whatever poll said. That puts a bound on how late a message appears: the time between two rounds.
+//!
+//! Nothing is polled without a rest that will not change: a file whose channel has gone reports POLLERR for
+//! ever, so it is read to its end and closed, and before it is opened again there is a pause. When files are
+//! ready and yet give nothing, time after time, as files on a disk do at their end, polling leaves them out
+//! for a moment. (Buffers that are flushed while they are empty do the same, so: not too soon, and not for long.)
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, poll};
+
+use crate::channel_files::{CpuFile, Identity, Place};
+use crate::error::Failure;
+use crate::losses::Tally;
+use crate::mount::is_mounted;
+use crate::options::Options;
+use crate::output::{self, Output};
+use crate::signals::{self, Stop};
+use crate::wait_for_channel::{BROKEN, LOOK_AGAIN, Mounts, if_there, means_gone, missing, poll_timeout};
+
+/// Least time between two looks at the loss counters. A channel that goes with its daemon takes with it what it
+/// counted since the last one.
+const COUNT_AGAIN: Duration = Duration::from_secs(1);
+/// Most bytes that one CPU gets in one round, for a writer that is faster than our output. Well above the
+/// usual capacity of a buffer: who stops before the end may stop inside a message, and the next CPU's would
+/// follow.
+const ROUND_MAX: usize = 64 << 20;
+/// How often in a row files may be ready and give nothing before they are left alone for a moment. Each flush
+/// of a sub-buffer of which we had read all, or which is empty, is such a time.
+const FUTILE_MAX: usize = 50;
+/// How long after a signal a last read may take.
+const LAST_READ_MAX: Duration = Duration::from_secs(1);
+
+/// Follows the channel until the end.
+pub(crate) fn run(options: &Options) -> Result<(), Failure> {
+    // Only for its errors: what is no directory will not become a mount point.
+    is_mounted(&options.what.mount)?;
+    let stop = signals::catch(Some(signals::END_MAX), || {})?;
+    let place = options.what.place();
+    let output = Output::new()?;
+    let mut follower =
+        Follower { options, place, stop, output, tally: Tally::default(), waiting_told: false };
+    let result = follower.run();
+    if !matches!(result, Err(Failure::OutputClosed)) {
+        follower.tally.tell(options.what.cpu);
+    }
+    result
+}
+
+/// Why the files of a channel are read no more.
+#[derive(Debug, PartialEq, Eq)]
+enum Over {
+    /// A signal came, and the last read is done.
+    Stopped,
+    /// The channel, or the whole mount, has gone.
+    Gone,
+}
+
+/// What polling came to.
+#[derive(Debug, Default)]
+struct Polled {
+    /// Some file can be read.
+    ready: bool,
+    /// Some file's channel has gone.
+    gone: bool,
+}
+
+struct Follower<'a> {
+    options: &'a Options,
+    place: Place,
+    stop: Stop,
+    output: Output,
+    tally: Tally,
+    /// Whether we have said that we wait, since there was a channel.
+    waiting_told: bool,
+}
+
+impl Follower<'_> {
+    fn run(&mut self) -> Result<(), Failure> {
+        let mut first = true;
+        let mounts = Mounts::watch()?;
+        loop {
+            if let Some(mut files) = if_there(self.place.open(self.options.what.cpu))? {
+                if first {
+                    self.tally.begin(&self.place.stats_path());
+                }
+                let over = self.follow(&mut files);
+                // Before the files are closed, which may be all that keeps the channel.
+                self.tally.add(&self.place.stats_path());
+                if over? == Over::Stopped {
+                    return Ok(());
+                }
+            } else if !std::mem::replace(&mut self.waiting_told, true) {
+                output::say(missing(&self.place));
+            }
+            // A channel that comes later starts its counters in our time.
+            first = false;
+            self.poll(&[], Some(&mounts), LOOK_AGAIN)?;
+            if self.stop.caught().is_some() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Reads and polls until it is over.
+    fn follow(&mut self, files: &mut [CpuFile]) -> Result<Over, Failure> {
+        let first = files.first().map(CpuFile::identity);
+        let mut counted = Instant::now();
+        let mut uncounted = 0;
+        let mut looked = Instant::now();
+        let mut polled = Polled::default();
+        let mut futile = 0;
+        loop {
+            // Asked for before the round, so that the last round reads what was written before the signal.
+            let stopping = self.stop.caught().is_some();
+            let begun = Instant::now();
+            let mut got = 0;
+            for file in files.iter_mut() {
+                match self.copy(file) {
+                    Ok(bytes) => got += bytes,
+                    Err(Failure::Read { source, .. }) if means_gone(&source) => polled.gone = true,
+                    Err(failure) => return Err(failure),
+                }
+            }
+            if stopping {
+                return Ok(Over::Stopped);
+            }
+            self.waiting_told &= got == 0;
+            if polled.gone {
+                return Ok(Over::Gone);
+            }
+            uncounted += got;
+            if uncounted > 0 && counted.elapsed() >= COUNT_AGAIN {
+                self.tally.add(&self.place.stats_path());
+                (counted, uncounted) = (Instant::now(), 0);
+            }
+            futile = if polled.ready && got == 0 { futile + 1 } else { 0 };
+            // So that no message waits longer than an interval, counted from the beginning of the round.
+            let rest = self.options.interval.saturating_sub(begun.elapsed());
+            polled = if futile < FUTILE_MAX {
+                self.poll(files, None, rest)?
+            } else {
+                self.poll(&[], None, rest.min(LOOK_AGAIN))?
+            };
+            if looked.elapsed() >= LOOK_AGAIN {
+                polled.gone |= first.as_ref().is_some_and(Identity::was_replaced);
+                looked = Instant::now();
+            }
+            // One that is being closed can still be opened, but has gone at once.
+            self.waiting_told &= polled.gone;
+        }
+    }
+
+    /// What one file has now, onto standard output. Returns how many bytes.
+    fn copy(&mut self, file: &mut CpuFile) -> Result<usize, Failure> {
+        let mut total = 0;
+        while total < ROUND_MAX {
+            if self.stop.caught().is_some_and(|(_, since)| since.elapsed() >= LAST_READ_MAX) {
+                break;
+            }
+            match self.output.copy_some(file)? {
+                0 => break,
+                got => total += got,
+            }
+        }
+        Ok(total)
+    }
+
+    /// Waits until a file is ready, something has been mounted, a signal comes, or the time is over.
+    fn poll(&self, files: &[CpuFile], mounts: Option<&Mounts>, time: Duration) -> Result<Polled, Failure> {
+        let mut fds = vec![
+            PollFd::new(self.stop.as_fd(), PollFlags::empty()),
+            PollFd::new(self.output.as_fd(), PollFlags::empty()),
+        ];
+        fds.extend(files.iter().map(|file| PollFd::new(file.file.as_fd(), PollFlags::POLLIN)));
+        fds.extend(mounts.map(Mounts::poll_fd));
+        match poll(&mut fds, poll_timeout(time)) {
+            // Stopped and continued: a round more does no harm.
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(Failure::system("poll", errno)),
+        }
+        let has = |fd: &PollFd, flags| fd.revents().is_some_and(|events| events.intersects(flags));
+        // The reader of our pipe has gone. We would notice at the next message, which may be long in coming.
+        if has(&fds[1], BROKEN) {
+            return Err(Failure::OutputClosed);
+        }
+        let polled = &fds[2..2 + files.len()];
+        Ok(Polled {
+            ready: polled.iter().any(|fd| has(fd, PollFlags::POLLIN)),
+            gone: polled.iter().any(|fd| has(fd, BROKEN)),
+        })
+    }
+}

@@ -1,0 +1,82 @@
+//! `audience`: reads every per-CPU file of a relay channel onto standard output, and thereby consumes it.
+//!
+//! What the classic audience.c does: mount if needed, count the CPUs, read each `cpuN` to its end, and
+//! unmount what it mounted. With `--follow` it goes on reading until it is interrupted, with `--snapshot` it
+//! consumes nothing, with `--state` it reads what a dead daemon has left. It opens, polls and reads files, as any
+//! program may; only `audience record`, which writes one file for each CPU, takes the buffers' mappings where the
+//! daemon gives them, by the library beside this.
+
+mod amount;
+mod channel_files;
+mod drain;
+mod error;
+mod exec;
+mod follow;
+mod losses;
+mod mount;
+mod options;
+mod output;
+mod post_mortem;
+mod read_buffer;
+mod record;
+mod signals;
+mod unread;
+mod wait_for_channel;
+
+use std::process::ExitCode;
+
+use relay::cli::usage_error::of_usage;
+
+use crate::error::Failure;
+use crate::options::{Action, Options};
+
+/// Exit status of wrong usage.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    // Where that fails, the limit ends the program, as it would any.
+    let _ = relay::system::signals::report_size_limit();
+    let options = match Options::read() {
+        Ok(options) => options,
+        Err(error) if error.use_stderr() => {
+            output::say(of_usage(&error.to_string()));
+            return ExitCode::from(USAGE);
+        }
+        Err(help) => {
+            return match relay_stdio::print(|| help.print()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    output::say(why);
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    };
+    if let [program, args @ ..] = options.program.as_slice() {
+        let error = exec::exec(program, args);
+        output::say(&error);
+        return ExitCode::from(error.status());
+    }
+    // Before anything is mounted or read.
+    if options.action.is_none()
+        && let Err(failure) = output::check()
+    {
+        output::say(failure);
+        return ExitCode::FAILURE;
+    }
+    let result = match (&options.action, &options.state) {
+        (Some(Action::Record(options)), _) => record::run(options),
+        (None, Some(path)) => post_mortem::run(path.as_deref(), &options.what),
+        (None, None) if options.follow => follow::run(&options),
+        (None, None) => drain::run(&options),
+    };
+    match result {
+        // Whoever read our output has what they want, as in `audience | head`: no reason to complain.
+        Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
+        Err(Failure::Interrupted(signal)) => signals::die_of(signal),
+        Err(failure) => {
+            output::say(&failure);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! `--state`: what a daemon that is gone has left in its state directory: the black box after the crash. No daemon is asked,
+//! nothing is consumed, and nothing is changed.
+//!
+//! The same as a snapshot: what is unread, or in overwrite mode all that is still whole. Producers may be writing all the while,
+//! as they do when their daemon has died. None of the files is believed: what they say is checked, what is wrong with them is
+//! told, and the rest is read.
+
+pub(crate) mod find;
+mod list;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{major, minor};
+use relay::Mode;
+use relay::layout::channel_files::{
+    Control, FileError, LOCK_FILE, control_name, data_name, header_of, id_of_control, open_regular,
+};
+use relay::layout::paths::shell_word;
+use relay::layout::state_file::{ChannelEntry, STATE_FILE, StateFile};
+use relay::memory::mapping::{Mapping, outlive_truncation};
+use relay::ring::buffer::Buffer;
+use relay::ring::reader::Reader;
+
+use crate::error::Failure;
+use crate::losses::{Losses, Tally};
+use crate::options::What;
+use crate::output::{Output, say};
+
+/// Tries at getting a buffer before somebody reads it.
+const TRIES_MAX: u32 = 16;
+
+/// Prints what is left of a channel in a state directory, or in that of a mount point; without either, lists what is left.
+pub(crate) fn run(path: Option<&Path>, what: &What) -> Result<(), Failure> {
+    outlive_truncation().map_err(|error| Failure::system("handle a signal", error))?;
+    let Some(path) = path else { return list::run() };
+    if find::is_state_dir(path) {
+        return print(path, what);
+    }
+    // Where there is none, its own error says what is wrong with the path.
+    print(&find::of_mount_of_anybody(path).unwrap_or_else(|| path.to_owned()), what)
+}
+
+/// The same for a mount point without a mount, whose last daemon has left this directory.
+pub(crate) fn run_instead(dir: &Path, what: &What) -> Result<(), Failure> {
+    let (mount, word) = (what.mount.display(), shell_word(&what.mount));
+    say(format_args!(
+        "nothing is mounted on {mount}: this is what its last daemon left in {}; nothing is consumed; to go on with it: \
+         relayfsd {word}",
+        dir.display()
+    ));
+    run(Some(dir), what)
+}
+
+fn print(dir: &Path, what: &What) -> Result<(), Failure> {
+    let found = Found::in_dir(dir)?;
+    if let Some(pid) = daemon_at_work(&dir.join(LOCK_FILE)) {
+        say(format_args!(
+            "relayfsd (process {pid}) is at work on {}: better ask it, by 'audience --snapshot' or by reading",
+            dir.display()
+        ));
+    }
+    let (id, entry) = found.pick(what)?;
+    let mut complaints = found.complaint.iter().cloned().collect::<Vec<_>>();
+    complaints.iter().for_each(say);
+    let n_told = complaints.len();
+    let channel = LeftChannel::open(dir, id, entry, &mut complaints).map_err(Failure::Left)?;
+    complaints[n_told..].iter().for_each(say);
+    let is_damaged = channel.print(what)? || complaints.len() > n_told;
+    if is_damaged { Err(Failure::Damaged(dir.to_owned())) } else { Ok(()) }
+}
+
+/// Which channels a state directory holds.
+struct Found<'d> {
+    dir: &'d Path,
+    /// By the file that names them.
+    named: Vec<ChannelEntry>,
+    /// Numbers of those that it does not name.
+    nameless: Vec<u32>,
+    /// What is wrong with that file.
+    complaint: Option<String>,
+}
+
+impl Found<'_> {
+    fn in_dir(dir: &Path) -> Result<Found<'_>, Failure> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(dir).map_err(|source| Failure::StateDir { path: dir.to_owned(), source })? {
+            let name = entry.map_err(|error| Failure::read(dir, error))?.file_name();
+            ids.extend(name.to_str().and_then(id_of_control));
+        }
+        ids.sort_unstable();
+        let (named, complaint) = match StateFile::read(dir) {
+            Ok(Some(state)) => (state.channels, None),
+            Ok(None) if ids.is_empty() => return Err(Failure::NoState(dir.to_owned())),
+            Ok(None) => (Vec::new(), Some(format!("there is no file '{STATE_FILE}' in {}", dir.display()))),
+            Err(why) => (Vec::new(), Some(format!("cannot read {why}"))),
+        };
+        ids.retain(|id| !named.iter().any(|channel| channel.id == *id));
+        let complaint = complaint.map(|why| format!("{why}; channels go by their numbers"));
+        Ok(Found { dir, named, nameless: ids, complaint })
+    }
+
+    /// The number of the channel that is meant, and what the file says of it. One without a name goes by its number.
+    fn pick(&self, what: &What) -> Result<(u32, Option<&ChannelEntry>), Failure> {
+        if let Some(entry) = self.named.iter().find(|entry| entry.name == what.channel) {
+            return Ok((entry.id, Some(entry)));
+        }
+        let number = self.nameless.iter().find(|id| id.to_string() == what.channel.as_str());
+        number.map(|id| (*id, None)).ok_or_else(|| {
+            let names = self.named.iter().map(|channel| channel.name.to_string());
+            let mut known: Vec<String> = names.collect();
+            known.sort_unstable();
+            known.extend(self.nameless.iter().map(u32::to_string));
+            Failure::NoChannel { channel: what.channel.clone(), mount: self.dir.to_owned(), known }
+        })
+    }
+}
+
+/// A channel's control file.
+struct LeftChannel<'d> {
+    dir: &'d Path,
+    id: u32,
+    control: Control,
+}
+
+impl LeftChannel<'_> {
+    /// Opens it. If the header contradicts what was said of the channel, which is a complaint, it goes by the header.
+    fn open<'d>(
+        dir: &'d Path,
+        id: u32,
+        entry: Option<&ChannelEntry>,
+        complaints: &mut Vec<String>,
+    ) -> Result<LeftChannel<'d>, String> {
+        let path = dir.join(control_name(id));
+        let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
+        let file = open_regular(&path).map_err(|error| said(&error))?;
+        let map = |(geometry, n_bufs)| Control::map(&file, Mapping::on_demand, geometry, n_bufs);
+        let own = || {
+            let shape = header_of(&file)?.shape();
+            map(shape.ok_or(FileError::Header("its header makes no sense"))?)
+        };
+        let mut complain = |what: String| complaints.push(format!("{}: {what}", path.display()));
+        let control = match entry.map(|entry| map((entry.geometry, entry.n_bufs))) {
+            None => own().map_err(|error| said(&error))?,
+            Some(Ok(control)) => control,
+            Some(Err(why)) => {
+                let control = own().map_err(|_| said(&why))?;
+                complain(format!("{why}, by '{STATE_FILE}'; it goes by what it says itself"));
+                control
+            }
+        };
+        let (len, needed) = (file.metadata().map_err(|error| said(&error))?.len(), control.file_len());
+        if len != needed {
+            complain(format!("it has {len} bytes instead of {needed}; the others are left alone"));
+        }
+        Ok(LeftChannel { dir, id, control })
+    }
+
+    /// Prints the buffers one after the other, and then what was lost. Returns whether something is damaged, which has been
+    /// told.
+    fn print(&self, what: &What) -> Result<bool, Failure> {
+        let n_bufs = self.control.n_bufs();
+        let cpus = match what.cpu {
+            Some(cpu) if cpu >= n_bufs => {
+                let (channel, mount) = (what.channel.clone(), self.dir.to_owned());
+                return Err(Failure::NoCpu { channel, mount, cpu, has: (0..n_bufs).collect() });
+            }
+            Some(cpu) => cpu..cpu + 1,
+            None => 0..n_bufs,
+        };
+        let mut output = Output::new()?;
+        let mut losses = BTreeMap::new();
+        let mut is_damaged = false;
+        let mut complain = |why: String| {
+            say(why);
+            is_damaged = true;
+        };
+        for cpu in cpus {
+            let (path, buffer) = match self.buffer(cpu) {
+                Ok(buffer) => buffer,
+                Err(why) => {
+                    complain(why);
+                    continue;
+                }
+            };
+            let (reader, unsound) = Reader::look(buffer);
+            if let Some(unsound) = unsound {
+                complain(format!("{}: {unsound}; what there is may be wrong", path.display()));
+            }
+            match copy(reader) {
+                Ok((reader, bytes)) => {
+                    output.write(&bytes)?;
+                    losses.insert(cpu, Losses::of(&reader).since(&Losses::before(&reader)));
+                }
+                Err(why) => complain(format!("{}: {why}", path.display())),
+            }
+        }
+        Tally::of_all(losses).tell(None);
+        Ok(is_damaged)
+    }
+
+    /// A buffer, mapped to be looked at only, and the path of its ring.
+    fn buffer(&self, cpu: usize) -> Result<(PathBuf, Buffer), String> {
+        let path = self.dir.join(data_name(self.id, cpu));
+        let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
+        let file = open_regular(&path).map_err(|error| said(&error))?;
+        let buffer = self.control.buffer(&file, cpu).map_err(|error| said(&error))?;
+        Ok((path, buffer))
+    }
+}
+
+/// What a buffer holds, and the reader whose place it begins at. A daemon that is at work may be reading, and what it has read
+/// is overwritten then: so it is copied again.
+fn copy(mut reader: Reader) -> Result<(Reader, Vec<u8>), &'static str> {
+    let mut bytes = Vec::new();
+    for _ in 0..TRIES_MAX {
+        let extent = reader.snapshot_extent();
+        bytes.clear();
+        bytes.try_reserve_exact(extent.max()).map_err(|_| "there is no memory for a copy of it")?;
+        reader.snapshot(extent, &mut bytes);
+        let (later, _) = Reader::look(reader.buffer().clone());
+        let was_read = later.position() != reader.position();
+        if !was_read || reader.buffer().geometry().mode() == Mode::Overwrite {
+            break;
+        }
+        reader = later;
+    }
+    Ok((reader, bytes))
+}
+
+/// The process that has the file locked, if there is one that we may see. Not by locking it, if only for a moment: a
+/// daemon that starts would give up.
+pub(crate) fn daemon_at_work(lock: &Path) -> Option<u32> {
+    let found = fs::symlink_metadata(lock).ok()?;
+    let id = format!("{:02x}:{:02x}:{}", major(found.dev()), minor(found.dev()), found.ino());
+    holder(&fs::read_to_string("/proc/locks").ok()?, &id)
+}
+
+/// From `12: FLOCK  ADVISORY  WRITE 4711 00:1a:1234 0 EOF`, one a line.
+fn holder(locks: &str, id: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [_, "FLOCK", _, "WRITE", pid, file, ..] = words.as_slice() else { return None };
+        (*file == id).then(|| pid.parse().ok()).flatten()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn holders_of_locks_are_found() {
+        let locks = "1: POSIX  ADVISORY  WRITE 8 00:1a:77 0 EOF\n2: FLOCK  ADVISORY  READ 9 00:1a:77 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 10 00:1a:77 0 EOF\n4: FLOCK  ADVISORY  WRITE 4711 00:1a:77 0 EOF\n";
+        assert_eq!(holder(locks, "00:1a:77"), Some(4711));
+        assert_eq!(holder(locks, "00:1a:7"), None);
+    }
+}

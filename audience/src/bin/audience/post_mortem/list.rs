@@ -1,0 +1,97 @@
+//! `--state` without a path: lists what daemons have left, also of mount points that are gone.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use relay::layout::channel_files::LOCK_FILE;
+use relay::layout::state_file::StateFile;
+use relay::ring::reader::Reader;
+
+use super::{Found, LeftChannel, daemon_at_work, find};
+use crate::error::Failure;
+use crate::output::{Output, say};
+
+/// Prints each state directory with its mount point and its channels.
+pub(super) fn run() -> Result<(), Failure> {
+    let mut text = String::new();
+    for dir in find::all() {
+        describe(&dir, &mut text);
+        find::refused_in(&dir).iter().for_each(|refused| describe(refused, &mut text));
+    }
+    if text.is_empty() {
+        say("no relayfsd has left anything that you can read (with --state-dir it may have, elsewhere)");
+    }
+    Output::new()?.write(text.as_bytes())
+}
+
+fn describe(dir: &Path, text: &mut String) {
+    if !find::holds_channels(dir) {
+        return;
+    }
+    let point = find::point_of(dir);
+    let name = point
+        .as_ref()
+        .map_or("an unknown mount point".to_owned(), |point| point.path().display().to_string());
+    // A dead mount is there, though it cannot be looked at.
+    let is_gone =
+        point.is_some_and(|point| fs::symlink_metadata(point.path()).is_err_and(|error| is_missing(&error)));
+    let gone = if is_gone { "; the directory is gone" } else { "" };
+    let daemon = match daemon_at_work(&dir.join(LOCK_FILE)) {
+        Some(pid) => format!("relayfsd (process {pid}) is at work"),
+        None if StateFile::read(dir).is_ok_and(|state| state.is_some_and(|state| state.ended)) => {
+            "relayfsd has ended".into()
+        }
+        None => "relayfsd was killed or crashed".into(),
+    };
+    line(text, format_args!("{name}: {daemon}{gone}"));
+    line(text, format_args!("  in {}", dir.display()));
+    match Found::in_dir(dir) {
+        Ok(found) => describe_channels(&found, text),
+        Err(failure) => line(text, format_args!("  {failure}")),
+    }
+}
+
+fn is_missing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory)
+}
+
+fn describe_channels(found: &Found, text: &mut String) {
+    let named = found.named.iter().map(|entry| (entry.name.to_string(), entry.id, Some(entry)));
+    let nameless = found.nameless.iter().map(|id| (id.to_string(), *id, None));
+    for (name, id, entry) in named.chain(nameless) {
+        let mut complaints = Vec::new();
+        let unread = LeftChannel::open(found.dir, id, entry, &mut complaints)
+            .map(|channel| channel.unread(&mut complaints));
+        match unread {
+            Ok(unread) => line(text, format_args!("  {name}: {unread} bytes unread")),
+            Err(why) => complaints.push(why),
+        }
+        complaints.iter().for_each(|why| line(text, format_args!("  {name}: {why}")));
+    }
+}
+
+fn line(text: &mut String, line: std::fmt::Arguments) {
+    // Paths may have any characters.
+    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let line: String = line.to_string().chars().map(plain).collect();
+    writeln!(text, "{line}").expect("writing to a string");
+}
+
+impl LeftChannel<'_> {
+    /// Bytes that were written and not read, in the buffers that can be looked at.
+    fn unread(&self, complaints: &mut Vec<String>) -> u64 {
+        let unread = (0..self.control.n_bufs()).map(|cpu| match self.buffer(cpu) {
+            Ok((path, buffer)) => {
+                let (reader, unsound) = Reader::look(buffer);
+                complaints.extend(unsound.map(|unsound| format!("{}: {unsound}", path.display())));
+                reader.unread_data()
+            }
+            Err(why) => {
+                complaints.push(why);
+                0
+            }
+        });
+        unread.fold(0, u64::saturating_add)
+    }
+}

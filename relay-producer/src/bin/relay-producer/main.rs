@@ -1,0 +1,242 @@
+//! The command `relay-producer`: messages from its arguments or from standard input into a channel.
+
+mod cli;
+mod input;
+mod kernel_module;
+
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use nix::errno::Errno;
+use nix::sys::stat::{SFlag, fstat};
+use relay::cli::usage_error::of_usage;
+use relay::layout::geometry::MESSAGE_MAX;
+use relay_producer::{Batch, BatchOptions, Channel, Counts, DaemonEvent, OpenError, RequestError, Wait};
+use thiserror::Error;
+
+use cli::Options;
+use input::{Cut, Sink, feed};
+
+const USAGE: u8 = 2;
+const DROPPED: u8 = 3;
+
+/// Why not everything was tried.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error("{error}{}", open_advice(.error))]
+    Open {
+        #[from]
+        error: OpenError,
+    },
+    #[error("--chunk={size}: a message of this channel may have {max} bytes")]
+    Chunk { size: usize, max: usize },
+    #[error("{0}: no messages to read; name a MESSAGE, or redirect it, for instance from /dev/null")]
+    NoInput(#[from] relay_stdio::StreamError),
+    #[error("cannot read standard input: {0}")]
+    Input(#[from] io::Error),
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    #[error("{cause}; {written} messages had been written")]
+    Midway { cause: Box<Failure>, written: u64 },
+}
+
+/// What an option of this command can do about a channel that cannot be opened.
+fn open_advice(error: &OpenError) -> &'static str {
+    match error {
+        OpenError::Refused(refused) if refused.errno == Errno::ENOENT as i32 => "; use --create to create it",
+        _ => "",
+    }
+}
+
+fn main() -> ExitCode {
+    // Where that fails, the limit ends the program, as it would any.
+    let _ = relay::system::signals::report_size_limit();
+    let options = match Options::read() {
+        Ok(options) => options,
+        Err(error) if error.use_stderr() => {
+            say(&of_usage(&error.to_string()));
+            return ExitCode::from(USAGE);
+        }
+        Err(help) => {
+            return match relay_stdio::print(|| help.print()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(why) => {
+                    say(&why);
+                    ExitCode::FAILURE
+                }
+            };
+        }
+    };
+    if let Some(file) = &options.load {
+        let result = kernel_module::run::run(file, &options.mount(), options.duration, options.verbose);
+        return match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                say(&error.to_string());
+                ExitCode::FAILURE
+            }
+        };
+    }
+    match run(&options) {
+        Ok((Counts { dropped: 0, too_big: 0, .. }, _)) => ExitCode::SUCCESS,
+        Ok((counts, max)) => {
+            say(&losses(counts, options.wait.unwrap_or_default(), max));
+            ExitCode::from(DROPPED)
+        }
+        Err(failure) => {
+            say(&failure.to_string());
+            let usage =
+                matches!(failure, Failure::Open { error: OpenError::Name(_) | OpenError::Geometry(_) });
+            if usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// Writes the messages. Returns what became of them, and the longest message of the channel, in bytes.
+fn run(options: &Options) -> Result<(Counts, usize), Failure> {
+    if options.messages.is_empty() {
+        relay_stdio::input()?;
+    }
+    let channel = Channel::builder(options.mount(), options.channel.as_str())
+        .create(options.create.is_some())
+        .geometry(options.create.unwrap_or_default())
+        .transport(options.transport.into())
+        .open()?;
+    let (geometry, n_bufs) = (channel.geometry(), channel.n_bufs());
+    if options.verbose {
+        let created = if channel.created() { "created" } else { "existing" };
+        let buffers = if n_bufs == 1 { "buffer" } else { "buffers" };
+        let why = channel.why_socket().map_or(String::new(), |why| format!(" ({why})"));
+        say(&format!(
+            "{created} channel {}: {geometry}, {n_bufs} {buffers}; transport: {}{why}",
+            options.channel,
+            channel.transport()
+        ));
+    }
+    let max = geometry.message_max();
+    if let Some(size) = options.chunk.filter(|size| *size > max) {
+        return Err(Failure::Chunk { size, max });
+    }
+    let batch = channel.batch(BatchOptions { cpu: options.cpu, wait: options.wait.unwrap_or_default() })?;
+    let mut producer = Producer { batch, message_max: max };
+    let tried = if options.messages.is_empty() {
+        if is_stream(&io::stdin())? {
+            producer.outlive_daemons(options.mount());
+        }
+        producer.send_input(options)
+    } else {
+        producer.send_arguments(options)
+    };
+    let finished = producer.batch.finish();
+    let outcome = tried.and(finished.map_err(Failure::from)).and_then(|counts| {
+        if options.flush {
+            channel.flush()?;
+        }
+        Ok(counts)
+    });
+    let written = producer.batch.counts().written;
+    outcome.map(|counts| (counts, max)).map_err(|cause| Failure::Midway { cause: Box::new(cause), written })
+}
+
+/// A batch, and what is said of messages that are too long for it.
+struct Producer {
+    batch: Batch,
+    /// Longest message of the channel, in bytes.
+    message_max: usize,
+}
+
+/// Whether input comes as it is written: from a pipe, a socket or a terminal. A program that writes it would get a SIGPIPE if
+/// this one ended with its daemon.
+fn is_stream(input: &impl AsFd) -> io::Result<bool> {
+    let kind = SFlag::from_bits_truncate(fstat(input)?.st_mode) & SFlag::S_IFMT;
+    Ok([SFlag::S_IFIFO, SFlag::S_IFSOCK, SFlag::S_IFCHR].contains(&kind))
+}
+
+impl Producer {
+    /// Waits for the next daemon, for as long as it takes, and says so.
+    fn outlive_daemons(&mut self, mount: PathBuf) {
+        let mount = mount.display().to_string();
+        self.batch.outlive_daemons(move |event| match event {
+            DaemonEvent::Awaited => {
+                say(&format!("the relayfsd of {mount} has gone away: waiting for the next one"))
+            }
+            DaemonEvent::Found => say(&format!("a relayfsd of {mount} is there again: writing on")),
+        });
+    }
+
+    fn send_arguments(&mut self, options: &Options) -> Result<(), Failure> {
+        for message in &options.messages {
+            let mut message = message.as_bytes().to_vec();
+            if !options.no_newline {
+                message.push(b'\n');
+            }
+            self.batch.push(&message)?;
+        }
+        Ok(())
+    }
+
+    fn send_input(&mut self, options: &Options) -> Result<(), Failure> {
+        let cut = match options.chunk {
+            Some(size) => Cut::Every(size),
+            None => Cut::After(if options.null { 0 } else { b'\n' }),
+        };
+        feed(io::stdin().lock(), cut, MESSAGE_MAX, self)
+    }
+
+    #[cold]
+    fn tell_skipped(&self, number: u64) {
+        say(&format!(
+            "line {number} skipped: longer than a message of this channel may be, {} bytes",
+            self.message_max
+        ));
+    }
+}
+
+impl Sink for Producer {
+    type Error = Failure;
+
+    fn message(&mut self, number: u64, message: &[u8]) -> Result<(), Failure> {
+        if message.len() > self.message_max {
+            // Pushed all the same, as far as it can be: the daemon is to count it.
+            self.tell_skipped(number);
+        }
+        Ok(self.batch.push(message)?)
+    }
+
+    fn skipped(&mut self, number: u64) -> Result<(), Failure> {
+        self.tell_skipped(number);
+        self.batch.count_too_big();
+        Ok(())
+    }
+
+    fn pause(&mut self) -> Result<(), Failure> {
+        Ok(self.batch.send()?)
+    }
+}
+
+/// What was dropped, why, and what helps that was not tried. `max` is the longest message of the channel, in bytes.
+fn losses(Counts { written, dropped, too_big }: Counts, wait: Wait, max: usize) -> String {
+    let mut causes = Vec::new();
+    if dropped > 0 {
+        let (cause, wait) = match wait {
+            Wait::No => ("found the buffer full", ", or use --wait"),
+            Wait::AtMost(time) if time.is_zero() => ("found the buffer full", ", or use a longer --wait"),
+            Wait::AtMost(_) => ("found no room in time", ", or use a longer --wait"),
+            Wait::Forever => ("found no room", ""),
+        };
+        causes.push(format!("{dropped} {cause} (read it more often, give it more sub-buffers{wait})"));
+    }
+    if too_big > 0 {
+        causes.push(format!("{too_big} longer than a message of this channel may be, {max} bytes"));
+    }
+    let total = written.saturating_add(dropped).saturating_add(too_big);
+    format!("{} of {total} messages dropped: {}", total.saturating_sub(written), causes.join(", "))
+}
+
+/// One line on stderr. A stderr that takes nothing is no reason to fail.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "relay-producer: {line}");
+}

@@ -1,0 +1,29 @@
+//! Restartable sequences of this process's threads; where there are none, nobody has them.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub(crate) use relay::ring::rseq::Sequences;
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+pub(crate) use nobody::Sequences;
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+mod nobody {
+    use relay::ring::writer::Alone;
+
+    #[derive(Clone, Copy, Debug)]
+    pub(crate) enum Sequences {}
+
+    impl Sequences {
+        pub(crate) fn find() -> Option<Sequences> {
+            None
+        }
+
+        pub(crate) fn cpu(self) -> usize {
+            match self {}
+        }
+
+        pub(crate) fn on(self, _cpu: usize) -> Alone {
+            match self {}
+        }
+    }
+}

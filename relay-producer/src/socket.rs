@@ -1,0 +1,10 @@
+//! The connection to the daemon: making it, what it brings, frames, replies, and finding the next daemon.
+//!
+//! `channel` and `batch` call it. It may not decide where a message goes.
+
+pub(crate) mod connection;
+pub(crate) mod handshake;
+pub(crate) mod receive_files;
+pub(crate) mod reconnect;
+pub(crate) mod replies;
+pub(crate) mod write_frame;

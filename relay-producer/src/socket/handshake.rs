@@ -1,0 +1,255 @@
+//! From a path to an open channel: connect, `HELLO`, `OPEN`, `SHARE`. It can be left and taken up again at any point, so that
+//! a producer which must not wait can get a new connection all the same.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use relay::wire::frame::{
+    ANSWER_MAX, Body, Frame, Hello, HelloReply, OPEN_CREATE, Open, OpenReply, Refusal, Share, ShareReply,
+    VERSION,
+};
+use relay::wire::socket::{ConnectError, Deadline, Socket, refusal};
+use relay::{ChannelName, Geometry, GeometryError, GeometrySpec};
+
+use crate::direct::buffers::Shared;
+use crate::error::OpenError;
+use crate::socket::connection::Connection;
+use crate::socket::receive_files::{Arriving, wanted};
+use crate::transport::TransportChoice;
+
+/// How long a daemon may take to open a channel. Whoever takes longer is taken for somebody else.
+pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Smallest frame limit a daemon is believed to have, in bytes.
+const FRAME_MAX_LEAST: usize = 512;
+
+const HELLO_ID: u32 = 1;
+const OPEN_ID: u32 = 2;
+const SHARE_ID: u32 = 3;
+/// What daemons of a release that does not know a request answer, an errno.
+const NOT_SUPPORTED: i32 = Errno::EOPNOTSUPP as i32;
+/// Ids for everything after the handshake start here.
+pub(crate) const FIRST_FREE_ID: u32 = 4;
+
+/// What a channel is opened with, the first time and after every loss of the connection.
+#[derive(Clone, Debug)]
+pub(crate) struct OpenRequest {
+    pub(crate) name: ChannelName,
+    pub(crate) spec: GeometrySpec,
+    pub(crate) create: bool,
+    pub(crate) transport: TransportChoice,
+}
+
+impl OpenRequest {
+    /// Refuses what no daemon could take; what fits only together with the daemon's defaults is left to it.
+    pub(crate) fn check(&self) -> Result<(), GeometryError> {
+        let mut least = self.spec;
+        least.n_subbufs.get_or_insert(1);
+        least.subbuf_size.get_or_insert(self.spec.header.map_or(1, |header| header.saturating_add(1)));
+        least.build().map(drop)
+    }
+
+    fn frame(&self) -> Vec<u8> {
+        let open = Open::new(&self.name, &self.spec);
+        open.frame(if self.create { OPEN_CREATE } else { 0 }, OPEN_ID)
+    }
+}
+
+/// A connection whose channel is not open yet.
+#[derive(Debug)]
+pub(crate) struct Handshake {
+    socket: Arc<Socket>,
+    path: PathBuf,
+    stage: Stage,
+    /// The buffers that this process has mapped, and may get again.
+    mapped: Option<Arc<Shared>>,
+    begun: Instant,
+}
+
+/// What the next answer is to.
+#[derive(Debug)]
+enum Stage {
+    Hello,
+    Open(HelloReply),
+    Share(Opened, Box<Arriving>),
+}
+
+/// What the daemon said of itself and of the channel.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) hello: HelloReply,
+    pub(crate) reply: OpenReply,
+    pub(crate) geometry: Geometry,
+}
+
+/// How far a handshake came in the time it was given.
+pub(crate) enum Progress {
+    Done(Connection),
+    Waiting(Handshake),
+}
+
+impl Handshake {
+    /// Connects and says hello, waiting at most `wait` for a listener that is swamped. `mapped` are the buffers of an earlier
+    /// connection of the channel.
+    pub(crate) fn begin(
+        path: &Path,
+        wait: Duration,
+        mapped: Option<Arc<Shared>>,
+    ) -> Result<Handshake, OpenError> {
+        let socket = Arc::new(Socket::connect(path, wait)?);
+        let (stage, begun) = (Stage::Hello, Instant::now());
+        let handshake = Handshake { socket, path: path.into(), stage, mapped, begun };
+        handshake.send(&Hello { min_version: VERSION, max_version: VERSION, features: 0 }.frame(0, HELLO_ID));
+        Ok(handshake)
+    }
+
+    /// Whether the daemon had its time.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.begun.elapsed() > OPEN_LIMIT
+    }
+
+    /// Why a daemon that let its time pass is none.
+    pub(crate) fn overdue(&self) -> OpenError {
+        ConnectError::Silent { socket: self.socket_shown(), seconds: OPEN_LIMIT.as_secs() }.into()
+    }
+
+    /// Goes on until the channel is open or time is up.
+    pub(crate) fn go_on(mut self, request: &OpenRequest, deadline: Deadline) -> Result<Progress, OpenError> {
+        let mut packet = [0; ANSWER_MAX];
+        loop {
+            let Some((len, descriptors)) = self.socket.receive_with_descriptors(&mut packet) else {
+                if self.socket.wait(PollFlags::POLLIN, deadline) {
+                    continue;
+                }
+                return Ok(Progress::Waiting(self));
+            };
+            if len == 0 {
+                return Err(ConnectError::HungUp { socket: self.socket_shown() }.into());
+            }
+            let packet =
+                packet.get(..len).ok_or_else(|| self.not_ours(format!("an answer of {len} bytes")))?;
+            self = match self.answered(packet, descriptors, request)? {
+                Progress::Waiting(handshake) => handshake,
+                done => return Ok(done),
+            };
+        }
+    }
+
+    /// Takes an answer, and asks the next question if there is one.
+    fn answered(
+        mut self,
+        packet: &[u8],
+        descriptors: Vec<OwnedFd>,
+        request: &OpenRequest,
+    ) -> Result<Progress, OpenError> {
+        // Whatever stands there meanwhile, the answer decides what comes next.
+        self.stage = match std::mem::replace(&mut self.stage, Stage::Hello) {
+            Stage::Hello => {
+                let hello = self.answer::<HelloReply>(packet, HELLO_ID)?;
+                if hello.version != VERSION || (hello.frame_max as usize) < FRAME_MAX_LEAST {
+                    return Err(self.not_ours(format!("{hello:?}")));
+                }
+                self.send(&request.frame());
+                Stage::Open(hello)
+            }
+            Stage::Open(hello) => {
+                let reply = self.answer::<OpenReply>(packet, OPEN_ID)?;
+                let (geometry, n_bufs) = reply.shape().ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
+                let opened = Opened { hello, reply, geometry };
+                if let Err(why) = wanted(request.transport, &geometry) {
+                    return self.done(opened, Err(why), request);
+                }
+                self.send(&Share { channel: reply.channel }.frame(0, SHARE_ID));
+                let arriving = Arriving::new(geometry, n_bufs, self.mapped.take());
+                Stage::Share(opened, Box::new(arriving))
+            }
+            Stage::Share(opened, mut arriving) => {
+                match self.answer::<ShareReply>(packet, SHARE_ID) {
+                    Ok(reply) => arriving.take(reply, descriptors).map_err(|why| self.not_ours(why))?,
+                    Err(OpenError::Refused(refused)) => {
+                        let why = match refused.errno {
+                            NOT_SUPPORTED => format!("the daemon does not share buffers: {}", refused.text),
+                            _ => refused.text,
+                        };
+                        return self.done(opened, Err(why), request);
+                    }
+                    Err(error) => return Err(error),
+                }
+                if arriving.is_complete() {
+                    let shared = arriving.finish(&self.socket);
+                    return self.done(opened, shared, request);
+                }
+                Stage::Share(opened, arriving)
+            }
+        };
+        Ok(Progress::Waiting(self))
+    }
+
+    /// The channel is open.
+    fn done(
+        self,
+        opened: Opened,
+        shared: Result<Arc<Shared>, String>,
+        request: &OpenRequest,
+    ) -> Result<Progress, OpenError> {
+        match shared {
+            Err(why) if request.transport == TransportChoice::Shared => Err(OpenError::NotShared { why }),
+            shared => Ok(Progress::Done(Connection::new(self.socket, self.path, &opened, shared))),
+        }
+    }
+
+    fn send(&self, packet: &[u8]) {
+        // The socket is empty, so it takes this, or it is over; why, the daemon may have said before it hung up.
+        let _ = self.socket.send(packet);
+    }
+
+    /// The body of an expected answer.
+    fn answer<'a, B: Body<'a>>(&self, packet: &'a [u8], id: u32) -> Result<B, OpenError> {
+        let frame = Frame::decode(packet).map_err(|(_, error)| self.not_ours(error.to_string()))?;
+        if frame.kind == Refusal::KIND {
+            return Err(refusal(frame.body).map_err(|error| self.not_ours(error))?.into());
+        }
+        if (frame.kind, frame.reply, frame.id) != (B::KIND, true, id) {
+            return Err(self.not_ours(format!("an unexpected {:?} frame", frame.kind)));
+        }
+        B::decode(frame.body).map_err(|error| self.not_ours(error.to_string()))
+    }
+
+    fn not_ours(&self, why: String) -> OpenError {
+        ConnectError::NotOurs { socket: self.socket_shown(), why }.into()
+    }
+
+    fn socket_shown(&self) -> String {
+        self.path.display().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(spec: &str) -> Result<(), GeometryError> {
+        OpenRequest {
+            name: "cpu".parse().unwrap(),
+            spec: spec.parse().unwrap(),
+            create: true,
+            transport: TransportChoice::Auto,
+        }
+        .check()
+    }
+
+    #[test]
+    fn only_what_no_daemon_could_take_is_refused() {
+        for good in ["", "subbuf-size=64M", "n-subbufs=65536", "header=300K", "subbuf-size=1:n-subbufs=1"] {
+            assert_eq!(check(good), Ok(()), "{good}");
+        }
+        for bad in
+            ["subbuf-size=0", "n-subbufs=0", "subbuf-size=4G", "header=64M", "subbuf-size=16:header=16"]
+        {
+            assert!(check(bad).is_err(), "{bad}");
+        }
+    }
+}

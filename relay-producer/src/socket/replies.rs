@@ -1,0 +1,119 @@
+//! Replies find those who wait for them.
+//!
+//! Whoever waits for a reply registers its id before the request goes out. One of those who wait receives for all; when
+//! something came, or its time is up, another one takes over. A reply that nobody waits for is dropped.
+
+use std::collections::BTreeMap;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use relay::wire::frame::{Body, Frame, FrameType, WriteReply};
+use relay::wire::socket::{Deadline, Refused, refusal};
+
+use crate::error::RequestError;
+
+/// An answer to a request.
+#[derive(Debug)]
+pub(crate) enum Reply {
+    Written(WriteReply),
+    Done,
+    Refused(Refused),
+}
+
+impl Reply {
+    /// The id of a reply and what it says, or why it is none.
+    pub(crate) fn decode(packet: &[u8]) -> Result<(u32, Reply), String> {
+        let frame = Frame::decode(packet).map_err(|(_, error)| error.to_string())?;
+        let reply = match (frame.kind, frame.reply) {
+            (FrameType::Write, true) => {
+                Reply::Written(WriteReply::decode(frame.body).map_err(|error| error.to_string())?)
+            }
+            (FrameType::Flush | FrameType::Close, true) => Reply::Done,
+            (FrameType::Error, _) => Reply::Refused(refusal(frame.body)?),
+            (kind, _) => return Err(format!("an unexpected {kind:?} frame")),
+        };
+        Ok((frame.id, reply))
+    }
+
+    /// What became of the messages of a write, to which this is the reply.
+    pub(crate) fn counts(self) -> Result<WriteReply, RequestError> {
+        match self {
+            Reply::Written(counts) => Ok(counts),
+            Reply::Refused(refusal) => Err(refusal.into()),
+            Reply::Done => Err(RequestError::Garbled("no counts for a write".into())),
+        }
+    }
+}
+
+/// The replies of one connection.
+#[derive(Debug, Default)]
+pub(crate) struct Replies {
+    inbox: Mutex<Inbox>,
+    /// Rings when a reply has come, and when somebody stops receiving.
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Inbox {
+    /// A slot for every reply that somebody waits for, by id.
+    slots: BTreeMap<u32, Option<Reply>>,
+    /// Whether one of those who wait is receiving.
+    receiving: bool,
+}
+
+impl Replies {
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps the reply to `id`, once it comes.
+    pub(crate) fn expect(&self, id: u32) {
+        self.inbox().slots.insert(id, None);
+    }
+
+    /// Nobody waits for this reply any more.
+    pub(crate) fn forget(&self, id: u32) {
+        self.inbox().slots.remove(&id);
+    }
+
+    /// Waits for an expected reply. `receive` gets the next one of all, whosever it is, by the same deadline.
+    pub(crate) fn wait(
+        &self,
+        id: u32,
+        deadline: Deadline,
+        receive: impl Fn() -> Result<(u32, Reply), RequestError>,
+    ) -> Result<Reply, RequestError> {
+        let mut inbox = self.inbox();
+        let outcome = loop {
+            if let Some(reply) = inbox.slots.get_mut(&id).and_then(Option::take) {
+                break Ok(reply);
+            }
+            if inbox.receiving {
+                inbox = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+                    None => self.changed.wait(inbox).unwrap_or_else(PoisonError::into_inner),
+                    Some(left) if left.is_zero() => break Err(RequestError::NoReply),
+                    Some(left) => {
+                        self.changed.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0
+                    }
+                };
+                continue;
+            }
+            inbox.receiving = true;
+            drop(inbox);
+            let received = receive();
+            inbox = self.inbox();
+            inbox.receiving = false;
+            self.changed.notify_all();
+            match received {
+                Ok((id, reply)) => {
+                    if let Some(slot) = inbox.slots.get_mut(&id) {
+                        *slot = Some(reply);
+                    }
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        inbox.slots.remove(&id);
+        outcome
+    }
+}

@@ -1,0 +1,178 @@
+//! The kernel's table of mounts, `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+//!
+//! Asking the table instead of the paths matters: a path below a dead or a hanging FUSE mount cannot be
+//! asked without an error or without hanging, and a path alone does not tell one mount from the next.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::system::descriptor::{self, away_from_stdio};
+
+/// File system type of our mounts, in /proc/mounts and in fstab.
+pub const FS_TYPE: &str = "fuse.relayfsd";
+
+const MOUNTINFO: &str = "/proc/self/mountinfo";
+/// What is missing, and what to do, where there is no table.
+const NO_PROC: &str = "/proc is not mounted: mount -t proc proc /proc";
+
+/// One line of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Of this mount, as long as it exists; numbers are used again afterwards.
+    pub id: u64,
+    /// The mount this one is mounted on.
+    pub parent: u64,
+    /// `major:minor` of the superblock, for FUSE one for each daemon.
+    pub device: String,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Type of the file system, with the subtype of FUSE's.
+    pub fs_type: String,
+    /// What was named as its source.
+    pub source: String,
+    /// Options of the superblock, comma-separated.
+    pub super_options: String,
+}
+
+/// The real path of a mount point, without asking anything that is mounted there.
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    // realpath(3) only reads links, so a dead mount is in its way only where a slash or dot at the end
+    // says to go in; the components leave those out.
+    path.components().collect::<PathBuf>().canonicalize()
+}
+
+/// Opens the table, to read it or to poll it for changes. The error says so if /proc is not mounted.
+pub fn open() -> io::Result<File> {
+    descriptor::open(OpenOptions::new().read(true), MOUNTINFO).map_err(explained)
+}
+
+fn explained(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::NotFound => io::Error::new(io::ErrorKind::NotFound, NO_PROC),
+        _ => error,
+    }
+}
+
+/// All mounts of this process's mount namespace.
+pub fn read() -> io::Result<Vec<Entry>> {
+    Ok(parse(&away_from_stdio(|| std::fs::read(MOUNTINFO)).map_err(explained)?))
+}
+
+/// The mount that a path lookup of `point` ends in, if something is mounted exactly there.
+pub fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
+    let here = || entries.iter().filter(|entry| entry.point == point);
+    // Of mounts stacked on one point, the one that carries no other. (The first root is its own parent.)
+    here().find(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
+}
+
+/// Blocks until the given mount has left the table: unmounted, lazily or not.
+pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
+    let mut file = open()?;
+    let mut table = Vec::new();
+    loop {
+        table.clear();
+        file.rewind()?;
+        file.read_to_end(&mut table)?;
+        if !parse(&table).iter().any(|entry| entry.id == id && entry.device == device) {
+            return Ok(());
+        }
+        // The kernel compares with the state this descriptor has last polled, so a change since the
+        // reading above is not missed.
+        let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+fn parse(table: &[u8]) -> Vec<Entry> {
+    table.split(|&b| b == b'\n').filter_map(parse_line).collect()
+}
+
+/// `ID PARENT MAJOR:MINOR ROOT POINT OPTIONS [OPTIONAL...] - TYPE SOURCE SUPER_OPTIONS`
+fn parse_line(line: &[u8]) -> Option<Entry> {
+    let mut fields = line.split(|&b| b == b' ');
+    let mut text = || Some(String::from_utf8_lossy(fields.next()?).into_owned());
+    let (id, parent, device, _root) = (text()?.parse().ok()?, text()?.parse().ok()?, text()?, text()?);
+    let point = PathBuf::from(OsString::from_vec(unescape(fields.next()?)));
+    let mut rest = fields.skip_while(|field| *field != b"-").skip(1);
+    let mut text = || Some(String::from_utf8_lossy(&unescape(rest.next()?)).into_owned());
+    Some(Entry { id, parent, device, point, fs_type: text()?, source: text()?, super_options: text()? })
+}
+
+/// Undoes the kernel's octal escapes of space, tab, newline, backslash and `#`.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, tail @ ..] = rest {
+        match rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', tail @ ..] => {
+                out.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+                rest = tail;
+            }
+            _ => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"\
+27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard\n\
+30 27 0:35 / /mnt/a\\040b\\134\\011\\012\\043 rw shared:7 master:2 - fuse.relayfsd my\\040source rw,user_id=0\n\
+torn line\n\
+42 27 0:39 / /mnt/x rw - autofs systemd-1 rw\n\
+43 42 0:40 / /mnt/x rw - fuse.relayfsd relayfs rw\n\
+44 27 0:41 / /mnt/x/y rw - tmpfs tmpfs rw\n";
+
+    #[test]
+    fn fields_are_found_and_unescaped() {
+        let entries = parse(TABLE);
+        assert_eq!(entries.len(), 5);
+        assert_eq!(
+            entries[1],
+            Entry {
+                id: 30,
+                parent: 27,
+                device: "0:35".into(),
+                point: "/mnt/a b\\\t\n#".into(),
+                fs_type: "fuse.relayfsd".into(),
+                source: "my source".into(),
+                super_options: "rw,user_id=0".into(),
+            }
+        );
+    }
+
+    #[test]
+    fn of_stacked_mounts_the_upper_one_counts() {
+        let entries = parse(TABLE);
+        assert_eq!(topmost(&entries, Path::new("/mnt/x")).unwrap().id, 43);
+        assert_eq!(topmost(&entries, Path::new("/mnt/x/y")).unwrap().id, 44);
+        assert_eq!(topmost(&entries, Path::new("/mnt")), None);
+    }
+
+    #[test]
+    fn escapes_that_are_none_stay() {
+        assert_eq!(unescape(b"a\\04"), b"a\\04");
+        assert_eq!(unescape(b"\\400\\"), b"\\400\\");
+    }
+
+    #[test]
+    fn the_table_of_this_process_has_a_root() {
+        assert!(topmost(&read().unwrap(), Path::new("/")).is_some());
+    }
+}

@@ -1,0 +1,137 @@
+//! What OPEN and its reply say of a channel's shape, as everything else has it.
+
+use crate::wire::frame::{HEADER_DEFAULT, Open, OpenReply};
+use crate::{ChannelName, Geometry, GeometrySpec, Mode};
+
+// 0 is the daemon's to choose.
+const NO_OVERWRITE: u8 = 1;
+const OVERWRITE: u8 = 2;
+const PER_CPU: u8 = 1;
+const GLOBAL: u8 = 2;
+
+/// Largest size that a frame can say, in bytes: one more leaves it to the daemon.
+const SIZE_MAX: u32 = HEADER_DEFAULT - 1;
+
+impl<'a> Open<'a> {
+    /// The request for a channel of this shape. A size that a frame has no room for, no channel has: another such stands for it.
+    pub fn new(name: &'a ChannelName, spec: &GeometrySpec) -> Open<'a> {
+        let given = |size: Option<u64>, none| size.map_or(none, |size| size.min(u64::from(SIZE_MAX)) as u32);
+        Open {
+            subbuf_size: given(spec.subbuf_size, 0),
+            n_subbufs: given(spec.n_subbufs, 0),
+            header: given(spec.header, HEADER_DEFAULT),
+            mode: spec.mode.map_or(0, number_of_mode),
+            scope: spec.global.map_or(0, number_of_scope),
+            name: name.as_str().as_bytes(),
+        }
+    }
+
+    /// The shape that is asked for.
+    pub fn spec(&self) -> GeometrySpec {
+        let given = |size: u32, none| (size != none).then_some(u64::from(size));
+        GeometrySpec {
+            subbuf_size: given(self.subbuf_size, 0),
+            n_subbufs: given(self.n_subbufs, 0),
+            header: given(self.header, HEADER_DEFAULT),
+            mode: mode_of_number(self.mode),
+            global: scope_of_number(self.scope),
+        }
+    }
+}
+
+impl OpenReply {
+    /// The reply for a channel of this shape.
+    pub fn new(channel: u32, geometry: &Geometry, n_bufs: usize, created: bool) -> OpenReply {
+        OpenReply {
+            channel,
+            subbuf_size: geometry.subbuf_size() as u32,
+            n_subbufs: geometry.n_subbufs() as u32,
+            header: geometry.header() as u32,
+            mode: number_of_mode(geometry.mode()),
+            scope: number_of_scope(geometry.global()),
+            created: created.into(),
+            n_bufs: n_bufs as u32,
+        }
+    }
+
+    /// The channel's geometry and number of buffers, if there can be such a channel.
+    pub fn shape(&self) -> Option<(Geometry, usize)> {
+        let spec = GeometrySpec {
+            subbuf_size: Some(self.subbuf_size.into()),
+            n_subbufs: Some(self.n_subbufs.into()),
+            header: Some(self.header.into()),
+            mode: Some(mode_of_number(self.mode)?),
+            global: Some(scope_of_number(self.scope)?),
+        };
+        let (geometry, n_bufs) = (spec.build().ok()?, self.n_bufs as usize);
+        geometry.can_have(n_bufs).then_some((geometry, n_bufs))
+    }
+}
+
+fn number_of_mode(mode: Mode) -> u8 {
+    match mode {
+        Mode::NoOverwrite => NO_OVERWRITE,
+        Mode::Overwrite => OVERWRITE,
+    }
+}
+
+fn mode_of_number(number: u8) -> Option<Mode> {
+    match number {
+        NO_OVERWRITE => Some(Mode::NoOverwrite),
+        OVERWRITE => Some(Mode::Overwrite),
+        _ => None,
+    }
+}
+
+fn number_of_scope(global: bool) -> u8 {
+    if global { GLOBAL } else { PER_CPU }
+}
+
+fn scope_of_number(number: u8) -> Option<bool> {
+    match number {
+        PER_CPU => Some(false),
+        GLOBAL => Some(true),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPES: [&str; 5] =
+        ["", "subbuf-size=4K", "n-subbufs=2:header=0", "overwrite:global", "header=16:no-overwrite"];
+
+    #[test]
+    fn shapes_survive_the_round_trip() {
+        let name: ChannelName = "app/log".parse().unwrap();
+        for shape in SHAPES {
+            let spec: GeometrySpec = shape.parse().unwrap();
+            assert_eq!(Open::new(&name, &spec).spec(), spec, "{shape}");
+            let geometry = spec.build().unwrap();
+            let n_bufs = if geometry.global() { 1 } else { 2 };
+            let reply = OpenReply::new(7, &geometry, n_bufs, true);
+            assert_eq!(reply.shape(), Some((geometry, n_bufs)), "{shape}");
+            assert_eq!(GeometrySpec::from(geometry).build(), Ok(geometry), "{shape}");
+        }
+    }
+
+    #[test]
+    fn a_shape_that_no_channel_has_is_none() {
+        let geometry = GeometrySpec::default().build().unwrap();
+        let reply = OpenReply::new(7, &geometry, 2, true);
+        for wrong in [
+            OpenReply { subbuf_size: 0, ..reply },
+            OpenReply { n_subbufs: u32::MAX, ..reply },
+            OpenReply { header: reply.subbuf_size, ..reply },
+            OpenReply { mode: 0, ..reply },
+            OpenReply { mode: 3, ..reply },
+            OpenReply { scope: 0, ..reply },
+            OpenReply { scope: 3, ..reply },
+            OpenReply { n_bufs: 0, ..reply },
+            OpenReply { scope: 2, n_bufs: 2, ..reply },
+        ] {
+            assert_eq!(wrong.shape(), None, "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Who waits for a channel's buffers, and how they are told.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
+
+use super::Channel;
+use crate::channel::flush_timer::Looks;
+
+/// Wakes somebody who polls.
+pub(crate) type Wake = Box<dyn FnOnce() + Send>;
+
+/// What poll(2) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PollState {
+    /// Nothing is finished.
+    Idle,
+    /// A finished sub-buffer waits.
+    Readable,
+    /// The channel is closed.
+    Closed,
+    /// Its files are damaged.
+    Broken,
+}
+
+impl Channel {
+    /// What poll(2) says of a buffer. With `wake`, that is called once at its next switch or end; it is stored
+    /// *before* the look, so that a switch in between is not missed.
+    pub(crate) fn poll(&self, cpu: usize, file: u64, wake: Option<Wake>) -> PollState {
+        if let Some(wake) = wake {
+            let mut waiters = self.waiters(cpu);
+            self.buffers[cpu].buffer.arm();
+            match waiters.iter_mut().find(|(who, _)| *who == file) {
+                Some(waiter) => waiter.1 = wake,
+                None => waiters.push((file, wake)),
+            }
+            drop(waiters);
+            self.polled.store(true, Ordering::SeqCst);
+            if let Some(looks) = self.looks.get() {
+                looks.ask();
+            }
+        }
+        let has_finished = self.read_side(cpu).reader.has_finished();
+        if self.closed.load(Ordering::Acquire) {
+            PollState::Closed
+        } else if self.is_broken() {
+            PollState::Broken
+        } else if has_finished {
+            PollState::Readable
+        } else {
+            PollState::Idle
+        }
+    }
+
+    /// Forgets what an open file wanted to be told.
+    pub(crate) fn forget_waiter(&self, cpu: usize, file: u64) {
+        self.waiters(cpu).retain(|(who, _)| *who != file);
+    }
+
+    /// Tells everybody who polls a buffer to look again.
+    pub(crate) fn wake(&self, cpu: usize) {
+        let waiters = std::mem::take(&mut *self.waiters(cpu));
+        for (_, wake) in waiters {
+            wake();
+        }
+    }
+
+    /// Tells those who poll, if there is something: a producer that writes by itself has rung, or has gone. Where a reader
+    /// was faster and there is nothing any more, those who poll go on waiting, and producers have to ring again.
+    pub(crate) fn wake_readable(&self) {
+        for cpu in 0..self.n_bufs() {
+            if self.waiters(cpu).is_empty() {
+                continue;
+            }
+            let has_finished = || self.read_side(cpu).reader.has_finished();
+            let readable = has_finished() || {
+                self.buffers[cpu].buffer.arm();
+                has_finished()
+            };
+            if readable {
+                self.wake(cpu);
+            }
+        }
+    }
+
+    /// Sets where a thread with a new waiter asks for looks.
+    pub(crate) fn set_looks(&self, looks: Arc<Looks>) {
+        // Set once, when it is made.
+        let _ = self.looks.set(looks);
+    }
+
+    /// Whether a process may wait for one of the buffers.
+    pub(crate) fn is_polled(&self) -> bool {
+        self.polled.load(Ordering::SeqCst)
+    }
+
+    /// The buffers that a process waits for while an unfinished sub-buffer has the only unread data.
+    pub(crate) fn polled_unfinished(&self) -> Vec<usize> {
+        if !self.polled.swap(false, Ordering::SeqCst) {
+            return Vec::new();
+        }
+        let waited_for = |cpu: &usize| !self.waiters(*cpu).is_empty();
+        let polled: Vec<usize> = (0..self.n_bufs()).filter(waited_for).collect();
+        if !polled.is_empty() {
+            self.polled.store(true, Ordering::SeqCst);
+        }
+        let unfinished = |cpu: &usize| self.read_side(*cpu).reader.has_unread_unfinished();
+        polled.into_iter().filter(unfinished).collect()
+    }
+
+    fn waiters(&self, cpu: usize) -> MutexGuard<'_, Vec<(u64, Wake)>> {
+        self.buffers[cpu].waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use relay::GeometrySpec;
+    use relay::ring::writer::{Alone, Writer};
+
+    use super::*;
+    use crate::channel::Named;
+
+    /// A producer rings for a sub-buffer that a reader has taken when the daemon comes to look: who polls must hear of the
+    /// next one.
+    #[test]
+    fn a_ring_that_a_reader_was_faster_than_is_not_the_last() {
+        let dir = tempfile::tempdir().unwrap();
+        let geometry = GeometrySpec::default().build().unwrap();
+        let named = Named { id: 1, name: "cpu".parse().unwrap(), geometry, permanent: true, maker: None };
+        let channel = Channel::create(dir.path(), 1, named, 1).unwrap();
+        let woken = Arc::new(AtomicUsize::new(0));
+        let wake = Arc::clone(&woken);
+        let told = move || {
+            wake.fetch_add(1, Ordering::Relaxed);
+        };
+        assert!(matches!(channel.poll(0, 7, Some(Box::new(told))), PollState::Idle));
+        let switch = || {
+            Writer::new(channel.buffer(0), Alone).flush().unwrap();
+            channel.buffer(0).wake_wanted().expect("somebody polls").rung();
+        };
+        switch();
+        channel.read_side(0).reader.read(1, &mut Vec::new(), |_| {});
+        channel.wake_readable();
+        assert_eq!(woken.load(Ordering::Relaxed), 0, "there is nothing");
+        switch();
+        channel.wake_readable();
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
+    }
+}

@@ -1,0 +1,328 @@
+//! What the daemon was asked to do: the command line with its defaults filled in and checked.
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::mount::MsFlags;
+use nix::unistd::{Group, getegid, geteuid};
+use relay::layout::channel_name::DEFAULT_CHANNEL;
+use relay::{ChannelName, GeometrySpec, Mode};
+
+use crate::config::cli::{self, Cli};
+use crate::config::mount_options::Words;
+use crate::policy::share_policy::Sharing;
+
+/// Event loops that serve file operations, unless `-s` asks for a single one.
+const FUSE_THREADS: usize = 2;
+/// Source shown in /proc/mounts where none is named.
+const FSNAME_DEFAULT: &str = "relayfs";
+
+/// Everything the command line decides. Paths are absolute: a daemon's working directory is `/`.
+#[derive(Debug)]
+pub(crate) struct Options {
+    /// Where to mount, as named; `mount::resolve` follows its links.
+    pub(crate) mount_point: PathBuf,
+    /// Geometry of channels, as far as their own options leave it open.
+    pub(crate) general: GeometrySpec,
+    /// The channels to open at the start, the default one first, each with `general` filled in.
+    pub(crate) channels: Vec<(ChannelName, GeometrySpec)>,
+    /// How long data may wait in an unfinished sub-buffer while a process polls, if there is a limit.
+    pub(crate) flush_interval: Option<Duration>,
+    /// Bytes that all channels may take together.
+    pub(crate) memory_max: Option<u64>,
+    /// Most channels at once.
+    pub(crate) channels_max: usize,
+    /// Most connections at once.
+    pub(crate) connections_max: usize,
+    /// The socket's path, if it was named.
+    pub(crate) socket: Option<PathBuf>,
+    /// Permission bits of the socket.
+    pub(crate) socket_mode: u32,
+    /// Group of the socket, where it is not the daemon's own.
+    pub(crate) socket_gid: Option<u32>,
+    /// Who may write the buffers directly.
+    pub(crate) sharing: Sharing,
+    /// The state directory, if it was named.
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Which buffers stay for the next start at a clean end.
+    pub(crate) keep: Keep,
+    /// Where to log when in the background, instead of syslog.
+    pub(crate) log_file: Option<PathBuf>,
+    pub(crate) foreground: bool,
+    pub(crate) debug: bool,
+    pub(crate) verbose: bool,
+    /// Who may do what with the files.
+    pub(crate) access: Access,
+    /// What the kernel is told when mounting.
+    pub(crate) mount: MountOptions,
+}
+
+/// Which channels stay for the next daemon after a clean end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// `--discard`: none.
+    Nothing,
+    /// Those with unread data, and those that a live producer has mapped.
+    Unread,
+    /// `--keep`: every channel, also the empty ones, with their counts.
+    All,
+}
+
+/// Owner and readers of the files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// Owner of all files and directories.
+    pub(crate) uid: u32,
+    /// Group of all files and directories.
+    pub(crate) gid: u32,
+    /// `--group`: the group reads `cpuN`, its snapshots and `stats`, writes `msg`, and gives sub-buffers back.
+    pub(crate) group_reads: bool,
+    /// Permission bits of `cpuN`, where `-o mode=` names them.
+    pub(crate) mode: Option<u32>,
+}
+
+/// What the kernel is told when mounting, and how requests are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct MountOptions {
+    /// Let other users in; by itself FUSE admits the mounting user only.
+    pub(crate) allow_other: bool,
+    /// Have fusermount3 wait for the daemon's death and unmount then.
+    pub(crate) auto_unmount: bool,
+    /// Event loops.
+    pub(crate) threads: usize,
+    /// Source shown in /proc/mounts.
+    pub(crate) fsname: String,
+    /// nosuid, nodev, and of ro, noexec, noatime what was asked for.
+    pub(crate) flags: MsFlags,
+    /// SELinux's words.
+    pub(crate) contexts: Vec<String>,
+}
+
+impl Access {
+    /// Permission bits of the files of buffers.
+    pub(crate) fn buffer_mode(&self) -> u32 {
+        self.mode.unwrap_or(if self.group_reads { 0o440 } else { 0o400 })
+    }
+}
+
+impl Options {
+    /// Reads a command line, program name included. Errors know how to print themselves, and their exit
+    /// status; `--help` and `--version` are such errors, too.
+    /// `sloppy`: mount options that are not known are let pass.
+    pub(crate) fn parse(
+        args: impl IntoIterator<Item = OsString>,
+        sloppy: bool,
+    ) -> Result<Options, clap::Error> {
+        let (cli, words) = cli::parse(args, sloppy)?;
+        Options::new(cli, words, geteuid().is_root()).map_err(cli::usage_error)
+    }
+
+    fn new(cli: Cli, words: Words, by_root: bool) -> Result<Options, String> {
+        let general = GeometrySpec {
+            subbuf_size: cli.subbuf_size,
+            n_subbufs: cli.n_subbufs,
+            header: cli.header,
+            mode: cli.overwrite.then_some(Mode::Overwrite),
+            global: None,
+        };
+        general.build().map_err(|error| error.to_string())?;
+        if words.gid.is_some() && cli.group.is_some() {
+            return Err("--group and -o gid= exclude each other".into());
+        }
+        let group = cli.group.as_deref().map(group_id).transpose()?;
+        // Root mounts for the machine, a user for himself, and a group cannot read what it cannot enter.
+        let allow_other = by_root || words.allow_other || group.is_some();
+        if words.auto_unmount && !allow_other {
+            return Err("-o auto_unmount needs -o allow_other".into());
+        }
+        let (mount_point, source) = match cli.operands.as_slice() {
+            [source, mount_point] => (mount_point, Some(source.to_string_lossy().into_owned())),
+            [mount_point] => (mount_point, None),
+            _ => return Err("one mount point is needed".into()),
+        };
+        let access = Access {
+            uid: words.uid.unwrap_or_else(|| geteuid().as_raw()),
+            gid: group.or(words.gid).unwrap_or_else(|| getegid().as_raw()),
+            group_reads: group.is_some(),
+            mode: words.mode,
+        };
+        Ok(Options {
+            mount_point: absolute(mount_point)?,
+            channels: channels(&cli.channel, &general)?,
+            general,
+            flush_interval: cli.flush_interval.0,
+            memory_max: cli.max_memory,
+            channels_max: cli.max_channels,
+            connections_max: cli.max_connections,
+            socket: cli.socket.as_deref().map(absolute).transpose()?,
+            socket_mode: cli.socket_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 }),
+            socket_gid: group,
+            sharing: Sharing {
+                with: cli.shared,
+                gid: group,
+                owner: (access.uid, access.gid),
+                mode: access.buffer_mode(),
+            },
+            state_dir: cli.state_dir.as_deref().map(absolute).transpose()?,
+            keep: match (cli.keep, cli.discard) {
+                (true, _) => Keep::All,
+                (_, true) => Keep::Nothing,
+                _ => Keep::Unread,
+            },
+            log_file: cli.log_file.as_deref().map(absolute).transpose()?,
+            foreground: cli.foreground || cli.debug,
+            debug: cli.debug,
+            verbose: cli.verbose,
+            access,
+            mount: MountOptions {
+                allow_other,
+                auto_unmount: words.auto_unmount,
+                threads: if cli.single_thread { 1 } else { FUSE_THREADS },
+                fsname: words.fsname.or(source).unwrap_or_else(|| FSNAME_DEFAULT.to_owned()),
+                flags: words.flags,
+                contexts: words.contexts,
+            },
+        })
+    }
+}
+
+/// The channels to open: the default one, redefined or not, and those that `--channel` names.
+fn channels(args: &[String], general: &GeometrySpec) -> Result<Vec<(ChannelName, GeometrySpec)>, String> {
+    let mut channels: Vec<(ChannelName, GeometrySpec)> = Vec::new();
+    for arg in args {
+        let fail = |reason: &dyn std::fmt::Display| format!("--channel {arg}: {reason}");
+        let (name, spec) = arg.split_once(':').unwrap_or((arg, ""));
+        let name: ChannelName = name.parse().map_err(|error| fail(&error))?;
+        let spec = spec.parse::<GeometrySpec>().map_err(|error| fail(&error))?.or(general);
+        spec.build().map_err(|error| fail(&error))?;
+        for (other, _) in &channels {
+            check_together(&name, other).map_err(|reason| fail(&reason))?;
+        }
+        channels.push((name, spec));
+    }
+    let default: ChannelName =
+        DEFAULT_CHANNEL.parse().map_err(|error: relay::NameError| error.to_string())?;
+    match channels.iter().position(|(name, _)| *name == default) {
+        Some(index) => channels[..=index].rotate_right(1),
+        None => {
+            for (name, _) in &channels {
+                check_together(name, &default).map_err(|reason| format!("--channel {name}: {reason}"))?;
+            }
+            channels.insert(0, (default, *general));
+        }
+    }
+    Ok(channels)
+}
+
+fn check_together(name: &ChannelName, other: &ChannelName) -> Result<(), String> {
+    if name == other {
+        Err("this channel is given twice".into())
+    } else {
+        name.conflict_with(other).map_or(Ok(()), Err)
+    }
+}
+
+/// The number of a group given by name or number.
+fn group_id(group: &str) -> Result<u32, String> {
+    if let Ok(gid) = group.parse() {
+        return Ok(gid);
+    }
+    match Group::from_name(group) {
+        Ok(Some(group)) => Ok(group.gid.as_raw()),
+        Ok(None) => Err(format!("--group {group}: no such group")),
+        Err(errno) => Err(format!("--group {group}: {}", errno.desc())),
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, String> {
+    std::path::absolute(path).map_err(|error: io::Error| format!("'{}': {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(line: &str, by_root: bool) -> Result<Options, String> {
+        let (cli, words) =
+            cli::parse(line.split_whitespace().map(OsString::from), false).map_err(|e| e.to_string())?;
+        Options::new(cli, words, by_root)
+    }
+
+    fn geometries(options: &Options) -> Vec<String> {
+        let one = |(name, spec): &(ChannelName, GeometrySpec)| format!("{name}:{}", spec.build().unwrap());
+        options.channels.iter().map(one).collect()
+    }
+
+    #[test]
+    fn a_mount_point_is_enough() {
+        let options = options("relayfsd /mnt/relay", true).unwrap();
+        assert_eq!(options.mount_point, Path::new("/mnt/relay"));
+        assert_eq!(geometries(&options), ["cpu:subbuf-size=256K:n-subbufs=4"]);
+        assert_eq!((options.connections_max, options.channels_max), (4096, 4096));
+        assert_eq!((options.socket_mode, options.socket_gid), (0o600, None));
+        assert_eq!((options.mount.threads, options.mount.fsname.as_str()), (2, "relayfs"));
+        assert!(!options.foreground && options.memory_max.is_none() && options.socket.is_none());
+    }
+
+    #[test]
+    fn channels_take_what_they_leave_out_from_the_general_options() {
+        let line = "relayfsd --overwrite --n-subbufs 2 /m --channel a:n-subbufs=3 --channel cpu:no_overwrite";
+        let options = options(line, true).unwrap();
+        assert_eq!(
+            geometries(&options),
+            ["cpu:subbuf-size=256K:n-subbufs=2", "a:subbuf-size=256K:n-subbufs=3:overwrite"]
+        );
+        assert_eq!(options.general.n_subbufs, Some(2));
+    }
+
+    #[test]
+    fn channels_that_cannot_be_are_refused_by_name() {
+        for (args, part) in [
+            ("--channel a --channel a", "--channel a: this channel is given twice"),
+            (
+                "--channel a --channel b --channel a1:overwrite",
+                "a1:overwrite: a1 is the file of CPU 1 of channel a; choose a name",
+            ),
+            ("--channel cpu7", "--channel cpu7: cpu7 is the file of CPU 7 of channel cpu"),
+            ("--channel cpu --channel cpu:header=1", "given twice"),
+            ("--channel .a", "--channel .a: '.a' is not a channel name"),
+            ("--channel a:n-subbufs=0", "--channel a:n-subbufs=0: n-subbufs 0 is out of range"),
+            ("--channel a:size=1", "unknown channel option 'size=1'"),
+            ("--subbuf-size 0", "subbuf-size 0 is out of range"),
+            ("--subbuf-size 16 --header 16", "leaves no room"),
+            ("--n-subbufs many", "'many' is not a size"),
+            ("--max-memory 99999999999G", "too large"),
+            ("--socket-mode rw", "'rw' is not a mode"),
+            ("--group no-such-group-here", "--group no-such-group-here: no such group"),
+            ("--group 0 -o gid=1", "exclude each other"),
+        ] {
+            let error = options(&format!("relayfsd /mnt {args}"), true).unwrap_err();
+            assert!(error.contains(part), "{args}: {error}");
+        }
+    }
+
+    #[test]
+    fn root_mounts_for_all_and_a_user_for_himself() {
+        let mount = |line, by_root| options(line, by_root).unwrap().mount;
+        let root = mount("relayfsd /mnt", true);
+        assert!(root.allow_other);
+        let user = mount("relayfsd /mnt", false);
+        assert!(!user.allow_other);
+        let open = mount("relayfsd /mnt -o allow_other", false);
+        assert!(open.allow_other);
+        assert!(options("relayfsd /mnt -o auto_unmount", false).is_err());
+        assert!(options("relayfsd /mnt -o auto_unmount", true).unwrap().mount.auto_unmount);
+    }
+
+    #[test]
+    fn one_switch_lets_a_group_in() {
+        let options = options("relayfsd src /mnt --group 0 -o uid=7,mode=0444 -s -d", false).unwrap();
+        let access = Access { uid: 7, gid: 0, group_reads: true, mode: Some(0o444) };
+        assert_eq!(options.access, access);
+        assert_eq!((options.socket_mode, options.socket_gid), (0o660, Some(0)));
+        assert_eq!((options.mount.threads, options.mount.fsname.as_str()), (1, "src"));
+        assert!(options.foreground && options.mount.allow_other);
+    }
+}

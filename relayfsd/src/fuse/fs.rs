@@ -1,0 +1,482 @@
+//! FUSE: the one file that speaks it. A handler looks something up, makes one call and replies; none waits. What takes long,
+//! such as a copy, is handed to another thread, which replies.
+//!
+//! Every file is opened with direct I/O, so that `read()` reaches the daemon each time. A page-cache fill reaches it
+//! too, from splice(2), sendfile(2) or a private mapping, and could take bytes that its caller never gets; it is told
+//! from a `read()` by having no lock owner, and refused with EINVAL as debugfs refuses it: programs then fall back.
+
+use std::convert::Infallible;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender};
+use fuser::{
+    BackgroundSession, BackingId, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags,
+    PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request,
+    Session, SessionACL, TimeOrNow, WriteFlags,
+};
+
+use crate::channel::{PollState, Wake};
+use crate::config::options::{Access, MountOptions};
+use crate::fuse::passthrough::{self, Backings};
+use crate::tree::inode::{Class, Node, PerCpu};
+use crate::tree::listing::{self, Entry};
+use crate::tree::open_file::{OpenFiles, Source};
+use crate::tree::{NodeStat, Tree};
+
+/// Names and attributes change at any time, so the kernel asks each time.
+const TTL: Duration = Duration::ZERO;
+/// What cat and its like ask for at a time: the most that one request can carry.
+const IO_SIZE: u32 = 1 << 20;
+
+/// How many file systems may lie on each other below one of our files: the kernel's limit. Ours are on tmpfs, unless
+/// `--state-dir` says otherwise.
+const STACK_DEPTH: u32 = 2;
+
+/// Stands for the inodes of all files that must not be mapped: no node has it.
+const ALL_UNMAPPED: u64 = 0;
+
+/// The mounted tree.
+pub(crate) struct Fs {
+    tree: Arc<Tree>,
+    access: Access,
+    files: Arc<OpenFiles>,
+    /// Made when the kernel has said what it can do.
+    behind: Arc<Behind>,
+    /// Dropped at the end of the session.
+    alive: Option<Sender<Infallible>>,
+}
+
+/// The files that the kernel maps in place of ours.
+#[derive(Default)]
+struct Behind {
+    /// Whether the kernel maps files by itself.
+    passthrough: bool,
+    /// Stands behind the files that must not be mapped.
+    unmappable: Option<File>,
+    backings: Backings<BackingId>,
+}
+
+impl Behind {
+    /// Answers an open, on whatever thread it was done.
+    fn answer(&self, ino: INodeNo, opened: Result<(u64, Source), i32>, reply: ReplyOpen) {
+        let (handle, source) = match opened {
+            Ok((number, source)) => (FileHandle(number), source),
+            Err(errno) => return reply.error(Errno::from_i32(errno)),
+        };
+        let flags = flags_of(&source);
+        // What the kernel maps takes CAP_SYS_ADMIN. Without, the file can be read all the same.
+        let backing = match source {
+            _ if !self.passthrough => None,
+            Source::Us | Source::Cache { .. } => None,
+            Source::UsUnmapped => self
+                .unmappable
+                .as_ref()
+                .map(|file| self.backings.open(ALL_UNMAPPED, handle.0, || reply.open_backing(file))),
+            Source::UsAndFile(behind) | Source::UntilClosed(behind) => {
+                Some(self.backings.open(ino.0, handle.0, || reply.open_backing(behind?)))
+            }
+        };
+        match backing {
+            Some(Ok(backing)) => reply.opened_passthrough(handle, flags, &backing),
+            _ => reply.opened(handle, flags),
+        }
+    }
+}
+
+impl Fs {
+    pub(crate) fn new(tree: Tree, access: Access) -> Fs {
+        Fs {
+            tree: Arc::new(tree),
+            access,
+            files: Arc::new(OpenFiles::new()),
+            behind: Arc::default(),
+            alive: None,
+        }
+    }
+
+    fn attr(&self, node: Node, stat: &NodeStat) -> FileAttr {
+        let group_bits = |bits: u16| if self.access.group_reads { bits >> 3 } else { 0 };
+        let (kind, perm) = match stat.class {
+            Class::Dir => (FileType::Directory, 0o755),
+            Class::Link => (FileType::Symlink, 0o777),
+            Class::Private => (FileType::RegularFile, 0o400 | group_bits(0o400)),
+            Class::Reader => (FileType::RegularFile, 0o600 | group_bits(0o600)),
+            Class::Public => (FileType::RegularFile, 0o444),
+            Class::Message => (FileType::RegularFile, 0o200 | group_bits(0o200)),
+            Class::Owner => (FileType::RegularFile, 0o200),
+        };
+        let perm = match (node, self.access.mode) {
+            (
+                Node::Buffer { .. }
+                | Node::PerCpu { dir: PerCpu::Snapshot | PerCpu::Map, .. }
+                | Node::Take { .. },
+                Some(mode),
+            ) => mode as u16,
+            _ => perm,
+        };
+        FileAttr {
+            ino: self.ino(node),
+            size: stat.size,
+            blocks: stat.size.div_ceil(512),
+            atime: stat.ctime,
+            mtime: stat.mtime,
+            ctime: stat.ctime,
+            crtime: stat.ctime,
+            kind,
+            perm,
+            nlink: if kind == FileType::Directory { 2 } else { 1 },
+            uid: self.access.uid,
+            gid: self.access.gid,
+            rdev: 0,
+            blksize: IO_SIZE,
+            flags: 0,
+        }
+    }
+
+    fn stat(&self, ino: INodeNo) -> Result<(Node, FileAttr), Errno> {
+        let node = self.node(ino)?;
+        // Gone since its name was looked up. That may mean another one now: the kernel looks it up again.
+        let stat = self.tree.stat(node).ok_or(Errno::ESTALE)?;
+        Ok((node, self.attr(node, &stat)))
+    }
+
+    fn ino(&self, node: Node) -> INodeNo {
+        INodeNo(node.ino(self.tree.registry().salt()))
+    }
+
+    fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
+        Node::from_ino(ino.0, self.tree.registry().salt()).ok_or(Errno::ENOENT)
+    }
+}
+
+/// How a file is opened, apart from what stands behind it.
+fn flags_of(source: &Source) -> FopenFlags {
+    match source {
+        Source::Us | Source::UsUnmapped | Source::UsAndFile(_) => {
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
+        }
+        Source::UntilClosed(_) => FopenFlags::FOPEN_DIRECT_IO,
+        Source::Cache { is_new: true } => FopenFlags::FOPEN_NOFLUSH,
+        Source::Cache { is_new: false } => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
+    }
+}
+
+/// Serves the tree on a mounted `/dev/fuse`; returns when the kernel has said hello, that is, when the mount is usable.
+/// Mounting and unmounting are `mount.rs`'s.
+pub(crate) fn serve(mut fs: Fs, device: OwnedFd, options: &MountOptions) -> io::Result<Mounted> {
+    let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some(options.threads);
+    let (alive, ended) = crossbeam_channel::bounded(0);
+    fs.alive = Some(alive);
+    let session = Session::from_fd(fs, device, acl, config)?.spawn()?;
+    Ok(Mounted { _session: session, ended })
+}
+
+/// A mounted tree, served by threads of its own.
+pub(crate) struct Mounted {
+    _session: BackgroundSession,
+    ended: Receiver<Infallible>,
+}
+
+impl Mounted {
+    /// Disconnects when the tree is unmounted, by whomever, and the last open file is closed. Nothing is ever sent: the
+    /// sending end goes with the file system.
+    pub(crate) fn ended(&self) -> &Receiver<Infallible> {
+        &self.ended
+    }
+}
+
+impl Filesystem for Fs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Old kernels that lack one of these work as well, a little less neatly.
+        let _ = config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC);
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        let _ = config.set_max_write(IO_SIZE);
+        let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(STACK_DEPTH).is_ok();
+        let unmappable = passthrough::unmappable();
+        self.behind = Arc::new(Behind { passthrough, unmappable, backings: Backings::default() });
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let found = self.stat(parent).and_then(|(parent, _)| {
+            let found = name.to_str().and_then(|name| self.tree.lookup(parent, name));
+            let found = self.tree.as_seen_by(found.ok_or(Errno::ENOENT)?, request.pid());
+            self.stat(self.ino(found))
+        });
+        match found {
+            Ok((_, attr)) => reply.entry(&TTL, &attr, Generation(0)),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        match self.stat(ino) {
+            Ok((_, attr)) => reply.attr(&TTL, &attr),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    /// Truncating what can be written is what shells do before writing; nothing else can be set.
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _: Option<TimeOrNow>,
+        _: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        _: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes_owner = mode.is_some() || uid.is_some() || gid.is_some();
+        match self.stat(ino) {
+            Err(errno) => reply.error(errno),
+            Ok(_) if changes_owner => reply.error(Errno::EPERM),
+            Ok((node, attr)) if size.is_some() && node.takes_writes() => reply.attr(&TTL, &attr),
+            Ok(_) if size.is_some() => reply.error(Errno::EINVAL),
+            Ok(_) => reply.error(Errno::EPERM),
+        }
+    }
+
+    fn readlink(&self, _: &Request, _: INodeNo, reply: ReplyData) {
+        reply.data(self.tree.socket().as_bytes());
+    }
+
+    fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let node = match self.node(ino) {
+            // As the kernel's relay answers. With a file behind it that cannot be mapped, O_DIRECT would be EIO.
+            Ok(Node::Buffer { .. }) if flags.0 & libc::O_DIRECT != 0 => return reply.error(Errno::EINVAL),
+            // Root may open any file for writing, and could then change what lies behind mappings of it.
+            Ok(Node::Take { .. }) if flags.acc_mode() != OpenAccMode::O_RDONLY => {
+                return reply.error(Errno::EACCES);
+            }
+            Ok(node) => node,
+            Err(errno) => return reply.error(errno),
+        };
+        let (readable, uid) = (flags.acc_mode() != OpenAccMode::O_WRONLY, request.uid());
+        let (files, tree, behind) = (self.files.clone(), self.tree.clone(), self.behind.clone());
+        let open = move || behind.answer(ino, files.open(&tree, node, readable, uid), reply);
+        if node.is_copied_at_open() {
+            self.tree.registry().copier().order(uid, Box::new(open));
+        } else {
+            open();
+        }
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.files.get(fh.0) {
+            None => reply.error(Errno::EBADF),
+            Some(file) if lock_owner.is_none() && !file.is_cached() => {
+                file.refuse_fill();
+                reply.error(Errno::EINVAL);
+            }
+            Some(file) => {
+                let process = lock_owner.map_or(0, |owner| owner.0);
+                file.read(fh.0, process, offset, size as usize, |read| match read {
+                    Ok(bytes) => bytes.pass_to_kernel(|bytes| reply.data(bytes)),
+                    Err(errno) => reply.error(Errno::from_i32(errno)),
+                });
+            }
+        }
+    }
+
+    /// Comes only for files that are opened without NOFLUSH. The process waits for the reply, also when it is killed.
+    fn flush(&self, request: &Request, _: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        if let Some(file) = self.files.get(fh.0) {
+            file.flush(fh.0, lock_owner.0, request.pid());
+        }
+        reply.ok();
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let len = data.len() as u32;
+        match self.files.get(fh.0) {
+            None => reply.error(Errno::EBADF),
+            Some(file) => file.write(
+                data,
+                request.pid(),
+                Box::new(move |written| match written {
+                    Ok(()) => reply.written(len),
+                    Err(errno) => reply.error(Errno::from_i32(errno)),
+                }),
+            ),
+        }
+    }
+
+    fn poll(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        notifier: PollNotifier,
+        _: PollEvents,
+        flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        let Some(file) = self.files.get(fh.0) else { return reply.error(Errno::EBADF) };
+        let wanted = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
+        // Who closed the file meanwhile is not there to be woken.
+        let wake = wanted.then(|| Box::new(move || drop(notifier.notify())) as Wake);
+        reply.poll(match file.poll(fh.0, wake) {
+            Some(PollState::Idle) => PollEvents::empty(),
+            Some(PollState::Readable) => PollEvents::POLLIN | PollEvents::POLLRDNORM,
+            Some(PollState::Closed | PollState::Broken) => PollEvents::POLLERR,
+            None => {
+                PollEvents::POLLIN | PollEvents::POLLRDNORM | PollEvents::POLLOUT | PollEvents::POLLWRNORM
+            }
+        });
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        fh: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.files.remove(fh.0);
+        self.behind.backings.close(fh.0);
+        reply.ok();
+    }
+
+    fn readdir(&self, _: &Request, ino: INodeNo, _: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Ok(dir) = self.node(ino) else { return reply.error(Errno::ENOENT) };
+        for (cookie, name) in (1..=listing::DOTS).zip([".", ".."]).skip(offset.min(listing::DOTS) as usize) {
+            if reply.add(ino, cookie, FileType::Directory, name) {
+                return reply.ok();
+            }
+        }
+        let listed = self.tree.list(dir, offset, |Entry { cookie, name, node }| {
+            let kind = match node {
+                _ if node.is_dir() => FileType::Directory,
+                Node::Socket => FileType::Symlink,
+                _ => FileType::RegularFile,
+            };
+            let is_full = reply.add(self.ino(node), cookie, kind, name);
+            if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        match listed {
+            Some(()) => reply.ok(),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    // What the tree does not have, with the errno of the kernel's relay files on debugfs.
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        reply.error(Errno::EINVAL);
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(Errno::ENOTTY);
+    }
+
+    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS); // the kernel does not ask again
+    }
+
+    fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// SEEK_DATA and SEEK_HOLE. The kernel does not ask again, and finds data from the beginning to the end: reading at a
+    /// position that was consumed gives what is next, not zeroes.
+    fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn create(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: i32, reply: ReplyCreate) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn mknod(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
+        reply.error(Errno::EACCES);
+    }
+
+    fn link(&self, _: &Request, _: INodeNo, _: INodeNo, _: &OsStr, reply: ReplyEntry) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: &OsStr,
+        _: INodeNo,
+        _: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+}

@@ -1,0 +1,154 @@
+//! fusermount3(1), the set-uid helper that mounts and unmounts for those who may not.
+//!
+//! It mounts, and hands over the mounted /dev/fuse through a socket whose number it finds in `_FUSE_COMMFD`.
+//! We make that socket its standard input, so nothing has to be inherited past close-on-exec.
+
+use std::io::{self, IoSliceMut, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::mount::MsFlags;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+
+use crate::config::options::MountOptions;
+use crate::mount::{How, MountError, words};
+
+const FUSERMOUNT: &str = "fusermount3";
+/// What to say to somebody who needs it and has it not.
+pub(crate) const MISSING: &str =
+    "mounting takes fusermount3, which is not installed: install the package fuse3, or run relayfsd as root";
+
+/// Whether it can be run.
+pub(crate) fn is_installed() -> bool {
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&paths).any(|dir| dir.join(FUSERMOUNT).is_file())
+}
+
+/// Mounts on `point`. With `auto_unmount` the helper stays, and unmounts when the returned socket closes.
+pub(crate) fn mount(point: &Path, options: &MountOptions) -> Result<(OwnedFd, UnixStream), MountError> {
+    let refused = |reason: String| MountError::Refused { path: point.to_owned(), reason };
+    let failed = |error: io::Error| refused(format!("{FUSERMOUNT}: {error}"));
+
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    let mut helper = Command::new(FUSERMOUNT)
+        .arg("-o")
+        .arg(option_list(options))
+        .arg("--")
+        .arg(point)
+        .env("_FUSE_COMMFD", "0")
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => MountError::NoFusermount,
+            _ => failed(error),
+        })?;
+    match receive_descriptor(&ours).map_err(failed)? {
+        Some(device) => {
+            if !options.auto_unmount {
+                helper.wait().map_err(failed)?;
+            }
+            Ok((device, ours))
+        }
+        None => {
+            let mut message = String::new();
+            if let Some(mut stderr) = helper.stderr.take() {
+                stderr.read_to_string(&mut message).map_err(failed)?;
+            }
+            helper.wait().map_err(failed)?;
+            Err(refused(one_line(&message)))
+        }
+    }
+}
+
+/// Unmounts what the calling user has mounted on `point`.
+pub(crate) fn unmount(point: &Path, how: How) -> io::Result<()> {
+    let mut command = Command::new(FUSERMOUNT);
+    command.arg("-u");
+    if how == How::Lazily {
+        command.arg("-z");
+    }
+    let output = command.arg("--").arg(point).stdin(Stdio::null()).output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(one_line(&String::from_utf8_lossy(&output.stderr))))
+}
+
+fn option_list(options: &MountOptions) -> String {
+    let fsname = options.fsname.replace('\\', "\\\\").replace(',', "\\,");
+    // nosuid and nodev are what it always does for users.
+    let mut list = format!("nosuid,nodev,subtype=relayfsd,fsname={fsname}");
+    let flags =
+        [(MsFlags::MS_RDONLY, "ro"), (MsFlags::MS_NOEXEC, "noexec"), (MsFlags::MS_NOATIME, "noatime")];
+    let flags = flags.into_iter().filter(|(flag, _)| options.flags.contains(*flag)).map(|(_, word)| word);
+    let auto_unmount = options.auto_unmount.then_some("auto_unmount");
+    for word in flags.chain(words(options)).chain(auto_unmount) {
+        list.push(',');
+        list.push_str(word);
+    }
+    // It says itself that it does not take a context.
+    for word in &options.contexts {
+        list.push(',');
+        list.push_str(word);
+    }
+    list
+}
+
+/// The descriptor that comes through the socket; `None` when it is closed instead.
+fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => {}
+            result => break result?,
+        }
+    };
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    descriptor.map(Some).ok_or_else(|| io::Error::other("it sent no descriptor"))
+}
+
+/// A program's complaint as one line, without empty ones.
+fn one_line(message: &str) -> String {
+    let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    if lines.is_empty() { format!("{FUSERMOUNT} failed and did not say why") } else { lines.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_reach_the_helper() {
+        let options = MountOptions {
+            allow_other: true,
+            auto_unmount: true,
+            threads: 1,
+            fsname: "a,b".into(),
+            flags: MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            contexts: Vec::new(),
+        };
+        assert_eq!(
+            option_list(&options),
+            "nosuid,nodev,subtype=relayfsd,fsname=a\\,b,ro,allow_other,default_permissions,auto_unmount"
+        );
+    }
+
+    #[test]
+    fn complaints_become_one_line() {
+        assert_eq!(one_line("a: b\n\n  c\n"), "a: b; c");
+        assert!(one_line("").contains("fusermount3"));
+    }
+}

@@ -1,0 +1,113 @@
+//! Who may have the files of channels: to write them directly, whom the daemon trusts with the memory; to look at them, who
+//! may read the buffers' files in the mount.
+//!
+//! Sharing memory means trusting: who has a channel's files can damage what others wrote to that channel, or, by
+//! truncating them, end its other producers (SIGBUS). Whom the kernel says the peer is decides, never the peer.
+
+use std::fmt;
+
+use clap::ValueEnum;
+use nix::sys::socket::UnixCredentials;
+use nix::unistd::{Gid, Uid, User, getgrouplist};
+use relay::ring::writer::Here;
+
+use crate::policy::quota::is_trusted;
+
+/// `--shared`: who gets the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Shared {
+    /// Nobody: all messages go by the socket.
+    Never,
+    /// Root, and the user the daemon runs as.
+    Owner,
+    /// These, and the members of `--group`.
+    Group,
+    /// Whoever can connect.
+    All,
+}
+
+/// The rule in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sharing {
+    pub(crate) with: Shared,
+    /// The group of `--group`.
+    pub(crate) gid: Option<u32>,
+    /// Owner, group and permission bits of the buffers' files in the mount.
+    pub(crate) owner: (u32, u32),
+    pub(crate) mode: u32,
+}
+
+/// Why a producer does not get the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NotShared {
+    Never,
+    Stranger { uid: u32, with: Shared },
+    NoSequences,
+    Global,
+    NoReader { uid: u32 },
+}
+
+impl fmt::Display for NotShared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotShared::Never => f.write_str("relayfsd runs with --shared=never"),
+            NotShared::Stranger { uid, with: Shared::Group } => {
+                write!(
+                    f,
+                    "uid {uid} is neither relayfsd's user nor of its --group (--shared=all admits everybody)"
+                )
+            }
+            NotShared::Stranger { uid, .. } => {
+                write!(f, "uid {uid} is not relayfsd's user (--shared=group or --shared=all admit others)")
+            }
+            NotShared::NoSequences => f.write_str(
+                "relayfsd has no restartable sequences here (rseq(2), x86-64, glibc 2.35 or later)",
+            ),
+            NotShared::NoReader { uid } => write!(f, "uid {uid} may not read the channel's files"),
+            NotShared::Global => f.write_str("a global channel is written by relayfsd alone"),
+        }
+    }
+}
+
+impl Sharing {
+    /// Whether a peer gets the files of channels.
+    pub(crate) fn admits(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
+        if !Here::can_share() {
+            return Err(NotShared::NoSequences);
+        }
+        let uid = peer.map_or(u32::MAX, UnixCredentials::uid);
+        let trusted = is_trusted(uid);
+        let in_group = || peer.zip(self.gid).is_some_and(|(peer, gid)| is_member(peer, Gid::from_raw(gid)));
+        match self.with {
+            Shared::Never => Err(NotShared::Never),
+            Shared::All => Ok(()),
+            Shared::Owner if trusted => Ok(()),
+            Shared::Group if trusted || in_group() => Ok(()),
+            Shared::Owner | Shared::Group => Err(NotShared::Stranger { uid, with: self.with }),
+        }
+    }
+
+    /// Whether a peer gets the files of channels to look at: whether it could open them in the mount.
+    pub(crate) fn admits_reader(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
+        let uid = peer.map_or(u32::MAX, UnixCredentials::uid);
+        let (owner, group) = self.owner;
+        let class = match peer {
+            _ if uid == 0 => return Ok(()),
+            _ if uid == owner => 6,
+            Some(peer) if is_member(peer, Gid::from_raw(group)) => 3,
+            _ => 0,
+        };
+        if self.mode >> class & 4 != 0 { Ok(()) } else { Err(NotShared::NoReader { uid }) }
+    }
+}
+
+/// Whether a peer is in a group, by its own group or by the groups that the system's database gives its user.
+fn is_member(peer: &UnixCredentials, group: Gid) -> bool {
+    let own = Gid::from_raw(peer.gid());
+    if own == group {
+        return true;
+    }
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(peer.uid())) else { return false };
+    let Ok(name) = std::ffi::CString::new(user.name) else { return false };
+    getgrouplist(&name, own).is_ok_and(|groups| groups.contains(&group))
+}

@@ -1,0 +1,127 @@
+//! What the machine has: memory, descriptors.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::statvfs::statvfs;
+use relay::system::mountinfo;
+
+/// The part of what there is that channels may take.
+const PART: u64 = 4;
+/// Descriptors for everything but connections: files, the log, epoll, channels being made.
+const FILES_RESERVED: u64 = 128;
+/// Large figures are rounded down to this, to be readable, in bytes.
+const ROUND: u64 = 1 << 20;
+/// Assumed to be there when neither the machine nor its limits can be asked, in bytes.
+const UNKNOWN: u64 = 256 << 20;
+
+/// What the channels may take together where nobody says, in bytes: a quarter of the smallest of RAM, the limits of our
+/// control groups, and what is free where the buffers will be.
+pub(crate) fn memory_max(state_dir: &Path) -> u64 {
+    let limits = [ram(), cgroup_limit(), free_space(state_dir)];
+    let part = limits.into_iter().flatten().min().unwrap_or(UNKNOWN) / PART;
+    if part > ROUND { part - part % ROUND } else { part }
+}
+
+fn ram() -> Option<u64> {
+    mem_total(&fs::read_to_string("/proc/meminfo").ok()?)
+}
+
+fn mem_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What is free on the file system, in bytes. A ramfs knows no limit and says 0 of 0.
+fn free_space(dir: &Path) -> Option<u64> {
+    let status = statvfs(dir).ok()?;
+    (status.blocks() != 0).then(|| status.blocks_available().saturating_mul(status.fragment_size()))
+}
+
+/// The lowest memory limit of our control group and those above it, in bytes; versions 1 and 2.
+fn cgroup_limit() -> Option<u64> {
+    let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
+    let mounts = mountinfo::read().ok()?;
+    let mount = |fits: &dyn Fn(&mountinfo::Entry) -> bool| {
+        Some(mounts.iter().find(|mount| fits(mount))?.point.clone())
+    };
+    let has = |list: &str| list.split(',').any(|word| word == "memory");
+    let v2 = mount(&|mount| mount.fs_type == "cgroup2").zip(group_path(&groups, &str::is_empty));
+    let v1 =
+        mount(&|mount| mount.fs_type == "cgroup" && has(&mount.super_options)).zip(group_path(&groups, &has));
+    let v2 = v2.and_then(|(root, group)| lowest(&root, &group, "memory.max"));
+    let v1 = v1.and_then(|(root, group)| lowest(&root, &group, "memory.limit_in_bytes"));
+    v1.into_iter().chain(v2).min()
+}
+
+/// The path in the line `ID:CONTROLLERS:PATH` whose controllers fit.
+fn group_path(groups: &str, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+    groups.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        fits(controllers).then(|| PathBuf::from(path))
+    })
+}
+
+/// The lowest limit in `file` from the group up to the root. In a container the path may be the host's, and
+/// only the root is there to be asked.
+fn lowest(root: &Path, group: &Path, file: &str) -> Option<u64> {
+    let group = group.strip_prefix("/").unwrap_or(group);
+    // "max", version 2's word for no limit, is no number.
+    group
+        .ancestors()
+        .filter_map(|dir| fs::read_to_string(root.join(dir).join(file)).ok()?.trim().parse().ok())
+        .min()
+}
+
+/// Raises the limit of open files as far as allowed, and keeps connections within it.
+pub(crate) fn connections_max(wanted: usize) -> usize {
+    let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
+    if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        log::info!("cannot raise the limit of open files: {}", errno.desc());
+    }
+    let possible = usize::try_from(hard.saturating_sub(FILES_RESERVED)).unwrap_or(usize::MAX).max(1);
+    if possible < wanted {
+        log::info!("{possible} connections at most instead of {wanted}: the limit of open files is {hard}");
+    }
+    wanted.min(possible)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_total_is_found() {
+        assert_eq!(mem_total("MemFree: 1 kB\nMemTotal:       16 kB\n"), Some(16384));
+        assert_eq!(mem_total("MemTotal: much\n"), None);
+    }
+
+    #[test]
+    fn groups_of_both_versions_are_found() {
+        let groups = "9:name=systemd:/\n4:cpu,memory:/a:b/c\n0::/user.slice\n";
+        let has_memory = |list: &str| list.split(',').any(|word| word == "memory");
+        assert_eq!(group_path(groups, &has_memory), Some("/a:b/c".into()));
+        assert_eq!(group_path(groups, &str::is_empty), Some("/user.slice".into()));
+        assert_eq!(group_path("4:cpu:/\n", &str::is_empty), None);
+    }
+
+    #[test]
+    fn the_lowest_limit_up_to_the_root_counts() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir_all(root.path().join("a/b")).unwrap();
+        let set =
+            |dir: &str, limit: &str| fs::write(root.path().join(dir).join("memory.max"), limit).unwrap();
+        set("a/b", "max\n");
+        assert_eq!(lowest(root.path(), Path::new("/a/b"), "memory.max"), None);
+        set("a", "4096\n");
+        assert_eq!(lowest(root.path(), Path::new("/a/b"), "memory.max"), Some(4096));
+        set("", "1024\n");
+        assert_eq!(lowest(root.path(), Path::new("/docker/1234"), "memory.max"), Some(1024));
+    }
+
+    #[test]
+    fn there_is_some_memory_here() {
+        assert!(memory_max(Path::new("/dev/shm")) > 1 << 20);
+    }
+}

@@ -1,0 +1,158 @@
+//! Where log lines go: standard error in the foreground, a file or syslog in the background.
+//!
+//! One line per record, with control characters escaped: names that peers chose occur in it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use env_logger::{Builder, Env, Target};
+use log::{Level, Record};
+
+use crate::config::options::Options;
+
+/// Where syslogd and journald listen.
+const SYSLOG_SOCKET: &str = "/dev/log";
+/// The facility "daemon" of syslog(3), shifted into its place.
+const SYSLOG_DAEMON: u8 = 3 << 3;
+
+/// Permissions of a log file that we make, those of other daemons' logs.
+const FILE_MODE: u32 = 0o640;
+
+/// The log that has been started.
+pub(crate) struct Log {
+    file: Option<(PathBuf, LogFile)>,
+}
+
+/// Starts logging. `RUST_LOG` decides what is logged; without it warnings and errors, with `-d` everything.
+pub(crate) fn start(options: &Options) -> io::Result<Log> {
+    let mut builder =
+        Builder::from_env(Env::default().default_filter_or(if options.debug { "debug" } else { "warn" }));
+    let mut file = None;
+    if options.foreground {
+        builder.target(Target::Stderr).format(|out, record| match record.level() {
+            Level::Error | Level::Warn | Level::Info => writeln!(out, "relayfsd: {}", text(record)),
+            level => writeln!(out, "relayfsd: {level} {}: {}", record.target(), text(record)),
+        });
+    } else if let Some(path) = &options.log_file {
+        let log_file = LogFile(Arc::new(Mutex::new(open(path)?)));
+        file = Some((path.clone(), log_file.clone()));
+        builder.target(Target::Pipe(Box::new(log_file))).format(|out, record| {
+            let (time, id) = (out.timestamp(), std::process::id());
+            writeln!(out, "{time} relayfsd[{id}] {} {}: {}", record.level(), record.target(), text(record))
+        });
+    } else {
+        builder.target(Target::Pipe(Box::new(Syslog { socket: None }))).format(|out, record| {
+            let priority = SYSLOG_DAEMON | severity(record.level());
+            write!(out, "<{priority}>relayfsd[{}]: {}", std::process::id(), text(record))
+        });
+    }
+    builder.try_init().map_err(io::Error::other)?;
+    Ok(Log { file })
+}
+
+impl Log {
+    /// Opens the log file again, after logrotate(8) has moved it away.
+    pub(crate) fn reopen(&self) {
+        let Some((path, file)) = &self.file else { return };
+        match open(path) {
+            Ok(new) => *file.0.lock().unwrap_or_else(PoisonError::into_inner) = new,
+            Err(error) => log::error!("cannot reopen {}: {error}", path.display()),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)
+}
+
+fn text(record: &Record) -> String {
+    let text = record.args().to_string();
+    if !text.contains(char::is_control) {
+        return text;
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    text.chars().map(escaped).collect()
+}
+
+/// syslog's number for a level.
+fn severity(level: Level) -> u8 {
+    match level {
+        Level::Error => 3,
+        Level::Warn => 4,
+        Level::Info => 6,
+        Level::Debug | Level::Trace => 7,
+    }
+}
+
+#[derive(Clone)]
+struct LogFile(Arc<Mutex<File>>);
+
+impl Write for LogFile {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Sends each line to the system's log as the datagram it expects, without waiting: what does not listen, or not
+/// fast enough, is no reason to stop. (That and the priority in front are all there is to it, so no crate.)
+struct Syslog {
+    socket: Option<UnixDatagram>,
+}
+
+impl Syslog {
+    fn try_send(&mut self, line: &[u8]) -> io::Result<()> {
+        let socket = match &self.socket {
+            Some(socket) => socket,
+            None => {
+                let socket = UnixDatagram::unbound()?;
+                socket.connect(SYSLOG_SOCKET)?;
+                socket.set_nonblocking(true)?;
+                self.socket.insert(socket)
+            }
+        };
+        socket.send(line).map(drop)
+    }
+}
+
+impl Write for Syslog {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        match self.try_send(line) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                // The system's log was restarted, and has a new socket; or there is none.
+                self.socket = None;
+                let _ = self.try_send(line);
+            }
+            _ => {}
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_one_line_whatever_is_in_it() {
+        let line = |args: std::fmt::Arguments<'_>| text(&Record::builder().args(args).build());
+        assert_eq!(line(format_args!("channel {}", "ä")), "channel ä");
+        assert_eq!(line(format_args!("{}", "a\nb\x1b[0m")), "a\\nb\\u{1b}[0m");
+    }
+
+    #[test]
+    fn no_system_log_is_no_error() {
+        assert_eq!(Syslog { socket: None }.write(b"<30>relayfsd: test").unwrap(), 18);
+    }
+}

@@ -1,0 +1,47 @@
+//! Makes channels, on a thread of its own: allocating buffers takes as long as they are large, and neither the socket thread nor
+//! those of the mounted files wait for anything.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use relay::{ChannelName, GeometrySpec};
+
+use crate::registry::{Create, Held, OpenError, Registry};
+use crate::socket::backpressure::Ring;
+
+/// What came of it: the channel, and whether it is new.
+pub(crate) type Made = Result<(Held, bool), OpenError>;
+
+impl Registry {
+    /// Opens a channel as [`Registry::open`] does, or makes it for a user, on the creator's thread. `ring` is called when it is known
+    /// what came of it.
+    pub(crate) fn order(
+        self: &Arc<Self>,
+        name: ChannelName,
+        spec: GeometrySpec,
+        uid: u32,
+        ring: Ring,
+    ) -> Ordered {
+        let ordered = Arc::new(Mutex::new(None));
+        let (registry, made) = (self.clone(), Arc::downgrade(&ordered));
+        let order = move || {
+            // Otherwise nobody waits any more.
+            if let Some(made) = made.upgrade() {
+                let result = registry.open(&name, spec, Create::ForHolders(uid));
+                *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+                ring();
+            }
+        };
+        self.creator().order(uid, Box::new(order));
+        Ordered(ordered)
+    }
+}
+
+/// A channel that is being made. Dropped, the channel is nobody's once it is there.
+pub(crate) struct Ordered(Arc<Mutex<Option<Made>>>);
+
+impl Ordered {
+    /// What came of it, if that is known.
+    pub(crate) fn take(&self) -> Option<Made> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}

@@ -1,0 +1,110 @@
+//! The channels there are, by name and by number, and the directories their names begin with.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use relay::ChannelName;
+
+use crate::channel::Channel;
+use crate::channel::stats::Counts;
+
+/// All channels, and the directories that come of their names.
+#[derive(Default)]
+pub(super) struct Channels {
+    pub(super) by_name: BTreeMap<ChannelName, Arc<Channel>>,
+    pub(super) by_id: BTreeMap<u32, Arc<Channel>>,
+    /// Directories that channels' names begin with.
+    pub(super) dirs: BTreeMap<String, Dir>,
+    /// Their paths.
+    pub(super) dirs_by_id: BTreeMap<u32, String>,
+    /// Never reused, so that an inode number means one channel or directory for ever.
+    pub(super) last_id: u32,
+    pub(super) memory: u64,
+    /// What channels that are gone had counted.
+    pub(super) gone: Counts,
+    pub(super) closed: bool,
+    /// How many channels listings have looked at.
+    #[cfg(test)]
+    pub(super) looked_at: std::cell::Cell<usize>,
+}
+
+/// A directory.
+pub(super) struct Dir {
+    pub(super) id: u32,
+    /// Channels whose names begin with it.
+    n_channels: usize,
+}
+
+impl Channels {
+    pub(super) fn add(&mut self, channel: Arc<Channel>) {
+        self.memory += channel.memory();
+        self.last_id = self.last_id.max(channel.id());
+        self.by_name.insert(channel.name().clone(), channel.clone());
+        self.add_dirs(channel.name());
+        self.by_id.insert(channel.id(), channel);
+    }
+
+    pub(super) fn remove(&mut self, channel: &Channel) -> bool {
+        let was_there = self.by_id.remove(&channel.id()).is_some();
+        if was_there {
+            self.by_name.remove(channel.name());
+            self.remove_dirs(channel.name());
+            self.memory -= channel.memory();
+        }
+        was_there
+    }
+
+    /// Adds a channel, in the place of another one of that name, if there is one: the directories stay the same.
+    pub(super) fn replace(&mut self, old: Option<&Arc<Channel>>, new: Arc<Channel>) {
+        if let Some(old) = old {
+            self.by_id.remove(&old.id());
+            self.memory -= old.memory();
+        }
+        self.add(new);
+        if let Some(old) = old {
+            self.remove_dirs(old.name());
+        }
+    }
+
+    /// The directories with numbers from `from` on, in their order.
+    pub(super) fn dirs_from(&self, from: u32) -> impl Iterator<Item = (u32, &str)> {
+        self.dirs_by_id.range(from..).map(|(id, path)| (*id, path.as_str()))
+    }
+
+    /// The channels with numbers from `from` on, in their order.
+    pub(super) fn channels_from(&self, from: u32) -> impl Iterator<Item = &Arc<Channel>> {
+        let channels = self.by_id.range(from..).map(|(_, channel)| channel);
+        #[cfg(test)]
+        let channels = channels.inspect(|_| self.looked_at.set(self.looked_at.get() + 1));
+        channels
+    }
+
+    fn add_dirs(&mut self, name: &ChannelName) {
+        for dir in dirs_of(name) {
+            if let Some(dir) = self.dirs.get_mut(dir) {
+                dir.n_channels += 1;
+                continue;
+            }
+            self.last_id += 1;
+            self.dirs.insert(dir.to_owned(), Dir { id: self.last_id, n_channels: 1 });
+            self.dirs_by_id.insert(self.last_id, dir.to_owned());
+        }
+    }
+
+    fn remove_dirs(&mut self, name: &ChannelName) {
+        for path in dirs_of(name) {
+            let Some(dir) = self.dirs.get_mut(path) else { continue };
+            dir.n_channels -= 1;
+            if dir.n_channels == 0 {
+                self.dirs_by_id.remove(&dir.id);
+                self.dirs.remove(path);
+            }
+        }
+    }
+}
+
+/// The directories of a channel's files: `app/web/log` gives `app` and `app/web`.
+fn dirs_of(name: &ChannelName) -> impl Iterator<Item = &str> {
+    let name = name.as_str();
+    name.match_indices('/').map(|(slash, _)| &name[..slash])
+}

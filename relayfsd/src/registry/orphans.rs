@@ -1,0 +1,175 @@
+//! From one daemon to the next: the channels a daemon takes over, what it leaves, and the state file in between.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use crossbeam_channel::bounded;
+use relay::layout::state_file::{ChannelEntry, STATE_FILE, StateFile};
+use relay::ring::writer::Here;
+use relay::{ChannelName, GeometrySpec};
+
+use super::ending::CLOSE_MAX;
+use super::{Channels, Create, Held, OpenError, Registry};
+use crate::channel::Channel;
+use crate::channel::stats::Counts;
+use crate::kill_point;
+use crate::writers::{self, Job};
+
+impl Registry {
+    /// Opens a channel of the command line. One that a daemon before this one has left goes on, if it has that geometry, or
+    /// as long as something in it is unread.
+    pub(crate) fn open_permanent(
+        self: &Arc<Self>,
+        name: &ChannelName,
+        spec: GeometrySpec,
+    ) -> Result<(), OpenError> {
+        if let Some(left) = self.attach(name)? {
+            let wanted = spec.or(&self.defaults).build();
+            let wanted = wanted.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
+            if *left.geometry() == wanted || left.unread() > 0 {
+                if *left.geometry() != wanted {
+                    log::warn!(
+                        "channel {name}: goes on as {}, since it has unread data; once that is read, the next start makes it {wanted}",
+                        left.geometry()
+                    );
+                }
+                left.make_permanent();
+                return Ok(());
+            }
+            // Who still writes there is told, and comes back for the new one.
+            writers::close_all(&self.writers, &left, CLOSE_MAX);
+            let mut channels = self.lock();
+            channels.remove(&left);
+            channels.gone.add(&left.total());
+            self.forget(&channels, &left);
+        }
+        self.open(name, spec, Create::Permanent).map(drop)
+    }
+
+    /// Takes a channel that was removed out of the state file, and then its files away. Where there is no room to say so, they
+    /// make some.
+    pub(super) fn forget(&self, channels: &Channels, channel: &Channel) {
+        let is_named = self.save(channels).is_err();
+        kill_point!("remove-unnamed");
+        channel.remove_files();
+        if is_named && let Err(error) = self.save(channels) {
+            log::warn!("channel {}: gone, but still in the state file: {error}", channel.name());
+        }
+    }
+
+    /// The state file is this daemon's from now on.
+    pub(crate) fn begin(&self) -> io::Result<()> {
+        self.save(&self.lock())
+    }
+
+    /// The channels are what they are to be: those that only a daemon before this one had a reason to keep go.
+    pub(crate) fn settle(self: &Arc<Self>) -> io::Result<()> {
+        self.look_for_heirs();
+        for channel in self.all() {
+            self.let_go(&channel);
+        }
+        self.save(&self.lock())
+    }
+
+    /// Whether there may be producers that have buffers from an earlier daemon, and have not come back.
+    pub(crate) fn has_heirs(&self) -> bool {
+        self.lock().by_name.values().any(|channel| channel.is_inherited())
+    }
+
+    /// Does for producers of an earlier daemon what their bells cannot: they ring for nobody.
+    pub(crate) fn listen_for_heirs(&self) {
+        for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
+            channel.wake_readable();
+        }
+    }
+
+    /// Looks which producers of an earlier daemon have come back or gone.
+    pub(crate) fn look_for_heirs(self: &Arc<Self>) {
+        for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
+            if channel.look_for_heirs() {
+                channel.wake_readable(); // the last thing they did
+                self.hold_id(channel.id()).iter().for_each(|held| self.write_from_now_on(held));
+                self.let_go(channel);
+            }
+        }
+    }
+
+    /// Does what could not be done while producers of an earlier daemon wrote, see [`Channel::may_be_written`].
+    fn write_from_now_on(self: &Arc<Self>, channel: &Held) {
+        if Here::can_share() {
+            return;
+        }
+        log::info!("channel {}: its earlier producers are gone, messages are written again", channel.name());
+        self.finish_resets(channel);
+        for cpu in 0..channel.n_bufs() {
+            self.writers.submit_now(Job::Room { channel: channel.clone(), cpu });
+        }
+    }
+
+    /// A reset that a dead daemon was in the middle of.
+    pub(super) fn finish_resets(self: &Arc<Self>, channel: &Held) {
+        for cpu in (0..channel.n_bufs()).filter(|cpu| channel.read_side(*cpu).reader.is_half_reset()) {
+            let (sender, receiver) = bounded(1);
+            let done = Box::new(move |done| sender.send(done).unwrap_or_default());
+            self.writers.submit_now(Job::Reset { channel: channel.clone(), cpu, done });
+            match receiver.recv_timeout(CLOSE_MAX) {
+                Ok(Ok(())) => log::info!("channel {}: finished the reset of buffer {cpu}", channel.name()),
+                Ok(Err(unavailable)) => {
+                    log::warn!(
+                        "channel {}: a reset was begun and cannot be finished: {unavailable}",
+                        channel.name()
+                    );
+                }
+                Err(_) => {
+                    log::warn!("channel {}: buffer {cpu}: finishing its reset takes long", channel.name())
+                }
+            }
+        }
+    }
+
+    /// Writes the state file, so that the next daemon finds these channels.
+    pub(super) fn save(&self, channels: &Channels) -> io::Result<()> {
+        self.save_state(channels, false)
+    }
+
+    /// The same at the end, with the word that the daemon ended by itself.
+    pub(super) fn save_ended(&self, channels: &Channels) -> io::Result<()> {
+        self.save_state(channels, true)
+    }
+
+    fn save_state(&self, channels: &Channels, ended: bool) -> io::Result<()> {
+        let entry = |channel: &Arc<Channel>| ChannelEntry {
+            id: channel.id(),
+            permanent: channel.permanent(),
+            geometry: *channel.geometry(),
+            n_bufs: channel.n_bufs(),
+            name: channel.name().clone(),
+        };
+        // One that was broken and could not be made anew has no files.
+        let kept = channels.by_name.values().filter(|channel| channel.has_files());
+        let gone = channels.gone.named().filter(|(_, value)| *value != 0);
+        let state = StateFile {
+            last_id: channels.last_id,
+            ended,
+            channels: kept.map(entry).collect(),
+            gone: gone.map(|(name, value)| (name.to_owned(), value)).collect(),
+            ..self.state.clone()
+        };
+        let (new, path) = (self.state_dir.join(format!("{STATE_FILE}.new")), self.state_dir.join(STATE_FILE));
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(state.to_text().as_bytes())?;
+        kill_point!("save-written");
+        fs::rename(new, path)
+    }
+}
+
+/// What the state file says of channels that are gone. Names of other releases count for nothing.
+pub(super) fn gone(state: &StateFile) -> Counts {
+    let mut counts = Counts::default();
+    for (name, value) in &state.gone {
+        counts.set(name, *value);
+    }
+    counts
+}

@@ -1,0 +1,85 @@
+//! Broken channels: who waits for them is let go, and they are made anew.
+
+use std::sync::{Arc, PoisonError};
+
+use relay::GeometrySpec;
+
+use super::{Create, Held, OpenError, Registry};
+use crate::channel::Channel;
+
+impl Registry {
+    /// Sees to it that nobody waits for room in a channel that is broken, and that the first thread learns of pollers.
+    pub(super) fn watch(self: &Arc<Self>, channel: &Channel) {
+        channel.set_looks(Arc::clone(&self.looks));
+        let registry = Arc::downgrade(self);
+        channel.on_broken(Box::new(move || {
+            if let Some(registry) = registry.upgrade() {
+                registry.writers.sweep();
+            }
+        }));
+    }
+
+    /// Puts a new channel in the place of a broken one, or nothing if that is not one of the command line's: who wants it opens
+    /// it. Who has the broken one keeps it, and gets errors. Its counts go with it: they are anybody's. On the creator's thread.
+    fn renew(self: &Arc<Self>, broken: &Arc<Channel>) -> Result<(), OpenError> {
+        let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut channels = self.lock();
+        if channels.closed {
+            return Err(OpenError::Closed);
+        }
+        if !channels.by_id.contains_key(&broken.id()) {
+            return Ok(()); // somebody was faster
+        }
+        let name = broken.name();
+        if broken.permanent() {
+            drop(channels);
+            let spec = GeometrySpec::from(*broken.geometry());
+            self.make(name, spec, Create::Permanent, Some(broken))?.tell_no_sooner_than(broken);
+        } else {
+            channels.remove(broken);
+            self.forget(&channels, broken);
+        }
+        log::warn!("channel {name}: removed, since it was broken");
+        Ok(())
+    }
+}
+
+impl Held {
+    /// Has a broken channel made anew. `done` is told on the creator's thread what came of it.
+    pub(crate) fn renew(&self, done: impl FnOnce(Result<(), OpenError>) + Send + 'static) {
+        let broken = self.clone();
+        self.registry.creator.order(0, Box::new(move || done(broken.registry.renew(&broken.channel))));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    use super::*;
+    use crate::registry::Limits;
+    use crate::state::recovery::Legacy;
+
+    /// A new channel takes as long as its memory: whoever asks for it does not wait, and hears of it later.
+    #[test]
+    fn channels_are_made_anew_on_the_creators_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { memory: 64 << 20, channels: 4 };
+        let path = dir.path().to_owned();
+        let registry = Registry::new(path, 1, limits, GeometrySpec::default(), Legacy::default()).unwrap();
+        let (broken, _) =
+            registry.open(&"cpu".parse().unwrap(), GeometrySpec::default(), Create::Permanent).unwrap();
+        let paths = broken.paths();
+        File::options().write(true).open(&paths[1]).unwrap().set_len(0).unwrap();
+        assert!(broken.is_broken_or_cut(None));
+        let (sender, receiver) = channel();
+        broken.renew(move |result| {
+            sender.send((result.is_ok(), thread::current().name().map(str::to_owned))).unwrap();
+        });
+        assert_eq!(receiver.recv().unwrap(), (true, Some("creator".to_owned())));
+        let anew = registry.hold("cpu").unwrap();
+        assert!(anew.id() != broken.id() && !anew.is_broken() && !paths[0].exists());
+    }
+}

@@ -1,0 +1,364 @@
+//! The daemon's end of the socket: one thread, one epoll loop, and no call in it that waits for a peer.
+//!
+//! Events are edge-triggered. One puts its connection in line (`ready`), where it gets turns of a bounded number of
+//! frames until its socket is empty; so nobody keeps the others waiting, and a connection that is not read for a
+//! while (`stalled`) needs no system call for that and cannot make the loop spin, not even by hanging up.
+//!
+//! There is no timer: nothing runs when nothing happens. Who connects and says nothing costs one descriptor, and only
+//! until somebody else needs the place.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use log::{debug, error};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use relay::wire::frame::{Body, FRAME_MAX, Refusal};
+
+use crate::policy::quota::{Claim, NoShare, Shares};
+use crate::policy::share_policy::Sharing;
+use crate::registry::Registry;
+use crate::socket::backpressure::{AllUnderWay, Ring};
+use crate::socket::connection::{BELL_BIT, Common, Connection, Turn};
+use crate::socket::peer::{self, Peer};
+use crate::socket::reassembly::{Budget, LONG_WAITING_MAX};
+
+/// Connections accepted before it is the others' turn.
+const ACCEPTS_PER_TURN: usize = 64;
+/// Events taken at once.
+const EVENTS_MAX: usize = 64;
+/// Longest time that [`Server::stop`] gives to what is in the sockets.
+const STOP_MAX: Duration = Duration::from_millis(500);
+/// How long a peer may say nothing at all before its place is others' to have.
+const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// Channels that all connections together may hold.
+const HOLDS_MAX: usize = 64 << 10;
+
+const BELL: u64 = 0;
+const LISTENER: u64 = 1;
+
+/// The thread that serves the socket. Dropping it is the same as [`Server::stop`].
+pub(crate) struct Server {
+    control: Arc<Control>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What other threads tell the socket thread.
+struct Control {
+    stopping: AtomicBool,
+    /// Rung when there is room in a writer's queue, and to stop.
+    bell: EventFd,
+}
+
+impl Control {
+    fn ring(&self) {
+        // It fails only if the counter is at its limit, when it has been rung already.
+        let _ = self.bell.write(1);
+    }
+}
+
+impl Server {
+    /// Serves an already bound, listening, non-blocking SOCK_SEQPACKET socket on a thread of its own named "socket".
+    pub(crate) fn start(
+        listener: OwnedFd,
+        registry: Arc<Registry>,
+        connections_max: usize,
+        sharing: Sharing,
+    ) -> io::Result<Server> {
+        peer::refuse_descriptors(&listener);
+        let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+        let control = Arc::new(Control { stopping: AtomicBool::new(false), bell });
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        epoll.add(&control.bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+        epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, LISTENER))?;
+
+        let ringer = Arc::clone(&control);
+        let ring: Ring = Arc::new(move || ringer.ring());
+        let on_room = Arc::clone(&ring);
+        registry.writers().set_on_room(Box::new(move || on_room()));
+        let event_loop = Loop {
+            control: Arc::clone(&control),
+            // Only its accept() is used, which asks no more of a socket than that it is a Unix one.
+            listener: listener.into(),
+            accepting: false,
+            spare: spare(&control),
+            common: Arc::new(Common {
+                registry,
+                budget: Budget::new(),
+                holds: Shares::new(HOLDS_MAX),
+                under_way: AllUnderWay::default(),
+                long_waiting: Shares::new(LONG_WAITING_MAX),
+                ring,
+                sharing,
+                epoll,
+            }),
+            connections: HashMap::new(),
+            places: Shares::new(connections_max),
+            next_token: LISTENER + 1,
+            ready: VecDeque::new(),
+            stalled: VecDeque::new(),
+            packet: vec![0; FRAME_MAX],
+        };
+        let thread = thread::Builder::new().name("socket".into()).spawn(|| event_loop.run())?;
+        Ok(Server { control, thread: Some(thread) })
+    }
+
+    /// Takes what is already in the sockets, then closes them all and ends the thread.
+    pub(crate) fn stop(self) {}
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.control.stopping.store(true, Ordering::Release);
+        self.control.ring();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            error!("the socket thread panicked; please report this");
+        }
+    }
+}
+
+/// A connection and its place in the loop.
+struct Entry {
+    connection: Connection,
+    since: Instant,
+    _place: Claim,
+    /// It is in `ready` or in `stalled`, once.
+    queued: bool,
+}
+
+struct Loop {
+    control: Arc<Control>,
+    listener: UnixListener,
+    /// Somebody may wait to be accepted.
+    accepting: bool,
+    /// Given up for a moment when descriptors run out, to tell who wants to connect.
+    spare: Option<OwnedFd>,
+    common: Arc<Common>,
+    /// By tokens that are not used again, so that a late event cannot hit somebody else.
+    connections: HashMap<u64, Entry>,
+    places: Arc<Shares>,
+    next_token: u64,
+    ready: VecDeque<u64>,
+    stalled: VecDeque<u64>,
+    packet: Vec<u8>,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let mut events = [EpollEvent::empty(); EVENTS_MAX];
+        let mut deadline = None;
+        loop {
+            let n = match self.common.epoll.wait(&mut events, self.timeout(deadline)) {
+                Ok(n) => n,
+                Err(Errno::EINTR) => 0,
+                Err(error) => return error!("the socket thread cannot go on: epoll_wait: {error}"),
+            };
+            for event in &events[..n] {
+                self.event(*event);
+            }
+            if deadline.is_none() && self.control.stopping.load(Ordering::Acquire) {
+                deadline = Some(Instant::now() + STOP_MAX);
+                self.begin_to_stop();
+            }
+            for _ in 0..self.ready.len() {
+                self.turn(deadline.is_some());
+            }
+            // After those who may have left.
+            if self.accepting {
+                self.accept();
+            }
+            if deadline.is_some_and(|deadline| self.connections.is_empty() || Instant::now() >= deadline) {
+                return;
+            }
+        }
+    }
+
+    fn timeout(&self, deadline: Option<Instant>) -> EpollTimeout {
+        match deadline {
+            _ if self.accepting || !self.ready.is_empty() => EpollTimeout::ZERO,
+            None => EpollTimeout::NONE,
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
+            }
+        }
+    }
+
+    fn event(&mut self, event: EpollEvent) {
+        match event.data() {
+            BELL => self.room(),
+            LISTENER => self.accepting = true,
+            token if token & BELL_BIT != 0 => {
+                if let Some(entry) = self.connections.get(&(token & !BELL_BIT)) {
+                    entry.connection.rung();
+                }
+            }
+            token => {
+                // None would be somebody who is over, and such are not watched.
+                let Some(entry) = self.connections.get_mut(&token) else { return };
+                if event.events().contains(EpollFlags::EPOLLHUP) {
+                    // At once, since a stalled one is not read, and it may be its own jobs that it waits for.
+                    entry.connection.cancel();
+                }
+                if !entry.queued {
+                    entry.queued = true;
+                    self.ready.push_back(token);
+                }
+            }
+        }
+    }
+
+    /// The bell was rung: everybody who stalled tries again.
+    ///
+    /// No ring is lost. Writers ring after they made room in a queue that somebody found full. If that is between a
+    /// connection's finding it full and its entry into `stalled`, the eventfd keeps the ring: only this thread reads
+    /// it, only here, when whoever has stalled is in the list. It is emptied before anybody tries again, so a ring
+    /// that comes while they try is kept for the next round.
+    fn room(&mut self) {
+        // Only this thread reads it, so there is something; if not, looking around does no harm.
+        let _ = self.control.bell.read();
+        // Who is first may fill the queue again, so that is another one every time.
+        let first = self.stalled.pop_front();
+        self.stalled.extend(first);
+        self.ready.append(&mut self.stalled);
+    }
+
+    /// Gives the first in line its turn.
+    fn turn(&mut self, stopping: bool) {
+        let Some(token) = self.ready.pop_front() else { return };
+        let Some(entry) = self.connections.get_mut(&token) else { return };
+        match entry.connection.turn(&mut self.packet) {
+            Turn::More => self.ready.push_back(token),
+            Turn::Stalled => self.stalled.push_back(token),
+            Turn::Idle if !stopping => entry.queued = false,
+            Turn::Idle | Turn::Over => {
+                // By hand, since a reply that is still to come keeps the descriptor open.
+                let _ = self.common.epoll.delete(&entry.connection);
+                self.connections.remove(&token);
+                // Who could not be accepted for want of a descriptor may be now.
+                self.accepting = !stopping;
+            }
+        }
+    }
+
+    /// Everybody gets turns until nothing is left in the socket, and is then dropped.
+    fn begin_to_stop(&mut self) {
+        let _ = self.common.epoll.delete(&self.listener);
+        self.accepting = false;
+        for (&token, entry) in &mut self.connections {
+            entry.connection.cancel();
+            if !entry.queued {
+                entry.queued = true;
+                self.ready.push_back(token);
+            }
+        }
+    }
+
+    fn accept(&mut self) {
+        // It may be that there was none to be had when it was given up.
+        self.spare = self.spare.take().or_else(|| spare(&self.control));
+        for _ in 0..ACCEPTS_PER_TURN {
+            match self.listener.accept() {
+                Ok((socket, _)) => self.admit(socket.into()),
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    // It hung up again while it waited.
+                    Some(Errno::ECONNABORTED) => {}
+                    // Told before it is looked whether there is anybody.
+                    Some(Errno::EMFILE | Errno::ENFILE) if self.spare.take().is_some() => {
+                        let accepted = self.listener.accept();
+                        self.accepting = accepted.is_ok();
+                        if let Ok((socket, _)) = accepted {
+                            let text = "the daemon has no file descriptors left: raise its limit (ulimit -n)";
+                            turn_away(&Peer::new(socket.into(), self.next_token), Errno::EMFILE, text.into());
+                            self.next_token += 1;
+                        }
+                        self.spare = spare(&self.control);
+                        if !self.accepting {
+                            return;
+                        }
+                    }
+                    // Nobody is there, or nothing can be done now: the next who connects, or who goes, is an
+                    // occasion to try again.
+                    _ => {
+                        self.accepting = false;
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    fn admit(&mut self, socket: OwnedFd) {
+        let token = self.next_token;
+        self.next_token += 1;
+        let peer = Peer::new(socket, token);
+        let mut place = self.places.claim(peer.uid(), 1);
+        if place.is_err() && self.drop_silent() {
+            place = self.places.claim(peer.uid(), 1);
+        }
+        let place = match place {
+            Ok(place) => place,
+            Err(NoShare::All) => {
+                let text = format!(
+                    "{} connections are open, the limit of --max-connections of relayfsd, or of its open files",
+                    self.places.max()
+                );
+                return turn_away(&peer, Errno::EUSERS, text);
+            }
+            Err(NoShare::Yours) => {
+                let text = format!(
+                    "uid {} has as many connections as are left for others, of {}: raise --max-connections of relayfsd",
+                    peer.uid(),
+                    self.places.max()
+                );
+                return turn_away(&peer, Errno::EUSERS, text);
+            }
+        };
+        let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
+        if let Err(error) = self.common.epoll.add(&peer, EpollEvent::new(events, token)) {
+            let text = format!("the daemon cannot watch another connection: {error}");
+            return turn_away(&peer, error, text);
+        }
+        let connection = Connection::new(Arc::clone(&self.common), peer);
+        let entry = Entry { connection, since: Instant::now(), _place: place, queued: false };
+        self.connections.insert(token, entry);
+    }
+
+    /// Drops the peer that has been connected for the longest time, of those that have yet to say something and had time to.
+    fn drop_silent(&mut self) -> bool {
+        let is_silent = |entry: &Entry| {
+            !entry.queued && entry.connection.is_silent() && entry.since.elapsed() >= SILENCE_MAX
+        };
+        let silent = self.connections.iter().filter(|(_, entry)| is_silent(entry)).map(|(token, _)| *token);
+        // Tokens are given in order.
+        let Some(entry) = silent.min().and_then(|token| self.connections.remove(&token)) else {
+            return false;
+        };
+        let text = format!("no HELLO for {}s, and others want to connect", SILENCE_MAX.as_secs());
+        entry.connection.dismiss(Errno::ETIMEDOUT, text);
+        let _ = self.common.epoll.delete(&entry.connection);
+        true
+    }
+}
+
+/// Tells a peer why it cannot be served.
+fn turn_away(peer: &Peer, errno: Errno, text: String) {
+    debug!("{peer}: turned away: {text}");
+    peer.send(&Refusal { errno: errno as i32, text }.frame(0, 0));
+    peer.stop_receiving();
+}
+
+/// A descriptor that can be done without.
+fn spare(control: &Control) -> Option<OwnedFd> {
+    control.bell.as_fd().try_clone_to_owned().ok()
+}
+
+#[cfg(test)]
+mod tests;

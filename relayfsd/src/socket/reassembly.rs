@@ -1,0 +1,202 @@
+//! Messages longer than a frame: put together from their pieces, in bounded memory.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use relay::cli::size::format_size;
+use relay::layout::geometry::MESSAGE_MAX;
+use relay::wire::frame::{FrameError, MESSAGE_PREFIX_LEN};
+use thiserror::Error;
+
+use crate::policy::quota::{Claim, Shares};
+
+/// Memory for messages that are not complete yet, over all connections, in bytes.
+const ASSEMBLY_MAX: usize = 64 << 20;
+
+/// Memory for those that are complete and wait for room, over all connections, in bytes.
+pub(crate) const LONG_WAITING_MAX: usize = 256 << 20;
+
+/// How long a message may stand still before its memory is others' to have.
+const STALL_MAX: Duration = Duration::from_secs(1);
+
+/// The memory of messages that are not complete. Who begins one and says no more has it only until somebody needs it.
+pub(crate) struct Budget {
+    shares: Arc<Shares>,
+    begun: Mutex<Vec<Weak<Mutex<Begun>>>>,
+}
+
+/// What has come of a message.
+struct Begun {
+    bytes: Vec<u8>,
+    /// None: it was given up.
+    claim: Option<Claim>,
+    /// When it last grew.
+    grown: Instant,
+}
+
+impl Budget {
+    pub(crate) fn new() -> Arc<Budget> {
+        Arc::new(Budget { shares: Shares::new(ASSEMBLY_MAX), begun: Mutex::default() })
+    }
+
+    fn claim(&self, uid: u32, len: usize) -> Option<Claim> {
+        let claim = || self.shares.claim(uid, len).ok();
+        claim().or_else(|| {
+            self.give_up_stalled();
+            claim()
+        })
+    }
+
+    fn give_up_stalled(&self) {
+        lock(&self.begun).retain(|begun| {
+            let Some(begun) = begun.upgrade() else { return false };
+            let mut begun = lock(&begun);
+            if begun.grown.elapsed() < STALL_MAX {
+                return true;
+            }
+            (begun.bytes, begun.claim) = (Vec::new(), None);
+            false
+        });
+    }
+
+    fn keep(&self, begun: &Arc<Mutex<Begun>>) {
+        let mut all = lock(&self.begun);
+        if all.len() == all.capacity() {
+            all.retain(|begun| begun.strong_count() > 0);
+        }
+        all.push(Arc::downgrade(begun));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why a message cannot be put together.
+#[derive(Debug, PartialEq, Eq, Error)]
+pub(crate) enum AssemblyError {
+    /// The pieces are not what the first one announced.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// No channel takes such a message.
+    #[error("message of {0} bytes is too long: messages have at most {max}", max = format_size(MESSAGE_MAX as u64))]
+    TooLong(usize),
+    /// The budget is used up.
+    #[error("no memory for another message of more than one frame, the limit is {max} for all connections: try again", max = format_size(ASSEMBLY_MAX as u64))]
+    NoMemory,
+    /// So many wait for room already.
+    #[error("no memory for another message of more than one frame that waits for room, the limit is {max} for all connections: try again", max = format_size(LONG_WAITING_MAX as u64))]
+    NoMemoryToWait,
+    /// It stood still, and others needed its memory.
+    #[error("the message stood still for {}s, and others needed its memory: send all of it at once", STALL_MAX.as_secs())]
+    GivenUp,
+}
+
+/// A message, as far as it has come.
+pub(crate) struct Assembly {
+    len: usize,
+    begun: Arc<Mutex<Begun>>,
+}
+
+impl Assembly {
+    /// Begins with a user's first piece, which starts with the length of the whole message.
+    pub(crate) fn begin(budget: &Budget, uid: u32, piece: &[u8]) -> Result<Assembly, AssemblyError> {
+        let (len, piece) = piece.split_first_chunk::<MESSAGE_PREFIX_LEN>().ok_or(malformed())?;
+        let len = u32::from_le_bytes(*len) as usize;
+        if len > MESSAGE_MAX {
+            return Err(AssemblyError::TooLong(len));
+        }
+        if len == 0 {
+            return Err(malformed().into());
+        }
+        let claim = budget.claim(uid, len).ok_or(AssemblyError::NoMemory)?;
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| AssemblyError::NoMemory)?;
+        let begun = Begun { bytes, claim: Some(claim), grown: Instant::now() };
+        let mut assembly = Assembly { len, begun: Arc::new(Mutex::new(begun)) };
+        assembly.add(piece)?;
+        budget.keep(&assembly.begun);
+        Ok(assembly)
+    }
+
+    /// Adds the next piece.
+    pub(crate) fn add(&mut self, piece: &[u8]) -> Result<(), AssemblyError> {
+        let mut begun = lock(&self.begun);
+        if begun.claim.is_none() {
+            return Err(AssemblyError::GivenUp);
+        }
+        if piece.len() > self.len - begun.bytes.len() {
+            return Err(malformed().into());
+        }
+        begun.bytes.extend_from_slice(piece);
+        begun.grown = Instant::now();
+        Ok(())
+    }
+
+    /// The message, if that was its last piece.
+    pub(crate) fn finish(self) -> Result<Vec<u8>, FrameError> {
+        let bytes = std::mem::take(&mut lock(&self.begun).bytes);
+        if bytes.len() == self.len { Ok(bytes) } else { Err(malformed()) }
+    }
+}
+
+fn malformed() -> FrameError {
+    FrameError::Malformed("long write")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn first(len: usize, piece: &[u8]) -> Vec<u8> {
+        [&(len as u32).to_le_bytes(), piece].concat()
+    }
+
+    #[test]
+    fn pieces_become_the_message() {
+        let budget = Budget::new();
+        let mut assembly = Assembly::begin(&budget, 0, &first(6, b"ab")).unwrap();
+        assembly.add(b"cde").unwrap();
+        assembly.add(b"").unwrap();
+        assembly.add(b"f").unwrap();
+        assert_eq!(assembly.finish().unwrap(), b"abcdef");
+        assert!(budget.shares.claim(0, ASSEMBLY_MAX).is_ok(), "all of it is free");
+    }
+
+    #[test]
+    fn pieces_that_are_missing_or_too_many_are_noticed() {
+        let budget = Budget::new();
+        assert_eq!(Assembly::begin(&budget, 0, b"\x06\0\0").err(), Some(malformed().into()));
+        assert_eq!(Assembly::begin(&budget, 0, &first(1, b"ab")).err(), Some(malformed().into()));
+        let mut assembly = Assembly::begin(&budget, 0, &first(3, b"ab")).unwrap();
+        assert_eq!(assembly.add(b"cd"), Err(malformed().into()));
+        assert_eq!(assembly.finish(), Err(malformed()));
+    }
+
+    #[test]
+    fn the_limits_hold_and_what_is_dropped_is_given_back() {
+        let budget = Budget::new();
+        let begin = |len| Assembly::begin(&budget, 0, &first(len, b"x"));
+        assert_eq!(begin(MESSAGE_MAX + 1).err(), Some(AssemblyError::TooLong(MESSAGE_MAX + 1)));
+        let mut all: Vec<_> = (0..ASSEMBLY_MAX / MESSAGE_MAX).map(|_| begin(MESSAGE_MAX).unwrap()).collect();
+        assert_eq!(begin(1).err(), Some(AssemblyError::NoMemory));
+        all.pop();
+        assert!(begin(MESSAGE_MAX).is_ok());
+        assert!(begin(MESSAGE_MAX).is_ok());
+    }
+
+    #[test]
+    fn what_stands_still_is_given_up_when_others_need_it() {
+        let budget = Budget::new();
+        let begin = |len| Assembly::begin(&budget, 0, &first(len, b"x"));
+        let mut all: Vec<_> = (0..ASSEMBLY_MAX / MESSAGE_MAX).map(|_| begin(MESSAGE_MAX).unwrap()).collect();
+        assert_eq!(begin(1).err(), Some(AssemblyError::NoMemory));
+        let long_ago = Instant::now() - STALL_MAX;
+        all[1..].iter().for_each(|assembly| lock(&assembly.begun).grown = long_ago);
+        let mut next = begin(2).unwrap();
+        assert_eq!(all[0].add(b"y"), Ok(()));
+        assert_eq!(all[1].add(b"y"), Err(AssemblyError::GivenUp));
+        next.add(b"y").unwrap();
+        assert_eq!(next.finish().unwrap(), b"xy");
+    }
+}

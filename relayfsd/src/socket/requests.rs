@@ -1,0 +1,336 @@
+//! What a connection asks for: OPEN, SHARE, WATCH, CONSUME, CLOSE; `write.rs` has WRITE and FLUSH. Nothing is done before
+//! everything in a frame has been checked. And what a connection holds: its channels, a long message that is not complete yet,
+//! and jobs for which there was no room.
+
+mod write;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use log::debug;
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use relay::ChannelName;
+use relay::layout::abi::LAYOUT_VERSION;
+use relay::wire::frame::{
+    Body, Close, Consume, DESCRIPTORS_MAX, Frame, FrameType, OPEN_CREATE, Open, OpenReply, Refusal,
+    SHARE_FIRST_EXTRA, SHARE_READ, Share, ShareReply, Watch, done,
+};
+
+use self::write::Long;
+use crate::policy::quota::{Claim, NoShare};
+use crate::policy::share_policy::NotShared;
+use crate::registry::create_queue::{Made, Ordered};
+use crate::registry::{Held, OpenError};
+use crate::socket::backpressure::UnderWay;
+use crate::socket::connection::{Common, Refused};
+use crate::socket::peer::Peer;
+use crate::socket::watch::Reading;
+use crate::writers::{Busy, Job};
+
+/// Most channels that one connection holds.
+const CHANNELS_MAX: usize = 1024;
+
+/// Descriptors that a connection may have under way, sent and not received, unless it is those of one channel.
+const IN_FLIGHT_MAX: usize = 256;
+
+/// An OPEN of a channel that there was not.
+struct Making {
+    id: u32,
+    ordered: Ordered,
+    hold: Claim,
+}
+
+/// What a connection has asked for.
+pub(crate) struct Requests {
+    common: Arc<Common>,
+    peer: Arc<Peer>,
+    /// By the numbers that the producer knows. They are not used again, lest a frame for a channel that was closed
+    /// end up in another one.
+    channels: BTreeMap<u32, (Held, Claim)>,
+    next_channel: u32,
+    /// A channel that is being made for it; nothing is read meanwhile.
+    making: Option<Making>,
+    long: Option<Long>,
+    /// Jobs that found no room, oldest first; never more than one frame makes.
+    held_back: VecDeque<Job>,
+    under_way: Arc<UnderWay>,
+    /// Some batch may wait for room.
+    has_waited: bool,
+    /// Descriptors sent since it was last seen that all had been taken.
+    in_flight: usize,
+    /// What the producer rings, if it was given files.
+    bell: Option<EventFd>,
+    /// What it reads in mappings.
+    reading: Reading,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Requests {
+    pub(crate) fn new(common: Arc<Common>, peer: Arc<Peer>) -> Requests {
+        Requests {
+            under_way: UnderWay::new(Arc::clone(&common.ring), Arc::clone(&common.under_way)),
+            reading: Reading::new(peer.number()),
+            common,
+            peer,
+            channels: BTreeMap::new(),
+            next_channel: 0,
+            making: None,
+            long: None,
+            held_back: VecDeque::new(),
+            has_waited: false,
+            in_flight: 0,
+            bell: None,
+            cancelled: Arc::default(),
+        }
+    }
+
+    /// Gives up what found no room: nobody will try again.
+    pub(crate) fn abandon(&mut self) {
+        self.held_back.drain(..).for_each(Job::abandon);
+    }
+
+    /// From now on no batch waits for room in its buffer.
+    pub(crate) fn cancel(&self) {
+        if !self.cancelled.swap(true, Ordering::Release) && self.has_waited {
+            self.common.registry.writers().sweep();
+        }
+    }
+
+    /// Tries again what found no room. False: nothing more may be read yet; the bell rings when it makes sense to
+    /// look again.
+    pub(crate) fn go_on(&mut self) -> bool {
+        if let Some(making) = self.making.take() {
+            match making.ordered.take() {
+                None => {
+                    self.making = Some(making);
+                    return false;
+                }
+                Some(made) => self.answer_open(making.id, made, making.hold),
+            }
+        }
+        while let Some(job) = self.held_back.pop_front() {
+            if let Err(Busy(job)) = self.common.registry.writers().submit(job) {
+                self.held_back.push_front(job);
+                return false;
+            }
+        }
+        self.under_way.has_room()
+    }
+
+    /// Does what a frame says. Nothing of it is done if it is refused.
+    pub(crate) fn obey(&mut self, frame: &Frame) -> Result<(), Refused> {
+        // A long message goes on in WRITEs of its id; everything else means that the producer gave it up.
+        let long = self.long.take();
+        match (frame.kind, frame.reply) {
+            (FrameType::Open, false) => self.open(frame),
+            (FrameType::Write, false) => self.write(frame, long),
+            (FrameType::Flush, false) => self.flush(frame),
+            (FrameType::Close, false) => self.close(frame),
+            (FrameType::Share, false) => self.share(frame),
+            (FrameType::Watch, false) => self.watch(frame),
+            (FrameType::Consume, false) => self.consume(frame),
+            (FrameType::Hello | FrameType::Error, _) | (_, true) => {
+                Err(Refused::request(Errno::EOPNOTSUPP, "only the daemon sends replies and errors"))
+            }
+        }
+    }
+
+    fn open(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let open = Open::decode(frame.body)?;
+        if self.channels.len() >= CHANNELS_MAX {
+            let text =
+                format!("a connection holds at most {CHANNELS_MAX} channels: close some, or connect again");
+            return Err(Refused::request(Errno::EMFILE, text));
+        }
+        // What is not UTF-8 becomes a character that no name may have and people can see.
+        let name: ChannelName = String::from_utf8_lossy(open.name)
+            .parse()
+            .map_err(|error| Refused::request(Errno::EINVAL, error))?;
+        let hold = self.common.holds.claim(self.peer.uid(), 1).map_err(|why| {
+            let text = match why {
+                NoShare::All => "the connections hold",
+                NoShare::Yours => "your connections hold as many channels as are left for others, of",
+            };
+            let text = format!("{text} {} channels: close some", self.common.holds.max());
+            Refused::request(Errno::EMFILE, text)
+        })?;
+        let registry = &self.common.registry;
+        let attached = match registry.attach(&name) {
+            Ok(Some(held)) => Ok((held, false)),
+            Ok(None) if frame.flags & OPEN_CREATE != 0 => {
+                let (uid, ring) = (self.peer.uid(), Arc::clone(&self.common.ring));
+                let ordered = registry.order(name, open.spec(), uid, ring);
+                self.making = Some(Making { id: frame.id, ordered, hold });
+                return Ok(());
+            }
+            Ok(None) => Err(registry.unknown(name)),
+            Err(error) => Err(error),
+        };
+        self.answer_open(frame.id, attached, hold);
+        Ok(())
+    }
+
+    /// Answers an OPEN.
+    fn answer_open(&mut self, id: u32, made: Made, hold: Claim) {
+        let (held, created) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                let refusal = Refusal { errno: error.errno(), text: error.to_string() };
+                debug!("{}: refused: {}", self.peer, refusal.text);
+                return self.peer.send(&refusal.frame(0, id));
+            }
+        };
+        while self.channels.contains_key(&self.next_channel) {
+            self.next_channel = self.next_channel.wrapping_add(1);
+        }
+        let reply = OpenReply::new(self.next_channel, held.geometry(), held.n_bufs(), created);
+        self.peer.send(&reply.frame(0, id));
+        self.channels.insert(self.next_channel, (held, hold));
+        self.next_channel = self.next_channel.wrapping_add(1);
+    }
+
+    fn close(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let number = Close::decode(frame.body)?.channel;
+        let (channel, _) = self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
+        self.reading.end(number, &channel);
+        self.peer.send(&done(FrameType::Close, frame.id));
+        Ok(())
+    }
+
+    /// Sends the channel's files to a producer who may write them, or to a reader, and its bell.
+    fn share(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let number = Share::decode(frame.body)?.channel;
+        let to_write = frame.flags & SHARE_READ == 0;
+        let n_descriptors = SHARE_FIRST_EXTRA + self.channel(number)?.n_bufs();
+        if self.in_flight > 0 && self.peer.has_taken_all() {
+            self.in_flight = 0;
+        }
+        if self.in_flight > 0 && self.in_flight + n_descriptors > IN_FLIGHT_MAX {
+            let text = format!(
+                "{} descriptors wait to be received, the limit is {IN_FLIGHT_MAX}: take the replies first",
+                self.in_flight
+            );
+            return Err(Refused::request(Errno::ETOOMANYREFS, text));
+        }
+        let channel = self.channel(number)?;
+        let admitted = match to_write {
+            false => self.common.sharing.admits_reader(self.peer.who()),
+            true if channel.geometry().global() => Err(NotShared::Global),
+            true => self.common.sharing.admits(self.peer.who()),
+        };
+        admitted.map_err(|why| Refused::request(Errno::EPERM, why))?;
+        let failed = |error: io::Error| {
+            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+            Refused::request(errno, format!("cannot share the channel's files: {error}"))
+        };
+        let files = channel.share(to_write).map_err(failed)?;
+        self.in_flight += n_descriptors;
+        let bell = match to_write {
+            true => self.bell().map(AsFd::as_fd),
+            false => self.reading.begin(number),
+        };
+        let bell = bell.map_err(|errno| failed(errno.into()))?;
+        let mut descriptors: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        // Behind the control file.
+        descriptors.insert(1.min(descriptors.len()), bell.as_raw_fd());
+        let mut first = 0;
+        for (index, part) in descriptors.chunks(DESCRIPTORS_MAX).enumerate() {
+            let count = (part.len() - if index == 0 { SHARE_FIRST_EXTRA } else { 0 }) as u32;
+            let reply = ShareReply { layout_version: LAYOUT_VERSION, first, count };
+            self.peer.send_with(&reply.frame(0, frame.id), part).map_err(|errno| failed(errno.into()))?;
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// Rings the reader's bell once a buffer has something finished.
+    fn watch(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let Watch { channel, cpu } = Watch::decode(frame.body)?;
+        let held = self.channel(channel)?;
+        self.reading.watch(channel, held, buffer_of(held, cpu)?)?;
+        self.peer.send(&done(FrameType::Watch, frame.id));
+        Ok(())
+    }
+
+    /// Gives back what was read in a mapping.
+    fn consume(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let Consume { channel, cpu, from, count } = Consume::decode(frame.body)?;
+        let held = self.channel(channel)?;
+        self.reading.consume(channel, held, buffer_of(held, cpu)?, from, count)?;
+        self.peer.send(&done(FrameType::Consume, frame.id));
+        Ok(())
+    }
+
+    /// The connection's bell, which it rings when somebody waits for what it writes by itself. Each ring is an event, so we never
+    /// read it: the producer could have made that wait, for the open file is its own, too.
+    fn bell(&mut self) -> nix::Result<&EventFd> {
+        if self.bell.is_none() {
+            let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
+            self.common.watch_bell(&bell, self.peer.number())?;
+            self.bell = Some(bell);
+        }
+        self.bell.as_ref().ok_or(Errno::EIO)
+    }
+
+    /// The bell was rung, or nobody is left who could: whoever polls what this producer writes is told.
+    pub(crate) fn rung(&self) {
+        if self.bell.is_some() {
+            self.channels.values().for_each(|(channel, _)| channel.wake_readable());
+        }
+    }
+
+    /// The end: the producer keeps its copy of the bell, but nobody listens.
+    pub(crate) fn give_up_bell(&mut self) {
+        for (number, (channel, _)) in &self.channels {
+            self.reading.end(*number, channel);
+        }
+        self.rung(); // it may have been killed between a switch and the ring
+        if let Some(bell) = self.bell.take() {
+            let _ = self.common.epoll.delete(bell);
+        }
+    }
+
+    /// Hands a job over, behind those that are held back; held back like them if there is no room.
+    fn submit(&mut self, job: Job) {
+        self.held_back.push_back(job);
+        self.go_on();
+    }
+
+    fn channel(&self, number: u32) -> Result<&Held, Refused> {
+        let (channel, _) = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
+        match channel.why_broken() {
+            None => Ok(channel),
+            Some(why) => {
+                let (name, why) = (channel.name().clone(), why.to_owned());
+                let text = OpenError::Broken { name, why }.to_string();
+                // Who writes need not wait for answers. With nothing else to lose, its connection tells it.
+                let alone = self.channels.len() == 1;
+                Err(if alone { Refused::connection } else { Refused::request }(Errno::EIO, text))
+            }
+        }
+    }
+}
+
+/// The buffer that a producer means: that of a CPU, or the only one of a global channel.
+fn buffer_of(channel: &Held, cpu: u32) -> Result<usize, Refused> {
+    let n_bufs = channel.n_bufs();
+    match usize::try_from(cpu) {
+        _ if channel.geometry().global() => Ok(0),
+        Ok(cpu) if cpu < n_bufs => Ok(cpu),
+        _ => {
+            let (name, last) = (channel.name(), n_bufs - 1);
+            Err(Refused::request(
+                Errno::EINVAL,
+                format!("channel '{name}' has no cpu {cpu}: there are 0 to {last}"),
+            ))
+        }
+    }
+}
+
+fn unknown_channel(number: u32) -> Refused {
+    Refused::request(Errno::EBADF, format!("no channel {number} is open on this connection"))
+}

@@ -1,0 +1,184 @@
+//! WRITE and FLUSH: frames become jobs of the writers, long messages are put together from theirs.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use relay::wire::frame::{
+    ALL_CPUS, Body, Flush, Frame, FrameType, Messages, Refusal, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, Write,
+    done,
+};
+
+use super::{Requests, buffer_of};
+use crate::policy::quota::Claim;
+use crate::socket::connection::Refused;
+use crate::socket::reassembly::{Assembly, AssemblyError};
+use crate::writers::{Batch, Gather, Job, Wait};
+
+/// A message that comes in several frames, all of one id.
+pub(super) enum Long {
+    Assembling(Begun),
+    /// The one of this id was refused: what is still to come of it is thrown away.
+    Swallowing(u32),
+}
+
+/// A message as far as it has come. What the first frame said besides it counts.
+pub(super) struct Begun {
+    id: u32,
+    answer: bool,
+    /// Lacks nothing but the message.
+    batch: Batch,
+    message: Assembly,
+}
+
+impl Requests {
+    pub(super) fn write(&mut self, frame: &Frame, long: Option<Long>) -> Result<(), Refused> {
+        let write = Write::decode(frame.body)?;
+        let (id, more, answer) = (frame.id, frame.flags & WRITE_MORE != 0, frame.flags & WRITE_REPLY != 0);
+        match long {
+            Some(Long::Swallowing(begun)) if begun == id => {
+                self.long = more.then_some(Long::Swallowing(id));
+                Ok(())
+            }
+            Some(Long::Assembling(begun)) if begun.id == id => self.go_on_long(begun, write.messages, more),
+            _ if more => self.begin_long(id, answer, &write),
+            _ => self.write_whole(id, answer, &write),
+        }
+    }
+
+    /// A frame with messages.
+    fn write_whole(&mut self, id: u32, answer: bool, write: &Write) -> Result<(), Refused> {
+        // All of them before any: a frame is written or refused.
+        Messages(write.messages).try_for_each(|message| message.map(drop))?;
+        let mut batch = self.batch(write)?;
+        // The packet's memory is used again, and this copy is no longer than what came.
+        batch.bytes = write.messages.to_vec();
+        self.submit_batch(batch, id, answer, None);
+        Ok(())
+    }
+
+    /// The first frame of a message.
+    fn begin_long(&mut self, id: u32, answer: bool, write: &Write) -> Result<(), Refused> {
+        // Until everything about it has turned out to be right.
+        self.long = Some(Long::Swallowing(id));
+        let mut batch = self.batch(write)?;
+        match Assembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
+            Ok(message) => {
+                batch.single = true;
+                self.long = Some(Long::Assembling(Begun { id, answer, batch, message }));
+                Ok(())
+            }
+            Err(error) => {
+                if error == AssemblyError::NoMemory {
+                    // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
+                    (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
+                    self.submit_batch(batch, id, false, None);
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// A further frame of a message, the last unless `more` come.
+    fn go_on_long(&mut self, mut begun: Begun, piece: &[u8], more: bool) -> Result<(), Refused> {
+        let added = begun.message.add(piece);
+        if more && added.is_ok() {
+            self.long = Some(Long::Assembling(begun));
+            return Ok(());
+        }
+        let Begun { id, answer, mut batch, message } = begun;
+        match added {
+            Ok(()) => {}
+            Err(error @ AssemblyError::GivenUp) => {
+                self.long = more.then_some(Long::Swallowing(id));
+                self.lose(batch, id, answer, &error);
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let bytes = message.finish()?;
+        // One that waits may stay for ever.
+        let mut memory = None;
+        if batch.wait != Wait::No {
+            match self.common.long_waiting.claim(self.peer.uid(), bytes.len()) {
+                Ok(claim) => memory = Some(claim),
+                Err(_) => {
+                    self.lose(batch, id, answer, &AssemblyError::NoMemoryToWait);
+                    return Ok(());
+                }
+            }
+        }
+        batch.bytes = bytes;
+        self.submit_batch(batch, id, answer, memory);
+        Ok(())
+    }
+
+    /// A batch as a WRITE describes it, still without messages.
+    fn batch(&mut self, write: &Write) -> Result<Batch, Refused> {
+        let channel = self.channel(write.channel)?.clone();
+        let wait = match write.wait_ms {
+            0 => Wait::No,
+            WAIT_FOREVER => Wait::Forever,
+            ms => Wait::Until(Instant::now() + Duration::from_millis(ms.into())),
+        };
+        self.has_waited |= wait != Wait::No;
+        Ok(Batch {
+            cpu: buffer_of(&channel, write.cpu)?,
+            channel,
+            bytes: Vec::new(),
+            single: false,
+            lost: write.lost.into(),
+            wait,
+            cancelled: Arc::clone(&self.cancelled),
+            done: None,
+        })
+    }
+
+    /// There is no memory for the message of a batch: one more loss of the channel.
+    fn lose(&mut self, mut batch: Batch, id: u32, answer: bool, why: &AssemblyError) {
+        (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
+        self.submit_batch(batch, id, false, None);
+        if answer {
+            let refusal = Refusal { errno: Errno::ENOBUFS as i32, text: why.to_string() };
+            self.peer.send(&refusal.frame(0, id));
+        }
+    }
+
+    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool, memory: Option<Claim>) {
+        let (peer, ticket) = (Arc::clone(&self.peer), self.under_way.ticket(batch.bytes.len()));
+        batch.done = Some(Box::new(move |result| {
+            match result {
+                _ if !answer => {}
+                Ok(reply) => peer.send(&reply.frame(0, id)),
+                Err(error) => {
+                    peer.send(&Refusal { errno: error.errno(), text: error.to_string() }.frame(0, id));
+                }
+            }
+            drop((ticket, memory));
+        }));
+        self.submit(Job::Write(batch));
+    }
+
+    /// One job for each buffer, and one answer when all are done, which names those that could not be.
+    pub(super) fn flush(&mut self, frame: &Frame) -> Result<(), Refused> {
+        let flush = Flush::decode(frame.body)?;
+        let channel = self.channel(flush.channel)?.clone();
+        let cpus = match flush.cpu {
+            ALL_CPUS => 0..channel.n_bufs(),
+            cpu => buffer_of(&channel, cpu).map(|cpu| cpu..cpu + 1)?,
+        };
+        let (peer, id) = (Arc::clone(&self.peer), frame.id);
+        let all = Gather::new(move |mut failed| {
+            failed.sort_by_key(|error| error.cpu);
+            let Some(first) = failed.first() else {
+                return peer.send(&done(FrameType::Flush, id));
+            };
+            let texts: Vec<_> = failed.iter().map(ToString::to_string).collect();
+            peer.send(&Refusal { errno: first.errno(), text: texts.join("; ") }.frame(0, id));
+        });
+        for cpu in cpus {
+            self.submit(Job::Flush { channel: channel.clone(), cpu, done: all.part() });
+        }
+        Ok(())
+    }
+}

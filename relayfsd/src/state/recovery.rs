@@ -1,0 +1,207 @@
+//! What a daemon finds when it starts: the channels that the one before it left, by dying or because it was told to.
+//!
+//! ```text
+//! state file sound?   no: everything is set aside          each channel it names: sound?  no: its files are set aside
+//!                                                                                     yes: it goes on where it stopped
+//! files that it does not name: half made or half removed, nobody was told of them; removed
+//! ```
+//!
+//! Nothing is changed before it has been checked, and each step can be repeated: a start that is killed leaves what the next
+//! one can begin with. What is set aside is in `refused-N`, in the form of a state directory, for people to look at.
+
+use std::collections::HashSet;
+use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::mem::offset_of;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use relay::layout::abi::{BufferBlock, ControlHeader};
+use relay::layout::mount_point::Point;
+use relay::layout::state_file::{ChannelEntry, STATE_FILE, StateFile};
+
+use crate::channel::files::Files;
+use crate::channel::{Channel, Named};
+use crate::kill_point;
+use crate::state::state_dir::{DirError, StateDir};
+
+/// Most buffers of a damaged channel whose producers are told.
+const TOLD_MAX: u64 = 1 << 14;
+
+/// What goes on.
+#[derive(Default)]
+pub(crate) struct Legacy {
+    /// What the state file said, and is to say from now on but for the channels.
+    pub(crate) state: StateFile,
+    /// The channels that are sound.
+    pub(crate) channels: Vec<Channel>,
+}
+
+/// Takes over what is in the state directory. `point` is this daemon's mount point; with `any_point` it may be of another one.
+pub(crate) fn take_over(
+    dir: &StateDir,
+    point: &Point,
+    any_point: bool,
+    n_cpus: usize,
+) -> Result<Legacy, DirError> {
+    let mut left = match StateFile::read(dir.path()) {
+        Ok(Some(left)) if any_point || is_of(&left, point) => left,
+        found => {
+            match found {
+                Ok(Some(other)) => {
+                    set_all_aside(
+                        dir,
+                        &format!("it is of another mount point: {}, not {point}", other.point),
+                    )?;
+                }
+                Ok(None) if dir.entries()?.iter().any(|path| is_control(path)) => {
+                    set_all_aside(dir, &format!("there is no file '{STATE_FILE}'"))?;
+                }
+                // Nothing was ever finished, so nobody was told of anything.
+                Ok(None) => clear_leftovers(dir, &HashSet::new())?,
+                Err(reason) => set_all_aside(dir, &reason)?,
+            }
+            let salt = new_salt();
+            let state = StateFile { point: point.to_string(), epoch: 1, salt, ..StateFile::default() };
+            return Ok(Legacy { state, channels: Vec::new() });
+        }
+    };
+    left.epoch = left.epoch.saturating_add(1);
+    left.point = point.to_string();
+    kill_point!("adopt-read");
+    let mut channels = Vec::new();
+    for entry in std::mem::take(&mut left.channels) {
+        let named = Named {
+            id: entry.id,
+            name: entry.name.clone(),
+            geometry: entry.geometry,
+            permanent: false, // that is for this daemon's command line to say
+            maker: None,
+        };
+        let expected = if entry.geometry.global() { 1 } else { n_cpus };
+        let adopted = if entry.n_bufs == expected {
+            Channel::adopt(dir.path(), left.epoch, named, entry.n_bufs)
+        } else {
+            Err(format!("it has {} buffers, and this machine {n_cpus} CPUs", entry.n_bufs))
+        };
+        match adopted {
+            Ok(channel) => channels.push(channel),
+            Err(reason) => set_aside(dir, &left, &entry, &reason)?,
+        }
+        kill_point!("adopt-channel");
+    }
+    let known = channels.iter().flat_map(Channel::paths).collect();
+    clear_leftovers(dir, &known)?;
+    kill_point!("adopt-cleared");
+    Ok(Legacy { state: left, channels })
+}
+
+/// Whether it is what was left of this mount point: of its path, or of the directory under a former path. A directory that was
+/// removed and made again has other numbers, and so has one of a container that was started again: people and producers go
+/// by the path, and what they have written must not be hidden from them.
+fn is_of(left: &StateFile, point: &Point) -> bool {
+    let Ok(other) = left.point.parse::<Point>() else { return false };
+    let is_same = other.is_same_directory(point);
+    if !is_same && other.path() == point.path() {
+        log::info!(
+            "{}: what is left there was written to another directory of this path",
+            point.path().display()
+        );
+    }
+    is_same || other.path() == point.path()
+}
+
+/// Returns a number for inode numbers that earlier state directories are not likely to have had; not 0, which older
+/// releases stand for. Tools that remember an inode and an offset start over with the files of a new directory.
+fn new_salt() -> u32 {
+    // The standard library takes these from the kernel's random numbers.
+    let random = RandomState::new().build_hasher().finish();
+    (random as u32).max(1)
+}
+
+/// Moves a channel that is not sound to a directory of its own, and tells those who write to it.
+fn set_aside(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &str) -> Result<(), DirError> {
+    let aside = dir.new_refused()?;
+    log::error!("channel {}: it cannot go on, and is set aside in {}: {reason}", entry.name, aside.display());
+    let files = Files::of(dir.path(), entry.id, entry.n_bufs);
+    tell_writers(files.control());
+    for path in files.all() {
+        move_to(path, &aside)?;
+        kill_point!("adopt-aside");
+    }
+    let state = StateFile { channels: vec![entry.clone()], ..state.clone() };
+    let path = aside.join(STATE_FILE);
+    fs::write(&path, state.to_text()).map_err(|source| DirError::Io { path, source })
+}
+
+/// Moves all that is in the state directory to a directory in it.
+fn set_all_aside(dir: &StateDir, reason: &str) -> Result<(), DirError> {
+    let aside = dir.new_refused()?;
+    log::error!(
+        "what {} holds cannot go on, and is set aside in {}: {reason}",
+        dir.path().display(),
+        aside.display()
+    );
+    let mut paths = dir.entries()?;
+    // Last: while there is one, a start that finds no state file sets the rest aside, too.
+    paths.sort_by_key(|path| is_control(path));
+    for path in paths {
+        if is_control(&path) {
+            tell_writers(&path);
+        }
+        move_to(&path, &aside)?;
+        kill_point!("adopt-all-aside");
+    }
+    Ok(())
+}
+
+fn is_control(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "control")
+}
+
+fn move_to(path: &Path, dir: &Path) -> Result<(), DirError> {
+    let name = path.file_name().unwrap_or_default();
+    match fs::rename(path, dir.join(name)) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(DirError::Io { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Producers may still be writing to buffers that are set aside. They find them closed at their next switch, as far as the
+/// control file is good for that. It is written, not mapped: it may have been made longer than there is memory.
+fn tell_writers(control: &Path) {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let opened = fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(control);
+    let Ok(file) = opened else { return };
+    let mut header = [0; size_of::<ControlHeader>()];
+    if file.read_exact_at(&mut header, 0).is_err() {
+        return;
+    }
+    let word = |at| header[at..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let n_bufs = word(offset_of!(ControlHeader, n_bufs)) & u64::from(u32::MAX);
+    let (first, stride) =
+        (word(offset_of!(ControlHeader, buffers_offset)), word(offset_of!(ControlHeader, buffer_stride)));
+    let len = file.metadata().map_or(0, |status| status.len());
+    for index in 0..n_bufs.min(TOLD_MAX) {
+        let block = stride.checked_mul(index).and_then(|at| at.checked_add(first));
+        let at = block.and_then(|at| at.checked_add(offset_of!(BufferBlock, closed) as u64));
+        let Some(at) = at.filter(|at| *at < len.saturating_sub(8)) else { return };
+        // Where it cannot be written, they go on writing what nobody reads.
+        let _ = file.write_all_at(&1u64.to_ne_bytes(), at);
+    }
+}
+
+/// Removes what nobody was told of.
+fn clear_leftovers(dir: &StateDir, known: &HashSet<PathBuf>) -> Result<(), DirError> {
+    let state_file = dir.path().join(STATE_FILE);
+    for path in dir.entries()? {
+        if !known.contains(&path) && path != state_file {
+            dir.remove_entry(&path)?;
+            log::info!("{}: removed, it was half made or half removed", path.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Tests of `state_dir.rs`.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use super::*;
+
+fn mode(path: &Path) -> u32 {
+    fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[test]
+fn what_we_place_ourselves_is_checked_below_its_base() {
+    let place = Place::below(&[Path::new("/run/user/5"), Path::new("/run")], Path::new("/run/relayfs/a"));
+    assert_eq!((place.base.as_path(), place.own.len()), (Path::new("/run"), 2));
+    assert_eq!(place.path(), Path::new("/run/relayfs/a"));
+    assert_eq!(Place::below(&[Path::new("/run")], Path::new("/x/y")), Place::named(Path::new("/x/y")));
+    assert_eq!(Place::named(Path::new("/x/y")).base, Path::new("/x"));
+}
+
+#[test]
+fn directories_are_created_and_removed_as_far_as_they_are_ours_and_empty() {
+    let base = tempfile::tempdir().unwrap();
+    let place = |name: &str| Place::below(&[base.path()], &base.path().join("relayfs").join(name));
+    let mut a = Dir::open(&place("a"), 0o755).unwrap();
+    let mut b = Dir::open(&place("b"), 0o700).unwrap();
+    assert_eq!((mode(&a.path), mode(&b.path)), (0o755, 0o700));
+    a.remove_if_empty();
+    assert!(!a.path.exists() && b.path.exists());
+    b.remove_if_empty();
+    assert!(!base.path().join("relayfs").exists());
+}
+
+#[test]
+fn a_named_directory_that_was_there_stays() {
+    let base = tempfile::tempdir().unwrap();
+    let (old, new) = (base.path().join("old"), base.path().join("new"));
+    fs::create_dir(&old).unwrap();
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o755)).unwrap();
+    for path in [&old, &new] {
+        let state = StateDir::claim(&Place::named(path)).unwrap();
+        fs::write(state.path().join("buffer"), "x").unwrap();
+    }
+    assert_eq!(fs::read_dir(&old).unwrap().count(), 0);
+    assert!(!new.exists());
+}
+
+#[test]
+fn links_and_directories_open_to_others_are_refused() {
+    let base = tempfile::tempdir().unwrap();
+    let (target, link, open) =
+        (base.path().join("target"), base.path().join("link"), base.path().join("open"));
+    fs::create_dir(&target).unwrap();
+    symlink(&target, &link).unwrap();
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o770)).unwrap();
+    fs::write(base.path().join("file"), "").unwrap();
+
+    let claim = |path: &Path| StateDir::claim(&Place::below(&[base.path()], path)).unwrap_err();
+    assert!(matches!(claim(&link), DirError::NotDirectory(path) if path == link));
+    assert!(matches!(claim(&link.join("below")), DirError::NotDirectory(path) if path == link));
+    assert!(matches!(claim(&base.path().join("file")), DirError::NotDirectory(_)));
+    assert!(matches!(claim(&open.join("below")), DirError::Writable(path) if path == open));
+    assert!(matches!(StateDir::claim(&Place::named(Path::new("/no/such"))), Err(DirError::Io { .. })));
+    assert_eq!(fs::read_dir(&target).unwrap().count(), 0);
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_refused() {
+    let foreign = if geteuid().is_root() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::chown(dir.path(), Some(12345), None).unwrap();
+        dir
+    } else {
+        // A user's own directories are his; root's are not.
+        let error = Dir::open(&Place::named(Path::new("/usr")), 0o700).unwrap_err();
+        assert!(matches!(error, DirError::Foreign { uid: 0, .. }));
+        return;
+    };
+    let error = StateDir::claim(&Place::named(foreign.path())).unwrap_err();
+    assert!(matches!(error, DirError::Foreign { uid: 12345, .. }), "{error}");
+}
+
+#[test]
+fn the_second_is_locked_out_and_told_by_whom() {
+    let base = tempfile::tempdir().unwrap();
+    let place = Place::below(&[base.path()], &base.path().join("state"));
+    let first = StateDir::claim(&place).unwrap();
+    assert_eq!(mode(first.path()), 0o700);
+    let error = StateDir::claim(&place).unwrap_err();
+    let pid = std::process::id();
+    assert!(matches!(error, DirError::Locked { pid: Some(id), .. } if id == pid), "{error}");
+    assert!(error.to_string().contains(&format!("(process {pid})")));
+    drop(first);
+    assert!(!place.path().exists());
+    drop(StateDir::claim(&place).unwrap());
+}
+
+#[test]
+fn what_a_dead_daemon_left_is_cleared_and_only_that() {
+    let base = tempfile::tempdir().unwrap();
+    let dir = base.path().join("state");
+    fs::create_dir_all(dir.join("app")).unwrap();
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::write(dir.join("app/log0"), "x").unwrap();
+    fs::write(dir.join("cpu0"), "x").unwrap();
+
+    let error = StateDir::claim(&Place::named(&dir)).unwrap_err();
+    assert!(matches!(error, DirError::NotEmpty(_)), "no lock, so not ours: {error}");
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+    fs::write(dir.join("lock"), "of another program").unwrap();
+    assert!(matches!(StateDir::claim(&Place::named(&dir)), Err(DirError::NotEmpty(_))));
+
+    fs::write(dir.join("lock"), "relayfsd 1\n").unwrap();
+    let state = StateDir::claim(&Place::named(&dir)).unwrap();
+    assert_eq!(state.entries().unwrap().len(), 2);
+    let aside = state.new_refused().unwrap();
+    fs::write(aside.join("evidence"), "").unwrap();
+    assert_eq!(state.entries().unwrap().len(), 2);
+
+    // By a daemon that comes no further, and by one that keeps it.
+    drop(state);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 4);
+    let state = StateDir::claim(&Place::named(&dir)).unwrap();
+    state.set_keep(true);
+    drop(state);
+    let state = StateDir::claim(&Place::named(&dir)).unwrap();
+    assert_eq!(state.entries().unwrap().len(), 2);
+    state.set_keep(false);
+    drop(state);
+    assert!(aside.join("evidence").exists(), "what was set aside is people's to remove");
+    let state = StateDir::claim(&Place::named(&dir)).unwrap();
+    assert!(state.entries().unwrap().is_empty());
+    assert_ne!(state.new_refused().unwrap(), aside);
+}

@@ -1,0 +1,69 @@
+//! The file `msg`: one write(2), one message, into the buffer of the CPU that the writing thread runs on.
+
+use std::fs;
+
+use nix::sched::sched_getcpu;
+use relay::layout::geometry::MESSAGE_MAX;
+use relay::ring::writer::Placed;
+
+use crate::registry::Held;
+use crate::tree::open_file::Written;
+use crate::writers::{Job, Unavailable};
+
+/// Longest write(2) that is sure to come in one piece, in bytes. The kernel cuts longer ones after as many whole pages as a
+/// request can have, so an unaligned one up to a page earlier, and each piece would be a message of its own.
+const WRITE_MAX: usize = MESSAGE_MAX - 4096;
+/// Place of the CPU's number behind the thread's name in `/proc/TID/stat`.
+const STAT_CPU: usize = 36;
+
+/// Writes a message for a thread.
+pub(crate) fn write(channel: &Held, bytes: &[u8], by: u32, written: Written) {
+    if bytes.len() > WRITE_MAX {
+        return written(Err(libc::EMSGSIZE));
+    }
+    let cpu = if channel.geometry().global() { 0 } else { cpu_of(by) };
+    if cpu >= channel.n_bufs() {
+        return written(Err(libc::ENXIO));
+    }
+    let mut copy = Vec::new();
+    if copy.try_reserve_exact(bytes.len()).is_err() {
+        channel.buffer(cpu).count_dropped_elsewhere(1);
+        return written(Err(libc::ENOMEM));
+    }
+    copy.extend_from_slice(bytes);
+    let done = Box::new(move |placed: Result<Placed, Unavailable>| {
+        written(match placed {
+            Ok(Placed::Written) => Ok(()),
+            Ok(Placed::Full) => Err(libc::ENOSPC),
+            Ok(Placed::TooBig) => Err(libc::EMSGSIZE),
+            Ok(Placed::Closed) => Err(libc::ENODEV),
+            Err(unavailable) => Err(unavailable.errno()),
+        });
+    });
+    let job = Job::Message { channel: channel.clone(), cpu, bytes: copy, done };
+    channel.writers().submit_now(job);
+}
+
+/// The CPU a thread was on when it began to wait for us; ours if it cannot be told, as of a thread in a PID namespace that is
+/// not below ours.
+fn cpu_of(thread: u32) -> usize {
+    let stat = (thread != 0).then(|| fs::read_to_string(format!("/proc/{thread}/stat")));
+    stat.and_then(|stat| cpu_in(&stat.ok()?)).or_else(|| sched_getcpu().ok()).unwrap_or(0)
+}
+
+/// The CPU in the text of `/proc/TID/stat`. The name, in parentheses, may have any characters in it.
+fn cpu_in(stat: &str) -> Option<usize> {
+    stat.rsplit_once(')')?.1.split_whitespace().nth(STAT_CPU)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_threads_cpu_is_found() {
+        let stat = "12 (a) b 7) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 5 0 0";
+        assert_eq!(cpu_in(stat), Some(5));
+        assert_eq!(cpu_in("12 (a"), None);
+    }
+}

@@ -1,0 +1,274 @@
+//! `take/cpuN`: an ordinary file with what a buffer had unread when it was opened, consumed when it has been read.
+//!
+//! All programs that open the file meanwhile share the copy. It is freed with the last close. `delivered.rs` notes what
+//! programs get of it. When one open file has got all, the range of the stream that the copy covers is given back, once. From
+//! then on the file's name means another inode with another copy. Programs that still have the old one see it unchanged.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::SystemTime;
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use relay::memory::lent::Lent;
+use relay::ring::reader::Taken;
+
+use crate::registry::{Held, MemoryClaim};
+use crate::tree::delivered::{Delivered, Ended};
+use crate::tree::inode::N_COPIES;
+use crate::tree::killed::{is_killed, process_of};
+use crate::writers::Job;
+
+/// A copy of what was unread, and what programs have got of it.
+pub(crate) struct Take {
+    channel: Held,
+    cpu: usize,
+    /// Which of the buffer's copies it is: a part of the inode number.
+    copy: u32,
+    file: File,
+    len: u64,
+    mtime: SystemTime,
+    taken: Taken,
+    delivered: Mutex<Delivered>,
+    _memory: MemoryClaim,
+}
+
+/// The copies of a buffer that are open.
+#[derive(Default)]
+pub(crate) struct TakeSlot {
+    copies: Mutex<Copies>,
+    /// Held while a copy is made, which takes as long as it is large. `copies` is not.
+    making: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Copies {
+    /// The one that the file's name means now; it may not be made yet.
+    current: (u32, Weak<Take>),
+    /// Those before it that are still open. They are opened again by `/proc/PID/fd`.
+    past: Vec<(u32, Weak<Take>)>,
+    consumed: Option<Consumed>,
+}
+
+/// What the file was like that was consumed last. Some programs look once more at a file that they have just copied, and
+/// throw their copy away if its size or time have changed. So the process that consumed it finds both under the file's
+/// name, until it opens that again.
+#[derive(Clone, Copy)]
+struct Consumed {
+    /// A number that no copy has, since what is opened next is another one.
+    number: u32,
+    by: u32,
+    len: u64,
+    mtime: SystemTime,
+}
+
+impl Take {
+    /// Opens a buffer's copy number `copy`: shares it if it is open, or makes it. Fails with an errno: ESTALE if the file's
+    /// name means another copy by now, ENOMEM if there is no memory for it.
+    pub(crate) fn open(channel: &Held, cpu: usize, copy: u32) -> Result<Arc<Take>, i32> {
+        let slot = channel.take_slot(cpu);
+        let _making = slot.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(open) = slot.lock().find(copy)? {
+            return Ok(open);
+        }
+        let take = Arc::new(Take::make(channel, cpu, copy)?);
+        slot.lock().current.1 = Arc::downgrade(&take);
+        Ok(take)
+    }
+
+    fn make(channel: &Held, cpu: usize, copy: u32) -> Result<Take, i32> {
+        let no_memory = || {
+            let name = channel.name();
+            log::warn!("channel {name}: no memory for take/cpu{cpu}; raise --max-memory");
+            libc::ENOMEM
+        };
+        let mtime = channel.size_and_mtime(cpu).1;
+        let mut taken = channel.read_side(cpu).reader.take();
+        let mut memory = channel.registry().claim(taken.max() as u64).ok_or_else(no_memory)?;
+        let file = memfd_create(c"relayfs-take", MFdFlags::MFD_CLOEXEC)
+            .map(File::from)
+            .map_err(|errno| errno as i32)?;
+        let mut part = Vec::new();
+        part.try_reserve_exact(taken.max().min(2 * channel.geometry().subbuf_size()))
+            .map_err(|_| no_memory())?;
+        loop {
+            part.clear();
+            // The lock is let go after each sub-buffer: the writer and the socket's thread may wait for it.
+            let more = channel.read_side(cpu).reader.take_part(&mut taken, &mut part);
+            file.write_all_at(&part, (taken.len() - part.len()) as u64).map_err(|_| no_memory())?;
+            if !more {
+                break;
+            }
+        }
+        if channel.is_broken() {
+            return Err(libc::EIO);
+        }
+        let len = taken.len() as u64;
+        file.set_len(len).map_err(errno_of)?;
+        memory.shrink(len);
+        let delivered = Mutex::new(Delivered::new(len));
+        Ok(Take { channel: channel.clone(), cpu, copy, file, len, mtime, taken, delivered, _memory: memory })
+    }
+
+    /// Returns the stream position of its first byte.
+    fn begin(&self) -> u64 {
+        let [kept, from_ring] = self.taken.ranges();
+        if kept.is_empty() { from_ring.start } else { kept.start }
+    }
+
+    /// Returns the file with the copy, for the kernel to map.
+    pub(crate) fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+
+    /// read(2) by a process, for open file number `file`: passes the bytes, or an errno, to `reply`, once.
+    pub(crate) fn read(
+        &self,
+        file: u64,
+        process: u64,
+        at: u64,
+        count: usize,
+        reply: impl FnOnce(Result<Lent<'_>, i32>),
+    ) {
+        let count = self.len.saturating_sub(at).min(count as u64);
+        let mut bytes = Vec::new();
+        if bytes.try_reserve_exact(count as usize).is_err() {
+            return reply(Err(libc::ENOMEM));
+        }
+        bytes.resize(count as usize, 0);
+        if let Err(error) = self.file.read_exact_at(&mut bytes, at) {
+            return reply(Err(errno_of(error)));
+        }
+        // Before the reply: as soon as the process has that, it can close the file.
+        self.delivered().add(file, process, at..at + count);
+        reply(Ok(Lent::from(&bytes[..])));
+    }
+
+    /// A process closes a descriptor of open file number `file`, or ends. `thread`: the thread that does it.
+    pub(crate) fn flush(&self, file: u64, process: u64, thread: u32) {
+        let mut delivered = self.delivered();
+        if !delivered.has_read(file, process) {
+            return; // most have not: they have inherited the descriptor
+        }
+        let ended = if is_killed(thread) { Ended::Killed } else { Ended::Closed };
+        if delivered.close(file, process, ended) {
+            drop(delivered);
+            self.consume(process_of(thread).unwrap_or(thread));
+        }
+    }
+
+    /// Open file number `file` is closed by all.
+    pub(crate) fn release(&self, file: u64) {
+        self.delivered().forget(file);
+    }
+
+    /// Gives back what the copy has, when process `by` has closed it.
+    fn consume(&self, by: u32) {
+        if self.channel.is_broken() {
+            return;
+        }
+        let mut side = self.channel.read_side(self.cpu);
+        let freed = side.reader.consume_taken(&self.taken);
+        let room = freed && std::mem::take(&mut side.parked);
+        drop(side);
+        let mut copies = self.channel.take_slot(self.cpu).lock();
+        copies.renew(self.copy);
+        copies.consumed =
+            copies.unused().map(|number| Consumed { number, by, len: self.len, mtime: self.mtime });
+        drop(copies);
+        if room {
+            self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
+        }
+    }
+
+    fn delivered(&self) -> MutexGuard<'_, Delivered> {
+        self.delivered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl TakeSlot {
+    /// Returns the number of the copy that the file's name means now. `read_to` is the reader's position in the stream: a
+    /// copy of which other readers have read a part is not shared with more programs.
+    pub(crate) fn current(&self, read_to: u64) -> u32 {
+        // Dropped without the lock: it may be the last to hold its channel.
+        let open = self.lock().current.1.upgrade();
+        let mut copies = self.lock();
+        if let Some(open) = open.as_ref().filter(|open| open.begin() < read_to) {
+            copies.renew(open.copy);
+        }
+        copies.current.0
+    }
+
+    /// Returns the number of the copy that the file's name means for a thread of the process that has consumed the last one.
+    pub(crate) fn consumed_by(&self, thread: u32) -> Option<u32> {
+        let consumed = self.lock().consumed?;
+        (process_of(thread) == Some(consumed.by)).then_some(consumed.number)
+    }
+
+    /// Returns size and time of a copy that is open, or was consumed last.
+    pub(crate) fn stat(&self, copy: u32) -> Option<(u64, SystemTime)> {
+        let copies = self.lock();
+        if let Some(consumed) = copies.consumed.filter(|consumed| consumed.number == copy) {
+            return Some((consumed.len, consumed.mtime));
+        }
+        let take = copies.get(copy);
+        drop(copies);
+        take.map(|take| (take.len, take.mtime))
+    }
+
+    /// Returns whether the file's name means copy number `copy`, which may not be made yet.
+    pub(crate) fn is_current(&self, copy: u32) -> bool {
+        self.lock().current.0 == copy
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Copies> {
+        self.copies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Copies {
+    /// Returns a copy that is open.
+    fn get(&self, copy: u32) -> Option<Arc<Take>> {
+        let all = || self.past.iter().chain([&self.current]);
+        all().find(|(number, _)| *number == copy)?.1.upgrade()
+    }
+
+    /// Returns a copy that is open, or nothing if it is to be made. ESTALE: neither.
+    fn find(&mut self, copy: u32) -> Result<Option<Arc<Take>>, i32> {
+        if self.consumed.is_some_and(|consumed| consumed.number == copy) {
+            self.consumed = None;
+        }
+        match self.get(copy) {
+            None if copy != self.current.0 => Err(libc::ESTALE),
+            open => Ok(open),
+        }
+    }
+
+    /// Lets the name mean another copy, if it still means copy number `copy`. With every number in use, which takes as many
+    /// open files, it still means that one.
+    fn renew(&mut self, copy: u32) {
+        self.past.retain(|(_, take)| take.strong_count() > 0);
+        if self.current.0 == copy
+            && let Some(next) = self.unused()
+        {
+            self.past.push(std::mem::replace(&mut self.current, (next, Weak::new())));
+        }
+    }
+
+    /// Returns a number that no copy has, as far from the last ones as there is.
+    fn unused(&self) -> Option<u32> {
+        let consumed = self.consumed.map(|consumed| consumed.number);
+        let used = |number: u32| {
+            number == self.current.0
+                || consumed == Some(number)
+                || self.past.iter().any(|(past, _)| *past == number)
+        };
+        let last = self.current.0.max(consumed.unwrap_or(0));
+        (1..N_COPIES).map(|n| (last + n) % N_COPIES).find(|number| !used(*number))
+    }
+}
+
+fn errno_of(error: io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}

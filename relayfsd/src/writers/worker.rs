@@ -1,0 +1,359 @@
+//! What one writing thread does: takes jobs, does them on its CPU, and keeps the batches that wait for room.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use relay::ring::writer::{Contended, Here, Outcome, Placed, Writer};
+use relay::system::cpus;
+use relay::wire::frame::{Messages, WriteReply};
+
+use crate::registry::Held;
+use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
+
+/// Runs a writing thread until nobody can send it jobs any more. `room` is called after each job of the producers'.
+pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receiver<Job>, room: impl Fn()) {
+    let mut parked: VecDeque<Progress> = VecDeque::new();
+    loop {
+        let deadline = parked.iter().filter_map(Progress::deadline).min();
+        match next_job(producers, files, deadline) {
+            Ok((job, from_producer)) => {
+                match pin(cpu) {
+                    Ok(()) => work(job, &mut parked, cpu),
+                    Err(unavailable) => {
+                        give_up(&mut parked);
+                        // Where there can be no CPU, there is nothing to flush, to reset or to close.
+                        if cpu.is_some_and(|cpu| !cpus::is_possible(cpu)) {
+                            job.pass_over(unavailable);
+                        } else {
+                            job.fail(unavailable);
+                        }
+                    }
+                }
+                if from_producer {
+                    room();
+                }
+            }
+            Err(RecvTimeoutError::Timeout) => match pin(cpu) {
+                Ok(()) => sweep(&mut parked),
+                Err(_) => give_up(&mut parked),
+            },
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// The next job, and whether it came from a producer. The files' go first: there are few.
+fn next_job(
+    producers: &Receiver<Job>,
+    files: &Receiver<Job>,
+    deadline: Option<Instant>,
+) -> Result<(Job, bool), RecvTimeoutError> {
+    if let Ok(job) = files.try_recv() {
+        return Ok((job, false));
+    }
+    let mut select = Select::new();
+    let from_files = select.recv(files);
+    select.recv(producers);
+    let selected = match deadline {
+        Some(deadline) => {
+            select.select_deadline(deadline).map_err(|SelectTimeoutError| RecvTimeoutError::Timeout)?
+        }
+        None => select.select(),
+    };
+    let from_producer = selected.index() != from_files;
+    let job = if from_producer { selected.recv(producers) } else { selected.recv(files) };
+    Ok((job.map_err(|_| RecvTimeoutError::Disconnected)?, from_producer))
+}
+
+/// Sees to it that this thread is on its CPU, and stays there. It may have been moved off: a CPU that goes offline sends
+/// its threads away, free to run anywhere, and they stay so when it comes back. That it happens to be on its CPU now says
+/// nothing, so its affinity is asked for.
+fn pin(cpu: Option<usize>) -> Result<(), Unavailable> {
+    let Some(cpu) = cpu else { return Ok(()) };
+    let this_thread = Pid::from_raw(0);
+    let mut set = CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| match sched_getaffinity(this_thread) {
+            Ok(now) if now == set => Ok(()),
+            _ => sched_setaffinity(this_thread, &set),
+        })
+        .map_err(|errno| Unavailable { cpu, why: UnavailableCause::NotAllowed(errno) })
+}
+
+fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
+    if job.is_of_broken() {
+        return job.refuse(UnavailableCause::Broken);
+    }
+    if job.buffer().is_some_and(|(channel, _)| !channel.may_be_written()) {
+        return refuse_for_heirs(job, parked, lane);
+    }
+    match job {
+        Job::Write(batch) => {
+            let mut progress = Progress::new(batch, lane);
+            // The sweep that its producer's end caused may have come before it.
+            if progress.is_over(Instant::now()) {
+                progress.batch.wait = Wait::No;
+            }
+            // Behind those that wait for the same buffer, or a producer's messages would change their order.
+            let behind = progress.waits()
+                && parked.iter().any(|other| other.is_for(&progress.batch.channel, progress.batch.cpu));
+            if behind || !progress.go_on() {
+                parked.push_back(progress);
+            }
+        }
+        Job::Message { channel, cpu, bytes, done } => {
+            let buffer = channel.buffer(cpu);
+            let writer = Writer::new(buffer, Here::on(lane));
+            let placed = settled(&channel, cpu, || writer.place(&bytes));
+            match placed {
+                Ok(Placed::Written) => buffer.count_written(1),
+                Ok(Placed::Full | Placed::Closed) => buffer.count_dropped_elsewhere(1),
+                Err(_) => buffer.count_contended(1),
+                Ok(Placed::TooBig) => {}
+            }
+            done(placed);
+        }
+        Job::FlushUnread { channel, cpu, done } => done(flush_unread(&channel, cpu, lane)),
+        Job::Flush { channel, cpu, done } => {
+            let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
+            done(settled(&channel, cpu, || writer.flush()).map(drop));
+        }
+        Job::Close { channel, cpu, done } => {
+            let closed = Writer::new(channel.buffer(cpu), Here::on(lane)).close();
+            done(closed.map_err(|Contended| contended(cpu)));
+        }
+        Job::Reset { channel, cpu, done } => {
+            let reset = channel.read_side(cpu).reader.reset(Here::on(lane));
+            done(reset.map_err(|Contended| contended(cpu)));
+            retry(parked, &channel, cpu);
+        }
+        Job::Room { channel, cpu } => retry(parked, &channel, cpu),
+        Job::Sweep => sweep(parked),
+        Job::Barrier { .. } => {}
+    }
+}
+
+/// What becomes of a job for a buffer that producers of an earlier daemon write. A batch that may wait does, until they are gone.
+fn refuse_for_heirs(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
+    match job {
+        Job::Write(batch) if batch.wait != Wait::No => {
+            let progress = Progress::new(batch, lane);
+            if progress.is_over(Instant::now()) {
+                progress.drop_rest();
+            } else {
+                parked.push_back(progress);
+            }
+        }
+        Job::Close { channel, cpu, done } => {
+            channel.buffer(cpu).announce_end();
+            done(Ok(()));
+        }
+        job => job.refuse(UnavailableCause::Heirs),
+    }
+}
+
+/// Finishes the current sub-buffer if it has the only unread data. With the reader's lock: a sub-buffer that was read to its end
+/// before it is finished polls as readable, and a reader that goes by that finds nothing, which means the end to it.
+fn flush_unread(channel: &Held, cpu: usize, lane: Option<usize>) -> Result<(), Unavailable> {
+    let side = channel.read_side(cpu);
+    if !side.reader.has_unread_unfinished() || channel.is_broken() {
+        return Ok(());
+    }
+    let flushed = Writer::new(channel.buffer(cpu), Here::on(lane)).flush();
+    drop(side);
+    if has_switched(flushed) {
+        channel.wake(cpu);
+    }
+    flushed.map(drop).map_err(|Contended| contended(cpu))
+}
+
+fn contended(cpu: usize) -> Unavailable {
+    Unavailable { cpu, why: UnavailableCause::Contended }
+}
+
+/// Does something on a buffer and tells those who poll. Full is only full if the reader's lock was held: a reader has
+/// its bytes a moment before what it gave back can be seen, and must find room for what it writes then.
+fn settled(
+    channel: &Held,
+    cpu: usize,
+    act: impl Fn() -> Result<Outcome, Contended>,
+) -> Result<Placed, Unavailable> {
+    let mut outcome = act();
+    let mut switched = has_switched(outcome);
+    if outcome.is_ok_and(|outcome| outcome.placed == Placed::Full) {
+        let _side = channel.read_side(cpu);
+        outcome = act();
+        switched |= has_switched(outcome);
+    }
+    // Also if the second try came to nothing: the first may have finished a sub-buffer.
+    if switched {
+        channel.wake(cpu);
+    }
+    if channel.is_broken() {
+        return Err(Unavailable { cpu, why: UnavailableCause::Broken });
+    }
+    outcome.map(|outcome| outcome.placed).map_err(|Contended| contended(cpu))
+}
+
+/// Lets waiting batches of one buffer go on in their order, until one has to wait again.
+fn retry(parked: &mut VecDeque<Progress>, channel: &Held, cpu: usize) {
+    while let Some(first) = parked.iter().position(|progress| progress.is_for(channel, cpu)) {
+        if !parked[first].go_on() {
+            break;
+        }
+        parked.remove(first);
+    }
+}
+
+/// Ends the waiting of batches whose time is over or whose producer is gone.
+fn sweep(parked: &mut VecDeque<Progress>) {
+    let now = Instant::now();
+    for progress in parked.iter_mut().filter(|progress| progress.is_over(now)) {
+        progress.batch.wait = Wait::No;
+        progress.go_on();
+    }
+    parked.retain(Progress::waits);
+}
+
+/// Ends the waiting of all batches, whose CPU is not to be had: nobody could tell them when there is room.
+fn give_up(parked: &mut VecDeque<Progress>) {
+    parked.drain(..).for_each(Progress::drop_rest);
+}
+
+fn has_switched(placed: Result<Outcome, Contended>) -> bool {
+    placed.is_ok_and(|outcome| outcome.switched)
+}
+
+/// Counts the messages of a batch as dropped, and says why.
+pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
+    let messages = if batch.single { 1 } else { Messages(&batch.bytes).flatten().count() as u64 };
+    batch.channel.buffer(batch.cpu).count_dropped_elsewhere(batch.lost + messages);
+    if let Some(done) = batch.done.take() {
+        done(Err(why));
+    }
+}
+
+/// A batch, and how far it has got.
+struct Progress {
+    batch: Batch,
+    /// Where the next message, with its length before it, begins.
+    at: usize,
+    counts: WriteReply,
+    /// The CPU of the thread that writes it.
+    lane: Option<usize>,
+}
+
+impl Progress {
+    fn new(mut batch: Batch, lane: Option<usize>) -> Progress {
+        batch.channel.buffer(batch.cpu).count_dropped_elsewhere(std::mem::take(&mut batch.lost));
+        Progress { at: 0, counts: WriteReply::default(), batch, lane }
+    }
+
+    fn waits(&self) -> bool {
+        self.batch.wait != Wait::No
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        if let Wait::Until(deadline) = self.batch.wait { Some(deadline) } else { None }
+    }
+
+    fn is_over(&self, now: Instant) -> bool {
+        self.deadline().is_some_and(|deadline| deadline <= now)
+            || self.batch.cancelled.load(Ordering::Relaxed)
+            || self.batch.channel.is_broken()
+    }
+
+    fn is_for(&self, channel: &Held, cpu: usize) -> bool {
+        self.batch.channel.id() == channel.id() && self.batch.cpu == cpu
+    }
+
+    /// Writes until the end, which is told, or until it has to wait for room: false.
+    fn go_on(&mut self) -> bool {
+        if !self.batch.channel.may_be_written() {
+            if self.waits() {
+                return false;
+            }
+            self.drop_messages();
+            return true;
+        }
+        let before = self.counts.written;
+        let (switched, finished) = self.write_messages();
+        self.batch.channel.buffer(self.batch.cpu).count_written(self.counts.written - before);
+        if switched {
+            self.batch.channel.wake(self.batch.cpu);
+        }
+        if finished && let Some(done) = self.batch.done.take() {
+            done(Ok(self.counts));
+        }
+        finished
+    }
+
+    /// Ends its waiting.
+    fn drop_rest(mut self) {
+        self.drop_messages();
+    }
+
+    /// Counts what is left as dropped, and tells.
+    fn drop_messages(&mut self) {
+        let before = self.counts.dropped;
+        while let Some((_, next)) = self.message() {
+            self.counts.dropped += 1;
+            self.at = next;
+        }
+        self.batch.channel.buffer(self.batch.cpu).count_dropped_elsewhere(self.counts.dropped - before);
+        if let Some(done) = self.batch.done.take() {
+            done(Ok(self.counts));
+        }
+    }
+
+    fn write_messages(&mut self) -> (bool, bool) {
+        let batch = &self.batch;
+        let writer = Writer::new(batch.channel.buffer(batch.cpu), Here::on(self.lane));
+        let mut switched = false;
+        while let Some((message, next)) = self.message() {
+            let mut placed = writer.place(message);
+            switched |= has_switched(placed);
+            if placed.is_ok_and(|outcome| outcome.placed == Placed::Full) {
+                // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
+                // later, it does with `parked` set.
+                let mut side = batch.channel.read_side(batch.cpu);
+                placed = writer.place(message);
+                switched |= has_switched(placed);
+                if batch.wait != Wait::No && placed.is_ok_and(|outcome| outcome.placed == Placed::Full) {
+                    side.parked = true;
+                    return (switched, false);
+                }
+            }
+            let buffer = batch.channel.buffer(batch.cpu);
+            match placed.map(|outcome| outcome.placed) {
+                Ok(Placed::Written) => self.counts.written += 1,
+                Ok(Placed::Full | Placed::Closed) => {
+                    buffer.count_dropped_elsewhere(1);
+                    self.counts.dropped += 1;
+                }
+                Ok(Placed::TooBig) => self.counts.too_big += 1,
+                Err(Contended) => {
+                    buffer.count_contended(1);
+                    self.counts.dropped += 1;
+                }
+            }
+            self.at = next;
+        }
+        (switched, true)
+    }
+
+    /// The next message and where the one after it begins. The lengths were checked when the frame came.
+    fn message(&self) -> Option<(&[u8], usize)> {
+        let rest = self.batch.bytes.get(self.at..).filter(|rest| !rest.is_empty())?;
+        if self.batch.single {
+            return Some((rest, self.batch.bytes.len())); // longer than a frame, so never empty
+        }
+        let mut messages = Messages(rest);
+        let message = messages.next()?.ok()?;
+        Some((message, self.batch.bytes.len() - messages.0.len()))
+    }
+}
