@@ -14,7 +14,7 @@ use relay::Geometry;
 use relay::layout::abi::LAYOUT_VERSION;
 use relay::layout::channel_files::{Control, FileError};
 use relay::memory::mapping::Mapping;
-use relay::ring::mapped_reader::{SubBuffer, View};
+use relay::ring::mapped_reader::{MappedReader, SubBuffer};
 use relay::system::descriptor::HeldFd;
 use relay::wire::frame::{Consume, SHARE_FIRST_EXTRA, ShareReply, Watch};
 
@@ -55,7 +55,7 @@ struct Place {
 struct Buffers {
     id: BuffersId,
     /// By CPU; of those that are not read, none.
-    views: Vec<Option<View>>,
+    views: Vec<Option<MappedReader>>,
 }
 
 /// Which buffers they are, to compare: a daemon that takes over goes on with the same ones.
@@ -105,7 +105,7 @@ impl Reader {
                 Ok(false)
             }
             None => {
-                self.buffers.views.iter_mut().flatten().for_each(View::settle);
+                self.buffers.views.iter_mut().flatten().for_each(MappedReader::settle);
                 Ok(true)
             }
         }
@@ -141,7 +141,7 @@ impl Reader {
 
     /// Whether a CPU has a finished sub-buffer that was not taken yet.
     pub fn has_finished(&self, cpu: usize) -> bool {
-        self.buffers.views.get(cpu).and_then(Option::as_ref).is_some_and(View::has_finished)
+        self.buffers.views.get(cpu).and_then(Option::as_ref).is_some_and(MappedReader::has_finished)
     }
 
     /// Gives back all sub-buffers of a CPU that were taken since the last time. [`ReadError::Stale`] if others did before;
@@ -229,7 +229,7 @@ impl Reader {
     }
 
     fn has_any_finished(&self) -> bool {
-        self.buffers.views.iter().flatten().any(View::has_finished)
+        self.buffers.views.iter().flatten().any(MappedReader::has_finished)
     }
 
     fn drain_bell(&self) {
@@ -300,7 +300,7 @@ fn connect(
         for file in files {
             let cpu = views.len();
             let wanted = place.only.is_none_or(|only| only == cpu);
-            let map = || control.buffer(&file.into(), cpu).map(View::new);
+            let map = || control.buffer(&file.into(), cpu).map(MappedReader::new);
             let said = |error: FileError| files_error(format!("the file of buffer {cpu}: {error}"));
             views.push(wanted.then(map).transpose().map_err(said)?);
         }

@@ -107,7 +107,7 @@ impl Batch {
     fn write_if_room(&self, message: &[u8], drop_if_full: bool) -> Direct {
         match &self.connection.sharing {
             Ok(shared) => shared.write(self.options.cpu, message, drop_if_full),
-            Err(_) => Direct::NotHere,
+            Err(_) => Direct::WrongCpu,
         }
     }
 
@@ -117,7 +117,7 @@ impl Batch {
         if direct == Direct::Full && self.options.wait != Wait::No {
             direct = self.write_when_room(message)?;
         }
-        if direct == Direct::NotThis && !self.works() {
+        if direct == Direct::TooLongOrInterrupted && !self.works() {
             direct = self.insist(message)?;
         }
         match direct {
@@ -128,16 +128,16 @@ impl Batch {
             }
             Direct::TooBig => self.counts.too_big += 1,
             Direct::Full => self.counts.dropped += 1,
-            Direct::NotHere | Direct::NotThis => {
+            Direct::WrongCpu | Direct::TooLongOrInterrupted => {
                 self.direct = false;
                 return self.add_to_frame(message);
             }
-            Direct::Closed | Direct::Over if self.outlives() && !self.works() => {
+            Direct::Closed | Direct::Detached if self.outlives() && !self.works() => {
                 self.direct = false;
                 self.find_daemon(None)?;
                 return self.push(message);
             }
-            Direct::Closed | Direct::Over => return Err(RequestError::Disconnected),
+            Direct::Closed | Direct::Detached => return Err(RequestError::Disconnected),
         }
         Ok(())
     }
@@ -169,7 +169,7 @@ impl Batch {
     /// Writes a message that is not to be waited with any longer.
     fn write_or_drop(&self, message: &[u8]) -> Direct {
         match (self.write_if_room(message, true), self.connection.shared()) {
-            (Direct::NotThis, Some(shared)) if !self.works() => {
+            (Direct::TooLongOrInterrupted, Some(shared)) if !self.works() => {
                 shared.insist(self.options.cpu, message, true)
             }
             (direct, _) => direct,
@@ -207,10 +207,10 @@ impl Batch {
         }
     }
 
-    /// Writes a message directly that had better gone by the socket. [`Direct::NotThis`]: no.
+    /// Writes a message directly that had better gone by the socket. [`Direct::TooLongOrInterrupted`]: no.
     #[cold]
     fn insist(&mut self, message: &[u8]) -> Result<Direct, RequestError> {
-        let Some(shared) = self.connection.shared() else { return Ok(Direct::Over) };
+        let Some(shared) = self.connection.shared() else { return Ok(Direct::Detached) };
         let direct = shared.insist(self.options.cpu, message, self.options.wait == Wait::No);
         if direct == Direct::Full && self.options.wait != Wait::No {
             self.write_when_room(message)

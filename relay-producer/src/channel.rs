@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use relay::Geometry;
-use relay::ring::subbuf_start::{Start, Switching};
+use relay::ring::subbuf_start::{SubbufHeader, SubbufInfo};
 use relay::wire::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
 use relay::wire::socket::SendError;
 
 use crate::batch::Batch;
 use crate::builder::Builder;
 use crate::direct::appender::Appender;
-use crate::direct::buffers::{Direct, Shared};
+use crate::direct::buffers::{Direct, DirectBuffers};
 use crate::error::{BatchError, OpenError, RequestError, WriteError};
 use crate::options::{BatchOptions, Counts, REPLY_LIMIT};
 use crate::socket::connection::{Connection, Envelope};
@@ -72,7 +72,7 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub struct Channel {
     /// The first buffers, where most channels ever write.
-    first: Arc<Shared>,
+    first: Arc<DirectBuffers>,
     link: Arc<Link>,
     created: bool,
 }
@@ -129,12 +129,12 @@ impl Channel {
     pub fn write_if(
         &self,
         message: &[u8],
-        gate: &mut dyn FnMut(usize, Switching) -> Option<Start>,
+        gate: &mut dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader>,
     ) -> Result<(), WriteError> {
         let shared = self.link.buffers().first();
         match shared.write_if(message, gate) {
             Direct::Written => Ok(()),
-            Direct::Over => {
+            Direct::Detached => {
                 if self.link.buffers().later().is_none() {
                     // It may bring some; if not, the socket it is, or nothing.
                     let _ = self.link.connection(false);
@@ -143,7 +143,7 @@ impl Channel {
                     Some(later) => {
                         self.written_otherwise(later, later.write_if(message, gate), None, message)
                     }
-                    None => self.write_by_socket(None, message, Direct::Over),
+                    None => self.write_by_socket(None, message, Direct::Detached),
                 }
             }
             direct => self.written_otherwise(shared, direct, None, message),
@@ -169,7 +169,7 @@ impl Channel {
     #[inline(never)]
     fn written_otherwise(
         &self,
-        shared: &Shared,
+        shared: &DirectBuffers,
         direct: Direct,
         cpu: Option<usize>,
         message: &[u8],
@@ -187,8 +187,8 @@ impl Channel {
             Direct::Full => Err(WriteError::Full),
             Direct::TooBig => Err(WriteError::TooBig { len: message.len(), max: shared.message_max() }),
             Direct::Closed => Err(WriteError::Disconnected),
-            Direct::NotHere | Direct::NotThis => self.write_by_socket(cpu, message, direct),
-            Direct::Over => match self.link.buffers().later() {
+            Direct::WrongCpu | Direct::TooLongOrInterrupted => self.write_by_socket(cpu, message, direct),
+            Direct::Detached => match self.link.buffers().later() {
                 Some(later) => self.written_otherwise(later, later.write(cpu, message, true), cpu, message),
                 None => self.write_by_socket(cpu, message, direct),
             },
@@ -201,10 +201,10 @@ impl Channel {
         let Ok(connection) = self.link.connection(false) else {
             return self.write_without_daemon(cpu, message, why);
         };
-        if let (Direct::Over, Some(shared)) = (why, connection.shared()) {
+        if let (Direct::Detached, Some(shared)) = (why, connection.shared()) {
             // The connection is new. Later messages will go directly, so this one has to, lest they arrive before it.
             why = shared.write(cpu, message, true);
-            if !matches!(why, Direct::NotHere | Direct::NotThis | Direct::Over) {
+            if !matches!(why, Direct::WrongCpu | Direct::TooLongOrInterrupted | Direct::Detached) {
                 return self.written_otherwise(shared, why, cpu, message);
             }
         }
@@ -217,7 +217,7 @@ impl Channel {
             return Err(too_big);
         }
         // As above: this message is the exception, so it is to be in before the next one.
-        let answered = why == Direct::NotThis;
+        let answered = why == Direct::TooLongOrInterrupted;
         let (flags, id) =
             if answered { (WRITE_REPLY, connection.expect()) } else { (0, connection.new_id()) };
         let envelope = Envelope { cpu, flags, id, wait_ms: 0 };
@@ -265,18 +265,18 @@ impl Channel {
         why: Direct,
     ) -> Result<(), WriteError> {
         let latest = self.link.latest();
-        let Some(shared) = latest.shared().filter(|_| why == Direct::NotThis) else {
+        let Some(shared) = latest.shared().filter(|_| why == Direct::TooLongOrInterrupted) else {
             return Err(WriteError::Disconnected);
         };
         match shared.insist(cpu, message, true) {
             Direct::Written | Direct::WrittenUnheard => Ok(()),
             Direct::Full => Err(WriteError::Full),
             Direct::TooBig => Err(WriteError::TooBig { len: message.len(), max: shared.message_max() }),
-            Direct::NotThis => {
+            Direct::TooLongOrInterrupted => {
                 shared.count_contended(cpu);
                 Err(WriteError::Disconnected)
             }
-            Direct::Closed | Direct::Over | Direct::NotHere => Err(WriteError::Disconnected),
+            Direct::Closed | Direct::Detached | Direct::WrongCpu => Err(WriteError::Disconnected),
         }
     }
 

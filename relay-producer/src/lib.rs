@@ -40,7 +40,7 @@ pub use direct::appender::Appender;
 pub use direct::buffers::DIRECT_MAX;
 pub use error::{BatchError, NoSuchCpu, OpenError, RequestError, WriteError};
 pub use options::{BatchOptions, Counts, Wait};
-pub use relay::ring::subbuf_start::{START_MAX, Start, Switching};
+pub use relay::ring::subbuf_start::{START_MAX, SubbufHeader, SubbufInfo};
 pub use relay::wire::socket::{ConnectError, Refused};
 pub use relay::{Geometry, GeometrySpec, Mode};
 pub use transport::{Transport, TransportChoice};

@@ -148,7 +148,7 @@ fn the_transport_is_shared_where_it_can_be_and_an_error_where_it_must_be() {
     daemon.share(&files);
     let cpu = pin_anywhere().to_string();
     let said = complaint(&daemon, &["-v", "--cpu", &cpu, "one", "two"], b"", 0);
-    let shared = relay::ring::writer::Here::can_share();
+    let shared = relay::ring::writer::AnyExecutor::can_share();
     assert!(said.contains(if shared { "; transport: shared\n" } else { "; transport: socket (" }), "{said}");
     assert_eq!(files.read(cpu.parse().unwrap()), b"one\ntwo\n");
     assert_eq!(daemon.store().waits.is_empty(), shared);

@@ -73,7 +73,7 @@ fn forks_without_daemon(channel: &Channel) {
 }
 
 fn takes_over() {
-    if !relay::ring::writer::Here::can_share() {
+    if !relay::ring::writer::AnyExecutor::can_share() {
         return;
     }
     const GEOMETRY: &str = "subbuf-size=1000:n-subbufs=4:overwrite";
@@ -128,7 +128,7 @@ fn reads() {
     assert!(String::from_utf8(stream).unwrap() == expected);
     assert_eq!(files.lost(), 0);
     assert_eq!(daemon.accepted(), 2, "connections: the parent's and the child's");
-    if relay::ring::writer::Here::can_share() {
+    if relay::ring::writer::AnyExecutor::can_share() {
         assert!(files.rings() > 0, "who waits is told, whoever switches");
         assert!(daemon.store().waits.is_empty(), "nothing went by the socket");
     }

@@ -20,7 +20,7 @@ use tempfile::{TempDir, tempdir};
 
 /// Whether threads of this process can run sequences. What differs then is said in each test.
 fn can_share() -> bool {
-    relay::ring::writer::Here::can_share()
+    relay::ring::writer::AnyExecutor::can_share()
 }
 
 struct Setup {

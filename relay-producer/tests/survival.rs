@@ -31,7 +31,7 @@ impl Setup {
     }
 
     fn with(manners: Manners) -> Option<Setup> {
-        if !relay::ring::writer::Here::can_share() {
+        if !relay::ring::writer::AnyExecutor::can_share() {
             return None;
         }
         let dir = tempdir().unwrap();

@@ -7,8 +7,8 @@ use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
-use relay::ring::rseq::{OnCpu, Sequences};
-use relay::ring::writer::{Alone, Here, Placed, Run, Writer};
+use relay::ring::rseq::{RseqExecutor, Sequences};
+use relay::ring::writer::{AnyExecutor, Executor, SoleWriter, WriteResult, Writer};
 use relay::{GeometrySpec, Mode};
 
 /// Messages the writer tries in each test.
@@ -51,7 +51,7 @@ fn run(
     read_len: usize,
     len: impl Fn(u64) -> usize + Send + Sync + Copy,
 ) {
-    run_as(|| Alone, mode, subbuf_size, n_subbufs, read_len, len);
+    run_as(|| SoleWriter, mode, subbuf_size, n_subbufs, read_len, len);
     if can_share() {
         run_as(on_this_cpu, mode, subbuf_size, n_subbufs, read_len, len);
     }
@@ -60,12 +60,16 @@ fn run(
 /// Whether there are restartable sequences: always, unless the C library was told to register nothing.
 fn can_share() -> bool {
     let off = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0"));
-    assert_eq!(Here::can_share(), !off, "a C library that registers restartable sequences (glibc 2.35)");
+    assert_eq!(
+        AnyExecutor::can_share(),
+        !off,
+        "a C library that registers restartable sequences (glibc 2.35)"
+    );
     !off
 }
 
 /// This thread as the writer of a buffer, which is from now on that of the CPU it is on.
-fn on_this_cpu() -> OnCpu {
+fn on_this_cpu() -> RseqExecutor {
     let cpu = sched_getcpu().unwrap();
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
@@ -73,7 +77,7 @@ fn on_this_cpu() -> OnCpu {
     Sequences::find().expect("looked for before").on(cpu)
 }
 
-fn run_as<R: Run>(
+fn run_as<R: Executor>(
     run: impl FnOnce() -> R + Send,
     mode: Mode,
     subbuf_size: u64,
@@ -98,9 +102,9 @@ fn run_as<R: Run>(
             for number in 0..MESSAGES {
                 message(number, len(number), &mut bytes);
                 match writer.write(&bytes).unwrap().placed {
-                    Placed::Written => written += 1,
-                    Placed::Full => assert!(writer.count(1, |block| &block.dropped)),
-                    Placed::TooBig | Placed::Closed => panic!("every message fits"),
+                    WriteResult::Written => written += 1,
+                    WriteResult::Full => assert!(writer.count(1, |block| &block.dropped)),
+                    WriteResult::TooBig | WriteResult::Closed => panic!("every message fits"),
                 }
             }
             ended.store(true, Ordering::Release);

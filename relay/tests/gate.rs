@@ -6,20 +6,20 @@ use relay::GeometrySpec;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
 use relay::ring::rseq::Sequences;
-use relay::ring::subbuf_start::{START_MAX, Start, Switching};
-use relay::ring::writer::{Alone, Here, Outcome, Placed, Run, Writer};
+use relay::ring::subbuf_start::{START_MAX, SubbufHeader, SubbufInfo};
+use relay::ring::writer::{AnyExecutor, Executor, Outcome, SoleWriter, WriteResult, Writer};
 
-type Check = fn(&dyn Fn(&Buffer, &[u8], Answer<'_>) -> Placed);
+type Check = fn(&dyn Fn(&Buffer, &[u8], Answer<'_>) -> WriteResult);
 
 /// As a writer that is alone, and by restartable sequences.
 fn both(check: Check) {
-    check(&|buffer, message, answer| write(buffer, Alone, message, answer));
+    check(&|buffer, message, answer| write(buffer, SoleWriter, message, answer));
     by_sequences(check);
 }
 
 /// Unless the C library was told to register nothing.
 fn by_sequences(check: Check) {
-    if Here::can_share() {
+    if AnyExecutor::can_share() {
         let cpu = sched_getcpu().unwrap();
         let mut set = CpuSet::new();
         set.set(cpu).unwrap();
@@ -29,16 +29,18 @@ fn by_sequences(check: Check) {
     }
 }
 
-type Answer<'a> = &'a mut dyn FnMut(Switching) -> Option<Start>;
+type Answer<'a> = &'a mut dyn FnMut(SubbufInfo) -> Option<SubbufHeader>;
 
-fn write(buffer: &Buffer, run: impl Run, message: &[u8], answer: Answer<'_>) -> Placed {
+fn write(buffer: &Buffer, run: impl Executor, message: &[u8], answer: Answer<'_>) -> WriteResult {
     let writer = Writer::new(buffer, run);
     let once = || -> Option<Outcome> {
         match writer.append(message) {
             relay::ring::writer::Appended::Elsewhere => {
                 writer.write_elsewhere_if(message, Some(&mut *answer))
             }
-            relay::ring::writer::Appended::Done => Some(Outcome { placed: Placed::Written, switched: false }),
+            relay::ring::writer::Appended::Done => {
+                Some(Outcome { placed: WriteResult::Written, switched: false })
+            }
             relay::ring::writer::Appended::Interrupted => None,
         }
     };
@@ -55,8 +57,8 @@ fn read(reader: &mut Reader) -> String {
     text
 }
 
-fn start(bytes: &[u8]) -> Option<Start> {
-    let mut start = Start { bytes: [0; START_MAX] };
+fn start(bytes: &[u8]) -> Option<SubbufHeader> {
+    let mut start = SubbufHeader { bytes: [0; START_MAX] };
     start.bytes[..bytes.len()].copy_from_slice(bytes);
     Some(start)
 }
@@ -66,9 +68,9 @@ fn nobody_is_asked_for_what_fits() {
     both(|write| {
         let buffer = buffer("subbuf-size=8:n-subbufs=2:overwrite");
         for text in ["abc", "defgh", ""] {
-            assert_eq!(write(&buffer, text.as_bytes(), &mut |_| panic!("asked")), Placed::Written);
+            assert_eq!(write(&buffer, text.as_bytes(), &mut |_| panic!("asked")), WriteResult::Written);
         }
-        assert_eq!(write(&buffer, b"too much.", &mut |_| panic!("asked")), Placed::TooBig);
+        assert_eq!(write(&buffer, b"too much.", &mut |_| panic!("asked")), WriteResult::TooBig);
     });
 }
 
@@ -79,16 +81,16 @@ fn who_is_asked_is_told_and_what_is_answered_begins_the_sub_buffer() {
         let mut reader = Reader::new(buffer.clone());
         let mut told = Vec::new();
         let mut send = |text: &str| {
-            let mut answer = |switching: Switching| {
+            let mut answer = |switching: SubbufInfo| {
                 told.push((switching.padding, switching.full, switching.header));
                 start(b"<>beyond the header")
             };
             write(&buffer, text.as_bytes(), &mut answer)
         };
-        assert_eq!(send("abcde"), Placed::Written);
-        assert_eq!(send("fg"), Placed::Written);
-        assert_eq!(send("hijklm"), Placed::Written);
-        assert_eq!(send("nopqrst"), Placed::TooBig);
+        assert_eq!(send("abcde"), WriteResult::Written);
+        assert_eq!(send("fg"), WriteResult::Written);
+        assert_eq!(send("hijklm"), WriteResult::Written);
+        assert_eq!(send("nopqrst"), WriteResult::TooBig);
         assert_eq!(told, [(1, false, 2), (4, false, 2), (0, true, 2)]);
         // The oldest is given up; the newest has nothing but its header.
         assert_eq!(read(&mut reader), "<>fg<>hijklm<>");
@@ -107,13 +109,13 @@ fn refused_it_is_as_if_all_were_full() {
                 None
             })
         };
-        assert_eq!(refuse("abcde"), Placed::Written);
-        assert_eq!(refuse("fghi"), Placed::Full);
-        assert_eq!(refuse("j"), Placed::Full);
+        assert_eq!(refuse("abcde"), WriteResult::Written);
+        assert_eq!(refuse("fghi"), WriteResult::Full);
+        assert_eq!(refuse("j"), WriteResult::Full);
         assert_eq!(asked, 2);
         assert_eq!((reader.produced(), read(&mut reader)), (1, "abcde".to_owned()));
         // Who does not ask goes on.
-        assert_eq!(Writer::new(&buffer, Alone).write(b"k").unwrap().placed, Placed::Written);
+        assert_eq!(Writer::new(&buffer, SoleWriter).write(b"k").unwrap().placed, WriteResult::Written);
         assert_eq!(read(&mut reader), "k");
     });
 }
@@ -124,7 +126,7 @@ fn a_full_buffer_that_does_not_overwrite_refuses_before_anybody_is_asked() {
         let buffer = buffer("subbuf-size=8:n-subbufs=2");
         let mut asked = 0;
         for (text, placed) in
-            [("abcde", Placed::Written), ("fghij", Placed::Written), ("klmno", Placed::Full)]
+            [("abcde", WriteResult::Written), ("fghij", WriteResult::Written), ("klmno", WriteResult::Full)]
         {
             let mut answer = |_| {
                 asked += 1;
@@ -142,18 +144,18 @@ fn what_came_in_between_is_asked_about_anew() {
     by_sequences(|write| {
         let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite:header=1");
         let mut padding = Vec::new();
-        let mut answer = |switching: Switching| {
+        let mut answer = |switching: SubbufInfo| {
             padding.push(switching.padding);
             // Somebody else on this CPU, as long as there is room.
             if padding.len() < 3 {
-                let here = Here::on(Some(sched_getcpu().unwrap()));
-                assert_eq!(Writer::new(&buffer, here).write(b"x").unwrap().placed, Placed::Written);
+                let here = AnyExecutor::on(Some(sched_getcpu().unwrap()));
+                assert_eq!(Writer::new(&buffer, here).write(b"x").unwrap().placed, WriteResult::Written);
             }
             start(&[b'0' + padding.len() as u8])
         };
-        let first = Writer::new(&buffer, Alone).write(b"abcd").unwrap();
-        assert_eq!(first.placed, Placed::Written);
-        assert_eq!(write(&buffer, b"efgh", &mut answer), Placed::Written);
+        let first = Writer::new(&buffer, SoleWriter).write(b"abcd").unwrap();
+        assert_eq!(first.placed, WriteResult::Written);
+        assert_eq!(write(&buffer, b"efgh", &mut answer), WriteResult::Written);
         assert_eq!(read(&mut Reader::new(buffer.clone())), "\0abcdxx3efgh");
         assert_eq!(padding, [3, 2, 1]);
     });

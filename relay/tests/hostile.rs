@@ -4,9 +4,9 @@
 use proptest::prelude::*;
 use relay::GeometrySpec;
 use relay::ring::buffer::Buffer;
-use relay::ring::mapped_reader::View;
+use relay::ring::mapped_reader::MappedReader;
 use relay::ring::reader::Reader;
-use relay::ring::writer::{Alone, Writer};
+use relay::ring::writer::{SoleWriter, Writer};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A word as somebody might leave it behind: near the right one, or anything.
@@ -84,7 +84,7 @@ proptest! {
         let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
         let ring = buffer.geometry().buffer_size();
         let mut reader = Reader::new(buffer.clone());
-        let mut view = View::new(buffer.clone());
+        let mut view = MappedReader::new(buffer.clone());
         let (mut scratch, mut taken) = (Vec::new(), reader.take());
         for op in ops {
             match op {
@@ -115,8 +115,8 @@ proptest! {
                     prop_assert!(steps <= 20_000, "{steps}");
                 }
                 Op::ConsumeTaken => drop(reader.consume_taken(&taken)),
-                Op::Reset => drop(reader.reset(Alone)),
-                Op::Write(len) => drop(Writer::new(&buffer, Alone).write(&vec![b'm'; len])),
+                Op::Reset => drop(reader.reset(SoleWriter)),
+                Op::Write(len) => drop(Writer::new(&buffer, SoleWriter).write(&vec![b'm'; len])),
                 Op::Look => {
                     for _ in 0..20 {
                         let Some(sub_buffer) = view.next_finished() else { break };
@@ -163,7 +163,7 @@ fn a_seek_is_not_longer_than_other_calls() {
 fn a_seek_behind_the_writer_arrives() {
     let spec: GeometrySpec = "subbuf-size=64:n-subbufs=3:overwrite".parse().unwrap();
     let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
-    let writer = Writer::new(&buffer, Alone);
+    let writer = Writer::new(&buffer, SoleWriter);
     (0..5000).for_each(|_| assert!(writer.write(&[b'm'; 64]).is_ok()));
     let mut reader = Reader::new(buffer.clone());
     reader.skip_to(5000 * 64 - 70, &mut Vec::new(), |_, _| {});

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use relay::layout::abi::control_header;
 use relay::memory::mapping::Mapping;
 use relay::ring::buffer::Buffer;
-use relay::ring::writer::{Here, Writer};
+use relay::ring::writer::{AnyExecutor, Writer};
 use relay::{Geometry, GeometrySpec};
 
 /// Bytes behind the ring, and behind the control file's part.
@@ -74,9 +74,13 @@ fn storm(spec: &str) {
     let mut set = CpuSet::new();
     set.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &set).unwrap();
-    let here = Here::on(Some(0));
+    let here = AnyExecutor::on(Some(0));
     let off = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0"));
-    assert_eq!(matches!(here, Here::Alone), off, "restartable sequences: glibc 2.35 or later has them");
+    assert_eq!(
+        matches!(here, AnyExecutor::SoleWriter),
+        off,
+        "restartable sequences: glibc 2.35 or later has them"
+    );
     if off {
         return; // nobody but the daemon writes then, in mappings as long as the ring
     }

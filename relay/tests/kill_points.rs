@@ -15,8 +15,8 @@ use relay::layout::abi;
 use relay::memory::mapping::Mapping;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
-use relay::ring::rseq::{OnCpu, Sequences, die_at};
-use relay::ring::writer::{Alone, Run, Writer};
+use relay::ring::rseq::{RseqExecutor, Sequences, die_at};
+use relay::ring::writer::{Executor, SoleWriter, Writer};
 use relay::{Geometry, Mode};
 
 const DIR: &str = "RELAY_KILL_POINTS_DIR";
@@ -56,7 +56,7 @@ fn open(dir: &Path, geometry: &Geometry) -> Buffer {
 }
 
 /// This thread, which stays on the CPU it is on, as a writer; children inherit the CPU.
-fn here() -> OnCpu {
+fn here() -> RseqExecutor {
     let cpu = sched_getcpu().unwrap();
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
@@ -65,7 +65,7 @@ fn here() -> OnCpu {
 }
 
 /// One letter, one message; `!` flushes, `<` reads everything.
-fn step(buffer: &Buffer, run: impl Run, step: char) {
+fn step(buffer: &Buffer, run: impl Executor, step: char) {
     let writer = Writer::new(buffer, run);
     match step {
         '!' => drop(writer.flush().unwrap()),
@@ -74,7 +74,7 @@ fn step(buffer: &Buffer, run: impl Run, step: char) {
     }
 }
 
-fn steps(buffer: &Buffer, run: impl Run, steps: &str) {
+fn steps(buffer: &Buffer, run: impl Executor, steps: &str) {
     steps.chars().for_each(|one| step(buffer, run, one));
 }
 
@@ -150,12 +150,12 @@ fn dies(spec: &str, all: &str, point: u32, reads_first: bool) {
     assert_eq!(status.signal(), Some(4), "{case}: dies of SIGILL");
 
     let before = seen_after(&twin, &all[..all.len() - 1]);
-    steps(&twin, Alone, if point == AFTER_COMMIT { &all[all.len() - 1..] } else { "" });
+    steps(&twin, SoleWriter, if point == AFTER_COMMIT { &all[all.len() - 1..] } else { "" });
     assert_eq!(seen(&buffer), seen(&twin), "{case}");
     // In overwrite mode a reader may not trust what a switch that was begun might have overwritten.
     let is_switch = {
         let other = Buffer::anonymous(geometry, 0).unwrap();
-        steps(&other, Alone, all);
+        steps(&other, SoleWriter, all);
         seen(&other).produced > before.produced
     };
     let gives_up = geometry.mode() == Mode::Overwrite && is_switch && (BEGUN..AFTER_COMMIT).contains(&point);
@@ -169,7 +169,7 @@ fn dies(spec: &str, all: &str, point: u32, reads_first: bool) {
     }
     // The next writer knows nothing of it: one message, then enough to go around the ring.
     steps(&buffer, here, "z");
-    steps(&twin, Alone, "z");
+    steps(&twin, SoleWriter, "z");
     assert_eq!(seen(&buffer), seen(&twin), "{case}: the next writer");
     let (found, expected) = (read(&buffer), read(&twin));
     if gives_up {
@@ -179,14 +179,14 @@ fn dies(spec: &str, all: &str, point: u32, reads_first: bool) {
     }
     for letter in "stuvwxy".chars() {
         step(&buffer, here, letter);
-        step(&twin, Alone, letter);
+        step(&twin, SoleWriter, letter);
         assert_eq!((read(&buffer), seen(&buffer)), (read(&twin), seen(&twin)), "{case}: later, {letter}");
     }
     accounted_for(&buffer, &case);
 }
 
 fn seen_after(buffer: &Buffer, all: &str) -> Seen {
-    steps(buffer, Alone, all);
+    steps(buffer, SoleWriter, all);
     seen(buffer)
 }
 

@@ -16,8 +16,8 @@ use loom::thread;
 use relay::memory::mapping::set_racy;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
-use relay::ring::scheduler_model::{OnCpu, dies_at, on_cpu};
-use relay::ring::writer::{Alone, Placed, Run, Writer};
+use relay::ring::scheduler_model::{RseqExecutor, dies_at, on_cpu};
+use relay::ring::writer::{Executor, SoleWriter, WriteResult, Writer};
 use relay::{GeometrySpec, Mode};
 
 /// Preemptions in a run, unless `LOOM_MAX_PREEMPTIONS` says otherwise.
@@ -58,13 +58,13 @@ where
 }
 
 /// Writes a message of two equal bytes.
-fn put(buffer: &Buffer, run: impl Run, number: u8) -> Placed {
+fn put(buffer: &Buffer, run: impl Executor, number: u8) -> WriteResult {
     Writer::new(buffer, run).write(&[number, number]).unwrap().placed
 }
 
 /// Writes messages numbered from 1, and returns those that were written.
 fn write(buffer: &Buffer, messages: u8) -> Vec<u8> {
-    (1..=messages).filter(|n| put(buffer, Alone, *n) == Placed::Written).collect()
+    (1..=messages).filter(|n| put(buffer, SoleWriter, *n) == WriteResult::Written).collect()
 }
 
 fn read(reader: &mut Reader, count: usize, out: &mut Vec<u8>) -> bool {
@@ -159,13 +159,14 @@ fn a_lapped_reader_does_not_come_back_empty() {
     model(|| {
         let buffer = buffer(Mode::Overwrite, 2, 2);
         let mut reader = Reader::new(buffer.clone());
-        assert_eq!(put(&buffer, Alone, 1), Placed::Written);
+        assert_eq!(put(&buffer, SoleWriter, 1), WriteResult::Written);
         let reads = move || {
             let mut bytes = Vec::new();
             read(&mut reader, 16, &mut bytes);
             bytes
         };
-        let writer = move || (2..=3).for_each(|n| assert_eq!(put(&buffer, Alone, n), Placed::Written));
+        let writer =
+            move || (2..=3).for_each(|n| assert_eq!(put(&buffer, SoleWriter, n), WriteResult::Written));
         let ((), bytes) = beside(writer, reads);
         assert_ne!(numbers(&bytes), []);
     });
@@ -201,13 +202,13 @@ fn killed(mode: Mode, subbuf_size: u64, n_subbufs: u64, reads_meanwhile: usize) 
             let writer = thread::spawn(move || {
                 let written = RefCell::new(Vec::new());
                 let put = |n| {
-                    if put(&writer_of, Alone, n) == Placed::Written {
+                    if put(&writer_of, SoleWriter, n) == WriteResult::Written {
                         written.borrow_mut().push(n);
                     }
                 };
                 dies_at(stores, || {
                     put(1);
-                    Writer::new(&writer_of, Alone).flush().unwrap();
+                    Writer::new(&writer_of, SoleWriter).flush().unwrap();
                     put(2);
                 });
                 (3..=4).for_each(put);
@@ -261,7 +262,7 @@ fn nobody_sleeps_through_a_switch() {
             let (other, ring) = (buffer.clone(), bell.clone());
             let writer = move || {
                 let switch = || {
-                    Writer::new(&other, Alone).flush().unwrap();
+                    Writer::new(&other, SoleWriter).flush().unwrap();
                     if let Some(wanted) = other.wake_wanted() {
                         other.count_written(0); // for a place to die before the system call that rings
                         ring.fetch_add(1, Ordering::AcqRel);
@@ -295,7 +296,7 @@ fn a_newer_arming_survives() {
         buffer.arm();
         let (other, ring) = (buffer.clone(), bell.clone());
         let writer = move || {
-            Writer::new(&other, Alone).flush().unwrap();
+            Writer::new(&other, SoleWriter).flush().unwrap();
             if let Some(wanted) = other.wake_wanted() {
                 ring.store(true, Ordering::Release);
                 wanted.rung();
@@ -330,15 +331,15 @@ fn whoever_waits_for_room_is_told() {
     }
     model(|| {
         let buffer = buffer(Mode::NoOverwrite, 2, 1);
-        assert_eq!(put(&buffer, Alone, 1), Placed::Written);
+        assert_eq!(put(&buffer, SoleWriter, 1), WriteResult::Written);
         let side = Arc::new(Mutex::new(Side { reader: Reader::new(buffer.clone()), parked: false }));
         let lane_side = side.clone();
         let lane = thread::spawn(move || {
-            let mut placed = put(&buffer, Alone, 2);
-            if placed == Placed::Full {
+            let mut placed = put(&buffer, SoleWriter, 2);
+            if placed == WriteResult::Full {
                 let mut side = lane_side.lock().unwrap();
-                placed = put(&buffer, Alone, 2);
-                side.parked = placed == Placed::Full;
+                placed = put(&buffer, SoleWriter, 2);
+                side.parked = placed == WriteResult::Full;
             }
             placed
         });
@@ -351,7 +352,7 @@ fn whoever_waits_for_room_is_told() {
         let told = (0..2).fold(false, |told, _| read_and_tell() || told);
         let placed = lane.join().unwrap();
         let told = told || read_and_tell();
-        assert!(placed == Placed::Written || told, "waits for ever");
+        assert!(placed == WriteResult::Written || told, "waits for ever");
     });
 }
 
@@ -365,7 +366,7 @@ fn closed(subbuf_size: u64, room_while_blocked: bool) {
         let mut bytes = Vec::new();
         let mut first = 1;
         if room_while_blocked {
-            while put(&buffer, Alone, first) == Placed::Written {
+            while put(&buffer, SoleWriter, first) == WriteResult::Written {
                 expected.push(first);
                 first += 1;
             }
@@ -378,27 +379,29 @@ fn closed(subbuf_size: u64, room_while_blocked: bool) {
                 let mut written = Vec::new();
                 for n in first + 1..=first + 3 {
                     let closed_before = was_closed.load(Ordering::Relaxed);
-                    match put(&other, OnCpu, n) {
-                        Placed::Written => {
+                    match put(&other, RseqExecutor, n) {
+                        WriteResult::Written => {
                             assert!(!closed_before, "message {n} was written after the end");
                             written.push(n);
                         }
-                        Placed::Full => assert!(!closed_before, "message {n} waits for room after the end"),
-                        Placed::Closed => {}
-                        Placed::TooBig => panic!("every message fits"),
+                        WriteResult::Full => {
+                            assert!(!closed_before, "message {n} waits for room after the end")
+                        }
+                        WriteResult::Closed => {}
+                        WriteResult::TooBig => panic!("every message fits"),
                     }
                 }
                 written
             })
         });
         on_cpu(|| {
-            Writer::new(&buffer, OnCpu).close().unwrap();
+            Writer::new(&buffer, RseqExecutor).close().unwrap();
             is_closed.store(true, Ordering::Relaxed);
         });
         expected.extend(writer.join().unwrap());
         read(&mut reader, 64, &mut bytes);
         assert_eq!(numbers(&bytes), expected);
-        assert_eq!(put(&buffer, Alone, 99), Placed::Closed);
+        assert_eq!(put(&buffer, SoleWriter, 99), WriteResult::Closed);
     });
 }
 
@@ -419,12 +422,14 @@ fn reset(mode: Mode, subbuf_size: u64, n_subbufs: u64) {
     model(move || {
         let buffer = buffer(mode, subbuf_size, n_subbufs);
         let mut reader = Reader::new(buffer.clone());
-        assert_eq!(put(&buffer, Alone, 1), Placed::Written);
+        assert_eq!(put(&buffer, SoleWriter, 1), WriteResult::Written);
         let other = buffer.clone();
         let writer = thread::spawn(move || {
-            on_cpu(|| (2..=4).filter(|n| put(&other, OnCpu, *n) == Placed::Written).collect::<Vec<u8>>())
+            on_cpu(|| {
+                (2..=4).filter(|n| put(&other, RseqExecutor, *n) == WriteResult::Written).collect::<Vec<u8>>()
+            })
         });
-        on_cpu(|| reader.reset(OnCpu).unwrap());
+        on_cpu(|| reader.reset(RseqExecutor).unwrap());
         let mut bytes = Vec::new();
         read(&mut reader, 16, &mut bytes);
         let written = writer.join().unwrap();

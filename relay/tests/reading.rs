@@ -3,9 +3,9 @@
 
 use proptest::prelude::*;
 use relay::ring::buffer::Buffer;
-use relay::ring::mapped_reader::View;
+use relay::ring::mapped_reader::MappedReader;
 use relay::ring::reader::{ConsumeError, Reader};
-use relay::ring::writer::{Alone, Outcome, Placed, Writer};
+use relay::ring::writer::{Outcome, SoleWriter, WriteResult, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 /// What was written to each sub-buffer since creation, by number; headers included, padding not.
@@ -39,20 +39,20 @@ impl Log {
     }
 
     fn note(&mut self, geometry: &Geometry, outcome: Outcome, message: &[u8], was_blocked: &mut bool) {
-        let opened = outcome.placed != Placed::Full && (outcome.switched || *was_blocked);
+        let opened = outcome.placed != WriteResult::Full && (outcome.switched || *was_blocked);
         if outcome.switched {
             self.subbufs.push(Vec::new());
         }
         // A message that is longer than a sub-buffer leaves everything as it is.
-        if outcome.placed == Placed::TooBig && message.len() > geometry.subbuf_size() {
+        if outcome.placed == WriteResult::TooBig && message.len() > geometry.subbuf_size() {
             return;
         }
         let current = self.current();
         if opened {
             self.subbufs[current].resize(geometry.header(), 0);
         }
-        *was_blocked = outcome.placed == Placed::Full;
-        if outcome.placed == Placed::Written {
+        *was_blocked = outcome.placed == WriteResult::Full;
+        if outcome.placed == WriteResult::Written {
             self.subbufs[current].extend_from_slice(message);
         }
     }
@@ -120,7 +120,7 @@ proptest! {
 /// One history, and after each step a look at everything that only looks.
 fn history(geometry: Geometry, lap: u64, ops: &[Op]) -> Result<(), TestCaseError> {
     let buffer = Buffer::anonymous(geometry, lap).unwrap();
-    let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+    let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
     let mut log = Log::new(&geometry);
     let (mut scratch, mut is_blocked) = (Vec::new(), false);
     for (step, op) in ops.iter().cloned().enumerate() {
@@ -137,7 +137,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op]) -> Result<(), TestCaseError
             }
             Op::Consume(from, count) => consume(&buffer, &mut reader, &log, from, count, step)?,
             Op::Reset => {
-                reader.reset(Alone).unwrap();
+                reader.reset(SoleWriter).unwrap();
                 log.reset(&geometry);
                 is_blocked = false;
             }
@@ -224,7 +224,7 @@ fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), 
     prop_assert!(still_there.bytes <= overwritten, "step {}", step);
     prop_assert_eq!(still_there.subbufs, left.overwritten_unread().subbufs, "step {}", step);
 
-    let mut view = View::new(buffer.clone());
+    let mut view = MappedReader::new(buffer.clone());
     let consumed = view.consumed_bytes();
     let may_be_gone = is_overwrite && current >= geometry.n_subbufs();
     prop_assert!(consumed == Some(reader.position()) || consumed.is_none() && may_be_gone, "step {}", step);
@@ -279,9 +279,9 @@ fn snapshots_of_a_busy_buffer_are_whole() {
         let n_messages = if geometry.mode() == Mode::Overwrite { 400_000u64 } else { 32_000 };
         std::thread::scope(|scope| {
             let writing = scope.spawn(|| {
-                let writer = Writer::new(&buffer, Alone);
+                let writer = Writer::new(&buffer, SoleWriter);
                 for number in 0..n_messages {
-                    assert_eq!(writer.write(&number.to_le_bytes()).unwrap().placed, Placed::Written);
+                    assert_eq!(writer.write(&number.to_le_bytes()).unwrap().placed, WriteResult::Written);
                 }
             });
             let (mut last_end, mut is_last) = (0, false);
@@ -316,10 +316,10 @@ fn a_snapshot_in_parts_has_no_gap() {
         for (read, written, reset) in (0..12).flat_map(|read| [(read, 0, 9), (read, 2, 9), (read, 1, 1)]) {
             let spec: GeometrySpec = format!("subbuf-size=8:n-subbufs=5:{mode}").parse().unwrap();
             let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
-            let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+            let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
             let mut messages = alphabet.chunks(3);
             for message in messages.by_ref().take(9) {
-                assert_eq!(writer.write(message).unwrap().placed, Placed::Written);
+                assert_eq!(writer.write(message).unwrap().placed, WriteResult::Written);
             }
             let (mut extent, mut bytes, mut part) = (reader.snapshot_extent(), Vec::new(), 0);
             while reader.snapshot_part(&mut extent, &mut bytes) {
@@ -328,7 +328,7 @@ fn a_snapshot_in_parts_has_no_gap() {
                     let _ = writer.write(message).unwrap();
                 }
                 if part == reset {
-                    reader.reset(Alone).unwrap();
+                    reader.reset(SoleWriter).unwrap();
                 }
                 part += 1;
             }
@@ -350,7 +350,7 @@ fn a_snapshot_ends_where_it_was_announced() {
     for mode in ["no-overwrite", "overwrite"] {
         let spec: GeometrySpec = format!("subbuf-size=8:n-subbufs=4:{mode}").parse().unwrap();
         let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
-        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
         let snapshot = |reader: &Reader, extent| {
             let mut bytes = Vec::new();
             reader.snapshot(extent, &mut bytes);

@@ -6,8 +6,8 @@ use nix::unistd::Pid;
 use proptest::prelude::*;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
-use relay::ring::rseq::{OnCpu, Sequences};
-use relay::ring::writer::{Alone, Here, Outcome, Placed, Run, Writer};
+use relay::ring::rseq::{RseqExecutor, Sequences};
+use relay::ring::writer::{AnyExecutor, Executor, Outcome, SoleWriter, WriteResult, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 /// Kernel relay (W and R rules), with the two differences of ours: all-padding sub-buffers are all skipped, and in
@@ -49,23 +49,23 @@ impl Model {
         let size = self.geometry.subbuf_size();
         if message.len() > size {
             self.too_big += 1;
-            return Outcome { placed: Placed::TooBig, switched: false };
+            return Outcome { placed: WriteResult::TooBig, switched: false };
         }
         if !self.blocked && self.subbufs[self.produced()].len() + message.len() <= size {
             self.append(message);
-            return Outcome { placed: Placed::Written, switched: false };
+            return Outcome { placed: WriteResult::Written, switched: false };
         }
         let (open, switched) = self.switch();
         let fits = self.geometry.header() + message.len() <= size;
         let placed = match (open, fits) {
-            (false, _) => Placed::Full,
-            (true, false) => Placed::TooBig,
-            (true, true) => Placed::Written,
+            (false, _) => WriteResult::Full,
+            (true, false) => WriteResult::TooBig,
+            (true, true) => WriteResult::Written,
         };
         match placed {
-            Placed::Full | Placed::Closed => {}
-            Placed::TooBig => self.too_big += 1,
-            Placed::Written => self.append(message),
+            WriteResult::Full | WriteResult::Closed => {}
+            WriteResult::TooBig => self.too_big += 1,
+            WriteResult::Written => self.append(message),
         }
         Outcome { placed, switched }
     }
@@ -208,7 +208,7 @@ proptest! {
     #[test]
     fn buffer_agrees_with_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], ops in ops()) {
         let lap = laps_left.map_or(0, |left| lap_max(&geometry) - left);
-        history(geometry, lap, &ops, Alone)?;
+        history(geometry, lap, &ops, SoleWriter)?;
         if let Some(on_cpu) = on_this_cpu() {
             history(geometry, lap, &ops, on_cpu)?;
         }
@@ -217,10 +217,10 @@ proptest! {
 
 /// This thread as the writer of a buffer, which is from now on that of the CPU it is on. `None` where the C library was
 /// told to register nothing, and then the product must know.
-fn on_this_cpu() -> Option<OnCpu> {
+fn on_this_cpu() -> Option<RseqExecutor> {
     let cpu = sched_getcpu().unwrap();
     let thread = Sequences::find();
-    assert_eq!(Here::can_share(), thread.is_some());
+    assert_eq!(AnyExecutor::can_share(), thread.is_some());
     if std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0")) {
         assert!(thread.is_none(), "restartable sequences, though they are switched off");
         return None;
@@ -233,7 +233,7 @@ fn on_this_cpu() -> Option<OnCpu> {
 }
 
 /// One history, played to the buffer and to the model.
-fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<(), TestCaseError> {
+fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Result<(), TestCaseError> {
     let buffer = Buffer::anonymous(geometry, lap).unwrap();
     let (writer, mut reader) = (Writer::new(&buffer, run), Reader::new(buffer.clone()));
     let mut model = Model::new(geometry);
@@ -249,18 +249,18 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Run) -> Result<()
                 let outcome = writer.write(&message).unwrap();
                 prop_assert_eq!(outcome, model.write(&message), "write {} at step {}", len, step);
                 match outcome.placed {
-                    Placed::Written => {}
-                    Placed::Full => {
+                    WriteResult::Written => {}
+                    WriteResult::Full => {
                         prop_assert!(writer.count(1, |block| &block.dropped));
                         model.dropped += 1;
                     }
-                    Placed::TooBig => prop_assert!(writer.count(1, |block| &block.too_big)),
-                    Placed::Closed => prop_assert!(false, "nobody closed it"),
+                    WriteResult::TooBig => prop_assert!(writer.count(1, |block| &block.too_big)),
+                    WriteResult::Closed => prop_assert!(false, "nobody closed it"),
                 }
             }
             Op::Flush => {
                 let (open, switched) = model.switch();
-                let placed = if open { Placed::Written } else { Placed::Full };
+                let placed = if open { WriteResult::Written } else { WriteResult::Full };
                 prop_assert_eq!(
                     writer.flush().unwrap(),
                     Outcome { placed, switched },

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use relay::layout::position::Position;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::{Reader, Unsound};
-use relay::ring::writer::{Alone, Writer};
+use relay::ring::writer::{SoleWriter, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 fn geometry(mode: Mode) -> Geometry {
@@ -18,7 +18,7 @@ fn geometry(mode: Mode) -> Geometry {
 /// Two sub-buffers finished, twenty bytes in the third; the first read to its end, five bytes read of the second.
 fn used(mode: Mode) -> Buffer {
     let buffer = Buffer::anonymous(geometry(mode), 7).unwrap();
-    let writer = Writer::new(&buffer, Alone);
+    let writer = Writer::new(&buffer, SoleWriter);
     let mut reader = Reader::new(buffer.clone());
     for len in [40, 50, 20] {
         writer.write(&vec![b'x'; len]).unwrap();
@@ -139,10 +139,10 @@ fn half_a_reset_is_finished() {
             let mut reader = Reader::resume(buffer.clone()).unwrap();
             assert!(reader.is_half_reset());
             reader.read(100, &mut Vec::new(), |bytes| assert!(bytes.is_empty()));
-            reader.reset(Alone).unwrap();
+            reader.reset(SoleWriter).unwrap();
             assert!(!reader.is_half_reset());
             assert_eq!(block.discarded_bytes.load(Ordering::Relaxed), 65, "{mode}");
-            Writer::new(&buffer, Alone).write(b"new").unwrap();
+            Writer::new(&buffer, SoleWriter).write(b"new").unwrap();
             reader.read(100, &mut Vec::new(), |bytes| assert_eq!(bytes, b"new"));
         }
     }
@@ -152,7 +152,7 @@ fn half_a_reset_is_finished() {
 #[test]
 fn a_buffer_that_was_ended_goes_on() {
     let buffer = Buffer::anonymous(geometry(Mode::NoOverwrite), 3).unwrap();
-    let writer = Writer::new(&buffer, Alone);
+    let writer = Writer::new(&buffer, SoleWriter);
     for _ in 0..6 {
         writer.write(&[b'x'; 64]).unwrap();
     }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use proptest::prelude::*;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::{Reader, Taken};
-use relay::ring::writer::{Alone, Placed, Writer};
+use relay::ring::writer::{SoleWriter, WriteResult, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
 fn buffer(spec: &str) -> Buffer {
@@ -54,7 +54,10 @@ fn counters(buffer: &Buffer) -> [u64; 6] {
 
 fn write(buffer: &Buffer, messages: &[&str]) {
     for message in messages {
-        assert_eq!(Writer::new(buffer, Alone).write(message.as_bytes()).unwrap().placed, Placed::Written);
+        assert_eq!(
+            Writer::new(buffer, SoleWriter).write(message.as_bytes()).unwrap().placed,
+            WriteResult::Written
+        );
     }
 }
 
@@ -66,7 +69,7 @@ fn taking_consumes_nothing_and_consuming_it_frees_its_sub_buffers() {
     let (taken, bytes) = take(&mut reader, |_| {});
     assert_eq!((bytes.as_slice(), taken.ranges()), (&b"aaaaabbbbcc"[..], [0..0, 0..11]));
     assert_eq!((counters(&buffer), reader.position()), ([0; 6], 0));
-    assert_eq!(Writer::new(&buffer, Alone).write(b"dddd").unwrap().placed, Placed::Full);
+    assert_eq!(Writer::new(&buffer, SoleWriter).write(b"dddd").unwrap().placed, WriteResult::Full);
     assert!(reader.consume_taken(&taken), "a sub-buffer is free");
     assert_eq!(counters(&buffer), [11, 0, 0, 2, 0, 0], "the second was finished meanwhile");
     assert!(!reader.consume_taken(&taken), "only once");
@@ -110,7 +113,7 @@ fn a_take_from_before_a_reset_consumes_nothing() {
         let mut reader = Reader::new(buffer.clone());
         write(&buffer, &["aaaaa", "bbbbb"]);
         let (taken, _) = take(&mut reader, |_| {});
-        reader.reset(Alone).unwrap();
+        reader.reset(SoleWriter).unwrap();
         write(&buffer, &["ccccc"]);
         assert!(!reader.consume_taken(&taken));
         assert_eq!((counters(&buffer)[0], read(&mut reader, 100).as_slice()), (0, &b"ccccc"[..]), "{mode}");
@@ -207,8 +210,8 @@ struct Logged {
 }
 
 impl Logged {
-    fn writer(&self) -> Writer<'_, Alone> {
-        Writer::new(&self.buffer, Alone)
+    fn writer(&self) -> Writer<'_, SoleWriter> {
+        Writer::new(&self.buffer, SoleWriter)
     }
 
     /// Notes what has been written: `message`, if that was, and before it headers of zeroes.
@@ -219,7 +222,7 @@ impl Logged {
 
     fn write(&mut self, reader: &Reader, len: usize) {
         let message = vec![self.log.len() as u8 | 1; len];
-        let is_written = self.writer().write(&message).unwrap().placed == Placed::Written;
+        let is_written = self.writer().write(&message).unwrap().placed == WriteResult::Written;
         self.note(reader, if is_written { &message } else { &[] });
     }
 
@@ -286,7 +289,7 @@ fn history(geometry: Geometry, ops: &[Op]) {
             }
             Op::Consume(_) => {}
             Op::Reset => {
-                reader.reset(Alone).unwrap();
+                reader.reset(SoleWriter).unwrap();
                 logged.note(&reader, &[]);
                 takes.iter_mut().for_each(|(_, is_void)| *is_void = true);
             }
@@ -314,11 +317,12 @@ fn takes_of_a_busy_buffer_follow_one_another() {
         let drops = buffer.geometry().mode() == Mode::NoOverwrite;
         std::thread::scope(|scope| {
             let writing = scope.spawn(|| {
-                let writer = Writer::new(&buffer, Alone);
+                let writer = Writer::new(&buffer, SoleWriter);
                 let mut number = 0u64;
                 while number < 200_000 {
-                    number +=
-                        u64::from(writer.write(&number.to_le_bytes()).unwrap().placed == Placed::Written);
+                    number += u64::from(
+                        writer.write(&number.to_le_bytes()).unwrap().placed == WriteResult::Written,
+                    );
                 }
             });
             let (mut next, mut is_last) = (0, false);

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
 use relay::ring::rseq::Sequences;
-use relay::ring::writer::{Here, Placed, Writer};
+use relay::ring::writer::{AnyExecutor, WriteResult, Writer};
 use relay::{GeometrySpec, Mode};
 
 /// Threads that write one buffer.
@@ -118,7 +118,11 @@ fn allowed_cpus() -> Vec<usize> {
 /// Whether there are restartable sequences: always, unless the C library was told to register nothing.
 fn can_share() -> bool {
     let off = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0"));
-    assert_eq!(Here::can_share(), !off, "a C library that registers restartable sequences (glibc 2.35)");
+    assert_eq!(
+        AnyExecutor::can_share(),
+        !off,
+        "a C library that registers restartable sequences (glibc 2.35)"
+    );
     !off
 }
 
@@ -130,9 +134,9 @@ fn write_all(buffer: &Buffer, cpu: usize, writer: u32, reading: &AtomicUsize, le
         message(writer, number, len(number), &mut bytes);
         loop {
             match to.write(&bytes).unwrap().placed {
-                Placed::Written => break,
-                Placed::Full => assert_ne!(reading.load(Ordering::Acquire), 0, "nobody reads any more"),
-                Placed::TooBig | Placed::Closed => panic!("every message fits"),
+                WriteResult::Written => break,
+                WriteResult::Full => assert_ne!(reading.load(Ordering::Acquire), 0, "nobody reads any more"),
+                WriteResult::TooBig | WriteResult::Closed => panic!("every message fits"),
             }
             thread::yield_now();
         }

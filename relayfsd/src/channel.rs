@@ -17,13 +17,13 @@ use std::time::SystemTime;
 use relay::layout::abi;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
-use relay::ring::writer::Here;
+use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, Geometry};
 
 pub(crate) use self::poll::{PollState, Wake};
 use crate::channel::files::{Files, Made};
 use crate::channel::flush_timer::Looks;
-use crate::channel::integrity::{Damage, Side};
+use crate::channel::integrity::{Damage, ReadGuard};
 use crate::process::free_later;
 use crate::tree::snapshot::SnapshotSlot;
 use crate::tree::take::TakeSlot;
@@ -41,7 +41,7 @@ pub(crate) struct Channel {
     created: SystemTime,
     /// Set at the daemon's clean end: pollers get an error, what is unread stays readable.
     closed: AtomicBool,
-    /// See [`crate::registry::Held`].
+    /// See [`crate::registry::ChannelRef`].
     pub(crate) holders: AtomicUsize,
     /// `None` when the channel has ended: after that the directory may be a successor's.
     files: Mutex<Option<Files>>,
@@ -222,11 +222,11 @@ impl Channel {
     /// Whether this daemon's threads may write the buffers. Without restartable sequences they may only while no producer does,
     /// and producers of an earlier daemon may be left.
     pub(crate) fn may_be_written(&self) -> bool {
-        Here::can_share() || !self.is_inherited() || !self.has_heirs()
+        AnyExecutor::can_share() || !self.is_inherited() || !self.has_orphans()
     }
 
     /// Whether producers of an earlier daemon are left. Where that cannot be found out, they are.
-    fn has_heirs(&self) -> bool {
+    fn has_orphans(&self) -> bool {
         let files = self.lock_files();
         let Some(files) = files.as_ref() else { return false };
         let found = files::has_earlier_marks(files.control(), self.epoch);
@@ -234,8 +234,8 @@ impl Channel {
     }
 
     /// Looks whether producers of an earlier daemon are left. Returns whether that has changed.
-    pub(crate) fn look_for_heirs(&self) -> bool {
-        let left = self.has_heirs();
+    pub(crate) fn check_orphans(&self) -> bool {
+        let left = self.has_orphans();
         if !left {
             self.inherited.store(false, Ordering::Relaxed);
         }
@@ -268,9 +268,9 @@ impl Channel {
 
     /// The buffer's reader, for this caller alone. A thread that panicked with it left no half-done change behind that
     /// the shared words do not show, so its lock is taken over.
-    pub(crate) fn read_side(&self, cpu: usize) -> Side<'_> {
+    pub(crate) fn read_side(&self, cpu: usize) -> ReadGuard<'_> {
         let side = self.buffers[cpu].read_side.lock().unwrap_or_else(PoisonError::into_inner);
-        Side::new(self, cpu, side)
+        ReadGuard::new(self, cpu, side)
     }
 
     pub(crate) fn damage(&self) -> &Damage {

@@ -52,9 +52,9 @@ const END_MAX: Duration = Duration::from_secs(1);
 /// Time between two tries to unmount.
 const RETRY: Duration = Duration::from_millis(20);
 /// How often buffers that somebody polls are looked at, while their producers ring for a daemon that is gone.
-const HEIRS_INTERVAL: Duration = Duration::from_millis(10);
+const ORPHAN_INTERVAL: Duration = Duration::from_millis(10);
 /// One in so many times, it is looked whether there are such producers.
-const HEIRS_LOOK: u32 = 100;
+const ORPHAN_CHECK: u32 = 100;
 /// How often a daemon that serves open files after `umount -l` looks whether the next one waits for it.
 const WANTED_INTERVAL: Duration = Duration::from_millis(20);
 /// How long the writers may take for what producers have sent, when the daemon ends.
@@ -142,11 +142,11 @@ impl Session {
             channels: options.channels_max,
         };
         let n_cpus = cpus::count();
-        let legacy = recovery::take_over(&state, &identity, named, n_cpus)?;
+        let recovered = recovery::recover(&state, &identity, named, n_cpus)?;
         // Whatever goes wrong from now on, what others have written stays.
-        state.set_keep(!legacy.channels.is_empty());
+        state.set_keep(!recovered.channels.is_empty());
         let registry =
-            Registry::new(state.path().to_owned(), n_cpus, limits, options.general, legacy).map_err(
+            Registry::new(state.path().to_owned(), n_cpus, limits, options.general, recovered).map_err(
                 |source| SessionError::Start { what: "the threads that make channels and copies", source },
             )?;
         let saving = |source| SessionError::Start { what: "writing the state file", source };
@@ -196,18 +196,18 @@ impl Session {
     fn serve(mut self, signals: &Receiver<Asked>, log: &Log, options: &Options) -> Result<(), SessionError> {
         let mut looks = Schedule::new(options.flush_interval, Arc::clone(self.registry.looks()));
         let asked = looks.asked();
-        let mut heirs = if self.registry.has_heirs() { tick(HEIRS_INTERVAL) } else { never() };
+        let mut orphans = if self.registry.has_orphans() { tick(ORPHAN_INTERVAL) } else { never() };
         let mut listened = 0;
         let mut wanted = never();
         loop {
             select! {
-                recv(heirs) -> _ => {
+                recv(orphans) -> _ => {
                     listened += 1;
-                    if listened % HEIRS_LOOK != 0 {
-                        self.registry.listen_for_heirs();
+                    if listened % ORPHAN_CHECK != 0 {
+                        self.registry.wake_for_orphans();
                     } else {
-                        self.registry.look_for_heirs();
-                        heirs = if self.registry.has_heirs() { heirs } else { never() };
+                        self.registry.check_orphans();
+                        orphans = if self.registry.has_orphans() { orphans } else { never() };
                     }
                 }
                 recv(signals) -> asked => match asked {

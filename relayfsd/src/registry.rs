@@ -20,14 +20,14 @@ use relay::layout::state_file::StateFile;
 use relay::{ChannelName, Geometry, GeometrySpec};
 
 pub(crate) use self::error::OpenError;
-pub(crate) use self::held::{Held, MemoryClaim};
+pub(crate) use self::held::{ChannelRef, MemoryReservation};
 use self::index::Channels;
 use crate::channel::flush_timer::Looks;
 use crate::channel::{Channel, Named};
 use crate::kill_point;
 use crate::policy::fair_queue::Turns;
-use crate::policy::quota::{self, NoShare};
-use crate::state::recovery::Legacy;
+use crate::policy::quota::{self, QuotaExceeded};
+use crate::state::recovery::Recovered;
 use crate::writers::{Job, Unavailable, Writers};
 
 /// Names an error message lists before it says how many more there are.
@@ -76,16 +76,16 @@ impl Registry {
         n_cpus: usize,
         limits: Limits,
         defaults: GeometrySpec,
-        legacy: Legacy,
+        recovered: Recovered,
     ) -> io::Result<Arc<Registry>> {
         let mut channels = Channels {
-            last_id: legacy.state.last_id,
-            gone: orphans::gone(&legacy.state),
+            last_id: recovered.state.last_id,
+            gone: orphans::gone(&recovered.state),
             ..Channels::default()
         };
-        for channel in legacy.channels {
+        for channel in recovered.channels {
             let (name, unread) = (channel.name(), channel.unread());
-            if unread == 0 || legacy.state.ended {
+            if unread == 0 || recovered.state.ended {
                 log::info!("channel {name}: continues with {unread} bytes unread");
             } else {
                 log::warn!(
@@ -99,7 +99,7 @@ impl Registry {
             n_cpus,
             limits,
             defaults,
-            state: legacy.state,
+            state: recovered.state,
             channels: Mutex::new(channels),
             creating: Mutex::default(),
             writers: Writers::new(n_cpus),
@@ -157,13 +157,13 @@ impl Registry {
     }
 
     /// Sets memory aside that is not a channel's, if there is as much.
-    pub(crate) fn claim(self: &Arc<Self>, bytes: u64) -> Option<MemoryClaim> {
+    pub(crate) fn claim(self: &Arc<Self>, bytes: u64) -> Option<MemoryReservation> {
         let mut channels = self.lock();
         if bytes > self.limits.memory.saturating_sub(channels.memory) {
             return None;
         }
         channels.memory += bytes;
-        Some(MemoryClaim { registry: self.clone(), bytes })
+        Some(MemoryReservation { registry: self.clone(), bytes })
     }
 
     /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it, which takes its time. The flag says
@@ -173,7 +173,7 @@ impl Registry {
         name: &ChannelName,
         spec: GeometrySpec,
         create: Create,
-    ) -> Result<(Held, bool), OpenError> {
+    ) -> Result<(ChannelRef, bool), OpenError> {
         if let Some(held) = self.attach(name)? {
             return Ok((held, false));
         }
@@ -192,7 +192,7 @@ impl Registry {
         spec: GeometrySpec,
         create: Create,
         old: Option<&Arc<Channel>>,
-    ) -> Result<Held, OpenError> {
+    ) -> Result<ChannelRef, OpenError> {
         let geometry = spec.or(&self.defaults).build();
         let geometry = geometry.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
         let n_bufs = if geometry.global() { 1 } else { self.n_cpus };
@@ -228,20 +228,20 @@ impl Registry {
         }
         kill_point!("open-named");
         log::info!("channel {name}: created, {geometry}, {n_bufs} buffers");
-        Ok(Held::new(self, channel))
+        Ok(ChannelRef::new(self, channel))
     }
 
     /// The channel of a name, for a look at it.
-    pub(crate) fn hold(self: &Arc<Self>, name: &str) -> Option<Held> {
+    pub(crate) fn hold(self: &Arc<Self>, name: &str) -> Option<ChannelRef> {
         let name = name.parse().ok()?;
         let channels = self.lock();
-        channels.by_name.get(&name).map(|channel| Held::new(self, channel.clone()))
+        channels.by_name.get(&name).map(|channel| ChannelRef::new(self, channel.clone()))
     }
 
     /// The channel of an id, for a look at it.
-    pub(crate) fn hold_id(self: &Arc<Self>, id: u32) -> Option<Held> {
+    pub(crate) fn hold_id(self: &Arc<Self>, id: u32) -> Option<ChannelRef> {
         let channels = self.lock();
-        channels.by_id.get(&id).map(|channel| Held::new(self, channel.clone()))
+        channels.by_id.get(&id).map(|channel| ChannelRef::new(self, channel.clone()))
     }
 
     /// The id of a directory that channels' names begin with.
@@ -317,17 +317,17 @@ impl Registry {
     }
 
     /// Attaches to the channel of a name, if there is one.
-    pub(crate) fn attach(self: &Arc<Self>, name: &ChannelName) -> Result<Option<Held>, OpenError> {
+    pub(crate) fn attach(self: &Arc<Self>, name: &ChannelName) -> Result<Option<ChannelRef>, OpenError> {
         let channels = self.lock();
         if channels.closed {
             return Err(OpenError::Closed);
         }
-        let held = channels.by_name.get(name).map(|channel| Held::new(self, channel.clone()));
+        let held = channels.by_name.get(name).map(|channel| ChannelRef::new(self, channel.clone()));
         drop(channels);
         if let Some(held) = &held
             && held.is_broken_or_cut(None)
         {
-            let why = held.why_broken().unwrap_or_default().to_owned();
+            let why = held.broken_reason().unwrap_or_default().to_owned();
             return Err(OpenError::Broken { name: name.clone(), why });
         }
         Ok(held)
@@ -353,19 +353,19 @@ impl Registry {
         let (used, max) = (channels.by_name.len() - usize::from(old.is_some()), self.limits.channels);
         quota::admits(uid, of_user().count() as u64, used as u64, max as u64, 1).map_err(
             |why| match why {
-                NoShare::All => OpenError::TooMany { name: name.clone(), max },
-                NoShare::Yours => OpenError::TooManyOfUser { name: name.clone(), uid, max },
+                QuotaExceeded::All => OpenError::TooMany { name: name.clone(), max },
+                QuotaExceeded::Yours => OpenError::TooManyOfUser { name: name.clone(), uid, max },
             },
         )?;
         let needed = Channel::memory_needed(geometry, n_bufs);
         let own = of_user().map(|channel| channel.memory()).sum();
         let (used, max) = (channels.memory - old.map_or(0, |old| old.memory()), self.limits.memory);
         quota::admits(uid, own, used, max, needed).map_err(|why| match why {
-            NoShare::All => {
+            QuotaExceeded::All => {
                 let (name, geometry) = (name.clone(), *geometry);
                 OpenError::Memory { name, geometry, n_bufs, needed, used, max }
             }
-            NoShare::Yours => OpenError::MemoryOfUser { name: name.clone(), uid, needed, max },
+            QuotaExceeded::Yours => OpenError::MemoryOfUser { name: name.clone(), uid, needed, max },
         })?;
         if channels.last_id > u32::MAX - 2 * COMPONENTS_MAX as u32 {
             return Err(OpenError::NoIds { name: name.clone() });

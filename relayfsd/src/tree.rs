@@ -25,7 +25,7 @@ use std::time::SystemTime;
 use relay::layout::abi;
 
 use crate::channel::Channel;
-use crate::registry::{Held, Registry};
+use crate::registry::{ChannelRef, Registry};
 use crate::tree::inode::{Class, ControlFile, Node, PerCpu};
 
 /// What stat(2) tells of a node.
@@ -187,12 +187,12 @@ impl Tree {
     }
 
     /// Keeps the channel of an id.
-    pub(crate) fn hold(&self, channel: u32) -> Option<Held> {
+    pub(crate) fn hold(&self, channel: u32) -> Option<ChannelRef> {
         self.registry.hold_id(channel)
     }
 
     /// The same, if it has a buffer of that number.
-    pub(crate) fn hold_buffer(&self, channel: u32, cpu: u32) -> Option<Held> {
+    pub(crate) fn hold_buffer(&self, channel: u32, cpu: u32) -> Option<ChannelRef> {
         self.hold(channel).filter(|held| (cpu as usize) < held.n_bufs())
     }
 

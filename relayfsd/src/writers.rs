@@ -16,11 +16,11 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
-use relay::ring::writer::Placed;
+use relay::ring::writer::WriteResult;
 use relay::wire::frame::WriteReply;
 use thiserror::Error;
 
-use crate::registry::Held;
+use crate::registry::ChannelRef;
 
 /// Producers' jobs that may wait for one writer; each is a frame, or one message at most.
 const QUEUE_LEN: usize = 64;
@@ -45,7 +45,7 @@ type OnRoom = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
 
 /// Messages for one buffer.
 pub(crate) struct Batch {
-    pub(crate) channel: Held,
+    pub(crate) channel: ChannelRef,
     /// Which buffer; less than the channel's `n_bufs`.
     pub(crate) cpu: usize,
     /// A received frame, or one assembled message.
@@ -67,21 +67,21 @@ pub(crate) enum Job {
     Write(Batch),
     /// One message from the `msg` file.
     Message {
-        channel: Held,
+        channel: ChannelRef,
         cpu: usize,
         bytes: Vec<u8>,
-        done: Box<dyn FnOnce(Result<Placed, Unavailable>) + Send>,
+        done: Box<dyn FnOnce(Result<WriteResult, Unavailable>) + Send>,
     },
     /// Finish the current sub-buffer.
-    Flush { channel: Held, cpu: usize, done: Done },
+    Flush { channel: ChannelRef, cpu: usize, done: Done },
     /// The same, if there is still something unread in it, and in no other, when its turn comes.
-    FlushUnread { channel: Held, cpu: usize, done: Done },
+    FlushUnread { channel: ChannelRef, cpu: usize, done: Done },
     /// End the buffer for producers that write it by themselves.
-    Close { channel: Held, cpu: usize, done: Done },
+    Close { channel: ChannelRef, cpu: usize, done: Done },
     /// Forget everything unread.
-    Reset { channel: Held, cpu: usize, done: Done },
+    Reset { channel: ChannelRef, cpu: usize, done: Done },
     /// A reader made room, for which a batch has been waiting; or the buffer may be written from now on.
-    Room { channel: Held, cpu: usize },
+    Room { channel: ChannelRef, cpu: usize },
     /// A producer is gone that may have a batch waiting.
     Sweep,
     /// Somebody wants to know that what was handed over before is done; the sender is just dropped.
@@ -90,7 +90,7 @@ pub(crate) enum Job {
 
 impl Job {
     /// The buffer it is for.
-    pub(crate) fn buffer(&self) -> Option<(&Held, usize)> {
+    pub(crate) fn buffer(&self) -> Option<(&ChannelRef, usize)> {
         match self {
             Job::Write(Batch { channel, cpu, .. })
             | Job::Message { channel, cpu, .. }
@@ -208,12 +208,12 @@ pub(crate) struct Busy(pub(crate) Job);
 /// All writing threads.
 pub(crate) struct Writers {
     /// One a CPU, and the last for global channels.
-    lanes: Vec<Lane>,
+    lanes: Vec<WorkerQueue>,
     on_room: OnRoom,
 }
 
 /// The sending end of one thread.
-struct Lane {
+struct WorkerQueue {
     cpu: Option<usize>,
     producers: Sender<Job>,
     files: Sender<Job>,
@@ -230,7 +230,7 @@ impl Writers {
             let (producers, producers_end) = bounded(QUEUE_LEN);
             let (files, files_end) = unbounded();
             let idle = Mutex::new(Some((producers_end, files_end)));
-            Lane { cpu, producers, files, full: Arc::default(), idle }
+            WorkerQueue { cpu, producers, files, full: Arc::default(), idle }
         };
         let lanes = (0..n_cpus).map(Some).chain([None]).map(lane).collect();
         Writers { lanes, on_room: Arc::default() }
@@ -285,12 +285,12 @@ impl Writers {
         let _ = receiver.recv_deadline(deadline);
     }
 
-    fn running(&self) -> impl Iterator<Item = &Lane> {
+    fn running(&self) -> impl Iterator<Item = &WorkerQueue> {
         self.lanes.iter().filter(|lane| lane.idle.lock().unwrap_or_else(PoisonError::into_inner).is_none())
     }
 
     /// The job's lane, its thread running. Without one the job is told why, and `None` comes back.
-    fn started_lane(&self, job: Job) -> Option<(&Lane, Job)> {
+    fn started_lane(&self, job: Job) -> Option<(&WorkerQueue, Job)> {
         let (channel, cpu) = job.buffer()?;
         let lane = if channel.geometry().global() { self.lanes.last()? } else { self.lanes.get(cpu)? };
         match lane.start(&self.on_room) {
@@ -303,7 +303,7 @@ impl Writers {
     }
 }
 
-impl Lane {
+impl WorkerQueue {
     fn start(&self, on_room: &OnRoom) -> std::io::Result<()> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((producers, files)) = idle.as_ref() else { return Ok(()) };
@@ -328,7 +328,7 @@ impl Lane {
 /// Flushes every buffer of a channel and then tells which could not be.
 pub(crate) fn flush_all(
     writers: &Writers,
-    channel: &Held,
+    channel: &ChannelRef,
     done: impl FnOnce(Vec<Unavailable>) + Send + 'static,
 ) {
     on_all(writers, channel, done, |channel, cpu, done| Job::Flush { channel, cpu, done });
@@ -337,14 +337,14 @@ pub(crate) fn flush_all(
 /// Resets every buffer of a channel and then tells which could not be.
 pub(crate) fn reset_all(
     writers: &Writers,
-    channel: &Held,
+    channel: &ChannelRef,
     done: impl FnOnce(Vec<Unavailable>) + Send + 'static,
 ) {
     on_all(writers, channel, done, |channel, cpu, done| Job::Reset { channel, cpu, done });
 }
 
 /// Ends every buffer of a channel for producers that write by themselves, and waits for that, `limit` at most.
-pub(crate) fn close_all(writers: &Writers, channel: &Held, limit: Duration) {
+pub(crate) fn close_all(writers: &Writers, channel: &ChannelRef, limit: Duration) {
     channel.set_ending();
     let (sender, receiver) = bounded(1);
     let done = move |_| sender.send(()).unwrap_or_default(); // nobody waits any more
@@ -355,9 +355,9 @@ pub(crate) fn close_all(writers: &Writers, channel: &Held, limit: Duration) {
 
 fn on_all(
     writers: &Writers,
-    channel: &Held,
+    channel: &ChannelRef,
     done: impl FnOnce(Vec<Unavailable>) + Send + 'static,
-    job: impl Fn(Held, usize, Done) -> Job,
+    job: impl Fn(ChannelRef, usize, Done) -> Job,
 ) {
     let gather = Gather::new(done);
     for cpu in 0..channel.n_bufs() {

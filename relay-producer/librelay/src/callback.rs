@@ -8,7 +8,7 @@ use std::ptr::null_mut;
 
 use nix::errno::Errno;
 use nix::libc::mode_t;
-use relay_producer::{START_MAX, Start, Switching, WriteError};
+use relay_producer::{START_MAX, SubbufHeader, SubbufInfo, WriteError};
 
 use crate::handle::{Handle, RchanBuf};
 use crate::open::Open;
@@ -47,7 +47,7 @@ thread_local! {
 
 /// Asks for the first sub-buffer of a channel that is not there yet, and returns what it reserved.
 pub(crate) fn ask_first(subbuf_start: SubbufStart, handle: &Handle) -> Result<usize, Errno> {
-    let switching = Switching { padding: 0, full: false, header: START_MAX };
+    let switching = SubbufInfo { padding: 0, full: false, header: START_MAX };
     ask(subbuf_start, handle.buf(0), switching).map(|(asked, _)| asked.reserved).ok_or(Errno::EDEADLK)
 }
 
@@ -55,15 +55,15 @@ pub(crate) fn ask_first(subbuf_start: SubbufStart, handle: &Handle) -> Result<us
 fn ask(
     subbuf_start: SubbufStart,
     buf: *mut RchanBuf,
-    switching: Switching,
-) -> Option<(Asked, Option<Start>)> {
-    let Switching { padding, full, header } = switching;
+    switching: SubbufInfo,
+) -> Option<(Asked, Option<SubbufHeader>)> {
+    let SubbufInfo { padding, full, header } = switching;
     let asked = Asked { buf: buf.addr(), full, reservable: header, reserved: 0 };
     if ASKED.get().is_some() {
         return None;
     }
     ASKED.set(Some(asked));
-    let mut start = Start { bytes: [0; START_MAX] };
+    let mut start = SubbufHeader { bytes: [0; START_MAX] };
     let answer = subbuf_start(buf, start.bytes.as_mut_ptr().cast(), null_mut(), padding);
     let asked = ASKED.take().unwrap_or(asked);
     // What it wrote and did not reserve is not its to write.

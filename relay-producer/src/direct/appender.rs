@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::direct::buffers::Shared;
+use crate::direct::buffers::DirectBuffers;
 
 /// Appends to a channel's first buffers, and does nothing else: for callers to whom an instruction matters, and for those who
 /// cannot keep the channel alive while they write. It may outlive it: what is written then nobody reads.
 #[derive(Debug)]
-pub struct Appender(Arc<Shared>);
+pub struct Appender(Arc<DirectBuffers>);
 
 impl Appender {
-    pub(crate) fn new(first: &Arc<Shared>) -> Appender {
+    pub(crate) fn new(first: &Arc<DirectBuffers>) -> Appender {
         Appender(Arc::clone(first))
     }
 

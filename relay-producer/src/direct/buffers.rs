@@ -1,7 +1,7 @@
 //! Buffers that this process has mapped, and writing them: what `relay::ring::writer` does, with what belongs to a connection.
 //!
 //! A message that fits the current sub-buffer is one restartable sequence, and nothing else is touched. Everything that
-//! costs more happens at a switch, in [`Shared::settle`]: the daemon is woken if it waits, and every so often somebody
+//! costs more happens at a switch, in [`DirectBuffers::settle`]: the daemon is woken if it waits, and every so often somebody
 //! looks whether it is still there. If it is not, writing goes on: the next daemon takes over the files. Only what nobody
 //! will ever read is not written: a channel that was closed, or files that were removed.
 //!
@@ -14,10 +14,10 @@ use relay::Geometry;
 use relay::layout::abi::BufferBlock;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::ring::buffer::Buffer;
-use relay::ring::subbuf_start::{Gate, Start, Switching};
-use relay::ring::writer::{Appended, Outcome, Placed, Run, Writer};
+use relay::ring::subbuf_start::{SubbufHeader, SubbufInfo, SubbufStart};
+use relay::ring::writer::{Appended, Executor, Outcome, WriteResult, Writer};
 
-use crate::direct::doorbell::{Ends, Line};
+use crate::direct::doorbell::{Doorbell, Endpoints};
 use crate::direct::rseq::Sequences;
 
 /// Longest message that is written directly, in bytes. A sequence that is interrupted starts over, and the longer it is
@@ -33,7 +33,7 @@ const INSISTENT_TRIES_MAX: u32 = 1024;
 const REFUSALS_PER_LOOK: usize = 256;
 
 /// Who is asked before a sub-buffer of a CPU is begun.
-pub(crate) type CpuGate<'a> = dyn FnMut(usize, Switching) -> Option<Start> + 'a;
+pub(crate) type CpuGate<'a> = dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader> + 'a;
 
 /// What became of a message that was to be written directly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,11 +50,11 @@ pub(crate) enum Direct {
     /// The channel is over.
     Closed,
     /// The connection is over, or never brought any buffers. Nothing was done.
-    Over,
+    Detached,
     /// This thread does not write that buffer: it is on another CPU, or cannot run sequences. Nothing was done.
-    NotHere,
+    WrongCpu,
     /// This message is not to be written directly: too long, or interrupted too often. Nothing was done.
-    NotThis,
+    TooLongOrInterrupted,
 }
 
 /// Which file a control file is, whatever it is called.
@@ -66,31 +66,31 @@ pub(crate) struct FileId {
 
 /// A channel's mapped buffers.
 #[derive(Debug)]
-pub(crate) struct Shared {
+pub(crate) struct DirectBuffers {
     /// One for each CPU; none at all if the connection brought none.
-    lanes: Box<[Lane]>,
+    lanes: Box<[CpuBuffer]>,
     sequences: Option<Sequences>,
     /// Nothing is to be written here any more: the channel was closed, nobody will read the files, or others have taken
     /// their place.
     over: AtomicBool,
     control: Option<FileId>,
-    line: Line,
+    line: Doorbell,
 }
 
 /// One CPU's buffer.
 #[derive(Debug)]
 #[repr(align(128))] // threads on other CPUs have lines of their own
-struct Lane {
+struct CpuBuffer {
     buffer: Buffer,
     /// Messages for which there was no room, roughly.
     refused: AtomicUsize,
 }
 
-impl Shared {
+impl DirectBuffers {
     /// The buffers of all CPUs, in order, of the channel with this control file.
-    pub(crate) fn new(buffers: Vec<Buffer>, control: FileId, line: Line) -> Shared {
-        let lane = |buffer| Lane { buffer, refused: AtomicUsize::new(0) };
-        Shared {
+    pub(crate) fn new(buffers: Vec<Buffer>, control: FileId, line: Doorbell) -> DirectBuffers {
+        let lane = |buffer| CpuBuffer { buffer, refused: AtomicUsize::new(0) };
+        DirectBuffers {
             lanes: buffers.into_iter().map(lane).collect(),
             sequences: Sequences::find(),
             over: AtomicBool::new(false),
@@ -100,13 +100,13 @@ impl Shared {
     }
 
     /// What stands for the buffers of a connection that brought none.
-    pub(crate) fn none() -> Shared {
-        Shared {
+    pub(crate) fn none() -> DirectBuffers {
+        DirectBuffers {
             lanes: Box::default(),
             sequences: None,
             over: AtomicBool::new(true),
             control: None,
-            line: Line::none(),
+            line: Doorbell::none(),
         }
     }
 
@@ -130,7 +130,7 @@ impl Shared {
     /// Drops a message for which there is no room, if one before it has found out: who goes on writing to full buffers
     /// shall not pay more for it than if there were room.
     #[inline(never)]
-    fn drop_if_blocked<R: Run>(&self, lane: &Lane, here: R, len: usize) -> bool {
+    fn drop_if_blocked<R: Executor>(&self, lane: &CpuBuffer, here: R, len: usize) -> bool {
         // Buffers that are over stay full for ever.
         let dropped = !self.is_over() && Writer::new(&lane.buffer, here).drop_if_blocked(len);
         if dropped {
@@ -154,7 +154,7 @@ impl Shared {
             && self.here(None).is_some_and(|(lane, here)| self.drop_if_blocked(lane, here, message.len()))
     }
 
-    /// [`Shared::write`], asking `gate`, which is told the CPU, before a sub-buffer is begun.
+    /// [`DirectBuffers::write`], asking `gate`, which is told the CPU, before a sub-buffer is begun.
     #[inline(always)]
     pub(crate) fn write_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
         if message.len() > DIRECT_MAX {
@@ -170,12 +170,12 @@ impl Shared {
     #[inline(never)]
     fn write_elsewhere_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
         if self.is_over() {
-            return Direct::Over;
+            return Direct::Detached;
         }
         for _ in 0..TRIES_MAX {
-            let Some((lane, here)) = self.here(None) else { return Direct::NotHere };
+            let Some((lane, here)) = self.here(None) else { return Direct::WrongCpu };
             let cpu = self.number(lane);
-            let gate: &mut Gate<'_> = &mut |switching| gate(cpu, switching);
+            let gate: &mut SubbufStart<'_> = &mut |switching| gate(cpu, switching);
             let writer = Writer::new(&lane.buffer, here);
             match writer.append(message) {
                 Appended::Done => return Direct::Written,
@@ -186,11 +186,11 @@ impl Shared {
                 return self.settle(lane, here, outcome, true);
             }
         }
-        Direct::NotThis
+        Direct::TooLongOrInterrupted
     }
 
-    fn number(&self, lane: &Lane) -> usize {
-        (std::ptr::from_ref(lane).addr() - self.lanes.as_ptr().addr()) / size_of::<Lane>()
+    fn number(&self, lane: &CpuBuffer) -> usize {
+        (std::ptr::from_ref(lane).addr() - self.lanes.as_ptr().addr()) / size_of::<CpuBuffer>()
     }
 
     /// Whether all sub-buffers of a CPU are full. `None`: not known here.
@@ -210,11 +210,11 @@ impl Shared {
         drop_if_full: bool,
     ) -> Direct {
         if self.is_over() {
-            return Direct::Over;
+            return Direct::Detached;
         }
         let mut interrupted = appended == Appended::Interrupted;
         for _ in 0..tries_max {
-            let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
+            let Some((lane, here)) = self.here(only) else { return Direct::WrongCpu };
             let writer = Writer::new(&lane.buffer, here);
             let outcome =
                 if interrupted { writer.try_write(message) } else { writer.write_elsewhere(message) };
@@ -223,10 +223,10 @@ impl Shared {
             }
             interrupted = true;
         }
-        Direct::NotThis
+        Direct::TooLongOrInterrupted
     }
 
-    /// [`Self::write`] of a message that is [`Direct::NotThis`], for want of a daemon that could write it.
+    /// [`Self::write`] of a message that is [`Direct::TooLongOrInterrupted`], for want of a daemon that could write it.
     #[cold]
     pub(crate) fn insist(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
         self.write_elsewhere(INSISTENT_TRIES_MAX, Appended::Interrupted, only, message, drop_if_full)
@@ -237,11 +237,11 @@ impl Shared {
     #[inline(never)]
     fn refuse(&self, only: Option<usize>, message: &[u8]) -> Direct {
         if self.is_over() {
-            return Direct::Over;
+            return Direct::Detached;
         }
-        let Some((lane, here)) = self.here(only) else { return Direct::NotHere };
+        let Some((lane, here)) = self.here(only) else { return Direct::WrongCpu };
         if message.len() <= lane.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
-            return Direct::NotThis;
+            return Direct::TooLongOrInterrupted;
         }
         count_in(&lane.buffer, here, |block| &block.too_big);
         Direct::TooBig
@@ -249,9 +249,9 @@ impl Shared {
 
     /// What is to be done after a try that was not interrupted, but is not over with the message either.
     #[inline(never)]
-    fn settle<R: Run>(&self, lane: &Lane, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
+    fn settle<R: Executor>(&self, lane: &CpuBuffer, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
         match outcome.placed {
-            Placed::Written => {
+            WriteResult::Written => {
                 // Not where a sub-buffer only begins, after a full buffer: who waits, waits for one that ends, and a ring
                 // for nothing would use up his.
                 if outcome.switched {
@@ -262,7 +262,7 @@ impl Shared {
                 }
                 Direct::Written
             }
-            Placed::Full => {
+            WriteResult::Full => {
                 if drop_if_full {
                     count_in(&lane.buffer, here, |block| &block.dropped);
                 }
@@ -273,7 +273,7 @@ impl Shared {
                 }
                 Direct::Full
             }
-            Placed::TooBig => {
+            WriteResult::TooBig => {
                 count_in(&lane.buffer, here, |block| &block.too_big);
                 if outcome.switched {
                     self.after_switch(&lane.buffer);
@@ -282,7 +282,7 @@ impl Shared {
                 }
                 Direct::TooBig
             }
-            Placed::Closed => {
+            WriteResult::Closed => {
                 self.end();
                 Direct::Closed
             }
@@ -312,7 +312,7 @@ impl Shared {
     }
 
     #[inline(always)]
-    fn here(&self, only: Option<usize>) -> Option<(&Lane, impl Run + use<>)> {
+    fn here(&self, only: Option<usize>) -> Option<(&CpuBuffer, impl Executor + use<>)> {
         let sequences = self.sequences?;
         // More than there are buffers if the thread is not registered.
         let cpu = sequences.cpu();
@@ -352,7 +352,7 @@ impl Shared {
     }
 
     /// Goes on with another connection of this process.
-    pub(crate) fn attach(&self, ends: Ends) {
+    pub(crate) fn attach(&self, ends: Endpoints) {
         self.line.replace(ends);
     }
 
@@ -387,7 +387,7 @@ impl Shared {
     }
 
     #[inline]
-    fn after_refusal(&self, lane: &Lane) {
+    fn after_refusal(&self, lane: &CpuBuffer) {
         // Relaxed, and not one step: whoever is not counted is one of many.
         let refused = lane.refused.load(Ordering::Relaxed).wrapping_add(1);
         lane.refused.store(refused, Ordering::Relaxed);
@@ -424,7 +424,7 @@ impl Shared {
 }
 
 /// Counts a message in a buffer: on its CPU if the thread is still there.
-fn count_in<R: Run>(buffer: &Buffer, here: R, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) {
+fn count_in<R: Executor>(buffer: &Buffer, here: R, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) {
     if !Writer::new(buffer, here).count(1, counter) {
         buffer.count_dropped_elsewhere(1);
     }

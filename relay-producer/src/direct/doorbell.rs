@@ -4,7 +4,7 @@
 //!
 //! The program may have closed the descriptors: then the connection is over.
 //!
-//! Nothing here waits, but for [`Line::replace`]. The lock is only ever tried: a thread that waited for it could wait for
+//! Nothing here waits, but for [`Doorbell::replace`]. The lock is only ever tried: a thread that waited for it could wait for
 //! itself, having been interrupted by a signal while it held the lock, or for one that is not there, in a forked child.
 
 use std::process;
@@ -34,11 +34,11 @@ const CUT: u8 = 2;
 
 /// The way to the daemon.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct Doorbell {
     /// The process whose connection it is.
     pid: AtomicU32,
     /// `None` once closed.
-    ends: RwLock<Option<Ends>>,
+    ends: RwLock<Option<Endpoints>>,
     /// `WHOLE`, `INHERITED` or `CUT`. Changed by those who hold the lock.
     state: AtomicU8,
     /// When the connection was last looked at, in milliseconds since `born`.
@@ -48,7 +48,7 @@ pub(crate) struct Line {
 
 /// What a connection brings besides the buffers.
 #[derive(Debug)]
-pub(crate) struct Ends {
+pub(crate) struct Endpoints {
     /// An eventfd; the daemon waits for it if somebody waits for the daemon.
     pub(crate) bell: HeldFd,
     pub(crate) socket: Arc<Socket>,
@@ -56,18 +56,18 @@ pub(crate) struct Ends {
     pub(crate) control: HeldFd,
 }
 
-impl Line {
-    pub(crate) fn new(ends: Ends) -> Line {
-        Line::with(Some(ends))
+impl Doorbell {
+    pub(crate) fn new(ends: Endpoints) -> Doorbell {
+        Doorbell::with(Some(ends))
     }
 
     /// One that leads nowhere.
-    pub(crate) fn none() -> Line {
-        Line::with(None)
+    pub(crate) fn none() -> Doorbell {
+        Doorbell::with(None)
     }
 
-    fn with(ends: Option<Ends>) -> Line {
-        Line {
+    fn with(ends: Option<Endpoints>) -> Doorbell {
+        Doorbell {
             pid: AtomicU32::new(process::id()),
             ends: RwLock::new(ends),
             state: AtomicU8::new(WHOLE),
@@ -77,7 +77,7 @@ impl Line {
     }
 
     /// Takes the ends of this process's new connection. Waits for those who are using the old ones.
-    pub(crate) fn replace(&self, new: Ends) {
+    pub(crate) fn replace(&self, new: Endpoints) {
         let mut ends = self.ends.write().unwrap_or_else(PoisonError::into_inner);
         let old = ends.replace(new);
         // Relaxed, both: the lock orders them.
@@ -103,7 +103,7 @@ impl Line {
     pub(crate) fn ring(&self) -> bool {
         // Fails only while it is being closed or replaced; who does that rings himself.
         let Ok(ends) = self.ends.try_read() else { return false };
-        let Some(Ends { bell, socket, .. }) = &*ends else { return false };
+        let Some(Endpoints { bell, socket, .. }) = &*ends else { return false };
         // Relaxed, here and below: the lock keeps `replace` away.
         if self.state.load(Ordering::Relaxed) == CUT {
             return false;
@@ -144,7 +144,7 @@ impl Line {
         self.looked.store(now, Ordering::Relaxed);
         // Fails only while it is being closed or replaced.
         let Ok(ends) = self.ends.try_read() else { return false };
-        let Some(Ends { socket, control, .. }) = &*ends else { return true };
+        let Some(Endpoints { socket, control, .. }) = &*ends else { return true };
         if socket.is_over() {
             self.state.store(CUT, Ordering::Relaxed);
             // Removed: no daemon will find it. If it cannot be asked any more, the next connection finds out.

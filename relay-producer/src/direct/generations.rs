@@ -1,41 +1,41 @@
 //! Where writers find the buffers of the latest connection: by loads alone, no lock and no reference count, so that
 //! threads on all CPUs and signal handlers can look at any time. The price is that none are freed before the channel:
-//! those of a connection that is over stay, retired, see [`Shared::retire`].
+//! those of a connection that is over stay, retired, see [`DirectBuffers::retire`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use crate::direct::buffers::Shared;
+use crate::direct::buffers::DirectBuffers;
 
 /// Each bucket has twice the places of the one before, the first has one. When all are taken, it is the socket for
 /// ever: after a million connections.
 const BUCKETS: usize = 20;
 
-type Bucket = Box<[OnceLock<Arc<Shared>>]>;
+type Bucket = Box<[OnceLock<Arc<DirectBuffers>>]>;
 
 /// The buffers of each connection that brought some.
 #[derive(Debug)]
-pub(crate) struct Latest {
+pub(crate) struct Generations {
     /// Those of the first connection, where most channels ever look, or what stands for them.
-    first: Arc<Shared>,
+    first: Arc<DirectBuffers>,
     /// How many came later. Never decreases.
     n_later: AtomicUsize,
     later: [OnceLock<Bucket>; BUCKETS],
 }
 
-impl Latest {
-    pub(crate) fn new(first: Option<&Arc<Shared>>) -> Latest {
-        let first = first.map_or_else(|| Arc::new(Shared::none()), Arc::clone);
-        Latest { first, n_later: AtomicUsize::new(0), later: [const { OnceLock::new() }; BUCKETS] }
+impl Generations {
+    pub(crate) fn new(first: Option<&Arc<DirectBuffers>>) -> Generations {
+        let first = first.map_or_else(|| Arc::new(DirectBuffers::none()), Arc::clone);
+        Generations { first, n_later: AtomicUsize::new(0), later: [const { OnceLock::new() }; BUCKETS] }
     }
 
     /// The first buffers. They may be over; then [`Self::later`] has newer ones.
-    pub(crate) fn first(&self) -> &Arc<Shared> {
+    pub(crate) fn first(&self) -> &Arc<DirectBuffers> {
         &self.first
     }
 
     /// The newest buffers but for the first, unless they are over too.
-    pub(crate) fn later(&self) -> Option<&Shared> {
+    pub(crate) fn later(&self) -> Option<&DirectBuffers> {
         // Acquire: who sees the number finds the place taken.
         let (bucket, at) = place(self.n_later.load(Ordering::Acquire))?;
         let shared = self.later.get(bucket)?.get()?.get(at)?.get()?;
@@ -43,7 +43,7 @@ impl Latest {
     }
 
     /// Adds the buffers of a new connection. To be called by one thread at a time; false: there is no place left.
-    pub(crate) fn push(&self, shared: &Arc<Shared>) -> bool {
+    pub(crate) fn push(&self, shared: &Arc<DirectBuffers>) -> bool {
         // Relaxed: only whoever may push has changed it.
         let number = self.n_later.load(Ordering::Relaxed) + 1;
         let Some((bucket, at)) = place(number).filter(|(bucket, _)| *bucket < BUCKETS) else { return false };

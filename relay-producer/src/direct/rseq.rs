@@ -8,7 +8,7 @@ pub(crate) use nobody::Sequences;
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 mod nobody {
-    use relay::ring::writer::Alone;
+    use relay::ring::writer::SoleWriter;
 
     #[derive(Clone, Copy, Debug)]
     pub(crate) enum Sequences {}
@@ -22,7 +22,7 @@ mod nobody {
             match self {}
         }
 
-        pub(crate) fn on(self, _cpu: usize) -> Alone {
+        pub(crate) fn on(self, _cpu: usize) -> SoleWriter {
             match self {}
         }
     }

@@ -19,7 +19,7 @@ use relay::wire::frame::{
 };
 use relay::wire::socket::{Deadline, SendError, Socket};
 
-use crate::direct::buffers::Shared;
+use crate::direct::buffers::DirectBuffers;
 use crate::error::{NoSuchCpu, RequestError};
 use crate::socket::handshake::{FIRST_FREE_ID, Opened};
 use crate::socket::replies::{Replies, Reply};
@@ -37,7 +37,7 @@ pub(crate) struct Connection {
     /// Longest message the daemon takes from a socket, in bytes.
     pub(crate) message_max: usize,
     /// The channel's buffers, if this process has them; else why not.
-    pub(crate) sharing: Result<Arc<Shared>, String>,
+    pub(crate) sharing: Result<Arc<DirectBuffers>, String>,
     /// The process that may use this connection; a child of it has inherited the descriptor, but not the replies.
     pid: u32,
     /// The channel's number.
@@ -69,7 +69,7 @@ impl Connection {
         socket: Arc<Socket>,
         path: PathBuf,
         opened: &Opened,
-        sharing: Result<Arc<Shared>, String>,
+        sharing: Result<Arc<DirectBuffers>, String>,
     ) -> Connection {
         let Opened { hello, reply, geometry } = opened;
         Connection {
@@ -114,7 +114,7 @@ impl Connection {
     }
 
     /// The channel's buffers, as long as they may be written.
-    pub(crate) fn shared(&self) -> Option<&Shared> {
+    pub(crate) fn shared(&self) -> Option<&DirectBuffers> {
         self.sharing.as_deref().ok().filter(|shared| !shared.is_over())
     }
 

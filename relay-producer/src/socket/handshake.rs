@@ -15,7 +15,7 @@ use relay::wire::frame::{
 use relay::wire::socket::{ConnectError, Deadline, Socket, refusal};
 use relay::{ChannelName, Geometry, GeometryError, GeometrySpec};
 
-use crate::direct::buffers::Shared;
+use crate::direct::buffers::DirectBuffers;
 use crate::error::OpenError;
 use crate::socket::connection::Connection;
 use crate::socket::receive_files::{Arriving, wanted};
@@ -65,7 +65,7 @@ pub(crate) struct Handshake {
     path: PathBuf,
     stage: Stage,
     /// The buffers that this process has mapped, and may get again.
-    mapped: Option<Arc<Shared>>,
+    mapped: Option<Arc<DirectBuffers>>,
     begun: Instant,
 }
 
@@ -97,7 +97,7 @@ impl Handshake {
     pub(crate) fn begin(
         path: &Path,
         wait: Duration,
-        mapped: Option<Arc<Shared>>,
+        mapped: Option<Arc<DirectBuffers>>,
     ) -> Result<Handshake, OpenError> {
         let socket = Arc::new(Socket::connect(path, wait)?);
         let (stage, begun) = (Stage::Hello, Instant::now());
@@ -192,7 +192,7 @@ impl Handshake {
     fn done(
         self,
         opened: Opened,
-        shared: Result<Arc<Shared>, String>,
+        shared: Result<Arc<DirectBuffers>, String>,
         request: &OpenRequest,
     ) -> Result<Progress, OpenError> {
         match shared {

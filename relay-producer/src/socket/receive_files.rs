@@ -21,8 +21,8 @@ use relay::system::descriptor::HeldFd;
 use relay::wire::frame::{SHARE_FIRST_EXTRA, ShareReply};
 use relay::wire::socket::Socket;
 
-use crate::direct::buffers::{FileId, Shared};
-use crate::direct::doorbell::{Ends, Line};
+use crate::direct::buffers::{DirectBuffers, FileId};
+use crate::direct::doorbell::{Doorbell, Endpoints};
 use crate::direct::rseq::Sequences;
 use crate::transport::TransportChoice;
 
@@ -50,7 +50,7 @@ pub(crate) struct Arriving {
     /// Data files that have come, usable or not.
     n_arrived: usize,
     /// What this process has mapped already, and may get again.
-    mapped: Option<Arc<Shared>>,
+    mapped: Option<Arc<DirectBuffers>>,
     control: Option<Control>,
     buffers: Vec<Buffer>,
     /// The first thing that was wrong.
@@ -67,7 +67,7 @@ struct Control {
 }
 
 impl Arriving {
-    pub(crate) fn new(geometry: Geometry, n_bufs: usize, mapped: Option<Arc<Shared>>) -> Arriving {
+    pub(crate) fn new(geometry: Geometry, n_bufs: usize, mapped: Option<Arc<DirectBuffers>>) -> Arriving {
         Arriving {
             geometry,
             n_bufs,
@@ -100,18 +100,18 @@ impl Arriving {
     }
 
     /// The buffers, or why they cannot be used.
-    pub(crate) fn finish(self, socket: &Arc<Socket>) -> Result<Arc<Shared>, String> {
+    pub(crate) fn finish(self, socket: &Arc<Socket>) -> Result<Arc<DirectBuffers>, String> {
         let control = match (self.unusable, self.control) {
             (None, Some(control)) => control,
             (why, _) => return Err(why.unwrap_or_else(|| "no control file came".into())),
         };
-        let ends = Ends { bell: control.bell, socket: Arc::clone(socket), control: control.file };
+        let ends = Endpoints { bell: control.bell, socket: Arc::clone(socket), control: control.file };
         match self.mapped {
             Some(mapped) if control.mapped.is_none() => {
                 mapped.attach(ends);
                 Ok(mapped)
             }
-            _ => Ok(Arc::new(Shared::new(self.buffers, control.id, Line::new(ends)))),
+            _ => Ok(Arc::new(DirectBuffers::new(self.buffers, control.id, Doorbell::new(ends)))),
         }
     }
 

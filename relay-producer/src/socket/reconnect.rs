@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use relay::wire::socket::{ConnectError, find};
 
-use crate::direct::buffers::Shared;
-use crate::direct::generations::Latest;
+use crate::direct::buffers::DirectBuffers;
+use crate::direct::generations::Generations;
 use crate::error::{OpenError, RequestError};
 use crate::socket::connection::Connection;
 use crate::socket::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
@@ -30,7 +30,7 @@ pub(crate) struct Link {
     /// The latest connection. Locked only to take or replace the `Arc`.
     current: RwLock<Arc<Connection>>,
     /// The same one's buffers, for those who may not lock.
-    buffers: Latest,
+    buffers: Generations,
     redial: Mutex<Redial>,
     /// There is to be no connection any more.
     closed: AtomicBool,
@@ -58,7 +58,7 @@ impl Link {
         Link {
             mount,
             request,
-            buffers: Latest::new(connection.sharing.as_ref().ok()),
+            buffers: Generations::new(connection.sharing.as_ref().ok()),
             current: RwLock::new(Arc::new(connection)),
             redial: Mutex::default(),
             closed: AtomicBool::new(false),
@@ -79,7 +79,7 @@ impl Link {
     }
 
     /// The buffers to be written directly.
-    pub(crate) fn buffers(&self) -> &Latest {
+    pub(crate) fn buffers(&self) -> &Generations {
         &self.buffers
     }
 
@@ -188,7 +188,7 @@ impl Link {
         &self,
         path: &Path,
         wait: Duration,
-        mapped: Option<&Arc<Shared>>,
+        mapped: Option<&Arc<DirectBuffers>>,
     ) -> Result<Handshake, OpenError> {
         let mapped = mapped.cloned();
         match Handshake::begin(path, wait, mapped.clone()) {

@@ -13,7 +13,7 @@ use relay::layout::abi::{self, LAYOUT_VERSION};
 use relay::memory::mapping::Mapping;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
-use relay::ring::writer::{Here, Placed, Writer};
+use relay::ring::writer::{AnyExecutor, WriteResult, Writer};
 use relay::wire::frame::{Body, DESCRIPTORS_MAX, ShareReply, WriteReply};
 
 use super::Peer;
@@ -121,17 +121,17 @@ impl Files {
         reply: &mut WriteReply,
     ) {
         pin(cpu);
-        let (buffer, here) = (&self.buffers[cpu], Here::on(Some(cpu)));
+        let (buffer, here) = (&self.buffers[cpu], AnyExecutor::on(Some(cpu)));
         loop {
             match Writer::new(buffer, here).place(message).unwrap().placed {
-                Placed::Written => reply.written += 1,
-                Placed::TooBig => reply.too_big += 1,
-                Placed::Full if waits && ended() => {} // and counts nothing
-                Placed::Full if waits => {
+                WriteResult::Written => reply.written += 1,
+                WriteResult::TooBig => reply.too_big += 1,
+                WriteResult::Full if waits && ended() => {} // and counts nothing
+                WriteResult::Full if waits => {
                     std::thread::yield_now();
                     continue;
                 }
-                Placed::Full | Placed::Closed => {
+                WriteResult::Full | WriteResult::Closed => {
                     reply.dropped += 1;
                     buffer.count_dropped_elsewhere(1);
                 }
@@ -146,7 +146,7 @@ impl Files {
             std::thread::scope(|scope| {
                 scope.spawn(|| {
                     pin(cpu);
-                    Writer::new(&self.buffers[cpu], Here::on(Some(cpu))).close().unwrap();
+                    Writer::new(&self.buffers[cpu], AnyExecutor::on(Some(cpu))).close().unwrap();
                 });
             });
         }

@@ -75,7 +75,7 @@ pub struct ControlHeader {
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct BufferBlock {
-    /// Where the writer is: `lap | slot | offset`. Alone on its line; written only on the buffer's CPU.
+    /// Where the writer is: `lap | slot | offset`. SoleWriter on its line; written only on the buffer's CPU.
     pub state: AtomicU64,
     pad0: Pad<56>,
     /// Where the reader is: `lap | slot | bytes_consumed`. Written by the daemon only.

@@ -11,7 +11,7 @@ const TRIES_MAX: u32 = 1000;
 
 /// One buffer, seen from outside.
 #[derive(Debug)]
-pub struct View {
+pub struct MappedReader {
     buffer: Buffer,
     /// Where the next sub-buffer begins, or goes on.
     cursor: Position,
@@ -34,10 +34,10 @@ pub struct SubBuffer<'a> {
     len: usize,
 }
 
-impl View {
+impl MappedReader {
     /// A view of what is unread. The mappings behind `buffer` may be read-only.
-    pub fn new(buffer: Buffer) -> View {
-        let mut view = View { buffer, cursor: Position(0), taken: None };
+    pub fn new(buffer: Buffer) -> MappedReader {
+        let mut view = MappedReader { buffer, cursor: Position(0), taken: None };
         view.go_back();
         view
     }
@@ -59,12 +59,12 @@ impl View {
     }
 
     /// What to give back: the number of the first sub-buffer that was taken, and how many were, if any. To be followed by
-    /// [`View::go_back`] if that is refused.
+    /// [`MappedReader::go_back`] if that is refused.
     pub fn take_back(&mut self) -> Option<(u64, u64)> {
         self.taken.take()
     }
 
-    /// Undoes [`View::take_back`], of which nobody knows what it came to: its daemon has died.
+    /// Undoes [`MappedReader::take_back`], of which nobody knows what it came to: its daemon has died.
     pub fn keep_taken(&mut self, (first, count): (u64, u64)) {
         self.taken = Some((first, count));
     }
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
     use crate::GeometrySpec;
     use crate::ring::reader::{ConsumeError, Reader};
-    use crate::ring::writer::{Alone, Writer};
+    use crate::ring::writer::{SoleWriter, Writer};
 
     fn buffer(spec: &str) -> Buffer {
         let spec: GeometrySpec = spec.parse().unwrap();
@@ -207,8 +207,8 @@ mod tests {
     #[test]
     fn sub_buffers_are_seen_once_and_given_back_by_number() {
         let buffer = buffer("subbuf-size=8:n-subbufs=3");
-        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
-        let mut view = View::new(buffer.clone());
+        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
+        let mut view = MappedReader::new(buffer.clone());
         assert!(view.next_finished().is_none());
         for message in [b"aaaaa", b"bbbbb", b"ccccc"] {
             writer.write(message).unwrap();
@@ -230,11 +230,11 @@ mod tests {
     #[test]
     fn what_was_partly_read_is_seen_from_there_on_and_counts_as_one() {
         let buffer = buffer("subbuf-size=8:n-subbufs=3");
-        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
+        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
         writer.write(b"abcdefg").unwrap();
         writer.flush().unwrap();
         reader.read(3, &mut Vec::new(), |bytes| assert_eq!(bytes, b"abc"));
-        let mut view = View::new(buffer.clone());
+        let mut view = MappedReader::new(buffer.clone());
         assert_eq!(view.consumed_bytes(), Some(3));
         let next = view.next_finished().unwrap();
         assert_eq!((next.begin, text(next)), (3, "defg".to_owned()));
@@ -247,8 +247,8 @@ mod tests {
     fn what_somebody_else_has_read_is_not_seen_again_nor_given_back_for_another() {
         for mode in ["no-overwrite", "overwrite"] {
             let buffer = buffer(&format!("subbuf-size=8:n-subbufs=3:{mode}"));
-            let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
-            let mut view = View::new(buffer.clone());
+            let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
+            let mut view = MappedReader::new(buffer.clone());
             let mut pass = |text: &[u8]| {
                 writer.write(text).unwrap();
                 writer.flush().unwrap();
@@ -280,8 +280,8 @@ mod tests {
     #[test]
     fn what_is_given_back_to_a_dying_daemon_is_given_back_once() {
         let buffer = buffer("subbuf-size=8:n-subbufs=4");
-        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
-        let mut view = View::new(buffer.clone());
+        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
+        let mut view = MappedReader::new(buffer.clone());
         for message in [b"aaaaa", b"bbbbb", b"ccccc"] {
             writer.write(message).unwrap();
         }
@@ -301,8 +301,8 @@ mod tests {
     #[test]
     fn what_is_consumed_is_told_in_bytes_as_long_as_it_is_known() {
         let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
-        let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
-        let view = View::new(buffer.clone());
+        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
+        let view = MappedReader::new(buffer.clone());
         let mut scratch = Vec::new();
         for n in 1..20 {
             writer.write(b"12345").unwrap();
@@ -321,10 +321,10 @@ mod tests {
     fn what_a_reset_has_passed_over_is_not_seen() {
         for mode in ["no-overwrite", "overwrite"] {
             let buffer = buffer(&format!("subbuf-size=8:n-subbufs=3:{mode}"));
-            let (writer, mut reader) = (Writer::new(&buffer, Alone), Reader::new(buffer.clone()));
-            let mut view = View::new(buffer.clone());
+            let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
+            let mut view = MappedReader::new(buffer.clone());
             writer.write(b"before").unwrap();
-            reader.reset(Alone).unwrap();
+            reader.reset(SoleWriter).unwrap();
             assert!(view.next_finished().is_none(), "{mode}");
             writer.write(b"behind").unwrap();
             writer.flush().unwrap();
@@ -336,8 +336,8 @@ mod tests {
     #[test]
     fn overwritten_ones_are_passed_over_and_known_by_their_numbers() {
         let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
-        let writer = Writer::new(&buffer, Alone);
-        let mut view = View::new(buffer.clone());
+        let writer = Writer::new(&buffer, SoleWriter);
+        let mut view = MappedReader::new(buffer.clone());
         writer.write(b"00000").unwrap();
         writer.write(b"11111").unwrap();
         let first = view.next_finished().unwrap();

@@ -33,7 +33,7 @@ use crate::layout::position::Position;
 use crate::memory::lent::Lent;
 use crate::memory::sync::{AtomicU64, Ordering, fence};
 use crate::ring::buffer::{Buffer, add};
-use crate::ring::writer::{Contended, Run, Writer};
+use crate::ring::writer::{Executor, RetriesExhausted, Writer};
 
 /// Tries at looking at something that a writer keeps overwriting, before going on with what there is.
 const TRIES_MAX: u32 = 1000;
@@ -255,7 +255,7 @@ impl Reader {
     }
 
     /// Forgets everything unread and starts over at an empty ring (W8). `run` is a writer of the buffer.
-    pub fn reset(&mut self, run: impl Run) -> Result<(), Contended> {
+    pub fn reset(&mut self, run: impl Executor) -> Result<(), RetriesExhausted> {
         self.note_high_water();
         if self.buffer.geometry().mode() == Mode::Overwrite {
             // What the writer has taken before is not the reset's doing; what was kept of it, is.

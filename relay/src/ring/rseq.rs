@@ -29,7 +29,7 @@ use crate::layout::position::Position;
 use crate::memory::mapping::Mapping;
 use crate::memory::sync::{AtomicIsize, AtomicU64, Ordering};
 use crate::ring::buffer::Buffer;
-use crate::ring::writer::{Appended, Run, Sequence};
+use crate::ring::writer::{Appended, Executor, Sequence};
 
 /// From this length on, `rep movsb` copies; it is what processors do best with much.
 const REP_MOVSB_MIN: usize = 2048;
@@ -46,7 +46,7 @@ pub struct Sequences {
 
 /// A thread that believes itself to be on a CPU, and writes only as long as that is so.
 #[derive(Clone, Copy, Debug)]
-pub struct OnCpu {
+pub struct RseqExecutor {
     sequences: Sequences,
     cpu: usize,
 }
@@ -77,8 +77,8 @@ impl Sequences {
 
     /// Whichever thread calls, as a writer of the buffer of `cpu`.
     #[inline(always)]
-    pub fn on(self, cpu: usize) -> OnCpu {
-        OnCpu { sequences: self, cpu }
+    pub fn on(self, cpu: usize) -> RseqExecutor {
+        RseqExecutor { sequences: self, cpu }
     }
 }
 
@@ -275,7 +275,7 @@ struct Switch {
     start_len: usize,
 }
 
-impl Run for OnCpu {
+impl Executor for RseqExecutor {
     #[inline(always)]
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
         let (window, state) = (buffer.window(), &raw const buffer.block().state);

@@ -13,7 +13,7 @@ use loom::sync::{Mutex, MutexGuard};
 
 use crate::layout::position::Position;
 use crate::ring::buffer::Buffer;
-use crate::ring::writer::{Alone, Appended, Run, Sequence};
+use crate::ring::writer::{Appended, Executor, Sequence, SoleWriter};
 
 loom::lazy_static! {
     /// Held by the thread that runs on the one CPU that a model has.
@@ -84,21 +84,21 @@ fn uninterrupted<T>(act: impl FnOnce() -> T) -> T {
 
 /// A thread in [`on_cpu`]: what restartable sequences amount to.
 #[derive(Clone, Copy, Debug)]
-pub struct OnCpu;
+pub struct RseqExecutor;
 
-impl Run for OnCpu {
+impl Executor for RseqExecutor {
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
-        uninterrupted(|| Alone.append(buffer, message))
+        uninterrupted(|| SoleWriter.append(buffer, message))
     }
 
     fn locate(&self, _: &Buffer, _: Position) {}
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
-        uninterrupted(|| is_at(buffer, sequence.from.0) && Alone.switch(buffer, sequence))
+        uninterrupted(|| is_at(buffer, sequence.from.0) && SoleWriter.switch(buffer, sequence))
     }
 
     fn count(&self, counter: &AtomicU64, n: u64) -> bool {
-        uninterrupted(|| Alone.count(counter, n))
+        uninterrupted(|| SoleWriter.count(counter, n))
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The rule everything hangs on: **only a thread on the buffer's CPU writes to it, and it is not interrupted**. The kernel
 //! has this by switching interrupts off, we have it by restartable sequences ([`crate::ring::rseq`]), or by being the only
-//! thread that writes at all ([`Alone`]). So there is no reserve and commit: a message is copied behind `state`, where
+//! thread that writes at all ([`SoleWriter`]). So there is no reserve and commit: a message is copied behind `state`, where
 //! nobody looks, and one store to `state` makes it part of the stream. It is there, whole, or it is not there at all.
 //!
 //! Each change is one sequence: stores that mean nothing until the last one, the store to `state`, and none of them at all
@@ -25,14 +25,14 @@ use crate::layout::geometry::{MESSAGE_MAX, Mode};
 use crate::layout::position::Position;
 use crate::memory::sync::{AtomicU64, Ordering, fence};
 use crate::ring::buffer::Buffer;
-use crate::ring::subbuf_start::{Gate, Switching};
+use crate::ring::subbuf_start::{SubbufInfo, SubbufStart};
 
 /// Tries at a change that is interrupted each time, before it is given up.
 const TRIES_MAX: u32 = 64;
 
 /// What became of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placed {
+pub enum WriteResult {
     /// It is in the buffer.
     Written,
     /// Every sub-buffer is full.
@@ -47,7 +47,7 @@ pub enum Placed {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// What became of the message. If it was not written, nobody has counted it yet.
-    pub placed: Placed,
+    pub placed: WriteResult,
     /// Whether a sub-buffer was finished: whoever polls wants to know.
     pub switched: bool,
 }
@@ -55,10 +55,10 @@ pub struct Outcome {
 /// A change was interrupted each time it was tried, or this thread is not on the buffer's CPU. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("interrupted each time, or not on the buffer's CPU")]
-pub struct Contended;
+pub struct RetriesExhausted;
 
 /// How changes are made. False: nothing was changed, look again.
-pub trait Run: Copy {
+pub trait Executor: Copy {
     /// Copies a message of at most [`MESSAGE_MAX`] bytes behind the last one and moves the state on, if it fits there.
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended;
     /// A message fits the sub-buffer at `position`, but was not appended for not knowing where that is.
@@ -82,33 +82,33 @@ pub enum Appended {
 
 /// The only writer of its buffer, so that nothing can come between the steps of a change.
 #[derive(Clone, Copy, Debug)]
-pub struct Alone;
+pub struct SoleWriter;
 
 /// A thread that others let write for them: by restartable sequences where there are any, since producers may be writing
 /// the same buffer; elsewhere nobody else can, and it is alone.
 #[derive(Clone, Copy, Debug)]
-pub enum Here {
+pub enum AnyExecutor {
     /// The only writer.
-    Alone,
+    SoleWriter,
     /// One of those on this CPU.
     #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-    OnCpu(crate::ring::rseq::OnCpu),
+    RseqExecutor(crate::ring::rseq::RseqExecutor),
 }
 
-impl Here {
+impl AnyExecutor {
     /// The calling thread, which is on `cpu`; without one it is the only writer.
-    pub fn on(cpu: Option<usize>) -> Here {
+    pub fn on(cpu: Option<usize>) -> AnyExecutor {
         #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
         if let (Some(cpu), Some(sequences)) = (cpu, crate::ring::rseq::Sequences::find()) {
-            return Here::OnCpu(sequences.on(cpu));
+            return AnyExecutor::RseqExecutor(sequences.on(cpu));
         }
         let _ = cpu;
-        Here::Alone
+        AnyExecutor::SoleWriter
     }
 
     /// Whether the calling thread can write a buffer together with others.
     pub fn can_share() -> bool {
-        !matches!(Here::on(Some(0)), Here::Alone)
+        !matches!(AnyExecutor::on(Some(0)), AnyExecutor::SoleWriter)
     }
 }
 
@@ -163,7 +163,7 @@ pub struct Writer<'a, R> {
     run: R,
 }
 
-impl<'a, R: Run> Writer<'a, R> {
+impl<'a, R: Executor> Writer<'a, R> {
     /// The writing end of `buffer` for whoever `run` is.
     #[inline(always)]
     pub fn new(buffer: &'a Buffer, run: R) -> Writer<'a, R> {
@@ -174,7 +174,7 @@ impl<'a, R: Run> Writer<'a, R> {
     pub fn try_write(&self, message: &[u8]) -> Option<Outcome> {
         if message.len() <= MESSAGE_MAX {
             match self.append(message) {
-                Appended::Done => return Some(Outcome { placed: Placed::Written, switched: false }),
+                Appended::Done => return Some(Outcome { placed: WriteResult::Written, switched: false }),
                 Appended::Interrupted => return None,
                 Appended::Elsewhere => {}
             }
@@ -195,11 +195,11 @@ impl<'a, R: Run> Writer<'a, R> {
 
     /// The same, asking `gate` before a sub-buffer is begun. Who is refused finds the current one finished all the same, and the
     /// buffer blocked, as if all were full.
-    pub fn write_elsewhere_if(&self, message: &[u8], gate: Option<&mut Gate<'_>>) -> Option<Outcome> {
+    pub fn write_elsewhere_if(&self, message: &[u8], gate: Option<&mut SubbufStart<'_>>) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // W2.a. Longer than the header leaves room for is W2.e, which the switch decides.
         if message.len() > buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
-            return Some(Outcome { placed: Placed::TooBig, switched: false });
+            return Some(Outcome { placed: WriteResult::TooBig, switched: false });
         }
         let from = self.state();
         if widths.append(from, message.len()).is_some() {
@@ -230,20 +230,20 @@ impl<'a, R: Run> Writer<'a, R> {
     }
 
     /// [`Writer::try_write`] until it succeeds, a bounded number of times.
-    pub fn write(&self, message: &[u8]) -> Result<Outcome, Contended> {
-        (0..TRIES_MAX).find_map(|_| self.try_write(message)).ok_or(Contended)
+    pub fn write(&self, message: &[u8]) -> Result<Outcome, RetriesExhausted> {
+        (0..TRIES_MAX).find_map(|_| self.try_write(message)).ok_or(RetriesExhausted)
     }
 
     /// [`Writer::try_flush`] until it succeeds, a bounded number of times.
-    pub fn flush(&self) -> Result<Outcome, Contended> {
-        (0..TRIES_MAX).find_map(|_| self.try_flush()).ok_or(Contended)
+    pub fn flush(&self) -> Result<Outcome, RetriesExhausted> {
+        (0..TRIES_MAX).find_map(|_| self.try_flush()).ok_or(RetriesExhausted)
     }
 
     /// [`Writer::write`] that counts what was too big. What was refused for lack of room is the caller's to count, who
     /// may rather try again.
-    pub fn place(&self, message: &[u8]) -> Result<Outcome, Contended> {
+    pub fn place(&self, message: &[u8]) -> Result<Outcome, RetriesExhausted> {
         let outcome = self.write(message)?;
-        if outcome.placed == Placed::TooBig && !self.count(1, |block| &block.too_big) {
+        if outcome.placed == WriteResult::TooBig && !self.count(1, |block| &block.too_big) {
             self.buffer.count_dropped_elsewhere(1);
         }
         Ok(outcome)
@@ -257,7 +257,7 @@ impl<'a, R: Run> Writer<'a, R> {
 
     /// Goes to the first slot of the next lap, leaving everything behind (W8), and returns where that is. The reader, who
     /// calls, is taken along: a `consumed` that is ahead for a moment just means room.
-    pub(crate) fn reset(&self) -> Result<Position, Contended> {
+    pub(crate) fn reset(&self) -> Result<Position, RetriesExhausted> {
         let buffer = self.buffer;
         let done = (0..TRIES_MAX).find_map(|_| {
             let from = self.state();
@@ -272,15 +272,15 @@ impl<'a, R: Run> Writer<'a, R> {
             stores.push(&buffer.block().begun, start.0);
             self.run.switch(buffer, &self.beginning(from, stores, start, &[], &[])).then_some(start)
         });
-        done.ok_or(Contended)
+        done.ok_or(RetriesExhausted)
     }
 
-    /// Ends the buffer: every later write finds it blocked, looks, and is told [`Placed::Closed`].
+    /// Ends the buffer: every later write finds it blocked, looks, and is told [`WriteResult::Closed`].
     ///
     /// The state changes even if the buffer is blocked already, by an empty sub-buffer: a writer that was interrupted
     /// after its look at `closed`, and for which there is room by now, would go on from the same state, and all who come
     /// after it would append there without a look.
-    pub fn close(&self) -> Result<(), Contended> {
+    pub fn close(&self) -> Result<(), RetriesExhausted> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // Relaxed, both: before the state, which is what sends writers here.
         let is_closed = buffer.block().closed.load(Ordering::Relaxed) != 0;
@@ -292,16 +292,16 @@ impl<'a, R: Run> Writer<'a, R> {
             }
             self.run.switch(buffer, &self.blocking(from, widths.next(from)))
         });
-        done.then_some(()).ok_or(Contended)
+        done.then_some(()).ok_or(RetriesExhausted)
     }
 
     /// W2, after a.
     #[inline(never)]
-    fn switch(&self, from: Position, message: &[u8], gate: Option<&mut Gate<'_>>) -> Option<Outcome> {
+    fn switch(&self, from: Position, message: &[u8], gate: Option<&mut SubbufStart<'_>>) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // Relaxed: the daemon sets it before it blocks the buffer, and the look at the state came first (Acquire).
         if buffer.block().closed.load(Ordering::Relaxed) != 0 {
-            return Some(Outcome { placed: Placed::Closed, switched: false });
+            return Some(Outcome { placed: WriteResult::Closed, switched: false });
         }
         let geometry = buffer.geometry();
         let closes = !widths.blocked(from);
@@ -312,17 +312,17 @@ impl<'a, R: Run> Writer<'a, R> {
         let mut start = None;
         if let (Some(gate), false) = (gate, full) {
             let padding = if closes { geometry.subbuf_size() - widths.offset(from) } else { 0 };
-            start = gate(Switching { padding, full: is_full(), header: geometry.header() });
+            start = gate(SubbufInfo { padding, full: is_full(), header: geometry.header() });
             full = start.is_none();
         }
         let start =
             start.as_ref().map_or(&[][..], |start| &start.bytes[..geometry.header().min(start.bytes.len())]);
         if full && !closes {
-            return Some(Outcome { placed: Placed::Full, switched: false }); // W5
+            return Some(Outcome { placed: WriteResult::Full, switched: false }); // W5
         }
         if full {
             let done = self.run.switch(buffer, &self.blocking(from, next));
-            return done.then_some(Outcome { placed: Placed::Full, switched: true }); // W2.c
+            return done.then_some(Outcome { placed: WriteResult::Full, switched: true }); // W2.c
         }
         let mut stores = Stores::none(buffer);
         if closes {
@@ -331,7 +331,7 @@ impl<'a, R: Run> Writer<'a, R> {
         stores.push(&buffer.block().begun, next.0);
         let fits = message.len() <= geometry.subbuf_size() - geometry.header();
         let sequence = self.beginning(from, stores, next, start, if fits { message } else { &[] }); // W2.d, W2.e
-        let placed = if fits { Placed::Written } else { Placed::TooBig };
+        let placed = if fits { WriteResult::Written } else { WriteResult::TooBig };
         self.run.switch(buffer, &sequence).then_some(Outcome { placed, switched: closes })
     }
 
@@ -391,41 +391,41 @@ impl<'a, R: Run> Writer<'a, R> {
     }
 }
 
-impl Run for Here {
+impl Executor for AnyExecutor {
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
         match self {
-            Here::Alone => Alone.append(buffer, message),
+            AnyExecutor::SoleWriter => SoleWriter.append(buffer, message),
             #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            Here::OnCpu(on_cpu) => on_cpu.append(buffer, message),
+            AnyExecutor::RseqExecutor(on_cpu) => on_cpu.append(buffer, message),
         }
     }
 
     fn locate(&self, buffer: &Buffer, position: Position) {
         match self {
-            Here::Alone => Alone.locate(buffer, position),
+            AnyExecutor::SoleWriter => SoleWriter.locate(buffer, position),
             #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            Here::OnCpu(on_cpu) => on_cpu.locate(buffer, position),
+            AnyExecutor::RseqExecutor(on_cpu) => on_cpu.locate(buffer, position),
         }
     }
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
         match self {
-            Here::Alone => Alone.switch(buffer, sequence),
+            AnyExecutor::SoleWriter => SoleWriter.switch(buffer, sequence),
             #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            Here::OnCpu(on_cpu) => on_cpu.switch(buffer, sequence),
+            AnyExecutor::RseqExecutor(on_cpu) => on_cpu.switch(buffer, sequence),
         }
     }
 
     fn count(&self, counter: &AtomicU64, n: u64) -> bool {
         match self {
-            Here::Alone => Alone.count(counter, n),
+            AnyExecutor::SoleWriter => SoleWriter.count(counter, n),
             #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            Here::OnCpu(on_cpu) => on_cpu.count(counter, n),
+            AnyExecutor::RseqExecutor(on_cpu) => on_cpu.count(counter, n),
         }
     }
 }
 
-impl Run for Alone {
+impl Executor for SoleWriter {
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
         let state = &buffer.block().state;
         // Relaxed: nobody else stores it.

@@ -34,16 +34,16 @@ pub(crate) struct Damage {
 }
 
 /// A buffer's reading side, with the one lock it has.
-pub(crate) struct Side<'a> {
+pub(crate) struct ReadGuard<'a> {
     channel: &'a Channel,
     cpu: usize,
     /// Only gone while it is dropped.
     side: Option<MutexGuard<'a, ReadSide>>,
 }
 
-impl<'a> Side<'a> {
+impl<'a> ReadGuard<'a> {
     /// What the lock of a buffer's reading side protects, looked at before anybody goes by it.
-    pub(crate) fn new(channel: &'a Channel, cpu: usize, side: MutexGuard<'a, ReadSide>) -> Side<'a> {
+    pub(crate) fn new(channel: &'a Channel, cpu: usize, side: MutexGuard<'a, ReadSide>) -> ReadGuard<'a> {
         if channel.damage().broken.get().is_none()
             && let Err(unsound) = side.reader.check_words()
         {
@@ -53,11 +53,11 @@ impl<'a> Side<'a> {
         if !channel.damage().ending.load(Ordering::Acquire) {
             side.reader.deny_closed();
         }
-        Side { channel, cpu, side: Some(side) }
+        ReadGuard { channel, cpu, side: Some(side) }
     }
 }
 
-impl Deref for Side<'_> {
+impl Deref for ReadGuard<'_> {
     type Target = ReadSide;
 
     fn deref(&self) -> &ReadSide {
@@ -65,13 +65,13 @@ impl Deref for Side<'_> {
     }
 }
 
-impl DerefMut for Side<'_> {
+impl DerefMut for ReadGuard<'_> {
     fn deref_mut(&mut self) -> &mut ReadSide {
         self.side.as_mut().expect("only drop takes it")
     }
 }
 
-impl Drop for Side<'_> {
+impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
         let Some(mut side) = self.side.take() else { return };
         let corrected = side.reader.corrected();
@@ -99,11 +99,11 @@ impl Channel {
 
     /// Whether the channel is broken, as far as anybody who looked at its memory could know.
     pub(crate) fn is_broken(&self) -> bool {
-        self.why_broken().is_some()
+        self.broken_reason().is_some()
     }
 
     /// Why it is, if it is.
-    pub(crate) fn why_broken(&self) -> Option<&str> {
+    pub(crate) fn broken_reason(&self) -> Option<&str> {
         let damage = self.damage();
         let met = truncations_met();
         // Acquire, with the Release below: who need not look, sees what was found.

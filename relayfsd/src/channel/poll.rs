@@ -117,7 +117,7 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     use relay::GeometrySpec;
-    use relay::ring::writer::{Alone, Writer};
+    use relay::ring::writer::{SoleWriter, Writer};
 
     use super::*;
     use crate::channel::Named;
@@ -137,7 +137,7 @@ mod tests {
         };
         assert!(matches!(channel.poll(0, 7, Some(Box::new(told))), PollState::Idle));
         let switch = || {
-            Writer::new(channel.buffer(0), Alone).flush().unwrap();
+            Writer::new(channel.buffer(0), SoleWriter).flush().unwrap();
             channel.buffer(0).wake_wanted().expect("somebody polls").rung();
         };
         switch();

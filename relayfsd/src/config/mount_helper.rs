@@ -1,5 +1,5 @@
 //! `mount -t relayfs`: mount(8) runs /sbin/mount.relayfs, a symbolic link to this program, and speaks a language of its own
-//! ("EXTERNAL HELPERS" in its manual page), in which `-f` is *fake*, and `-s` *sloppy*. Here it becomes ours.
+//! ("EXTERNAL HELPERS" in its manual page), in which `-f` is *fake*, and `-s` *sloppy*. AnyExecutor it becomes ours.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

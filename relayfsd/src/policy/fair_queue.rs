@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 /// Does something that takes long, and tells the result to the waiting caller.
-pub(crate) type Order = Box<dyn FnOnce() + Send>;
+pub(crate) type CreateJob = Box<dyn FnOnce() + Send>;
 
 /// The orders that were given. Connections have one at a time, and file operations wait for theirs, which bounds them. Users take
 /// turns: a user with hundreds of large orders keeps others waiting for one of them at most.
@@ -41,17 +41,17 @@ impl<T> Orders<T> {
 
 /// What the thread and those who give it orders share.
 struct Shared {
-    orders: Mutex<Orders<Order>>,
+    orders: Mutex<Orders<CreateJob>>,
     given: Condvar,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Orders<Order>> {
+    fn lock(&self) -> MutexGuard<'_, Orders<CreateJob>> {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the next order. `None`: there will be no more.
-    fn next(&self) -> Option<Order> {
+    fn next(&self) -> Option<CreateJob> {
         let mut orders = self.lock();
         loop {
             match orders.next() {
@@ -77,7 +77,7 @@ impl Turns {
     }
 
     /// Has something done for a user.
-    pub(crate) fn order(&self, uid: u32, order: Order) {
+    pub(crate) fn order(&self, uid: u32, order: CreateJob) {
         self.0.lock().add(uid, order);
         self.0.given.notify_one();
     }

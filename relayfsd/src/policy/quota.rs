@@ -14,21 +14,21 @@ pub(crate) fn is_trusted(uid: u32) -> bool {
 }
 
 /// Whether somebody who has `own` of `max` may have `more`, of which `used` are in use by all.
-pub(crate) fn admits(uid: u32, own: u64, used: u64, max: u64, more: u64) -> Result<(), NoShare> {
+pub(crate) fn admits(uid: u32, own: u64, used: u64, max: u64, more: u64) -> Result<(), QuotaExceeded> {
     let free = max.saturating_sub(used);
     if more > free {
-        return Err(NoShare::All);
+        return Err(QuotaExceeded::All);
     }
     // What is left afterwards counts; but the last one goes to who has none.
     if !is_trusted(uid) && own + more > free - more + 1 {
-        return Err(NoShare::Yours);
+        return Err(QuotaExceeded::Yours);
     }
     Ok(())
 }
 
 /// Why somebody gets no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoShare {
+pub(crate) enum QuotaExceeded {
     /// There is none left.
     All,
     /// He has as much as is left for others.
@@ -36,7 +36,7 @@ pub(crate) enum NoShare {
 }
 
 /// How much is in use, and by whom.
-pub(crate) struct Shares {
+pub(crate) struct Quota {
     max: usize,
     table: Mutex<Table>,
 }
@@ -48,10 +48,10 @@ struct Table {
     by_uid: HashMap<u32, usize>,
 }
 
-impl Shares {
+impl Quota {
     /// `max` of something, all of it free.
-    pub(crate) fn new(max: usize) -> Arc<Shares> {
-        Arc::new(Shares { max, table: Mutex::default() })
+    pub(crate) fn new(max: usize) -> Arc<Quota> {
+        Arc::new(Quota { max, table: Mutex::default() })
     }
 
     pub(crate) fn max(&self) -> usize {
@@ -59,12 +59,12 @@ impl Shares {
     }
 
     /// A claim of a user's to nothing yet.
-    pub(crate) fn begin(self: &Arc<Self>, uid: u32) -> Claim {
-        Claim { shares: Arc::clone(self), uid, n: 0 }
+    pub(crate) fn begin(self: &Arc<Self>, uid: u32) -> Reservation {
+        Reservation { shares: Arc::clone(self), uid, n: 0 }
     }
 
     /// Takes `n` for a user, until the claim is dropped.
-    pub(crate) fn claim(self: &Arc<Self>, uid: u32, n: usize) -> Result<Claim, NoShare> {
+    pub(crate) fn claim(self: &Arc<Self>, uid: u32, n: usize) -> Result<Reservation, QuotaExceeded> {
         let mut claim = self.begin(uid);
         claim.grow(n)?;
         Ok(claim)
@@ -76,19 +76,19 @@ impl Shares {
 }
 
 /// Somebody's part, given back when dropped.
-pub(crate) struct Claim {
-    shares: Arc<Shares>,
+pub(crate) struct Reservation {
+    shares: Arc<Quota>,
     uid: u32,
     n: usize,
 }
 
-impl Claim {
+impl Reservation {
     pub(crate) fn len(&self) -> usize {
         self.n
     }
 
     /// Takes `n` more, or nothing.
-    pub(crate) fn grow(&mut self, n: usize) -> Result<(), NoShare> {
+    pub(crate) fn grow(&mut self, n: usize) -> Result<(), QuotaExceeded> {
         let mut table = self.shares.lock();
         let own = table.by_uid.get(&self.uid).copied().unwrap_or(0);
         admits(self.uid, own as u64, table.used as u64, self.shares.max as u64, n as u64)?;
@@ -99,7 +99,7 @@ impl Claim {
     }
 }
 
-impl Drop for Claim {
+impl Drop for Reservation {
     fn drop(&mut self) {
         let mut table = self.shares.lock();
         table.used -= self.n;
@@ -121,16 +121,16 @@ mod tests {
     const B: u32 = 4_000_000_002;
     const C: u32 = 4_000_000_003;
 
-    fn take(shares: &Arc<Shares>, uid: u32) -> Vec<Claim> {
+    fn take(shares: &Arc<Quota>, uid: u32) -> Vec<Reservation> {
         std::iter::from_fn(|| shares.claim(uid, 1).ok()).collect()
     }
 
     #[test]
     fn whoever_comes_next_finds_some() {
-        let shares = Shares::new(12);
+        let shares = Quota::new(12);
         let of_a = take(&shares, A);
         assert_eq!(of_a.len(), 6);
-        assert_eq!(shares.claim(A, 1).err(), Some(NoShare::Yours));
+        assert_eq!(shares.claim(A, 1).err(), Some(QuotaExceeded::Yours));
         let of_b = take(&shares, B);
         assert_eq!(of_b.len(), 3);
         assert_eq!(take(&shares, C).len(), 2);
@@ -143,21 +143,21 @@ mod tests {
 
     #[test]
     fn root_may_have_all() {
-        let shares = Shares::new(12);
+        let shares = Quota::new(12);
         let of_a = take(&shares, A);
         assert_eq!(take(&shares, 0).len(), 6);
         let mut all = take(&shares, 0);
-        assert_eq!(shares.claim(0, 7).err(), Some(NoShare::All));
+        assert_eq!(shares.claim(0, 7).err(), Some(QuotaExceeded::All));
         drop(of_a);
         all.extend(take(&shares, 0));
-        assert_eq!((all.len(), shares.claim(A, 1).err()), (12, Some(NoShare::All)));
+        assert_eq!((all.len(), shares.claim(A, 1).err()), (12, Some(QuotaExceeded::All)));
     }
 
     #[test]
     fn a_claim_grows_as_far_as_one_could_be_made() {
-        let shares = Shares::new(12);
+        let shares = Quota::new(12);
         let mut claim = shares.claim(A, 4).unwrap();
-        assert_eq!(claim.grow(3), Err(NoShare::Yours));
+        assert_eq!(claim.grow(3), Err(QuotaExceeded::Yours));
         assert_eq!((claim.len(), claim.grow(2), claim.len()), (4, Ok(()), 6));
     }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use clap::ValueEnum;
 use nix::sys::socket::UnixCredentials;
 use nix::unistd::{Gid, Uid, User, getgrouplist};
-use relay::ring::writer::Here;
+use relay::ring::writer::AnyExecutor;
 
 use crate::policy::quota::is_trusted;
 
@@ -72,7 +72,7 @@ impl fmt::Display for NotShared {
 impl Sharing {
     /// Whether a peer gets the files of channels.
     pub(crate) fn admits(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
-        if !Here::can_share() {
+        if !AnyExecutor::can_share() {
             return Err(NotShared::NoSequences);
         }
         let uid = peer.map_or(u32::MAX, UnixCredentials::uid);

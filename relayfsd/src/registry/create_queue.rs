@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use relay::{ChannelName, GeometrySpec};
 
-use crate::registry::{Create, Held, OpenError, Registry};
+use crate::registry::{ChannelRef, Create, OpenError, Registry};
 use crate::socket::backpressure::Ring;
 
 /// What came of it: the channel, and whether it is new.
-pub(crate) type Made = Result<(Held, bool), OpenError>;
+pub(crate) type Made = Result<(ChannelRef, bool), OpenError>;
 
 impl Registry {
     /// Opens a channel as [`Registry::open`] does, or makes it for a user, on the creator's thread. `ring` is called when it is known
@@ -20,7 +20,7 @@ impl Registry {
         spec: GeometrySpec,
         uid: u32,
         ring: Ring,
-    ) -> Ordered {
+    ) -> PendingCreate {
         let ordered = Arc::new(Mutex::new(None));
         let (registry, made) = (self.clone(), Arc::downgrade(&ordered));
         let order = move || {
@@ -32,14 +32,14 @@ impl Registry {
             }
         };
         self.creator().order(uid, Box::new(order));
-        Ordered(ordered)
+        PendingCreate(ordered)
     }
 }
 
 /// A channel that is being made. Dropped, the channel is nobody's once it is there.
-pub(crate) struct Ordered(Arc<Mutex<Option<Made>>>);
+pub(crate) struct PendingCreate(Arc<Mutex<Option<Made>>>);
 
-impl Ordered {
+impl PendingCreate {
     /// What came of it, if that is known.
     pub(crate) fn take(&self) -> Option<Made> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()

@@ -9,17 +9,17 @@ use crate::channel::Channel;
 use crate::writers::Writers;
 
 /// Keeps a channel alive: a producer's connection, an open file, a message under way.
-pub(crate) struct Held {
+pub(crate) struct ChannelRef {
     pub(super) registry: Arc<Registry>,
     pub(super) channel: Arc<Channel>,
 }
 
-impl Held {
+impl ChannelRef {
     /// Begins to hold a channel. The caller has the registry's lock, or holds the channel already.
-    pub(super) fn new(registry: &Arc<Registry>, channel: Arc<Channel>) -> Held {
+    pub(super) fn new(registry: &Arc<Registry>, channel: Arc<Channel>) -> ChannelRef {
         // Relaxed: the lock orders it, see `let_go`.
         channel.holders.fetch_add(1, Ordering::Relaxed);
-        Held { registry: registry.clone(), channel }
+        ChannelRef { registry: registry.clone(), channel }
     }
 
     /// The registry of the channel.
@@ -33,13 +33,13 @@ impl Held {
     }
 }
 
-impl Clone for Held {
-    fn clone(&self) -> Held {
-        Held::new(&self.registry, self.channel.clone())
+impl Clone for ChannelRef {
+    fn clone(&self) -> ChannelRef {
+        ChannelRef::new(&self.registry, self.channel.clone())
     }
 }
 
-impl Deref for Held {
+impl Deref for ChannelRef {
     type Target = Channel;
 
     fn deref(&self) -> &Channel {
@@ -47,7 +47,7 @@ impl Deref for Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for ChannelRef {
     fn drop(&mut self) {
         // AcqRel: whoever is last, and looks, sees what all who left before have written.
         if self.channel.holders.fetch_sub(1, Ordering::AcqRel) == 1 && !self.channel.permanent() {
@@ -57,12 +57,12 @@ impl Drop for Held {
 }
 
 /// Memory that counts as taken until this is dropped.
-pub(crate) struct MemoryClaim {
+pub(crate) struct MemoryReservation {
     pub(super) registry: Arc<Registry>,
     pub(super) bytes: u64,
 }
 
-impl MemoryClaim {
+impl MemoryReservation {
     /// Gives back what is claimed beyond `bytes`.
     pub(crate) fn shrink(&mut self, bytes: u64) {
         let more = self.bytes.saturating_sub(bytes);
@@ -71,7 +71,7 @@ impl MemoryClaim {
     }
 }
 
-impl Drop for MemoryClaim {
+impl Drop for MemoryReservation {
     fn drop(&mut self) {
         self.registry.lock().memory -= self.bytes;
     }

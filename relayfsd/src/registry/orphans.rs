@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 use relay::layout::state_file::{ChannelEntry, STATE_FILE, StateFile};
-use relay::ring::writer::Here;
+use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, GeometrySpec};
 
 use super::ending::CLOSE_MAX;
-use super::{Channels, Create, Held, OpenError, Registry};
+use super::{ChannelRef, Channels, Create, OpenError, Registry};
 use crate::channel::Channel;
 use crate::channel::stats::Counts;
 use crate::kill_point;
@@ -66,7 +66,7 @@ impl Registry {
 
     /// The channels are what they are to be: those that only a daemon before this one had a reason to keep go.
     pub(crate) fn settle(self: &Arc<Self>) -> io::Result<()> {
-        self.look_for_heirs();
+        self.check_orphans();
         for channel in self.all() {
             self.let_go(&channel);
         }
@@ -74,21 +74,21 @@ impl Registry {
     }
 
     /// Whether there may be producers that have buffers from an earlier daemon, and have not come back.
-    pub(crate) fn has_heirs(&self) -> bool {
+    pub(crate) fn has_orphans(&self) -> bool {
         self.lock().by_name.values().any(|channel| channel.is_inherited())
     }
 
     /// Does for producers of an earlier daemon what their bells cannot: they ring for nobody.
-    pub(crate) fn listen_for_heirs(&self) {
+    pub(crate) fn wake_for_orphans(&self) {
         for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
             channel.wake_readable();
         }
     }
 
     /// Looks which producers of an earlier daemon have come back or gone.
-    pub(crate) fn look_for_heirs(self: &Arc<Self>) {
+    pub(crate) fn check_orphans(self: &Arc<Self>) {
         for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
-            if channel.look_for_heirs() {
+            if channel.check_orphans() {
                 channel.wake_readable(); // the last thing they did
                 self.hold_id(channel.id()).iter().for_each(|held| self.write_from_now_on(held));
                 self.let_go(channel);
@@ -97,8 +97,8 @@ impl Registry {
     }
 
     /// Does what could not be done while producers of an earlier daemon wrote, see [`Channel::may_be_written`].
-    fn write_from_now_on(self: &Arc<Self>, channel: &Held) {
-        if Here::can_share() {
+    fn write_from_now_on(self: &Arc<Self>, channel: &ChannelRef) {
+        if AnyExecutor::can_share() {
             return;
         }
         log::info!("channel {}: its earlier producers are gone, messages are written again", channel.name());
@@ -109,7 +109,7 @@ impl Registry {
     }
 
     /// A reset that a dead daemon was in the middle of.
-    pub(super) fn finish_resets(self: &Arc<Self>, channel: &Held) {
+    pub(super) fn finish_resets(self: &Arc<Self>, channel: &ChannelRef) {
         for cpu in (0..channel.n_bufs()).filter(|cpu| channel.read_side(*cpu).reader.is_half_reset()) {
             let (sender, receiver) = bounded(1);
             let done = Box::new(move |done| sender.send(done).unwrap_or_default());

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use relay::GeometrySpec;
 
-use super::{Create, Held, OpenError, Registry};
+use super::{ChannelRef, Create, OpenError, Registry};
 use crate::channel::Channel;
 
 impl Registry {
@@ -44,7 +44,7 @@ impl Registry {
     }
 }
 
-impl Held {
+impl ChannelRef {
     /// Has a broken channel made anew. `done` is told on the creator's thread what came of it.
     pub(crate) fn renew(&self, done: impl FnOnce(Result<(), OpenError>) + Send + 'static) {
         let broken = self.clone();
@@ -60,7 +60,7 @@ mod tests {
 
     use super::*;
     use crate::registry::Limits;
-    use crate::state::recovery::Legacy;
+    use crate::state::recovery::Recovered;
 
     /// A new channel takes as long as its memory: whoever asks for it does not wait, and hears of it later.
     #[test]
@@ -68,7 +68,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits { memory: 64 << 20, channels: 4 };
         let path = dir.path().to_owned();
-        let registry = Registry::new(path, 1, limits, GeometrySpec::default(), Legacy::default()).unwrap();
+        let registry = Registry::new(path, 1, limits, GeometrySpec::default(), Recovered::default()).unwrap();
         let (broken, _) =
             registry.open(&"cpu".parse().unwrap(), GeometrySpec::default(), Create::Permanent).unwrap();
         let paths = broken.paths();

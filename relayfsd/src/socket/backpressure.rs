@@ -22,7 +22,7 @@ pub(crate) type Ring = Arc<dyn Fn() + Send + Sync>;
 pub(crate) type AllUnderWay = Arc<AtomicUsize>;
 
 /// What the writers have of one connection.
-pub(crate) struct UnderWay {
+pub(crate) struct InFlight {
     bytes: AtomicUsize,
     all: AllUnderWay,
     /// The connection is not read, and wants to be told when it may.
@@ -30,9 +30,9 @@ pub(crate) struct UnderWay {
     ring: Ring,
 }
 
-impl UnderWay {
-    pub(crate) fn new(ring: Ring, all: AllUnderWay) -> Arc<UnderWay> {
-        Arc::new(UnderWay { bytes: AtomicUsize::new(0), all, starved: AtomicBool::new(false), ring })
+impl InFlight {
+    pub(crate) fn new(ring: Ring, all: AllUnderWay) -> Arc<InFlight> {
+        Arc::new(InFlight { bytes: AtomicUsize::new(0), all, starved: AtomicBool::new(false), ring })
     }
 
     /// Whether more may be read. If not, the bell rings when it may.
@@ -53,21 +53,21 @@ impl UnderWay {
     }
 
     /// Counts a batch in, until the ticket is dropped. `len` is that of its messages, in bytes.
-    pub(crate) fn ticket(self: &Arc<Self>, len: usize) -> Ticket {
+    pub(crate) fn ticket(self: &Arc<Self>, len: usize) -> Permit {
         let cost = BATCH_COST + len;
         self.bytes.fetch_add(cost, Ordering::Relaxed);
         self.all.fetch_add(cost, Ordering::Relaxed);
-        Ticket { under_way: Arc::clone(self), cost }
+        Permit { under_way: Arc::clone(self), cost }
     }
 }
 
 /// One batch's share.
-pub(crate) struct Ticket {
-    under_way: Arc<UnderWay>,
+pub(crate) struct Permit {
+    under_way: Arc<InFlight>,
     cost: usize,
 }
 
-impl Drop for Ticket {
+impl Drop for Permit {
     fn drop(&mut self) {
         let all = self.under_way.all.fetch_sub(self.cost, Ordering::Relaxed);
         if all > ALL_UNDER_WAY_MAX && all - self.cost <= ALL_UNDER_WAY_MAX {
@@ -88,7 +88,7 @@ mod tests {
     fn the_bell_rings_once_when_enough_came_back() {
         let rings = Arc::new(AtomicUsize::new(0));
         let ring = Arc::clone(&rings);
-        let under_way = UnderWay::new(
+        let under_way = InFlight::new(
             Arc::new(move || {
                 ring.fetch_add(1, Ordering::Relaxed);
             }),
@@ -112,7 +112,7 @@ mod tests {
 
     #[test]
     fn one_long_message_may_exceed_the_limit() {
-        let under_way = UnderWay::new(Arc::new(|| {}), AllUnderWay::default());
+        let under_way = InFlight::new(Arc::new(|| {}), AllUnderWay::default());
         assert!(under_way.has_room());
         let ticket = under_way.ticket(UNDER_WAY_MAX * 4);
         assert!(!under_way.has_room());
@@ -127,7 +127,7 @@ mod tests {
         let ring: Ring = Arc::new(move || {
             ring.fetch_add(1, Ordering::Relaxed);
         });
-        let (many, one) = (UnderWay::new(Arc::clone(&ring), all.clone()), UnderWay::new(ring, all));
+        let (many, one) = (InFlight::new(Arc::clone(&ring), all.clone()), InFlight::new(ring, all));
         let parked = many.ticket(ALL_UNDER_WAY_MAX);
         assert!(one.has_room());
         let ticket = one.ticket(10);

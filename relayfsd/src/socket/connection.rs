@@ -18,7 +18,7 @@ use relay::wire::frame::{
     Body, FRAME_MAX, Frame, FrameError, FrameType, Hello, HelloReply, Refusal, VERSION, WRITE_REPLY,
 };
 
-use crate::policy::quota::Shares;
+use crate::policy::quota::Quota;
 use crate::policy::share_policy::Sharing;
 use crate::registry::Registry;
 use crate::socket::backpressure::{AllUnderWay, Ring};
@@ -86,14 +86,14 @@ impl From<AssemblyError> for Refused {
 }
 
 /// What all connections have in common.
-pub(crate) struct Common {
+pub(crate) struct ConnectionContext {
     pub(crate) registry: Arc<Registry>,
     pub(crate) budget: Arc<Budget>,
     /// Channels that connections hold.
-    pub(crate) holds: Arc<Shares>,
+    pub(crate) holds: Arc<Quota>,
     /// What the writers have of all, and what of it is long messages that wait for room.
     pub(crate) under_way: AllUnderWay,
-    pub(crate) long_waiting: Arc<Shares>,
+    pub(crate) long_waiting: Arc<Quota>,
     pub(crate) ring: Ring,
     pub(crate) sharing: Sharing,
     pub(crate) epoll: Epoll,
@@ -102,7 +102,7 @@ pub(crate) struct Common {
 /// Set in the token of a connection's bell.
 pub(crate) const BELL_BIT: u64 = 1 << 63;
 
-impl Common {
+impl ConnectionContext {
     /// Lets the bell of connection `number` be heard.
     pub(crate) fn watch_bell(&self, bell: &EventFd, number: u64) -> nix::Result<()> {
         self.epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, number | BELL_BIT))
@@ -117,13 +117,13 @@ enum State {
 /// The daemon's side of a connection.
 pub(crate) struct Connection {
     peer: Arc<Peer>,
-    common: Arc<Common>,
+    common: Arc<ConnectionContext>,
     state: State,
     requests: Requests,
 }
 
 impl Connection {
-    pub(crate) fn new(common: Arc<Common>, peer: Peer) -> Connection {
+    pub(crate) fn new(common: Arc<ConnectionContext>, peer: Peer) -> Connection {
         let peer = Arc::new(peer);
         let requests = Requests::new(Arc::clone(&common), Arc::clone(&peer));
         Connection { peer, common, state: State::AwaitingHello, requests }

@@ -22,11 +22,11 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use relay::wire::frame::{Body, FRAME_MAX, Refusal};
 
-use crate::policy::quota::{Claim, NoShare, Shares};
+use crate::policy::quota::{Quota, QuotaExceeded, Reservation};
 use crate::policy::share_policy::Sharing;
 use crate::registry::Registry;
 use crate::socket::backpressure::{AllUnderWay, Ring};
-use crate::socket::connection::{BELL_BIT, Common, Connection, Turn};
+use crate::socket::connection::{BELL_BIT, Connection, ConnectionContext, Turn};
 use crate::socket::peer::{self, Peer};
 use crate::socket::reassembly::{Budget, LONG_WAITING_MAX};
 
@@ -89,18 +89,18 @@ impl Server {
             listener: listener.into(),
             accepting: false,
             spare: spare(&control),
-            common: Arc::new(Common {
+            common: Arc::new(ConnectionContext {
                 registry,
                 budget: Budget::new(),
-                holds: Shares::new(HOLDS_MAX),
+                holds: Quota::new(HOLDS_MAX),
                 under_way: AllUnderWay::default(),
-                long_waiting: Shares::new(LONG_WAITING_MAX),
+                long_waiting: Quota::new(LONG_WAITING_MAX),
                 ring,
                 sharing,
                 epoll,
             }),
             connections: HashMap::new(),
-            places: Shares::new(connections_max),
+            places: Quota::new(connections_max),
             next_token: LISTENER + 1,
             ready: VecDeque::new(),
             stalled: VecDeque::new(),
@@ -128,7 +128,7 @@ impl Drop for Server {
 struct Entry {
     connection: Connection,
     since: Instant,
-    _place: Claim,
+    _place: Reservation,
     /// It is in `ready` or in `stalled`, once.
     queued: bool,
 }
@@ -140,10 +140,10 @@ struct Loop {
     accepting: bool,
     /// Given up for a moment when descriptors run out, to tell who wants to connect.
     spare: Option<OwnedFd>,
-    common: Arc<Common>,
+    common: Arc<ConnectionContext>,
     /// By tokens that are not used again, so that a late event cannot hit somebody else.
     connections: HashMap<u64, Entry>,
-    places: Arc<Shares>,
+    places: Arc<Quota>,
     next_token: u64,
     ready: VecDeque<u64>,
     stalled: VecDeque<u64>,
@@ -305,14 +305,14 @@ impl Loop {
         }
         let place = match place {
             Ok(place) => place,
-            Err(NoShare::All) => {
+            Err(QuotaExceeded::All) => {
                 let text = format!(
                     "{} connections are open, the limit of --max-connections of relayfsd, or of its open files",
                     self.places.max()
                 );
                 return turn_away(&peer, Errno::EUSERS, text);
             }
-            Err(NoShare::Yours) => {
+            Err(QuotaExceeded::Yours) => {
                 let text = format!(
                     "uid {} has as many connections as are left for others, of {}: raise --max-connections of relayfsd",
                     peer.uid(),

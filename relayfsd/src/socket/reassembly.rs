@@ -8,7 +8,7 @@ use relay::layout::geometry::MESSAGE_MAX;
 use relay::wire::frame::{FrameError, MESSAGE_PREFIX_LEN};
 use thiserror::Error;
 
-use crate::policy::quota::{Claim, Shares};
+use crate::policy::quota::{Quota, Reservation};
 
 /// Memory for messages that are not complete yet, over all connections, in bytes.
 const ASSEMBLY_MAX: usize = 64 << 20;
@@ -21,7 +21,7 @@ const STALL_MAX: Duration = Duration::from_secs(1);
 
 /// The memory of messages that are not complete. Who begins one and says no more has it only until somebody needs it.
 pub(crate) struct Budget {
-    shares: Arc<Shares>,
+    shares: Arc<Quota>,
     begun: Mutex<Vec<Weak<Mutex<Begun>>>>,
 }
 
@@ -29,17 +29,17 @@ pub(crate) struct Budget {
 struct Begun {
     bytes: Vec<u8>,
     /// None: it was given up.
-    claim: Option<Claim>,
+    claim: Option<Reservation>,
     /// When it last grew.
     grown: Instant,
 }
 
 impl Budget {
     pub(crate) fn new() -> Arc<Budget> {
-        Arc::new(Budget { shares: Shares::new(ASSEMBLY_MAX), begun: Mutex::default() })
+        Arc::new(Budget { shares: Quota::new(ASSEMBLY_MAX), begun: Mutex::default() })
     }
 
-    fn claim(&self, uid: u32, len: usize) -> Option<Claim> {
+    fn claim(&self, uid: u32, len: usize) -> Option<Reservation> {
         let claim = || self.shares.claim(uid, len).ok();
         claim().or_else(|| {
             self.give_up_stalled();
@@ -93,14 +93,14 @@ pub(crate) enum AssemblyError {
 }
 
 /// A message, as far as it has come.
-pub(crate) struct Assembly {
+pub(crate) struct Reassembly {
     len: usize,
     begun: Arc<Mutex<Begun>>,
 }
 
-impl Assembly {
+impl Reassembly {
     /// Begins with a user's first piece, which starts with the length of the whole message.
-    pub(crate) fn begin(budget: &Budget, uid: u32, piece: &[u8]) -> Result<Assembly, AssemblyError> {
+    pub(crate) fn begin(budget: &Budget, uid: u32, piece: &[u8]) -> Result<Reassembly, AssemblyError> {
         let (len, piece) = piece.split_first_chunk::<MESSAGE_PREFIX_LEN>().ok_or(malformed())?;
         let len = u32::from_le_bytes(*len) as usize;
         if len > MESSAGE_MAX {
@@ -113,7 +113,7 @@ impl Assembly {
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| AssemblyError::NoMemory)?;
         let begun = Begun { bytes, claim: Some(claim), grown: Instant::now() };
-        let mut assembly = Assembly { len, begun: Arc::new(Mutex::new(begun)) };
+        let mut assembly = Reassembly { len, begun: Arc::new(Mutex::new(begun)) };
         assembly.add(piece)?;
         budget.keep(&assembly.begun);
         Ok(assembly)
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn pieces_become_the_message() {
         let budget = Budget::new();
-        let mut assembly = Assembly::begin(&budget, 0, &first(6, b"ab")).unwrap();
+        let mut assembly = Reassembly::begin(&budget, 0, &first(6, b"ab")).unwrap();
         assembly.add(b"cde").unwrap();
         assembly.add(b"").unwrap();
         assembly.add(b"f").unwrap();
@@ -166,9 +166,9 @@ mod tests {
     #[test]
     fn pieces_that_are_missing_or_too_many_are_noticed() {
         let budget = Budget::new();
-        assert_eq!(Assembly::begin(&budget, 0, b"\x06\0\0").err(), Some(malformed().into()));
-        assert_eq!(Assembly::begin(&budget, 0, &first(1, b"ab")).err(), Some(malformed().into()));
-        let mut assembly = Assembly::begin(&budget, 0, &first(3, b"ab")).unwrap();
+        assert_eq!(Reassembly::begin(&budget, 0, b"\x06\0\0").err(), Some(malformed().into()));
+        assert_eq!(Reassembly::begin(&budget, 0, &first(1, b"ab")).err(), Some(malformed().into()));
+        let mut assembly = Reassembly::begin(&budget, 0, &first(3, b"ab")).unwrap();
         assert_eq!(assembly.add(b"cd"), Err(malformed().into()));
         assert_eq!(assembly.finish(), Err(malformed()));
     }
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn the_limits_hold_and_what_is_dropped_is_given_back() {
         let budget = Budget::new();
-        let begin = |len| Assembly::begin(&budget, 0, &first(len, b"x"));
+        let begin = |len| Reassembly::begin(&budget, 0, &first(len, b"x"));
         assert_eq!(begin(MESSAGE_MAX + 1).err(), Some(AssemblyError::TooLong(MESSAGE_MAX + 1)));
         let mut all: Vec<_> = (0..ASSEMBLY_MAX / MESSAGE_MAX).map(|_| begin(MESSAGE_MAX).unwrap()).collect();
         assert_eq!(begin(1).err(), Some(AssemblyError::NoMemory));
@@ -188,7 +188,7 @@ mod tests {
     #[test]
     fn what_stands_still_is_given_up_when_others_need_it() {
         let budget = Budget::new();
-        let begin = |len| Assembly::begin(&budget, 0, &first(len, b"x"));
+        let begin = |len| Reassembly::begin(&budget, 0, &first(len, b"x"));
         let mut all: Vec<_> = (0..ASSEMBLY_MAX / MESSAGE_MAX).map(|_| begin(MESSAGE_MAX).unwrap()).collect();
         assert_eq!(begin(1).err(), Some(AssemblyError::NoMemory));
         let long_ago = Instant::now() - STALL_MAX;

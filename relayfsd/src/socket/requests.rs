@@ -21,12 +21,12 @@ use relay::wire::frame::{
 };
 
 use self::write::Long;
-use crate::policy::quota::{Claim, NoShare};
+use crate::policy::quota::{QuotaExceeded, Reservation};
 use crate::policy::share_policy::NotShared;
-use crate::registry::create_queue::{Made, Ordered};
-use crate::registry::{Held, OpenError};
-use crate::socket::backpressure::UnderWay;
-use crate::socket::connection::{Common, Refused};
+use crate::registry::create_queue::{Made, PendingCreate};
+use crate::registry::{ChannelRef, OpenError};
+use crate::socket::backpressure::InFlight;
+use crate::socket::connection::{ConnectionContext, Refused};
 use crate::socket::peer::Peer;
 use crate::socket::watch::Reading;
 use crate::writers::{Busy, Job};
@@ -40,24 +40,24 @@ const IN_FLIGHT_MAX: usize = 256;
 /// An OPEN of a channel that there was not.
 struct Making {
     id: u32,
-    ordered: Ordered,
-    hold: Claim,
+    ordered: PendingCreate,
+    hold: Reservation,
 }
 
 /// What a connection has asked for.
 pub(crate) struct Requests {
-    common: Arc<Common>,
+    common: Arc<ConnectionContext>,
     peer: Arc<Peer>,
     /// By the numbers that the producer knows. They are not used again, lest a frame for a channel that was closed
     /// end up in another one.
-    channels: BTreeMap<u32, (Held, Claim)>,
+    channels: BTreeMap<u32, (ChannelRef, Reservation)>,
     next_channel: u32,
     /// A channel that is being made for it; nothing is read meanwhile.
     making: Option<Making>,
     long: Option<Long>,
     /// Jobs that found no room, oldest first; never more than one frame makes.
     held_back: VecDeque<Job>,
-    under_way: Arc<UnderWay>,
+    under_way: Arc<InFlight>,
     /// Some batch may wait for room.
     has_waited: bool,
     /// Descriptors sent since it was last seen that all had been taken.
@@ -70,9 +70,9 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(common: Arc<Common>, peer: Arc<Peer>) -> Requests {
+    pub(crate) fn new(common: Arc<ConnectionContext>, peer: Arc<Peer>) -> Requests {
         Requests {
-            under_way: UnderWay::new(Arc::clone(&common.ring), Arc::clone(&common.under_way)),
+            under_way: InFlight::new(Arc::clone(&common.ring), Arc::clone(&common.under_way)),
             reading: Reading::new(peer.number()),
             common,
             peer,
@@ -152,8 +152,8 @@ impl Requests {
             .map_err(|error| Refused::request(Errno::EINVAL, error))?;
         let hold = self.common.holds.claim(self.peer.uid(), 1).map_err(|why| {
             let text = match why {
-                NoShare::All => "the connections hold",
-                NoShare::Yours => "your connections hold as many channels as are left for others, of",
+                QuotaExceeded::All => "the connections hold",
+                QuotaExceeded::Yours => "your connections hold as many channels as are left for others, of",
             };
             let text = format!("{text} {} channels: close some", self.common.holds.max());
             Refused::request(Errno::EMFILE, text)
@@ -175,7 +175,7 @@ impl Requests {
     }
 
     /// Answers an OPEN.
-    fn answer_open(&mut self, id: u32, made: Made, hold: Claim) {
+    fn answer_open(&mut self, id: u32, made: Made, hold: Reservation) {
         let (held, created) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -300,9 +300,9 @@ impl Requests {
         self.go_on();
     }
 
-    fn channel(&self, number: u32) -> Result<&Held, Refused> {
+    fn channel(&self, number: u32) -> Result<&ChannelRef, Refused> {
         let (channel, _) = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
-        match channel.why_broken() {
+        match channel.broken_reason() {
             None => Ok(channel),
             Some(why) => {
                 let (name, why) = (channel.name().clone(), why.to_owned());
@@ -316,7 +316,7 @@ impl Requests {
 }
 
 /// The buffer that a producer means: that of a CPU, or the only one of a global channel.
-fn buffer_of(channel: &Held, cpu: u32) -> Result<usize, Refused> {
+fn buffer_of(channel: &ChannelRef, cpu: u32) -> Result<usize, Refused> {
     let n_bufs = channel.n_bufs();
     match usize::try_from(cpu) {
         _ if channel.geometry().global() => Ok(0),

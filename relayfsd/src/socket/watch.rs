@@ -9,7 +9,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::channel::PollState;
-use crate::registry::Held;
+use crate::registry::ChannelRef;
 use crate::socket::connection::Refused;
 use crate::tree::consumed_file;
 
@@ -56,14 +56,14 @@ impl Reading {
     }
 
     /// Channel `number` is not read any more.
-    pub(crate) fn end(&mut self, number: u32, channel: &Held) {
+    pub(crate) fn end(&mut self, number: u32, channel: &ChannelRef) {
         if self.channels.remove(&number) {
             (0..channel.n_bufs()).for_each(|cpu| channel.forget_waiter(cpu, self.waiter));
         }
     }
 
     /// Rings, once, when the buffer has something finished, or ends. An error if it is over already.
-    pub(crate) fn watch(&self, number: u32, channel: &Held, cpu: usize) -> Result<(), Refused> {
+    pub(crate) fn watch(&self, number: u32, channel: &ChannelRef, cpu: usize) -> Result<(), Refused> {
         let bell = self.check(number)?;
         let ring = {
             let bell = bell.clone();
@@ -85,7 +85,7 @@ impl Reading {
     pub(crate) fn consume(
         &self,
         number: u32,
-        channel: &Held,
+        channel: &ChannelRef,
         cpu: usize,
         from: u64,
         count: u64,

@@ -31,7 +31,7 @@ const TOLD_MAX: u64 = 1 << 14;
 
 /// What goes on.
 #[derive(Default)]
-pub(crate) struct Legacy {
+pub(crate) struct Recovered {
     /// What the state file said, and is to say from now on but for the channels.
     pub(crate) state: StateFile,
     /// The channels that are sound.
@@ -39,32 +39,32 @@ pub(crate) struct Legacy {
 }
 
 /// Takes over what is in the state directory. `point` is this daemon's mount point; with `any_point` it may be of another one.
-pub(crate) fn take_over(
+pub(crate) fn recover(
     dir: &StateDir,
     point: &Point,
     any_point: bool,
     n_cpus: usize,
-) -> Result<Legacy, DirError> {
+) -> Result<Recovered, DirError> {
     let mut left = match StateFile::read(dir.path()) {
         Ok(Some(left)) if any_point || is_of(&left, point) => left,
         found => {
             match found {
                 Ok(Some(other)) => {
-                    set_all_aside(
+                    quarantine_all(
                         dir,
                         &format!("it is of another mount point: {}, not {point}", other.point),
                     )?;
                 }
                 Ok(None) if dir.entries()?.iter().any(|path| is_control(path)) => {
-                    set_all_aside(dir, &format!("there is no file '{STATE_FILE}'"))?;
+                    quarantine_all(dir, &format!("there is no file '{STATE_FILE}'"))?;
                 }
                 // Nothing was ever finished, so nobody was told of anything.
                 Ok(None) => clear_leftovers(dir, &HashSet::new())?,
-                Err(reason) => set_all_aside(dir, &reason)?,
+                Err(reason) => quarantine_all(dir, &reason)?,
             }
             let salt = new_salt();
             let state = StateFile { point: point.to_string(), epoch: 1, salt, ..StateFile::default() };
-            return Ok(Legacy { state, channels: Vec::new() });
+            return Ok(Recovered { state, channels: Vec::new() });
         }
     };
     left.epoch = left.epoch.saturating_add(1);
@@ -87,14 +87,14 @@ pub(crate) fn take_over(
         };
         match adopted {
             Ok(channel) => channels.push(channel),
-            Err(reason) => set_aside(dir, &left, &entry, &reason)?,
+            Err(reason) => quarantine(dir, &left, &entry, &reason)?,
         }
         kill_point!("adopt-channel");
     }
     let known = channels.iter().flat_map(Channel::paths).collect();
     clear_leftovers(dir, &known)?;
     kill_point!("adopt-cleared");
-    Ok(Legacy { state: left, channels })
+    Ok(Recovered { state: left, channels })
 }
 
 /// Whether it is what was left of this mount point: of its path, or of the directory under a former path. A directory that was
@@ -121,7 +121,7 @@ fn new_salt() -> u32 {
 }
 
 /// Moves a channel that is not sound to a directory of its own, and tells those who write to it.
-fn set_aside(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &str) -> Result<(), DirError> {
+fn quarantine(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &str) -> Result<(), DirError> {
     let aside = dir.new_refused()?;
     log::error!("channel {}: it cannot go on, and is set aside in {}: {reason}", entry.name, aside.display());
     let files = Files::of(dir.path(), entry.id, entry.n_bufs);
@@ -136,7 +136,7 @@ fn set_aside(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &s
 }
 
 /// Moves all that is in the state directory to a directory in it.
-fn set_all_aside(dir: &StateDir, reason: &str) -> Result<(), DirError> {
+fn quarantine_all(dir: &StateDir, reason: &str) -> Result<(), DirError> {
     let aside = dir.new_refused()?;
     log::error!(
         "what {} holds cannot go on, and is set aside in {}: {reason}",

@@ -5,11 +5,11 @@
 
 use relay::ring::reader::ConsumeError;
 
-use crate::registry::Held;
+use crate::registry::ChannelRef;
 use crate::writers::Job;
 
 /// Does what was written. An errno if that is not possible; nothing has changed then.
-pub(crate) fn consume(channel: &Held, cpu: usize, text: &[u8]) -> Result<(), i32> {
+pub(crate) fn consume(channel: &ChannelRef, cpu: usize, text: &[u8]) -> Result<(), i32> {
     let (from, count) = parse(text).ok_or(libc::EINVAL)?;
     if channel.is_broken() {
         return Err(libc::EIO);
@@ -27,7 +27,7 @@ pub(crate) fn errno(error: &ConsumeError) -> i32 {
 
 /// Gives `count` sub-buffers back, the first of which has number `from`, where that is given.
 pub(crate) fn give_back(
-    channel: &Held,
+    channel: &ChannelRef,
     cpu: usize,
     from: Option<u64>,
     count: u64,

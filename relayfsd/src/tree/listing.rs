@@ -159,7 +159,7 @@ mod tests {
 
     use super::*;
     use crate::registry::{Create, Limits, Registry};
-    use crate::state::recovery::Legacy;
+    use crate::state::recovery::Recovered;
 
     fn names(tree: &Tree, dir: Node, cookie: u64, count: usize) -> Vec<(u64, String)> {
         let mut names = Vec::new();
@@ -186,7 +186,7 @@ mod tests {
             global: Some(true),
             ..Default::default()
         };
-        let registry = Registry::new(dir.path().to_owned(), 2, limits, spec, Legacy::default()).unwrap();
+        let registry = Registry::new(dir.path().to_owned(), 2, limits, spec, Recovered::default()).unwrap();
         let mut expected: Vec<String> = Vec::new();
         for i in 0..CHANNELS {
             registry.open(&format!("many/c{i}x").parse().unwrap(), spec, Create::Permanent).unwrap();

@@ -4,9 +4,9 @@ use std::fs;
 
 use nix::sched::sched_getcpu;
 use relay::layout::geometry::MESSAGE_MAX;
-use relay::ring::writer::Placed;
+use relay::ring::writer::WriteResult;
 
-use crate::registry::Held;
+use crate::registry::ChannelRef;
 use crate::tree::open_file::Written;
 use crate::writers::{Job, Unavailable};
 
@@ -17,7 +17,7 @@ const WRITE_MAX: usize = MESSAGE_MAX - 4096;
 const STAT_CPU: usize = 36;
 
 /// Writes a message for a thread.
-pub(crate) fn write(channel: &Held, bytes: &[u8], by: u32, written: Written) {
+pub(crate) fn write(channel: &ChannelRef, bytes: &[u8], by: u32, written: Written) {
     if bytes.len() > WRITE_MAX {
         return written(Err(libc::EMSGSIZE));
     }
@@ -31,12 +31,12 @@ pub(crate) fn write(channel: &Held, bytes: &[u8], by: u32, written: Written) {
         return written(Err(libc::ENOMEM));
     }
     copy.extend_from_slice(bytes);
-    let done = Box::new(move |placed: Result<Placed, Unavailable>| {
+    let done = Box::new(move |placed: Result<WriteResult, Unavailable>| {
         written(match placed {
-            Ok(Placed::Written) => Ok(()),
-            Ok(Placed::Full) => Err(libc::ENOSPC),
-            Ok(Placed::TooBig) => Err(libc::EMSGSIZE),
-            Ok(Placed::Closed) => Err(libc::ENODEV),
+            Ok(WriteResult::Written) => Ok(()),
+            Ok(WriteResult::Full) => Err(libc::ENOSPC),
+            Ok(WriteResult::TooBig) => Err(libc::EMSGSIZE),
+            Ok(WriteResult::Closed) => Err(libc::ENODEV),
             Err(unavailable) => Err(unavailable.errno()),
         });
     });

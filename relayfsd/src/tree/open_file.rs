@@ -13,13 +13,13 @@ use relay::memory::lent::Lent;
 
 use crate::channel::{PollState, Wake};
 use crate::kill_point;
-use crate::policy::quota::{Claim, Shares};
-use crate::registry::Held;
+use crate::policy::quota::{Quota, Reservation};
+use crate::registry::ChannelRef;
 use crate::tree::consumed_file::consume;
 use crate::tree::endless_copy::Spin;
 use crate::tree::inode::{ControlFile, Node, PerCpu};
 use crate::tree::msg_file;
-use crate::tree::read_history::Past;
+use crate::tree::read_history::ReadHistory;
 use crate::tree::snapshot::Snapshot;
 use crate::tree::take::Take;
 use crate::tree::{Tree, VERSION_TEXT, consumed_text};
@@ -40,13 +40,13 @@ pub(crate) enum OpenFile {
     /// A text, as it was when the file was opened.
     Text(Vec<u8>),
     /// A control file that is written to.
-    Control { channel: Held, file: ControlFile },
+    Control { channel: ChannelRef, file: ControlFile },
     /// Where sub-buffers are given back, and the number that was next when it was opened.
-    Consumed { channel: Held, cpu: usize, text: Vec<u8> },
+    Consumed { channel: ChannelRef, cpu: usize, text: Vec<u8> },
     /// One of the channel's own files: the positions, or a ring.
-    Own { file: File, channel: Held },
+    Own { file: File, channel: ChannelRef },
     /// A frozen copy of a buffer.
-    Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: Held },
+    Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: ChannelRef },
     /// A copy of what was unread.
     Take(Arc<Take>),
 }
@@ -67,11 +67,11 @@ pub(crate) enum Source {
 
 /// A buffer's open file.
 pub(crate) struct OpenBuffer {
-    pub(crate) channel: Held,
+    pub(crate) channel: ChannelRef,
     pub(crate) cpu: usize,
     /// Whether it was opened for reading.
     readable: bool,
-    past: Mutex<Past>,
+    past: Mutex<ReadHistory>,
     spin: Mutex<Spin>,
 }
 
@@ -86,7 +86,7 @@ pub(crate) type Written = Box<dyn FnOnce(Result<(), i32>) + Send>;
 impl OpenFile {
     /// Opens a node; the kernel checked its mode. `readable`: not write-only. `room` is for what the file keeps. ESTALE: it has
     /// gone since its name was looked up, and the kernel looks that up again.
-    fn open(tree: &Tree, node: Node, readable: bool, room: Claim) -> Result<OpenFile, i32> {
+    fn open(tree: &Tree, node: Node, readable: bool, room: Reservation) -> Result<OpenFile, i32> {
         let text = |text: String| Ok(OpenFile::Text(text.into_bytes()));
         match node {
             Node::Version => text(VERSION_TEXT.to_owned()),
@@ -99,7 +99,7 @@ impl OpenFile {
                     channel,
                     cpu,
                     readable,
-                    past: Mutex::new(Past::new(room)),
+                    past: Mutex::new(ReadHistory::new(room)),
                     spin: Mutex::default(),
                 }))
             }
@@ -155,7 +155,7 @@ impl OpenFile {
     }
 
     /// Opens the file of a buffer, or the control file, as it is on tmpfs.
-    fn open_own(channel: Held, cpu: Option<usize>) -> Result<OpenFile, i32> {
+    fn open_own(channel: ChannelRef, cpu: Option<usize>) -> Result<OpenFile, i32> {
         let file = channel.open_file(cpu).map_err(errno_of)?;
         Ok(OpenFile::Own { file, channel })
     }
@@ -353,7 +353,7 @@ impl OpenBuffer {
 }
 
 /// That nobody has damaged a channel's control file, and the data file of `cpu`, or all.
-fn whole(channel: &Held, cpu: Option<usize>) -> Result<(), i32> {
+fn whole(channel: &ChannelRef, cpu: Option<usize>) -> Result<(), i32> {
     if channel.is_broken_or_cut(cpu) { Err(libc::EIO) } else { Ok(()) }
 }
 
@@ -369,11 +369,11 @@ fn errno_of(error: io::Error) -> i32 {
 
 /// The open files by number.
 pub(crate) struct OpenFiles {
-    files: RwLock<HashMap<u64, (Arc<OpenFile>, Claim)>>,
+    files: RwLock<HashMap<u64, (Arc<OpenFile>, Reservation)>>,
     last: AtomicU64,
     /// Files that may be open, and what they keep.
-    places: Arc<Shares>,
-    kept: Arc<Shares>,
+    places: Arc<Quota>,
+    kept: Arc<Quota>,
 }
 
 impl OpenFiles {
@@ -381,8 +381,8 @@ impl OpenFiles {
         OpenFiles {
             files: RwLock::default(),
             last: AtomicU64::new(0),
-            places: Shares::new(OPEN_MAX),
-            kept: Shares::new(KEEP_ALL_MAX),
+            places: Quota::new(OPEN_MAX),
+            kept: Quota::new(KEEP_ALL_MAX),
         }
     }
 

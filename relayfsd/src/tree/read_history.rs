@@ -2,7 +2,7 @@
 
 use relay::memory::lent::Lent;
 
-use crate::policy::quota::Claim;
+use crate::policy::quota::Reservation;
 
 /// How much of what it has read an open file keeps at least, twice that at most, for a reader that seeks back, in bytes.
 /// Programs that read ahead and seek back to where they stopped (head, grep -m, the shell's read, stdio at exit) read
@@ -16,7 +16,7 @@ const KEEP_FIRST: usize = 4096;
 
 /// Where an open file has been since it last sought: a run of file offsets, and the end of what it found there, for a
 /// reader that seeks back.
-pub(crate) struct Past {
+pub(crate) struct ReadHistory {
     /// File offset at which the run begins.
     begin: u64,
     /// Whether the file has passed over some of it, for a reader that sought forward.
@@ -25,12 +25,12 @@ pub(crate) struct Past {
     kept_at: u64,
     kept: Vec<u8>,
     /// The memory it may take for that.
-    room: Claim,
+    room: Reservation,
 }
 
-impl Past {
-    pub(crate) fn new(room: Claim) -> Past {
-        Past { begin: 0, passed: false, kept_at: 0, kept: Vec::new(), room }
+impl ReadHistory {
+    pub(crate) fn new(room: Reservation) -> ReadHistory {
+        ReadHistory { begin: 0, passed: false, kept_at: 0, kept: Vec::new(), room }
     }
 
     /// File offset behind the run. A peer that writes the buffer's records can let offsets be any.
@@ -105,7 +105,7 @@ impl Past {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::quota::Shares;
+    use crate::policy::quota::Quota;
 
     /// Whatever is kept is what was there, of runs of replies of any length.
     #[test]
@@ -114,7 +114,7 @@ mod tests {
         for lens in
             [&[1][..], &[1000], &[10_000, 1 << 20], &[1 << 20, 1, 130_000], &[128 << 10, 5], &[300_000]]
         {
-            let (mut past, mut at) = (Past::new(Shares::new(1 << 20).begin(0)), 0);
+            let (mut past, mut at) = (ReadHistory::new(Quota::new(1 << 20).begin(0)), 0);
             for len in lens.iter().cycle() {
                 let end = (at + len).min(stream.len());
                 past.add(at as u64, Lent::from(&stream[at..end]), false);
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn offsets_at_the_end_of_their_range_are_survived() {
         for at in [u64::MAX, u64::MAX - 3, u64::MAX - 10, 1 << 63] {
-            let mut past = Past::new(Shares::new(1 << 20).begin(0));
+            let mut past = ReadHistory::new(Quota::new(1 << 20).begin(0));
             past.add(at, Lent::from(b"hello"), false);
             past.add(past.end(), Lent::from(b"world"), true);
             for near in (0..20).map(|back| u64::MAX - back) {
@@ -152,8 +152,8 @@ mod tests {
     fn without_room_less_is_kept() {
         let stream: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
         for (max, least) in [(0, 0), (4096, 2048), (100_000, 32 << 10)] {
-            let shares = Shares::new(max);
-            let mut past = Past::new(shares.begin(0));
+            let shares = Quota::new(max);
+            let mut past = ReadHistory::new(shares.begin(0));
             for (i, bytes) in stream.chunks(3000).enumerate() {
                 past.add(i as u64 * 3000, Lent::from(bytes), false);
                 assert_eq!(past.kept, stream[past.kept_at as usize..past.end() as usize]);

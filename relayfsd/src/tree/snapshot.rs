@@ -4,12 +4,12 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::hold_point;
 use crate::process::free_later;
-use crate::registry::{Held, MemoryClaim};
+use crate::registry::{ChannelRef, MemoryReservation};
 
 /// A copy of a buffer.
 pub(crate) struct Snapshot {
     bytes: Vec<u8>,
-    _memory: MemoryClaim,
+    _memory: MemoryReservation,
 }
 
 /// The copy of a buffer that is open, if one is. All opens of a file share what the kernel caches of it, so there is one
@@ -20,7 +20,7 @@ pub(crate) struct SnapshotSlot(Mutex<Weak<Snapshot>>);
 impl Snapshot {
     /// Takes a copy of a buffer, or shares the open one; the flag says whether it is new. On the copier's thread, which
     /// alone takes copies, one after another. An errno if there is no memory for it.
-    pub(crate) fn take(channel: &Held, cpu: usize) -> Result<(Arc<Snapshot>, bool), i32> {
+    pub(crate) fn take(channel: &ChannelRef, cpu: usize) -> Result<(Arc<Snapshot>, bool), i32> {
         if let Some(open) = channel.snapshot_slot(cpu).shared() {
             return Ok((open, false));
         }

@@ -14,7 +14,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use relay::memory::lent::Lent;
 use relay::ring::reader::Taken;
 
-use crate::registry::{Held, MemoryClaim};
+use crate::registry::{ChannelRef, MemoryReservation};
 use crate::tree::delivered::{Delivered, Ended};
 use crate::tree::inode::N_COPIES;
 use crate::tree::killed::{is_killed, process_of};
@@ -22,7 +22,7 @@ use crate::writers::Job;
 
 /// A copy of what was unread, and what programs have got of it.
 pub(crate) struct Take {
-    channel: Held,
+    channel: ChannelRef,
     cpu: usize,
     /// Which of the buffer's copies it is: a part of the inode number.
     copy: u32,
@@ -31,7 +31,7 @@ pub(crate) struct Take {
     mtime: SystemTime,
     taken: Taken,
     delivered: Mutex<Delivered>,
-    _memory: MemoryClaim,
+    _memory: MemoryReservation,
 }
 
 /// The copies of a buffer that are open.
@@ -66,7 +66,7 @@ struct Consumed {
 impl Take {
     /// Opens a buffer's copy number `copy`: shares it if it is open, or makes it. Fails with an errno: ESTALE if the file's
     /// name means another copy by now, ENOMEM if there is no memory for it.
-    pub(crate) fn open(channel: &Held, cpu: usize, copy: u32) -> Result<Arc<Take>, i32> {
+    pub(crate) fn open(channel: &ChannelRef, cpu: usize, copy: u32) -> Result<Arc<Take>, i32> {
         let slot = channel.take_slot(cpu);
         let _making = slot.making.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = slot.lock().find(copy)? {
@@ -77,7 +77,7 @@ impl Take {
         Ok(take)
     }
 
-    fn make(channel: &Held, cpu: usize, copy: u32) -> Result<Take, i32> {
+    fn make(channel: &ChannelRef, cpu: usize, copy: u32) -> Result<Take, i32> {
         let no_memory = || {
             let name = channel.name();
             log::warn!("channel {name}: no memory for take/cpu{cpu}; raise --max-memory");

@@ -7,11 +7,11 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use relay::ring::writer::{Contended, Here, Outcome, Placed, Writer};
+use relay::ring::writer::{AnyExecutor, Outcome, RetriesExhausted, WriteResult, Writer};
 use relay::system::cpus;
 use relay::wire::frame::{Messages, WriteReply};
 
-use crate::registry::Held;
+use crate::registry::ChannelRef;
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
 
 /// Runs a writing thread until nobody can send it jobs any more. `room` is called after each job of the producers'.
@@ -107,28 +107,28 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
         }
         Job::Message { channel, cpu, bytes, done } => {
             let buffer = channel.buffer(cpu);
-            let writer = Writer::new(buffer, Here::on(lane));
+            let writer = Writer::new(buffer, AnyExecutor::on(lane));
             let placed = settled(&channel, cpu, || writer.place(&bytes));
             match placed {
-                Ok(Placed::Written) => buffer.count_written(1),
-                Ok(Placed::Full | Placed::Closed) => buffer.count_dropped_elsewhere(1),
+                Ok(WriteResult::Written) => buffer.count_written(1),
+                Ok(WriteResult::Full | WriteResult::Closed) => buffer.count_dropped_elsewhere(1),
                 Err(_) => buffer.count_contended(1),
-                Ok(Placed::TooBig) => {}
+                Ok(WriteResult::TooBig) => {}
             }
             done(placed);
         }
         Job::FlushUnread { channel, cpu, done } => done(flush_unread(&channel, cpu, lane)),
         Job::Flush { channel, cpu, done } => {
-            let writer = Writer::new(channel.buffer(cpu), Here::on(lane));
+            let writer = Writer::new(channel.buffer(cpu), AnyExecutor::on(lane));
             done(settled(&channel, cpu, || writer.flush()).map(drop));
         }
         Job::Close { channel, cpu, done } => {
-            let closed = Writer::new(channel.buffer(cpu), Here::on(lane)).close();
-            done(closed.map_err(|Contended| contended(cpu)));
+            let closed = Writer::new(channel.buffer(cpu), AnyExecutor::on(lane)).close();
+            done(closed.map_err(|RetriesExhausted| contended(cpu)));
         }
         Job::Reset { channel, cpu, done } => {
-            let reset = channel.read_side(cpu).reader.reset(Here::on(lane));
-            done(reset.map_err(|Contended| contended(cpu)));
+            let reset = channel.read_side(cpu).reader.reset(AnyExecutor::on(lane));
+            done(reset.map_err(|RetriesExhausted| contended(cpu)));
             retry(parked, &channel, cpu);
         }
         Job::Room { channel, cpu } => retry(parked, &channel, cpu),
@@ -158,17 +158,17 @@ fn refuse_for_heirs(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usiz
 
 /// Finishes the current sub-buffer if it has the only unread data. With the reader's lock: a sub-buffer that was read to its end
 /// before it is finished polls as readable, and a reader that goes by that finds nothing, which means the end to it.
-fn flush_unread(channel: &Held, cpu: usize, lane: Option<usize>) -> Result<(), Unavailable> {
+fn flush_unread(channel: &ChannelRef, cpu: usize, lane: Option<usize>) -> Result<(), Unavailable> {
     let side = channel.read_side(cpu);
     if !side.reader.has_unread_unfinished() || channel.is_broken() {
         return Ok(());
     }
-    let flushed = Writer::new(channel.buffer(cpu), Here::on(lane)).flush();
+    let flushed = Writer::new(channel.buffer(cpu), AnyExecutor::on(lane)).flush();
     drop(side);
     if has_switched(flushed) {
         channel.wake(cpu);
     }
-    flushed.map(drop).map_err(|Contended| contended(cpu))
+    flushed.map(drop).map_err(|RetriesExhausted| contended(cpu))
 }
 
 fn contended(cpu: usize) -> Unavailable {
@@ -178,13 +178,13 @@ fn contended(cpu: usize) -> Unavailable {
 /// Does something on a buffer and tells those who poll. Full is only full if the reader's lock was held: a reader has
 /// its bytes a moment before what it gave back can be seen, and must find room for what it writes then.
 fn settled(
-    channel: &Held,
+    channel: &ChannelRef,
     cpu: usize,
-    act: impl Fn() -> Result<Outcome, Contended>,
-) -> Result<Placed, Unavailable> {
+    act: impl Fn() -> Result<Outcome, RetriesExhausted>,
+) -> Result<WriteResult, Unavailable> {
     let mut outcome = act();
     let mut switched = has_switched(outcome);
-    if outcome.is_ok_and(|outcome| outcome.placed == Placed::Full) {
+    if outcome.is_ok_and(|outcome| outcome.placed == WriteResult::Full) {
         let _side = channel.read_side(cpu);
         outcome = act();
         switched |= has_switched(outcome);
@@ -196,11 +196,11 @@ fn settled(
     if channel.is_broken() {
         return Err(Unavailable { cpu, why: UnavailableCause::Broken });
     }
-    outcome.map(|outcome| outcome.placed).map_err(|Contended| contended(cpu))
+    outcome.map(|outcome| outcome.placed).map_err(|RetriesExhausted| contended(cpu))
 }
 
 /// Lets waiting batches of one buffer go on in their order, until one has to wait again.
-fn retry(parked: &mut VecDeque<Progress>, channel: &Held, cpu: usize) {
+fn retry(parked: &mut VecDeque<Progress>, channel: &ChannelRef, cpu: usize) {
     while let Some(first) = parked.iter().position(|progress| progress.is_for(channel, cpu)) {
         if !parked[first].go_on() {
             break;
@@ -224,7 +224,7 @@ fn give_up(parked: &mut VecDeque<Progress>) {
     parked.drain(..).for_each(Progress::drop_rest);
 }
 
-fn has_switched(placed: Result<Outcome, Contended>) -> bool {
+fn has_switched(placed: Result<Outcome, RetriesExhausted>) -> bool {
     placed.is_ok_and(|outcome| outcome.switched)
 }
 
@@ -267,7 +267,7 @@ impl Progress {
             || self.batch.channel.is_broken()
     }
 
-    fn is_for(&self, channel: &Held, cpu: usize) -> bool {
+    fn is_for(&self, channel: &ChannelRef, cpu: usize) -> bool {
         self.batch.channel.id() == channel.id() && self.batch.cpu == cpu
     }
 
@@ -312,31 +312,31 @@ impl Progress {
 
     fn write_messages(&mut self) -> (bool, bool) {
         let batch = &self.batch;
-        let writer = Writer::new(batch.channel.buffer(batch.cpu), Here::on(self.lane));
+        let writer = Writer::new(batch.channel.buffer(batch.cpu), AnyExecutor::on(self.lane));
         let mut switched = false;
         while let Some((message, next)) = self.message() {
             let mut placed = writer.place(message);
             switched |= has_switched(placed);
-            if placed.is_ok_and(|outcome| outcome.placed == Placed::Full) {
+            if placed.is_ok_and(|outcome| outcome.placed == WriteResult::Full) {
                 // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
                 // later, it does with `parked` set.
                 let mut side = batch.channel.read_side(batch.cpu);
                 placed = writer.place(message);
                 switched |= has_switched(placed);
-                if batch.wait != Wait::No && placed.is_ok_and(|outcome| outcome.placed == Placed::Full) {
+                if batch.wait != Wait::No && placed.is_ok_and(|outcome| outcome.placed == WriteResult::Full) {
                     side.parked = true;
                     return (switched, false);
                 }
             }
             let buffer = batch.channel.buffer(batch.cpu);
             match placed.map(|outcome| outcome.placed) {
-                Ok(Placed::Written) => self.counts.written += 1,
-                Ok(Placed::Full | Placed::Closed) => {
+                Ok(WriteResult::Written) => self.counts.written += 1,
+                Ok(WriteResult::Full | WriteResult::Closed) => {
                     buffer.count_dropped_elsewhere(1);
                     self.counts.dropped += 1;
                 }
-                Ok(Placed::TooBig) => self.counts.too_big += 1,
-                Err(Contended) => {
+                Ok(WriteResult::TooBig) => self.counts.too_big += 1,
+                Err(RetriesExhausted) => {
                     buffer.count_contended(1);
                     self.counts.dropped += 1;
                 }

@@ -12,7 +12,7 @@ use relay::wire::frame::{
 use relay::wire::socket::refusal;
 
 use crate::input::Input;
-use crate::reassembly::{Assembly, Budget};
+use crate::reassembly::{Budget, Reassembly};
 
 /// The packets of a connection, each with a byte that says whether its length field is put right, and with its length before
 /// it. Every frame that can be read can be written, and is then the same; long messages are put together as the daemon does.
@@ -87,7 +87,7 @@ fn same<'a, B: Body<'a> + PartialEq + Debug>(frame: &Frame<'a>) {
 }
 
 /// What the daemon does with messages: walks them, or puts a long one together.
-fn go_on(assembly: Option<Assembly>, budget: &Arc<Budget>, frame: &Frame<'_>) -> Option<Assembly> {
+fn go_on(assembly: Option<Reassembly>, budget: &Arc<Budget>, frame: &Frame<'_>) -> Option<Reassembly> {
     let messages = Write::decode(frame.body).ok()?.messages;
     let mut walked = 0;
     let mut is_whole = true;
@@ -101,7 +101,7 @@ fn go_on(assembly: Option<Assembly>, budget: &Arc<Budget>, frame: &Frame<'_>) ->
     let more = frame.flags & WRITE_MORE != 0;
     let assembly = match assembly {
         Some(mut assembly) => assembly.add(messages).ok().map(|()| assembly),
-        None if more => Assembly::begin(budget, 0, messages).ok(),
+        None if more => Reassembly::begin(budget, 0, messages).ok(),
         None => None,
     }?;
     if more {

@@ -1,7 +1,7 @@
 //! Reading a buffer whose control file is anything: what the daemon does, and who reads in a mapping.
 
 use relay::memory::lent::Lent;
-use relay::ring::mapped_reader::View;
+use relay::ring::mapped_reader::MappedReader;
 use relay::ring::reader::Reader;
 use relay::ring::writer::Writer;
 
@@ -26,7 +26,7 @@ pub fn reader(data: &[u8]) {
         1 => Reader::look(scene.buffer.clone()).0,
         _ => Reader::resume(scene.buffer.clone()).unwrap_or_else(|_| Reader::new(scene.buffer.clone())),
     };
-    let mut view = View::new(scene.buffer.clone());
+    let mut view = MappedReader::new(scene.buffer.clone());
     for _ in 0..OPS_MAX {
         if input.is_empty() {
             break;
@@ -108,7 +108,7 @@ fn snapshot(reader: &Reader, scene: &Scene, input: &mut Input<'_>) {
     assert!(copy.len() <= extent.max() && extent.max() as u64 <= scene.geometry().buffer_size());
 }
 
-fn look(view: &mut View, scene: &Scene, input: &mut Input<'_>) {
+fn look(view: &mut MappedReader, scene: &Scene, input: &mut Input<'_>) {
     let what = input.u8();
     for _ in 0..what % 16 {
         let Some(sub_buffer) = view.next_finished() else { break };

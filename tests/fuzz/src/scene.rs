@@ -9,7 +9,7 @@ use std::sync::Arc;
 use relay::layout::abi::{BUFFERS_OFFSET, control_header, data_len};
 use relay::memory::mapping::Mapping;
 use relay::ring::buffer::Buffer;
-use relay::ring::writer::Here;
+use relay::ring::writer::AnyExecutor;
 use relay::{Geometry, GeometrySpec};
 
 use crate::arena::guarded;
@@ -125,9 +125,9 @@ impl Scene {
     }
 
     /// The calling thread as a writer, by sequences where there are any, or as the only one.
-    pub(crate) fn writer(input: &mut Input<'_>) -> Here {
+    pub(crate) fn writer(input: &mut Input<'_>) -> AnyExecutor {
         let cpu = nix::sched::sched_getcpu().ok();
-        Here::on(cpu.filter(|_| input.u8() & 1 != 0))
+        AnyExecutor::on(cpu.filter(|_| input.u8() & 1 != 0))
     }
 
     /// A peer stores something somewhere.

@@ -2,7 +2,7 @@
 
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::ring::reader::Reader;
-use relay::ring::writer::{Appended, Outcome, Placed, Writer};
+use relay::ring::writer::{Appended, Outcome, WriteResult, Writer};
 
 use crate::input::Input;
 use crate::scene::Scene;
@@ -68,6 +68,6 @@ fn message(input: &mut Input<'_>, size: usize) -> Vec<u8> {
 fn fits(outcome: Option<Outcome>, len: usize, size: usize) {
     let placed = outcome.map(|outcome| outcome.placed);
     if len > size.min(MESSAGE_MAX) {
-        assert!(matches!(placed, None | Some(Placed::TooBig)), "{len} bytes: {placed:?}");
+        assert!(matches!(placed, None | Some(WriteResult::TooBig)), "{len} bytes: {placed:?}");
     }
 }

@@ -160,7 +160,7 @@ impl Reader {
     }
 }
 
-/// For [`View`](crate::ring::mapped_reader::View) as well.
+/// For [`MappedReader`](crate::ring::mapped_reader::MappedReader) as well.
 impl Buffer {
     /// Whether the writer has begun to overwrite the sub-buffer at `position`; never in no-overwrite mode.
     pub(crate) fn lapped(&self, position: Position) -> bool {

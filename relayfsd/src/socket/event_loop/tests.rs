@@ -27,7 +27,7 @@ use tempfile::TempDir;
 use super::Server;
 use crate::policy::share_policy::{Shared, Sharing};
 use crate::registry::{Limits, Registry};
-use crate::state::recovery::Legacy;
+use crate::state::recovery::Recovered;
 
 /// Nothing here takes that long; a test that is wrong ends nevertheless.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -52,7 +52,7 @@ impl Daemon {
             N_CPUS,
             Limits { memory: 256 << 20, channels: 100 },
             GeometrySpec::default(),
-            Legacy::default(),
+            Recovered::default(),
         )
         .unwrap();
         let path = dir.path().join("socket");

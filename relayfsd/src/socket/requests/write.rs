@@ -10,9 +10,9 @@ use relay::wire::frame::{
 };
 
 use super::{Requests, buffer_of};
-use crate::policy::quota::Claim;
+use crate::policy::quota::Reservation;
 use crate::socket::connection::Refused;
-use crate::socket::reassembly::{Assembly, AssemblyError};
+use crate::socket::reassembly::{AssemblyError, Reassembly};
 use crate::writers::{Batch, Gather, Job, Wait};
 
 /// A message that comes in several frames, all of one id.
@@ -28,7 +28,7 @@ pub(super) struct Begun {
     answer: bool,
     /// Lacks nothing but the message.
     batch: Batch,
-    message: Assembly,
+    message: Reassembly,
 }
 
 impl Requests {
@@ -62,7 +62,7 @@ impl Requests {
         // Until everything about it has turned out to be right.
         self.long = Some(Long::Swallowing(id));
         let mut batch = self.batch(write)?;
-        match Assembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
+        match Reassembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
             Ok(message) => {
                 batch.single = true;
                 self.long = Some(Long::Assembling(Begun { id, answer, batch, message }));
@@ -144,7 +144,7 @@ impl Requests {
         }
     }
 
-    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool, memory: Option<Claim>) {
+    fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool, memory: Option<Reservation>) {
         let (peer, ticket) = (Arc::clone(&self.peer), self.under_way.ticket(batch.bytes.len()));
         batch.done = Some(Box::new(move |result| {
             match result {
