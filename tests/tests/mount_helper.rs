@@ -103,7 +103,7 @@ fn another_mount_namespace_can_be_meant() {
     let lines = where_mount_finds_us(
         r#"
         mkfifo there end
-        unshare --mount sh -c 'echo $$ >there; read x <end' &
+        unshare --mount --propagation unchanged sh -c 'echo $$ >there; read x <end' &
         read other <there
         mount -N $other -t relayfs none /mnt/relay; echo $?
         mounts; echo "there: $(grep -c 'none /mnt/relay fuse.relayfsd' /proc/$other/mounts)"
