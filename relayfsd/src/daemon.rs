@@ -29,7 +29,6 @@ use crate::channel::flush_timer::Schedule;
 use crate::config::options::{Keep, Options};
 use crate::fuse::fs::{self, Fs, Mounted};
 use crate::kill_point;
-use crate::mount::takeover;
 use crate::mount::{self, How, Mount, MountError};
 use crate::process::daemonize::{self, Starter};
 use crate::process::host_limits;
@@ -43,6 +42,7 @@ use crate::state::end_report;
 use crate::state::moved;
 use crate::state::recovery;
 use crate::state::state_dir::{DirError, Place, StateDir};
+use crate::state::takeover::{self, TakeoverError};
 use crate::tree::Tree;
 
 /// How long users of the mount have to go away when the daemon is told to end.
@@ -81,6 +81,15 @@ pub(crate) enum SessionError {
     Starter(io::Error),
     #[error("the FUSE connection was cut while mounted; see /sys/fs/fuse/connections and the kernel's log")]
     Aborted,
+}
+
+impl From<TakeoverError> for SessionError {
+    fn from(error: TakeoverError) -> SessionError {
+        match error {
+            TakeoverError::Mount(error) => SessionError::Mount(error),
+            TakeoverError::State(error) => SessionError::State(error),
+        }
+    }
 }
 
 /// Runs the daemon to its end.
