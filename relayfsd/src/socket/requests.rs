@@ -163,7 +163,7 @@ impl Requests {
             Ok(Some(held)) => Ok((held, false)),
             Ok(None) if frame.flags & OPEN_CREATE != 0 => {
                 let (uid, ring) = (self.peer.uid(), Arc::clone(&self.common.ring));
-                let ordered = registry.order(name, open.spec(), uid, ring);
+                let ordered = registry.order(name, open.spec(), uid, move || ring());
                 self.making = Some(Making { id: frame.id, ordered, hold });
                 return Ok(());
             }
