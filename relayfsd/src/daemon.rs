@@ -372,8 +372,8 @@ fn summary(options: &Options, point: &Path, socket: &Path, registry: &Arc<Regist
         socket.display(),
         registry.n_cpus(),
         channels.join(", "),
-        format_size(registry.memory()),
-        format_size(registry.memory_max()),
+        format_size(registry.memory().used() as u64),
+        format_size(registry.memory().max() as u64),
     )
 }
 

@@ -20,13 +20,13 @@ use relay::layout::state_file::StateFile;
 use relay::{ChannelName, Geometry, GeometrySpec};
 
 pub(crate) use self::error::OpenError;
-pub(crate) use self::held::{ChannelRef, MemoryReservation};
+pub(crate) use self::held::ChannelRef;
 use self::index::Channels;
 use crate::channel::flush_timer::Looks;
 use crate::channel::{Channel, Named};
 use crate::kill_point;
 use crate::policy::fair_queue::Turns;
-use crate::policy::quota::{self, QuotaExceeded};
+use crate::policy::quota::{self, Quota, QuotaExceeded, Reservation};
 use crate::state::recovery::Recovered;
 use crate::writers::{Job, Unavailable, Writers};
 
@@ -55,7 +55,9 @@ pub(crate) struct Limits {
 pub(crate) struct Registry {
     state_dir: PathBuf,
     n_cpus: usize,
-    limits: Limits,
+    channels_max: usize,
+    /// Bytes of the channels' files and of copies of buffers.
+    memory: Arc<Quota>,
     defaults: GeometrySpec,
     /// What the state file says besides the channels.
     state: StateFile,
@@ -83,6 +85,7 @@ impl Registry {
             gone: orphans::gone(&recovered.state),
             ..Channels::default()
         };
+        let memory = Quota::new(limits.memory as usize);
         for channel in recovered.channels {
             let (name, unread) = (channel.name(), channel.unread());
             if unread == 0 || recovered.state.ended {
@@ -92,12 +95,14 @@ impl Registry {
                     "channel {name}: continues with {unread} bytes unread, since the last relayfsd was killed or crashed"
                 );
             }
-            channels.add(Arc::new(channel));
+            let reserved = memory.claim_anyway(0, channel.memory() as usize);
+            channels.add(Arc::new(channel), reserved);
         }
         let registry = Arc::new(Registry {
             state_dir,
             n_cpus,
-            limits,
+            channels_max: limits.channels,
+            memory,
             defaults,
             state: recovered.state,
             channels: Mutex::new(channels),
@@ -146,24 +151,9 @@ impl Registry {
         &self.copier
     }
 
-    /// Bytes that all channels together may take.
-    pub(crate) fn memory_max(&self) -> u64 {
-        self.limits.memory
-    }
-
-    /// Bytes that all channels together take now.
-    pub(crate) fn memory(&self) -> u64 {
-        self.lock().memory
-    }
-
-    /// Sets memory aside that is not a channel's, if there is as much.
-    pub(crate) fn claim(self: &Arc<Self>, bytes: u64) -> Option<MemoryReservation> {
-        let mut channels = self.lock();
-        if bytes > self.limits.memory.saturating_sub(channels.memory) {
-            return None;
-        }
-        channels.memory += bytes;
-        Some(MemoryReservation { registry: self.clone(), bytes })
+    /// The memory that channels and copies of buffers take, in bytes.
+    pub(crate) fn memory(&self) -> &Arc<Quota> {
+        &self.memory
     }
 
     /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it, which takes its time. The flag says
@@ -197,7 +187,7 @@ impl Registry {
         let geometry = geometry.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
         let n_bufs = if geometry.global() { 1 } else { self.n_cpus };
         let maker = if let Create::ForHolders(uid) = create { Some(uid) } else { None };
-        let id = self.admit(name, &geometry, n_bufs, maker, old)?;
+        let (id, memory) = self.admit(name, &geometry, n_bufs, maker, old)?;
         let permanent = create == Create::Permanent;
         let named = Named { id, name: name.clone(), geometry, permanent, maker };
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
@@ -210,7 +200,7 @@ impl Registry {
             channel.remove_files();
             return Err(OpenError::Closed);
         }
-        channels.replace(old, channel.clone());
+        let before = channels.replace(old, channel.clone(), memory);
         let mut saved = self.save(&channels);
         if let Some(old) = old {
             // Where there is no room to say so, its files make some.
@@ -218,9 +208,9 @@ impl Registry {
             saved = saved.or_else(|_| self.save(&channels));
         }
         if let Err(error) = saved {
-            match old {
+            match old.zip(before) {
                 // Without files, but with a `reset` to try again.
-                Some(old) => channels.replace(Some(&channel), old.clone()),
+                Some((old, memory)) => drop(channels.replace(Some(&channel), old.clone(), memory)),
                 None => drop(channels.remove(&channel)),
             }
             channel.remove_files();
@@ -241,7 +231,7 @@ impl Registry {
     /// The channel of an id, for a look at it.
     pub(crate) fn hold_id(self: &Arc<Self>, id: u32) -> Option<ChannelRef> {
         let channels = self.lock();
-        channels.by_id.get(&id).map(|channel| ChannelRef::new(self, channel.clone()))
+        channels.by_id.get(&id).map(|(channel, _)| ChannelRef::new(self, channel.clone()))
     }
 
     /// The id of a directory that channels' names begin with.
@@ -287,9 +277,9 @@ impl Registry {
     /// The text of the daemon's own `stats`: what is there, and what went with channels that are gone.
     pub(crate) fn stats(&self) -> String {
         let channels = self.lock();
-        let (n_channels, memory, gone) = (channels.by_name.len(), channels.memory, channels.gone);
+        let (n_channels, gone) = (channels.by_name.len(), channels.gone);
         drop(channels);
-        let max = self.limits.memory;
+        let (memory, max) = (self.memory.used(), self.memory.max());
         let mut text = format!("channels {n_channels}\nmemory_bytes {memory}\nmemory_max_bytes {max}\n");
         gone.write_to("gone", &mut text);
         text
@@ -333,7 +323,7 @@ impl Registry {
         Ok(held)
     }
 
-    /// Whether a new channel may be made, perhaps in the place of `old`, and its id. Holding `creating`, the answer stays true.
+    /// Admits a new channel, perhaps in the place of `old`: returns its id and its memory.
     fn admit(
         &self,
         name: &ChannelName,
@@ -341,27 +331,25 @@ impl Registry {
         n_bufs: usize,
         maker: Option<u32>,
         old: Option<&Arc<Channel>>,
-    ) -> Result<u32, OpenError> {
+    ) -> Result<(u32, Reservation), OpenError> {
         let mut channels = self.lock();
         if let Some(why) = channels.by_name.keys().find_map(|other| name.conflict_with(other)) {
             return Err(OpenError::Conflict { name: name.clone(), why });
         }
         // Root is whoever has it all.
         let uid = maker.unwrap_or(0);
-        let of_user =
-            || channels.by_name.values().filter(|channel| maker.is_some() && channel.maker() == maker);
-        let (used, max) = (channels.by_name.len() - usize::from(old.is_some()), self.limits.channels);
-        quota::admits(uid, of_user().count() as u64, used as u64, max as u64, 1).map_err(
-            |why| match why {
-                QuotaExceeded::All => OpenError::TooMany { name: name.clone(), max },
-                QuotaExceeded::Yours => OpenError::TooManyOfUser { name: name.clone(), uid, max },
-            },
-        )?;
+        let of_user = channels.by_name.values().filter(|channel| maker.is_some() && channel.maker() == maker);
+        let (used, max) = (channels.by_name.len() - usize::from(old.is_some()), self.channels_max);
+        quota::admits(uid, of_user.count() as u64, used as u64, max as u64, 1).map_err(|why| match why {
+            QuotaExceeded::All => OpenError::TooMany { name: name.clone(), max },
+            QuotaExceeded::Yours => OpenError::TooManyOfUser { name: name.clone(), uid, max },
+        })?;
         let needed = Channel::memory_needed(geometry, n_bufs);
-        let own = of_user().map(|channel| channel.memory()).sum();
-        let (used, max) = (channels.memory - old.map_or(0, |old| old.memory()), self.limits.memory);
-        quota::admits(uid, own, used, max, needed).map_err(|why| match why {
+        let max = self.memory.max() as u64;
+        let freed = old.map_or(0, |old| old.memory() as usize);
+        let memory = self.memory.claim_replacing(uid, needed as usize, freed).map_err(|why| match why {
             QuotaExceeded::All => {
+                let used = self.memory.used().saturating_sub(freed) as u64;
                 let (name, geometry) = (name.clone(), *geometry);
                 OpenError::Memory { name, geometry, n_bufs, needed, used, max }
             }
@@ -371,7 +359,7 @@ impl Registry {
             return Err(OpenError::NoIds { name: name.clone() });
         }
         channels.last_id += 1;
-        Ok(channels.last_id)
+        Ok((channels.last_id, memory))
     }
 
     /// Makes the error for a name that no channel has. It lists the other channels, so it is made only when it is sent.

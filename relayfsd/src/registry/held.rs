@@ -1,4 +1,4 @@
-//! What keeps a channel, or memory, from going.
+//! Keeps a channel from going.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -53,26 +53,5 @@ impl Drop for ChannelRef {
         if self.channel.holders.fetch_sub(1, Ordering::AcqRel) == 1 && !self.channel.permanent() {
             self.registry.let_go(&self.channel);
         }
-    }
-}
-
-/// Memory that counts as taken until this is dropped.
-pub(crate) struct MemoryReservation {
-    pub(super) registry: Arc<Registry>,
-    pub(super) bytes: u64,
-}
-
-impl MemoryReservation {
-    /// Gives back what is claimed beyond `bytes`.
-    pub(crate) fn shrink(&mut self, bytes: u64) {
-        let more = self.bytes.saturating_sub(bytes);
-        self.bytes -= more;
-        self.registry.lock().memory -= more;
-    }
-}
-
-impl Drop for MemoryReservation {
-    fn drop(&mut self) {
-        self.registry.lock().memory -= self.bytes;
     }
 }

@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::hold_point;
+use crate::policy::quota::Reservation;
 use crate::process::free_later;
-use crate::registry::{ChannelRef, MemoryReservation};
+use crate::registry::ChannelRef;
 
 /// A copy of a buffer.
 pub(crate) struct Snapshot {
     bytes: Vec<u8>,
-    _memory: MemoryReservation,
+    _memory: Reservation,
 }
 
 /// The copy of a buffer that is open, if one is. All opens of a file share what the kernel caches of it, so there is one
@@ -29,7 +30,7 @@ impl Snapshot {
             libc::ENOMEM
         };
         let mut extent = channel.read_side(cpu).reader.snapshot_extent();
-        let memory = channel.registry().claim(extent.max() as u64).ok_or_else(no_memory)?;
+        let memory = channel.registry().memory().claim(0, extent.max()).map_err(|_| no_memory())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
         // The lock is let go after each sub-buffer: the writer and the socket's thread may be waiting for it.

@@ -14,7 +14,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use relay::memory::lent::Lent;
 use relay::ring::reader::Taken;
 
-use crate::registry::{ChannelRef, MemoryReservation};
+use crate::policy::quota::Reservation;
+use crate::registry::ChannelRef;
 use crate::tree::delivered::{Delivered, Ended};
 use crate::tree::inode::N_COPIES;
 use crate::tree::killed::{is_killed, process_of};
@@ -31,7 +32,7 @@ pub(crate) struct Take {
     mtime: SystemTime,
     taken: Taken,
     delivered: Mutex<Delivered>,
-    _memory: MemoryReservation,
+    _memory: Reservation,
 }
 
 /// The copies of a buffer that are open.
@@ -85,7 +86,7 @@ impl Take {
         };
         let mtime = channel.size_and_mtime(cpu).1;
         let mut taken = channel.read_side(cpu).reader.take();
-        let mut memory = channel.registry().claim(taken.max() as u64).ok_or_else(no_memory)?;
+        let mut memory = channel.registry().memory().claim(0, taken.max()).map_err(|_| no_memory())?;
         let file = memfd_create(c"relayfs-take", MFdFlags::MFD_CLOEXEC)
             .map(File::from)
             .map_err(|errno| errno as i32)?;
@@ -106,7 +107,7 @@ impl Take {
         }
         let len = taken.len() as u64;
         file.set_len(len).map_err(errno_of)?;
-        memory.shrink(len);
+        memory.shrink(taken.len());
         let delivered = Mutex::new(Delivered::new(len));
         Ok(Take { channel: channel.clone(), cpu, copy, file, len, mtime, taken, delivered, _memory: memory })
     }
