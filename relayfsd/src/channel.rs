@@ -2,6 +2,7 @@
 
 pub(crate) mod files;
 pub(crate) mod flush_timer;
+pub(crate) mod give_back;
 pub(crate) mod integrity;
 pub(crate) mod stats;
 

@@ -266,6 +266,11 @@ impl Writers {
         }
     }
 
+    /// Tells a buffer's writer that a reader made room, for which a batch has been waiting.
+    pub(crate) fn make_room(&self, channel: &ChannelRef, cpu: usize) {
+        self.submit_now(Job::Room { channel: channel.clone(), cpu });
+    }
+
     /// Lets every running writer look for batches whose producers are gone.
     pub(crate) fn sweep(&self) {
         for lane in self.running() {

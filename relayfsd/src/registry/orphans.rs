@@ -104,7 +104,7 @@ impl Registry {
         log::info!("channel {}: its earlier producers are gone, messages are written again", channel.name());
         self.finish_resets(channel);
         for cpu in 0..channel.n_bufs() {
-            self.writers.submit_now(Job::Room { channel: channel.clone(), cpu });
+            self.writers.make_room(channel, cpu);
         }
     }
 

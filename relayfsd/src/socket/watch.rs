@@ -9,9 +9,9 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::channel::PollState;
+use crate::channel::give_back::errno;
 use crate::registry::ChannelRef;
 use crate::socket::connection::Refused;
-use crate::tree::consumed_file;
 
 /// Tells who waits by the socket from who polls an open file, whose numbers are smaller.
 const BY_SOCKET: u64 = 1 << 63;
@@ -91,8 +91,11 @@ impl Reading {
         count: u64,
     ) -> Result<(), Refused> {
         self.check(number)?;
-        consumed_file::give_back(channel, cpu, Some(from), count)
-            .map_err(|error| Refused::request(Errno::from_raw(consumed_file::errno(&error)), error))
+        let given = channel.give_back(cpu, Some(from), count);
+        if given.map_err(|error| Refused::request(Errno::from_raw(errno(&error)), error))? {
+            channel.writers().make_room(channel, cpu);
+        }
+        Ok(())
     }
 
     fn check(&self, number: u32) -> Result<&Arc<Bell>, Refused> {

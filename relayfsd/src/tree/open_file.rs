@@ -23,7 +23,7 @@ use crate::tree::read_history::ReadHistory;
 use crate::tree::snapshot::Snapshot;
 use crate::tree::take::Take;
 use crate::tree::{Tree, VERSION_TEXT, consumed_text};
-use crate::writers::{Job, Unavailable, flush_all, reset_all};
+use crate::writers::{Unavailable, flush_all, reset_all};
 
 /// How much all open files together keep, in bytes. Where there is no more, files keep less, and nothing else changes.
 const KEEP_ALL_MAX: usize = 64 << 20;
@@ -335,7 +335,7 @@ impl OpenBuffer {
             (skipped || freed) && std::mem::take(&mut side.parked)
         });
         if room {
-            self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
+            self.channel.writers().make_room(&self.channel, self.cpu);
         }
     }
 

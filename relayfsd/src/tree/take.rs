@@ -19,7 +19,6 @@ use crate::registry::ChannelRef;
 use crate::tree::delivered::{Delivered, Ended};
 use crate::tree::inode::N_COPIES;
 use crate::tree::killed::{is_killed, process_of};
-use crate::writers::Job;
 
 /// A copy of what was unread, and what programs have got of it.
 pub(crate) struct Take {
@@ -179,7 +178,7 @@ impl Take {
             copies.unused().map(|number| Consumed { number, by, len: self.len, mtime: self.mtime });
         drop(copies);
         if room {
-            self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
+            self.channel.writers().make_room(&self.channel, self.cpu);
         }
     }
 
