@@ -44,6 +44,7 @@ use crate::state::recovery;
 use crate::state::state_dir::{DirError, Place, StateDir};
 use crate::state::takeover::{self, TakeoverError};
 use crate::tree::Tree;
+use crate::writers::Writers;
 
 /// How long users of the mount have to go away when the daemon is told to end.
 const UNMOUNT_MAX: Duration = Duration::from_secs(1);
@@ -119,6 +120,7 @@ struct Session {
     mount: Mount,
     socket: Option<SocketFile>,
     registry: Arc<Registry>,
+    writers: Arc<Writers>,
     state: Option<StateDir>,
     mounted: Mounted,
     point: PathBuf,
@@ -154,10 +156,19 @@ impl Session {
         let recovered = recovery::recover(&state, &identity, named, n_cpus)?;
         // Whatever goes wrong from now on, what others have written stays.
         state.set_keep(!recovered.channels.is_empty());
-        let registry =
-            Registry::new(state.path().to_owned(), n_cpus, limits, options.general, recovered).map_err(
-                |source| SessionError::Start { what: "the threads that make channels and copies", source },
-            )?;
+        let writers = Arc::new(Writers::new(n_cpus));
+        let registry = Registry::new(
+            state.path().to_owned(),
+            n_cpus,
+            limits,
+            options.general,
+            recovered,
+            writers.clone(),
+        )
+        .map_err(|source| SessionError::Start {
+            what: "the threads that make channels and copies",
+            source,
+        })?;
         let saving = |source| SessionError::Start { what: "writing the state file", source };
         registry.begin().map_err(saving)?;
         for (name, spec) in &options.channels {
@@ -167,15 +178,16 @@ impl Session {
         kill_point!("adopt-opened");
 
         let (device, mount) = mount::attach(&point, &options.mount)?;
-        let tree = Tree::new(registry.clone(), socket.path().to_string_lossy().into_owned());
+        let tree = Tree::new(registry.clone(), writers.clone(), socket.path().to_string_lossy().into_owned());
         let mounted = fs::serve(Fs::new(tree, options.access.clone()), device, &options.mount)
             .map_err(SessionError::Fuse)?;
         let unmounted =
             watch(&mount).map_err(|source| SessionError::Start { what: "watching the mount", source })?;
 
         let connections_max = host_limits::connections_max(options.connections_max);
-        let server = Server::start(listener, registry.clone(), connections_max, options.sharing)
-            .map_err(|source| SessionError::Start { what: "the server", source })?;
+        let server =
+            Server::start(listener, registry.clone(), writers.clone(), connections_max, options.sharing)
+                .map_err(|source| SessionError::Start { what: "the server", source })?;
         let summary = summary(options, &point, socket.path(), &registry);
         kill_point!("started");
         Ok(Session {
@@ -184,6 +196,7 @@ impl Session {
             mount,
             socket: Some(socket),
             registry,
+            writers,
             state: Some(state),
             mounted,
             point,
@@ -326,7 +339,7 @@ impl Session {
         self.socket = None;
         if let Some(server) = self.server.take() {
             server.stop();
-            self.registry.writers().settle(SETTLE_MAX);
+            self.writers.settle(SETTLE_MAX);
             let discarded = self.registry.close_all(keep);
             if let Some(line) = end_report::line_of_discarded(&discarded) {
                 log::warn!("{line}");

@@ -64,7 +64,7 @@ pub(crate) struct Registry {
     channels: Mutex<Channels>,
     /// Held while a channel is being made, which takes as long as its memory; `channels` is not.
     creating: Mutex<()>,
-    writers: Writers,
+    writers: Arc<Writers>,
     creator: Turns,
     copier: Turns,
     looks: Arc<Looks>,
@@ -72,13 +72,15 @@ pub(crate) struct Registry {
 
 impl Registry {
     /// The channels that a daemon before this one has left, if any. Buffers are files in `state_dir`; `limits` bound new
-    /// channels together with all that are there; `defaults` fills what a geometry leaves out.
+    /// channels together with all that are there; `defaults` fills what a geometry leaves out; `writers` finish, reset and
+    /// close what the daemon has to.
     pub(crate) fn new(
         state_dir: PathBuf,
         n_cpus: usize,
         limits: Limits,
         defaults: GeometrySpec,
         recovered: Recovered,
+        writers: Arc<Writers>,
     ) -> io::Result<Arc<Registry>> {
         let mut channels = Channels {
             last_id: recovered.state.last_id,
@@ -107,7 +109,7 @@ impl Registry {
             state: recovered.state,
             channels: Mutex::new(channels),
             creating: Mutex::default(),
-            writers: Writers::new(n_cpus),
+            writers,
             creator: Turns::start("creator")?,
             copier: Turns::start("copier")?,
             looks: Looks::new(),
@@ -134,16 +136,6 @@ impl Registry {
     /// What the inode numbers of channels' files are mixed with.
     pub(crate) fn salt(&self) -> u32 {
         self.state.salt
-    }
-
-    /// The threads that write for others.
-    pub(crate) fn writers(&self) -> &Writers {
-        &self.writers
-    }
-
-    /// The thread that makes channels.
-    pub(crate) fn creator(&self) -> &Turns {
-        &self.creator
     }
 
     /// The thread that takes copies of buffers.

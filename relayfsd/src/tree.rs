@@ -27,6 +27,7 @@ use relay::layout::abi;
 use crate::channel::Channel;
 use crate::registry::{ChannelRef, Registry};
 use crate::tree::inode::{Class, ControlFile, Node, PerCpu};
+use crate::writers::Writers;
 
 /// What stat(2) tells of a node.
 pub(crate) struct NodeStat {
@@ -39,18 +40,24 @@ pub(crate) struct NodeStat {
 /// The tree of one daemon.
 pub(crate) struct Tree {
     registry: Arc<Registry>,
+    writers: Arc<Writers>,
     /// Where `.relay/socket` points.
     socket: String,
     started: SystemTime,
 }
 
 impl Tree {
-    pub(crate) fn new(registry: Arc<Registry>, socket: String) -> Tree {
-        Tree { registry, socket, started: SystemTime::now() }
+    pub(crate) fn new(registry: Arc<Registry>, writers: Arc<Writers>, socket: String) -> Tree {
+        Tree { registry, writers, socket, started: SystemTime::now() }
     }
 
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// The threads that write for others.
+    pub(crate) fn writers(&self) -> &Writers {
+        &self.writers
     }
 
     pub(crate) fn socket(&self) -> &str {

@@ -30,7 +30,7 @@ impl Registry {
                 ring();
             }
         };
-        self.creator().order(uid, Box::new(order));
+        self.creator.order(uid, Box::new(order));
         PendingCreate(ordered)
     }
 }

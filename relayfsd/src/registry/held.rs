@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 
 use super::Registry;
 use crate::channel::Channel;
-use crate::writers::Writers;
 
 /// Keeps a channel alive: a producer's connection, an open file, a message under way.
 pub(crate) struct ChannelRef {
@@ -20,16 +19,6 @@ impl ChannelRef {
         // Relaxed: the lock orders it, see `let_go`.
         channel.holders.fetch_add(1, Ordering::Relaxed);
         ChannelRef { registry: registry.clone(), channel }
-    }
-
-    /// The registry of the channel.
-    pub(crate) fn registry(&self) -> &Arc<Registry> {
-        &self.registry
-    }
-
-    /// The threads that write for others.
-    pub(crate) fn writers(&self) -> &Writers {
-        self.registry.writers()
     }
 }
 

@@ -96,7 +96,7 @@ impl Requests {
     /// From now on no batch waits for room in its buffer.
     pub(crate) fn cancel(&self) {
         if !self.cancelled.swap(true, Ordering::Release) && self.has_waited {
-            self.common.registry.writers().sweep();
+            self.common.writers.sweep();
         }
     }
 
@@ -113,7 +113,7 @@ impl Requests {
             }
         }
         while let Some(job) = self.held_back.pop_front() {
-            if let Err(Busy(job)) = self.common.registry.writers().submit(job) {
+            if let Err(Busy(job)) = self.common.writers.submit(job) {
                 self.held_back.push_front(job);
                 return false;
             }
@@ -260,7 +260,10 @@ impl Requests {
     fn consume(&mut self, frame: &Frame) -> Result<(), Refused> {
         let Consume { channel, cpu, from, count } = Consume::decode(frame.body)?;
         let held = self.channel(channel)?;
-        self.reading.consume(channel, held, buffer_of(held, cpu)?, from, count)?;
+        let cpu = buffer_of(held, cpu)?;
+        if self.reading.consume(channel, held, cpu, from, count)? {
+            self.common.writers.make_room(held, cpu);
+        }
         self.peer.send(&done(FrameType::Consume, frame.id));
         Ok(())
     }

@@ -81,7 +81,8 @@ impl Reading {
         Ok(())
     }
 
-    /// Gives `count` sub-buffers back, the first of which has number `from`.
+    /// Gives `count` sub-buffers back, the first of which has number `from`. Returns whether a batch waits for the room that
+    /// this makes.
     pub(crate) fn consume(
         &self,
         number: u32,
@@ -89,13 +90,10 @@ impl Reading {
         cpu: usize,
         from: u64,
         count: u64,
-    ) -> Result<(), Refused> {
+    ) -> Result<bool, Refused> {
         self.check(number)?;
         let given = channel.give_back(cpu, Some(from), count);
-        if given.map_err(|error| Refused::request(Errno::from_raw(errno(&error)), error))? {
-            channel.writers().make_room(channel, cpu);
-        }
-        Ok(())
+        given.map_err(|error| Refused::request(Errno::from_raw(errno(&error)), error))
     }
 
     fn check(&self, number: u32) -> Result<&Arc<Bell>, Refused> {

@@ -5,15 +5,16 @@
 
 use crate::channel::give_back::errno;
 use crate::registry::ChannelRef;
+use crate::writers::Writers;
 
 /// Does what was written. An errno if that is not possible; nothing has changed then.
-pub(crate) fn consume(channel: &ChannelRef, cpu: usize, text: &[u8]) -> Result<(), i32> {
+pub(crate) fn consume(writers: &Writers, channel: &ChannelRef, cpu: usize, text: &[u8]) -> Result<(), i32> {
     let (from, count) = parse(text).ok_or(libc::EINVAL)?;
     if channel.is_broken() {
         return Err(libc::EIO);
     }
     if channel.give_back(cpu, from, count).map_err(|error| errno(&error))? {
-        channel.writers().make_room(channel, cpu);
+        writers.make_room(channel, cpu);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::hold_point;
-use crate::policy::quota::Reservation;
+use crate::policy::quota::{Quota, Reservation};
 use crate::process::free_later;
 use crate::registry::ChannelRef;
 
@@ -21,7 +21,11 @@ pub(crate) struct SnapshotSlot(Mutex<Weak<Snapshot>>);
 impl Snapshot {
     /// Takes a copy of a buffer, or shares the open one; the flag says whether it is new. On the copier's thread, which
     /// alone takes copies, one after another. An errno if there is no memory for it.
-    pub(crate) fn take(channel: &ChannelRef, cpu: usize) -> Result<(Arc<Snapshot>, bool), i32> {
+    pub(crate) fn take(
+        memory: &Arc<Quota>,
+        channel: &ChannelRef,
+        cpu: usize,
+    ) -> Result<(Arc<Snapshot>, bool), i32> {
         if let Some(open) = channel.snapshot_slot(cpu).shared() {
             return Ok((open, false));
         }
@@ -30,7 +34,7 @@ impl Snapshot {
             libc::ENOMEM
         };
         let mut extent = channel.read_side(cpu).reader.snapshot_extent();
-        let memory = channel.registry().memory().claim(0, extent.max()).map_err(|_| no_memory())?;
+        let memory = memory.claim(0, extent.max()).map_err(|_| no_memory())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
         // The lock is let go after each sub-buffer: the writer and the socket's thread may be waiting for it.
