@@ -6,6 +6,7 @@ pub(crate) mod give_back;
 pub(crate) mod integrity;
 pub(crate) mod stats;
 
+mod channel_ref;
 mod poll;
 
 use std::fs::{File, OpenOptions};
@@ -21,6 +22,7 @@ use relay::ring::reader::Reader;
 use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, Geometry};
 
+pub(crate) use self::channel_ref::{ChannelRef, Release};
 pub(crate) use self::poll::{PollState, Wake};
 use crate::channel::files::{Files, Made};
 use crate::channel::flush_timer::Looks;
@@ -42,8 +44,8 @@ pub(crate) struct Channel {
     created: SystemTime,
     /// Set at the daemon's clean end: pollers get an error, what is unread stays readable.
     closed: AtomicBool,
-    /// See [`crate::registry::ChannelRef`].
-    pub(crate) holders: AtomicUsize,
+    /// How many [`ChannelRef`]s there are.
+    holders: AtomicUsize,
     /// `None` when the channel has ended: after that the directory may be a successor's.
     files: Mutex<Option<Files>>,
     /// Whether its files have been given to a producer.

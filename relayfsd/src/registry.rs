@@ -4,7 +4,6 @@ pub(crate) mod create_queue;
 
 mod ending;
 mod error;
-mod held;
 mod index;
 mod orphans;
 mod recreate;
@@ -12,7 +11,6 @@ mod recreate;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use relay::layout::channel_name::COMPONENTS_MAX;
@@ -20,10 +18,9 @@ use relay::layout::state_file::StateFile;
 use relay::{ChannelName, Geometry, GeometrySpec};
 
 pub(crate) use self::error::OpenError;
-pub(crate) use self::held::ChannelRef;
 use self::index::Channels;
 use crate::channel::flush_timer::Looks;
-use crate::channel::{Channel, Named};
+use crate::channel::{Channel, ChannelRef, Named, Release};
 use crate::kill_point;
 use crate::policy::fair_queue::Turns;
 use crate::policy::quota::{self, Quota, QuotaExceeded, Reservation};
@@ -210,20 +207,26 @@ impl Registry {
         }
         kill_point!("open-named");
         log::info!("channel {name}: created, {geometry}, {n_bufs} buffers");
-        Ok(ChannelRef::new(self, channel))
+        Ok(self.hold_channel(&channel))
     }
 
     /// The channel of a name, for a look at it.
     pub(crate) fn hold(self: &Arc<Self>, name: &str) -> Option<ChannelRef> {
         let name = name.parse().ok()?;
         let channels = self.lock();
-        channels.by_name.get(&name).map(|channel| ChannelRef::new(self, channel.clone()))
+        channels.by_name.get(&name).map(|channel| self.hold_channel(channel))
+    }
+
+    /// Begins to hold a channel. The caller has the lock.
+    fn hold_channel(self: &Arc<Self>, channel: &Arc<Channel>) -> ChannelRef {
+        let registry = Arc::downgrade(self);
+        ChannelRef::new(channel.clone(), registry)
     }
 
     /// The channel of an id, for a look at it.
     pub(crate) fn hold_id(self: &Arc<Self>, id: u32) -> Option<ChannelRef> {
         let channels = self.lock();
-        channels.by_id.get(&id).map(|(channel, _)| ChannelRef::new(self, channel.clone()))
+        channels.by_id.get(&id).map(|(channel, _)| self.hold_channel(channel))
     }
 
     /// The id of a directory that channels' names begin with.
@@ -304,7 +307,7 @@ impl Registry {
         if channels.closed {
             return Err(OpenError::Closed);
         }
-        let held = channels.by_name.get(name).map(|channel| ChannelRef::new(self, channel.clone()));
+        let held = channels.by_name.get(name).map(|channel| self.hold_channel(channel));
         drop(channels);
         if let Some(held) = &held
             && held.is_broken_or_cut(None)
@@ -368,11 +371,13 @@ impl Registry {
     /// Removes a channel that nobody holds any more, unless it is to stay or has something unread.
     fn let_go(&self, channel: &Arc<Channel>) {
         let mut channels = self.lock();
-        // Looked at under the lock, which whoever begins to hold a channel has too.
-        // Acquire, with the Release of those who left before: what they wrote is seen.
-        let held = channel.holders.load(Ordering::Acquire) > 0;
         let has_unread = || channel.unread() > 0 && !channel.is_broken();
-        if held || channel.permanent() || channel.is_inherited() || channels.closed || has_unread() {
+        if channel.is_held()
+            || channel.permanent()
+            || channel.is_inherited()
+            || channels.closed
+            || has_unread()
+        {
             return;
         }
         if channels.remove(channel) {
@@ -398,5 +403,14 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, Channels> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Release for Registry {
+    fn release(&self, channel: &Arc<Channel>) {
+        // Without the lock: a permanent channel stays permanent.
+        if !channel.permanent() {
+            self.let_go(channel);
+        }
     }
 }

@@ -24,8 +24,8 @@ use std::time::SystemTime;
 
 use relay::layout::abi;
 
-use crate::channel::Channel;
-use crate::registry::{ChannelRef, Registry};
+use crate::channel::{Channel, ChannelRef};
+use crate::registry::Registry;
 use crate::tree::inode::{Class, ControlFile, Node, PerCpu};
 use crate::writers::Writers;
 

@@ -20,7 +20,7 @@ use relay::ring::writer::WriteResult;
 use relay::wire::frame::WriteReply;
 use thiserror::Error;
 
-use crate::registry::ChannelRef;
+use crate::channel::ChannelRef;
 
 /// Producers' jobs that may wait for one writer; each is a frame, or one message at most.
 const QUEUE_LEN: usize = 64;

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use relay::{ChannelName, GeometrySpec};
 
-use crate::registry::{ChannelRef, Create, OpenError, Registry};
+use crate::channel::ChannelRef;
+use crate::registry::{Create, OpenError, Registry};
 
 /// What came of it: the channel, and whether it is new.
 pub(crate) type Made = Result<(ChannelRef, bool), OpenError>;

@@ -11,9 +11,9 @@ use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, GeometrySpec};
 
 use super::ending::CLOSE_MAX;
-use super::{ChannelRef, Channels, Create, OpenError, Registry};
-use crate::channel::Channel;
+use super::{Channels, Create, OpenError, Registry};
 use crate::channel::stats::Counts;
+use crate::channel::{Channel, ChannelRef};
 use crate::kill_point;
 use crate::writers::{self, Job};
 

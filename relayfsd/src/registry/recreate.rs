@@ -4,8 +4,8 @@ use std::sync::{Arc, PoisonError};
 
 use relay::GeometrySpec;
 
-use super::{ChannelRef, Create, OpenError, Registry};
-use crate::channel::Channel;
+use super::{Create, OpenError, Registry};
+use crate::channel::{Channel, ChannelRef};
 
 impl Registry {
     /// Sees to it that nobody waits for room in a channel that is broken, and that the first thread learns of pollers.
@@ -27,28 +27,28 @@ impl Registry {
         done: impl FnOnce(Result<(), OpenError>) + Send + 'static,
     ) {
         let (registry, broken) = (self.clone(), broken.clone());
-        self.creator.order(0, Box::new(move || done(registry.replace_broken(&broken.channel))));
+        self.creator.order(0, Box::new(move || done(registry.replace_broken(&broken))));
     }
 
     /// Puts a new channel in the place of a broken one, or nothing if that is not one of the command line's: who wants it opens
     /// it. Who has the broken one keeps it, and gets errors. Its counts go with it: they are anybody's. On the creator's thread.
-    fn replace_broken(self: &Arc<Self>, broken: &Arc<Channel>) -> Result<(), OpenError> {
+    fn replace_broken(self: &Arc<Self>, broken: &Channel) -> Result<(), OpenError> {
         let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         let mut channels = self.lock();
         if channels.closed {
             return Err(OpenError::Closed);
         }
-        if !channels.by_id.contains_key(&broken.id()) {
-            return Ok(()); // somebody was faster
-        }
+        let Some(broken) = channels.by_id.get(&broken.id()).map(|(channel, _)| channel.clone()) else {
+            return Ok(()); // another caller was faster
+        };
         let name = broken.name();
         if broken.permanent() {
             drop(channels);
             let spec = GeometrySpec::from(*broken.geometry());
-            self.make(name, spec, Create::Permanent, Some(broken))?.tell_no_sooner_than(broken);
+            self.make(name, spec, Create::Permanent, Some(&broken))?.tell_no_sooner_than(&broken);
         } else {
-            channels.remove(broken);
-            self.forget(&channels, broken);
+            channels.remove(&broken);
+            self.forget(&channels, &broken);
         }
         log::warn!("channel {name}: removed, since it was broken");
         Ok(())

@@ -21,10 +21,11 @@ use relay::wire::frame::{
 };
 
 use self::write::Long;
+use crate::channel::ChannelRef;
 use crate::policy::quota::{QuotaExceeded, Reservation};
 use crate::policy::share_policy::NotShared;
+use crate::registry::OpenError;
 use crate::registry::create_queue::{Made, PendingCreate};
-use crate::registry::{ChannelRef, OpenError};
 use crate::socket::backpressure::InFlight;
 use crate::socket::connection::{ConnectionContext, Refused};
 use crate::socket::peer::Peer;

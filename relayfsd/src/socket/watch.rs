@@ -8,9 +8,8 @@ use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use crate::channel::PollState;
 use crate::channel::give_back::errno;
-use crate::registry::ChannelRef;
+use crate::channel::{ChannelRef, PollState};
 use crate::socket::connection::Refused;
 
 /// Tells who waits by the socket from who polls an open file, whose numbers are smaller.

@@ -3,8 +3,8 @@
 //! `COUNT` gives back so many; `FROM COUNT` only if the first of them has number FROM, so that of two who read the same, one
 //! is told.
 
+use crate::channel::ChannelRef;
 use crate::channel::give_back::errno;
-use crate::registry::ChannelRef;
 use crate::writers::Writers;
 
 /// Does what was written. An errno if that is not possible; nothing has changed then.

@@ -6,7 +6,7 @@ use nix::sched::sched_getcpu;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::ring::writer::WriteResult;
 
-use crate::registry::ChannelRef;
+use crate::channel::ChannelRef;
 use crate::tree::open_file::Written;
 use crate::writers::{Job, Unavailable, Writers};
 

@@ -11,10 +11,9 @@ use std::time::Instant;
 
 use relay::memory::lent::Lent;
 
-use crate::channel::{PollState, Wake};
+use crate::channel::{ChannelRef, PollState, Wake};
 use crate::kill_point;
 use crate::policy::quota::{Quota, Reservation};
-use crate::registry::ChannelRef;
 use crate::tree::consumed_file::consume;
 use crate::tree::endless_copy::Spin;
 use crate::tree::inode::{ControlFile, Node, PerCpu};

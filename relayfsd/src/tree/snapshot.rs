@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::channel::ChannelRef;
 use crate::hold_point;
 use crate::policy::quota::{Quota, Reservation};
 use crate::process::free_later;
-use crate::registry::ChannelRef;
 
 /// A copy of a buffer.
 pub(crate) struct Snapshot {

@@ -14,8 +14,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use relay::memory::lent::Lent;
 use relay::ring::reader::Taken;
 
+use crate::channel::ChannelRef;
 use crate::policy::quota::{Quota, Reservation};
-use crate::registry::ChannelRef;
 use crate::tree::delivered::{Delivered, Ended};
 use crate::tree::inode::N_COPIES;
 use crate::tree::killed::{is_killed, process_of};
