@@ -1,7 +1,6 @@
 //! One channel: its files and its buffers with their readers. `poll.rs` has who waits for them, `stats.rs` their numbers.
 
 pub(crate) mod files;
-pub(crate) mod flush_timer;
 pub(crate) mod give_back;
 pub(crate) mod integrity;
 pub(crate) mod stats;
@@ -23,9 +22,8 @@ use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, Geometry};
 
 pub(crate) use self::channel_ref::{ChannelRef, Release};
-pub(crate) use self::poll::{PollState, Wake};
+pub(crate) use self::poll::{Looks, PollState, Wake};
 use crate::channel::files::{Files, Made};
-use crate::channel::flush_timer::Looks;
 use crate::channel::integrity::{Damage, ReadGuard};
 use crate::process::free_later;
 use crate::tree::snapshot::SnapshotSlot;
@@ -55,7 +53,7 @@ pub(crate) struct Channel {
     /// The daemon's, to tell apart who got the files from whom.
     epoch: u32,
     damage: Damage,
-    /// Set by a thread that stored a waiter; see [`crate::channel::flush_timer`].
+    /// Set by a thread that stored a waiter; see [`Looks`].
     polled: AtomicBool,
     looks: OnceLock<Arc<Looks>>,
 }

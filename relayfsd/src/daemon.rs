@@ -25,7 +25,6 @@ use relay::system::cpus;
 use sd_notify::NotifyState;
 use thiserror::Error;
 
-use crate::channel::flush_timer::Schedule;
 use crate::config::options::{Keep, Options};
 use crate::fuse::fs::{self, Fs, Mounted};
 use crate::kill_point;
@@ -35,6 +34,7 @@ use crate::process::host_limits;
 use crate::process::logging::{self, Log};
 use crate::process::privileges;
 use crate::process::signals::{Asked, Caught};
+use crate::registry::flush_timer::Schedule;
 use crate::registry::{Limits, OpenError, Registry};
 use crate::socket::event_loop::Server;
 use crate::socket::listener::{self, ListenError, SocketFile};

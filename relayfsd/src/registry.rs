@@ -1,6 +1,7 @@
 //! The daemon's channels by name: opening, creating, and when they go.
 
 pub(crate) mod create_queue;
+pub(crate) mod flush_timer;
 
 mod ending;
 mod error;
@@ -19,13 +20,12 @@ use relay::{ChannelName, Geometry, GeometrySpec};
 
 pub(crate) use self::error::OpenError;
 use self::index::Channels;
-use crate::channel::flush_timer::Looks;
-use crate::channel::{Channel, ChannelRef, Named, Release};
+use crate::channel::{Channel, ChannelRef, Looks, Named, Release};
 use crate::kill_point;
 use crate::policy::fair_queue::Turns;
 use crate::policy::quota::{self, Quota, QuotaExceeded, Reservation};
 use crate::state::recovery::Recovered;
-use crate::writers::{Job, Unavailable, Writers};
+use crate::writers::Writers;
 
 /// Names an error message lists before it says how many more there are.
 const NAMES_LISTED: usize = 20;
@@ -278,22 +278,6 @@ impl Registry {
         let mut text = format!("channels {n_channels}\nmemory_bytes {memory}\nmemory_max_bytes {max}\n");
         gone.write_to("gone", &mut text);
         text
-    }
-
-    /// Finishes the current sub-buffers whose unread data a process waits for.
-    pub(crate) fn finish_polled(self: &Arc<Self>) {
-        for channel in self.all().iter().filter(|channel| !channel.is_broken()) {
-            for cpu in channel.polled_unfinished() {
-                let Some(held) = self.hold_id(channel.id()) else { break };
-                let name = channel.name().clone();
-                let done = Box::new(move |done: Result<(), Unavailable>| {
-                    if let Err(unavailable) = done {
-                        log::debug!("channel {name}: flush: {unavailable}");
-                    }
-                });
-                self.writers.submit_now(Job::FlushUnread { channel: held, cpu, done });
-            }
-        }
     }
 
     /// Where threads with new waiters ask for looks.
