@@ -1,11 +1,19 @@
-//! One channel: its files and its buffers with their readers. `poll.rs` has who waits for them, `stats.rs` their numbers.
+//! One channel: its files, its buffers with their readers, and the copies of buffers that are open.
+//!
+//! `registry` makes channels and hands out [`ChannelRef`]s, which keep a channel. `writers`, `tree` and `socket` use them.
+//! `poll.rs` has who waits for a buffer, `stats.rs` the numbers, `integrity.rs` what is done about damage.
+//! Where a reader makes room for a batch that waits, a call returns that, and the caller tells the writers.
+//! This room may not know the registry, the writers, the tree, or the socket. The lock order is in `registry.rs`.
 
 pub(crate) mod files;
 pub(crate) mod give_back;
 pub(crate) mod integrity;
+pub(crate) mod snapshot;
 pub(crate) mod stats;
+pub(crate) mod take;
 
 mod channel_ref;
+mod delivered;
 mod poll;
 
 use std::fs::{File, OpenOptions};
@@ -25,9 +33,9 @@ pub(crate) use self::channel_ref::{ChannelRef, Release};
 pub(crate) use self::poll::{Looks, PollState, Wake};
 use crate::channel::files::{Files, Made};
 use crate::channel::integrity::{Damage, ReadGuard};
+use crate::channel::snapshot::SnapshotSlot;
+use crate::channel::take::TakeSlot;
 use crate::process::free_later;
-use crate::tree::snapshot::SnapshotSlot;
-use crate::tree::take::TakeSlot;
 
 /// A channel, with everything the daemon knows of it.
 pub(crate) struct Channel {

@@ -1,4 +1,21 @@
 //! The daemon's channels by name: opening, creating, and when they go.
+//!
+//! `socket` and `tree` find channels here, and `daemon` ends them. A [`ChannelRef`] keeps a channel; the last one that is
+//! dropped calls [`Release::release`], and the registry removes the channel.
+//! This room may not know the tree or the socket.
+//!
+//! Lock order of the daemon. A thread that has a lock takes only locks to the right of it:
+//!
+//! ```text
+//! Registry: creating --> channels --+
+//! OpenBuffer: past -----------------+--> read_side, a buffer's --+--> waiters, the buffer's
+//! TakeSlot: making --+--------------+                            +--> Channel: files; Damage: told
+//!                    +--> copies                                 +--> WorkerQueue: idle
+//! ```
+//!
+//! With one of the last locks, a snapshot's slot, a quota's table, or `spin` of a buffer's file, a thread takes no other
+//! lock. Dropping the last [`ChannelRef`] takes `channels`: so no thread drops one while it has any of these locks but
+//! `creating`.
 
 pub(crate) mod create_queue;
 pub(crate) mod flush_timer;

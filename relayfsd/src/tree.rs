@@ -6,18 +6,17 @@
 //! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/ map/ take/
 //! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
+//!
+//! `fuse` calls it for every request. It finds channels in `registry`, and hands to `writers` what has to be written.
+//! This room may not know FUSE or the socket.
 
 pub(crate) mod consumed_file;
-pub(crate) mod delivered;
 pub(crate) mod endless_copy;
 pub(crate) mod inode;
-pub(crate) mod killed;
 pub(crate) mod listing;
 pub(crate) mod msg_file;
 pub(crate) mod open_file;
 pub(crate) mod read_history;
-pub(crate) mod snapshot;
-pub(crate) mod take;
 
 use std::sync::Arc;
 use std::time::SystemTime;

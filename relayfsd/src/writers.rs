@@ -6,6 +6,9 @@
 //! Producers' jobs come through a bounded queue: when it is full, the socket is not read, and so the producer is told
 //! by its own full socket. Jobs of the mounted files come through a queue of their own, bounded by the number of file
 //! operations that can be under way; they are never refused, since a file operation must not wait for the socket.
+//!
+//! `daemon` makes them; `registry`, `tree` and `socket` hand them jobs.
+//! This room may not know any of these: a job has the channel with it.
 
 pub(crate) mod worker;
 

@@ -11,6 +11,8 @@ use std::time::Instant;
 
 use relay::memory::lent::Lent;
 
+use crate::channel::snapshot::Snapshot;
+use crate::channel::take::Take;
 use crate::channel::{ChannelRef, PollState, Wake};
 use crate::kill_point;
 use crate::policy::quota::{Quota, Reservation};
@@ -19,8 +21,6 @@ use crate::tree::endless_copy::Spin;
 use crate::tree::inode::{ControlFile, Node, PerCpu};
 use crate::tree::msg_file;
 use crate::tree::read_history::ReadHistory;
-use crate::tree::snapshot::Snapshot;
-use crate::tree::take::Take;
 use crate::tree::{Tree, VERSION_TEXT, consumed_text};
 use crate::writers::{Unavailable, Writers, flush_all, reset_all};
 

@@ -15,10 +15,12 @@ use relay::memory::lent::Lent;
 use relay::ring::reader::Taken;
 
 use crate::channel::ChannelRef;
+use crate::channel::delivered::{Delivered, Ended};
 use crate::policy::quota::{Quota, Reservation};
-use crate::tree::delivered::{Delivered, Ended};
-use crate::tree::inode::N_COPIES;
-use crate::tree::killed::{is_killed, process_of};
+use crate::process::killed::{is_killed, process_of};
+
+/// Numbers that the copies of a buffer have, from 0 on and then again. They are a part of inode numbers.
+pub(crate) const N_COPIES: u32 = 1 << 10;
 
 /// A copy of what was unread, and what programs have got of it.
 pub(crate) struct Take {
