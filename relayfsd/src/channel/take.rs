@@ -181,6 +181,7 @@ impl Take {
             return false;
         }
         let mut side = self.channel.read_side(self.cpu);
+        side.reader.note_losses();
         let freed = side.reader.consume_taken(&self.taken);
         let room = freed && std::mem::take(&mut side.parked);
         drop(side);
