@@ -255,7 +255,7 @@ impl Reader {
     }
 
     /// Forgets everything unread and starts over at an empty ring (W8). `run` is a writer of the buffer.
-    pub fn reset(&mut self, run: impl Executor) -> Result<(), RetriesExhausted> {
+    pub fn reset(&mut self, executor: impl Executor) -> Result<(), RetriesExhausted> {
         self.note_high_water();
         if self.buffer.geometry().mode() == Mode::Overwrite {
             // What the writer has taken before is not the reset's doing; what was kept of it, is.
@@ -267,7 +267,7 @@ impl Reader {
         }
         let block = self.buffer.block();
         let n_finished = self.n_finished();
-        let start = match Writer::new(&self.buffer, run).reset() {
+        let start = match Writer::new(&self.buffer, executor).reset() {
             Ok(start) => start,
             Err(contended) => {
                 self.expect_consumed();
