@@ -201,9 +201,13 @@ impl<'a, R: Executor> Writer<'a, R> {
         self.write_elsewhere_if(message, None)
     }
 
-    /// Continues [`Writer::try_write`], and calls `subbuf_start` before a sub-buffer begins.
+    /// Continues [`Writer::try_write`], and calls `callback` before a sub-buffer begins.
     /// If that refuses, the current sub-buffer is finished all the same, and the buffer blocked, as if all were full.
-    pub fn write_elsewhere_if(&self, message: &[u8], subbuf_start: Option<&mut SubbufStart<'_>>) -> Option<Outcome> {
+    pub fn write_elsewhere_if(
+        &self,
+        message: &[u8],
+        callback: Option<&mut SubbufStart<'_>>,
+    ) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // W2.a. A message that only the header makes too long is W2.e, which the switch decides.
         if message.len() > buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
@@ -214,7 +218,7 @@ impl<'a, R: Executor> Writer<'a, R> {
             self.executor.locate(buffer, from);
             return None;
         }
-        self.switch(from, message, subbuf_start)
+        self.switch(from, message, callback)
     }
 
     /// Counts a message of `len` bytes as dropped if the buffer is blocked and still full (W5).
@@ -309,7 +313,12 @@ impl<'a, R: Executor> Writer<'a, R> {
 
     /// Applies W2, after step a.
     #[inline(never)]
-    fn switch(&self, from: Position, message: &[u8], subbuf_start: Option<&mut SubbufStart<'_>>) -> Option<Outcome> {
+    fn switch(
+        &self,
+        from: Position,
+        message: &[u8],
+        callback: Option<&mut SubbufStart<'_>>,
+    ) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // Relaxed: the daemon sets it before it blocks the buffer, and the load of the state came first (Acquire).
         if buffer.block().closed.load(Ordering::Relaxed) != 0 {
@@ -322,9 +331,9 @@ impl<'a, R: Executor> Writer<'a, R> {
         let is_full = || widths.full(next, Position(buffer.block().consumed.load(Ordering::Acquire)));
         let mut full = geometry.mode() == Mode::NoOverwrite && is_full();
         let mut start = None;
-        if let (Some(subbuf_start), false) = (subbuf_start, full) {
+        if let (Some(callback), false) = (callback, full) {
             let padding = if closes { geometry.subbuf_size() - widths.offset(from) } else { 0 };
-            start = subbuf_start(SubbufInfo { padding, full: is_full(), header: geometry.header() });
+            start = callback(SubbufInfo { padding, full: is_full(), header: geometry.header() });
             full = start.is_none();
         }
         let start =
