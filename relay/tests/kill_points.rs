@@ -197,7 +197,7 @@ fn accounted_for(buffer: &Buffer, case: &str) {
     let counted =
         [&block.read_bytes, &block.overwritten_bytes].map(|counter| counter.load(Ordering::Relaxed));
     let unread = Reader::new(buffer.clone()).unread();
-    assert_eq!(counted.iter().sum::<u64>() + unread, seen(buffer).size, "{case}: bytes that nobody counted");
+    assert_eq!(counted.iter().sum::<u64>() + unread, seen(buffer).size, "{case}: bytes that no counter has");
 }
 
 fn dies_anywhere(spec: &str, all: &[&str]) {

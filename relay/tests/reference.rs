@@ -258,7 +258,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Resu
                         model.dropped += 1;
                     }
                     WriteResult::TooBig => prop_assert!(writer.count(1, |block| &block.too_big)),
-                    WriteResult::Closed => prop_assert!(false, "nobody closed it"),
+                    WriteResult::Closed => prop_assert!(false, "the buffer is not closed"),
                 }
             }
             Op::Flush => {

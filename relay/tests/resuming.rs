@@ -121,7 +121,7 @@ fn unsound_buffer_is_refused_by_name() {
         let buffer = used(Mode::NoOverwrite);
         damage(&buffer);
         let read_bytes = buffer.block().read_bytes.load(Ordering::Relaxed);
-        let unsound = Reader::resume(buffer.clone()).err().unwrap_or_else(|| panic!("{what}: goes on"));
+        let unsound = Reader::resume(buffer.clone()).err().unwrap_or_else(|| panic!("{what}: accepted"));
         assert!(is_it(&unsound), "{what}: {unsound}");
         assert_eq!(buffer.block().read_bytes.load(Ordering::Relaxed), read_bytes, "{what}");
     }

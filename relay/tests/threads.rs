@@ -138,7 +138,7 @@ fn write_all(buffer: &Buffer, cpu: usize, writer: u32, reading: &AtomicUsize, le
         loop {
             match to.write(&bytes).unwrap().placed {
                 WriteResult::Written => break,
-                WriteResult::Full => assert_ne!(reading.load(Ordering::Acquire), 0, "nobody reads any more"),
+                WriteResult::Full => assert_ne!(reading.load(Ordering::Acquire), 0, "the reader has stopped"),
                 WriteResult::TooBig | WriteResult::Closed => panic!("every message fits"),
             }
             thread::yield_now();

@@ -166,7 +166,7 @@ pub struct GeometrySpec {
     pub n_subbufs: Option<u64>,
     /// Zeroed bytes reserved at the start of each sub-buffer.
     pub header: Option<u64>,
-    /// What happens when the buffer is full.
+    /// What a writer does when the buffer is full.
     pub mode: Option<Mode>,
     /// One buffer for all CPUs.
     pub global: Option<bool>,

@@ -295,12 +295,12 @@ mod tests {
         let taken = mapped.take_back().unwrap();
         mapped.keep_taken(taken);
         mapped.settle();
-        assert_eq!(text(mapped.next_finished().unwrap()), "bbbbb", "it goes on where it was");
-        assert_eq!(mapped.take_back(), Some((0, 2)), "and nobody has had it");
+        assert_eq!(text(mapped.next_finished().unwrap()), "bbbbb", "it continues where it was");
+        assert_eq!(mapped.take_back(), Some((0, 2)), "and the daemon has not taken it");
         assert_eq!(reader.consume(Some(0), 2), Ok(true));
         mapped.keep_taken((0, 2));
         mapped.settle();
-        assert_eq!(mapped.take_back(), None, "somebody has");
+        assert_eq!(mapped.take_back(), None, "the daemon has taken it");
         assert_eq!(mapped.consumed_bytes(), Some(10));
     }
 

@@ -35,7 +35,7 @@ use crate::memory::sync::{AtomicU64, Ordering, fence};
 use crate::ring::buffer::{Buffer, add};
 use crate::ring::writer::{Executor, RetriesExhausted, Writer};
 
-/// Tries to read words that a writer keeps changing, before the reader uses what it has.
+/// Tries to read words that a writer keeps changing, before the reader uses the last value.
 const TRIES_MAX: u32 = 1000;
 /// Bytes that a reader seeking forward skips at a time.
 const SKIP_LEN: usize = 1 << 20;

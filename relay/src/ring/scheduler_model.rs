@@ -36,7 +36,7 @@ struct Killed;
 /// `None`: it was killed.
 pub fn dies_at<T>(stores: u32, act: impl FnOnce() -> T) -> Option<T> {
     LEFT.with(|left| left.set(Some(stores)));
-    // Only shared memory is looked at afterwards. What the killed thread left half done there is the subject of the
+    // Only shared memory is looked at afterwards. Changes that the killed thread left half done there are the subject of the
     // test.
     let result = catch_unwind(AssertUnwindSafe(act));
     LEFT.with(|left| left.set(None));

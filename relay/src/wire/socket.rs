@@ -60,7 +60,7 @@ pub enum ConnectError {
     NotMounted {
         /// The path that was given as mount point.
         path: String,
-        /// What the path is instead.
+        /// Why no relayfs is mounted there.
         why: &'static str,
     },
     /// The mount's daemon has died.
@@ -107,7 +107,7 @@ pub enum ConnectError {
     NotOurs {
         /// The socket.
         socket: String,
-        /// What shows it.
+        /// Why it is not one.
         why: String,
     },
     /// A system call failed.

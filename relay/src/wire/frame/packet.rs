@@ -71,7 +71,7 @@ pub struct Frame<'a> {
     pub flags: u16,
     /// Chosen by the sender of the request; the reply repeats it.
     pub id: u32,
-    /// What follows the header.
+    /// The bytes behind the header.
     pub body: &'a [u8],
 }
 
