@@ -50,7 +50,7 @@ pub struct Batch {
     options: BatchOptions,
     frame: WriteFrame,
     /// Ids of the frames without an answer, oldest first, and the number of messages in each.
-    under_way: VecDeque<(u32, u64)>,
+    in_flight: VecDeque<(u32, u64)>,
     /// Whether messages are written directly. Then none is gathered, and no frame is in flight.
     direct: bool,
     counts: Counts,
@@ -77,7 +77,7 @@ impl Batch {
             connection,
             options,
             frame,
-            under_way: VecDeque::with_capacity(WINDOW),
+            in_flight: VecDeque::with_capacity(WINDOW),
             direct: false,
             counts: Counts::default(),
             unanswered: 0,
@@ -308,7 +308,7 @@ impl Batch {
     }
 
     fn send_frame(&mut self) -> Result<(), RequestError> {
-        if self.under_way.len() >= WINDOW {
+        if self.in_flight.len() >= WINDOW {
             self.collect(self.deadline())?;
         }
         let id = self.connection.expect();
@@ -318,7 +318,7 @@ impl Batch {
 
     fn deliver(&mut self, id: u32) -> Result<(), RequestError> {
         let envelope = self.envelope(id)?;
-        while !self.under_way.is_empty() {
+        while !self.in_flight.is_empty() {
             match self.connection.send(&mut self.frame, envelope) {
                 // The answer to an earlier frame shows that the daemon has emptied the socket up to that frame.
                 Err(SendError::Full) => self.collect(self.deadline())?,
@@ -348,7 +348,7 @@ impl Batch {
     /// Lists a sent frame as in flight, or makes the connection forget one that was not sent.
     fn sent(&mut self, id: u32, n_messages: u64, sent: Result<(), RequestError>) -> Result<(), RequestError> {
         match sent {
-            Ok(()) => self.under_way.push_back((id, n_messages)),
+            Ok(()) => self.in_flight.push_back((id, n_messages)),
             Err(_) => self.connection.forget(id),
         }
         sent
@@ -361,7 +361,7 @@ impl Batch {
 
     /// Waits for the answer to the oldest frame.
     fn collect(&mut self, deadline: Deadline) -> Result<(), RequestError> {
-        let Some((id, n_messages)) = self.under_way.pop_front() else { return Ok(()) };
+        let Some((id, n_messages)) = self.in_flight.pop_front() else { return Ok(()) };
         match self.connection.reply(id, deadline).and_then(Reply::counts) {
             Ok(WriteReply { written, dropped, too_big }) => {
                 // The numbers are the daemon's: wrong ones must not end this process.
@@ -384,7 +384,7 @@ impl Batch {
     /// Waits for all answers, and returns the first error.
     fn collect_all(&mut self) -> Result<(), RequestError> {
         let mut result = Ok(());
-        while !self.under_way.is_empty() {
+        while !self.in_flight.is_empty() {
             // A daemon that missed one deadline does not get another one.
             let overdue = matches!(result, Err(RequestError::NoReply));
             let deadline = if overdue { Some(Instant::now()) } else { self.deadline() };
@@ -412,7 +412,7 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        for &(id, _) in &self.under_way {
+        for &(id, _) in &self.in_flight {
             self.connection.forget(id);
         }
     }

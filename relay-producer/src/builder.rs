@@ -74,7 +74,7 @@ impl Builder {
         request.check()?;
         let socket = find(&self.mount)?;
         let handshake = Handshake::begin(&socket, OPEN_LIMIT, None)?;
-        match handshake.go_on(&request, Some(Instant::now() + OPEN_LIMIT))? {
+        match handshake.advance(&request, Some(Instant::now() + OPEN_LIMIT))? {
             Progress::Done(connection) => Ok(Channel::new(self.mount, request, connection)),
             Progress::Waiting(handshake) => Err(handshake.overdue()),
         }

@@ -135,10 +135,10 @@ impl Channel {
     pub fn write_if(
         &self,
         message: &[u8],
-        gate: &mut dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader>,
+        subbuf_start: &mut dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader>,
     ) -> Result<(), WriteError> {
         let shared = self.link.buffers().first();
-        match shared.write_if(message, gate) {
+        match shared.write_if(message, subbuf_start) {
             Direct::Written => Ok(()),
             Direct::Detached => {
                 if self.link.buffers().later().is_none() {
@@ -147,7 +147,7 @@ impl Channel {
                 }
                 match self.link.buffers().later() {
                     Some(later) => {
-                        self.written_otherwise(later, later.write_if(message, gate), None, message)
+                        self.written_otherwise(later, later.write_if(message, subbuf_start), None, message)
                     }
                     None => self.write_by_socket(None, message, Direct::Detached),
                 }
@@ -251,7 +251,7 @@ impl Channel {
                 Ok(Reply::Done) | Err(_) => Err(WriteError::Disconnected),
             },
             Ok(()) => {
-                connection.add_on_its_way(cpu);
+                connection.add_unsynced(cpu);
                 // Sent all the same, so that the buffer's rules apply and the right counter counts it.
                 if len > max { Err(too_big) } else { Ok(()) }
             }

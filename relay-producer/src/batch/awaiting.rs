@@ -37,17 +37,17 @@ impl Batch {
     /// That holds even if the channel has new buffers then, or none that are shared. [`crate::BatchOptions::wait`]
     /// still decides whether a message waits for room. `report` is called when a wait for a daemon begins, and when it
     /// ends.
-    pub fn outlive_daemons(&mut self, tell: impl FnMut(DaemonEvent) + Send + Sync + 'static) {
-        self.outlives = Some(Outlives(Box::new(tell)));
+    pub fn outlive_daemons(&mut self, report: impl FnMut(DaemonEvent) + Send + Sync + 'static) {
+        self.outlives = Some(Outlives(Box::new(report)));
     }
 
     pub(super) fn outlives(&self) -> bool {
         self.outlives.is_some()
     }
 
-    fn tell(&mut self, event: DaemonEvent) {
-        if let Some(Outlives(tell)) = &mut self.outlives {
-            tell(event);
+    fn report(&mut self, event: DaemonEvent) {
+        if let Some(Outlives(report)) = &mut self.outlives {
+            report(event);
         }
     }
 
@@ -67,7 +67,7 @@ impl Batch {
     pub(super) fn reattach(&mut self) {
         if let Ok(connection) = self.link.connection(false) {
             // If it does not fit this batch, the next message finds out.
-            let _ = self.take(connection);
+            let _ = self.use_connection(connection);
         }
     }
 
@@ -76,16 +76,16 @@ impl Batch {
     pub(super) fn find_daemon(&mut self, deadline: Deadline) -> Result<(), RequestError> {
         // Answers to frames in flight that have arrived still count.
         self.collect_all()?;
-        let mut is_told = false;
+        let mut is_reported = false;
         loop {
             let now = Instant::now();
             let pause = now + END_LOOK_INTERVAL;
             match self.link.await_connection(deadline.map_or(pause, |at| at.min(pause))) {
                 Ok(connection) => {
-                    if is_told {
-                        self.tell(DaemonEvent::Found);
+                    if is_reported {
+                        self.report(DaemonEvent::Found);
                     }
-                    return self.take(connection);
+                    return self.use_connection(connection);
                 }
                 Err(Some(reason)) if self.outlives() && is_ending(&reason) => {}
                 Err(Some(reason)) => return Err(RequestError::Reopen(reason)),
@@ -97,13 +97,13 @@ impl Batch {
             if !self.survives() || deadline.is_some_and(|at| at <= now) {
                 return Err(RequestError::Disconnected);
             }
-            if !std::mem::replace(&mut is_told, true) {
-                self.tell(DaemonEvent::Awaited);
+            if !std::mem::replace(&mut is_reported, true) {
+                self.report(DaemonEvent::Awaited);
             }
         }
     }
 
-    fn take(&mut self, connection: Arc<Connection>) -> Result<(), RequestError> {
+    fn use_connection(&mut self, connection: Arc<Connection>) -> Result<(), RequestError> {
         let is_same = match (&self.connection.sharing, &connection.sharing) {
             (Ok(old), Ok(new)) => Arc::ptr_eq(old, new),
             _ => false,

@@ -35,7 +35,7 @@ const INSISTENT_TRIES_MAX: u32 = 1024;
 const REFUSALS_PER_LOOK: usize = 256;
 
 /// Callback before a sub-buffer of a CPU begins.
-pub(crate) type CpuGate<'a> = dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader> + 'a;
+pub(crate) type CpuSubbufStart<'a> = dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader> + 'a;
 
 /// The result of a direct write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +72,13 @@ pub(crate) struct FileId {
 #[derive(Debug)]
 pub(crate) struct DirectBuffers {
     /// One for each CPU; none if the connection brought none.
-    lanes: Box<[CpuBuffer]>,
+    cpu_buffers: Box<[CpuBuffer]>,
     sequences: Option<Sequences>,
     /// Whether writing has ended.
     /// Causes: the channel was closed, no daemon will read the files, or newer files have replaced them.
     over: AtomicBool,
     control: Option<FileId>,
-    line: Doorbell,
+    doorbell: Doorbell,
 }
 
 /// One CPU's buffer.
@@ -92,25 +92,25 @@ struct CpuBuffer {
 
 impl DirectBuffers {
     /// Wraps the buffers of all CPUs, in order, of the channel with this control file.
-    pub(crate) fn new(buffers: Vec<Buffer>, control: FileId, line: Doorbell) -> DirectBuffers {
-        let lane = |buffer| CpuBuffer { buffer, refused: AtomicUsize::new(0) };
+    pub(crate) fn new(buffers: Vec<Buffer>, control: FileId, doorbell: Doorbell) -> DirectBuffers {
+        let cpu_buffer = |buffer| CpuBuffer { buffer, refused: AtomicUsize::new(0) };
         DirectBuffers {
-            lanes: buffers.into_iter().map(lane).collect(),
+            cpu_buffers: buffers.into_iter().map(cpu_buffer).collect(),
             sequences: Sequences::find(),
             over: AtomicBool::new(false),
             control: Some(control),
-            line,
+            doorbell,
         }
     }
 
     /// Returns a placeholder for a connection that brought no buffers.
     pub(crate) fn none() -> DirectBuffers {
         DirectBuffers {
-            lanes: Box::default(),
+            cpu_buffers: Box::default(),
             sequences: None,
             over: AtomicBool::new(true),
             control: None,
-            line: Doorbell::none(),
+            doorbell: Doorbell::none(),
         }
     }
 
@@ -121,10 +121,10 @@ impl DirectBuffers {
         if message.len() > DIRECT_MAX {
             return self.refuse(only, message);
         }
-        let Some((lane, here)) = self.here(only) else { return self.refuse(only, message) };
-        match Writer::new(&lane.buffer, here).append(message) {
+        let Some((cpu_buffer, here)) = self.here(only) else { return self.refuse(only, message) };
+        match Writer::new(&cpu_buffer.buffer, here).append(message) {
             Appended::Done => Direct::Written,
-            Appended::Elsewhere if drop_if_full && self.drop_if_blocked(lane, here, message.len()) => {
+            Appended::Elsewhere if drop_if_full && self.drop_if_blocked(cpu_buffer, here, message.len()) => {
                 Direct::Full
             }
             appended => self.write_elsewhere(TRIES_MAX, appended, only, message, drop_if_full),
@@ -134,11 +134,11 @@ impl DirectBuffers {
     /// Drops a message without room, if an earlier message found the buffer blocked.
     /// Writing to full buffers should not cost more than writing to others.
     #[inline(never)]
-    fn drop_if_blocked<R: Executor>(&self, lane: &CpuBuffer, here: R, len: usize) -> bool {
+    fn drop_if_blocked<R: Executor>(&self, cpu_buffer: &CpuBuffer, here: R, len: usize) -> bool {
         // Buffers whose writing has ended stay full for ever.
-        let dropped = !self.is_over() && Writer::new(&lane.buffer, here).drop_if_blocked(len);
+        let dropped = !self.is_over() && Writer::new(&cpu_buffer.buffer, here).drop_if_blocked(len);
         if dropped {
-            self.after_refusal(lane);
+            self.after_refusal(cpu_buffer);
         }
         dropped
     }
@@ -147,60 +147,62 @@ impl DirectBuffers {
     #[inline(always)]
     pub(crate) fn append(&self, message: &[u8]) -> bool {
         message.len() <= DIRECT_MAX
-            && self
-                .here(None)
-                .is_some_and(|(lane, here)| Writer::new(&lane.buffer, here).append(message) == Appended::Done)
+            && self.here(None).is_some_and(|(cpu_buffer, here)| {
+                Writer::new(&cpu_buffer.buffer, here).append(message) == Appended::Done
+            })
     }
 
     /// Drops a message that was not appended, if there is no room. Returns whether it did.
     pub(crate) fn drop_if_full(&self, message: &[u8]) -> bool {
         message.len() <= DIRECT_MAX
-            && self.here(None).is_some_and(|(lane, here)| self.drop_if_blocked(lane, here, message.len()))
+            && self
+                .here(None)
+                .is_some_and(|(cpu_buffer, here)| self.drop_if_blocked(cpu_buffer, here, message.len()))
     }
 
     /// Writes like [`DirectBuffers::write`], but calls `subbuf_start` before a sub-buffer begins.
     #[inline(always)]
-    pub(crate) fn write_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
+    pub(crate) fn write_if(&self, message: &[u8], subbuf_start: &mut CpuSubbufStart<'_>) -> Direct {
         if message.len() > DIRECT_MAX {
             return self.refuse(None, message);
         }
-        let Some((lane, here)) = self.here(None) else { return self.refuse(None, message) };
-        match Writer::new(&lane.buffer, here).append(message) {
+        let Some((cpu_buffer, here)) = self.here(None) else { return self.refuse(None, message) };
+        match Writer::new(&cpu_buffer.buffer, here).append(message) {
             Appended::Done => Direct::Written,
-            _ => self.write_elsewhere_if(message, gate),
+            _ => self.write_elsewhere_if(message, subbuf_start),
         }
     }
 
     #[inline(never)]
-    fn write_elsewhere_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
+    fn write_elsewhere_if(&self, message: &[u8], subbuf_start: &mut CpuSubbufStart<'_>) -> Direct {
         if self.is_over() {
             return Direct::Detached;
         }
         for _ in 0..TRIES_MAX {
-            let Some((lane, here)) = self.here(None) else { return Direct::WrongCpu };
-            let cpu = self.number(lane);
-            let gate: &mut SubbufStart<'_> = &mut |switching| gate(cpu, switching);
-            let writer = Writer::new(&lane.buffer, here);
+            let Some((cpu_buffer, here)) = self.here(None) else { return Direct::WrongCpu };
+            let cpu = self.number(cpu_buffer);
+            let callback: &mut SubbufStart<'_> = &mut |switching| subbuf_start(cpu, switching);
+            let writer = Writer::new(&cpu_buffer.buffer, here);
             match writer.append(message) {
                 Appended::Done => return Direct::Written,
                 Appended::Interrupted => continue,
                 Appended::Elsewhere => {}
             }
-            if let Some(outcome) = writer.write_elsewhere_if(message, Some(gate)) {
-                return self.settle(lane, here, outcome, true);
+            if let Some(outcome) = writer.write_elsewhere_if(message, Some(callback)) {
+                return self.settle(cpu_buffer, here, outcome, true);
             }
         }
         Direct::TooLongOrInterrupted
     }
 
-    fn number(&self, lane: &CpuBuffer) -> usize {
-        (std::ptr::from_ref(lane).addr() - self.lanes.as_ptr().addr()) / size_of::<CpuBuffer>()
+    fn number(&self, cpu_buffer: &CpuBuffer) -> usize {
+        (std::ptr::from_ref(cpu_buffer).addr() - self.cpu_buffers.as_ptr().addr()) / size_of::<CpuBuffer>()
     }
 
     /// Returns whether all sub-buffers of a CPU are full; `None` if unknown here.
     pub(crate) fn is_full(&self, cpu: usize) -> Option<bool> {
-        let lane = self.lanes.get(cpu)?;
-        (!self.is_over()).then(|| lane.buffer.is_full())
+        let cpu_buffer = self.cpu_buffers.get(cpu)?;
+        (!self.is_over()).then(|| cpu_buffer.buffer.is_full())
     }
 
     /// Continues with a message that was not simply appended, perhaps on another CPU.
@@ -218,12 +220,12 @@ impl DirectBuffers {
         }
         let mut interrupted = appended == Appended::Interrupted;
         for _ in 0..tries_max {
-            let Some((lane, here)) = self.here(only) else { return Direct::WrongCpu };
-            let writer = Writer::new(&lane.buffer, here);
+            let Some((cpu_buffer, here)) = self.here(only) else { return Direct::WrongCpu };
+            let writer = Writer::new(&cpu_buffer.buffer, here);
             let outcome =
                 if interrupted { writer.try_write(message) } else { writer.write_elsewhere(message) };
             if let Some(outcome) = outcome {
-                return self.settle(lane, here, outcome, drop_if_full);
+                return self.settle(cpu_buffer, here, outcome, drop_if_full);
             }
             interrupted = true;
         }
@@ -243,24 +245,30 @@ impl DirectBuffers {
         if self.is_over() {
             return Direct::Detached;
         }
-        let Some((lane, here)) = self.here(only) else { return Direct::WrongCpu };
-        if message.len() <= lane.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
+        let Some((cpu_buffer, here)) = self.here(only) else { return Direct::WrongCpu };
+        if message.len() <= cpu_buffer.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
             return Direct::TooLongOrInterrupted;
         }
-        count_in(&lane.buffer, here, |block| &block.too_big);
+        count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
         Direct::TooBig
     }
 
     /// Completes a try that was not interrupted: wakes, counts, and returns the result.
     #[inline(never)]
-    fn settle<R: Executor>(&self, lane: &CpuBuffer, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
+    fn settle<R: Executor>(
+        &self,
+        cpu_buffer: &CpuBuffer,
+        here: R,
+        outcome: Outcome,
+        drop_if_full: bool,
+    ) -> Direct {
         match outcome.placed {
             WriteResult::Written => {
                 // Only after a switch that ended a sub-buffer. A waiter waits for an ended one, and a ring without one
                 // would use up its arming.
                 if outcome.switched {
-                    self.after_switch(&lane.buffer);
-                    if self.line.is_cut() {
+                    self.after_switch(&cpu_buffer.buffer);
+                    if self.doorbell.is_cut() {
                         return Direct::WrittenUnheard;
                     }
                 }
@@ -268,21 +276,21 @@ impl DirectBuffers {
             }
             WriteResult::Full => {
                 if drop_if_full {
-                    count_in(&lane.buffer, here, |block| &block.dropped);
+                    count_in(&cpu_buffer.buffer, here, |block| &block.dropped);
                 }
                 if outcome.switched {
-                    self.after_switch(&lane.buffer);
+                    self.after_switch(&cpu_buffer.buffer);
                 } else {
-                    self.after_refusal(lane);
+                    self.after_refusal(cpu_buffer);
                 }
                 Direct::Full
             }
             WriteResult::TooBig => {
-                count_in(&lane.buffer, here, |block| &block.too_big);
+                count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
                 if outcome.switched {
-                    self.after_switch(&lane.buffer);
+                    self.after_switch(&cpu_buffer.buffer);
                 } else {
-                    self.after_refusal(lane);
+                    self.after_refusal(cpu_buffer);
                 }
                 Direct::TooBig
             }
@@ -297,8 +305,8 @@ impl DirectBuffers {
     /// False: this thread does not write there.
     pub(crate) fn count_too_big(&self, only: Option<usize>) -> bool {
         let place = self.here(only);
-        if let Some((lane, here)) = place {
-            count_in(&lane.buffer, here, |block| &block.too_big);
+        if let Some((cpu_buffer, here)) = place {
+            count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
         }
         place.is_some()
     }
@@ -306,8 +314,8 @@ impl DirectBuffers {
     /// Counts a message whose tries were all interrupted.
     #[cold]
     pub(crate) fn count_contended(&self, only: Option<usize>) {
-        if let Some((lane, _)) = self.here(only) {
-            lane.buffer.count_contended(1);
+        if let Some((cpu_buffer, _)) = self.here(only) {
+            cpu_buffer.buffer.count_contended(1);
         }
     }
 
@@ -324,12 +332,12 @@ impl DirectBuffers {
         if only.is_some_and(|only| only != cpu) {
             return None;
         }
-        Some((self.lanes.get(cpu)?, sequences.on(cpu)))
+        Some((self.cpu_buffers.get(cpu)?, sequences.on(cpu)))
     }
 
     /// Returns the length of the channel's longest message, in bytes.
     pub(crate) fn message_max(&self) -> usize {
-        self.lanes.first().map_or(0, |lane| lane.buffer.geometry().message_max())
+        self.cpu_buffers.first().map_or(0, |cpu_buffer| cpu_buffer.buffer.geometry().message_max())
     }
 
     /// Returns whether writing here has ended.
@@ -342,23 +350,23 @@ impl DirectBuffers {
     pub(crate) fn is_of(&self, control: FileId, geometry: &Geometry, n_bufs: usize) -> bool {
         self.control == Some(control)
             && !self.is_over()
-            && self.lanes.len() == n_bufs
-            && self.lanes.iter().all(|lane| lane.buffer.geometry() == geometry)
+            && self.cpu_buffers.len() == n_bufs
+            && self.cpu_buffers.iter().all(|cpu_buffer| cpu_buffer.buffer.geometry() == geometry)
     }
 
     /// Returns whether this process made the connection.
     pub(crate) fn is_own(&self) -> bool {
-        self.line.is_own()
+        self.doorbell.is_own()
     }
 
     /// Returns whether the connection was found ended, or another process's.
     pub(crate) fn is_cut(&self) -> bool {
-        self.line.is_cut()
+        self.doorbell.is_cut()
     }
 
     /// Continues with another connection of this process.
     pub(crate) fn attach(&self, ends: Endpoints) {
-        self.line.replace(ends);
+        self.doorbell.replace(ends);
     }
 
     /// Ends all writing here.
@@ -366,18 +374,18 @@ impl DirectBuffers {
     pub(crate) fn end(&self) {
         // Relaxed: as in `is_over`.
         self.over.store(true, Ordering::Relaxed);
-        self.lanes.iter().for_each(|lane| lane.buffer.stop_appending());
+        self.cpu_buffers.iter().for_each(|cpu_buffer| cpu_buffer.buffer.stop_appending());
     }
 
     /// Releases the files and the connection.
     /// Threads inside a call then write to memory without a reader.
     pub(crate) fn retire(&self) {
         self.end();
-        for lane in &self.lanes {
+        for cpu_buffer in &self.cpu_buffers {
             // If this fails, the memory is wasted; nothing else depends on it.
-            let _ = lane.buffer.retire();
+            let _ = cpu_buffer.buffer.retire();
         }
-        self.line.close();
+        self.doorbell.close();
     }
 
     #[cold]
@@ -385,7 +393,7 @@ impl DirectBuffers {
         if let Some(wanted) = buffer.wake_wanted() {
             // If the daemon may not hear the ring, the wake stays wanted: from the next writer that switches, and from
             // the next connection.
-            if self.line.ring() {
+            if self.doorbell.ring() {
                 wanted.rung();
                 return;
             }
@@ -394,10 +402,10 @@ impl DirectBuffers {
     }
 
     #[inline]
-    fn after_refusal(&self, lane: &CpuBuffer) {
+    fn after_refusal(&self, cpu_buffer: &CpuBuffer) {
         // Relaxed, and not one atomic step: a missed count does not matter.
-        let refused = lane.refused.load(Ordering::Relaxed).wrapping_add(1);
-        lane.refused.store(refused, Ordering::Relaxed);
+        let refused = cpu_buffer.refused.load(Ordering::Relaxed).wrapping_add(1);
+        cpu_buffer.refused.store(refused, Ordering::Relaxed);
         if refused.is_multiple_of(REFUSALS_PER_LOOK) {
             self.look();
         }
@@ -406,7 +414,7 @@ impl DirectBuffers {
     #[cold]
     #[inline(never)]
     fn look(&self) {
-        if self.line.is_found_abandoned() {
+        if self.doorbell.is_found_abandoned() {
             self.end();
         }
     }
@@ -414,7 +422,11 @@ impl DirectBuffers {
     /// Checks whether the channel was closed. Otherwise only a writer notices.
     pub(crate) fn look_for_end(&self) {
         // Relaxed: as in `is_over`.
-        if self.lanes.iter().any(|lane| lane.buffer.block().closed.load(Ordering::Relaxed) != 0) {
+        if self
+            .cpu_buffers
+            .iter()
+            .any(|cpu_buffer| cpu_buffer.buffer.block().closed.load(Ordering::Relaxed) != 0)
+        {
             self.end();
         }
         self.look();
@@ -422,8 +434,8 @@ impl DirectBuffers {
 
     /// Rings for every armed buffer: switches under an earlier connection may have gone unheard.
     pub(crate) fn ring_for_all(&self) {
-        for wanted in self.lanes.iter().filter_map(|lane| lane.buffer.wake_wanted()) {
-            if self.line.ring() {
+        for wanted in self.cpu_buffers.iter().filter_map(|cpu_buffer| cpu_buffer.buffer.wake_wanted()) {
+            if self.doorbell.ring() {
                 wanted.rung();
             }
         }
