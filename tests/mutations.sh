@@ -82,7 +82,7 @@ weaken begun 'a switch does not tell that it begins a sub-buffer' $writer \
     's/^        stores\.push(&buffer\.block()\.begun, next\.0);$//'
 weaken close-ended 'closing leaves a buffer alone that is blocked' $writer 's/if is_closed \&\& widths\.blocked(from)/if widths.blocked(from)/'
 weaken close-look 'a switch does not look at `closed`' $writer \
-    '/fn switch(&self, from: Position/,/^    }/ s/closed\.load(Ordering::Relaxed) != 0/closed.load(Ordering::Relaxed) > 1/'
+    '/^    fn switch($/,/^    }/ s/closed\.load(Ordering::Relaxed) != 0/closed.load(Ordering::Relaxed) > 1/'
 weaken single 'a reader goes to a sub-buffer that is not begun' $overwrite \
     '/fn catch_up/,/^    }/ s/before(state, oldest)/before(oldest, oldest)/'
 weaken room 'no second look for room with the lock' $models 's/^                placed = put(&buffer, SoleWriter, 2);$//'
