@@ -189,6 +189,18 @@ fn the_size_never_shrinks() {
     });
 }
 
+/// What a reader sees of losses that no read has counted is exact for some moment: bytes and sub-buffers belong together.
+/// Defends the fence in `overwritten_unread`, which is an F.
+#[test]
+fn unread_losses_are_those_of_one_moment() {
+    model_to(PREEMPTIONS_OF_MANY, || {
+        let buffer = buffer(Mode::Overwrite, 2, 1);
+        let reader = Reader::new(buffer.clone());
+        let (_, seen) = beside(move || write(&buffer, 4), move || reader.overwritten_unread());
+        assert_eq!(seen.bytes, 2 * seen.subbufs);
+    });
+}
+
 /// A writer that is killed before any of its stores, and one that goes on after it on the same CPU, while somebody reads:
 /// what the dead one was told it had written is there, the message it died of is not, and nothing is damaged. An aborted
 /// sequence that is tried again is the same to a reader. Defends the order of the stores in a sequence, and A to F again.
@@ -319,7 +331,7 @@ fn a_newer_arming_survives() {
     });
 }
 
-/// Waiting for room goes through the daemon, whose lane parks the batch; this is `lane.rs` and `open_file.rs` in short.
+/// Waiting for room goes through the daemon, whose lane parks the batch; this is `worker.rs` and `open_file.rs` in short.
 /// What the lock orders needs no model; what does is that the lane looks without it first, and that a flag, and not the
 /// room itself, says that somebody waits. Whoever waits is told, or the buffer is still full. The lane does not die
 /// alone; a producer that dies leaves a flag that stays set, hence one look too many.

@@ -2,7 +2,7 @@
 //!
 //! Bytes that somebody else may change at any time are never borrowed as plain Rust values. Control words are
 //! reached as atomics through [`Mapping::get`]; payload likewise through [`Mapping::bytes`], or it is copied in and out as
-//! raw bytes. [`Mapping::lend`] gives a [`Lent`], which is copied or passed to the kernel. `shm/bus.rs` has the handler of SIGBUS.
+//! raw bytes. [`Mapping::lend`] gives a [`Lent`], which is copied or passed to the kernel. `mapping/sigbus.rs` has the handler of SIGBUS.
 //!
 //! By the letter of the memory model a copy of bytes that others store meanwhile is a data race: it has no copy of atomic bytes
 //! yet. As sequence locks do, we rely on a plain copy being emitted for one, and the compiler knowing nothing of the bytes; what

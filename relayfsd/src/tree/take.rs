@@ -169,7 +169,11 @@ impl Take {
             return;
         }
         let mut side = self.channel.read_side(self.cpu);
+        let before = side.reader.position();
         let freed = side.reader.consume_taken(&self.taken);
+        if side.reader.position() != before {
+            side.reader.note_losses();
+        }
         let room = freed && std::mem::take(&mut side.parked);
         drop(side);
         let mut copies = self.channel.take_slot(self.cpu).lock();

@@ -35,9 +35,11 @@ impl Reader {
                 bytes: begin.saturating_sub(self.stream.saturating_add(kept)),
                 subbufs: self.buffer.widths().count(self.cursor, first).max(0).cast_unsigned(),
             };
-            // F, pairs with E: the record is that of `first` unless the writer has gone on by then.
+            // F, pairs with E: the record is that of `first` unless the writer has gone on by then. The one of the writer's
+            // own sub-buffer is written again before `begun` moves, but behind `state`.
             fence(Ordering::Acquire);
-            if self.buffer.oldest_whole() == oldest {
+            let is_old = first != oldest && self.buffer.widths().before(state, self.state());
+            if self.buffer.oldest_whole() == oldest && !is_old {
                 break;
             }
         }
