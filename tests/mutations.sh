@@ -71,6 +71,8 @@ weaken F-copy 'no fence between a copy and the look at `begun`' $overwrite \
 weaken F-begun 'the look at `begun`: Relaxed' $overwrite \
     's/begun\.load(Ordering::Acquire)/begun.load(Ordering::Relaxed)/'
 weaken F-record 'no fence behind the look at a record' $overwrite '/fn catch_up/,/^    }/ s/fence(Ordering::Acquire);/();/'
+weaken F-losses 'no fence behind the look at a record for the losses' $overwrite \
+    '/fn overwritten_unread/,/^    }/ s/fence(Ordering::Acquire);/();/'
 weaken F-size 'no fence behind the look for the size' $reader '/fn stable/,/^    }/ s/fence(Ordering::Acquire);/();/'
 weaken H 'the fence behind arming: no more than AcqRel' $wake 's/fence(Ordering::SeqCst); \/\/ H/fence(Ordering::AcqRel); \/\/ H/'
 weaken J 'the fence before the look at `wake`: no more than AcqRel' $wake \
@@ -85,5 +87,6 @@ weaken close-look 'a switch does not look at `closed`' $writer \
     '/^    fn switch($/,/^    }/ s/closed\.load(Ordering::Relaxed) != 0/closed.load(Ordering::Relaxed) > 1/'
 weaken single 'a reader goes to a sub-buffer that is not begun' $overwrite \
     '/fn catch_up/,/^    }/ s/before(state, oldest)/before(oldest, oldest)/'
+weaken single-losses 'no second look at a state whose record is used again' $overwrite 's/let is_old = .*/let is_old = false;/'
 weaken room 'no second look for room with the lock' $models 's/^                placed = put(&buffer, SoleWriter, 2);$//'
 [ -z "$survived" ] || fail "no model defends:$survived"

@@ -192,6 +192,18 @@ fn size_read_while_writing_never_shrinks() {
     });
 }
 
+/// What a reader sees of losses that no read has counted is exact for some moment: bytes and sub-buffers belong together.
+/// Defends the fence in `overwritten_unread`, which is an F.
+#[test]
+fn unread_losses_are_those_of_one_moment() {
+    model_to(PREEMPTIONS_OF_MANY, || {
+        let buffer = buffer(Mode::Overwrite, 2, 1);
+        let reader = Reader::new(buffer.clone());
+        let (_, seen) = beside(move || write(&buffer, 4), move || reader.overwritten_unread());
+        assert_eq!(seen.bytes, 2 * seen.subbufs);
+    });
+}
+
 /// A writer is killed before any of its stores, and another continues on the same CPU.
 /// A reader reads meanwhile.
 /// Every message that the dead writer reported as written is there, its last one is not, and no message is corrupted.

@@ -36,9 +36,11 @@ impl Reader {
                 bytes: begin.saturating_sub(self.stream.saturating_add(kept)),
                 subbufs: self.buffer.widths().count(self.cursor, first).max(0).cast_unsigned(),
             };
-            // F, pairs with E: the record is that of `first` unless the writer has moved on by then.
+            // F, pairs with E: the record is that of `first` unless the writer has moved on by then. The record
+            // of the writer's own sub-buffer is written again before `begun` moves, but behind `state`.
             fence(Ordering::Acquire);
-            if self.buffer.oldest_whole() == oldest {
+            let is_old = first != oldest && self.buffer.widths().before(state, self.state());
+            if self.buffer.oldest_whole() == oldest && !is_old {
                 break;
             }
         }
