@@ -83,7 +83,7 @@ struct rchan_callbacks {
 	 * this callback is an overwriting one, so that only the callback refuses. Differences to the kernel:
 	 *
 	 * It is called before anything has changed, and again if the thread was interrupted before the change was
-	 * made. So it counts tries. Threads on all CPUs call it. It must not write to the channel (EDEADLK). It is
+	 * made. A counter in it counts tries. Threads on all CPUs call it. It must not write to the channel (EDEADLK). It is
 	 * not called for sub-buffers that the daemon begins: for relay_flush, for other programs, for messages of
 	 * more than 64 KiB, and for threads that cannot write directly. If the process cannot write directly at all,
 	 * or the channel is global, relay_open fails with ENOTSUP.
@@ -174,7 +174,7 @@ int relay_flush(struct rchan *chan);
 
 /*
  * Discards everything unread, on every CPU. Like the next two functions it uses the mounted tree, whose owner decides
- * who may use it. EACCES: this user may not. ENOTSUP: the channel was opened by a socket.
+ * which users may use it. EACCES: this user may not. ENOTSUP: the channel was opened by a socket.
  */
 int relay_reset(struct rchan *chan);
 
