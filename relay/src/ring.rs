@@ -4,7 +4,6 @@
 //! It may not know sockets, users, or which process it runs in.
 
 pub mod buffer;
-pub mod doorbell;
 #[cfg(not(loom))]
 pub mod mapped_reader;
 pub mod reader;

@@ -1,10 +1,8 @@
 //! Reading in overwrite mode: the writer asks nobody, so bytes are copied, and then `begun` tells whether they were still whole.
 
 use super::{Reader, TRIES_MAX};
-use crate::layout::geometry::Mode;
-use crate::layout::position::Position;
 use crate::memory::sync::{Ordering, fence};
-use crate::ring::buffer::{Buffer, add};
+use crate::ring::buffer::add;
 
 /// What the writer has overwritten before it was read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -157,24 +155,5 @@ impl Reader {
     /// Whether the writer has begun to overwrite the cursor's sub-buffer.
     pub(super) fn lapped(&self) -> bool {
         self.buffer.lapped(self.cursor)
-    }
-}
-
-/// For [`MappedReader`](crate::ring::mapped_reader::MappedReader) as well.
-impl Buffer {
-    /// Whether the writer has begun to overwrite the sub-buffer at `position`; never in no-overwrite mode.
-    pub(crate) fn lapped(&self, position: Position) -> bool {
-        if self.geometry().mode() == Mode::NoOverwrite {
-            return false;
-        }
-        // F, pairs with E: what was copied or looked up before, comes before the look at `begun`.
-        fence(Ordering::Acquire);
-        self.widths().before(position, self.oldest_whole())
-    }
-
-    /// The oldest sub-buffer that no writer has begun to overwrite.
-    pub(crate) fn oldest_whole(&self) -> Position {
-        // Acquire: what is found there was written before the writer went on to `begun`.
-        self.widths().oldest(Position(self.block().begun.load(Ordering::Acquire)))
     }
 }
