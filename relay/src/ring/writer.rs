@@ -52,6 +52,31 @@ pub struct Outcome {
     pub switched: bool,
 }
 
+/// What one try at a write came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The write is done, or refused.
+    Done(Outcome),
+    /// Something came in between. Nothing was changed: try again.
+    Interrupted,
+    /// The message fits the current sub-buffer, and the writer knows now where that is. Nothing was changed: append it.
+    Located,
+}
+
+impl Attempt {
+    /// Returns the outcome, or nothing if the caller has to try again.
+    pub fn done(self) -> Option<Outcome> {
+        match self {
+            Attempt::Done(outcome) => Some(outcome),
+            Attempt::Interrupted | Attempt::Located => None,
+        }
+    }
+
+    fn done_without_switch(placed: WriteResult) -> Attempt {
+        Attempt::Done(Outcome { placed, switched: false })
+    }
+}
+
 /// A change was interrupted each time it was tried, or this thread is not on the buffer's CPU. Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("interrupted each time, or not on the buffer's CPU")]
@@ -170,12 +195,12 @@ impl<'a, R: Executor> Writer<'a, R> {
         Writer { buffer, run }
     }
 
-    /// Writes one message: wholly, or not at all (W1, W4). `None`: interrupted, nothing was changed.
-    pub fn try_write(&self, message: &[u8]) -> Option<Outcome> {
+    /// Writes one message: wholly, or not at all (W1, W4).
+    pub fn try_write(&self, message: &[u8]) -> Attempt {
         if message.len() <= MESSAGE_MAX {
             match self.append(message) {
-                Appended::Done => return Some(Outcome { placed: WriteResult::Written, switched: false }),
-                Appended::Interrupted => return None,
+                Appended::Done => return Attempt::done_without_switch(WriteResult::Written),
+                Appended::Interrupted => return Attempt::Interrupted,
                 Appended::Elsewhere => {}
             }
         }
@@ -189,24 +214,24 @@ impl<'a, R: Executor> Writer<'a, R> {
     }
 
     /// [`Writer::try_write`] after [`Appended::Elsewhere`].
-    pub fn write_elsewhere(&self, message: &[u8]) -> Option<Outcome> {
+    pub fn write_elsewhere(&self, message: &[u8]) -> Attempt {
         self.write_elsewhere_if(message, None)
     }
 
     /// The same, asking `gate` before a sub-buffer is begun. Who is refused finds the current one finished all the same, and the
     /// buffer blocked, as if all were full.
-    pub fn write_elsewhere_if(&self, message: &[u8], gate: Option<&mut SubbufStart<'_>>) -> Option<Outcome> {
+    pub fn write_elsewhere_if(&self, message: &[u8], gate: Option<&mut SubbufStart<'_>>) -> Attempt {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // W2.a. Longer than the header leaves room for is W2.e, which the switch decides.
         if message.len() > buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
-            return Some(Outcome { placed: WriteResult::TooBig, switched: false });
+            return Attempt::done_without_switch(WriteResult::TooBig);
         }
         let from = self.state();
         if widths.append(from, message.len()).is_some() {
             self.run.locate(buffer, from);
-            return None;
+            return Attempt::Located;
         }
-        self.switch(from, message, gate)
+        self.switch(from, message, gate).map_or(Attempt::Interrupted, Attempt::Done)
     }
 
     /// Counts a message of `len` bytes as dropped that finds every sub-buffer full, as one before it has (W5). False: it is not so, or not
@@ -231,7 +256,7 @@ impl<'a, R: Executor> Writer<'a, R> {
 
     /// [`Writer::try_write`] until it succeeds, a bounded number of times.
     pub fn write(&self, message: &[u8]) -> Result<Outcome, RetriesExhausted> {
-        (0..TRIES_MAX).find_map(|_| self.try_write(message)).ok_or(RetriesExhausted)
+        (0..TRIES_MAX).find_map(|_| self.try_write(message).done()).ok_or(RetriesExhausted)
     }
 
     /// [`Writer::try_flush`] until it succeeds, a bounded number of times.
@@ -295,7 +320,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         done.then_some(()).ok_or(RetriesExhausted)
     }
 
-    /// W2, after a.
+    /// W2, after a. `None`: interrupted, nothing was changed.
     #[inline(never)]
     fn switch(&self, from: Position, message: &[u8], gate: Option<&mut SubbufStart<'_>>) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
