@@ -13,10 +13,10 @@
 //!                                         consumed by a reader |            unread                |
 //! ```
 //!
-//! Where the file passed by, offsets before `begin` are `Dropped` as well. Every other offset up to `size` is `Live`. The continuation of a live read starts at the later one of
-//! its offset and `position`. Where the offset is later, the read passes over what is unread before it, and the history
-//! keeps that. Where `position` is later, another reader has consumed the bytes at the offset, and the file gets the
-//! next unread ones in their place.
+//! Where the file passed by, offsets before `begin` are `Dropped` as well. Every other offset up to `size` is `Live`.
+//! The continuation of a live read starts at the later one of its offset and `position`. Where the offset is later, the
+//! read passes over what is unread before it, and the history keeps that. Where `position` is later, another reader has
+//! consumed the bytes at the offset, and the file gets the next unread ones in their place.
 
 use std::cell::RefCell;
 use std::sync::{Mutex, PoisonError};
