@@ -51,7 +51,7 @@ fresh
 failing=$(models unchanged)
 [ -z "$failing" ] || fail "the models fail as it is: $failing"
 
-writer=relay/src/ring/writer.rs reader=relay/src/ring/reader.rs overwrite=relay/src/ring/reader/overwrite.rs wake=relay/src/ring/doorbell.rs models=relay/tests/models.rs
+writer=relay/src/ring/writer.rs reader=relay/src/ring/reader.rs overwrite=relay/src/ring/reader/overwrite.rs buffer=relay/src/ring/buffer.rs wake=relay/src/ring/buffer/doorbell.rs models=relay/tests/models.rs
 printf '| what | weakened to | models that fail |\n| --- | --- | --- |\n'
 weaken A-append '`state` after a message: Relaxed' $writer \
     's/ state\.store(to\.0, Ordering::Release)/ state.store(to.0, Ordering::Relaxed)/'
@@ -66,9 +66,9 @@ weaken D 'the look at `consumed` in a switch: Relaxed' $writer \
 weaken E-words '`begun` and the records: Relaxed' $writer \
     's/word\.store(\*value, Ordering::Release)/word.store(*value, Ordering::Relaxed)/'
 weaken E-fence 'no fence behind `begun`' $writer 's/^ *fence(Ordering::Release);$/();/'
-weaken F-copy 'no fence between a copy and the look at `begun`' $overwrite \
+weaken F-copy 'no fence between a copy and the look at `begun`' $buffer \
     '/fn lapped/,/^    }/ s/fence(Ordering::Acquire);/();/'
-weaken F-begun 'the look at `begun`: Relaxed' $overwrite \
+weaken F-begun 'the look at `begun`: Relaxed' $buffer \
     's/begun\.load(Ordering::Acquire)/begun.load(Ordering::Relaxed)/'
 weaken F-record 'no fence behind the look at a record' $overwrite '/fn catch_up/,/^    }/ s/fence(Ordering::Acquire);/();/'
 weaken F-losses 'no fence behind the look at a record for the losses' $overwrite \

@@ -5,7 +5,6 @@
 //! runs in.
 
 pub mod buffer;
-pub mod doorbell;
 #[cfg(not(loom))]
 pub mod mapped_reader;
 pub mod reader;

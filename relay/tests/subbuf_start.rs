@@ -36,7 +36,7 @@ fn write(buffer: &Buffer, run: impl Executor, message: &[u8], answer: Answer<'_>
     let once = || -> Option<Outcome> {
         match writer.append(message) {
             relay::ring::writer::Appended::Elsewhere => {
-                writer.write_elsewhere_if(message, Some(&mut *answer))
+                writer.write_elsewhere_if(message, Some(&mut *answer)).done()
             }
             relay::ring::writer::Appended::Done => {
                 Some(Outcome { placed: WriteResult::Written, switched: false })

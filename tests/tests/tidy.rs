@@ -1,4 +1,7 @@
-//! The rules of this repository that a machine can check.
+//! The rules of this repository that a machine can check. `tidy/rooms.rs` has those about rooms.
+
+#[path = "tidy/rooms.rs"]
+mod rooms;
 
 use std::fs;
 use std::path::Path;

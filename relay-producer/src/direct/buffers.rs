@@ -16,7 +16,7 @@ use relay::layout::abi::BufferBlock;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::ring::buffer::Buffer;
 use relay::ring::subbuf_start::{SubbufHeader, SubbufInfo, SubbufStart};
-use relay::ring::writer::{Appended, Executor, Outcome, WriteResult, Writer};
+use relay::ring::writer::{Appended, Attempt, Executor, Outcome, WriteResult, Writer};
 
 use crate::direct::doorbell::{Doorbell, Endpoints};
 use crate::direct::rseq::Sequences;
@@ -188,7 +188,7 @@ impl DirectBuffers {
                 Appended::Interrupted => continue,
                 Appended::Elsewhere => {}
             }
-            if let Some(outcome) = writer.write_elsewhere_if(message, Some(callback)) {
+            if let Attempt::Done(outcome) = writer.write_elsewhere_if(message, Some(callback)) {
                 return self.settle(cpu_buffer, here, outcome, true);
             }
         }
@@ -218,16 +218,16 @@ impl DirectBuffers {
         if self.is_over() {
             return Direct::Detached;
         }
-        let mut interrupted = appended == Appended::Interrupted;
+        let mut append_first = appended == Appended::Interrupted;
         for _ in 0..tries_max {
             let Some((cpu_buffer, here)) = self.here(only) else { return Direct::WrongCpu };
             let writer = Writer::new(&cpu_buffer.buffer, here);
-            let outcome =
-                if interrupted { writer.try_write(message) } else { writer.write_elsewhere(message) };
-            if let Some(outcome) = outcome {
-                return self.settle(cpu_buffer, here, outcome, drop_if_full);
+            let attempt =
+                if append_first { writer.try_write(message) } else { writer.write_elsewhere(message) };
+            match attempt {
+                Attempt::Done(outcome) => return self.settle(cpu_buffer, here, outcome, drop_if_full),
+                Attempt::Interrupted | Attempt::Located => append_first = true,
             }
-            interrupted = true;
         }
         Direct::TooLongOrInterrupted
     }

@@ -1,12 +1,14 @@
 //! One CPU's buffer: its words in the mapped control file, its ring in the data file.
 
+pub mod doorbell;
+
 use std::sync::Arc;
 
 use crate::layout::abi::{self, BufferBlock, ControlHeader, Record};
-use crate::layout::geometry::Geometry;
+use crate::layout::geometry::{Geometry, Mode};
 use crate::layout::position::{Position, Widths};
 use crate::memory::mapping::{Located, Mapping, Window};
-use crate::memory::sync::{AtomicU64, Ordering};
+use crate::memory::sync::{AtomicU64, Ordering, fence};
 
 /// A mapped buffer. Cheap to clone; all clones are the same buffer.
 #[derive(Debug)]
@@ -187,6 +189,22 @@ impl Buffer {
     #[inline(always)]
     pub(crate) fn ring_offset(&self, position: Position) -> usize {
         self.widths.slot(position) * self.geometry.subbuf_size() + self.widths.offset(position)
+    }
+
+    /// Whether the writer has begun to overwrite the sub-buffer at `position`; never in no-overwrite mode.
+    pub(crate) fn lapped(&self, position: Position) -> bool {
+        if self.geometry().mode() == Mode::NoOverwrite {
+            return false;
+        }
+        // F, pairs with E: what was copied or looked up before, comes before the look at `begun`.
+        fence(Ordering::Acquire);
+        self.widths().before(position, self.oldest_whole())
+    }
+
+    /// The oldest sub-buffer that no writer has begun to overwrite.
+    pub(crate) fn oldest_whole(&self) -> Position {
+        // Acquire: what is found there was written before the writer went on to `begun`.
+        self.widths().oldest(Position(self.block().begun.load(Ordering::Acquire)))
     }
 }
 

@@ -53,6 +53,31 @@ pub struct Outcome {
     pub switched: bool,
 }
 
+/// What one try at a write came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The write is done, or refused.
+    Done(Outcome),
+    /// Something came in between. Nothing was changed: try again.
+    Interrupted,
+    /// The message fits the current sub-buffer, and the writer knows now where that is. Nothing was changed: append it.
+    Located,
+}
+
+impl Attempt {
+    /// Returns the outcome, or nothing if the caller has to try again.
+    pub fn done(self) -> Option<Outcome> {
+        match self {
+            Attempt::Done(outcome) => Some(outcome),
+            Attempt::Interrupted | Attempt::Located => None,
+        }
+    }
+
+    fn done_without_switch(placed: WriteResult) -> Attempt {
+        Attempt::Done(Outcome { placed, switched: false })
+    }
+}
+
 /// Every try of a change was interrupted, or the thread is not on the buffer's CPU.
 /// Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -177,12 +202,11 @@ impl<'a, R: Executor> Writer<'a, R> {
     }
 
     /// Writes one message wholly, or not at all (W1, W4).
-    /// `None`: interrupted, nothing was changed.
-    pub fn try_write(&self, message: &[u8]) -> Option<Outcome> {
+    pub fn try_write(&self, message: &[u8]) -> Attempt {
         if message.len() <= MESSAGE_MAX {
             match self.append(message) {
-                Appended::Done => return Some(Outcome { placed: WriteResult::Written, switched: false }),
-                Appended::Interrupted => return None,
+                Appended::Done => return Attempt::done_without_switch(WriteResult::Written),
+                Appended::Interrupted => return Attempt::Interrupted,
                 Appended::Elsewhere => {}
             }
         }
@@ -197,28 +221,24 @@ impl<'a, R: Executor> Writer<'a, R> {
     }
 
     /// Continues [`Writer::try_write`] after [`Appended::Elsewhere`].
-    pub fn write_elsewhere(&self, message: &[u8]) -> Option<Outcome> {
+    pub fn write_elsewhere(&self, message: &[u8]) -> Attempt {
         self.write_elsewhere_if(message, None)
     }
 
     /// Continues [`Writer::try_write`], and calls `callback` before a sub-buffer begins.
     /// If that refuses, the current sub-buffer is finished all the same, and the buffer blocked, as if all were full.
-    pub fn write_elsewhere_if(
-        &self,
-        message: &[u8],
-        callback: Option<&mut SubbufStart<'_>>,
-    ) -> Option<Outcome> {
+    pub fn write_elsewhere_if(&self, message: &[u8], callback: Option<&mut SubbufStart<'_>>) -> Attempt {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         // W2.a. A message that only the header makes too long is W2.e, which the switch decides.
         if message.len() > buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
-            return Some(Outcome { placed: WriteResult::TooBig, switched: false });
+            return Attempt::done_without_switch(WriteResult::TooBig);
         }
         let from = self.state();
         if widths.append(from, message.len()).is_some() {
             self.executor.locate(buffer, from);
-            return None;
+            return Attempt::Located;
         }
-        self.switch(from, message, callback)
+        self.switch(from, message, callback).map_or(Attempt::Interrupted, Attempt::Done)
     }
 
     /// Counts a message of `len` bytes as dropped if the buffer is blocked and still full (W5).
@@ -243,7 +263,7 @@ impl<'a, R: Executor> Writer<'a, R> {
 
     /// Calls [`Writer::try_write`] until it succeeds, a bounded number of times.
     pub fn write(&self, message: &[u8]) -> Result<Outcome, RetriesExhausted> {
-        (0..TRIES_MAX).find_map(|_| self.try_write(message)).ok_or(RetriesExhausted)
+        (0..TRIES_MAX).find_map(|_| self.try_write(message).done()).ok_or(RetriesExhausted)
     }
 
     /// Calls [`Writer::try_flush`] until it succeeds, a bounded number of times.
@@ -311,7 +331,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         done.then_some(()).ok_or(RetriesExhausted)
     }
 
-    /// Applies W2, after step a.
+    /// Applies W2, after step a. `None`: interrupted, nothing was changed.
     #[inline(never)]
     fn switch(
         &self,

@@ -181,11 +181,7 @@ impl Take {
             return false;
         }
         let mut side = self.channel.read_side(self.cpu);
-<<<<<<< HEAD:relayfsd/src/channel/take.rs
-        side.reader.note_losses();
-=======
         let before = side.reader.position();
->>>>>>> suite:relayfsd/src/tree/take.rs
         let freed = side.reader.consume_taken(&self.taken);
         if side.reader.position() != before {
             side.reader.note_losses();

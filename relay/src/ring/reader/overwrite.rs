@@ -1,10 +1,8 @@
 //! Reading in overwrite mode: copies bytes, then checks by `begun` that they were whole.
 
 use super::{Reader, TRIES_MAX};
-use crate::layout::geometry::Mode;
-use crate::layout::position::Position;
 use crate::memory::sync::{Ordering, fence};
-use crate::ring::buffer::{Buffer, add};
+use crate::ring::buffer::add;
 
 /// The unread part that the writer has overwritten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,25 +160,5 @@ impl Reader {
     /// Returns whether the writer has begun to overwrite the cursor's sub-buffer.
     pub(super) fn lapped(&self) -> bool {
         self.buffer.lapped(self.cursor)
-    }
-}
-
-/// Shared with [`MappedReader`](crate::ring::mapped_reader::MappedReader).
-impl Buffer {
-    /// Returns whether the writer has begun to overwrite the sub-buffer at `position`.
-    /// Always false in no-overwrite mode.
-    pub(crate) fn lapped(&self, position: Position) -> bool {
-        if self.geometry().mode() == Mode::NoOverwrite {
-            return false;
-        }
-        // F, pairs with E: earlier copies and loads come before the load of `begun`.
-        fence(Ordering::Acquire);
-        self.widths().before(position, self.oldest_whole())
-    }
-
-    /// Returns the oldest sub-buffer that no writer has begun to overwrite.
-    pub(crate) fn oldest_whole(&self) -> Position {
-        // Acquire: everything that the writer stored before this `begun` is visible.
-        self.widths().oldest(Position(self.block().begun.load(Ordering::Acquire)))
     }
 }
