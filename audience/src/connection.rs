@@ -40,7 +40,8 @@ pub enum ReadError {
     /// The received files are not a channel's files.
     #[error("the channel's files cannot be used: {0}")]
     Files(String),
-    /// Another reader gave the taken sub-buffers back before, or they were overwritten. Reading continues with unread data.
+    /// Another reader gave the taken sub-buffers back before, or they were overwritten. Reading continues with unread
+    /// data.
     #[error("another reader has read these sub-buffers, or they were overwritten")]
     Stale,
     /// The daemon or the channel has gone.

@@ -18,8 +18,8 @@
 //! # Ok::<(), audience::ReadError>(())
 //! ```
 //!
-//! Reading survives the daemon's death or restart: its producers continue to write. After [`ReadError::Gone`] the reader
-//! calls [`Reader::reopen`] until another daemon answers.
+//! Reading survives the daemon's death or restart: its producers continue to write. After [`ReadError::Gone`] the
+//! reader calls [`Reader::reopen`] until another daemon answers.
 //!
 //! As with `read()`, each sub-buffer goes to one reader. [`Reader::release`] says if another reader was faster.
 

@@ -96,9 +96,10 @@ impl Reader {
 
     /// Connects again, to the daemon that runs now.
     ///
-    /// Returns true if that daemon has kept the buffers. The reader then continues behind the sub-buffers it took last, and
-    /// gives the ones not yet given back to the new daemon. Returns false if the buffers are new: the reader starts at their
-    /// beginning. An error changes nothing: the daemon or the channel is not there yet, so the caller tries again.
+    /// Returns true if that daemon has kept the buffers. The reader then continues behind the sub-buffers it took last,
+    /// and gives the ones not yet given back to the new daemon. Returns false if the buffers are new: the reader starts
+    /// at their beginning. An error changes nothing: the daemon or the channel is not there yet, so the caller tries
+    /// again.
     pub fn reopen(&mut self) -> Result<bool, ReadError> {
         let (connection, bell, buffers) = connect(&self.place, Some(&self.buffers.id))?;
         (self.connection, self.bell) = (connection, bell);
@@ -119,9 +120,11 @@ impl Reader {
         &self.buffers.id
     }
 
-    /// Bytes of a CPU's buffer that were read or lost since the channel was created, as far as the daemon has published them.
+    /// Bytes of a CPU's buffer that were read or lost since the channel was created, as far as the daemon has published
+    /// them.
     ///
-    /// `None` if the CPU is not read. In overwrite mode also if the writer has overwritten the record that holds the number.
+    /// `None` if the CPU is not read. In overwrite mode also if the writer has overwritten the record that holds the
+    /// number.
     pub fn consumed_bytes(&self, cpu: usize) -> Option<u64> {
         self.buffers.views.get(cpu)?.as_ref()?.consumed_bytes()
     }
@@ -138,8 +141,9 @@ impl Reader {
 
     /// Takes the next finished sub-buffer of a CPU; `None` if there is none yet, or the CPU is not read.
     ///
-    /// A sub-buffer that was partly read begins where that read ended. In overwrite mode sub-buffers may have been skipped:
-    /// compare their numbers. A sub-buffer that was taken may be overwritten any time: see [`SubBuffer::is_whole`].
+    /// A sub-buffer that was partly read begins where that read ended. In overwrite mode sub-buffers may have been
+    /// skipped: compare their numbers. A sub-buffer that was taken may be overwritten any time: see
+    /// [`SubBuffer::is_whole`].
     pub fn next_finished(&mut self, cpu: usize) -> Option<SubBuffer<'_>> {
         self.buffers.views.get_mut(cpu)?.as_mut()?.next_finished()
     }
@@ -152,8 +156,8 @@ impl Reader {
     /// Gives back all sub-buffers of a CPU that were taken since the last call.
     ///
     /// [`ReadError::Stale`] if another reader gave them back before. Then nothing was given back, and
-    /// [`Reader::next_finished`] continues with unread data. [`ReadError::Gone`] if the daemon has gone. It may or may not
-    /// have received them; [`Reader::reopen`] finds out.
+    /// [`Reader::next_finished`] continues with unread data. [`ReadError::Gone`] if the daemon has gone. It may or may
+    /// not have received them; [`Reader::reopen`] finds out.
     pub fn release(&mut self, cpu: usize) -> Result<(), ReadError> {
         let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
         let Some((from, count)) = view.take_back() else { return Ok(()) };
@@ -176,7 +180,8 @@ impl Reader {
     /// A caller that has read the CPU's file in between needs this call.
     pub fn go_back(&mut self, cpu: usize) -> Result<(), ReadError> {
         let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
-        // The daemon publishes a read() as consumed shortly after it replies. Any answer to this request comes later than that.
+        // The daemon publishes a read() as consumed shortly after it replies. Any answer to this request comes later
+        // than that.
         match self.connection.request(&Watch { channel: self.connection.channel, cpu: cpu as u32 }) {
             Ok(()) | Err(ReadError::Refused(_)) => {}
             Err(error) => return Err(error),
@@ -249,7 +254,8 @@ impl Reader {
     }
 }
 
-/// The eventfd that becomes readable when [`Reader::wait`], called before, would return. For programs with an event loop.
+/// The eventfd that becomes readable when [`Reader::wait`], called before, would return. For programs with an event
+/// loop.
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
@@ -267,7 +273,7 @@ fn files_error(why: impl Into<String>) -> ReadError {
 fn check(reply: &ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Result<Vec<OwnedFd>, ReadError> {
     if reply.layout_version != LAYOUT_VERSION {
         let theirs = reply.layout_version;
-        return Err(files_error(format!("the daemon's layout is version {theirs}, this release reads version {LAYOUT_VERSION}")));
+        return Err(files_error(format!("their layout is {theirs}, this release reads {LAYOUT_VERSION}")));
     }
     let expected = reply.count as usize + if is_first { SHARE_FIRST_EXTRA } else { 0 };
     if descriptors.len() != expected {

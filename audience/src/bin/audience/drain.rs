@@ -2,8 +2,8 @@
 //!
 //! With `--snapshot` it reads a copy of every file, which consumes nothing.
 //!
-//! If nothing is mounted, a daemon that the reader starts would take over the buffers of the last daemon, and the reader
-//! would consume them. So the reader prints the left buffers instead, and mounts only if there are none.
+//! If nothing is mounted, a daemon that the reader starts would take over the buffers of the last daemon, and the
+//! reader would consume them. So the reader prints the left buffers instead, and mounts only if there are none.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};

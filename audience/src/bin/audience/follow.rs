@@ -13,8 +13,8 @@
 //!
 //! No file is polled without a pause when its state will not change:
 //!
-//! - A file whose channel has gone reports POLLERR forever. It is read to its end and closed, and there is a pause before
-//!   it is opened again.
+//! - A file whose channel has gone reports POLLERR forever. It is read to its end and closed, and there is a pause
+//!   before it is opened again.
 //! - Files on a disk are always ready and give nothing at their end. After many such rounds, polling leaves the files
 //!   out for a moment. Empty buffers that are flushed look alike, so this takes many rounds and lasts a short time.
 
@@ -33,8 +33,8 @@ use crate::output::{self, Output};
 use crate::signals::{self, Stop};
 use crate::wait_for_channel::{BROKEN, LOOK_AGAIN, Mounts, if_there, means_gone, missing, poll_timeout};
 
-/// Least time between two reads of the loss counters. Counts since the last read are lost when the channel goes with its
-/// daemon.
+/// Least time between two reads of the loss counters. Counts since the last read are lost when the channel goes with
+/// its daemon.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
 /// Most bytes of one CPU in one round, for a writer that is faster than our output.
 ///

@@ -18,7 +18,8 @@ pub(crate) fn check() -> Result<(), Failure> {
     relay_stdio::output()?;
     let out = standard_output()?;
     let is_device = out.metadata().is_ok_and(|found| found.file_type().is_char_device());
-    // /dev/full refuses even an empty write. Pipes and files accept it always, and a socket would send an empty message.
+    // /dev/full refuses even an empty write. Pipes and files accept it always, and a socket would send an empty
+    // message.
     if is_device {
         (&out).write(&[]).map(drop).map_err(|source| Failure::Output { source, lost: 0 })
     } else {

@@ -47,8 +47,8 @@ impl Stop {
 
 /// Catches signals from now on; each asks the process to end.
 ///
-/// The process ends within `end_max` of the first signal; `None`: only a second signal ends it by force. Such an end does
-/// not wait for the main thread, so it calls `clean_up`.
+/// The process ends within `end_max` of the first signal; `None`: only a second signal ends it by force. Such an end
+/// does not wait for the main thread, so it calls `clean_up`.
 pub(crate) fn catch(
     end_max: Option<Duration>,
     clean_up: impl Fn() + Send + Sync + 'static,

@@ -38,15 +38,15 @@ impl Ended {
         match self.status {
             _ if !self.said.is_empty() => self.said.join("; "),
             Some(status) => status.to_string(),
-            None => "it failed for an unknown reason: this program ignores SIGCHLD, so its exit status is lost".to_owned(),
+            None => "its exit status is unknown: this program ignores or reaps its children".to_owned(),
         }
     }
 }
 
 /// Runs a program to its end. Does not wait for processes that the program leaves running.
 pub(crate) fn run(command: &mut Command) -> io::Result<Ended> {
-    // Its messages go into a file. A pipe may fill up, and has no end while a process that was left running holds it open.
-    // The program that contains this library may have closed its standard streams.
+    // Its messages go into a file. A pipe may fill up, and has no end while a process that was left running holds it
+    // open. The program that contains this library may have closed its standard streams.
     let (mut stderr, mut child) = away_from_stdio(|| {
         let stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC)?);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone()?);
