@@ -104,7 +104,9 @@ fn no_room_on_the_file_system() {
     // Both are open before one is read: the channel goes with what is unread.
     let mut files = ["new0", "new1"].map(|file| File::open(mount.path(file)).unwrap());
     let mut got = Vec::new();
-    files.iter_mut().for_each(|file| drop(file.read_to_end(&mut got).unwrap()));
+    for file in &mut files {
+        file.read_to_end(&mut got).unwrap();
+    }
     drop(files);
     assert_eq!(got, b"x\n");
     assert_eq!(mount.send(0, &[b"x"]).written, 1);
