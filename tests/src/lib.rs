@@ -101,6 +101,14 @@ pub fn tool(name: &str, package: &str) -> Command {
     Command::new(name)
 }
 
+/// Wraps a command so that it begins with the default action at SIGINT. Where the test's own starter ignores that signal, the
+/// programs would inherit it. Program and arguments are taken over, nothing else.
+pub fn interruptible(command: &Command) -> Command {
+    let mut wrapped = tool("env", "coreutils");
+    wrapped.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    wrapped
+}
+
 /// Runs a command to its end with this input, and returns its output.
 #[track_caller]
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
