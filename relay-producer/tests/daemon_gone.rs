@@ -1,5 +1,6 @@
 //! The daemon goes away, comes back, or sends invalid answers.
-//! // Calls fail, and later calls work again.
+//!
+//! Calls fail, and later calls work again.
 
 mod common;
 

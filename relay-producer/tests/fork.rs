@@ -107,7 +107,7 @@ fn takes_over() {
     read_until("end 0");
     assert_eq!(daemon.accepted(), 1);
     assert!(daemon.store().waits.is_empty(), "nothing went by the socket");
-    println!("a child goes on without a daemon and finds the next one ... ok");
+    println!("child without a daemon continues and finds the next one ... ok");
 }
 
 fn reads() {
@@ -131,8 +131,8 @@ fn reads() {
     assert_eq!(files.lost(), 0);
     assert_eq!(daemon.accepted(), 2, "connections: the parent's and the child's");
     if relay::ring::writer::AnyExecutor::can_share() {
-        assert!(files.rings() > 0, "who waits is told, whoever switches");
+        assert!(files.rings() > 0, "the bell has rung");
         assert!(daemon.store().waits.is_empty(), "nothing went by the socket");
     }
-    println!("a child writes at once and gets a connection of its own ... ok");
+    println!("child writes at once and gets a new connection ... ok");
 }

@@ -13,7 +13,7 @@ use relay_producer::{Channel, ConnectError, GeometrySpec, Mode, OpenError, Trans
 use tempfile::{TempDir, tempdir};
 
 fn error(mount: &Path) -> OpenError {
-    Channel::open(mount, "cpu").expect_err("nobody is there")
+    Channel::open(mount, "cpu").expect_err("no daemon is there")
 }
 
 /// A mount point as producers see it.

@@ -266,7 +266,7 @@ fn until_it_works<T, E: std::fmt::Debug>(mut call: impl FnMut() -> Result<T, E>)
 fn until_it_fails<T, E>(mut call: impl FnMut() -> Result<T, E>) -> E {
     let started = Instant::now();
     loop {
-        assert!(started.elapsed() < PATIENCE, "it goes on working");
+        assert!(started.elapsed() < PATIENCE, "the call keeps succeeding");
         if let Err(error) = call() {
             return error;
         }
@@ -313,7 +313,7 @@ fn bell_rings_once_for_each_arming() {
     let cpu = pin_anywhere();
     let switch = || (0..10).for_each(|_| setup.channel.write(&[0; 64]).unwrap());
     switch();
-    assert_eq!(setup.files.rings(), 0, "nobody waits");
+    assert_eq!(setup.files.rings(), 0, "no process waits");
     for _ in 0..3 {
         setup.files.buffers[cpu].arm();
         switch();

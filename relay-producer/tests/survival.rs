@@ -145,7 +145,7 @@ fn reconnected_producer_keeps_its_buffers_and_rings() {
         setup.crash();
         setup.files.buffers[cpu].arm();
         (0..2).for_each(|_| setup.channel.write(&[b'x'; 64]).unwrap());
-        assert_eq!(setup.files.rings(), 0, "nobody is there to hear it");
+        assert_eq!(setup.files.rings(), 0, "no daemon is there to hear it");
         assert!(matches!(setup.channel.flush(), Err(RequestError::Reopen(_) | RequestError::Disconnected)));
         setup.take_over();
         until("a connection", || setup.channel.flush().is_ok());
@@ -169,10 +169,10 @@ fn message_for_the_socket_is_written_directly_without_a_daemon() {
     for noticed in [false, true] {
         setup.crash();
         if noticed {
-            assert_eq!(setup.channel.write_to(cpu + 1, b"to nobody"), Err(WriteError::Disconnected));
+            assert_eq!(setup.channel.write_to(cpu + 1, b"lost"), Err(WriteError::Disconnected));
         }
         setup.channel.write(&long).unwrap();
-        assert_eq!(setup.channel.write_to(cpu + 1, b"to nobody"), Err(WriteError::Disconnected));
+        assert_eq!(setup.channel.write_to(cpu + 1, b"lost"), Err(WriteError::Disconnected));
         let counts = setup.channel.write_batch([&long[..], b"after"], BatchOptions::default()).unwrap();
         assert_eq!(counts.written, 2);
         assert!(setup.files.read(cpu) == [&long[..], &long, b"after"].concat());
@@ -277,7 +277,7 @@ fn removed_files_are_noticed_and_next_daemon_is_found() {
         setup.crash();
         fs::remove_dir_all(setup.dir.path()).unwrap();
         let mut last = Ok(());
-        until("somebody noticing", || {
+        until("the loss to be noticed", || {
             last = setup.channel.write(&[b'x'; 100]);
             last == Err(WriteError::Disconnected)
         });

@@ -216,7 +216,7 @@ fn batch_takes_messages_one_by_one() {
     }
     assert_eq!(batch.finish().unwrap().written, 6);
     batch.push(b"seven").unwrap();
-    assert_eq!(batch.finish().unwrap().written, 7, "it can go on");
+    assert_eq!(batch.finish().unwrap().written, 7, "the batch continues");
     assert_eq!(batch.counts().written, 7);
     // A batch dropped with an answer outstanding disturbs no later call.
     batch.push(b"eight").unwrap();

@@ -1,5 +1,5 @@
 //! Control through the mounted tree.
-//! It belongs to the reader's side, and file permissions decide who may use it.
+//! It belongs to the reader's side, and file permissions decide which users may use it.
 
 use std::fs::{self, OpenOptions};
 use std::path::PathBuf;
