@@ -1,4 +1,4 @@
-//! Reads relay channels in mappings of their buffers: whole finished sub-buffers, in place, without a copy.
+//! Reads whole finished sub-buffers of relay channels from mappings, without a copy.
 //!
 //! A program for which `read()` is enough needs no library: it reads the files of the mount.
 //!

@@ -1,4 +1,4 @@
-//! The reader: maps a channel's buffers, takes finished sub-buffers, gives them back, and waits for more.
+//! The reader: maps buffers, takes finished sub-buffers, gives them back, and waits for more.
 
 use std::fs::File;
 use std::io;
@@ -120,8 +120,9 @@ impl Reader {
         &self.buffers.id
     }
 
-    /// Bytes of a CPU's buffer that were read or lost since the channel was created, as far as the daemon has published
-    /// them.
+    /// Bytes of a CPU's buffer that were read or lost since the channel was created.
+    ///
+    /// It counts what the daemon has published so far.
     ///
     /// `None` if the CPU is not read. In overwrite mode also if the writer has overwritten the record that holds the
     /// number.
@@ -139,7 +140,9 @@ impl Reader {
         &self.connection.geometry
     }
 
-    /// Takes the next finished sub-buffer of a CPU; `None` if there is none yet, or the CPU is not read.
+    /// Takes the next finished sub-buffer of a CPU.
+    ///
+    /// `None` if there is none yet, or the CPU is not read.
     ///
     /// A sub-buffer that was partly read begins where that read ended. In overwrite mode sub-buffers may have been
     /// skipped: compare their numbers. A sub-buffer that was taken may be overwritten any time: see
@@ -283,7 +286,7 @@ fn check(reply: &ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Resul
     Ok(descriptors)
 }
 
-/// Opens the channel and receives its files: the connection, its eventfd, and the buffers unless they are `known`.
+/// Opens the channel, and receives its eventfd and, unless `known`, its buffers.
 fn connect(
     place: &Place,
     known: Option<&BuffersId>,

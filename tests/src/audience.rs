@@ -30,7 +30,7 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Starts `audience -f -m POINT ARGS`, with standard output and error in files beside the mount point.
+    /// Starts `audience -f -m POINT ARGS`; its output goes to files beside the mount point.
     #[track_caller]
     pub fn start(point: &Path, args: &[&str]) -> Follower {
         let beside = |name| point.with_file_name(name);

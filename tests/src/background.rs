@@ -1,4 +1,4 @@
-//! Daemons in the background, as users start them: each on a separate mount point, and ended with the test.
+//! Daemons in the background, as users start them, ended with the test.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -77,7 +77,9 @@ impl Place {
         command
     }
 
-    /// Runs `relayfsd ARGS MOUNTPOINT`, which must return in silence, and finds the daemon that it leaves running.
+    /// Runs `relayfsd ARGS MOUNTPOINT`, and finds the daemon that it leaves running.
+    ///
+    /// The command must succeed and print nothing.
     #[track_caller]
     pub fn start(&self, args: &[&str]) -> Daemon {
         self.start_by(&mut self.command(args))

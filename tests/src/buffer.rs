@@ -174,7 +174,7 @@ impl Buffer {
         File::open(self.mount.path("cpu0")).expect("opening a buffer")
     }
 
-    /// Writes a message of `len` bytes for each of the letters, and returns the letters of those that were accepted.
+    /// Writes a message of `len` bytes for each letter; returns the letters of accepted messages.
     #[track_caller]
     pub fn write(&self, letters: &str, len: usize) -> String {
         let is_accepted = |letter: &char| self.write_bytes(&vec![*letter as u8; len]);
@@ -206,7 +206,7 @@ impl Buffer {
         self.stat("consumed");
     }
 
-    /// The daemon's expected count of `n` written messages: it counts only messages that came by the socket.
+    /// The daemon's expected count of `n` written messages: it counts only those by the socket.
     pub fn counted_as_written(&self, n: u64) -> u64 {
         if self.shape.direct && !is_without_sequences() { 0 } else { n }
     }

@@ -18,7 +18,9 @@ pub struct Classic {
 }
 
 impl Classic {
-    /// Compiles the readers, with and without warnings as errors: `audience-classic`, `audience-printed`; and `mounts`.
+    /// Compiles the readers: `audience-classic`, `audience-printed`; and `mounts`.
+    ///
+    /// Only in `audience-printed` warnings are no errors.
     #[track_caller]
     pub fn readers() -> Classic {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -31,7 +33,9 @@ impl Classic {
         Classic { dir }
     }
 
-    /// Compiles the readers, and installs relayfs beside them: `bin`, `lib`, `include`, as below /usr/local.
+    /// Compiles the readers, and installs relayfs beside them.
+    ///
+    /// The directories are `bin`, `lib` and `include`, as below /usr/local.
     #[track_caller]
     pub fn installed() -> Classic {
         let classic = Classic::readers();

@@ -1,4 +1,6 @@
-//! Runs `tests/c/conformance`, a program in C that checks by plain system calls that a channel's files are relay files.
+//! Runs `tests/c/conformance`, which checks that a channel's files are relay files.
+//!
+//! It is a program in C that uses plain system calls.
 //!
 //! A healthy channel passes it, whatever has happened to the channels beside it.
 

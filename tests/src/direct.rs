@@ -27,7 +27,9 @@ pub fn with_sequences(command: &mut Command) -> &mut Command {
     command.env_remove(TUNABLES)
 }
 
-/// Checks that a channel is written directly, or uses the socket for the reason that sequences are switched off.
+/// Checks that a channel is written directly.
+///
+/// If sequences are switched off, checks that it uses the socket, and says why.
 #[track_caller]
 pub fn assert_direct(channel: &Channel) {
     let expected = if is_without_sequences() {

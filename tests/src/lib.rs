@@ -1,4 +1,4 @@
-//! Programs, mounts and processes for the end-to-end tests, each cleaned up when it goes out of scope.
+//! Programs, mounts and processes for the end-to-end tests, cleaned up at the end of scope.
 
 pub mod audience;
 pub mod background;
@@ -77,7 +77,9 @@ pub fn program(name: &str) -> PathBuf {
     dir.join(name)
 }
 
-/// A daemon that dies at the place that `RELAYFSD_KILL_AT` names, see `relayfsd/src/process/kill_point.rs`.
+/// A daemon that dies at the place that `RELAYFSD_KILL_AT` names.
+///
+/// See `relayfsd/src/process/kill_point.rs`.
 pub fn mortal_daemon() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let path = BUILT.get_or_init(|| {
@@ -336,7 +338,9 @@ impl Mount {
         builder.open().expect("opening a channel")
     }
 
-    /// Opens a channel for writing directly, or by the socket if the tests run without restartable sequences.
+    /// Opens a channel for writing directly.
+    ///
+    /// The channel uses the socket if the tests run without restartable sequences.
     #[track_caller]
     pub fn direct_channel(&self, name: &str) -> Channel {
         let channel = Channel::open(&self.point, name).expect("opening a channel");
@@ -344,7 +348,7 @@ impl Mount {
         channel
     }
 
-    /// Writes messages to a CPU's buffer of channel `cpu` by the socket, and returns the daemon's counts.
+    /// Writes messages to a CPU's buffer of channel `cpu` by the socket; returns the counts.
     #[track_caller]
     pub fn send(&self, cpu: usize, messages: &[&[u8]]) -> Counts {
         self.send_to("cpu", cpu, messages)

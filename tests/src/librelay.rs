@@ -16,7 +16,7 @@ use crate::{Mount, Process, program, stdout_of, tool, workspace};
 /// The PREFIX of `make install`, below its DESTDIR.
 const PREFIX: &str = "/usr";
 
-/// Installs the library once a process, and returns the directory, which stands for the root of a system.
+/// Installs the library once a process, and returns the root directory.
 #[track_caller]
 pub fn installed() -> &'static Path {
     static ROOT: OnceLock<PathBuf> = OnceLock::new();
@@ -118,7 +118,9 @@ impl Caller {
         Caller::run(Command::new(program), mount)
     }
 
-    /// Starts the program on CPU 0; it writes directly, even if the tests run without restartable sequences.
+    /// Starts the program on CPU 0, writing directly.
+    ///
+    /// It does so even if the tests run without restartable sequences.
     #[track_caller]
     pub fn direct(mount: &Mount) -> Caller {
         drop(Caller::start(mount.point())); // compiles it

@@ -43,8 +43,9 @@ pub fn assert_same(what: &str, got: &[u8], want: &[u8]) {
     );
 }
 
-/// A mount whose `cpu0` holds lines in many sub-buffers, most with padding at their ends, and an ordinary file with the
-/// same content. It has another channel, `app/log`.
+/// A mount whose `cpu0` holds lines, and an ordinary file with the same content.
+///
+/// The lines fill many sub-buffers, most with padding. The mount has another channel, `app/log`.
 #[derive(Debug)]
 pub struct Twins {
     /// The mount.
@@ -94,7 +95,7 @@ impl Twins {
         &self.ordinary
     }
 
-    /// Runs a shell script on the ordinary file and on the buffer; fails unless both runs have equal results.
+    /// Runs a script on the ordinary file and on the buffer; fails unless the results are equal.
     ///
     /// `$F` is the file, `$COPY` a file with the same content, `$OUT` a path for output of the script.
     #[track_caller]

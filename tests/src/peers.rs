@@ -49,7 +49,9 @@ impl Reader {
         Reader::start(&[DRAIN], input.into())
     }
 
-    /// Starts a process that reads `bytes` bytes of a relay's file, 128 KiB with each read(2), and polls for more.
+    /// Starts a process that reads `bytes` bytes of a relay's file.
+    ///
+    /// It reads 128 KiB with each read(2), and polls for more.
     pub fn of_relay(path: &Path, bytes: usize) -> Reader {
         let path = path.to_str().expect("a path of text");
         Reader::start(&[READ_RELAY, path, &bytes.to_string()], Stdio::null())

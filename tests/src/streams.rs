@@ -14,7 +14,9 @@ pub struct Received<'a> {
     rest: Vec<u8>,
     /// Stream position of `rest`.
     at: u64,
-    /// With resets: positions at which reads ended, any of which may have been the last read before a reset.
+    /// With resets: positions at which reads ended.
+    ///
+    /// Any of these reads may have been the last before a reset.
     ends: Option<VecDeque<u64>>,
     /// Messages of at least this length may come in any order.
     any_order_from: usize,

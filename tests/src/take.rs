@@ -29,7 +29,9 @@ pub fn run_on_take(twins: &Twins, script: &str) -> Output {
     run(command.env("OUT", dir.path().join("out")).current_dir(dir.path()))
 }
 
-/// A Python program that has read all of a file, and waits for a signal, or for a line of Python to run.
+/// A Python program that has read all of a file.
+///
+/// It waits for a signal, or for a line of Python to run.
 #[derive(Debug)]
 pub struct Reader(Process);
 

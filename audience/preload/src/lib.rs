@@ -157,7 +157,7 @@ unsafe fn real_umount2(target: Text, flags: c_int) -> c_int {
     unsafe { real(target, flags) }
 }
 
-/// The function of this name that the program would have without this library; null if there is none.
+/// Finds the next function of this name, behind this library's; null if there is none.
 fn next(name: &CStr) -> *mut c_void {
     // SAFETY: a string that ends with a zero byte, and a handle that dlsym knows.
     unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }

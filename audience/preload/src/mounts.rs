@@ -1,4 +1,4 @@
-//! Mounts and unmounts a relayfs for mount(2) and umount(2), and remembers what this process mounted.
+//! Answers mount(2) and umount(2) of a relayfs, and remembers what this process mounted.
 
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Write};
@@ -109,7 +109,9 @@ pub(crate) fn what_to_unmount(path: &Path) -> Unmount {
     }
 }
 
-/// Completes an unmount of ours after the system call: runs fusermount3 if the call was not permitted.
+/// Completes an unmount of ours after umount(2).
+///
+/// If that was not permitted, fusermount3 unmounts.
 pub(crate) fn unmounted(own: &Own, tried: Result<(), Errno>, lazily: bool) -> Result<(), Errno> {
     match tried {
         Err(Errno::EPERM) => by_helper(&own.point, lazily)?,
@@ -205,7 +207,9 @@ fn answers() -> MutexGuard<'static, Vec<Answer>> {
     ANSWERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Answers EBUSY: a relayfs is mounted already, and still belongs to the process that mounted it, perhaps this process.
+/// Answers EBUSY: a relayfs is mounted already.
+///
+/// It still belongs to the process that mounted it, perhaps this process.
 fn busy(point: &Path) -> Result<(), Errno> {
     let is_own = answers().iter().any(|a| a.point == point && a.own.as_ref().is_some_and(Own::is_there));
     if !is_own {

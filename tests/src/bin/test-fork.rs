@@ -1,5 +1,6 @@
-//! Forks while a channel is open, and writes to CPU 0 from both processes: "before" and "after" from the parent,
-//! "child" from the child.
+//! Forks while a channel is open, and writes to CPU 0 from both processes.
+//!
+//! The parent writes "before" and "after", the child "child".
 //!
 //! `test-fork MOUNT` waits for the daemon's answer to each message. `test-fork MOUNT direct` writes directly. It prints
 //! a line when the channel is open and waits for a line; after that it needs no daemon.

@@ -1,4 +1,6 @@
-//! Writes numbered messages in batches from several threads through one `Channel`, and reports the answers.
+//! Writes batches of numbered messages from several threads, and reports the answers.
+//!
+//! All threads write through one `Channel`.
 //!
 //! It prints a line "PRODUCER THREAD FIRST COUNT WRITTEN BYTES" for every batch.
 //!

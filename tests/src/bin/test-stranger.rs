@@ -63,7 +63,9 @@ fn main() {
     }
 }
 
-/// Repeats an attempt, prints equal answers in a row as one, and keeps the results until standard input ends.
+/// Repeats an attempt, and prints equal answers in a row as one.
+///
+/// Keeps the results until standard input ends.
 fn repeat<T>(count: &str, mut attempt: impl FnMut(usize) -> (T, String)) {
     let (mut kept, mut answers) = (Vec::new(), Vec::<(String, usize)>::new());
     for i in 0..count.parse().expect("a count") {

@@ -1,4 +1,4 @@
-//! Closes standard streams, uses the Rust libraries, and checks that they open no descriptor below 3.
+//! Checks that the Rust libraries open no descriptor below 3 when those are closed.
 //!
 //! `test-streams MASK MOUNT CHANNEL`: bit N of MASK closes descriptor N. A failure is reported on descriptor 2, if it
 //! is open, and by the exit status.

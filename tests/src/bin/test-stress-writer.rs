@@ -1,4 +1,6 @@
-//! Writes messages of all lengths directly into a channel's buffers, from four threads under signals and migrations.
+//! Writes messages into a channel's buffers from threads under signals and migrations.
+//!
+//! Four threads write messages of all lengths directly.
 //!
 //! A signal interrupts each thread every 100 us. The thread itself and another thread move it from CPU to CPU all the
 //! time. The process runs until it is asked to stop or is killed. The file PROGRESS has its counts.

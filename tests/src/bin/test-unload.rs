@@ -1,4 +1,4 @@
-//! Loads a library that contains the producer, writes by it under signals, and unloads it, again and again.
+//! Loads a library with the producer, writes under signals, and unloads it, in a loop.
 //!
 //! A thread that still had the address of one of the library's sequences would crash at its next interruption, since
 //! the kernel reads there. Prints how many messages were written.

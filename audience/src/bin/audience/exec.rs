@@ -34,7 +34,9 @@ pub(crate) enum ExecError {
 }
 
 impl ExecError {
-    /// Exit status as of env(1) and nice(1), so that a script can tell it from a failure of the program.
+    /// Exit status as of env(1) and nice(1).
+    ///
+    /// So a script can tell it from a failure of the program.
     pub(crate) fn status(&self) -> u8 {
         match self {
             ExecError::Program { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,

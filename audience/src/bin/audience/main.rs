@@ -1,4 +1,4 @@
-//! `audience`: reads every per-CPU file of a relay channel to standard output, which consumes the data.
+//! `audience`: reads a relay channel's per-CPU files to standard output, and consumes them.
 //!
 //! It does what the classic audience.c does: mounts if needed, counts the CPUs, reads each `cpuN` to its end, and
 //! unmounts what it mounted. With `--follow` it reads until it is interrupted. With `--snapshot` it consumes nothing.

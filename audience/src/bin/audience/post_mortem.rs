@@ -1,4 +1,4 @@
-//! `--state`: reads the buffers that a dead daemon left in its state directory, as a black box after a crash.
+//! `--state`: reads what a dead daemon left in its state directory: the black box.
 //!
 //! It asks no daemon, consumes nothing, and changes nothing.
 //!
@@ -47,7 +47,9 @@ pub(crate) fn run(path: Option<&Path>, what: &What) -> Result<(), Failure> {
     print(&find::of_mount_of_anybody(path).unwrap_or_else(|| path.to_owned()), what)
 }
 
-/// Prints what is left of a channel, for a mount point without a mount; `dir` is the last daemon's state directory.
+/// Prints what the last daemon of an unmounted mount point left of a channel.
+///
+/// `dir` is that daemon's state directory.
 pub(crate) fn run_instead(dir: &Path, what: &What) -> Result<(), Failure> {
     let (mount, word) = (what.mount.display(), shell_word(&what.mount));
     say(format_args!(

@@ -40,7 +40,9 @@ use source::{Left, Source};
 /// daemon.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
 
-/// Longest wait for the next daemon to identify its buffers; after that they are recorded as new ones.
+/// Longest wait for the next daemon to identify its buffers.
+///
+/// After that they are recorded as new buffers.
 ///
 /// A daemon that is ending still serves its files for a moment. But the socket of a running daemon may also be at a
 /// place that this program does not see, so the wait has a limit.

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM, for commands that have work to do before they end: a last read, or an unmount.
+//! Catches SIGINT and SIGTERM, for commands that end with a last read, or an unmount.
 //!
 //! The first signal asks the main thread to end. That thread may be stuck, for instance in a write to a full pipe.
 //! Another thread therefore ends the program at a second signal, or some seconds later. While a recording runs, only a

@@ -60,7 +60,7 @@ pub(crate) fn missing(place: &Place) -> String {
     format!("{missing}; waiting for it")
 }
 
-/// Whether an error is that of a file whose daemon has gone, or of a path below a mount that has gone.
+/// Whether an error means that a file's daemon, or a path's mount, has gone.
 pub(crate) fn means_gone(error: &io::Error) -> bool {
     let gone = [Errno::ENODEV, Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENOENT, Errno::ESTALE];
     error.raw_os_error().is_some_and(|raw| gone.contains(&Errno::from_raw(raw)))

@@ -16,7 +16,9 @@ use relay::system::descriptor::away_from_stdio;
 pub(crate) const DAEMON: &str = "relayfsd";
 /// The set-user-ID helper that unmounts for users that may not.
 pub(crate) const FUSERMOUNT: &str = "fusermount3";
-/// Longest wait for another process's daemon that was started at the same time as ours, and came first.
+/// Longest wait for a daemon of another process.
+///
+/// That daemon was started at the same time as ours, and came first.
 const OTHERS_START_MAX: Duration = Duration::from_millis(250);
 /// Time between two checks of that daemon.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -26,7 +28,7 @@ const SAID_MAX: u64 = 64 << 10;
 /// How a program ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// `None` if it cannot be known: this process ignores SIGCHLD, or another part of it reaped the child.
+    /// `None` if unknown: this process ignores SIGCHLD, or another part of it reaped the child.
     pub(crate) status: Option<ExitStatus>,
     /// The lines of its standard error, without relayfsd's name.
     pub(crate) said: Vec<String>,

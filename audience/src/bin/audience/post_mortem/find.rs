@@ -41,7 +41,7 @@ pub(crate) fn of_mount(mount: &Path) -> Option<PathBuf> {
     of_mount_among(mount, &of_user(geteuid().as_raw()))
 }
 
-/// Finds the state directory of a mount point among this user's, and then among all users' directories.
+/// Finds the state directory of a mount point: this user's, or else another user's.
 pub(crate) fn of_mount_of_anybody(mount: &Path) -> Option<PathBuf> {
     of_mount(mount).or_else(|| of_mount_among(mount, &all()))
 }

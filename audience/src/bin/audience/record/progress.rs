@@ -14,7 +14,9 @@ use crate::output::say;
 /// Time between two reports if the caller names none.
 const EVERY_ON_TERMINAL: Duration = Duration::from_secs(1);
 const EVERY_ELSEWHERE: Duration = Duration::from_secs(10);
-/// Most CPUs with separate lines on a terminal: lines that have scrolled off its top cannot be overwritten.
+/// Most CPUs with separate lines on a terminal.
+///
+/// Lines that have scrolled off its top cannot be overwritten.
 const LINES_MAX: usize = 16;
 
 /// A CPU, and the bytes recorded from it.

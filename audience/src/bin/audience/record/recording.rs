@@ -29,7 +29,9 @@ use crate::error::Failure;
 const BLOCKS_AHEAD: u64 = 4;
 /// Least digits of a file's number.
 const DIGITS: usize = 6;
-/// Mode of a recording: only its owner reads it, since other users might not have been allowed to read the buffers.
+/// Mode of a recording: only its owner reads it.
+///
+/// Other users might not have been allowed to read the buffers.
 const MODE: u32 = 0o600;
 
 /// When another file begins, and how many files are kept.

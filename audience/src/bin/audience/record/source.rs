@@ -46,7 +46,9 @@ pub(crate) struct Source {
     is_cut_off: bool,
     /// Stream position below which every byte was recorded, or consumed by other readers.
     done: u64,
-    /// Whether the file has to be read next, because the daemon may not yet have passed what is recorded.
+    /// Whether the file has to be read next.
+    ///
+    /// The daemon may not yet have passed what is recorded.
     is_behind: bool,
     /// Whether the next block comes from the mapping. It stays in the buffer until it is recorded, so no room was
     /// reserved.
