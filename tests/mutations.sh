@@ -85,5 +85,5 @@ weaken close-look 'a switch does not look at `closed`' $writer \
     '/fn switch(&self, from: Position/,/^    }/ s/closed\.load(Ordering::Relaxed) != 0/closed.load(Ordering::Relaxed) > 1/'
 weaken single 'a reader goes to a sub-buffer that is not begun' $overwrite \
     '/fn catch_up/,/^    }/ s/before(state, oldest)/before(oldest, oldest)/'
-weaken room 'no second look for room with the lock' $models 's/^                placed = put(&buffer, Alone, 2);$//'
+weaken room 'no second look for room with the lock' $models 's/^                placed = put(&buffer, SoleWriter, 2);$//'
 [ -z "$survived" ] || fail "no model defends:$survived"

@@ -31,24 +31,24 @@
 //! A reply has its request's type with [`REPLY_BIT`] set and the request's id; a refusal is an `ERROR` with that
 //! id. Every request is answered but `WRITE`, which is answered only if [`WRITE_REPLY`] is set.
 
+mod answer;
 mod fields;
+mod fixed;
 mod hello;
 mod open;
 mod packet;
-mod plain;
 mod shape;
-mod share;
 #[cfg(test)]
 mod tests;
 mod write;
 
+pub use answer::{Refusal, done};
 pub use fields::Body;
+pub use fixed::{Close, Consume, Flush, OpenReply, Share, ShareReply, Watch, WriteReply};
 pub use hello::{Hello, HelloReply};
-pub use open::{Open, OpenReply};
+pub use open::Open;
 pub use packet::{Frame, FrameError, FrameType, begin, finish};
-pub use plain::{Close, Consume, Flush, Refusal, Watch, done};
-pub use share::{Share, ShareReply};
-pub use write::{Messages, Write, WriteReply};
+pub use write::{Messages, Write};
 
 /// Largest frame, header included, in bytes. Senders stay below the packet limit of an untuned system.
 pub const FRAME_MAX: usize = 64 << 10;

@@ -1,6 +1,8 @@
 //! `mount -t relayfs`: relayfsd as /sbin/mount.relayfs, called by the mount(8) of the system.
 
-use relayfs_tests::{private_shell, program, run, text, tool};
+use std::path::Path;
+
+use relayfs_tests::{is_mounted, private_shell, program, run, text, tool};
 
 /// Runs a script where /sbin has the helper, and /mnt/relay is an empty directory, and returns what was printed.
 #[track_caller]
@@ -100,10 +102,12 @@ fn failures_have_the_exit_status_that_mount_expects() {
 /// `-N`: into the mount namespace of somebody else.
 #[test]
 fn another_mount_namespace_can_be_meant() {
+    // A chroot ends when a process enters a namespace: it finds itself in the root of that.
+    assert!(is_mounted(Path::new("/")), "mount -N leaves a chroot: run this test outside of one");
     let lines = where_mount_finds_us(
         r#"
         mkfifo there end
-        unshare --mount sh -c 'echo $$ >there; read x <end' &
+        unshare --mount --propagation unchanged sh -c 'echo $$ >there; read x <end' &
         read other <there
         mount -N $other -t relayfs none /mnt/relay; echo $?
         mounts; echo "there: $(grep -c 'none /mnt/relay fuse.relayfsd' /proc/$other/mounts)"

@@ -37,20 +37,8 @@ impl<'a> Fields<'a> {
         self.bytes(N)?.try_into().ok()
     }
 
-    pub(super) fn u8(&mut self) -> Option<u8> {
-        self.array::<1>().map(|[b]| b)
-    }
-
-    pub(super) fn u16(&mut self) -> Option<u16> {
-        self.array().map(u16::from_le_bytes)
-    }
-
-    pub(super) fn u32(&mut self) -> Option<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    pub(super) fn u64(&mut self) -> Option<u64> {
-        self.array().map(u64::from_le_bytes)
+    pub(super) fn number<N: Number>(&mut self) -> Option<N> {
+        N::take(self)
     }
 
     pub(super) fn magic(&mut self) -> Option<()> {
@@ -72,3 +60,27 @@ impl<'a> Fields<'a> {
         read(&mut fields).filter(|_| fields.0.is_empty()).ok_or(FrameError::Malformed(what))
     }
 }
+
+/// A number of a body, little-endian.
+pub(super) trait Number: Sized {
+    /// Appends the number to a frame.
+    fn put(self, out: &mut Vec<u8>);
+    /// Reads the next number of a frame.
+    fn take(fields: &mut Fields<'_>) -> Option<Self>;
+}
+
+macro_rules! numbers {
+    ($($number:ty),*) => {$(
+        impl Number for $number {
+            fn put(self, out: &mut Vec<u8>) {
+                out.extend_from_slice(&self.to_le_bytes());
+            }
+
+            fn take(fields: &mut Fields<'_>) -> Option<$number> {
+                fields.array().map(<$number>::from_le_bytes)
+            }
+        }
+    )*};
+}
+
+numbers!(u8, u16, u32, u64, i32);

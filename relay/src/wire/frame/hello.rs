@@ -1,6 +1,6 @@
 //! HELLO, with which a connection begins, and its reply.
 
-use super::fields::Fields;
+use super::fields::{Fields, Number};
 use super::{Body, FrameError, FrameType, MAGIC};
 
 /// First request of a connection.
@@ -20,16 +20,17 @@ impl Body<'_> for Hello {
 
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&self.min_version.to_le_bytes());
-        out.extend_from_slice(&self.max_version.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(&self.features.to_le_bytes());
+        self.min_version.put(out);
+        self.max_version.put(out);
+        0u32.put(out);
+        self.features.put(out);
     }
 
     fn decode(body: &[u8]) -> Result<Self, FrameError> {
         Fields::all(body, "hello", |f| {
             f.magic()?;
-            Some(Hello { min_version: f.u16()?, max_version: f.u16()?, features: (f.u32()?, f.u64()?).1 })
+            let (min_version, max_version, _zero): (_, _, u32) = (f.number()?, f.number()?, f.number()?);
+            Some(Hello { min_version, max_version, features: f.number()? })
         })
     }
 }
@@ -55,25 +56,18 @@ impl Body<'_> for HelloReply {
 
     fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&self.version.to_le_bytes());
-        out.extend_from_slice(&[0; 2]);
-        out.extend_from_slice(&self.frame_max.to_le_bytes());
-        out.extend_from_slice(&self.message_max.to_le_bytes());
-        out.extend_from_slice(&self.n_cpus.to_le_bytes());
-        out.extend_from_slice(&self.features.to_le_bytes());
+        self.version.put(out);
+        0u16.put(out);
+        [self.frame_max, self.message_max, self.n_cpus].into_iter().for_each(|number| number.put(out));
+        self.features.put(out);
     }
 
     fn decode(body: &[u8]) -> Result<Self, FrameError> {
         Fields::all(body, "hello reply", |f| {
             f.magic()?;
-            let version = (f.u16()?, f.u16()?).0;
-            Some(HelloReply {
-                version,
-                frame_max: f.u32()?,
-                message_max: f.u32()?,
-                n_cpus: f.u32()?,
-                features: f.u64()?,
-            })
+            let (version, _zero): (_, u16) = (f.number()?, f.number()?);
+            let (frame_max, message_max, n_cpus) = (f.number()?, f.number()?, f.number()?);
+            Some(HelloReply { version, frame_max, message_max, n_cpus, features: f.number()? })
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::fields::Fields;
+use super::fields::{Fields, Number};
 use super::{FRAME_MAX, REPLY_BIT};
 
 /// What a frame is.
@@ -79,8 +79,8 @@ impl<'a> Frame<'a> {
     /// Splits a packet. An unknown type is reported with the frame's id, so that it can be answered.
     pub fn decode(packet: &'a [u8]) -> Result<Frame<'a>, (u32, FrameError)> {
         let mut fields = Fields(packet);
-        let (Some(len), Some(kind), Some(flags), Some(id)) =
-            (fields.u32(), fields.u16(), fields.u16(), fields.u32())
+        let (Some(len), Some(kind), Some(flags), Some(id)): (Option<u32>, Option<u16>, _, _) =
+            (fields.number(), fields.number(), fields.number(), fields.number())
         else {
             return Err((0, FrameError::Short(packet.len())));
         };
@@ -95,11 +95,10 @@ impl<'a> Frame<'a> {
 /// Starts a frame in `out`, which is emptied; [`finish`] completes it.
 pub fn begin(out: &mut Vec<u8>, kind: FrameType, reply: bool, flags: u16, id: u32) {
     out.clear();
-    out.extend_from_slice(&[0; 4]);
-    let kind = kind as u16 | if reply { REPLY_BIT } else { 0 };
-    out.extend_from_slice(&kind.to_le_bytes());
-    out.extend_from_slice(&flags.to_le_bytes());
-    out.extend_from_slice(&id.to_le_bytes());
+    0u32.put(out);
+    (kind as u16 | if reply { REPLY_BIT } else { 0 }).put(out);
+    flags.put(out);
+    id.put(out);
 }
 
 /// Completes a frame begun with [`begin`]: fills in its length.

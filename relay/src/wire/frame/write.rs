@@ -1,6 +1,6 @@
-//! WRITE, its messages, and its reply.
+//! WRITE, and its messages.
 
-use super::fields::Fields;
+use super::fields::{Fields, Number};
 use super::{Body, FrameError, FrameType};
 
 /// Messages for one buffer. `messages` is checked by whoever walks it, see [`Messages`].
@@ -24,15 +24,13 @@ impl<'a> Body<'a> for Write<'a> {
     const REPLY: bool = false;
 
     fn encode(&self, out: &mut Vec<u8>) {
-        for value in [self.channel, self.cpu, self.wait_ms, self.lost] {
-            out.extend_from_slice(&value.to_le_bytes());
-        }
+        [self.channel, self.cpu, self.wait_ms, self.lost].into_iter().for_each(|number| number.put(out));
         out.extend_from_slice(self.messages);
     }
 
     fn decode(body: &'a [u8]) -> Result<Self, FrameError> {
         Fields::all(body, "write", |f| {
-            let (channel, cpu, wait_ms, lost) = (f.u32()?, f.u32()?, f.u32()?, f.u32()?);
+            let (channel, cpu, wait_ms, lost) = (f.number()?, f.number()?, f.number()?, f.number()?);
             Some(Write { channel, cpu, wait_ms, lost, messages: f.rest() })
         })
     }
@@ -50,37 +48,9 @@ impl<'a> Iterator for Messages<'a> {
             return None;
         }
         let mut fields = Fields(self.0);
-        let message = fields.u32().and_then(|len| fields.bytes(len as usize));
+        let message = fields.number().and_then(|len: u32| fields.bytes(len as usize));
         self.0 = if message.is_some() { fields.rest() } else { &[] };
         Some(message.ok_or(FrameError::Malformed("write")))
-    }
-}
-
-/// What became of the messages of a `WRITE`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct WriteReply {
-    /// Messages now in the buffer.
-    pub written: u64,
-    /// Messages dropped because every sub-buffer was full.
-    pub dropped: u64,
-    /// Messages dropped because no sub-buffer could ever hold them.
-    pub too_big: u64,
-}
-
-impl Body<'_> for WriteReply {
-    const KIND: FrameType = FrameType::Write;
-    const REPLY: bool = true;
-
-    fn encode(&self, out: &mut Vec<u8>) {
-        for value in [self.written, self.dropped, self.too_big] {
-            out.extend_from_slice(&value.to_le_bytes());
-        }
-    }
-
-    fn decode(body: &[u8]) -> Result<Self, FrameError> {
-        Fields::all(body, "write reply", |f| {
-            Some(WriteReply { written: f.u64()?, dropped: f.u64()?, too_big: f.u64()? })
-        })
     }
 }
 

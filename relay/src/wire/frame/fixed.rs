@@ -1,0 +1,117 @@
+//! Bodies that are a few numbers, one after another: what stands here is their documentation, their layout and their code.
+
+use super::fields::{Fields, Number};
+use super::{Body, FrameError, FrameType};
+
+/// Makes a struct and its [`Body`] of a list of numbers: `KIND request` or `KIND reply`, then the fields in their order.
+macro_rules! bodies {
+    ($(
+        $(#[$doc:meta])*
+        $name:ident: $kind:ident $role:ident $what:literal {
+            $($(#[$field_doc:meta])* $field:ident: $number:ty,)*
+        }
+    )*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: $number,)*
+        }
+
+        impl Body<'_> for $name {
+            const KIND: FrameType = FrameType::$kind;
+            const REPLY: bool = bodies!(@$role);
+
+            fn encode(&self, out: &mut Vec<u8>) {
+                $(self.$field.put(out);)*
+            }
+
+            fn decode(body: &[u8]) -> Result<Self, FrameError> {
+                Fields::all(body, $what, |fields| Some($name { $($field: fields.number()?,)* }))
+            }
+        }
+    )*};
+    (@request) => { false };
+    (@reply) => { true };
+}
+
+bodies! {
+    /// The channel that was opened, with its real geometry.
+    OpenReply: Open reply "open reply" {
+        /// Number of the channel in later frames of this connection.
+        channel: u32,
+        /// Size of a sub-buffer in bytes.
+        subbuf_size: u32,
+        /// Number of sub-buffers.
+        n_subbufs: u32,
+        /// Zeroed bytes at the start of each sub-buffer.
+        header: u32,
+        /// 1 no-overwrite, 2 overwrite.
+        mode: u8,
+        /// 1 one buffer a CPU, 2 global.
+        scope: u8,
+        /// 1 if this request created the channel.
+        created: u16,
+        /// Number of buffers: the number of CPUs, or 1.
+        n_bufs: u32,
+    }
+
+    /// What became of the messages of a `WRITE`.
+    WriteReply: Write reply "write reply" {
+        /// Messages now in the buffer.
+        written: u64,
+        /// Messages dropped because every sub-buffer was full.
+        dropped: u64,
+        /// Messages dropped because no sub-buffer could ever hold them.
+        too_big: u64,
+    }
+
+    /// Asks to finish current sub-buffers.
+    Flush: Flush request "flush" {
+        /// The channel's number.
+        channel: u32,
+        /// The CPU of the buffer, or [`ALL_CPUS`](super::ALL_CPUS).
+        cpu: u32,
+    }
+
+    /// Gives a channel back.
+    Close: Close request "close" {
+        /// The channel's number.
+        channel: u32,
+    }
+
+    /// Asks for a channel's files.
+    Share: Share request "share" {
+        /// The channel's number.
+        channel: u32,
+    }
+
+    /// Brings some of a channel's files.
+    ShareReply: Share reply "share reply" {
+        /// Version of the files' layout, [`crate::layout::abi::LAYOUT_VERSION`].
+        layout_version: u32,
+        /// Number of the first data file that comes with this reply.
+        first: u32,
+        /// Number of data files that come with this reply.
+        count: u32,
+    }
+
+    /// Asks for one ring of the bell when a buffer has a finished sub-buffer.
+    Watch: Watch request "watch" {
+        /// The channel's number.
+        channel: u32,
+        /// The CPU of the buffer.
+        cpu: u32,
+    }
+
+    /// Gives sub-buffers back.
+    Consume: Consume request "consume" {
+        /// The channel's number.
+        channel: u32,
+        /// The CPU of the buffer.
+        cpu: u32,
+        /// Number of the first of them since the channel was created.
+        from: u64,
+        /// Number of sub-buffers.
+        count: u64,
+    }
+}
