@@ -1,6 +1,5 @@
 //! The C library, installed as a C programmer would, and programs that are linked with it.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -10,35 +9,25 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
+use crate::built::{not_older, profile_dir, up_to_date};
 use crate::direct::with_sequences;
-use crate::{Mount, Process, program, stdout_of, tool, workspace};
+use crate::{Mount, Process, stdout_of, tool, workspace};
 
-/// Where `make install` puts things below its DESTDIR.
-const PREFIX: &str = "/usr";
-
-/// The directory that the library is installed in, as the root of a system.
+/// Returns the directory in which the library is installed, as the root of a system.
+///
+/// `sh tests/build.sh` installs it. The test fails if a file of the library is newer.
 #[track_caller]
-pub fn installed() -> &'static Path {
-    static ROOT: OnceLock<PathBuf> = OnceLock::new();
-    ROOT.get_or_init(|| {
-        let root = program("").join("librelay-installed");
-        install(&root);
-        root
-    })
-}
-
-/// Installs it.
-#[track_caller]
-pub fn install(root: &Path) {
-    let profile = if program("").ends_with("release") { "release" } else { "dev" };
-    let mut make = tool("make", "make");
-    make.arg("--silent").arg("-C").arg(workspace().join("relay-producer/librelay")).arg("install");
-    make.arg(format!("PROFILE={profile}")).arg(format!("PREFIX={PREFIX}"));
-    let mut destination = OsString::from("DESTDIR=");
-    destination.push(root);
-    // Not the jobs of a make that runs us.
-    make.arg(destination).arg(format!("CARGO={}", env!("CARGO"))).env_remove("MAKEFLAGS");
-    stdout_of(&mut make);
+pub fn installed() -> PathBuf {
+    let root = profile_dir().join("librelay-installed");
+    let package = workspace().join("relay-producer/librelay");
+    let compat = fs::read_dir(package.join("relayfs-compat/linux")).expect("the kernel's headers");
+    let headers = compat.map(|entry| entry.expect("an entry").path());
+    let files = ["Makefile", "librelay.map", "relay.h", "relay.pc.in"].map(|name| package.join(name));
+    let archive = up_to_date(profile_dir().join("librelay_c.a"));
+    // The file that make(1) installs last.
+    let last = root.join("usr/lib/pkgconfig/relay.pc");
+    not_older(&last, files.into_iter().chain(headers).chain([archive]));
+    root
 }
 
 /// The directory with `librelay.so`.
@@ -111,7 +100,8 @@ impl Caller {
         let program = PROGRAM.get_or_init(|| {
             let (linked, place) = (Linked::compile("tests/c/api.c", &[]), libraries().join("api"));
             let new = libraries().join(format!("api-{}", std::process::id()));
-            fs::copy(linked.path(), &new).expect("copying a program");
+            // By another process: a child of this one may have a file open for writing that was copied here.
+            stdout_of(tool("install", "coreutils").args(["-m", "755"]).arg(linked.path()).arg(&new));
             fs::rename(&new, &place).expect("renaming a program");
             place
         });

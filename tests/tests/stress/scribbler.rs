@@ -25,6 +25,8 @@ use relay_producer::{BatchOptions, Channel, TransportChoice};
 use relayfs_tests::direct::on_cpu;
 use relayfs_tests::{Mount, Process, conformance, eventually, exit_code, program, run, text};
 
+use crate::turn;
+
 /// How long it scribbles, if nobody says.
 const SECONDS_DEFAULT: u64 = 3;
 /// Longest that a reader of the healthy channel waits for more before it looks whether there will be any.
@@ -60,11 +62,13 @@ impl Answers {
 
 #[test]
 fn no_overwrite() {
+    let _turn = turn();
     scribble("no-overwrite");
 }
 
 #[test]
 fn overwrite() {
+    let _turn = turn();
     scribble("overwrite");
 }
 

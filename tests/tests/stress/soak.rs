@@ -17,6 +17,8 @@ use relay_producer::Channel;
 use relayfs_tests::stress::StressWriter;
 use relayfs_tests::{Mount, eventually};
 
+use crate::turn;
+
 /// How long it takes, if nobody says.
 const SECONDS_DEFAULT: u64 = 5;
 /// The part of it after which everything has been done that is done once.
@@ -46,6 +48,7 @@ fn of(process: Pid) -> Possessions {
 
 #[test]
 fn nothing_grows() {
+    let _turn = turn();
     let seconds = std::env::var("RELAYFS_SOAK_SECONDS")
         .map_or(SECONDS_DEFAULT, |text| text.parse().expect("RELAYFS_SOAK_SECONDS is a number of seconds"));
     let duration = Duration::from_secs(seconds);
