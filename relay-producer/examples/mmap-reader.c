@@ -5,7 +5,7 @@
  *
  *     cc mmap-reader.c -o mmap-reader && ./mmap-reader [-n] /mnt/relay cpu 0
  *
- * For a channel that does not overwrite, with one reader. Positions are lap | slot | offset, see DESIGN.md.
+ * For a channel that does not overwrite, with one reader. Positions are lap | slot | offset, see relay/docs/FORMAT.md.
  */
 #include <fcntl.h>
 #include <poll.h>

@@ -2,7 +2,7 @@
 //!
 //! A *channel* is one *buffer* for each CPU; a buffer is a ring of *sub-buffers*. Writers append to the
 //! buffer of their CPU, the daemon reads. The words, and what they mean, are the kernel's
-//! (`Documentation/filesystems/relay.rst`); `DESIGN.md` has the layout and the rules.
+//! (`Documentation/filesystems/relay.rst`); `relay/docs/` has the layout and the rules.
 //!
 //! This crate knows neither FUSE nor threads nor, but for how to complain of them, command lines.
 

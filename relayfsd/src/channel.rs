@@ -1,10 +1,19 @@
-//! One channel: its files and its buffers with their readers. `poll.rs` has who waits for them, `stats.rs` their numbers.
+//! One channel: its files, its buffers with their readers, and the copies of buffers that are open.
+//!
+//! `registry` makes channels and hands out [`ChannelRef`]s, which keep a channel. `writers`, `tree` and `socket` use them.
+//! `poll.rs` has who waits for a buffer, `stats.rs` the numbers, `integrity.rs` what is done about damage.
+//! Where a reader makes room for a batch that waits, a call returns that, and the caller tells the writers.
+//! This room may not know the registry, the writers, the tree, or the socket. The lock order is in `registry.rs`.
 
 pub(crate) mod files;
-pub(crate) mod flush_timer;
+pub(crate) mod give_back;
 pub(crate) mod integrity;
+pub(crate) mod snapshot;
 pub(crate) mod stats;
+pub(crate) mod take;
 
+mod channel_ref;
+mod delivered;
 mod poll;
 
 use std::fs::{File, OpenOptions};
@@ -20,13 +29,13 @@ use relay::ring::reader::Reader;
 use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, Geometry};
 
-pub(crate) use self::poll::{PollState, Wake};
+pub(crate) use self::channel_ref::{ChannelRef, Release};
+pub(crate) use self::poll::{Looks, PollState, Wake};
 use crate::channel::files::{Files, Made};
-use crate::channel::flush_timer::Looks;
 use crate::channel::integrity::{Damage, ReadGuard};
+use crate::channel::snapshot::SnapshotSlot;
+use crate::channel::take::TakeSlot;
 use crate::process::free_later;
-use crate::tree::snapshot::SnapshotSlot;
-use crate::tree::take::TakeSlot;
 
 /// A channel, with everything the daemon knows of it.
 pub(crate) struct Channel {
@@ -41,8 +50,8 @@ pub(crate) struct Channel {
     created: SystemTime,
     /// Set at the daemon's clean end: pollers get an error, what is unread stays readable.
     closed: AtomicBool,
-    /// See [`crate::registry::ChannelRef`].
-    pub(crate) holders: AtomicUsize,
+    /// How many [`ChannelRef`]s there are.
+    holders: AtomicUsize,
     /// `None` when the channel has ended: after that the directory may be a successor's.
     files: Mutex<Option<Files>>,
     /// Whether its files have been given to a producer.
@@ -52,7 +61,7 @@ pub(crate) struct Channel {
     /// The daemon's, to tell apart who got the files from whom.
     epoch: u32,
     damage: Damage,
-    /// Set by a thread that stored a waiter; see [`crate::channel::flush_timer`].
+    /// Set by a thread that stored a waiter; see [`Looks`].
     polled: AtomicBool,
     looks: OnceLock<Arc<Looks>>,
 }

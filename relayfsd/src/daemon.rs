@@ -25,17 +25,16 @@ use relay::system::cpus;
 use sd_notify::NotifyState;
 use thiserror::Error;
 
-use crate::channel::flush_timer::Schedule;
 use crate::config::options::{Keep, Options};
 use crate::fuse::fs::{self, Fs, Mounted};
 use crate::kill_point;
-use crate::mount::takeover;
 use crate::mount::{self, How, Mount, MountError};
 use crate::process::daemonize::{self, Starter};
 use crate::process::host_limits;
 use crate::process::logging::{self, Log};
 use crate::process::privileges;
 use crate::process::signals::{Asked, Caught};
+use crate::registry::flush_timer::Schedule;
 use crate::registry::{Limits, OpenError, Registry};
 use crate::socket::event_loop::Server;
 use crate::socket::listener::{self, ListenError, SocketFile};
@@ -43,7 +42,9 @@ use crate::state::end_report;
 use crate::state::moved;
 use crate::state::recovery;
 use crate::state::state_dir::{DirError, Place, StateDir};
+use crate::state::takeover::{self, TakeoverError};
 use crate::tree::Tree;
+use crate::writers::Writers;
 
 /// How long users of the mount have to go away when the daemon is told to end.
 const UNMOUNT_MAX: Duration = Duration::from_secs(1);
@@ -83,6 +84,15 @@ pub(crate) enum SessionError {
     Aborted,
 }
 
+impl From<TakeoverError> for SessionError {
+    fn from(error: TakeoverError) -> SessionError {
+        match error {
+            TakeoverError::Mount(error) => SessionError::Mount(error),
+            TakeoverError::State(error) => SessionError::State(error),
+        }
+    }
+}
+
 /// Runs the daemon to its end.
 pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), SessionError> {
     mount::check_places(options)?;
@@ -110,6 +120,7 @@ struct Session {
     mount: Mount,
     socket: Option<SocketFile>,
     registry: Arc<Registry>,
+    writers: Arc<Writers>,
     state: Option<StateDir>,
     mounted: Mounted,
     point: PathBuf,
@@ -145,10 +156,19 @@ impl Session {
         let recovered = recovery::recover(&state, &identity, named, n_cpus)?;
         // Whatever goes wrong from now on, what others have written stays.
         state.set_keep(!recovered.channels.is_empty());
-        let registry =
-            Registry::new(state.path().to_owned(), n_cpus, limits, options.general, recovered).map_err(
-                |source| SessionError::Start { what: "the threads that make channels and copies", source },
-            )?;
+        let writers = Arc::new(Writers::new(n_cpus));
+        let registry = Registry::new(
+            state.path().to_owned(),
+            n_cpus,
+            limits,
+            options.general,
+            recovered,
+            writers.clone(),
+        )
+        .map_err(|source| SessionError::Start {
+            what: "the threads that make channels and copies",
+            source,
+        })?;
         let saving = |source| SessionError::Start { what: "writing the state file", source };
         registry.begin().map_err(saving)?;
         for (name, spec) in &options.channels {
@@ -158,15 +178,16 @@ impl Session {
         kill_point!("adopt-opened");
 
         let (device, mount) = mount::attach(&point, &options.mount)?;
-        let tree = Tree::new(registry.clone(), socket.path().to_string_lossy().into_owned());
+        let tree = Tree::new(registry.clone(), writers.clone(), socket.path().to_string_lossy().into_owned());
         let mounted = fs::serve(Fs::new(tree, options.access.clone()), device, &options.mount)
             .map_err(SessionError::Fuse)?;
         let unmounted =
             watch(&mount).map_err(|source| SessionError::Start { what: "watching the mount", source })?;
 
         let connections_max = host_limits::connections_max(options.connections_max);
-        let server = Server::start(listener, registry.clone(), connections_max, options.sharing)
-            .map_err(|source| SessionError::Start { what: "the server", source })?;
+        let server =
+            Server::start(listener, registry.clone(), writers.clone(), connections_max, options.sharing)
+                .map_err(|source| SessionError::Start { what: "the server", source })?;
         let summary = summary(options, &point, socket.path(), &registry);
         kill_point!("started");
         Ok(Session {
@@ -175,6 +196,7 @@ impl Session {
             mount,
             socket: Some(socket),
             registry,
+            writers,
             state: Some(state),
             mounted,
             point,
@@ -317,7 +339,7 @@ impl Session {
         self.socket = None;
         if let Some(server) = self.server.take() {
             server.stop();
-            self.registry.writers().settle(SETTLE_MAX);
+            self.writers.settle(SETTLE_MAX);
             let discarded = self.registry.close_all(keep);
             if let Some(line) = end_report::line_of_discarded(&discarded) {
                 log::warn!("{line}");
@@ -363,8 +385,8 @@ fn summary(options: &Options, point: &Path, socket: &Path, registry: &Arc<Regist
         socket.display(),
         registry.n_cpus(),
         channels.join(", "),
-        format_size(registry.memory()),
-        format_size(registry.memory_max()),
+        format_size(registry.memory().used() as u64),
+        format_size(registry.memory().max() as u64),
     )
 }
 

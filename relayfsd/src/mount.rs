@@ -5,8 +5,8 @@
 //! Mounting as root it calls the type plain `fuse`, and then a dead mount of ours looks like everybody's. And
 //! it opens the directory first, which an automounter answers by waiting for the mount that is being made.
 
-pub(crate) mod fusermount;
-pub(crate) mod takeover;
+mod error;
+mod fusermount;
 
 use std::fs::OpenOptions;
 use std::io;
@@ -21,8 +21,8 @@ use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, access, getegid, geteuid};
 use relay::layout::mount_point::Point;
 use relay::system::mountinfo::{self, Entry, FS_TYPE};
-use thiserror::Error;
 
+pub(crate) use self::error::MountError;
 use crate::config::options::{MountOptions, Options};
 
 /// Is there if the kernel has SELinux, and uses it.
@@ -30,53 +30,6 @@ const SELINUX: &str = "/sys/fs/selinux/enforce";
 const FUSE_DEVICE: &str = "/dev/fuse";
 /// Dead mounts of ours, one upon the other, that a start clears away.
 const STALE_MAX: usize = 16;
-
-/// Why the file system cannot be mounted there.
-#[derive(Debug, Error)]
-pub(crate) enum MountError {
-    #[error("mount point {path}: there is no such directory; create it: mkdir -p {path}", path = .0.display())]
-    Missing(PathBuf),
-    #[error("mount point {}: not a directory", .0.display())]
-    NotDirectory(PathBuf),
-    #[error("mount point {}: {source}", path.display())]
-    Unreachable { path: PathBuf, source: io::Error },
-    #[error("{} is already mounted, and its relayfsd is alive; umount it first", .0.display())]
-    AlreadyMounted(PathBuf),
-    #[error(
-        "mount point {} is busy: {fs_type} from {source_name} is mounted there; umount it, or choose another directory",
-        path.display()
-    )]
-    Foreign { path: PathBuf, fs_type: String, source_name: String },
-    #[error("cannot detach the dead mount on {}: {source}", path.display())]
-    Stale { path: PathBuf, source: io::Error },
-    #[error("{FUSE_DEVICE} is missing: modprobe fuse; in a container, add it: --device {FUSE_DEVICE}")]
-    NoDevice,
-    #[error("cannot open {FUSE_DEVICE}: {source}{}", for_users(.source))]
-    Device { source: io::Error },
-    #[error("mounting on {} is not permitted: it takes CAP_SYS_ADMIN; in a container: --cap-add SYS_ADMIN", .0.display())]
-    NotPermitted(PathBuf),
-    #[error("{}", fusermount::MISSING)]
-    NoFusermount,
-    #[error("cannot mount on {}: {reason}", path.display())]
-    Refused { path: PathBuf, reason: String },
-    #[error(
-        "{option} {}: it would be below the mount point {}, out of reach once relayfsd has mounted there; name a place outside",
-        path.display(), point.display()
-    )]
-    Covered { option: &'static str, path: PathBuf, point: PathBuf },
-    #[error("{} was unmounted while it was being mounted", .0.display())]
-    Gone(PathBuf),
-    #[error("cannot read the table of mounts: {0}")]
-    Table(#[source] io::Error),
-}
-
-/// What to do where only root may open /dev/fuse.
-fn for_users(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "; to let users mount: chmod 666 /dev/fuse",
-        _ => "",
-    }
-}
 
 /// The real path of a mount point, without asking anything that is mounted there.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf, MountError> {

@@ -1,10 +1,27 @@
 //! The daemon's channels by name: opening, creating, and when they go.
+//!
+//! `socket` and `tree` find channels here, and `daemon` ends them. A [`ChannelRef`] keeps a channel; the last one that is
+//! dropped calls [`Release::release`], and the registry removes the channel.
+//! This room may not know the tree or the socket.
+//!
+//! Lock order of the daemon. A thread that has a lock takes only locks to the right of it:
+//!
+//! ```text
+//! Registry: creating --> channels --+
+//! OpenBuffer: past -----------------+--> read_side, a buffer's --+--> waiters, the buffer's
+//! TakeSlot: making --+--------------+                            +--> Channel: files; Damage: told
+//!                    +--> copies                                 +--> WorkerQueue: idle
+//! ```
+//!
+//! With one of the last locks, a snapshot's slot, a quota's table, or `spin` of a buffer's file, a thread takes no other
+//! lock. Dropping the last [`ChannelRef`] takes `channels`: so no thread drops one while it has any of these locks but
+//! `creating`.
 
 pub(crate) mod create_queue;
+pub(crate) mod flush_timer;
 
 mod ending;
 mod error;
-mod held;
 mod index;
 mod orphans;
 mod recreate;
@@ -12,7 +29,6 @@ mod recreate;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use relay::layout::channel_name::COMPONENTS_MAX;
@@ -20,15 +36,13 @@ use relay::layout::state_file::StateFile;
 use relay::{ChannelName, Geometry, GeometrySpec};
 
 pub(crate) use self::error::OpenError;
-pub(crate) use self::held::{ChannelRef, MemoryReservation};
 use self::index::Channels;
-use crate::channel::flush_timer::Looks;
-use crate::channel::{Channel, Named};
+use crate::channel::{Channel, ChannelRef, Looks, Named, Release};
 use crate::kill_point;
 use crate::policy::fair_queue::Turns;
-use crate::policy::quota::{self, QuotaExceeded};
+use crate::policy::quota::{self, Quota, QuotaExceeded, Reservation};
 use crate::state::recovery::Recovered;
-use crate::writers::{Job, Unavailable, Writers};
+use crate::writers::Writers;
 
 /// Names an error message lists before it says how many more there are.
 const NAMES_LISTED: usize = 20;
@@ -55,14 +69,16 @@ pub(crate) struct Limits {
 pub(crate) struct Registry {
     state_dir: PathBuf,
     n_cpus: usize,
-    limits: Limits,
+    channels_max: usize,
+    /// Bytes of the channels' files and of copies of buffers.
+    memory: Arc<Quota>,
     defaults: GeometrySpec,
     /// What the state file says besides the channels.
     state: StateFile,
     channels: Mutex<Channels>,
     /// Held while a channel is being made, which takes as long as its memory; `channels` is not.
     creating: Mutex<()>,
-    writers: Writers,
+    writers: Arc<Writers>,
     creator: Turns,
     copier: Turns,
     looks: Arc<Looks>,
@@ -70,19 +86,22 @@ pub(crate) struct Registry {
 
 impl Registry {
     /// The channels that a daemon before this one has left, if any. Buffers are files in `state_dir`; `limits` bound new
-    /// channels together with all that are there; `defaults` fills what a geometry leaves out.
+    /// channels together with all that are there; `defaults` fills what a geometry leaves out; `writers` finish, reset and
+    /// close what the daemon has to.
     pub(crate) fn new(
         state_dir: PathBuf,
         n_cpus: usize,
         limits: Limits,
         defaults: GeometrySpec,
         recovered: Recovered,
+        writers: Arc<Writers>,
     ) -> io::Result<Arc<Registry>> {
         let mut channels = Channels {
             last_id: recovered.state.last_id,
             gone: orphans::gone(&recovered.state),
             ..Channels::default()
         };
+        let memory = Quota::new(limits.memory as usize);
         for channel in recovered.channels {
             let (name, unread) = (channel.name(), channel.unread());
             if unread == 0 || recovered.state.ended {
@@ -92,17 +111,19 @@ impl Registry {
                     "channel {name}: continues with {unread} bytes unread, since the last relayfsd was killed or crashed"
                 );
             }
-            channels.add(Arc::new(channel));
+            let reserved = memory.claim_anyway(0, channel.memory() as usize);
+            channels.add(Arc::new(channel), reserved);
         }
         let registry = Arc::new(Registry {
             state_dir,
             n_cpus,
-            limits,
+            channels_max: limits.channels,
+            memory,
             defaults,
             state: recovered.state,
             channels: Mutex::new(channels),
             creating: Mutex::default(),
-            writers: Writers::new(n_cpus),
+            writers,
             creator: Turns::start("creator")?,
             copier: Turns::start("copier")?,
             looks: Looks::new(),
@@ -131,39 +152,14 @@ impl Registry {
         self.state.salt
     }
 
-    /// The threads that write for others.
-    pub(crate) fn writers(&self) -> &Writers {
-        &self.writers
-    }
-
-    /// The thread that makes channels.
-    pub(crate) fn creator(&self) -> &Turns {
-        &self.creator
-    }
-
     /// The thread that takes copies of buffers.
     pub(crate) fn copier(&self) -> &Turns {
         &self.copier
     }
 
-    /// Bytes that all channels together may take.
-    pub(crate) fn memory_max(&self) -> u64 {
-        self.limits.memory
-    }
-
-    /// Bytes that all channels together take now.
-    pub(crate) fn memory(&self) -> u64 {
-        self.lock().memory
-    }
-
-    /// Sets memory aside that is not a channel's, if there is as much.
-    pub(crate) fn claim(self: &Arc<Self>, bytes: u64) -> Option<MemoryReservation> {
-        let mut channels = self.lock();
-        if bytes > self.limits.memory.saturating_sub(channels.memory) {
-            return None;
-        }
-        channels.memory += bytes;
-        Some(MemoryReservation { registry: self.clone(), bytes })
+    /// The memory that channels and copies of buffers take, in bytes.
+    pub(crate) fn memory(&self) -> &Arc<Quota> {
+        &self.memory
     }
 
     /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it, which takes its time. The flag says
@@ -197,7 +193,7 @@ impl Registry {
         let geometry = geometry.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
         let n_bufs = if geometry.global() { 1 } else { self.n_cpus };
         let maker = if let Create::ForHolders(uid) = create { Some(uid) } else { None };
-        let id = self.admit(name, &geometry, n_bufs, maker, old)?;
+        let (id, memory) = self.admit(name, &geometry, n_bufs, maker, old)?;
         let permanent = create == Create::Permanent;
         let named = Named { id, name: name.clone(), geometry, permanent, maker };
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
@@ -210,7 +206,7 @@ impl Registry {
             channel.remove_files();
             return Err(OpenError::Closed);
         }
-        channels.replace(old, channel.clone());
+        let before = channels.replace(old, channel.clone(), memory);
         let mut saved = self.save(&channels);
         if let Some(old) = old {
             // Where there is no room to say so, its files make some.
@@ -218,9 +214,9 @@ impl Registry {
             saved = saved.or_else(|_| self.save(&channels));
         }
         if let Err(error) = saved {
-            match old {
+            match old.zip(before) {
                 // Without files, but with a `reset` to try again.
-                Some(old) => channels.replace(Some(&channel), old.clone()),
+                Some((old, memory)) => drop(channels.replace(Some(&channel), old.clone(), memory)),
                 None => drop(channels.remove(&channel)),
             }
             channel.remove_files();
@@ -228,20 +224,26 @@ impl Registry {
         }
         kill_point!("open-named");
         log::info!("channel {name}: created, {geometry}, {n_bufs} buffers");
-        Ok(ChannelRef::new(self, channel))
+        Ok(self.hold_channel(&channel))
     }
 
     /// The channel of a name, for a look at it.
     pub(crate) fn hold(self: &Arc<Self>, name: &str) -> Option<ChannelRef> {
         let name = name.parse().ok()?;
         let channels = self.lock();
-        channels.by_name.get(&name).map(|channel| ChannelRef::new(self, channel.clone()))
+        channels.by_name.get(&name).map(|channel| self.hold_channel(channel))
+    }
+
+    /// Begins to hold a channel. The caller has the lock.
+    fn hold_channel(self: &Arc<Self>, channel: &Arc<Channel>) -> ChannelRef {
+        let registry = Arc::downgrade(self);
+        ChannelRef::new(channel.clone(), registry)
     }
 
     /// The channel of an id, for a look at it.
     pub(crate) fn hold_id(self: &Arc<Self>, id: u32) -> Option<ChannelRef> {
         let channels = self.lock();
-        channels.by_id.get(&id).map(|channel| ChannelRef::new(self, channel.clone()))
+        channels.by_id.get(&id).map(|(channel, _)| self.hold_channel(channel))
     }
 
     /// The id of a directory that channels' names begin with.
@@ -287,28 +289,12 @@ impl Registry {
     /// The text of the daemon's own `stats`: what is there, and what went with channels that are gone.
     pub(crate) fn stats(&self) -> String {
         let channels = self.lock();
-        let (n_channels, memory, gone) = (channels.by_name.len(), channels.memory, channels.gone);
+        let (n_channels, gone) = (channels.by_name.len(), channels.gone);
         drop(channels);
-        let max = self.limits.memory;
+        let (memory, max) = (self.memory.used(), self.memory.max());
         let mut text = format!("channels {n_channels}\nmemory_bytes {memory}\nmemory_max_bytes {max}\n");
         gone.write_to("gone", &mut text);
         text
-    }
-
-    /// Finishes the current sub-buffers whose unread data a process waits for.
-    pub(crate) fn finish_polled(self: &Arc<Self>) {
-        for channel in self.all().iter().filter(|channel| !channel.is_broken()) {
-            for cpu in channel.polled_unfinished() {
-                let Some(held) = self.hold_id(channel.id()) else { break };
-                let name = channel.name().clone();
-                let done = Box::new(move |done: Result<(), Unavailable>| {
-                    if let Err(unavailable) = done {
-                        log::debug!("channel {name}: flush: {unavailable}");
-                    }
-                });
-                self.writers.submit_now(Job::FlushUnread { channel: held, cpu, done });
-            }
-        }
     }
 
     /// Where threads with new waiters ask for looks.
@@ -322,7 +308,7 @@ impl Registry {
         if channels.closed {
             return Err(OpenError::Closed);
         }
-        let held = channels.by_name.get(name).map(|channel| ChannelRef::new(self, channel.clone()));
+        let held = channels.by_name.get(name).map(|channel| self.hold_channel(channel));
         drop(channels);
         if let Some(held) = &held
             && held.is_broken_or_cut(None)
@@ -333,7 +319,7 @@ impl Registry {
         Ok(held)
     }
 
-    /// Whether a new channel may be made, perhaps in the place of `old`, and its id. Holding `creating`, the answer stays true.
+    /// Admits a new channel, perhaps in the place of `old`: returns its id and its memory.
     fn admit(
         &self,
         name: &ChannelName,
@@ -341,27 +327,25 @@ impl Registry {
         n_bufs: usize,
         maker: Option<u32>,
         old: Option<&Arc<Channel>>,
-    ) -> Result<u32, OpenError> {
+    ) -> Result<(u32, Reservation), OpenError> {
         let mut channels = self.lock();
         if let Some(why) = channels.by_name.keys().find_map(|other| name.conflict_with(other)) {
             return Err(OpenError::Conflict { name: name.clone(), why });
         }
         // Root is whoever has it all.
         let uid = maker.unwrap_or(0);
-        let of_user =
-            || channels.by_name.values().filter(|channel| maker.is_some() && channel.maker() == maker);
-        let (used, max) = (channels.by_name.len() - usize::from(old.is_some()), self.limits.channels);
-        quota::admits(uid, of_user().count() as u64, used as u64, max as u64, 1).map_err(
-            |why| match why {
-                QuotaExceeded::All => OpenError::TooMany { name: name.clone(), max },
-                QuotaExceeded::Yours => OpenError::TooManyOfUser { name: name.clone(), uid, max },
-            },
-        )?;
+        let of_user = channels.by_name.values().filter(|channel| maker.is_some() && channel.maker() == maker);
+        let (used, max) = (channels.by_name.len() - usize::from(old.is_some()), self.channels_max);
+        quota::admits(uid, of_user.count() as u64, used as u64, max as u64, 1).map_err(|why| match why {
+            QuotaExceeded::All => OpenError::TooMany { name: name.clone(), max },
+            QuotaExceeded::Yours => OpenError::TooManyOfUser { name: name.clone(), uid, max },
+        })?;
         let needed = Channel::memory_needed(geometry, n_bufs);
-        let own = of_user().map(|channel| channel.memory()).sum();
-        let (used, max) = (channels.memory - old.map_or(0, |old| old.memory()), self.limits.memory);
-        quota::admits(uid, own, used, max, needed).map_err(|why| match why {
+        let max = self.memory.max() as u64;
+        let freed = old.map_or(0, |old| old.memory() as usize);
+        let memory = self.memory.claim_replacing(uid, needed as usize, freed).map_err(|why| match why {
             QuotaExceeded::All => {
+                let used = self.memory.used().saturating_sub(freed) as u64;
                 let (name, geometry) = (name.clone(), *geometry);
                 OpenError::Memory { name, geometry, n_bufs, needed, used, max }
             }
@@ -371,7 +355,7 @@ impl Registry {
             return Err(OpenError::NoIds { name: name.clone() });
         }
         channels.last_id += 1;
-        Ok(channels.last_id)
+        Ok((channels.last_id, memory))
     }
 
     /// Makes the error for a name that no channel has. It lists the other channels, so it is made only when it is sent.
@@ -388,11 +372,13 @@ impl Registry {
     /// Removes a channel that nobody holds any more, unless it is to stay or has something unread.
     fn let_go(&self, channel: &Arc<Channel>) {
         let mut channels = self.lock();
-        // Looked at under the lock, which whoever begins to hold a channel has too.
-        // Acquire, with the Release of those who left before: what they wrote is seen.
-        let held = channel.holders.load(Ordering::Acquire) > 0;
         let has_unread = || channel.unread() > 0 && !channel.is_broken();
-        if held || channel.permanent() || channel.is_inherited() || channels.closed || has_unread() {
+        if channel.is_held()
+            || channel.permanent()
+            || channel.is_inherited()
+            || channels.closed
+            || has_unread()
+        {
             return;
         }
         if channels.remove(channel) {
@@ -418,5 +404,14 @@ impl Registry {
 
     fn lock(&self) -> MutexGuard<'_, Channels> {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Release for Registry {
+    fn release(&self, channel: &Arc<Channel>) {
+        // Without the lock: a permanent channel stays permanent.
+        if !channel.permanent() {
+            self.let_go(channel);
+        }
     }
 }

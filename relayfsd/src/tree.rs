@@ -6,27 +6,27 @@
 //! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/ map/ take/
 //! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
+//!
+//! `fuse` calls it for every request. It finds channels in `registry`, and hands to `writers` what has to be written.
+//! This room may not know FUSE or the socket.
 
 pub(crate) mod consumed_file;
-pub(crate) mod delivered;
 pub(crate) mod endless_copy;
 pub(crate) mod inode;
-pub(crate) mod killed;
 pub(crate) mod listing;
 pub(crate) mod msg_file;
 pub(crate) mod open_file;
 pub(crate) mod read_history;
-pub(crate) mod snapshot;
-pub(crate) mod take;
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use relay::layout::abi;
 
-use crate::channel::Channel;
-use crate::registry::{ChannelRef, Registry};
+use crate::channel::{Channel, ChannelRef};
+use crate::registry::Registry;
 use crate::tree::inode::{Class, ControlFile, Node, PerCpu};
+use crate::writers::Writers;
 
 /// What stat(2) tells of a node.
 pub(crate) struct NodeStat {
@@ -39,18 +39,24 @@ pub(crate) struct NodeStat {
 /// The tree of one daemon.
 pub(crate) struct Tree {
     registry: Arc<Registry>,
+    writers: Arc<Writers>,
     /// Where `.relay/socket` points.
     socket: String,
     started: SystemTime,
 }
 
 impl Tree {
-    pub(crate) fn new(registry: Arc<Registry>, socket: String) -> Tree {
-        Tree { registry, socket, started: SystemTime::now() }
+    pub(crate) fn new(registry: Arc<Registry>, writers: Arc<Writers>, socket: String) -> Tree {
+        Tree { registry, writers, socket, started: SystemTime::now() }
     }
 
     pub(crate) fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// The threads that write for others.
+    pub(crate) fn writers(&self) -> &Writers {
+        &self.writers
     }
 
     pub(crate) fn socket(&self) -> &str {

@@ -6,6 +6,9 @@
 //! Producers' jobs come through a bounded queue: when it is full, the socket is not read, and so the producer is told
 //! by its own full socket. Jobs of the mounted files come through a queue of their own, bounded by the number of file
 //! operations that can be under way; they are never refused, since a file operation must not wait for the socket.
+//!
+//! `daemon` makes them; `registry`, `tree` and `socket` hand them jobs.
+//! This room may not know any of these: a job has the channel with it.
 
 pub(crate) mod worker;
 
@@ -20,7 +23,7 @@ use relay::ring::writer::WriteResult;
 use relay::wire::frame::WriteReply;
 use thiserror::Error;
 
-use crate::registry::ChannelRef;
+use crate::channel::ChannelRef;
 
 /// Producers' jobs that may wait for one writer; each is a frame, or one message at most.
 const QUEUE_LEN: usize = 64;
@@ -264,6 +267,11 @@ impl Writers {
             // The thread keeps its receiving ends for ever.
             let _ = lane.files.send(job);
         }
+    }
+
+    /// Tells a buffer's writer that a reader made room, for which a batch has been waiting.
+    pub(crate) fn make_room(&self, channel: &ChannelRef, cpu: usize) {
+        self.submit_now(Job::Room { channel: channel.clone(), cpu });
     }
 
     /// Lets every running writer look for batches whose producers are gone.

@@ -1,6 +1,6 @@
 /*
- * Reads a buffer as clients of kernel relay do, in mappings, waiting in poll and giving back what it has read; by what
- * DESIGN.md says of the files, and nothing else.
+ * Reads a buffer as clients of kernel relay do: maps it, waits in poll, and gives back what it has read. It uses only what
+ * relay/docs/FORMAT.md says of the files.
  *
  *   consumer DATA MAP CONTROL CONSUMED INDEX
  *

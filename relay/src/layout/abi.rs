@@ -1,4 +1,4 @@
-//! The layout of a channel's files, to the byte. `DESIGN.md` draws it; here it is asserted.
+//! The layout of a channel's files, to the byte. `relay/docs/FORMAT.md` draws it; this file asserts it.
 //!
 //! A channel has one *control* file and, for each buffer, one *data* file, which is the ring and nothing else.
 //!

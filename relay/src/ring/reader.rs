@@ -1,6 +1,6 @@
 //! Reading one buffer: the kernel's `relay_file_read`, for the one consumer a buffer has.
 //!
-//! All who read a buffer share one cursor (R1-R4 are the kernel's rules, see `DESIGN.md`). A read crosses
+//! All who read a buffer share one cursor (R1-R4 are the kernel's rules, see `relay/docs/SEMANTICS.md`). A read crosses
 //! sub-buffers, hides their padding, and delivers the unfinished one as far as it is written. A sub-buffer is given
 //! back, *credited*, when it is finished and read to its end; one that was read before it was finished is
 //! credited by a later read.

@@ -7,7 +7,7 @@
 //!
 //! Each change is one sequence: stores that mean nothing until the last one, the store to `state`, and none of them at all
 //! unless `state` is still what the change was made for. The branches are the kernel's (`relay_write`,
-//! `relay_switch_subbuf`); Wn are the numbers of its rules in `DESIGN.md`.
+//! `relay_switch_subbuf`); Wn are its rules in `relay/docs/SEMANTICS.md`.
 //!
 //! ```text
 //! A  state, Release        with B, the reader's Acquire: bytes and records before it are visible behind it

@@ -1,10 +1,11 @@
 //! Who waits for a channel's buffers, and how they are told.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 
+use crossbeam_channel::{Receiver, Sender, bounded};
+
 use super::Channel;
-use crate::channel::flush_timer::Looks;
 
 /// Wakes somebody who polls.
 pub(crate) type Wake = Box<dyn FnOnce() + Send>;
@@ -20,6 +21,39 @@ pub(crate) enum PollState {
     Closed,
     /// Its files are damaged.
     Broken,
+}
+
+/// Asks the daemon's first thread to look at the buffers that processes wait for, see `registry/flush_timer.rs`.
+pub(crate) struct Looks {
+    /// Whether looks were asked for, and continue.
+    wanted: AtomicBool,
+    sender: Sender<()>,
+    receiver: Receiver<()>,
+}
+
+impl Looks {
+    pub(crate) fn new() -> Arc<Looks> {
+        let (sender, receiver) = bounded(1);
+        Arc::new(Looks { wanted: AtomicBool::new(false), sender, receiver })
+    }
+
+    /// Asks for looks: a waiter was stored.
+    pub(crate) fn ask(&self) {
+        if !self.wanted.swap(true, Ordering::SeqCst) {
+            // One that is there already does as well.
+            let _ = self.sender.try_send(());
+        }
+    }
+
+    /// Returns where something comes when looks are asked for.
+    pub(crate) fn asked(&self) -> Receiver<()> {
+        self.receiver.clone()
+    }
+
+    /// The first thread has looked: the next waiter has to ask again.
+    pub(crate) fn done(&self) {
+        self.wanted.store(false, Ordering::SeqCst);
+    }
 }
 
 impl Channel {

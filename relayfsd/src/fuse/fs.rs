@@ -302,7 +302,7 @@ impl Filesystem for Fs {
             }
             Some(file) => {
                 let process = lock_owner.map_or(0, |owner| owner.0);
-                file.read(fh.0, process, offset, size as usize, |read| match read {
+                file.read(&self.tree, fh.0, process, offset, size as usize, |read| match read {
                     Ok(bytes) => bytes.pass_to_kernel(|bytes| reply.data(bytes)),
                     Err(errno) => reply.error(Errno::from_i32(errno)),
                 });
@@ -313,7 +313,7 @@ impl Filesystem for Fs {
     /// Comes only for files that are opened without NOFLUSH. The process waits for the reply, also when it is killed.
     fn flush(&self, request: &Request, _: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
         if let Some(file) = self.files.get(fh.0) {
-            file.flush(fh.0, lock_owner.0, request.pid());
+            file.flush(&self.tree, fh.0, lock_owner.0, request.pid());
         }
         reply.ok();
     }
@@ -334,6 +334,7 @@ impl Filesystem for Fs {
         match self.files.get(fh.0) {
             None => reply.error(Errno::EBADF),
             Some(file) => file.write(
+                &self.tree,
                 data,
                 request.pid(),
                 Box::new(move |written| match written {

@@ -58,6 +58,11 @@ impl Quota {
         self.max
     }
 
+    /// Returns how much is in use, by all users.
+    pub(crate) fn used(&self) -> usize {
+        self.lock().used
+    }
+
     /// A claim of a user's to nothing yet.
     pub(crate) fn begin(self: &Arc<Self>, uid: u32) -> Reservation {
         Reservation { shares: Arc::clone(self), uid, n: 0 }
@@ -68,6 +73,25 @@ impl Quota {
         let mut claim = self.begin(uid);
         claim.grow(n)?;
         Ok(claim)
+    }
+
+    /// Like [`Quota::claim`], as if `freed` of what is in use were free already: the caller is about to free that.
+    pub(crate) fn claim_replacing(
+        self: &Arc<Self>,
+        uid: u32,
+        n: usize,
+        freed: usize,
+    ) -> Result<Reservation, QuotaExceeded> {
+        let mut claim = self.begin(uid);
+        claim.grow_if_freed(n, freed)?;
+        Ok(claim)
+    }
+
+    /// Like [`Quota::claim`], even if that exceeds the maximum: for what is in use already.
+    pub(crate) fn claim_anyway(self: &Arc<Self>, uid: u32, n: usize) -> Reservation {
+        let mut claim = self.begin(uid);
+        claim.add(&mut self.lock(), n);
+        claim
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
@@ -89,26 +113,43 @@ impl Reservation {
 
     /// Takes `n` more, or nothing.
     pub(crate) fn grow(&mut self, n: usize) -> Result<(), QuotaExceeded> {
-        let mut table = self.shares.lock();
+        self.grow_if_freed(n, 0)
+    }
+
+    fn grow_if_freed(&mut self, n: usize, freed: usize) -> Result<(), QuotaExceeded> {
+        let shares = Arc::clone(&self.shares);
+        let mut table = shares.lock();
         let own = table.by_uid.get(&self.uid).copied().unwrap_or(0);
-        admits(self.uid, own as u64, table.used as u64, self.shares.max as u64, n as u64)?;
+        let used = table.used.saturating_sub(freed);
+        admits(self.uid, own as u64, used as u64, shares.max as u64, n as u64)?;
+        self.add(&mut table, n);
+        Ok(())
+    }
+
+    fn add(&mut self, table: &mut Table, n: usize) {
         table.used += n;
         *table.by_uid.entry(self.uid).or_default() += n;
         self.n += n;
-        Ok(())
+    }
+
+    /// Gives back what is beyond `n`.
+    pub(crate) fn shrink(&mut self, n: usize) {
+        let more = self.n.saturating_sub(n);
+        self.n -= more;
+        let mut table = self.shares.lock();
+        table.used -= more;
+        if let Some(own) = table.by_uid.get_mut(&self.uid) {
+            *own -= more;
+            if *own == 0 {
+                table.by_uid.remove(&self.uid);
+            }
+        }
     }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        let mut table = self.shares.lock();
-        table.used -= self.n;
-        if let Some(own) = table.by_uid.get_mut(&self.uid) {
-            *own -= self.n;
-            if *own == 0 {
-                table.by_uid.remove(&self.uid);
-            }
-        }
+        self.shrink(0);
     }
 }
 
@@ -159,5 +200,29 @@ mod tests {
         let mut claim = shares.claim(A, 4).unwrap();
         assert_eq!(claim.grow(3), Err(QuotaExceeded::Yours));
         assert_eq!((claim.len(), claim.grow(2), claim.len()), (4, Ok(()), 6));
+    }
+
+    #[test]
+    fn shrunk_reservation_leaves_the_rest_to_others() {
+        let shares = Quota::new(12);
+        let mut reservation = shares.claim(0, 12).unwrap();
+        reservation.shrink(20);
+        assert_eq!((reservation.len(), shares.used()), (12, 12));
+        reservation.shrink(5);
+        assert_eq!((reservation.len(), shares.used()), (5, 5));
+        assert_eq!(shares.claim(0, 8).err(), Some(QuotaExceeded::All));
+        let rest = shares.claim(0, 7).unwrap();
+        drop((reservation, rest));
+        assert_eq!(shares.used(), 0);
+    }
+
+    #[test]
+    fn successor_may_have_what_its_predecessor_frees() {
+        let shares = Quota::new(12);
+        let old = shares.claim_anyway(0, 20);
+        assert_eq!(shares.claim_replacing(0, 1, 8).err(), Some(QuotaExceeded::All));
+        let new = shares.claim_replacing(0, 12, old.len()).unwrap();
+        drop(old);
+        assert_eq!((new.len(), shares.used()), (12, 12));
     }
 }

@@ -1,4 +1,4 @@
-//! What the daemon does at each signal; the table is in `DESIGN.md` (6.4).
+//! What the daemon does at each signal; the table is in `relayfsd/docs/SECURITY.md`.
 //!
 //! A daemon that ends leaves its readers with an error, so it ends by a signal only where a person or a service manager asks for
 //! that. What a peer, a limit of file size or a terminal may cause is ignored, and so are signals that mean nothing to it.

@@ -5,21 +5,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use relay::{ChannelName, GeometrySpec};
 
-use crate::registry::{ChannelRef, Create, OpenError, Registry};
-use crate::socket::backpressure::Ring;
+use crate::channel::ChannelRef;
+use crate::registry::{Create, OpenError, Registry};
 
 /// What came of it: the channel, and whether it is new.
 pub(crate) type Made = Result<(ChannelRef, bool), OpenError>;
 
 impl Registry {
-    /// Opens a channel as [`Registry::open`] does, or makes it for a user, on the creator's thread. `ring` is called when it is known
-    /// what came of it.
+    /// Opens a channel as [`Registry::open`] does, or makes it for a user, on the creator's thread. The
+    /// creator's thread calls `ring` when the result is there.
     pub(crate) fn order(
         self: &Arc<Self>,
         name: ChannelName,
         spec: GeometrySpec,
         uid: u32,
-        ring: Ring,
+        ring: impl FnOnce() + Send + 'static,
     ) -> PendingCreate {
         let ordered = Arc::new(Mutex::new(None));
         let (registry, made) = (self.clone(), Arc::downgrade(&ordered));
@@ -31,7 +31,7 @@ impl Registry {
                 ring();
             }
         };
-        self.creator().order(uid, Box::new(order));
+        self.creator.order(uid, Box::new(order));
         PendingCreate(ordered)
     }
 }

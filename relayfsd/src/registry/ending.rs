@@ -100,7 +100,7 @@ impl Registry {
         if channel.is_shared()
             && let Some(held) = self.hold_id(channel.id())
         {
-            writers::close_all(self.writers(), &held, CLOSE_MAX);
+            writers::close_all(&self.writers, &held, CLOSE_MAX);
         }
     }
 }

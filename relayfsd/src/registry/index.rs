@@ -7,19 +7,20 @@ use relay::ChannelName;
 
 use crate::channel::Channel;
 use crate::channel::stats::Counts;
+use crate::policy::quota::Reservation;
 
 /// All channels, and the directories that come of their names.
 #[derive(Default)]
 pub(super) struct Channels {
     pub(super) by_name: BTreeMap<ChannelName, Arc<Channel>>,
-    pub(super) by_id: BTreeMap<u32, Arc<Channel>>,
+    /// With the memory of their files.
+    pub(super) by_id: BTreeMap<u32, (Arc<Channel>, Reservation)>,
     /// Directories that channels' names begin with.
     pub(super) dirs: BTreeMap<String, Dir>,
     /// Their paths.
     pub(super) dirs_by_id: BTreeMap<u32, String>,
     /// Never reused, so that an inode number means one channel or directory for ever.
     pub(super) last_id: u32,
-    pub(super) memory: u64,
     /// What channels that are gone had counted.
     pub(super) gone: Counts,
     pub(super) closed: bool,
@@ -36,12 +37,11 @@ pub(super) struct Dir {
 }
 
 impl Channels {
-    pub(super) fn add(&mut self, channel: Arc<Channel>) {
-        self.memory += channel.memory();
+    pub(super) fn add(&mut self, channel: Arc<Channel>, memory: Reservation) {
         self.last_id = self.last_id.max(channel.id());
         self.by_name.insert(channel.name().clone(), channel.clone());
         self.add_dirs(channel.name());
-        self.by_id.insert(channel.id(), channel);
+        self.by_id.insert(channel.id(), (channel, memory));
     }
 
     pub(super) fn remove(&mut self, channel: &Channel) -> bool {
@@ -49,21 +49,24 @@ impl Channels {
         if was_there {
             self.by_name.remove(channel.name());
             self.remove_dirs(channel.name());
-            self.memory -= channel.memory();
         }
         was_there
     }
 
     /// Adds a channel, in the place of another one of that name, if there is one: the directories stay the same.
-    pub(super) fn replace(&mut self, old: Option<&Arc<Channel>>, new: Arc<Channel>) {
-        if let Some(old) = old {
-            self.by_id.remove(&old.id());
-            self.memory -= old.memory();
-        }
-        self.add(new);
+    /// Returns the memory of the other one.
+    pub(super) fn replace(
+        &mut self,
+        old: Option<&Arc<Channel>>,
+        new: Arc<Channel>,
+        memory: Reservation,
+    ) -> Option<Reservation> {
+        let freed = old.and_then(|old| self.by_id.remove(&old.id()));
+        self.add(new, memory);
         if let Some(old) = old {
             self.remove_dirs(old.name());
         }
+        freed.map(|(_, memory)| memory)
     }
 
     /// The directories with numbers from `from` on, in their order.
@@ -73,7 +76,7 @@ impl Channels {
 
     /// The channels with numbers from `from` on, in their order.
     pub(super) fn channels_from(&self, from: u32) -> impl Iterator<Item = &Arc<Channel>> {
-        let channels = self.by_id.range(from..).map(|(_, channel)| channel);
+        let channels = self.by_id.range(from..).map(|(_, (channel, _))| channel);
         #[cfg(test)]
         let channels = channels.inspect(|_| self.looked_at.set(self.looked_at.get() + 1));
         channels

@@ -11,9 +11,9 @@ use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, GeometrySpec};
 
 use super::ending::CLOSE_MAX;
-use super::{ChannelRef, Channels, Create, OpenError, Registry};
-use crate::channel::Channel;
+use super::{Channels, Create, OpenError, Registry};
 use crate::channel::stats::Counts;
+use crate::channel::{Channel, ChannelRef};
 use crate::kill_point;
 use crate::writers::{self, Job};
 
@@ -104,7 +104,7 @@ impl Registry {
         log::info!("channel {}: its earlier producers are gone, messages are written again", channel.name());
         self.finish_resets(channel);
         for cpu in 0..channel.n_bufs() {
-            self.writers.submit_now(Job::Room { channel: channel.clone(), cpu });
+            self.writers.make_room(channel, cpu);
         }
     }
 

@@ -4,51 +4,54 @@ use std::sync::{Arc, PoisonError};
 
 use relay::GeometrySpec;
 
-use super::{ChannelRef, Create, OpenError, Registry};
-use crate::channel::Channel;
+use super::{Create, OpenError, Registry};
+use crate::channel::{Channel, ChannelRef};
 
 impl Registry {
     /// Sees to it that nobody waits for room in a channel that is broken, and that the first thread learns of pollers.
     pub(super) fn watch(self: &Arc<Self>, channel: &Channel) {
         channel.set_looks(Arc::clone(&self.looks));
-        let registry = Arc::downgrade(self);
+        // Weak, since the writers' jobs keep channels.
+        let writers = Arc::downgrade(&self.writers);
         channel.on_broken(Box::new(move || {
-            if let Some(registry) = registry.upgrade() {
-                registry.writers.sweep();
+            if let Some(writers) = writers.upgrade() {
+                writers.sweep();
             }
         }));
     }
 
+    /// Recreates a broken channel on the creator's thread, which passes the result to `done`.
+    pub(crate) fn recreate(
+        self: &Arc<Self>,
+        broken: &ChannelRef,
+        done: impl FnOnce(Result<(), OpenError>) + Send + 'static,
+    ) {
+        let (registry, broken) = (self.clone(), broken.clone());
+        self.creator.order(0, Box::new(move || done(registry.replace_broken(&broken))));
+    }
+
     /// Puts a new channel in the place of a broken one, or nothing if that is not one of the command line's: who wants it opens
     /// it. Who has the broken one keeps it, and gets errors. Its counts go with it: they are anybody's. On the creator's thread.
-    fn renew(self: &Arc<Self>, broken: &Arc<Channel>) -> Result<(), OpenError> {
+    fn replace_broken(self: &Arc<Self>, broken: &Channel) -> Result<(), OpenError> {
         let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         let mut channels = self.lock();
         if channels.closed {
             return Err(OpenError::Closed);
         }
-        if !channels.by_id.contains_key(&broken.id()) {
-            return Ok(()); // somebody was faster
-        }
+        let Some(broken) = channels.by_id.get(&broken.id()).map(|(channel, _)| channel.clone()) else {
+            return Ok(()); // another caller was faster
+        };
         let name = broken.name();
         if broken.permanent() {
             drop(channels);
             let spec = GeometrySpec::from(*broken.geometry());
-            self.make(name, spec, Create::Permanent, Some(broken))?.tell_no_sooner_than(broken);
+            self.make(name, spec, Create::Permanent, Some(&broken))?.tell_no_sooner_than(&broken);
         } else {
-            channels.remove(broken);
-            self.forget(&channels, broken);
+            channels.remove(&broken);
+            self.forget(&channels, &broken);
         }
         log::warn!("channel {name}: removed, since it was broken");
         Ok(())
-    }
-}
-
-impl ChannelRef {
-    /// Has a broken channel made anew. `done` is told on the creator's thread what came of it.
-    pub(crate) fn renew(&self, done: impl FnOnce(Result<(), OpenError>) + Send + 'static) {
-        let broken = self.clone();
-        self.registry.creator.order(0, Box::new(move || done(broken.registry.renew(&broken.channel))));
     }
 }
 
@@ -61,6 +64,7 @@ mod tests {
     use super::*;
     use crate::registry::Limits;
     use crate::state::recovery::Recovered;
+    use crate::writers::Writers;
 
     /// A new channel takes as long as its memory: whoever asks for it does not wait, and hears of it later.
     #[test]
@@ -68,14 +72,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits { memory: 64 << 20, channels: 4 };
         let path = dir.path().to_owned();
-        let registry = Registry::new(path, 1, limits, GeometrySpec::default(), Recovered::default()).unwrap();
+        let writers = Arc::new(Writers::new(1));
+        let registry =
+            Registry::new(path, 1, limits, GeometrySpec::default(), Recovered::default(), writers).unwrap();
         let (broken, _) =
             registry.open(&"cpu".parse().unwrap(), GeometrySpec::default(), Create::Permanent).unwrap();
         let paths = broken.paths();
         File::options().write(true).open(&paths[1]).unwrap().set_len(0).unwrap();
         assert!(broken.is_broken_or_cut(None));
         let (sender, receiver) = channel();
-        broken.renew(move |result| {
+        registry.recreate(&broken, move |result| {
             sender.send((result.is_ok(), thread::current().name().map(str::to_owned))).unwrap();
         });
         assert_eq!(receiver.recv().unwrap(), (true, Some("creator".to_owned())));

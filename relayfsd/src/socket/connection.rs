@@ -25,6 +25,7 @@ use crate::socket::backpressure::{AllUnderWay, Ring};
 use crate::socket::peer::Peer;
 use crate::socket::reassembly::{AssemblyError, Budget};
 use crate::socket::requests::Requests;
+use crate::writers::Writers;
 
 /// Lowest version of the protocol that is spoken here.
 const VERSION_MIN: u16 = 1;
@@ -88,6 +89,7 @@ impl From<AssemblyError> for Refused {
 /// What all connections have in common.
 pub(crate) struct ConnectionContext {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) writers: Arc<Writers>,
     pub(crate) budget: Arc<Budget>,
     /// Channels that connections hold.
     pub(crate) holds: Arc<Quota>,

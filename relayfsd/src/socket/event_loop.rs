@@ -29,6 +29,7 @@ use crate::socket::backpressure::{AllUnderWay, Ring};
 use crate::socket::connection::{BELL_BIT, Connection, ConnectionContext, Turn};
 use crate::socket::peer::{self, Peer};
 use crate::socket::reassembly::{Budget, LONG_WAITING_MAX};
+use crate::writers::Writers;
 
 /// Connections accepted before it is the others' turn.
 const ACCEPTS_PER_TURN: usize = 64;
@@ -69,6 +70,7 @@ impl Server {
     pub(crate) fn start(
         listener: OwnedFd,
         registry: Arc<Registry>,
+        writers: Arc<Writers>,
         connections_max: usize,
         sharing: Sharing,
     ) -> io::Result<Server> {
@@ -82,7 +84,7 @@ impl Server {
         let ringer = Arc::clone(&control);
         let ring: Ring = Arc::new(move || ringer.ring());
         let on_room = Arc::clone(&ring);
-        registry.writers().set_on_room(Box::new(move || on_room()));
+        writers.set_on_room(Box::new(move || on_room()));
         let event_loop = Loop {
             control: Arc::clone(&control),
             // Only its accept() is used, which asks no more of a socket than that it is a Unix one.
@@ -91,6 +93,7 @@ impl Server {
             spare: spare(&control),
             common: Arc::new(ConnectionContext {
                 registry,
+                writers,
                 budget: Budget::new(),
                 holds: Quota::new(HOLDS_MAX),
                 under_way: AllUnderWay::default(),

@@ -21,10 +21,11 @@ use relay::wire::frame::{
 };
 
 use self::write::Long;
+use crate::channel::ChannelRef;
 use crate::policy::quota::{QuotaExceeded, Reservation};
 use crate::policy::share_policy::NotShared;
+use crate::registry::OpenError;
 use crate::registry::create_queue::{Made, PendingCreate};
-use crate::registry::{ChannelRef, OpenError};
 use crate::socket::backpressure::InFlight;
 use crate::socket::connection::{ConnectionContext, Refused};
 use crate::socket::peer::Peer;
@@ -96,7 +97,7 @@ impl Requests {
     /// From now on no batch waits for room in its buffer.
     pub(crate) fn cancel(&self) {
         if !self.cancelled.swap(true, Ordering::Release) && self.has_waited {
-            self.common.registry.writers().sweep();
+            self.common.writers.sweep();
         }
     }
 
@@ -113,7 +114,7 @@ impl Requests {
             }
         }
         while let Some(job) = self.held_back.pop_front() {
-            if let Err(Busy(job)) = self.common.registry.writers().submit(job) {
+            if let Err(Busy(job)) = self.common.writers.submit(job) {
                 self.held_back.push_front(job);
                 return false;
             }
@@ -163,7 +164,7 @@ impl Requests {
             Ok(Some(held)) => Ok((held, false)),
             Ok(None) if frame.flags & OPEN_CREATE != 0 => {
                 let (uid, ring) = (self.peer.uid(), Arc::clone(&self.common.ring));
-                let ordered = registry.order(name, open.spec(), uid, ring);
+                let ordered = registry.order(name, open.spec(), uid, move || ring());
                 self.making = Some(Making { id: frame.id, ordered, hold });
                 return Ok(());
             }
@@ -260,7 +261,10 @@ impl Requests {
     fn consume(&mut self, frame: &Frame) -> Result<(), Refused> {
         let Consume { channel, cpu, from, count } = Consume::decode(frame.body)?;
         let held = self.channel(channel)?;
-        self.reading.consume(channel, held, buffer_of(held, cpu)?, from, count)?;
+        let cpu = buffer_of(held, cpu)?;
+        if self.reading.consume(channel, held, cpu, from, count)? {
+            self.common.writers.make_room(held, cpu);
+        }
         self.peer.send(&done(FrameType::Consume, frame.id));
         Ok(())
     }

@@ -8,10 +8,9 @@ use nix::errno::Errno;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use crate::channel::PollState;
-use crate::registry::ChannelRef;
+use crate::channel::give_back::errno;
+use crate::channel::{ChannelRef, PollState};
 use crate::socket::connection::Refused;
-use crate::tree::consumed_file;
 
 /// Tells who waits by the socket from who polls an open file, whose numbers are smaller.
 const BY_SOCKET: u64 = 1 << 63;
@@ -81,7 +80,8 @@ impl Reading {
         Ok(())
     }
 
-    /// Gives `count` sub-buffers back, the first of which has number `from`.
+    /// Gives `count` sub-buffers back, the first of which has number `from`. Returns whether a batch waits for the room that
+    /// this makes.
     pub(crate) fn consume(
         &self,
         number: u32,
@@ -89,10 +89,10 @@ impl Reading {
         cpu: usize,
         from: u64,
         count: u64,
-    ) -> Result<(), Refused> {
+    ) -> Result<bool, Refused> {
         self.check(number)?;
-        consumed_file::give_back(channel, cpu, Some(from), count)
-            .map_err(|error| Refused::request(Errno::from_raw(consumed_file::errno(&error)), error))
+        let given = channel.give_back(cpu, Some(from), count);
+        given.map_err(|error| Refused::request(Errno::from_raw(errno(&error)), error))
     }
 
     fn check(&self, number: u32) -> Result<&Arc<Bell>, Refused> {

@@ -9,8 +9,8 @@ use relay::layout::mount_point::Point;
 use relay::layout::state_file::StateFile;
 
 use crate::kill_point;
-use crate::mount::takeover;
 use crate::state::state_dir::{DirError, Place, StateDir};
+use crate::state::takeover;
 
 /// The state directory to start with: `own`, or, if that holds nothing, what was left of the mount point under a former path.
 /// That one gets `own`'s name then.

@@ -3,42 +3,18 @@
 //! `COUNT` gives back so many; `FROM COUNT` only if the first of them has number FROM, so that of two who read the same, one
 //! is told.
 
-use relay::ring::reader::ConsumeError;
-
-use crate::registry::ChannelRef;
-use crate::writers::Job;
+use crate::channel::ChannelRef;
+use crate::channel::give_back::errno;
+use crate::writers::Writers;
 
 /// Does what was written. An errno if that is not possible; nothing has changed then.
-pub(crate) fn consume(channel: &ChannelRef, cpu: usize, text: &[u8]) -> Result<(), i32> {
+pub(crate) fn consume(writers: &Writers, channel: &ChannelRef, cpu: usize, text: &[u8]) -> Result<(), i32> {
     let (from, count) = parse(text).ok_or(libc::EINVAL)?;
     if channel.is_broken() {
         return Err(libc::EIO);
     }
-    give_back(channel, cpu, from, count).map_err(|error| errno(&error))
-}
-
-/// Why sub-buffers are not given back, for programs.
-pub(crate) fn errno(error: &ConsumeError) -> i32 {
-    match error {
-        ConsumeError::Stale { .. } => libc::ESTALE,
-        ConsumeError::TooMany { .. } => libc::EINVAL,
-    }
-}
-
-/// Gives `count` sub-buffers back, the first of which has number `from`, where that is given.
-pub(crate) fn give_back(
-    channel: &ChannelRef,
-    cpu: usize,
-    from: Option<u64>,
-    count: u64,
-) -> Result<(), ConsumeError> {
-    let mut side = channel.read_side(cpu);
-    let freed = side.reader.consume(from, count)?;
-    side.reader.note_losses();
-    let room = freed && std::mem::take(&mut side.parked);
-    drop(side);
-    if room {
-        channel.writers().submit_now(Job::Room { channel: channel.clone(), cpu });
+    if channel.give_back(cpu, from, count).map_err(|error| errno(&error))? {
+        writers.make_room(channel, cpu);
     }
     Ok(())
 }

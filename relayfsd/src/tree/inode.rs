@@ -1,6 +1,7 @@
 //! The nodes of the mounted tree: which there are, their names, texts, and inode numbers.
 
 use crate::channel::Channel;
+use crate::channel::take::N_COPIES;
 
 /// A node of the tree. Channels and directories are known by ids that are never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,8 +136,7 @@ const FILE_BITS: u32 = 24;
 const ID_BITS: u32 = 32;
 /// Bits of a file's number that say which CPU's it is; what is left of them numbers copies.
 const CPU_BITS: u32 = 14;
-/// Numbers that the copies of a buffer have, from 0 on and then again.
-pub(crate) const N_COPIES: u32 = 1 << (FILE_BITS - CPU_BITS);
+const _: () = assert!(N_COPIES == 1 << (FILE_BITS - CPU_BITS));
 /// Kind of the first of the [`PerCpu`] files.
 const PER_CPU: u64 = 7;
 

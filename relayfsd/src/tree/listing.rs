@@ -155,11 +155,14 @@ impl Tree {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use relay::GeometrySpec;
 
     use super::*;
     use crate::registry::{Create, Limits, Registry};
     use crate::state::recovery::Recovered;
+    use crate::writers::Writers;
 
     fn names(tree: &Tree, dir: Node, cookie: u64, count: usize) -> Vec<(u64, String)> {
         let mut names = Vec::new();
@@ -186,13 +189,16 @@ mod tests {
             global: Some(true),
             ..Default::default()
         };
-        let registry = Registry::new(dir.path().to_owned(), 2, limits, spec, Recovered::default()).unwrap();
+        let writers = Arc::new(Writers::new(2));
+        let registry =
+            Registry::new(dir.path().to_owned(), 2, limits, spec, Recovered::default(), writers.clone())
+                .unwrap();
         let mut expected: Vec<String> = Vec::new();
         for i in 0..CHANNELS {
             registry.open(&format!("many/c{i}x").parse().unwrap(), spec, Create::Permanent).unwrap();
             expected.push(format!("c{i}x0"));
         }
-        let tree = Tree::new(registry, String::new());
+        let tree = Tree::new(registry, writers, String::new());
         let many = tree.lookup(Node::Dir(0), "many").unwrap();
         let before = tree.registry().looked_at();
         let (mut found, mut cookie, mut pieces) = (Vec::new(), 0, 0);

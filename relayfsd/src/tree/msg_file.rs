@@ -6,9 +6,9 @@ use nix::sched::sched_getcpu;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::ring::writer::WriteResult;
 
-use crate::registry::ChannelRef;
+use crate::channel::ChannelRef;
 use crate::tree::open_file::Written;
-use crate::writers::{Job, Unavailable};
+use crate::writers::{Job, Unavailable, Writers};
 
 /// Longest write(2) that is sure to come in one piece, in bytes. The kernel cuts longer ones after as many whole pages as a
 /// request can have, so an unaligned one up to a page earlier, and each piece would be a message of its own.
@@ -17,7 +17,7 @@ const WRITE_MAX: usize = MESSAGE_MAX - 4096;
 const STAT_CPU: usize = 36;
 
 /// Writes a message for a thread.
-pub(crate) fn write(channel: &ChannelRef, bytes: &[u8], by: u32, written: Written) {
+pub(crate) fn write(writers: &Writers, channel: &ChannelRef, bytes: &[u8], by: u32, written: Written) {
     if bytes.len() > WRITE_MAX {
         return written(Err(libc::EMSGSIZE));
     }
@@ -41,7 +41,7 @@ pub(crate) fn write(channel: &ChannelRef, bytes: &[u8], by: u32, written: Writte
         });
     });
     let job = Job::Message { channel: channel.clone(), cpu, bytes: copy, done };
-    channel.writers().submit_now(job);
+    writers.submit_now(job);
 }
 
 /// The CPU a thread was on when it began to wait for us; ours if it cannot be told, as of a thread in a PID namespace that is

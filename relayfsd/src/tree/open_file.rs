@@ -11,19 +11,18 @@ use std::time::Instant;
 
 use relay::memory::lent::Lent;
 
-use crate::channel::{PollState, Wake};
+use crate::channel::snapshot::Snapshot;
+use crate::channel::take::Take;
+use crate::channel::{ChannelRef, PollState, Wake};
 use crate::kill_point;
 use crate::policy::quota::{Quota, Reservation};
-use crate::registry::ChannelRef;
 use crate::tree::consumed_file::consume;
 use crate::tree::endless_copy::Spin;
 use crate::tree::inode::{ControlFile, Node, PerCpu};
 use crate::tree::msg_file;
 use crate::tree::read_history::ReadHistory;
-use crate::tree::snapshot::Snapshot;
-use crate::tree::take::Take;
 use crate::tree::{Tree, VERSION_TEXT, consumed_text};
-use crate::writers::{Job, Unavailable, flush_all, reset_all};
+use crate::writers::{Unavailable, Writers, flush_all, reset_all};
 
 /// How much all open files together keep, in bytes. Where there is no more, files keep less, and nothing else changes.
 const KEEP_ALL_MAX: usize = 64 << 20;
@@ -113,7 +112,7 @@ impl OpenFile {
                         Ok(OpenFile::Consumed { channel, cpu, text })
                     }
                     PerCpu::Snapshot => {
-                        let (snapshot, is_new) = Snapshot::take(&channel, cpu)?;
+                        let (snapshot, is_new) = Snapshot::take(tree.registry().memory(), &channel, cpu)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
                     PerCpu::Map => OpenFile::open_own(channel, Some(cpu)),
@@ -123,7 +122,7 @@ impl OpenFile {
             Node::Take { channel, cpu, copy } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 whole(&channel, Some(cpu as usize))?;
-                Ok(OpenFile::Take(Take::open(&channel, cpu as usize, copy)?))
+                Ok(OpenFile::Take(Take::open(tree.registry().memory(), &channel, cpu as usize, copy)?))
             }
             Node::Control { channel, file } => {
                 let channel = tree.hold(channel).ok_or(libc::ESTALE)?;
@@ -186,6 +185,7 @@ impl OpenFile {
     /// read(2) by a process, of open file number `number`: passes the bytes, or an errno, to `reply`, once.
     pub(crate) fn read(
         &self,
+        tree: &Tree,
         number: u64,
         process: u64,
         at: u64,
@@ -194,7 +194,7 @@ impl OpenFile {
     ) {
         match self {
             OpenFile::Take(take) => take.read(number, process, at, count, reply),
-            OpenFile::Buffer(buffer) => buffer.read(at, count, reply),
+            OpenFile::Buffer(buffer) => buffer.read(tree.writers(), at, count, reply),
             OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count).into())),
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count).into())),
             OpenFile::Own { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
@@ -212,25 +212,24 @@ impl OpenFile {
     }
 
     /// write(2) by a thread: `written` is told the result, perhaps later and on another thread.
-    pub(crate) fn write(&self, bytes: &[u8], by: u32, written: Written) {
+    pub(crate) fn write(&self, tree: &Tree, bytes: &[u8], by: u32, written: Written) {
         match self {
             OpenFile::Control { channel, file: ControlFile::Msg } => {
-                msg_file::write(channel, bytes, by, written)
+                msg_file::write(tree.writers(), channel, bytes, by, written)
             }
             OpenFile::Control { channel, file } => {
                 if bytes.strip_suffix(b"\n").unwrap_or(bytes) != b"1" {
                     return written(Err(libc::EINVAL));
                 }
                 if *file == ControlFile::Reset && channel.is_found_broken() {
-                    return channel.renew(move |renewed| {
+                    return tree.registry().recreate(channel, move |renewed| {
                         written(renewed.map_err(|error| {
                             log::error!("{error}");
                             error.errno()
                         }));
                     });
                 }
-                let (channel, what) = (channel.clone(), file.name());
-                let (writers, name) = (channel.writers(), channel.name().clone());
+                let (writers, name, what) = (tree.writers(), channel.name().clone(), file.name());
                 let done = move |failed: Vec<Unavailable>| {
                     for unavailable in &failed {
                         log::warn!("channel {name}: {what}: {unavailable}");
@@ -238,12 +237,12 @@ impl OpenFile {
                     written(failed.first().map_or(Ok(()), |unavailable| Err(unavailable.errno())));
                 };
                 if *file == ControlFile::Flush {
-                    flush_all(writers, &channel, done);
+                    flush_all(writers, channel, done);
                 } else {
-                    reset_all(writers, &channel, done);
+                    reset_all(writers, channel, done);
                 }
             }
-            OpenFile::Consumed { channel, cpu, .. } => written(consume(channel, *cpu, bytes)),
+            OpenFile::Consumed { channel, cpu, .. } => written(consume(tree.writers(), channel, *cpu, bytes)),
             OpenFile::Buffer(_)
             | OpenFile::Text(_)
             | OpenFile::Own { .. }
@@ -264,9 +263,12 @@ impl OpenFile {
     }
 
     /// Told when a thread closes a descriptor of open file number `number` in its process, or ends.
-    pub(crate) fn flush(&self, number: u64, process: u64, thread: u32) {
-        if let OpenFile::Take(take) = self {
-            take.flush(number, process, thread);
+    pub(crate) fn flush(&self, tree: &Tree, number: u64, process: u64, thread: u32) {
+        if let OpenFile::Take(take) = self
+            && take.flush(number, process, thread)
+        {
+            let (channel, cpu) = take.buffer();
+            tree.writers().make_room(channel, cpu);
         }
     }
 
@@ -281,7 +283,7 @@ impl OpenFile {
 }
 
 impl OpenBuffer {
-    fn read(&self, at: u64, count: usize, reply: impl FnOnce(Result<Lent<'_>, i32>)) {
+    fn read(&self, writers: &Writers, at: u64, count: usize, reply: impl FnOnce(Result<Lent<'_>, i32>)) {
         let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
         if self.channel.is_broken() {
             return reply(Err(libc::EIO));
@@ -335,7 +337,7 @@ impl OpenBuffer {
             (skipped || freed) && std::mem::take(&mut side.parked)
         });
         if room {
-            self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
+            writers.make_room(&self.channel, self.cpu);
         }
     }
 

@@ -11,7 +11,7 @@ use relay::ring::writer::{AnyExecutor, Outcome, RetriesExhausted, WriteResult, W
 use relay::system::cpus;
 use relay::wire::frame::{Messages, WriteReply};
 
-use crate::registry::ChannelRef;
+use crate::channel::ChannelRef;
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
 
 /// Runs a writing thread until nobody can send it jobs any more. `room` is called after each job of the producers'.

@@ -1,7 +1,7 @@
 /*
  * Whether a channel's files behave as relay files do: plain system calls on paths, a case for each promise. The cases
  * follow the recorded behaviour of the kernel's relay. Where relayfs differs on purpose, a case holds it to what
- * DESIGN.md says instead, and has "unlike-kernel" in its name.
+ * relay/docs/SEMANTICS.md says instead, and has "unlike-kernel" in its name.
  *
  * Here is how they are chosen, run and told of; the cases are in the files beside it, and what they are made of in
  * kit.h. A case runs in a process group of its own, so that none disturbs another, whatever becomes of it.
@@ -111,7 +111,7 @@ static size_t number_in(const char *name)
 	return strtoul(text, NULL, 10);
 }
 
-/* Finds out what the channel is like. `control` has what no text tells: DESIGN.md, section 4. */
+/* Finds out what the channel is like. `control` has what no text file has, see relay/docs/FORMAT.md. */
 static void look_at_channel(const char *mapping)
 {
 	char head[88] = "", mode[40] = "";

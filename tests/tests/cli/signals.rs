@@ -1,4 +1,4 @@
-//! What each signal does to a real daemon, as the table in `DESIGN.md` says. Those that a peer, a limit or a terminal causes
+//! What each signal does to a real daemon, as the table in `relayfsd/docs/SECURITY.md` says. Those that a peer, a limit or a terminal causes
 //! end no daemon.
 
 use std::fs;

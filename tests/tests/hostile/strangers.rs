@@ -1,4 +1,4 @@
-//! Another user tries everything that he should not: the table "What a stranger is answered" of DESIGN.md, line by line. And
+//! Another user tries everything that he should not: the table "What a stranger is answered" of `relayfsd/docs/SECURITY.md`, line by line. And
 //! what root's daemon itself can do no more once it has started.
 
 use std::fs;

@@ -11,7 +11,7 @@ use relay::wire::frame::{
 use relayfs_tests::Mount;
 use relayfs_tests::peer::{Peer, assert_unharmed, hello, messages, open, write};
 
-/// A whole conversation as `DESIGN.md` draws it, written down by hand.
+/// A whole conversation as `relay/docs/PROTOCOL.md` draws it, written down by hand.
 #[test]
 fn the_wire_to_the_byte() {
     let mount = Mount::new(&[]);

@@ -46,7 +46,7 @@ fn every_body_survives_the_round_trip() {
     );
 }
 
-/// The bytes on the wire, as `DESIGN.md` draws them.
+/// The bytes on the wire, as `relay/docs/PROTOCOL.md` draws them.
 #[test]
 fn a_frame_to_the_byte() {
     let frame =

@@ -7,6 +7,7 @@ mod writes;
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -28,6 +29,7 @@ use super::Server;
 use crate::policy::share_policy::{Shared, Sharing};
 use crate::registry::{Limits, Registry};
 use crate::state::recovery::Recovered;
+use crate::writers::Writers;
 
 /// Nothing here takes that long; a test that is wrong ends nevertheless.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +41,8 @@ const N_CPUS: usize = 2;
 /// A daemon without a mount. Fields drop in order: the server before the directory.
 struct Daemon {
     server: Option<Server>,
-    registry: std::sync::Arc<Registry>,
+    registry: Arc<Registry>,
+    writers: Arc<Writers>,
     path: PathBuf,
     _dir: TempDir,
 }
@@ -47,20 +50,23 @@ struct Daemon {
 impl Daemon {
     fn new() -> Daemon {
         let dir = tempfile::tempdir().unwrap();
+        let writers = Arc::new(Writers::new(N_CPUS));
         let registry = Registry::new(
             dir.path().to_owned(),
             N_CPUS,
             Limits { memory: 256 << 20, channels: 100 },
             GeometrySpec::default(),
             Recovered::default(),
+            writers.clone(),
         )
         .unwrap();
         let path = dir.path().join("socket");
         let listener = seqpacket();
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         listen(&listener, Backlog::new(128).unwrap()).unwrap();
-        let server = Server::start(listener, registry.clone(), CONNECTIONS_MAX, SHARING).unwrap();
-        Daemon { server: Some(server), registry, path, _dir: dir }
+        let server =
+            Server::start(listener, registry.clone(), writers.clone(), CONNECTIONS_MAX, SHARING).unwrap();
+        Daemon { server: Some(server), registry, writers, path, _dir: dir }
     }
 
     /// A producer that has not said hello.

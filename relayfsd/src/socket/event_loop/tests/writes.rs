@@ -88,7 +88,7 @@ fn a_producer_that_waits_is_held_up_and_loses_nothing() {
     assert!(sent > 2);
     for answered in 0..sent {
         if answered % 2 == 0 {
-            reset_all(daemon.registry.writers(), &held, |failed| assert!(failed.is_empty()));
+            reset_all(&daemon.writers, &held, |failed| assert!(failed.is_empty()));
         }
         assert_eq!(producer.reply(3), counts(1, 0, 0));
     }

@@ -8,35 +8,13 @@
 //! A waiter that is stored during a look is either found by it, or sets `polled` after it; so no waiter is left without looks.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, after, bounded, never};
+use crossbeam_channel::{Receiver, after, never};
 
-use crate::registry::Registry;
-
-/// Where a thread with a new waiter asks for looks.
-pub(crate) struct Looks {
-    /// Whether looks were asked for, and go on.
-    wanted: AtomicBool,
-    sender: Sender<()>,
-    receiver: Receiver<()>,
-}
-
-impl Looks {
-    pub(crate) fn new() -> Arc<Looks> {
-        let (sender, receiver) = bounded(1);
-        Arc::new(Looks { wanted: AtomicBool::new(false), sender, receiver })
-    }
-
-    /// Asks for looks: a waiter was stored.
-    pub(crate) fn ask(&self) {
-        if !self.wanted.swap(true, Ordering::SeqCst) {
-            // One that is there already does as well.
-            let _ = self.sender.try_send(());
-        }
-    }
-}
+use super::Registry;
+use crate::channel::Looks;
+use crate::writers::{Job, Unavailable};
 
 /// When the first thread looks.
 pub(crate) struct Schedule {
@@ -54,7 +32,7 @@ impl Schedule {
 
     /// Something comes when a process waits for the first time, or again.
     pub(crate) fn asked(&self) -> Receiver<()> {
-        self.interval.map_or_else(never, |_| self.looks.receiver.clone())
+        self.interval.map_or_else(never, |_| self.looks.asked())
     }
 
     /// Something comes when the next look is due.
@@ -71,10 +49,28 @@ impl Schedule {
     pub(crate) fn look(&mut self, registry: &Arc<Registry>) {
         registry.finish_polled();
         self.due = never();
-        self.looks.wanted.store(false, Ordering::SeqCst);
+        self.looks.done();
         // A waiter that asked before the line above was not heard.
         if registry.all().iter().any(|channel| channel.is_polled()) {
             self.looks.ask();
+        }
+    }
+}
+
+impl Registry {
+    /// Finishes the current sub-buffers whose unread data a process waits for.
+    fn finish_polled(self: &Arc<Self>) {
+        for channel in self.all().iter().filter(|channel| !channel.is_broken()) {
+            for cpu in channel.polled_unfinished() {
+                let Some(held) = self.hold_id(channel.id()) else { break };
+                let name = channel.name().clone();
+                let done = Box::new(move |done: Result<(), Unavailable>| {
+                    if let Err(unavailable) = done {
+                        log::debug!("channel {name}: flush: {unavailable}");
+                    }
+                });
+                self.writers.submit_now(Job::FlushUnread { channel: held, cpu, done });
+            }
         }
     }
 }

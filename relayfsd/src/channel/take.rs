@@ -14,11 +14,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use relay::memory::lent::Lent;
 use relay::ring::reader::Taken;
 
-use crate::registry::{ChannelRef, MemoryReservation};
-use crate::tree::delivered::{Delivered, Ended};
-use crate::tree::inode::N_COPIES;
-use crate::tree::killed::{is_killed, process_of};
-use crate::writers::Job;
+use crate::channel::ChannelRef;
+use crate::channel::delivered::{Delivered, Ended};
+use crate::policy::quota::{Quota, Reservation};
+use crate::process::killed::{is_killed, process_of};
+
+/// Numbers that the copies of a buffer have, from 0 on and then again. They are a part of inode numbers.
+pub(crate) const N_COPIES: u32 = 1 << 10;
 
 /// A copy of what was unread, and what programs have got of it.
 pub(crate) struct Take {
@@ -31,7 +33,7 @@ pub(crate) struct Take {
     mtime: SystemTime,
     taken: Taken,
     delivered: Mutex<Delivered>,
-    _memory: MemoryReservation,
+    _memory: Reservation,
 }
 
 /// The copies of a buffer that are open.
@@ -66,18 +68,23 @@ struct Consumed {
 impl Take {
     /// Opens a buffer's copy number `copy`: shares it if it is open, or makes it. Fails with an errno: ESTALE if the file's
     /// name means another copy by now, ENOMEM if there is no memory for it.
-    pub(crate) fn open(channel: &ChannelRef, cpu: usize, copy: u32) -> Result<Arc<Take>, i32> {
+    pub(crate) fn open(
+        memory: &Arc<Quota>,
+        channel: &ChannelRef,
+        cpu: usize,
+        copy: u32,
+    ) -> Result<Arc<Take>, i32> {
         let slot = channel.take_slot(cpu);
         let _making = slot.making.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(open) = slot.lock().find(copy)? {
             return Ok(open);
         }
-        let take = Arc::new(Take::make(channel, cpu, copy)?);
+        let take = Arc::new(Take::make(memory, channel, cpu, copy)?);
         slot.lock().current.1 = Arc::downgrade(&take);
         Ok(take)
     }
 
-    fn make(channel: &ChannelRef, cpu: usize, copy: u32) -> Result<Take, i32> {
+    fn make(memory: &Arc<Quota>, channel: &ChannelRef, cpu: usize, copy: u32) -> Result<Take, i32> {
         let no_memory = || {
             let name = channel.name();
             log::warn!("channel {name}: no memory for take/cpu{cpu}; raise --max-memory");
@@ -85,7 +92,7 @@ impl Take {
         };
         let mtime = channel.size_and_mtime(cpu).1;
         let mut taken = channel.read_side(cpu).reader.take();
-        let mut memory = channel.registry().claim(taken.max() as u64).ok_or_else(no_memory)?;
+        let mut memory = memory.claim(0, taken.max()).map_err(|_| no_memory())?;
         let file = memfd_create(c"relayfs-take", MFdFlags::MFD_CLOEXEC)
             .map(File::from)
             .map_err(|errno| errno as i32)?;
@@ -106,7 +113,7 @@ impl Take {
         }
         let len = taken.len() as u64;
         file.set_len(len).map_err(errno_of)?;
-        memory.shrink(len);
+        memory.shrink(taken.len());
         let delivered = Mutex::new(Delivered::new(len));
         Ok(Take { channel: channel.clone(), cpu, copy, file, len, mtime, taken, delivered, _memory: memory })
     }
@@ -120,6 +127,11 @@ impl Take {
     /// Returns the file with the copy, for the kernel to map.
     pub(crate) fn file(&self) -> io::Result<File> {
         self.file.try_clone()
+    }
+
+    /// Returns the buffer it is a copy of.
+    pub(crate) fn buffer(&self) -> (&ChannelRef, usize) {
+        (&self.channel, self.cpu)
     }
 
     /// read(2) by a process, for open file number `file`: passes the bytes, or an errno, to `reply`, once.
@@ -145,17 +157,17 @@ impl Take {
         reply(Ok(Lent::from(&bytes[..])));
     }
 
-    /// A process closes a descriptor of open file number `file`, or ends. `thread`: the thread that does it.
-    pub(crate) fn flush(&self, file: u64, process: u64, thread: u32) {
+    /// A process closes a descriptor of open file number `file`, or ends. `thread`: the thread that does it. Returns whether a
+    /// batch waits for room that this makes.
+    pub(crate) fn flush(&self, file: u64, process: u64, thread: u32) -> bool {
         let mut delivered = self.delivered();
         if !delivered.has_read(file, process) {
-            return; // most have not: they have inherited the descriptor
+            return false; // most have not: they have inherited the descriptor
         }
         let ended = if is_killed(thread) { Ended::Killed } else { Ended::Closed };
-        if delivered.close(file, process, ended) {
-            drop(delivered);
-            self.consume(process_of(thread).unwrap_or(thread));
-        }
+        let all = delivered.close(file, process, ended);
+        drop(delivered);
+        all && self.consume(process_of(thread).unwrap_or(thread))
     }
 
     /// Open file number `file` is closed by all.
@@ -163,10 +175,10 @@ impl Take {
         self.delivered().forget(file);
     }
 
-    /// Gives back what the copy has, when process `by` has closed it.
-    fn consume(&self, by: u32) {
+    /// Gives back what the copy has, when process `by` has closed it. Returns whether a batch waits for the room.
+    fn consume(&self, by: u32) -> bool {
         if self.channel.is_broken() {
-            return;
+            return false;
         }
         let mut side = self.channel.read_side(self.cpu);
         let freed = side.reader.consume_taken(&self.taken);
@@ -176,10 +188,7 @@ impl Take {
         copies.renew(self.copy);
         copies.consumed =
             copies.unused().map(|number| Consumed { number, by, len: self.len, mtime: self.mtime });
-        drop(copies);
-        if room {
-            self.channel.writers().submit_now(Job::Room { channel: self.channel.clone(), cpu: self.cpu });
-        }
+        room
     }
 
     fn delivered(&self) -> MutexGuard<'_, Delivered> {

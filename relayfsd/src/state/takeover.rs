@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use thiserror::Error;
 
-use crate::daemon::SessionError;
 use crate::mount::{self, MountError};
 use crate::state::state_dir::{self, DirError, Place, StateDir};
 
@@ -19,14 +19,23 @@ const DYING_MAX: Duration = Duration::from_secs(1);
 /// Time between two tries of the above.
 const RETRY: Duration = Duration::from_millis(20);
 
+/// Why the state directory and the mount point cannot be taken over.
+#[derive(Debug, Error)]
+pub(crate) enum TakeoverError {
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("state directory: {0}; --state-dir names another")]
+    State(#[from] DirError),
+}
+
 /// Locks the state directory, and with it the mount point. A daemon that was just unmounted, told to end or killed gets the
 /// time to do it, and one that serves open files after `umount -l` is asked to; one that is at work is in the table of mounts.
-pub(crate) fn claim(point: &Path, place: &Place) -> Result<StateDir, SessionError> {
+pub(crate) fn claim(point: &Path, place: &Place) -> Result<StateDir, TakeoverError> {
     let deadline = Instant::now() + PREDECESSOR_MAX;
     let claimed = loop {
         let (locked, pid) = match StateDir::claim(place) {
             Err(DirError::Locked { path, pid }) => (DirError::Locked { path, pid }, pid),
-            result => break result.map_err(SessionError::from),
+            result => break result.map_err(TakeoverError::from),
         };
         let is_late = Instant::now() >= deadline;
         if mount::is_mounted(point)? {

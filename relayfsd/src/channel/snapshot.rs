@@ -2,14 +2,15 @@
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::channel::ChannelRef;
 use crate::hold_point;
+use crate::policy::quota::{Quota, Reservation};
 use crate::process::free_later;
-use crate::registry::{ChannelRef, MemoryReservation};
 
 /// A copy of a buffer.
 pub(crate) struct Snapshot {
     bytes: Vec<u8>,
-    _memory: MemoryReservation,
+    _memory: Reservation,
 }
 
 /// The copy of a buffer that is open, if one is. All opens of a file share what the kernel caches of it, so there is one
@@ -20,7 +21,11 @@ pub(crate) struct SnapshotSlot(Mutex<Weak<Snapshot>>);
 impl Snapshot {
     /// Takes a copy of a buffer, or shares the open one; the flag says whether it is new. On the copier's thread, which
     /// alone takes copies, one after another. An errno if there is no memory for it.
-    pub(crate) fn take(channel: &ChannelRef, cpu: usize) -> Result<(Arc<Snapshot>, bool), i32> {
+    pub(crate) fn take(
+        memory: &Arc<Quota>,
+        channel: &ChannelRef,
+        cpu: usize,
+    ) -> Result<(Arc<Snapshot>, bool), i32> {
         if let Some(open) = channel.snapshot_slot(cpu).shared() {
             return Ok((open, false));
         }
@@ -29,7 +34,7 @@ impl Snapshot {
             libc::ENOMEM
         };
         let mut extent = channel.read_side(cpu).reader.snapshot_extent();
-        let memory = channel.registry().claim(extent.max() as u64).ok_or_else(no_memory)?;
+        let memory = memory.claim(0, extent.max()).map_err(|_| no_memory())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
         // The lock is let go after each sub-buffer: the writer and the socket's thread may be waiting for it.
