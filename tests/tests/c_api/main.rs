@@ -2,9 +2,9 @@
 //!
 //! A test belongs here if it compiles a program, or loads a library.
 
-mod bad_input;
+mod c_api;
+mod c_api_bad_input;
+mod c_examples;
 mod classic_module;
 mod classic_reader;
 mod descriptors_taken;
-mod examples;
-mod functions;

@@ -5,7 +5,7 @@
 mod access;
 mod bad_input;
 mod corrected;
+mod hostile_sockets;
 mod lengthened;
-mod sockets;
 mod strangers;
 mod truncated;

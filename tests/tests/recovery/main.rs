@@ -5,7 +5,7 @@
 mod adoption;
 mod compat;
 mod kept;
-mod kill_points;
+mod killed_at_steps;
 mod pipeline;
 mod post_mortem;
 mod reconnecting;

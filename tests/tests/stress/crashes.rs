@@ -3,7 +3,7 @@
 //! write returned Ok is read, in its order. At a kill the one reply that was under way may be read twice, and nothing else;
 //! at an end with `--keep`, nothing.
 //!
-//! `RELAYFS_CRASHES=200 cargo test --release -p relayfs-tests --test crashes -- --nocapture` for more of it.
+//! `sh tests/long.sh crashes` for more of it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

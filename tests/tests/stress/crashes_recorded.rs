@@ -1,7 +1,7 @@
 //! `audience record` while daemons are killed, and told to end with `--keep`, again and again, and four processes write
 //! directly, under signals and migrations: every message whose write returned Ok is in the recording, once, in its order.
 //!
-//! `RELAYFS_CRASHES=200 cargo test --release -p relayfs-tests --test crashes_recorded -- --nocapture` for more of it.
+//! `sh tests/long.sh crashes` for more of it.
 
 use std::collections::BTreeMap;
 use std::fs;

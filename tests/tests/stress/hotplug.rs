@@ -1,4 +1,4 @@
-//! A CPU that goes offline and comes back. In a file of its own: while the CPU is away, other tests would miss it.
+//! A CPU that goes offline and comes back. It takes turns with others, which would miss the CPU.
 
 use std::fs;
 use std::io::{self, Write as _};

@@ -7,12 +7,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod crashes;
 mod crashes_recorded;
-mod direct_writers;
 mod hotplug;
 mod mount_numbers;
 mod reader_bell;
 mod scribbler;
 mod soak;
+mod stress;
 
 /// Waits until no other test of this room runs.
 fn turn() -> MutexGuard<'static, ()> {

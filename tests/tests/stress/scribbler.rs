@@ -5,7 +5,7 @@
 //! For longer, say how many seconds:
 //!
 //! ```text
-//! RELAYFS_SCRIBBLE_SECONDS=60 cargo test --release -p relayfs-tests --test scribbler -- --nocapture
+//! RELAYFS_SCRIBBLE_SECONDS=60 cargo test --release -p relayfs-tests --test stress scribbler:: -- --nocapture
 //! ```
 
 use std::fs::{self, File};

@@ -2,7 +2,7 @@
 //! processes write directly, readers read, and all the while others come and go: connections, channels, snapshots, pollers,
 //! mapped readers.
 //!
-//! A few seconds; `RELAYFS_SOAK_SECONDS=600 cargo test --release -p relayfs-tests --test soak -- --nocapture` for long.
+//! A few seconds; `sh tests/long.sh soak` for long.
 
 use std::fs::{self, File};
 use std::io::Read;

@@ -2,11 +2,11 @@
 //!
 //! A test belongs here if it runs a program that does not know relayfs.
 
-mod control_files;
-mod follow;
-mod mapping;
-mod ordinary;
-mod poll;
-mod snapshot;
-mod splice;
-mod take;
+mod snapshot_tools;
+mod take_tools;
+mod tools;
+mod tools_follow;
+mod tools_mapping;
+mod tools_poll;
+mod tools_splice;
+mod tools_text;

@@ -6,7 +6,7 @@
 //! Takes about ten seconds. For longer, say how many seconds each of the tests is to write for:
 //!
 //! ```text
-//! RELAYFS_STRESS_SECONDS=300 cargo test --release -p relayfs-tests --test stress -- --nocapture
+//! RELAYFS_STRESS_SECONDS=300 cargo test --release -p relayfs-tests --test stress stress:: -- --nocapture
 //! ```
 
 use std::collections::BTreeMap;
