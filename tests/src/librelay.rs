@@ -1,5 +1,6 @@
 //! The C library, installed as a C programmer would, and programs that are linked with it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -28,6 +29,21 @@ pub fn installed() -> PathBuf {
     let last = root.join("usr/lib/pkgconfig/relay.pc");
     not_older(&last, files.into_iter().chain(headers).chain([archive]));
     root
+}
+
+/// Installs the library, which was built before, into another directory.
+#[track_caller]
+pub fn install(root: &Path) {
+    installed(); // fails if something was not built
+    let profile = if profile_dir().ends_with("release") { "release" } else { "dev" };
+    let mut make = tool("make", "make");
+    make.args(["--silent", "--old-file=all", "-C"]).arg(workspace().join("relay-producer/librelay"));
+    make.arg("install").arg(format!("PROFILE={profile}")).arg("PREFIX=/usr");
+    let mut destination = OsString::from("DESTDIR=");
+    destination.push(root);
+    // Not the jobs of a make that runs us.
+    make.arg(destination).arg(format!("CARGO={}", env!("CARGO"))).env_remove("MAKEFLAGS");
+    stdout_of(&mut make);
 }
 
 /// The directory with `librelay.so`.

@@ -5,7 +5,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use relayfs_tests::background::Place;
-use relayfs_tests::{Mount, complaint, is_mounted, private_shell, program, programs, run, stdout_of, text};
+use relayfs_tests::{Mount, complaint, is_mounted, private_shell, programs, run, stdout_of, text};
 
 /// A channel that still has unread data keeps its geometry, whatever the next command line names.
 #[test]
