@@ -14,20 +14,21 @@ run() {
     env "$@" || fail "failed: $*"
 }
 test_for_long() {
-    run "$1" cargo test --release --locked --quiet --package relayfs-tests --test "$2" -- --nocapture --test-threads=1
+    sh tests/build.sh --release || fail "the programs cannot be built, see above"
+    run "$1" cargo test --release --locked --quiet --package relayfs-tests --test stress "$2" -- --nocapture
 }
 
 # 200 daemons killed, and 200 restarted with --keep, while four processes write and two read; and again while it is recorded.
 crashes() {
-    test_for_long RELAYFS_CRASHES=200 crashes
-    test_for_long RELAYFS_CRASHES=200 crashes_recorded
+    test_for_long RELAYFS_CRASHES=200 crashes::
+    test_for_long RELAYFS_CRASHES=200 crashes_recorded::
 }
 # Well over a thousand producers killed, under signals and migrations.
-stress() { test_for_long RELAYFS_STRESS_SECONDS=120 stress; }
+stress() { test_for_long RELAYFS_STRESS_SECONDS=120 stress::; }
 # Ten minutes at full load: memory, descriptors and threads.
-soak() { test_for_long RELAYFS_SOAK_SECONDS=600 soak; }
+soak() { test_for_long RELAYFS_SOAK_SECONDS=600 soak::; }
 # A minute of random writes all over a channel's files.
-scribble() { test_for_long RELAYFS_SCRIBBLE_SECONDS=60 scribbler; }
+scribble() { test_for_long RELAYFS_SCRIBBLE_SECONDS=60 scribbler::; }
 # Ten million executions of each target.
 fuzz() { run RUNS=10000000 sh tests/fuzz.sh; }
 # Each ordering and rule of the buffer weakened; AddressSanitizer and valgrind.

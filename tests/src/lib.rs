@@ -3,6 +3,7 @@
 pub mod audience;
 pub mod background;
 pub mod buffer;
+pub mod built;
 pub mod c;
 pub mod classic;
 pub mod conformance;
@@ -12,6 +13,7 @@ pub mod honest;
 pub mod known;
 pub mod left;
 pub mod librelay;
+pub mod limits;
 pub mod lines;
 pub mod lttng;
 pub mod measure;
@@ -25,19 +27,19 @@ pub mod take;
 pub mod users;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use relay_producer::{BatchOptions, Channel, Counts, TransportChoice};
 use tempfile::TempDir;
+
+pub use built::{mortal_daemon, program, programs};
 
 /// Longest time that a test waits for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -57,41 +59,6 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 /// The directory of the workspace.
 pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
-}
-
-/// The path of a program or library of the project, built from the present sources.
-pub fn program(name: &str) -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let dir = BUILT.get_or_init(|| {
-        // The test is in deps/ of its profile's directory.
-        let exe = std::env::current_exe().expect("our own path");
-        let dir = exe.parent().and_then(Path::parent).expect("target/PROFILE/deps/test").to_owned();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--locked"]).current_dir(workspace());
-        if dir.file_name() == Some(OsStr::new("release")) {
-            build.arg("--release");
-        }
-        assert!(build.status().expect("cargo").success(), "building the programs");
-        dir
-    });
-    dir.join(name)
-}
-
-/// A daemon that dies at the place that `RELAYFSD_KILL_AT` names.
-///
-/// See `relayfsd/src/process/kill_point.rs`.
-pub fn mortal_daemon() -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let path = BUILT.get_or_init(|| {
-        let debug = program("relayfsd");
-        let target = debug.ancestors().nth(2).expect("target/PROFILE/relayfsd").join("kill-points");
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "--locked", "--package", "relayfsd", "--features", "kill-points"]);
-        build.arg("--target-dir").arg(&target).current_dir(workspace());
-        assert!(build.status().expect("cargo").success(), "building a daemon with kill points");
-        target.join("debug/relayfsd")
-    });
-    path.clone()
 }
 
 /// A command that runs a tool of the system. If the tool is missing, fails the test and says what to install.

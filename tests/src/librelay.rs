@@ -10,30 +10,35 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
+use crate::built::{not_older, profile_dir, up_to_date};
 use crate::direct::with_sequences;
-use crate::{Mount, Process, program, stdout_of, tool, workspace};
+use crate::{Mount, Process, stdout_of, tool, workspace};
 
-/// The PREFIX of `make install`, below its DESTDIR.
-const PREFIX: &str = "/usr";
-
-/// Installs the library once a process, and returns the root directory.
+/// Returns the directory in which the library is installed, as the root of a system.
+///
+/// `sh tests/build.sh` installs it. The test fails if a file of the library is newer.
 #[track_caller]
-pub fn installed() -> &'static Path {
-    static ROOT: OnceLock<PathBuf> = OnceLock::new();
-    ROOT.get_or_init(|| {
-        let root = program("").join("librelay-installed");
-        install(&root);
-        root
-    })
+pub fn installed() -> PathBuf {
+    let root = profile_dir().join("librelay-installed");
+    let package = workspace().join("relay-producer/librelay");
+    let compat = fs::read_dir(package.join("relayfs-compat/linux")).expect("the kernel's headers");
+    let headers = compat.map(|entry| entry.expect("an entry").path());
+    let files = ["Makefile", "librelay.map", "relay.h", "relay.pc.in"].map(|name| package.join(name));
+    let archive = up_to_date(profile_dir().join("librelay_c.a"));
+    // The file that make(1) installs last.
+    let last = root.join("usr/lib/pkgconfig/relay.pc");
+    not_older(&last, files.into_iter().chain(headers).chain([archive]));
+    root
 }
 
-/// Installs the library below a root directory.
+/// Installs the library, which was built before, into another directory.
 #[track_caller]
 pub fn install(root: &Path) {
-    let profile = if program("").ends_with("release") { "release" } else { "dev" };
+    installed(); // fails if something was not built
+    let profile = if profile_dir().ends_with("release") { "release" } else { "dev" };
     let mut make = tool("make", "make");
-    make.arg("--silent").arg("-C").arg(workspace().join("relay-producer/librelay")).arg("install");
-    make.arg(format!("PROFILE={profile}")).arg(format!("PREFIX={PREFIX}"));
+    make.args(["--silent", "--old-file=all", "-C"]).arg(workspace().join("relay-producer/librelay"));
+    make.arg("install").arg(format!("PROFILE={profile}")).arg("PREFIX=/usr");
     let mut destination = OsString::from("DESTDIR=");
     destination.push(root);
     // Without the jobs of a make that runs the tests.
@@ -111,7 +116,8 @@ impl Caller {
         let program = PROGRAM.get_or_init(|| {
             let (linked, place) = (Linked::compile("tests/c/api.c", &[]), libraries().join("api"));
             let new = libraries().join(format!("api-{}", std::process::id()));
-            fs::copy(linked.path(), &new).expect("copying a program");
+            // By another process: a child of this one may have a file open for writing that was copied here.
+            stdout_of(tool("install", "coreutils").args(["-m", "755"]).arg(linked.path()).arg(&new));
             fs::rename(&new, &place).expect("renaming a program");
             place
         });

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::io::Read;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use relay::wire::frame::{Body, OPEN_CREATE, WRITE_REPLY, WriteReply};
+use relayfs_tests::limits::allow_open_files;
 use relayfs_tests::peer::{Peer, messages, write};
 use relayfs_tests::{DEADLINE, Mount};
 
@@ -15,11 +15,7 @@ const MANY: usize = 1000;
 /// Each connection has a channel of its own, each of which somebody polls; then a message goes through each.
 #[test]
 fn a_thousand_connections_channels_and_pollers() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let needed = 4 * MANY as u64;
-    assert!(hard >= needed, "this test takes {needed} open files: raise the hard limit (ulimit -Hn), {hard}");
-    setrlimit(Resource::RLIMIT_NOFILE, needed, hard).unwrap();
-
+    allow_open_files(4 * MANY as u64);
     let mount = Mount::new(&[]);
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
     let mut all: Vec<(Peer, u32, File)> = (0..MANY)

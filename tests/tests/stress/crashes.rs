@@ -3,15 +3,13 @@
 //! write returned Ok is read, in its order. At a kill the one reply that was under way may be read twice, and nothing else;
 //! at an end with `--keep`, nothing.
 //!
-//! `RELAYFS_CRASHES=200 cargo test --release -p relayfs-tests --test crashes -- --nocapture` for more of it.
+//! `sh tests/long.sh crashes` for more of it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -24,6 +22,8 @@ use relayfs_tests::progress::get;
 use relayfs_tests::streams::{Numbers, Received};
 use relayfs_tests::stress::{Done, StressWriter};
 use relayfs_tests::{Mount, direct, eventually, exit_code};
+
+use crate::turn;
 
 /// Processes that write.
 const PROCESSES: u32 = 4;
@@ -50,17 +50,17 @@ struct Reading<'a> {
 
 #[test]
 fn daemons_that_are_killed_lose_nothing() {
+    let _turn = turn();
     pass(End::Killed, &["--subbuf-size=64K", "--n-subbufs=8"]);
 }
 
 #[test]
 fn daemons_that_keep_their_buffers_lose_nothing_and_tell_nothing_twice() {
+    let _turn = turn();
     pass(End::Kept, &["--subbuf-size=16K", "--n-subbufs=8", "--keep"]);
 }
 
 fn pass(how: End, args: &[&str]) {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let crashes = std::env::var("RELAYFS_CRASHES")
         .map_or(CRASHES_DEFAULT, |text| text.parse().expect("RELAYFS_CRASHES is a number"));
     let mut mount = Mount::with_sequences(args);

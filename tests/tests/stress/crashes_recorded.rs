@@ -1,11 +1,10 @@
 //! `audience record` while daemons are killed, and told to end with `--keep`, again and again, and four processes write
 //! directly, under signals and migrations: every message whose write returned Ok is in the recording, once, in its order.
 //!
-//! `RELAYFS_CRASHES=200 cargo test --release -p relayfs-tests --test crashes_recorded -- --nocapture` for more of it.
+//! `sh tests/long.sh crashes` for more of it.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -18,6 +17,8 @@ use relayfs_tests::streams::{Numbers, Received};
 use relayfs_tests::stress::{Done, StressWriter};
 use relayfs_tests::{Mount, direct, eventually, exit_code};
 
+use crate::turn;
+
 /// Processes that write.
 const PROCESSES: u32 = 4;
 /// Daemons that are ended in each test, if nobody says.
@@ -27,17 +28,17 @@ const LIFE_MAX_MS: usize = 30;
 
 #[test]
 fn daemons_that_are_killed_leave_a_whole_recording() {
+    let _turn = turn();
     pass(Signal::SIGKILL, &["--subbuf-size=64K", "--n-subbufs=8"]);
 }
 
 #[test]
 fn daemons_that_keep_their_buffers_leave_a_whole_recording() {
+    let _turn = turn();
     pass(Signal::SIGTERM, &["--subbuf-size=16K", "--n-subbufs=8", "--keep"]);
 }
 
 fn pass(signal: Signal, args: &[&str]) {
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let crashes = std::env::var("RELAYFS_CRASHES")
         .map_or(CRASHES_DEFAULT, |text| text.parse().expect("RELAYFS_CRASHES is a number"));
     let mut mount = Mount::with_sequences(args);

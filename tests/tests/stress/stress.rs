@@ -6,7 +6,7 @@
 //! Takes about ten seconds. For longer, say how many seconds each of the tests is to write for:
 //!
 //! ```text
-//! RELAYFS_STRESS_SECONDS=300 cargo test --release -p relayfs-tests --test stress -- --nocapture
+//! RELAYFS_STRESS_SECONDS=300 cargo test --release -p relayfs-tests --test stress stress:: -- --nocapture
 //! ```
 
 use std::collections::BTreeMap;
@@ -16,7 +16,6 @@ use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,6 +26,8 @@ use relayfs_tests::progress::{Stream, get};
 use relayfs_tests::streams::{Numbers, Received};
 use relayfs_tests::stress::{Done, StressWriter};
 use relayfs_tests::{DEADLINE, Mount};
+
+use crate::turn;
 
 /// Processes that write at any time.
 const PROCESSES: usize = 4;
@@ -103,16 +104,19 @@ impl Drop for End<'_> {
 
 #[test]
 fn without_overwriting_everything_written_is_read_once_and_in_order() {
+    let _turn = turn();
     pass("no-overwrite", rounds(false, false, Pace::KeepsUp));
 }
 
 #[test]
 fn overwriting_leaves_whole_messages_and_counts_every_lost_byte() {
+    let _turn = turn();
     pass("overwrite", rounds(true, false, Pace::Lags));
 }
 
 #[test]
 fn resets_throw_away_what_they_count_and_nothing_else() {
+    let _turn = turn();
     pass("resets", [rounds(false, true, Pace::Lags), rounds(true, true, Pace::KeepsUp)].concat());
 }
 
@@ -125,9 +129,6 @@ fn rounds(overwrite: bool, resets: bool, first: Pace) -> Vec<Round> {
 
 /// Goes through the rounds, in the time that there is.
 fn pass(name: &str, rounds: Vec<Round>) {
-    // Each has the machine for itself: writers that give way to readers would give way to another test's writers.
-    static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let seconds = std::env::var("RELAYFS_STRESS_SECONDS")
         .map_or(SECONDS_DEFAULT, |text| text.parse().expect("RELAYFS_STRESS_SECONDS is a number of seconds"));
     let duration = Duration::from_secs(seconds) / rounds.len() as u32;

@@ -5,7 +5,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 use relayfs_tests::background::Place;
-use relayfs_tests::{Mount, complaint, is_mounted, private_shell, program, run, stdout_of, text};
+use relayfs_tests::{Mount, complaint, is_mounted, private_shell, programs, run, stdout_of, text};
 
 /// A channel that still has unread data keeps its geometry, whatever the next command line names.
 #[test]
@@ -58,7 +58,7 @@ fn programs_say_that_proc_is_missing() {
         done
         dir=$PWD; cd /; rm -r "$dir"
     "#;
-    let said = text(&stdout_of(private_shell(script).arg(program("").as_os_str())));
+    let said = text(&stdout_of(private_shell(script).arg(programs())));
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines.len(), 5, "{said}");
     for line in lines {

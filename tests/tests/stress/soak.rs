@@ -2,7 +2,7 @@
 //! processes write directly, readers read, and all the while others come and go: connections, channels, snapshots, pollers,
 //! mapped readers.
 //!
-//! A few seconds; `RELAYFS_SOAK_SECONDS=600 cargo test --release -p relayfs-tests --test soak -- --nocapture` for long.
+//! A few seconds; `sh tests/long.sh soak` for long.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -16,6 +16,8 @@ use nix::unistd::Pid;
 use relay_producer::Channel;
 use relayfs_tests::stress::StressWriter;
 use relayfs_tests::{Mount, eventually};
+
+use crate::turn;
 
 /// How long it takes, if nobody says.
 const SECONDS_DEFAULT: u64 = 5;
@@ -46,6 +48,7 @@ fn of(process: Pid) -> Possessions {
 
 #[test]
 fn nothing_grows() {
+    let _turn = turn();
     let seconds = std::env::var("RELAYFS_SOAK_SECONDS")
         .map_or(SECONDS_DEFAULT, |text| text.parse().expect("RELAYFS_SOAK_SECONDS is a number of seconds"));
     let duration = Duration::from_secs(seconds);

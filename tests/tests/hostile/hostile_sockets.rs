@@ -11,7 +11,7 @@ use std::time::Instant;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::PollFlags;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use relay::wire::frame::{
     Body, Close, FRAME_MAX, Frame, FrameType, OPEN_CREATE, Refusal, SHARE_READ, Share, Watch,
@@ -20,6 +20,7 @@ use relay::wire::frame::{WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, Write};
 use relay::wire::socket::Socket;
 use relay_producer::BatchOptions;
 use relayfs_tests::honest::Honest;
+use relayfs_tests::limits::allow_open_files;
 use relayfs_tests::peer::{Peer, assert_unharmed, hello, messages, open, write};
 use relayfs_tests::users::{NOBODY, USER, by_user, mount_for_all, program_for_all};
 use relayfs_tests::{DEADLINE, Mount, Process, eventually};
@@ -390,7 +391,7 @@ fn open_files_of_other_users() {
 #[test]
 fn what_readers_keep() {
     const FILES: usize = 600;
-    setrlimit(Resource::RLIMIT_NOFILE, 2000, getrlimit(Resource::RLIMIT_NOFILE).unwrap().1).unwrap();
+    allow_open_files(2000);
     let mut mount = Mount::new(&[HONEST, "--subbuf-size=256K", "--n-subbufs=4"]);
     let honest = Honest::on(&mount, "honest");
     let message = vec![b'm'; 64 << 10];

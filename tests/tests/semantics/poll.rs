@@ -12,11 +12,11 @@ use std::thread::JoinHandle;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, gettid};
 use relayfs_tests::buffer::{Buffer, MIB, READABLE, Shape, each, poll_now};
 use relayfs_tests::direct::with_sequences;
+use relayfs_tests::limits::allow_open_files;
 use relayfs_tests::{DEADLINE, Mount, Process, eventually, exit_code, program, stdout_of, text, tool};
 
 const IDLE: PollFlags = PollFlags::empty();
@@ -254,8 +254,7 @@ fn a_switch_wakes_everybody() {
 #[test]
 fn a_thousand_are_woken() {
     const EACH: u64 = 334;
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, soft.max(4096).min(hard), hard).unwrap();
+    allow_open_files(4096);
     for shape in both_ways(SMALL) {
         let b = Buffer::new(shape);
         let open = |_| b.open();

@@ -1,6 +1,6 @@
 //! Where numbers of CPUs are missing in between, each CPU has the buffer of its number all the same.
 
-use relayfs_tests::{private_shell, program, stdout_of, text, tool};
+use relayfs_tests::{private_shell, programs, stdout_of, text, tool};
 
 /// The C library counts four CPUs then, and the last one has number 5.
 #[test]
@@ -19,7 +19,7 @@ fn last_cpu_has_a_file_where_numbers_are_missing() {
         audience --cpu 5; echo $?
         audience --cpu 6 2>&1 | grep -c 'cpu 6\|CPU 6'
     "#;
-    let said = text(&stdout_of(private_shell(script).arg(program("").as_os_str())));
+    let said = text(&stdout_of(private_shell(script).arg(programs())));
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines, ["cpu0 cpu1 cpu2 cpu3 cpu4 cpu5", "CPU 4 CPU 5 ", "one", "0", "1"], "{said}");
 }

@@ -5,7 +5,7 @@
 //! For longer, say how many seconds:
 //!
 //! ```text
-//! RELAYFS_SCRIBBLE_SECONDS=60 cargo test --release -p relayfs-tests --test scribbler -- --nocapture
+//! RELAYFS_SCRIBBLE_SECONDS=60 cargo test --release -p relayfs-tests --test stress scribbler:: -- --nocapture
 //! ```
 
 use std::fs::{self, File};
@@ -24,6 +24,8 @@ use nix::sys::signal::Signal;
 use relay_producer::{BatchOptions, Channel, TransportChoice};
 use relayfs_tests::direct::on_cpu;
 use relayfs_tests::{Mount, Process, conformance, eventually, exit_code, program, run, text};
+
+use crate::turn;
 
 /// How long it scribbles, if nobody says.
 const SECONDS_DEFAULT: u64 = 3;
@@ -60,11 +62,13 @@ impl Answers {
 
 #[test]
 fn no_overwrite() {
+    let _turn = turn();
     scribble("no-overwrite");
 }
 
 #[test]
 fn overwrite() {
+    let _turn = turn();
     scribble("overwrite");
 }
 

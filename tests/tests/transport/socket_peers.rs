@@ -6,11 +6,11 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::MsgFlags;
 use relay::wire::frame::{Body, Close, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY};
 use relay::wire::frame::{Write, WriteReply};
+use relayfs_tests::limits::allow_open_files;
 use relayfs_tests::peer::{Peer, assert_unharmed, messages, write};
 use relayfs_tests::{Mount, Process, eventually, program};
 
@@ -19,14 +19,6 @@ const CROWD: usize = 1000;
 
 /// Descriptors that the daemon may need for a moment for itself.
 const FEW: usize = 4;
-
-/// Lets this process have a crowd of sockets open.
-fn make_room_for_a_crowd() {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let needed = 4 * CROWD as u64;
-    assert!(hard >= needed, "this test takes {needed} open files: raise the hard limit (ulimit -Hn), {hard}");
-    setrlimit(Resource::RLIMIT_NOFILE, soft.max(needed), hard).unwrap();
-}
 
 /// Number of descriptors that the daemon has open.
 fn n_descriptors(mount: &mut Mount) -> usize {
@@ -164,7 +156,7 @@ fn one_that_waits_keeps_nobody_else() {
 /// give it back.
 #[test]
 fn a_crowd_that_says_nothing() {
-    make_room_for_a_crowd();
+    allow_open_files(4 * CROWD as u64);
     let mut mount = Mount::new(&[]);
     let first = Peer::hello(&mount); // when it is served, the daemon has opened what it needs
     let before = n_descriptors(&mut mount);
@@ -188,7 +180,7 @@ fn a_crowd_that_says_nothing() {
 /// "1,000 connections at once, ones that never read": who does not take its replies is dropped, and nobody else is.
 #[test]
 fn a_crowd_that_never_reads() {
-    make_room_for_a_crowd();
+    allow_open_files(4 * CROWD as u64);
     let mut mount = Mount::new(&[]);
     let first = Peer::hello(&mount); // when it is served, the daemon has opened what it needs
     let before = n_descriptors(&mut mount);
@@ -220,7 +212,7 @@ fn a_crowd_that_never_reads() {
 /// A crowd that floods one buffer, and dies: every message that was written is one that was sent, whole.
 #[test]
 fn a_crowd_that_floods_and_dies() {
-    make_room_for_a_crowd();
+    allow_open_files(4 * CROWD as u64);
     let mount = Mount::new(&["--subbuf-size=64K", "--n-subbufs=4", "--overwrite"]);
     let payload = messages(&[&[b'm'; 63]; 100].map(|message| &message[..]));
     let crowd: Vec<Peer> = (0..200).map(|_| Peer::hello(&mount)).collect();

@@ -8,6 +8,8 @@ use nix::sys::signal::Signal;
 use relayfs_tests::{Mount, eventually, is_mounted};
 use tempfile::TempDir;
 
+use crate::turn;
+
 /// Mounts that are made at once, for one of them to get the numbers.
 const OTHERS: usize = 16;
 
@@ -58,6 +60,7 @@ fn unmounted_and_standing_still() -> (Mount, Option<(String, String)>) {
 /// mount and the end of the daemon may get both of its numbers; the daemon must not take that mount for its own.
 #[test]
 fn who_gets_the_numbers_of_a_mount_that_is_gone_keeps_his_mount() {
+    let _turn = turn();
     // Other tests mount as well, and may be faster.
     eventually("a mount with the numbers of one that is gone", || {
         let (mut ours, gone) = unmounted_and_standing_still();
@@ -73,6 +76,7 @@ fn who_gets_the_numbers_of_a_mount_that_is_gone_keeps_his_mount() {
 /// The same on the very mount point, where another user's daemon may be mounted next: that one is alive.
 #[test]
 fn who_mounts_next_in_the_same_place_keeps_his_mount() {
+    let _turn = turn();
     eventually("a mount with the numbers of one that is gone", || {
         let (mut ours, gone) = unmounted_and_standing_still();
         let next = Tmpfs::on(ours.point().to_owned());

@@ -1,4 +1,4 @@
-//! A CPU that goes offline and comes back. In a file of its own: while the CPU is away, other tests would miss it.
+//! A CPU that goes offline and comes back. It takes turns with others, which would miss the CPU.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use nix::sys::signal::Signal;
 use relay_producer::BatchOptions;
 use relayfs_tests::{Mount, eventually, exit_code};
+
+use crate::turn;
 
 /// A CPU that is offline, until this is dropped.
 struct Offline(PathBuf);
@@ -40,6 +42,7 @@ fn writers_cpus(mount: &mut Mount) -> String {
 /// Online again: its writer goes back to it.
 #[test]
 fn a_cpu_goes_away_and_comes_back() {
+    let _turn = turn();
     let mut mount = Mount::new(&[]);
     let send = |message: &[u8], cpu| {
         let options = BatchOptions { cpu: Some(cpu), ..BatchOptions::default() };

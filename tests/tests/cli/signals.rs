@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use relayfs_tests::background::Place;
-use relayfs_tests::{Mount, Process, eventually, exit_code, is_mounted, program, run, text, tool};
+use relayfs_tests::{Mount, Process, eventually, exit_code, is_mounted, program, programs, run, text, tool};
 
 /// Signals that have another purpose than to tell a program something: these end a program at once.
 const FATAL: [i32; 8] = [
@@ -152,7 +152,7 @@ fn commands_report_a_full_output_file() {
         mount.send(0, &[&[b'a'; 100_000][..]; 3]);
         let limited = format!(
             "exec {}/{command} -m {} >{}",
-            program("").display(),
+            programs().display(),
             mount.point().display(),
             mount.beside("out").display()
         );

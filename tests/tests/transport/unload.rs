@@ -1,10 +1,9 @@
 //! A library that writes shared buffers can be unloaded: its threads keep nothing of it, and go on.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use relayfs_tests::direct::with_sequences;
-use relayfs_tests::{Mount, program, run, text, workspace};
+use relayfs_tests::{Mount, program, run, text};
 
 /// How often the library is loaded and unloaded.
 const ROUNDS: usize = 20;
@@ -14,7 +13,7 @@ const MESSAGE: &str = "a message of a library that may be gone\n";
 /// Whatever a thread does last, it is not to leave anything behind.
 #[test]
 fn a_library_that_has_written_directly_can_be_unloaded_and_its_threads_go_on() {
-    let (program, library) = (program("test-unload"), library());
+    let (program, library) = (program("test-unload"), program("examples/libtest_plugin.so"));
     let tried = (301 * ROUNDS) as u64;
     for (last, args) in [
         ("a message behind others", &["--subbuf-size=1M", "--n-subbufs=4"][..]),
@@ -37,15 +36,4 @@ fn a_library_that_has_written_directly_can_be_unloaded_and_its_threads_go_on() {
         let overwritten = stats["total.overwritten_bytes"] / MESSAGE.len() as u64;
         assert_eq!(n_read + overwritten, written, "{last}: {stats:?}");
     }
-}
-
-/// The library, built as it is now.
-fn library() -> PathBuf {
-    let program = program("test-unload");
-    let dir = program.parent().expect("the directory of the programs");
-    let mut build = Command::new(env!("CARGO"));
-    build.args(["build", "--quiet", "--package=relayfs-tests", "--example=test-plugin", "--locked"]);
-    build.args(dir.ends_with("release").then_some("--release"));
-    assert!(build.current_dir(workspace()).status().expect("cargo").success(), "building the library");
-    dir.join("examples/libtest_plugin.so")
 }

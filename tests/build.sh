@@ -1,0 +1,26 @@
+#!/bin/sh
+# Builds what the tests run, since no test builds anything: the programs, a daemon that dies where it is asked to, a library
+# to load, and librelay, installed below the target directory.
+#
+#   sh tests/build.sh [--release]
+set -eu
+cd "$(dirname "$0")/.."
+. tests/need.sh
+need make make
+need pkg-config pkg-config
+need_rust
+install_missing
+
+case ${1:-} in
+'') profile=dev dir=debug ;;
+--release) profile=release dir=release ;;
+*) fail "unknown argument '$1': sh tests/build.sh [--release]" ;;
+esac
+target_dir=$(target_dir)
+out=$target_dir/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}$dir
+
+cargo build --profile $profile --workspace --locked --quiet --lib --bins --example test-plugin
+# A target directory of its own: the daemon that users get has no such places.
+env -u CARGO_BUILD_TARGET cargo build --package relayfsd --features kill-points --locked --quiet \
+    --target-dir "$target_dir/kill-points"
+make --silent -C relay-producer/librelay install PROFILE=$profile PREFIX=/usr DESTDIR="$out/librelay-installed"

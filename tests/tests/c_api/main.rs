@@ -1,0 +1,10 @@
+//! Programs in C: librelay, the kernel's names, and the classic programs.
+//!
+//! A test belongs here if it compiles a program, or loads a library.
+
+mod c_api;
+mod c_api_bad_input;
+mod c_examples;
+mod classic_module;
+mod classic_reader;
+mod descriptors_taken;

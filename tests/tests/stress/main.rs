@@ -1,0 +1,21 @@
+//! Tests that take the machine for themselves: full load, daemons killed again and again, CPUs that go away.
+//!
+//! A test belongs here if it measures what a process has, or changes what other tests rely on. Every test of this
+//! room begins with [`turn`], so that one runs at a time.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+mod crashes;
+mod crashes_recorded;
+mod hotplug;
+mod mount_numbers;
+mod reader_bell;
+mod scribbler;
+mod soak;
+mod stress;
+
+/// Waits until no other test of this room runs.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
