@@ -39,7 +39,7 @@ SIGTERM; a second signal does not wait for it.
 Exit status: 0 all written, 1 error, 2 wrong usage, 3 some messages dropped."
 )]
 pub(crate) struct Options {
-    /// Mount point or socket of a relayfs [default: $RELAYFS, else /mnt/relay]
+    /// Mount point or socket [default: $RELAYFS, else /mnt/relay]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) mount: Option<PathBuf>,
 
@@ -51,7 +51,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "GEOMETRY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub(crate) create: Option<GeometrySpec>,
 
-    /// Write to the buffer of this CPU [default: the CPU that the command runs on]
+    /// Write to the buffer of this CPU [default: the CPU that it runs on]
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
 
@@ -63,11 +63,11 @@ pub(crate) struct Options {
     #[arg(short = '0', long, conflicts_with_all = ["chunk", "messages"])]
     pub(crate) null: bool,
 
-    /// Cut standard input into messages of SIZE bytes (K, M, G: powers of 1024)
+    /// Cut input into messages of SIZE bytes (K, M, G: powers of 1024)
     #[arg(long, value_name = "SIZE", value_parser = chunk_size, conflicts_with = "messages")]
     pub(crate) chunk: Option<usize>,
 
-    /// Wait for room instead of dropping, at most DURATION: 5, 0.5, 100ms, 2s, 1m
+    /// Wait for room, for ever or at most DURATION: 5, 0.5, 100ms, 2s, 1m
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = wait,
           default_missing_value = "")]
     pub(crate) wait: Option<Wait>,
@@ -80,7 +80,7 @@ pub(crate) struct Options {
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
     pub(crate) transport: TransportArg,
 
-    /// Print channel, geometry and transport, and why the transport is the socket
+    /// Print channel, geometry, transport, and why that is the socket
     #[arg(short, long)]
     pub(crate) verbose: bool,
 
