@@ -6,9 +6,11 @@
 
 pub(crate) mod backpressure;
 pub(crate) mod connection;
+pub(crate) mod context;
 pub(crate) mod event_loop;
 pub(crate) mod listener;
 pub(crate) mod peer;
 pub(crate) mod reassembly;
+pub(crate) mod refusal;
 pub(crate) mod requests;
 pub(crate) mod watch;

@@ -38,6 +38,9 @@ pub(crate) struct NodeStat {
     pub(crate) ctime: SystemTime,
 }
 
+/// Called with the result of a write(2) when that is known: an errno, or nothing.
+pub(crate) type Written = Box<dyn FnOnce(Result<(), i32>) + Send>;
+
 /// The tree of one daemon.
 pub(crate) struct Tree {
     registry: Arc<Registry>,

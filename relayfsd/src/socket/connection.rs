@@ -11,21 +11,15 @@ use std::sync::Arc;
 
 use log::debug;
 use nix::errno::Errno;
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use nix::sys::eventfd::EventFd;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::wire::frame::{
-    Body, FRAME_MAX, Frame, FrameError, FrameType, Hello, HelloReply, Refusal, VERSION, WRITE_REPLY,
+    Body, FRAME_MAX, Frame, FrameType, Hello, HelloReply, Refusal, VERSION, WRITE_REPLY,
 };
 
-use crate::policy::quota::Quota;
-use crate::policy::share_policy::Sharing;
-use crate::registry::Registry;
-use crate::socket::backpressure::{AllUnderWay, Ring};
+use crate::socket::context::ConnectionContext;
 use crate::socket::peer::Peer;
-use crate::socket::reassembly::{AssemblyError, Budget};
+use crate::socket::refusal::Refused;
 use crate::socket::requests::Requests;
-use crate::writers::Writers;
 
 /// Lowest version of the protocol that is spoken here.
 const VERSION_MIN: u16 = 1;
@@ -42,73 +36,6 @@ pub(crate) enum Turn {
     Stalled,
     /// The peer has hung up, or is not worth talking to.
     Over,
-}
-
-/// Why a frame is not obeyed.
-pub(crate) enum Refused {
-    /// This one is refused, others are welcome.
-    Request(Refusal),
-    /// The peer does not keep to the protocol: it is told so, and dropped.
-    Connection(Refusal),
-}
-
-impl Refused {
-    pub(crate) fn request(errno: Errno, text: impl ToString) -> Refused {
-        Refused::Request(Refusal { errno: errno as i32, text: text.to_string() })
-    }
-
-    pub(crate) fn connection(errno: Errno, text: impl ToString) -> Refused {
-        Refused::Connection(Refusal { errno: errno as i32, text: text.to_string() })
-    }
-}
-
-impl From<FrameError> for Refused {
-    fn from(error: FrameError) -> Refused {
-        match error {
-            // A newer producer may know more than we do.
-            FrameError::UnknownType(_) => Refused::request(Errno::EOPNOTSUPP, error),
-            FrameError::Short(_) | FrameError::Length { .. } | FrameError::Malformed(_) => {
-                Refused::connection(Errno::EPROTO, error)
-            }
-        }
-    }
-}
-
-impl From<AssemblyError> for Refused {
-    fn from(error: AssemblyError) -> Refused {
-        match error {
-            AssemblyError::Frame(error) => error.into(),
-            AssemblyError::TooLong(_) => Refused::request(Errno::EMSGSIZE, error),
-            AssemblyError::NoMemory | AssemblyError::NoMemoryToWait | AssemblyError::GivenUp => {
-                Refused::request(Errno::ENOBUFS, error)
-            }
-        }
-    }
-}
-
-/// What all connections have in common.
-pub(crate) struct ConnectionContext {
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) writers: Arc<Writers>,
-    pub(crate) budget: Arc<Budget>,
-    /// Channels that connections hold.
-    pub(crate) holds: Arc<Quota>,
-    /// What the writers have of all, and what of it is long messages that wait for room.
-    pub(crate) under_way: AllUnderWay,
-    pub(crate) long_waiting: Arc<Quota>,
-    pub(crate) ring: Ring,
-    pub(crate) sharing: Sharing,
-    pub(crate) epoll: Epoll,
-}
-
-/// Set in the token of a connection's bell.
-pub(crate) const BELL_BIT: u64 = 1 << 63;
-
-impl ConnectionContext {
-    /// Lets the bell of connection `number` be heard.
-    pub(crate) fn watch_bell(&self, bell: &EventFd, number: u64) -> nix::Result<()> {
-        self.epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, number | BELL_BIT))
-    }
 }
 
 enum State {

@@ -27,8 +27,9 @@ use crate::policy::share_policy::NotShared;
 use crate::registry::OpenError;
 use crate::registry::create_queue::{Made, PendingCreate};
 use crate::socket::backpressure::InFlight;
-use crate::socket::connection::{ConnectionContext, Refused};
+use crate::socket::context::ConnectionContext;
 use crate::socket::peer::Peer;
+use crate::socket::refusal::Refused;
 use crate::socket::watch::Reading;
 use crate::writers::{Busy, Job};
 

@@ -10,7 +10,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use crate::channel::give_back::errno;
 use crate::channel::{ChannelRef, PollState};
-use crate::socket::connection::Refused;
+use crate::socket::refusal::Refused;
 
 /// Tells who waits by the socket from who polls an open file, whose numbers are smaller.
 const BY_SOCKET: u64 = 1 << 63;

@@ -7,7 +7,7 @@ use relay::layout::geometry::MESSAGE_MAX;
 use relay::ring::writer::WriteResult;
 
 use crate::channel::ChannelRef;
-use crate::tree::open_file::Written;
+use crate::tree::Written;
 use crate::writers::{Job, Unavailable, Writers};
 
 /// Longest write(2) that is sure to come in one piece, in bytes. The kernel cuts longer ones after as many whole pages as a

@@ -17,7 +17,7 @@ use crate::tree::buffer_file::OpenBuffer;
 use crate::tree::consumed_file::consume;
 use crate::tree::inode::{ControlFile, Node, PerCpu};
 use crate::tree::msg_file;
-use crate::tree::{Tree, VERSION_TEXT, consumed_text};
+use crate::tree::{Tree, VERSION_TEXT, Written, consumed_text};
 use crate::writers::{Unavailable, flush_all, reset_all};
 
 /// How much all open files together keep, in bytes. Where there is no more, files keep less, and nothing else changes.
@@ -59,9 +59,6 @@ pub(crate) enum Source {
     /// From us each time, and for mappings from a file. We are told when a process closes it.
     UntilClosed(io::Result<File>),
 }
-
-/// The result of a write(2), told when it is known: an errno, or nothing.
-pub(crate) type Written = Box<dyn FnOnce(Result<(), i32>) + Send>;
 
 impl OpenFile {
     /// Opens a node; the kernel checked its mode. `readable`: not write-only. `room` is for what the file keeps. ESTALE: it has

@@ -11,8 +11,8 @@ use relay::wire::frame::{
 
 use super::{Requests, buffer_of};
 use crate::policy::quota::Reservation;
-use crate::socket::connection::Refused;
 use crate::socket::reassembly::{AssemblyError, Reassembly};
+use crate::socket::refusal::Refused;
 use crate::writers::{Batch, Gather, Job, Wait};
 
 /// A message that comes in several frames, all of one id.
