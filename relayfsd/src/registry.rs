@@ -77,7 +77,9 @@ pub(crate) struct Registry {
     /// The state file's values besides the channels.
     state: StateFile,
     channels: Mutex<Channels>,
-    /// Held while a thread creates a channel, which takes long for a large one. `channels` is not held meanwhile.
+    /// Held while a thread creates a channel, which takes long for a large one.
+    ///
+    /// `channels` is not held meanwhile.
     creating: Mutex<()>,
     writers: Arc<Writers>,
     creator: Turns,
@@ -164,7 +166,9 @@ impl Registry {
         &self.memory
     }
 
-    /// Attaches to the channel of a name, or creates it. The flag says whether the channel is new.
+    /// Attaches to the channel of a name, or creates it.
+    ///
+    /// The flag says whether the channel is new.
     ///
     /// An existing channel keeps its geometry. Creating one takes long for large buffers.
     pub(crate) fn open(
@@ -260,7 +264,7 @@ impl Registry {
         self.lock().dirs_by_id.get(&id).cloned()
     }
 
-    /// Passes the directories directly below `path` (the root's is empty) to `visit`, until `visit` breaks.
+    /// Passes the directories directly below `path` (empty: the root) to `visit`, until it breaks.
     ///
     /// They come in the order of their ids, from `from` on, each with its last component. The registry is locked
     /// meanwhile.
@@ -276,7 +280,7 @@ impl Registry {
         children.try_for_each(|(id, (_, last))| visit(id, last))
     }
 
-    /// Passes the channels whose base filenames are in the directory `path` to `visit`, as [`Self::visit_dirs`] does.
+    /// Passes the channels with base filenames in `path` to `visit`, as [`Self::visit_dirs`] does.
     pub(crate) fn visit_channels(
         &self,
         path: &str,
@@ -292,7 +296,7 @@ impl Registry {
         self.lock().by_name.values().cloned().collect()
     }
 
-    /// Returns the text of `.relay/stats`: channels, memory, and the counters of removed channels.
+    /// Returns the text of `.relay/stats`: channels, memory, the counters of removed channels.
     pub(crate) fn stats(&self) -> String {
         let channels = self.lock();
         let (n_channels, gone) = (channels.by_name.len(), channels.gone);
@@ -325,7 +329,9 @@ impl Registry {
         Ok(held)
     }
 
-    /// Checks the limits for a new channel, perhaps in the place of `old`. Returns its id and its memory.
+    /// Checks the limits for a new channel, perhaps in the place of `old`.
+    ///
+    /// Returns its id and its memory.
     fn admit(
         &self,
         name: &ChannelName,
@@ -364,7 +370,9 @@ impl Registry {
         Ok((channels.last_id, memory))
     }
 
-    /// Makes the error for a name that no channel has. It lists other channels, so make it only to send it.
+    /// Makes the error for a name that no channel has.
+    ///
+    /// It lists other channels, so make it only to send it.
     pub(crate) fn unknown(&self, name: ChannelName) -> OpenError {
         let channels = self.lock();
         // A channel of that name may have been created meanwhile.

@@ -14,7 +14,7 @@ use crate::registry::{Create, OpenError, Registry};
 pub(crate) type Made = Result<(ChannelRef, bool), OpenError>;
 
 impl Registry {
-    /// Opens or creates a channel for a user, as [`Registry::open`] does, on the creator's thread.
+    /// Has the creator's thread open or create a channel for a user, see [`Registry::open`].
     ///
     /// The creator's thread calls `ring` when the result is there.
     pub(crate) fn order(

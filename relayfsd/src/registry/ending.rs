@@ -91,7 +91,9 @@ impl Registry {
         stay
     }
 
-    /// Ends all channels and keeps none. Readers read open files on; the directory may be another daemon's.
+    /// Ends all channels and keeps none.
+    ///
+    /// Readers read open files on; the directory may be another daemon's.
     pub(crate) fn abandon(self: &Arc<Self>) {
         for channel in self.all() {
             self.close_buffers(&channel);

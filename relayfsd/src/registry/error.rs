@@ -65,7 +65,9 @@ fn more_room(error: &std::io::Error) -> String {
 }
 
 impl OpenError {
-    /// Makes the error for a name that no channel has. `names` are existing names, and `more` counts further ones.
+    /// Makes the error for a name that no channel has.
+    ///
+    /// `names` are existing names, and `more` counts further ones.
     pub(super) fn unknown(name: ChannelName, names: &[ChannelName], more: usize) -> OpenError {
         let names: Vec<&str> = names.iter().map(ChannelName::as_str).collect();
         let others = match more {

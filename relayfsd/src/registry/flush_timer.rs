@@ -1,4 +1,6 @@
-//! Looks at buffers that processes wait for, at every `--flush-interval`, and only while a process waits.
+//! Flushes the buffers that processes wait for, at every `--flush-interval`.
+//!
+//! The daemon's first thread looks only while a process waits.
 //!
 //! ```text
 //! FUSE or socket thread:  store the waiter, set `polled`, ask
@@ -26,12 +28,14 @@ pub(crate) struct Schedule {
 }
 
 impl Schedule {
-    /// Creates a schedule without looks until a process waits. Without an interval there are none at all.
+    /// Creates a schedule without looks until a process waits.
+    ///
+    /// Without an interval there are none at all.
     pub(crate) fn new(interval: Option<Duration>, looks: Arc<Looks>) -> Schedule {
         Schedule { interval, looks, due: never() }
     }
 
-    /// Returns the receiver that gets a message when a process waits for the first time, or again.
+    /// Returns the receiver that gets a message when a process begins to wait.
     pub(crate) fn asked(&self) -> Receiver<()> {
         self.interval.map_or_else(never, |_| self.looks.asked())
     }

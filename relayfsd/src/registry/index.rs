@@ -19,7 +19,9 @@ pub(super) struct Channels {
     pub(super) dirs: BTreeMap<String, Dir>,
     /// The directories' paths by id.
     pub(super) dirs_by_id: BTreeMap<u32, String>,
-    /// The last id given. Ids are never reused, so that an inode number means one channel or directory for ever.
+    /// The last id given.
+    ///
+    /// Ids are never reused, so that an inode number means one channel or directory for ever.
     pub(super) last_id: u32,
     /// Sums of the counters of removed channels.
     pub(super) gone: Counts,
@@ -53,9 +55,9 @@ impl Channels {
         was_there
     }
 
-    /// Adds a channel, perhaps in the place of `old`, which has the same name: the directories stay the same.
+    /// Adds a channel, perhaps in the place of `old`, and returns the reservation of `old`.
     ///
-    /// Returns the reservation of `old`.
+    /// Both have the same name, so the directories stay the same.
     pub(super) fn replace(
         &mut self,
         old: Option<&Arc<Channel>>,

@@ -1,4 +1,4 @@
-//! Orphaned producers, which have files from an earlier daemon; and the state file between daemons.
+//! Orphaned producers, which have files from an earlier daemon; and writing the state file.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -77,8 +77,7 @@ impl Registry {
         self.save(&self.lock())
     }
 
-    /// Returns whether orphaned producers may be left: they have buffers from an earlier daemon, and have not
-    /// reconnected.
+    /// Returns whether a channel may have orphaned producers.
     pub(crate) fn has_orphans(&self) -> bool {
         self.lock().by_name.values().any(|channel| channel.is_inherited())
     }
@@ -170,7 +169,9 @@ impl Registry {
     }
 }
 
-/// Returns the counters of removed channels from a state file. It ignores names of other releases.
+/// Returns the counters of removed channels from a state file.
+///
+/// It ignores names of other releases.
 pub(super) fn gone(state: &StateFile) -> Counts {
     let mut counts = Counts::default();
     for (name, value) in &state.gone {

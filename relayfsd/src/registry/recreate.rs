@@ -33,7 +33,7 @@ impl Registry {
         self.creator.order(0, Box::new(move || done(registry.replace_broken(&broken))));
     }
 
-    /// Replaces a broken channel of the command line with a new one, or removes any other broken channel.
+    /// Replaces a broken channel of the command line, or removes any other broken channel.
     ///
     /// A producer that wants a removed channel opens it again. Holders of the broken one keep it, and get errors. Its
     /// counters are lost: a peer may have written anything there. Runs on the creator's thread.
@@ -71,7 +71,7 @@ mod tests {
     use crate::state::recovery::Recovered;
     use crate::writers::Writers;
 
-    /// Creating a channel takes long for large buffers: the caller does not wait, and gets the result later.
+    /// The caller does not wait for the new channel's allocation, and gets the result later.
     #[test]
     fn broken_channel_is_recreated_on_the_creators_thread() {
         let dir = tempfile::tempdir().unwrap();
