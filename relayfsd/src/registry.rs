@@ -264,7 +264,7 @@ impl Registry {
         self.lock().dirs_by_id.get(&id).cloned()
     }
 
-    /// Passes the directories directly below `path` (empty: the root) to `visit`, until it breaks.
+    /// Passes the directories directly below `path` (empty: root) to `visit`, until it breaks.
     ///
     /// They come in the order of their ids, from `from` on, each with its last component. The registry is locked
     /// meanwhile.
@@ -280,7 +280,7 @@ impl Registry {
         children.try_for_each(|(id, (_, last))| visit(id, last))
     }
 
-    /// Passes the channels with base filenames in `path` to `visit`, as [`Self::visit_dirs`] does.
+    /// Passes the channels with base filenames in `path` to `visit`, like [`Self::visit_dirs`].
     pub(crate) fn visit_channels(
         &self,
         path: &str,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::channel::Channel;
 
-/// Defines [`Counts`] from a list of counters: each one's name in the files, and how to add two.
+/// Defines [`Counts`] from a list of counters: each one's name in files, and how to add two.
 macro_rules! counts {
     ($($name:ident: $together:ident,)*) => {
         /// The counters of one buffer, or the sums of several.

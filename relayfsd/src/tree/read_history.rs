@@ -4,8 +4,7 @@ use relay::memory::lent::Lent;
 
 use crate::policy::quota::Reservation;
 
-/// Bytes that an open file keeps, of those it has read, for a reader that seeks back: at least this, at most twice
-/// this.
+/// Bytes that an open file keeps at least, and half of what it keeps at most.
 ///
 /// Some programs read ahead and seek back to where they stopped: head, grep -m, the shell's read, stdio at exit. They
 /// read less than this at a time.
