@@ -106,7 +106,7 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
             // Behind batches that wait for the same buffer: otherwise a producer's messages would change their order.
             let behind = progress.waits()
                 && parked.iter().any(|other| other.is_for(&progress.batch.channel, progress.batch.cpu));
-            if behind || !progress.go_on() {
+            if behind || !progress.resume() {
                 parked.push_back(progress);
             }
         }
@@ -213,7 +213,7 @@ fn settled(
 /// Continues the waiting batches of one buffer in order, until one has to wait again.
 fn retry(parked: &mut VecDeque<Progress>, channel: &ChannelRef, cpu: usize) {
     while let Some(first) = parked.iter().position(|progress| progress.is_for(channel, cpu)) {
-        if !parked[first].go_on() {
+        if !parked[first].resume() {
             break;
         }
         parked.remove(first);
@@ -225,7 +225,7 @@ fn sweep(parked: &mut VecDeque<Progress>) {
     let now = Instant::now();
     for progress in parked.iter_mut().filter(|progress| progress.is_over(now)) {
         progress.batch.wait = Wait::No;
-        progress.go_on();
+        progress.resume();
     }
     parked.retain(Progress::waits);
 }
@@ -282,8 +282,8 @@ impl Progress {
         self.batch.channel.id() == channel.id() && self.batch.cpu == cpu
     }
 
-    /// Writes to the end and reports the result, or returns false: the batch has to wait for room.
-    fn go_on(&mut self) -> bool {
+    /// Writes to the end and reports the result. Returns false if the batch has to wait for room.
+    fn resume(&mut self) -> bool {
         if !self.batch.channel.may_be_written() {
             if self.waits() {
                 return false;
