@@ -1,4 +1,4 @@
-//! The daemon's end of the socket: a thread with one epoll loop, which never waits for a peer.
+//! The daemon's end of the socket: a thread with an epoll loop that never waits for a peer.
 //!
 //! Events are edge-triggered. An event puts its connection in a queue (`ready`). There the connection gets turns of a
 //! bounded number of frames until its socket is empty, so no connection keeps the others waiting. A connection that is
