@@ -61,7 +61,7 @@ const ORPHAN_INTERVAL: Duration = Duration::from_millis(10);
 const ORPHAN_CHECK: u32 = 100;
 /// Interval at which a daemon after `umount -l` checks whether the next daemon waits for it.
 const WANTED_INTERVAL: Duration = Duration::from_millis(20);
-/// Longest time that the writers may take for the producers' last messages when the daemon ends.
+/// Longest time that the writers may take for the last messages when the daemon ends.
 const SETTLE_MAX: Duration = Duration::from_millis(500);
 
 /// Why the daemon did not start, or did not end well.
@@ -367,7 +367,7 @@ impl Session {
     }
 }
 
-/// Returns the receiver that gets a message when the mount is gone from the table, also lazily.
+/// Returns the receiver that gets a message when the mount is gone, unmounted lazily or not.
 fn watch(mount: &Mount) -> io::Result<Receiver<()>> {
     let wait = mount.watch();
     let (sender, receiver) = bounded(1);

@@ -75,7 +75,7 @@ impl Quota {
         Ok(claim)
     }
 
-    /// Like [`Quota::claim`], with `freed` of the used part counted as free: the caller frees it soon.
+    /// Like [`Quota::claim`], but counts `freed` as free already: the caller frees it soon.
     pub(crate) fn claim_replacing(
         self: &Arc<Self>,
         uid: u32,

@@ -102,7 +102,9 @@ impl Sharing {
     }
 }
 
-/// Returns whether a peer is in a group, by its own group or by its user's groups in the system's database.
+/// Returns whether a peer is in a group, by its own group or by those of its user.
+///
+/// The user's groups come from the system's database.
 fn is_member(peer: &UnixCredentials, group: Gid) -> bool {
     let own = Gid::from_raw(peer.gid());
     if own == group {

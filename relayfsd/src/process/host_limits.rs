@@ -43,7 +43,7 @@ fn free_space(dir: &Path) -> Option<u64> {
     (status.blocks() != 0).then(|| status.blocks_available().saturating_mul(status.fragment_size()))
 }
 
-/// Returns the lowest memory limit of the daemon's control groups, in bytes; versions 1 and 2.
+/// Returns the lowest memory limit of the daemon's control groups (v1 and v2), in bytes.
 fn cgroup_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = mountinfo::read().ok()?;
@@ -79,7 +79,9 @@ fn lowest(root: &Path, group: &Path, file: &str) -> Option<u64> {
         .min()
 }
 
-/// Raises the limit of open files as far as allowed, and returns the possible number of connections.
+/// Raises the limit of open files as far as allowed.
+///
+/// Returns how many connections fit, at most `wanted`.
 pub(crate) fn connections_max(wanted: usize) -> usize {
     let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
     if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {

@@ -31,9 +31,9 @@ pub(crate) fn reached(name: &str) {
     }
 }
 
-/// Waits here if the environment's `RELAYFSD_HOLD_AT` is `NAME:FILE`, as long as `FILE` exists.
+/// Waits here if the environment's `RELAYFSD_HOLD_AT` names this place, as `NAME:FILE`.
 ///
-/// Creates `FILE.reached` first. Without the feature `kill-points`, this does nothing.
+/// Creates `FILE.reached`, and waits as long as `FILE` exists. Without the feature `kill-points`, this does nothing.
 #[macro_export]
 macro_rules! hold_point {
     ($name:literal) => {

@@ -13,7 +13,7 @@ use nix::unistd::{AccessFlags, faccessat, geteuid};
 
 /// The capability that stays.
 const KEPT: Capability = Capability::CAP_SYS_ADMIN;
-/// Stays as well, if a directory that is needed to the end belongs to another user and shuts root out.
+/// Stays as well, if a needed directory belongs to another user and shuts root out.
 const KEPT_FOR_DIRS: Capability = Capability::CAP_DAC_OVERRIDE;
 
 /// Gives up unneeded capabilities, for this thread and those that it will start.
@@ -62,7 +62,7 @@ fn keep_needed<'a>(mut dirs: impl Iterator<Item = (&'a Path, AccessFlags)>) -> R
     caps::set(None, CapSet::Effective, &kept)
 }
 
-/// Returns whether this thread, with its present capabilities, cannot use a directory as wanted.
+/// Returns whether this thread's capabilities do not allow a use of a directory.
 fn is_closed(dir: &Path, access: AccessFlags) -> bool {
     let wanted = access | AccessFlags::X_OK;
     // Other errors do not depend on capabilities, such as that of a read-only file system.

@@ -24,8 +24,9 @@ use signal_hook::iterator::Signals;
 /// container's manager sends SIGPWR.
 const ENDING: [i32; 7] = [SIGINT, SIGTERM, SIGALRM, SIGVTALRM, SIGPROF, SIGXCPU, libc::SIGPWR];
 
-/// The ignored signals, besides the real-time signals, and SIGPIPE, which the Rust runtime ignores.
+/// The ignored signals, besides SIGPIPE and the real-time signals.
 ///
+/// The Rust runtime ignores SIGPIPE.
 /// With SIGXFSZ ignored, a write fails with EFBIG. With SIGTTOU ignored, a log line reaches the terminal from the
 /// background too.
 const IGNORED: [i32; 7] = [SIGXFSZ, SIGTTOU, SIGTTIN, SIGIO, SIGUSR1, SIGUSR2, libc::SIGSTKFLT];
@@ -44,7 +45,7 @@ pub(crate) enum Asked {
     Reopen,
 }
 
-/// Resets signals that the starting process may have changed, and ignores the [`IGNORED`] ones.
+/// Resets signals that the starting process may have changed, and ignores unused ones.
 ///
 /// Must be called first.
 pub(crate) fn prepare() -> io::Result<()> {

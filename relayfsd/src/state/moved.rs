@@ -63,7 +63,7 @@ fn siblings(own: &Path) -> Vec<PathBuf> {
 
 /// Returns whether a directory has channels of this mount point.
 fn is_of(dir: &Path, point: &Point) -> bool {
-    // A damaged state file is reported by the daemon of its own path.
+    // The daemon of that path reports a damaged state file.
     let Ok(Some(state)) = StateFile::read(dir) else { return false };
     !state.channels.is_empty() && state.point.parse().is_ok_and(|other| point.is_same_directory(&other))
 }
