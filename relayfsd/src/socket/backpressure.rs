@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(rings.load(Ordering::Relaxed), 1);
         assert!(one.has_room());
         drop(parked);
-        let _ticket = one.permit(10);
+        let _permit = one.permit(10);
         assert!(one.has_room());
     }
 }
