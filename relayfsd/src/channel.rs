@@ -1,4 +1,4 @@
-//! One channel: its files, its buffers with their readers, and the copies of buffers that are open.
+//! A channel: its files, its buffers with their readers, and the open copies of its buffers.
 //!
 //! `registry` makes channels and hands out [`ChannelRef`]s, which keep a channel. `writers`, `tree` and `socket` use
 //! them. `poll.rs` has the waiters of a buffer, `stats.rs` the counters, `integrity.rs` what the daemon does about
@@ -57,7 +57,9 @@ pub(crate) struct Channel {
     files: Mutex<Option<Files>>,
     /// Whether the daemon has given the channel's files to a producer.
     shared: AtomicBool,
-    /// Whether orphaned producers may be left: they have the files from an earlier daemon, and have not reconnected.
+    /// Whether orphaned producers may be left.
+    ///
+    /// They have the files from an earlier daemon, and have not reconnected.
     inherited: AtomicBool,
     /// The daemon's epoch. It marks the producers that got the files from this daemon.
     epoch: u32,
@@ -85,7 +87,7 @@ struct ChannelBuffer {
     snapshot: SnapshotSlot,
     /// The open copies of the buffer's unread data.
     take: TakeSlot,
-    /// Waiters for the next sub-buffer switch: each open file's number, and how to wake its poller.
+    /// Waiters for the next sub-buffer switch: an open file's number, and how to wake its poller.
     waiters: Mutex<Vec<(u64, Wake)>>,
 }
 
@@ -109,8 +111,9 @@ impl ChannelBuffer {
 /// A reader's thread holds the lock while it replies. So no thread sees bytes that are replied but not consumed.
 pub(crate) struct ReadSide {
     pub(crate) reader: Reader,
-    /// Set by the buffer's writer when a batch waits for room. The thread that makes room clears it and tells the
-    /// writer.
+    /// Set by the buffer's writer when a batch waits for room.
+    ///
+    /// The thread that makes room clears it and tells the writer.
     pub(crate) parked: bool,
     /// The size at the last look, and when a look first found that size.
     grown: (u64, SystemTime),
@@ -227,7 +230,7 @@ impl Channel {
         self.permanent.store(true, Ordering::Relaxed);
     }
 
-    /// Returns whether producers may be left that have the files from an earlier daemon, and may reconnect.
+    /// Returns whether orphaned producers may be left, which may reconnect.
     pub(crate) fn is_inherited(&self) -> bool {
         self.inherited.load(Ordering::Relaxed)
     }
@@ -240,7 +243,9 @@ impl Channel {
         AnyExecutor::can_share() || !self.is_inherited() || !self.has_orphans()
     }
 
-    /// Returns whether producers of an earlier daemon are left. If a look at the file fails, the answer is yes.
+    /// Returns whether producers of an earlier daemon are left.
+    ///
+    /// If a look at the file fails, the answer is yes.
     fn has_orphans(&self) -> bool {
         let files = self.lock_files();
         let Some(files) = files.as_ref() else { return false };
@@ -248,7 +253,9 @@ impl Channel {
         found.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound)
     }
 
-    /// Checks whether producers of an earlier daemon are left. Returns whether all of them are gone.
+    /// Checks whether producers of an earlier daemon are left.
+    ///
+    /// Returns whether all of them are gone.
     pub(crate) fn check_orphans(&self) -> bool {
         let left = self.has_orphans();
         if !left {
@@ -257,7 +264,9 @@ impl Channel {
         !left
     }
 
-    /// Returns whether a live producer has the files, from this daemon or an earlier one. If a look fails: yes.
+    /// Returns whether a live producer has the files, from this daemon or an earlier one.
+    ///
+    /// If a look fails: yes.
     pub(crate) fn has_producers(&self) -> bool {
         let later = self.epoch.saturating_add(1);
         let files = self.lock_files();
@@ -304,7 +313,7 @@ impl Channel {
         &self.buffers[cpu].take
     }
 
-    /// Opens one of the channel's files for reading: a buffer's data file, or without `cpu` the control file.
+    /// Opens a buffer's data file for reading, or without `cpu` the control file.
     pub(crate) fn open_file(&self, cpu: Option<usize>) -> io::Result<File> {
         let files = self.lock_files();
         let path = files.as_ref().and_then(|files| files.all().get(cpu.map_or(0, |cpu| cpu + 1)));
@@ -358,7 +367,9 @@ impl Channel {
         (0..self.n_bufs()).for_each(|cpu| self.wake(cpu));
     }
 
-    /// Waits for reads in flight, and lets no other begin. Returns the number of bytes that are unread then.
+    /// Waits for reads in flight, and lets no other begin.
+    ///
+    /// Returns the number of bytes that are unread then.
     pub(crate) fn freeze(&self) -> u64 {
         (0..self.n_bufs()).fold(0, |sum, cpu| {
             let side = self.read_side(cpu);
@@ -385,7 +396,9 @@ impl Channel {
         }
     }
 
-    /// Gives up the channel's files, and returns them. Files of these names may be another daemon's from now on.
+    /// Gives up the channel's files, and returns them.
+    ///
+    /// Files of these names may be another daemon's from now on.
     pub(crate) fn take_files(&self) -> Option<Files> {
         self.lock_files().take()
     }
@@ -403,7 +416,9 @@ impl Channel {
 }
 
 impl Drop for Channel {
-    /// Frees the buffers on another thread. That takes long, and this thread may serve the socket or files.
+    /// Frees the buffers on another thread.
+    ///
+    /// That takes long, and this thread may serve the socket or files.
     fn drop(&mut self) {
         free_later::elsewhere(std::mem::take(&mut self.buffers), self.memory);
     }

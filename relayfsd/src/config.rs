@@ -1,7 +1,8 @@
-//! What the daemon was asked for: the command line, `-o` words and mount(8)'s own language become [`options::Options`].
+//! Reads the command line, `-o` words and mount(8)'s arguments into [`options::Options`].
 //!
-//! `main` calls [`options::Options::parse`]; every other room gets finished values.
-//! This room may not know any other room of the daemon: no file is opened here and nothing is started.
+//! `main` calls [`options::Options::parse`]. The rooms `daemon`, `mount`, `fuse`, `registry`, `state` and `process` get
+//! finished values. This room opens no files of the daemon and starts nothing. It may know no other room except
+//! `policy`, whose `--shared` values it parses.
 
 pub(crate) mod cli;
 pub(crate) mod mount_helper;

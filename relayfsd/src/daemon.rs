@@ -1,15 +1,18 @@
-//! One life of the daemon: start everything in order, wait for the end, and end in order.
+//! Runs the daemon: starts all parts in order, waits for the end, and ends them in order.
+//!
+//! `main` calls [`run`]. This file uses every room except `channel` and `policy`, connects the rooms with each other,
+//! and serves as the daemon's first thread. No room may know it.
 //!
 //! ```text
 //! lock the state directory -> mount point clear -> socket -> privileges -> channels -> mount -> server -> ready
 //!   a signal            stop the server, close the channels, unmount, keep or remove them, exit
 //!   umount              the FUSE session ends: the same without unmounting
 //!   umount -l, files    stop the server, close the channels; serve the open files until the last is closed,
-//!     still open        or a successor wants what would be kept
+//!     still open        or until the next daemon asks for the channels that would stay
 //! ```
 //!
-//! Nothing here has a timer, except for three things: the end does not wait for ever, `--flush-interval` passes while processes poll, and
-//! producers of an earlier daemon are looked after.
+//! The thread uses timers for three things only: the end has deadlines, `--flush-interval` passes while processes poll,
+//! and the doorbells of orphaned producers are replaced by looks.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -46,19 +49,19 @@ use crate::state::takeover::{self, TakeoverError};
 use crate::tree::Tree;
 use crate::writers::Writers;
 
-/// How long users of the mount have to go away when the daemon is told to end.
+/// Longest time that users of the mount have to close their files when the daemon ends.
 const UNMOUNT_MAX: Duration = Duration::from_secs(1);
-/// How long the FUSE threads may take to notice that they are unmounted.
+/// Longest time that the FUSE threads may take to notice the unmount.
 const END_MAX: Duration = Duration::from_secs(1);
 /// Time between two tries to unmount.
 const RETRY: Duration = Duration::from_millis(20);
-/// How often buffers that somebody polls are looked at, while their producers ring for a daemon that is gone.
+/// Interval of looks at polled buffers whose orphaned producers ring for an earlier daemon.
 const ORPHAN_INTERVAL: Duration = Duration::from_millis(10);
-/// One in so many times, it is looked whether there are such producers.
+/// Every `ORPHAN_CHECK` looks, the daemon checks whether orphaned producers remain.
 const ORPHAN_CHECK: u32 = 100;
-/// How often a daemon that serves open files after `umount -l` looks whether the next one waits for it.
+/// Interval at which a daemon after `umount -l` checks whether the next daemon waits for it.
 const WANTED_INTERVAL: Duration = Duration::from_millis(20);
-/// How long the writers may take for what producers have sent, when the daemon ends.
+/// Longest time that the writers may take for the last messages when the daemon ends.
 const SETTLE_MAX: Duration = Duration::from_millis(500);
 
 /// Why the daemon did not start, or did not end well.
@@ -78,7 +81,7 @@ pub(crate) enum SessionError {
     Fuse(io::Error),
     #[error("cannot start {what}: {source}")]
     Start { what: &'static str, source: io::Error },
-    #[error("nobody waits any more for the mount: {0}")]
+    #[error("the starting process does not wait for the mount any more: {0}")]
     Starter(io::Error),
     #[error("the FUSE connection was cut while mounted; see /sys/fs/fuse/connections and the kernel's log")]
     Aborted,
@@ -112,9 +115,9 @@ pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), Sessio
     session.serve(&signals, &log, options)
 }
 
-/// A daemon at work. Dropping it, in whatever state, undoes everything, in the order of the fields.
+/// A running daemon. A drop, in any state, undoes everything, in the order of the fields.
 struct Session {
-    /// What stays at the end.
+    /// Which channels stay at the end.
     keep: Keep,
     server: Option<Server>,
     mount: Mount,
@@ -124,9 +127,9 @@ struct Session {
     state: Option<StateDir>,
     mounted: Mounted,
     point: PathBuf,
-    /// Something comes when the mount has been taken off its mount point.
+    /// Gets a message when the mount is gone from its mount point.
     unmounted: Receiver<()>,
-    /// What `-v` says.
+    /// The text for `-v`.
     summary: String,
 }
 
@@ -144,7 +147,7 @@ impl Session {
         let state = if named { state } else { moved::find(state, &state_place, &identity)? };
         let (path, place) = listener::place(options.socket.as_deref(), &point, uid);
         let (listener, socket) = listener::create(&path, &place, options.socket_mode, options.socket_gid)?;
-        // The channels may need threads.
+        // Before the registry is created, which starts threads.
         let files = [Some(state.path()), Some(&path), options.log_file.as_deref()];
         privileges::give_up(&point, &files);
 
@@ -154,7 +157,7 @@ impl Session {
         };
         let n_cpus = cpus::count();
         let recovered = recovery::recover(&state, &identity, named, n_cpus)?;
-        // Whatever goes wrong from now on, what others have written stays.
+        // If the start fails from here on, the producers' data stays.
         state.set_keep(!recovered.channels.is_empty());
         let writers = Arc::new(Writers::new(n_cpus));
         let registry = Registry::new(
@@ -209,12 +212,12 @@ impl Session {
         notify(&[
             NotifyState::Ready,
             NotifyState::Status(&self.summary),
-            // It may know only the process that has ended.
+            // The service manager may know only the starting process, which has ended.
             NotifyState::MainPid(std::process::id()),
         ]);
     }
 
-    /// Waits for the end, whichever way it comes.
+    /// Serves as the first thread until the daemon ends.
     fn serve(mut self, signals: &Receiver<Asked>, log: &Log, options: &Options) -> Result<(), SessionError> {
         let mut looks = Schedule::new(options.flush_interval, Arc::clone(self.registry.looks()));
         let asked = looks.asked();
@@ -261,8 +264,9 @@ impl Session {
         }
     }
 
-    /// Unmounted, and perhaps files are open yet. The mount point is for a successor to take; so is the state directory, if
-    /// nothing in it is to stay. Returns whether something is.
+    /// Handles the unmount, after which files may still be open. Returns whether channels stay.
+    ///
+    /// The next daemon may take the mount point. If no channel stays, it may take the state directory too.
     fn released(&mut self) -> bool {
         log::info!("unmounted; the files that are open are served until they are closed");
         notify(&[NotifyState::Status("unmounted; serving open files")]);
@@ -275,7 +279,7 @@ impl Session {
         has_left
     }
 
-    /// Removes the state directory while files are open.
+    /// Removes the state directory while files are still open.
     fn abandon(&mut self) {
         self.registry.abandon();
         if let Some(state) = self.state.take() {
@@ -283,12 +287,12 @@ impl Session {
         }
     }
 
-    /// The FUSE session has ended.
+    /// Handles the end of the FUSE session.
     fn ended(mut self) -> Result<(), SessionError> {
         notify(&[NotifyState::Stopping]);
         let still_there = self.mount.is_attached().unwrap_or(false);
         if still_there {
-            // Not asked for: everything stays.
+            // The user did not ask for this end: everything stays.
             self.close(Keep::All);
             return Err(SessionError::Aborted);
         }
@@ -297,7 +301,7 @@ impl Session {
         Ok(())
     }
 
-    /// Told to end.
+    /// Ends the daemon after a signal.
     fn stop(mut self, signals: &Receiver<Asked>) -> Result<(), SessionError> {
         notify(&[NotifyState::Stopping]);
         let was_released = self.server.is_none();
@@ -322,7 +326,7 @@ impl Session {
                 }
                 Err(error) if Instant::now() >= deadline => {
                     log::warn!("files are still in use, unmounting lazily: {error}");
-                    return Ok(()); // by dropping
+                    return Ok(()); // the drop unmounts lazily
                 }
                 Err(error) => log::debug!("unmounting: {error}; trying again"),
             }
@@ -334,7 +338,9 @@ impl Session {
         }
     }
 
-    /// No new producers, no new channels; what has been sent is taken. With [`Keep::Nothing`] the channels end here.
+    /// Stops the server and takes what producers have sent.
+    ///
+    /// With [`Keep::Nothing`], ends the channels.
     fn close(&mut self, keep: Keep) {
         self.socket = None;
         if let Some(server) = self.server.take() {
@@ -350,7 +356,7 @@ impl Session {
         }
     }
 
-    /// The last thing: decides what stays, and says it.
+    /// Decides, as the last step, which channels stay, and logs that.
     fn finish(&mut self) {
         let Some(state) = self.state.as_ref().filter(|_| self.keep != Keep::Nothing) else { return };
         let left = self.registry.finish(self.keep);
@@ -361,7 +367,7 @@ impl Session {
     }
 }
 
-/// Tells when the mount has gone from the table, lazily unmounted ones included.
+/// Returns the receiver that gets a message when the mount is gone, unmounted lazily or not.
 fn watch(mount: &Mount) -> io::Result<Receiver<()>> {
     let wait = mount.watch();
     let (sender, receiver) = bounded(1);
@@ -373,7 +379,7 @@ fn watch(mount: &Mount) -> io::Result<Receiver<()>> {
 }
 
 fn summary(options: &Options, point: &Path, socket: &Path, registry: &Arc<Registry>) -> String {
-    // One that another daemon has left may have another geometry than the command line names.
+    // A channel of an earlier daemon may have another geometry than the command line names.
     let channel = |(name, _): &(relay::ChannelName, relay::GeometrySpec)| {
         let held = registry.hold(name.as_str());
         held.map_or_else(|| name.to_string(), |channel| format!("{name}:{}", channel.geometry()))
@@ -390,7 +396,7 @@ fn summary(options: &Options, point: &Path, socket: &Path, registry: &Arc<Regist
     )
 }
 
-/// Tells systemd, if it asked to be told.
+/// Notifies systemd, if it started the daemon with a socket for that.
 fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         log::warn!("cannot notify the service manager: {error}");

@@ -1,8 +1,9 @@
-//! The kernel's side of the mounted tree: requests of FUSE become calls of `tree`, and answers become replies.
+//! The FUSE side of the mounted tree: requests become calls of `tree`, results replies.
 //!
-//! `daemon` calls [`fs::serve`] once; from then on the kernel calls. `fs.rs` is the only file that names fuser,
-//! because each of its releases changes its API. A handler looks something up, makes one call and replies.
-//! This room may not know the socket or the state directory.
+//! `daemon` calls [`fs::serve`] once; from then on the kernel sends requests. `fs.rs` is the only file that names
+//! fuser, because each release of fuser changes its API. A handler looks up a node or an open file, makes one call and
+//! replies. The room uses `tree`, the poll states of `channel`, and the mount options of `config`. It may not know the
+//! socket, the state directory, the writers, or how to mount.
 
 pub(crate) mod fs;
 pub(crate) mod passthrough;

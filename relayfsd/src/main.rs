@@ -1,4 +1,7 @@
 //! relayfsd: the kernel's relay channels for ordinary processes, mounted with FUSE.
+//!
+//! `main` prepares the process, reads the command line, goes into the background, and calls `daemon`.
+//! Each module is a room; which room may use which is in the table of `tests/tests/tidy/rooms.rs`.
 
 mod channel;
 mod config;
@@ -21,18 +24,20 @@ use config::options::Options;
 use nix::sys::stat::{Mode, umask};
 use process::daemonize::{Side, Starter};
 
-/// Exit status of wrong usage, and what mount(8) expects for it.
+/// Exit status of wrong usage: for people, and for mount(8).
 const USAGE: [u8; 2] = [2, 1];
-/// Exit status of a failure, and what mount(8) expects of a mount that failed.
+/// Exit status of a failure: for people, and for mount(8).
 const FAILURE: [u8; 2] = [1, 32];
 
-/// Takes nothing away that we ask for; what only others need, directories and socket, is given after they are made.
+/// Permission bits that the daemon never asks for at a creation.
+///
+/// Directories and socket need more for other users; the daemon adds that after their creation.
 const UMASK: u32 = 0o027;
 
 fn main() -> ExitCode {
-    // It fails for no signal that there is.
+    // Cannot fail: all the signals exist.
     let _ = process::signals::prepare();
-    // What the files may be opened for is not the starting process's to say: each is made with its permissions.
+    // Not the starting process's umask: the daemon creates each file with its final permissions.
     umask(Mode::from_bits_truncate(UMASK));
     let args: Vec<OsString> = std::env::args_os().collect();
     let called = config::mount_helper::read(&args);

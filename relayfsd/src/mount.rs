@@ -1,9 +1,12 @@
-//! The mount point: what may be there before, mounting, and unmounting what is ours and nothing else.
+//! Checks the mount point, mounts, and unmounts the daemon's own mount and no other.
 //!
-//! fuser could mount by itself. We hand it a mounted /dev/fuse instead, for three reasons. At its end it
-//! unmounts whatever is on the path by then: after `umount -l` that may be our successor's mount, or anybody's.
-//! Mounting as root it calls the type plain `fuse`, and then a dead mount of ours looks like everybody's. And
-//! it opens the directory first, which an automounter answers by waiting for the mount that is being made.
+//! `daemon` mounts with this room, and `state` asks it whether an earlier daemon is mounted. It uses the options of
+//! `config`. It may not know the tree, FUSE's requests, channels, or the state directory.
+//!
+//! fuser could mount by itself. The daemon gives it a mounted /dev/fuse instead, for three reasons. At its end, fuser
+//! unmounts whatever is on the path then: after `umount -l`, that may be the next daemon's mount, or another program's.
+//! As root, fuser mounts with the type `fuse`, and a dead mount of a relayfsd then looks like any other. And fuser
+//! opens the directory first: an automounter makes that open wait for the mount that is being made.
 
 mod error;
 mod fusermount;
@@ -25,13 +28,13 @@ use relay::system::mountinfo::{self, Entry, FS_TYPE};
 pub(crate) use self::error::MountError;
 use crate::config::options::{MountOptions, Options};
 
-/// Is there if the kernel has SELinux, and uses it.
+/// Exists if the kernel has SELinux, and uses it.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
 const FUSE_DEVICE: &str = "/dev/fuse";
-/// Dead mounts of ours, one upon the other, that a start clears away.
+/// Most dead mounts of relayfsd, one upon the other, that a start detaches.
 const STALE_MAX: usize = 16;
 
-/// The real path of a mount point, without asking anything that is mounted there.
+/// Returns the real path of a mount point, without a request to a file system mounted there.
 pub(crate) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
     let path: PathBuf = path.components().collect();
     mountinfo::resolve(&path).map_err(|source| match source.raw_os_error() {
@@ -41,7 +44,7 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
     })
 }
 
-/// Checks that the mount will not cover what the daemon or its clients have to reach by a path.
+/// Checks that the mount will cover no path that the daemon or its clients need.
 pub(crate) fn check_places(options: &Options) -> Result<(), MountError> {
     let point = resolve(&options.mount_point)?;
     let places = [
@@ -59,30 +62,32 @@ pub(crate) fn check_places(options: &Options) -> Result<(), MountError> {
     Ok(())
 }
 
-/// The path without links, as far as it is there.
+/// Returns the path with links resolved, as far as it exists.
 fn real_path(path: &Path) -> PathBuf {
     let found =
         path.ancestors().find_map(|part| Some((part.canonicalize().ok()?, path.strip_prefix(part).ok()?)));
     found.map_or_else(|| path.to_owned(), |(real, rest)| real.join(rest))
 }
 
-/// Whether this is what stat(2) says of a mount whose daemon is gone.
+/// Returns whether this is stat(2)'s error for a mount whose daemon is gone.
 fn is_dead(error: Option<Errno>) -> bool {
     matches!(error, Some(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
-/// Whether the table has a mount of our type there, dead or alive.
+/// Returns whether the table of mounts has a relayfsd there, dead or alive.
 pub(crate) fn is_mounted(point: &Path) -> Result<bool, MountError> {
     let entries = mountinfo::read().map_err(MountError::Table)?;
     Ok(mountinfo::topmost(&entries, point).is_some_and(|entry| entry.fs_type == FS_TYPE))
 }
 
-/// Checks that `point`, from [`resolve`], is a directory with nothing on it, after detaching dead mounts of ours.
-/// To be called with the lock on the mount point: a mount that another is just making must not be taken for dead.
+/// Detaches dead mounts of relayfsd from `point`, and checks that it is a free directory.
+///
+/// `point` comes from [`resolve`]. The caller has the lock on the mount point: otherwise a mount that another daemon is
+/// just making could look dead.
 pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
     for _ in 0..STALE_MAX {
         let entries = mountinfo::read().map_err(MountError::Table)?;
-        // Unlike std's, this stat does not set off an automounter, who would wait for us.
+        // Unlike std's, this stat does not trigger an automounter, which would wait for this mount.
         let status = stat(point);
         match mountinfo::topmost(&entries, point) {
             Some(entry) if entry.fs_type == FS_TYPE => {
@@ -93,7 +98,7 @@ pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
                 unmount(point, How::Lazily).map_err(stale)?;
                 log::warn!("{}: detached what a dead relayfsd had left", point.display());
             }
-            // An automounter's placeholder is there to be mounted on.
+            // An automounter's placeholder expects this mount.
             Some(entry) if entry.fs_type != "autofs" => {
                 return Err(MountError::Foreign {
                     path: point.to_owned(),
@@ -119,12 +124,12 @@ pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
     Err(MountError::Stale { path: point.to_owned(), source: Errno::EBUSY.into() })
 }
 
-/// The directory that is mounted on. To be called after [`clear`].
+/// Returns the identity of the directory under the mount. Call it after [`clear`].
 pub(crate) fn identity(point: &Path) -> Result<Point, MountError> {
     Point::of(point).map_err(|source| MountError::Unreachable { path: point.to_owned(), source })
 }
 
-/// Mounts on `point`. The kernel waits for answers from the returned /dev/fuse from now on.
+/// Mounts on `point`. From now on, the kernel waits for answers from the returned /dev/fuse.
 pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, Mount), MountError> {
     let (device, helper) = if options.auto_unmount {
         let (device, helper) = fusermount::mount(point, options)?;
@@ -134,9 +139,9 @@ pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, M
             Some(device) => (device, None),
             None => {
                 let refused = |error| match access(FUSE_DEVICE, AccessFlags::R_OK | AccessFlags::W_OK) {
-                    // To root the helper's refusal says nothing that helps.
+                    // For root, the helper's error does not help.
                     _ if geteuid().is_root() => MountError::NotPermitted(point.to_owned()),
-                    // The helper opens it as the user, too.
+                    // The helper opens the device as the user, too.
                     Err(errno) => MountError::Device { source: errno.into() },
                     Ok(()) => error,
                 };
@@ -155,7 +160,7 @@ pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, M
     }
 }
 
-/// Mounts with mount(2). `None`: that takes privileges; try the set-uid helper.
+/// Mounts with mount(2). `None`: this process lacks privileges; try the set-uid helper.
 fn mount_directly(point: &Path, options: &MountOptions) -> Result<Option<OwnedFd>, MountError> {
     let may_ask_helper = fusermount::is_installed();
     let device = match OpenOptions::new().read(true).write(true).open(FUSE_DEVICE) {
@@ -172,7 +177,7 @@ fn mount_directly(point: &Path, options: &MountOptions) -> Result<Option<OwnedFd
         data.push(',');
         data.push_str(word);
     }
-    // Without SELinux the kernel would take them for FUSE's, and refuse them; mount(8) leaves them out as well.
+    // Without SELinux, the kernel would take these words for FUSE's and refuse them. mount(8) omits them too.
     if Path::new(SELINUX).exists() {
         for word in &options.contexts {
             data.push(',');
@@ -196,7 +201,9 @@ fn mount_directly(point: &Path, options: &MountOptions) -> Result<Option<OwnedFd
     }
 }
 
-/// FUSE's own mount options. Without the kernel's checks of the files' modes everybody who is let in could do everything.
+/// Returns FUSE's own mount options.
+///
+/// Without `default_permissions`, the kernel's checks of the files' modes, every admitted user could do everything.
 pub(crate) fn words(options: &MountOptions) -> impl Iterator<Item = &'static str> {
     let allow_other = options.allow_other.then_some("allow_other");
     allow_other.into_iter().chain(["default_permissions"])
@@ -205,32 +212,32 @@ pub(crate) fn words(options: &MountOptions) -> impl Iterator<Item = &'static str
 /// How to unmount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum How {
-    /// Only if nobody uses it.
+    /// Only if no process uses the mount.
     IfIdle,
-    /// From sight at once, for good when the last user has gone.
+    /// Out of sight at once, and completely after the last use.
     Lazily,
 }
 
-/// Our mount. Detached, lazily if need be, when dropped.
+/// The daemon's mount. A drop detaches it lazily.
 #[derive(Debug)]
 pub(crate) struct Mount {
     id: u64,
     device: String,
     /// Where it was mounted.
     point: PathBuf,
-    /// Known to be unmounted.
+    /// Whether it is known to be unmounted.
     gone: bool,
     /// The mounted /dev/fuse.
     connection: OwnedFd,
-    /// Its closing tells a waiting fusermount3 to unmount.
+    /// When this closes, a waiting fusermount3 unmounts.
     _helper: Option<UnixStream>,
 }
 
 impl Mount {
-    /// Unmounts it, and nothing else. Nothing to do is success.
+    /// Unmounts this mount and no other. Succeeds if it is unmounted already.
     pub(crate) fn detach(&self, how: How) -> io::Result<()> {
         let entries = mountinfo::read()?;
-        // It may have been moved; its number stays.
+        // The mount may have been moved; its number stays.
         let Some(ours) = self.find(&entries) else { return Ok(()) };
         match mountinfo::topmost(&entries, &ours.point) {
             Some(top) if top.id == self.id => unmount(&ours.point, how),
@@ -238,21 +245,23 @@ impl Mount {
         }
     }
 
-    /// It has been unmounted, by whomever: a mount that is found in its place from now on, be it with its numbers, is
-    /// somebody else's.
+    /// Notes that the mount is gone, whichever process unmounted it.
+    ///
+    /// A mount in its place from now on is another program's, even with the same numbers.
     pub(crate) fn let_go(&mut self) {
         self.gone = true;
     }
 
-    /// Whether it still is where users find it.
+    /// Returns whether the mount is still in the table of mounts.
     pub(crate) fn is_attached(&self) -> io::Result<bool> {
         Ok(self.find(&mountinfo::read()?).is_some())
     }
 
-    /// Our line of a table that was read just now.
+    /// Finds this mount in a table of mounts that was read just now.
     ///
-    /// Both numbers are given to somebody else as soon as the file system is gone, but not before the kernel has cut the
-    /// connection. It cuts it also when it is told to while the mount stays: then what is in its place is dead, as ours would be.
+    /// When the file system is gone, the kernel gives both numbers to another mount, but not before it has cut the
+    /// connection. An administrator can have it cut the connection while the mount stays. Then the mount in this place
+    /// is dead, as this one would be.
     fn find<'a>(&self, entries: &'a [Entry]) -> Option<&'a Entry> {
         if self.gone {
             return None;
@@ -262,13 +271,13 @@ impl Mount {
         entries.iter().find(|entry| entry.id == self.id && entry.device == self.device && here(entry))
     }
 
-    /// Whether the kernel would still send requests.
+    /// Returns whether the kernel would still send requests.
     fn is_connected(&self) -> bool {
         let mut fds = [PollFd::new(self.connection.as_fd(), PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO) == Ok(0)
     }
 
-    /// Blocks until it has been unmounted, by whomever, lazily or not.
+    /// Returns a function that blocks until the mount is gone, unmounted lazily or not.
     pub(crate) fn watch(&self) -> impl FnOnce() -> io::Result<()> + use<> {
         let (id, device) = (self.id, self.device.clone());
         move || mountinfo::wait_until_gone(id, &device)
@@ -312,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_mounted_on_is_told_apart() {
+    fn unusable_mount_points_have_different_errors() {
         let base = tempfile::tempdir().unwrap();
         let file = base.path().join("file");
         std::fs::write(&file, "").unwrap();

@@ -1,8 +1,8 @@
-//! The daemon as a process: background, log, privileges, limits of the machine, and the places where tests end it.
+//! The daemon as a process: background, log, signals, privileges, limits of the machine.
 //!
-//! `main` and `daemon` call it while the daemon starts. Any room may name a kill point. `channel` asks how a reader
-//! ended (`killed.rs`), and frees large memory (`free_later.rs`).
-//! This room may not know channels, the tree, or the socket.
+//! `main` and `daemon` call it while the daemon starts. `kill_point.rs` has the places where tests end the daemon; any
+//! room may name one. `channel` asks how a reader ended (`killed.rs`), and frees large memory (`free_later.rs`). This
+//! room may know only `config`: no channels, no tree, no socket, no state directory.
 
 pub(crate) mod daemonize;
 pub(crate) mod free_later;

@@ -1,10 +1,11 @@
-//! The daemon's channels by name: opening, creating, and when they go.
+//! The daemon's channels by name: opens, creates, recreates and removes them.
 //!
-//! `socket` and `tree` find channels here, and `daemon` ends them. A [`ChannelRef`] keeps a channel; the last one that is
-//! dropped calls [`Release::release`], and the registry removes the channel.
-//! This room may not know the tree or the socket.
+//! `socket` and `tree` look channels up here, `daemon` creates the registry and ends the channels.
+//! A [`ChannelRef`] keeps a channel. The drop of the last one calls [`Release::release`], and the registry removes the
+//! channel. The room gives jobs to `writers`, limits memory with `policy`, and keeps the state file of `state`.
+//! This room may not know the tree, FUSE, the socket or the mount.
 //!
-//! Lock order of the daemon. A thread that has a lock takes only locks to the right of it:
+//! Lock order of the daemon. A thread that has a lock takes only locks to the right of that lock:
 //!
 //! ```text
 //! Registry: creating --> channels --+
@@ -13,9 +14,9 @@
 //!                    +--> copies                                 +--> WorkerQueue: idle
 //! ```
 //!
-//! With one of the last locks, a snapshot's slot, a quota's table, or `spin` of a buffer's file, a thread takes no other
-//! lock. Dropping the last [`ChannelRef`] takes `channels`: so no thread drops one while it has any of these locks but
-//! `creating`.
+//! With one of the rightmost locks, a snapshot's slot, a quota's table, or `spin` of a buffer's file, a thread takes no
+//! other lock. Dropping the last [`ChannelRef`] takes `channels`. So a thread that drops one has at most `creating` of
+//! these locks.
 
 pub(crate) mod create_queue;
 pub(crate) mod flush_timer;
@@ -44,24 +45,24 @@ use crate::policy::quota::{self, Quota, QuotaExceeded, Reservation};
 use crate::state::recovery::Recovered;
 use crate::writers::Writers;
 
-/// Names an error message lists before it says how many more there are.
+/// Number of channel names that an error message lists before it only counts the rest.
 const NAMES_LISTED: usize = 20;
 
-/// What to do when there is no channel of a name.
+/// How to create a channel whose name does not exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Create {
-    /// Create one for this user, that lives while somebody holds it or it has unread data.
+    /// Create a channel for this user. It lives while it has a holder or unread data.
     ForHolders(u32),
-    /// Create one that lives as long as the daemon.
+    /// Create a channel that lives as long as the daemon.
     Permanent,
 }
 
-/// What the channels may take together.
+/// Limits of all channels together.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Bytes of buffers.
+    /// Memory of buffers, in bytes.
     pub(crate) memory: u64,
-    /// Most channels at a time.
+    /// Number of channels at a time.
     pub(crate) channels: usize,
 }
 
@@ -70,13 +71,15 @@ pub(crate) struct Registry {
     state_dir: PathBuf,
     n_cpus: usize,
     channels_max: usize,
-    /// Bytes of the channels' files and of copies of buffers.
+    /// Memory of the channels' files and of copies of buffers, in bytes.
     memory: Arc<Quota>,
     defaults: GeometrySpec,
-    /// What the state file says besides the channels.
+    /// The state file's values besides the channels.
     state: StateFile,
     channels: Mutex<Channels>,
-    /// Held while a channel is being made, which takes as long as its memory; `channels` is not.
+    /// Held while a thread creates a channel, which takes long for a large one.
+    ///
+    /// `channels` is not held meanwhile.
     creating: Mutex<()>,
     writers: Arc<Writers>,
     creator: Turns,
@@ -85,9 +88,10 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
-    /// The channels that a daemon before this one has left, if any. Buffers are files in `state_dir`; `limits` bound new
-    /// channels together with all that are there; `defaults` fills what a geometry leaves out; `writers` finish, reset and
-    /// close what the daemon has to.
+    /// Creates the registry, with the channels that an earlier daemon left.
+    ///
+    /// Buffers are files in `state_dir`. `limits` bound new channels together with the existing ones. `defaults` fills
+    /// in what a geometry leaves out. `writers` flush, reset and close buffers for the registry.
     pub(crate) fn new(
         state_dir: PathBuf,
         n_cpus: usize,
@@ -142,28 +146,31 @@ impl Registry {
         Ok(registry)
     }
 
-    /// Number of configured CPUs.
+    /// Returns the number of configured CPUs.
     pub(crate) fn n_cpus(&self) -> usize {
         self.n_cpus
     }
 
-    /// What the inode numbers of channels' files are mixed with.
+    /// Returns the salt of the inode numbers of channels' files.
     pub(crate) fn salt(&self) -> u32 {
         self.state.salt
     }
 
-    /// The thread that takes copies of buffers.
+    /// Returns the thread that makes copies of buffers.
     pub(crate) fn copier(&self) -> &Turns {
         &self.copier
     }
 
-    /// The memory that channels and copies of buffers take, in bytes.
+    /// Returns the quota of memory for channels and copies of buffers, in bytes.
     pub(crate) fn memory(&self) -> &Arc<Quota> {
         &self.memory
     }
 
-    /// Attaches to the channel of a name, whose geometry then stays as it is, or creates it, which takes its time. The flag says
-    /// which.
+    /// Attaches to the channel of a name, or creates it.
+    ///
+    /// The flag says whether the channel is new.
+    ///
+    /// An existing channel keeps its geometry. Creating one takes long for large buffers.
     pub(crate) fn open(
         self: &Arc<Self>,
         name: &ChannelName,
@@ -175,13 +182,14 @@ impl Registry {
         }
         let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = self.attach(name)? {
-            return Ok((held, false)); // somebody was faster
+            return Ok((held, false)); // another thread was faster
         }
         self.make(name, spec, create, None).map(|held| (held, true))
     }
 
-    /// Makes a channel, also in the place of another one of that name. Whoever looks finds that until the new one is there.
-    /// The caller has `creating`.
+    /// Creates a channel, perhaps in the place of `old`, which has the same name.
+    ///
+    /// Other threads find `old` until the new channel is complete. The caller has `creating`.
     fn make(
         self: &Arc<Self>,
         name: &ChannelName,
@@ -209,13 +217,13 @@ impl Registry {
         let before = channels.replace(old, channel.clone(), memory);
         let mut saved = self.save(&channels);
         if let Some(old) = old {
-            // Where there is no room to say so, its files make some.
+            // If there was no room for the state file, removing the old files makes some.
             old.remove_files();
             saved = saved.or_else(|_| self.save(&channels));
         }
         if let Err(error) = saved {
             match old.zip(before) {
-                // Without files, but with a `reset` to try again.
+                // The old channel has no files any more, but users can write to its `reset` to try again.
                 Some((old, memory)) => drop(channels.replace(Some(&channel), old.clone(), memory)),
                 None => drop(channels.remove(&channel)),
             }
@@ -227,37 +235,39 @@ impl Registry {
         Ok(self.hold_channel(&channel))
     }
 
-    /// The channel of a name, for a look at it.
+    /// Returns the channel of a name, held.
     pub(crate) fn hold(self: &Arc<Self>, name: &str) -> Option<ChannelRef> {
         let name = name.parse().ok()?;
         let channels = self.lock();
         channels.by_name.get(&name).map(|channel| self.hold_channel(channel))
     }
 
-    /// Begins to hold a channel. The caller has the lock.
+    /// Begins to hold a channel. The caller has the lock of `channels`.
     fn hold_channel(self: &Arc<Self>, channel: &Arc<Channel>) -> ChannelRef {
         let registry = Arc::downgrade(self);
         ChannelRef::new(channel.clone(), registry)
     }
 
-    /// The channel of an id, for a look at it.
+    /// Returns the channel of an id, held.
     pub(crate) fn hold_id(self: &Arc<Self>, id: u32) -> Option<ChannelRef> {
         let channels = self.lock();
         channels.by_id.get(&id).map(|(channel, _)| self.hold_channel(channel))
     }
 
-    /// The id of a directory that channels' names begin with.
+    /// Returns the id of a directory that channels' names begin with.
     pub(crate) fn dir_id(&self, path: &str) -> Option<u32> {
         self.lock().dirs.get(path).map(|dir| dir.id)
     }
 
-    /// The directory of an id.
+    /// Returns the path of the directory with an id.
     pub(crate) fn dir_path(&self, id: u32) -> Option<String> {
         self.lock().dirs_by_id.get(&id).cloned()
     }
 
-    /// Passes the directories directly below `path` (the root's is empty) to `visit`: ids from `from` on, in their order, with
-    /// last components. Ends when `visit` breaks. The registry is locked meanwhile.
+    /// Passes the directories directly below `path` (empty: root) to `visit`, until it breaks.
+    ///
+    /// They come in the order of their ids, from `from` on, each with its last component. The registry is locked
+    /// meanwhile.
     pub(crate) fn visit_dirs(
         &self,
         path: &str,
@@ -270,7 +280,7 @@ impl Registry {
         children.try_for_each(|(id, (_, last))| visit(id, last))
     }
 
-    /// The same for the channels whose base filenames are in the directory `path`.
+    /// Passes the channels with base filenames in `path` to `visit`, like [`Self::visit_dirs`].
     pub(crate) fn visit_channels(
         &self,
         path: &str,
@@ -281,12 +291,12 @@ impl Registry {
         channels.channels_from(from).filter(|channel| channel.name().dir() == path).try_for_each(visit)
     }
 
-    /// Every channel, in order of the names.
+    /// Returns every channel, in the order of names.
     pub(crate) fn all(&self) -> Vec<Arc<Channel>> {
         self.lock().by_name.values().cloned().collect()
     }
 
-    /// The text of the daemon's own `stats`: what is there, and what went with channels that are gone.
+    /// Returns the text of `.relay/stats`: channels, memory, the counters of removed channels.
     pub(crate) fn stats(&self) -> String {
         let channels = self.lock();
         let (n_channels, gone) = (channels.by_name.len(), channels.gone);
@@ -297,7 +307,7 @@ impl Registry {
         text
     }
 
-    /// Where threads with new waiters ask for looks.
+    /// Returns where threads with new waiters ask for looks.
     pub(crate) fn looks(&self) -> &Arc<Looks> {
         &self.looks
     }
@@ -319,7 +329,9 @@ impl Registry {
         Ok(held)
     }
 
-    /// Admits a new channel, perhaps in the place of `old`: returns its id and its memory.
+    /// Checks the limits for a new channel, perhaps in the place of `old`.
+    ///
+    /// Returns its id and its memory.
     fn admit(
         &self,
         name: &ChannelName,
@@ -332,7 +344,7 @@ impl Registry {
         if let Some(why) = channels.by_name.keys().find_map(|other| name.conflict_with(other)) {
             return Err(OpenError::Conflict { name: name.clone(), why });
         }
-        // Root is whoever has it all.
+        // Channels without a known user count as root's, and root may have all.
         let uid = maker.unwrap_or(0);
         let of_user = channels.by_name.values().filter(|channel| maker.is_some() && channel.maker() == maker);
         let (used, max) = (channels.by_name.len() - usize::from(old.is_some()), self.channels_max);
@@ -358,10 +370,12 @@ impl Registry {
         Ok((channels.last_id, memory))
     }
 
-    /// Makes the error for a name that no channel has. It lists the other channels, so it is made only when it is sent.
+    /// Makes the error for a name that no channel has.
+    ///
+    /// It lists other channels, so make it only to send it.
     pub(crate) fn unknown(&self, name: ChannelName) -> OpenError {
         let channels = self.lock();
-        // One of that name may have been made meanwhile.
+        // A channel of that name may have been created meanwhile.
         let others = || channels.by_name.keys().filter(|other| **other != name);
         let more = others().count().saturating_sub(NAMES_LISTED);
         let names: Vec<ChannelName> = others().take(NAMES_LISTED).cloned().collect();
@@ -369,7 +383,7 @@ impl Registry {
         OpenError::unknown(name, &names, more)
     }
 
-    /// Removes a channel that nobody holds any more, unless it is to stay or has something unread.
+    /// Removes a channel without holders, unless it has to stay or has unread data.
     fn let_go(&self, channel: &Arc<Channel>) {
         let mut channels = self.lock();
         let has_unread = || channel.unread() > 0 && !channel.is_broken();
@@ -396,7 +410,7 @@ impl Registry {
         }
     }
 
-    /// How many channels listings have looked at.
+    /// Number of channels that listings have looked at.
     #[cfg(test)]
     pub(crate) fn looked_at(&self) -> usize {
         self.lock().looked_at.get()
@@ -409,7 +423,7 @@ impl Registry {
 
 impl Release for Registry {
     fn release(&self, channel: &Arc<Channel>) {
-        // Without the lock: a permanent channel stays permanent.
+        // Checked without the lock: a permanent channel stays permanent.
         if !channel.permanent() {
             self.let_go(channel);
         }

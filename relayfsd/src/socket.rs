@@ -1,8 +1,8 @@
 //! The Unix socket: connections of producers and of readers that map buffers.
 //!
-//! `daemon` starts the event loop, which owns every connection; a connection takes frames apart and calls `registry`,
-//! `channel` and `writers`. The protocol is `relay::wire`.
-//! This room may not know FUSE or the tree.
+//! `daemon` creates the socket and starts the event loop, which owns every connection. A connection decodes frames and
+//! calls `registry`, `channel` and `writers`; `policy` has its quotas, `state` the socket's directory. The protocol is
+//! `relay::wire`. This room may not know FUSE, the tree or the mount.
 
 pub(crate) mod backpressure;
 pub(crate) mod connection;

@@ -1,7 +1,9 @@
 //! The state directory: what survives a daemon, and how the next daemon takes it over.
 //!
-//! `daemon` has `takeover.rs` lock the directory, recovers its channels and hands them to the registry.
-//! This room may not know FUSE, the tree, or the socket.
+//! `daemon` locks the directory with `takeover.rs`, recovers its channels and hands them to `registry`, which also
+//! writes the state file. `socket` uses `state_dir.rs` for its own directory. The room checks mounts with `mount`, maps
+//! files with `channel`, and asks `config` what to keep. It may not know the registry, the writers, FUSE, the tree, or
+//! the socket.
 
 pub(crate) mod end_report;
 pub(crate) mod moved;

@@ -1,14 +1,14 @@
-//! The mounted tree without FUSE: what is where, and what stat(2) and directories tell of it.
+//! The mounted tree without FUSE: its nodes, stat(2) values, listings, and open files.
 //!
 //! ```text
 //! /            cpu0 ... cpuN-1    app/log0 ... app/logN-1
 //! /.relay/     socket  version  stats  channels/
-//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/ map/ take/
-//! /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
+//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/
+//! map/ take/ /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
 //! ```
 //!
-//! `fuse` calls it for every request. It finds channels in `registry`, and hands to `writers` what has to be written.
-//! This room may not know FUSE or the socket.
+//! `fuse` calls this room for every request, and `daemon` creates the tree. The room finds channels in `registry`,
+//! hands jobs to `writers`, and limits open files with `policy`. This room may not know FUSE, the socket or the state.
 
 mod buffer_file;
 
@@ -30,7 +30,7 @@ use crate::registry::Registry;
 use crate::tree::inode::{Class, ControlFile, Node, PerCpu};
 use crate::writers::Writers;
 
-/// What stat(2) tells of a node.
+/// A node's values for stat(2).
 pub(crate) struct NodeStat {
     pub(crate) class: Class,
     pub(crate) size: u64,
@@ -45,7 +45,7 @@ pub(crate) type Written = Box<dyn FnOnce(Result<(), i32>) + Send>;
 pub(crate) struct Tree {
     registry: Arc<Registry>,
     writers: Arc<Writers>,
-    /// Where `.relay/socket` points.
+    /// The target of the link `.relay/socket`.
     socket: String,
     started: SystemTime,
 }
@@ -59,7 +59,7 @@ impl Tree {
         &self.registry
     }
 
-    /// The threads that write for others.
+    /// Returns the threads that write for other processes.
     pub(crate) fn writers(&self) -> &Writers {
         &self.writers
     }
@@ -68,7 +68,7 @@ impl Tree {
         &self.socket
     }
 
-    /// The node of a name in a directory.
+    /// Finds the node of a name in a directory.
     pub(crate) fn lookup(&self, parent: Node, name: &str) -> Option<Node> {
         match parent {
             Node::Dir(0) if name == ".relay" => Some(Node::Relay),
@@ -103,10 +103,10 @@ impl Tree {
         }
     }
 
-    /// The buffer whose file has this path: a channel's name, then a number.
+    /// Finds the buffer whose file has this path: a channel's name, then a number.
     fn lookup_buffer(&self, path: &str) -> Option<Node> {
         let n_digits = path.bytes().rev().take_while(u8::is_ascii_digit).count();
-        // Which of the digits belong to the name, only the channels know; they cannot be ambiguous.
+        // Some of the digits may belong to the name. The registry refuses names that would make this ambiguous.
         (path.len() - n_digits..path.len()).find_map(|split| {
             let (name, number) = path.split_at(split);
             let cpu = canonical_number(number)?;
@@ -115,7 +115,7 @@ impl Tree {
         })
     }
 
-    /// What stat(2) tells; `None` if the node is gone.
+    /// Returns a node's values for stat(2), or `None` if the node is gone.
     pub(crate) fn stat(&self, node: Node) -> Option<NodeStat> {
         let fixed = |class, size, time| NodeStat { class, size, mtime: time, ctime: time };
         Some(match node {
@@ -141,7 +141,7 @@ impl Tree {
             Node::PerCpu { channel, dir: PerCpu::Snapshot, cpu } => {
                 let held = self.hold_buffer(channel, cpu)?;
                 let open = held.snapshot_slot(cpu as usize).len();
-                // What it would be if it were taken now.
+                // The size of a copy that would be made now.
                 let size = open.unwrap_or_else(|| held.read_side(cpu as usize).reader.snapshot_len());
                 let mtime = held.size_and_mtime(cpu as usize).1;
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
@@ -155,7 +155,7 @@ impl Tree {
                 let slot = held.take_slot(cpu as usize);
                 let (size, mtime) = match slot.stat(copy) {
                     Some(open) => open,
-                    // What it would be if it were opened now.
+                    // The size of a copy that an open would make now.
                     None if slot.is_current(copy) => {
                         let size = held.read_side(cpu as usize).reader.take_len();
                         (size, held.size_and_mtime(cpu as usize).1)
@@ -164,7 +164,7 @@ impl Tree {
                 };
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
             }
-            // Its files are those above.
+            // The files in `take` are `Node::Take`, above.
             Node::PerCpu { dir: PerCpu::Take, .. } => return None,
             Node::Control { channel, file: ControlFile::Positions } => {
                 let held = self.hold(channel)?;
@@ -179,13 +179,13 @@ impl Tree {
                     ControlFile::Msg => Class::Message,
                     ControlFile::Flush | ControlFile::Reset => Class::Owner,
                 };
-                // Some programs read no further than the size they are told: it must be the real one.
+                // Some programs read no further than this size, so it must be the real one.
                 fixed(class, file.text(&held).len() as u64, held.created())
             }
         })
     }
 
-    /// The node that a name means for a thread, where it is not the same for all.
+    /// Returns the node that a name means for a thread: names in `take` differ among processes.
     pub(crate) fn as_seen_by(&self, node: Node, thread: u32) -> Node {
         match node {
             Node::Take { channel, cpu, .. } => {
@@ -197,12 +197,12 @@ impl Tree {
         }
     }
 
-    /// Keeps the channel of an id.
+    /// Returns the channel of an id, held.
     pub(crate) fn hold(&self, channel: u32) -> Option<ChannelRef> {
         self.registry.hold_id(channel)
     }
 
-    /// The same, if it has a buffer of that number.
+    /// Returns the channel of an id, held, if it has a buffer of that number.
     pub(crate) fn hold_buffer(&self, channel: u32, cpu: u32) -> Option<ChannelRef> {
         self.hold(channel).filter(|held| (cpu as usize) < held.n_bufs())
     }
@@ -215,12 +215,12 @@ impl Tree {
 /// The text of `.relay/version`.
 pub(crate) const VERSION_TEXT: &str = concat!("relayfs ", env!("CARGO_PKG_VERSION"), "\n");
 
-/// What `consumed/cpuN` says: the number of the next sub-buffer.
+/// Returns the text of `consumed/cpuN`: the number of the next sub-buffer.
 pub(crate) fn consumed_text(channel: &Channel, cpu: usize) -> String {
     format!("{}\n", channel.read_side(cpu).reader.next_number())
 }
 
-/// The file of a CPU in a directory that has one for each.
+/// Returns a CPU's file in a directory that has a file for each CPU.
 pub(crate) fn per_cpu_file(channel: &Channel, dir: PerCpu, cpu: u32) -> Node {
     let id = channel.id();
     match dir {
@@ -232,7 +232,7 @@ pub(crate) fn per_cpu_file(channel: &Channel, dir: PerCpu, cpu: u32) -> Node {
     }
 }
 
-/// A number without leading zeros.
+/// Parses a number without leading zeros.
 fn canonical_number(text: &str) -> Option<u32> {
     let canonical = text == "0" || !text.starts_with(['0', '+']);
     text.parse().ok().filter(|_| canonical)

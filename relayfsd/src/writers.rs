@@ -1,14 +1,14 @@
-//! The threads that write for others: one for each CPU, pinned to it, and one for global channels.
+//! Threads that write for other processes: one pinned to each CPU, one for global channels.
 //!
-//! Only a thread on CPU n writes to buffer n; whoever has something to write, flush or reset hands it to that thread.
-//! A thread starts when it is first needed and then sleeps until there is work.
+//! Only a thread on CPU n writes to buffer n. Other threads hand that thread jobs: to write, flush or reset.
+//! A thread starts with its first job, and then sleeps until there is work.
 //!
-//! Producers' jobs come through a bounded queue: when it is full, the socket is not read, and so the producer is told
-//! by its own full socket. Jobs of the mounted files come through a queue of their own, bounded by the number of file
-//! operations that can be under way; they are never refused, since a file operation must not wait for the socket.
+//! Producers' jobs come through a bounded queue. When that is full, the daemon does not read the socket, and the
+//! producer sees its own socket full. Jobs of the mounted files come through another queue, bounded by the number of
+//! file operations in flight. They are never refused, since a file operation must not wait for the socket.
 //!
-//! `daemon` makes them; `registry`, `tree` and `socket` hand them jobs.
-//! This room may not know any of these: a job has the channel with it.
+//! `daemon` creates the writers; `registry`, `tree` and `socket` hand them jobs.
+//! This room may not know any of these four: each job carries its channel.
 
 pub(crate) mod worker;
 
@@ -25,46 +25,46 @@ use thiserror::Error;
 
 use crate::channel::ChannelRef;
 
-/// Producers' jobs that may wait for one writer; each is a frame, or one message at most.
+/// Most producers' jobs that wait for one writer. A job is a frame, or one message.
 const QUEUE_LEN: usize = 64;
 
 /// How long a batch waits for room in a full buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
-    /// Not at all: what does not fit is dropped.
+    /// Not at all: messages that do not fit are dropped.
     No,
-    /// Until then; what has not found room by then is dropped.
+    /// Until this time: messages that found no room by then are dropped.
     Until(Instant),
     /// As long as its producer lives.
     Forever,
 }
 
-/// Told what became of a producer's messages.
+/// Called with the result of writing a producer's messages.
 pub(crate) type BatchDone = Box<dyn FnOnce(Result<WriteReply, Unavailable>) + Send>;
-/// Told whether something was done on a buffer.
+/// Called with the result of a job on a buffer.
 pub(crate) type Done = Box<dyn FnOnce(Result<(), Unavailable>) + Send>;
-/// Called when a queue that was found full has room again.
+/// Called when a queue that was full has room again.
 type OnRoom = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;
 
 /// Messages for one buffer.
 pub(crate) struct Batch {
     pub(crate) channel: ChannelRef,
-    /// Which buffer; less than the channel's `n_bufs`.
+    /// The buffer's number; less than the channel's `n_bufs`.
     pub(crate) cpu: usize,
-    /// A received frame, or one assembled message.
+    /// A received frame, or one reassembled message.
     pub(crate) bytes: Vec<u8>,
-    /// Whether that is one message, or messages with their lengths before them.
+    /// Whether `bytes` is one message. Otherwise each message has its length before it.
     pub(crate) single: bool,
-    /// Messages the producer had to drop by itself.
+    /// Messages that the producer had to drop by itself.
     pub(crate) lost: u64,
     pub(crate) wait: Wait,
-    /// Set when the producer is gone: nobody waits any more.
+    /// Set when the producer is gone: the batch must not wait any more.
     pub(crate) cancelled: Arc<AtomicBool>,
-    /// Told what became of the messages, on the writer's thread.
+    /// Called with the result, on the writer's thread.
     pub(crate) done: Option<BatchDone>,
 }
 
-/// Something to do on the thread of a buffer's CPU. What is `done` is told there too.
+/// A job for the thread of a buffer's CPU. It calls `done` on that thread.
 pub(crate) enum Job {
     /// A producer's messages.
     Write(Batch),
@@ -77,22 +77,22 @@ pub(crate) enum Job {
     },
     /// Finish the current sub-buffer.
     Flush { channel: ChannelRef, cpu: usize, done: Done },
-    /// The same, if there is still something unread in it, and in no other, when its turn comes.
+    /// Finish the current sub-buffer, if it has the only unread data when the job's turn comes.
     FlushUnread { channel: ChannelRef, cpu: usize, done: Done },
-    /// End the buffer for producers that write it by themselves.
+    /// Close the buffer for direct producers.
     Close { channel: ChannelRef, cpu: usize, done: Done },
-    /// Forget everything unread.
+    /// Discard all unread data.
     Reset { channel: ChannelRef, cpu: usize, done: Done },
-    /// A reader made room, for which a batch has been waiting; or the buffer may be written from now on.
+    /// Room for a waiting batch: a reader made some, or the buffer may be written from now on.
     Room { channel: ChannelRef, cpu: usize },
     /// A producer is gone that may have a batch waiting.
     Sweep,
-    /// Somebody wants to know that what was handed over before is done; the sender is just dropped.
+    /// Marks that all jobs before it are done: the thread drops the sender.
     Barrier { _done: Sender<Infallible> },
 }
 
 impl Job {
-    /// The buffer it is for.
+    /// Returns the job's channel and buffer.
     pub(crate) fn buffer(&self) -> Option<(&ChannelRef, usize)> {
         match self {
             Job::Write(Batch { channel, cpu, .. })
@@ -106,24 +106,26 @@ impl Job {
         }
     }
 
-    /// Whether it would use a buffer that somebody has damaged.
+    /// Returns whether the job's channel is broken.
     pub(crate) fn is_of_broken(&self) -> bool {
         self.buffer().is_some_and(|(channel, _)| channel.is_broken())
     }
 
-    /// Tells whoever waits for it that the daemon is ending; a producer's messages are dropped, and counted.
+    /// Fails the job because the daemon is ending.
+    ///
+    /// A producer's messages are dropped, and counted.
     pub(crate) fn abandon(self) {
         self.refuse(UnavailableCause::Ending);
     }
 
-    /// The same for any cause.
+    /// Fails the job for any cause, as [`Self::abandon`] does.
     pub(crate) fn refuse(self, why: UnavailableCause) {
         if let Some((_, cpu)) = self.buffer() {
             self.fail(Unavailable { cpu, why });
         }
     }
 
-    /// The same for a CPU that there cannot be: whatever needs no message is done.
+    /// Ends a job for an impossible CPU: jobs that write no message succeed, the others fail.
     pub(crate) fn pass_over(self, why: Unavailable) {
         match self {
             Job::Flush { done, .. }
@@ -134,7 +136,7 @@ impl Job {
         }
     }
 
-    /// Tells whoever waits for it that the CPU is not to be had; a producer's messages are dropped, and counted.
+    /// Fails the job: its CPU cannot be used. A producer's messages are dropped, and counted.
     pub(crate) fn fail(self, why: Unavailable) {
         match self {
             Job::Write(batch) => worker::drop_batch(batch, why),
@@ -151,7 +153,7 @@ impl Job {
     }
 }
 
-/// The CPU of a buffer cannot be used.
+/// The error that a buffer's CPU cannot be used.
 #[derive(Clone, Debug, Error)]
 #[error("CPU {cpu} {why}")]
 pub(crate) struct Unavailable {
@@ -162,7 +164,7 @@ pub(crate) struct Unavailable {
 /// Why a CPU cannot be used.
 #[derive(Clone, Debug)]
 pub(crate) enum UnavailableCause {
-    /// The kernel would not let a thread of ours run there.
+    /// The kernel does not let a thread of the daemon run there.
     NotAllowed(nix::errno::Errno),
     /// The daemon is ending.
     Ending,
@@ -172,8 +174,8 @@ pub(crate) enum UnavailableCause {
     Contended,
     /// The channel's files are damaged.
     Broken,
-    /// Producers of an earlier daemon write the buffer, and this one has no restartable sequences.
-    Heirs,
+    /// Orphaned producers write the buffer, and this daemon has no restartable sequences.
+    Orphans,
 }
 
 impl fmt::Display for UnavailableCause {
@@ -184,8 +186,8 @@ impl fmt::Display for UnavailableCause {
             }
             UnavailableCause::Ending => f.write_str("is not served any more: the daemon is ending"),
             UnavailableCause::Contended => f.write_str("is too busy for the daemon to write there"),
-            UnavailableCause::Broken => f.write_str("is not to be written to: the channel is broken"),
-            UnavailableCause::Heirs => f.write_str(
+            UnavailableCause::Broken => f.write_str("cannot be written to: the channel is broken"),
+            UnavailableCause::Orphans => f.write_str(
                 "is written directly by producers of an earlier relayfsd, and this one cannot write beside them: it has no \
                  restartable sequences (rseq); end those producers, or start relayfsd where it has (glibc 2.35 or later, without \
                  GLIBC_TUNABLES=glibc.pthread.rseq=0)",
@@ -199,18 +201,18 @@ impl Unavailable {
     pub(crate) fn errno(&self) -> i32 {
         match self.why {
             UnavailableCause::Broken => libc::EIO,
-            UnavailableCause::Heirs => libc::EBUSY,
+            UnavailableCause::Orphans => libc::EBUSY,
             _ => libc::ENXIO,
         }
     }
 }
 
-/// A writer's queue is full; the job comes back.
+/// The error that a writer's queue is full. It returns the job.
 pub(crate) struct Busy(pub(crate) Job);
 
 /// All writing threads.
 pub(crate) struct Writers {
-    /// One a CPU, and the last for global channels.
+    /// One for each CPU; the last is for global channels.
     lanes: Vec<WorkerQueue>,
     on_room: OnRoom,
 }
@@ -220,14 +222,14 @@ struct WorkerQueue {
     cpu: Option<usize>,
     producers: Sender<Job>,
     files: Sender<Job>,
-    /// Set when the producers' queue was found full; the thread clears it and rings.
+    /// Set when the producers' queue was full. The thread clears the flag and calls `on_room`.
     full: Arc<AtomicBool>,
     /// The receiving ends, until the thread takes them.
     idle: Mutex<Option<(Receiver<Job>, Receiver<Job>)>>,
 }
 
 impl Writers {
-    /// Threads for this many CPUs; none of them runs yet.
+    /// Creates the queues of threads for `n_cpus` CPUs. No thread runs yet.
     pub(crate) fn new(n_cpus: usize) -> Writers {
         let lane = |cpu| {
             let (producers, producers_end) = bounded(QUEUE_LEN);
@@ -239,21 +241,23 @@ impl Writers {
         Writers { lanes, on_room: Arc::default() }
     }
 
-    /// Sets what is called, on a writer's thread, when a queue that was found full has room again.
+    /// Sets the callback for a full queue that has room again. Writers' threads call it.
     pub(crate) fn set_on_room(&self, ring: Box<dyn Fn() + Send + Sync>) {
-        // Set once, by the one server there is.
+        // Set once, by the only server.
         let _ = self.on_room.set(ring);
     }
 
-    /// Hands a producer's job to the writer of its buffer. Never waits: if the queue is full, the job comes back, and
-    /// `on_room` is called when it makes sense to try again.
+    /// Hands a producer's job to the writer of its buffer. Never waits.
+    ///
+    /// If the queue is full, the caller gets the job back, and `on_room` is called when the queue has room.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Busy> {
         let Some((lane, job)) = self.started_lane(job) else { return Ok(()) };
         match lane.producers.try_send(job) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(job)) => {
-                // SeqCst, as is the thread's swap: the flag is set before the second look at the queue. If that is
-                // full too, the thread has jobs to take yet, and looks at the flag after each: it cannot miss it.
+                // SeqCst, as is the thread's swap: the flag is set before the second try. If the queue is full then
+                // too, the thread still has jobs to take. It checks the flag after each job, so it cannot miss the
+                // flag.
                 lane.full.store(true, Ordering::SeqCst);
                 lane.producers.try_send(job).map_err(|error| Busy(error.into_inner()))
             }
@@ -264,24 +268,24 @@ impl Writers {
     /// Hands a job of a mounted file to the writer of its buffer. Never waits and never refuses.
     pub(crate) fn submit_now(&self, job: Job) {
         if let Some((lane, job)) = self.started_lane(job) {
-            // The thread keeps its receiving ends for ever.
+            // Cannot fail: the thread keeps its receiving ends for ever.
             let _ = lane.files.send(job);
         }
     }
 
-    /// Tells a buffer's writer that a reader made room, for which a batch has been waiting.
+    /// Tells a buffer's writer that a reader made room for a waiting batch.
     pub(crate) fn make_room(&self, channel: &ChannelRef, cpu: usize) {
         self.submit_now(Job::Room { channel: channel.clone(), cpu });
     }
 
-    /// Lets every running writer look for batches whose producers are gone.
+    /// Has every running writer look for batches whose producers are gone.
     pub(crate) fn sweep(&self) {
         for lane in self.running() {
             let _ = lane.files.send(Job::Sweep);
         }
     }
 
-    /// Waits, `limit` at most, until all jobs are done that producers handed over before, or wait for room.
+    /// Waits, at most `limit`, until all earlier jobs of producers are done or wait for room.
     pub(crate) fn settle(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let (sender, receiver) = bounded(0);
@@ -289,7 +293,7 @@ impl Writers {
             let _ = lane.producers.send_deadline(Job::Barrier { _done: sender.clone() }, deadline);
         }
         drop(sender);
-        // Nothing is ever sent: it ends when the last of them has been dropped.
+        // Nothing is ever sent: this ends when the last sender has been dropped.
         let _ = receiver.recv_deadline(deadline);
     }
 
@@ -297,7 +301,9 @@ impl Writers {
         self.lanes.iter().filter(|lane| lane.idle.lock().unwrap_or_else(PoisonError::into_inner).is_none())
     }
 
-    /// The job's lane, its thread running. Without one the job is told why, and `None` comes back.
+    /// Returns the job's queue, with its thread started.
+    ///
+    /// Otherwise fails the job and returns `None`.
     fn started_lane(&self, job: Job) -> Option<(&WorkerQueue, Job)> {
         let (channel, cpu) = job.buffer()?;
         let lane = if channel.geometry().global() { self.lanes.last()? } else { self.lanes.get(cpu)? };
@@ -333,7 +339,7 @@ impl WorkerQueue {
     }
 }
 
-/// Flushes every buffer of a channel and then tells which could not be.
+/// Flushes every buffer of a channel, and passes the failures to `done`.
 pub(crate) fn flush_all(
     writers: &Writers,
     channel: &ChannelRef,
@@ -342,7 +348,7 @@ pub(crate) fn flush_all(
     on_all(writers, channel, done, |channel, cpu, done| Job::Flush { channel, cpu, done });
 }
 
-/// Resets every buffer of a channel and then tells which could not be.
+/// Resets every buffer of a channel, and passes the failures to `done`.
 pub(crate) fn reset_all(
     writers: &Writers,
     channel: &ChannelRef,
@@ -351,13 +357,13 @@ pub(crate) fn reset_all(
     on_all(writers, channel, done, |channel, cpu, done| Job::Reset { channel, cpu, done });
 }
 
-/// Ends every buffer of a channel for producers that write by themselves, and waits for that, `limit` at most.
+/// Closes every buffer of a channel for direct producers, and waits at most `limit` for that.
 pub(crate) fn close_all(writers: &Writers, channel: &ChannelRef, limit: Duration) {
     channel.set_ending();
     let (sender, receiver) = bounded(1);
-    let done = move |_| sender.send(()).unwrap_or_default(); // nobody waits any more
+    let done = move |_| sender.send(()).unwrap_or_default(); // an error: the wait below has ended
     on_all(writers, channel, done, |channel, cpu, done| Job::Close { channel, cpu, done });
-    // A CPU that is not to be had is one where nobody writes, or it finds the channel closed at its next switch.
+    // On a CPU that the daemon cannot use, no producer writes, or it finds the channel closed at its next switch.
     let _ = receiver.recv_timeout(limit);
 }
 
@@ -373,7 +379,7 @@ fn on_all(
     }
 }
 
-/// Waits, without a thread, for several jobs: calls back when the last of its parts is done.
+/// Collects the results of several jobs, and calls back when the last of them is done.
 pub(crate) struct Gather(Arc<Gathered>);
 
 struct Gathered {
@@ -381,16 +387,18 @@ struct Gathered {
     done: Mutex<Option<AllDone>>,
 }
 
-/// Told which of several jobs could not be done.
+/// Called with the failures of several jobs.
 type AllDone = Box<dyn FnOnce(Vec<Unavailable>) + Send>;
 
 impl Gather {
-    /// `done` is called when the returned value and all its parts are gone, with the failures among them.
+    /// Creates a collection.
+    ///
+    /// `done` gets the failures when the returned value and all its parts are dropped.
     pub(crate) fn new(done: impl FnOnce(Vec<Unavailable>) + Send + 'static) -> Gather {
         Gather(Arc::new(Gathered { failed: Mutex::default(), done: Mutex::new(Some(Box::new(done))) }))
     }
 
-    /// What one of the jobs calls.
+    /// Returns the callback for one of the jobs.
     pub(crate) fn part(&self) -> Done {
         let gathered = self.0.clone();
         Box::new(move |result| {

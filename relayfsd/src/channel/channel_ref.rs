@@ -8,7 +8,9 @@ use super::Channel;
 
 /// Removes channels that have no holder any more.
 pub(crate) trait Release: Send + Sync {
-    /// Called after the last holder's drop. The channel may have a new holder by now, see [`Channel::is_held`].
+    /// Called after the last holder's drop.
+    ///
+    /// The channel may have a new holder by now, see [`Channel::is_held`].
     fn release(&self, channel: &Arc<Channel>);
 }
 
@@ -20,7 +22,9 @@ pub(crate) struct ChannelRef {
 }
 
 impl ChannelRef {
-    /// Begins to hold a channel. The caller has the lock that [`Release::release`] takes, or holds the channel already.
+    /// Begins to hold a channel.
+    ///
+    /// The caller has the lock that [`Release::release`] takes, or holds the channel already.
     pub(crate) fn new(channel: Arc<Channel>, release: Weak<dyn Release>) -> ChannelRef {
         // Relaxed: the lock orders it, see `Channel::is_held`.
         channel.holders.fetch_add(1, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! Records which bytes of a file processes have got by read(2), to know when all are delivered.
+//! Records which bytes of a file processes got by read(2), to know when all are delivered.
 //!
 //! Bytes count for the open file that a process got them through, not for all open files together. Some programs divide
 //! a file among processes, each of which opens it. Such processes read further than they need. Together they may have

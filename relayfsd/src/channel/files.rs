@@ -71,7 +71,9 @@ impl Drop for Made {
     }
 }
 
-/// Creates and maps a file of `len` zero bytes. It allocates all memory now: later there might be none.
+/// Creates and maps a file of `len` zero bytes.
+///
+/// It allocates all memory now: later there might be none.
 pub(crate) fn create(path: &Path, len: u64) -> io::Result<Mapping> {
     let file: File = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     let len_signed = i64::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
@@ -84,7 +86,9 @@ pub(crate) fn create(path: &Path, len: u64) -> io::Result<Mapping> {
     Mapping::new(&file, len)
 }
 
-/// Opens and maps a file that an earlier daemon of this user left. Fails if the file is not as that daemon made it.
+/// Opens and maps a file that an earlier daemon of this user left.
+///
+/// Fails if the file is not as that daemon made it.
 pub(crate) fn find(path: &Path, len: u64) -> Result<Mapping, String> {
     let said = |error: io::Error| format!("{}: {error}", path.display());
     let file =

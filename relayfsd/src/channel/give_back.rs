@@ -5,7 +5,9 @@ use relay::ring::reader::ConsumeError;
 use super::Channel;
 
 impl Channel {
-    /// Gives back `count` sub-buffers of a buffer. With `from`, the first of them must have that number.
+    /// Gives back `count` sub-buffers of a buffer.
+    ///
+    /// With `from`, the first of them must have that number.
     ///
     /// Returns whether a batch waits for the room that this makes.
     pub(crate) fn give_back(&self, cpu: usize, from: Option<u64>, count: u64) -> Result<bool, ConsumeError> {

@@ -26,7 +26,7 @@ pub(crate) struct Damage {
     broken: OnceLock<String>,
     /// Called once, when the daemon finds the channel broken.
     on_broken: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Number of truncations that the daemon had met, in any channel, at the last check of this channel.
+    /// Truncations that the daemon had met, in any channel, at the last check of this channel.
     truncations_seen: AtomicUsize,
     /// The daemon closes the channel's buffers, or gives them up.
     ending: AtomicBool,
@@ -92,7 +92,9 @@ impl Drop for ReadGuard<'_> {
 }
 
 impl Channel {
-    /// Sets the callback for a channel that is found broken. The thread that finds it calls with a buffer locked.
+    /// Sets the callback for a channel that is found broken.
+    ///
+    /// The thread that finds it calls with a buffer locked.
     pub(crate) fn on_broken(&self, call: Box<dyn Fn() + Send + Sync>) {
         // Set once, when the channel is created.
         let _ = self.damage().on_broken.set(call);
@@ -129,7 +131,7 @@ impl Channel {
         self.is_broken()
     }
 
-    /// Checks all buffers' words and the files' lengths, and returns whether the channel is broken.
+    /// Checks all buffers' words and the files' lengths. Returns whether the channel is broken.
     ///
     /// A reset needs this: a reset that only found the damage would leave the channel broken.
     pub(crate) fn is_found_broken(&self) -> bool {
@@ -158,7 +160,7 @@ impl Channel {
         }
     }
 
-    /// Marks the channel as broken: wakes its pollers, condemns its buffers, and calls the callback.
+    /// Marks the channel as broken: condemns its buffers, wakes its pollers, calls the callback.
     fn set_broken(&self, why: String) {
         if self.damage().broken.set(why).is_err() {
             return;

@@ -23,7 +23,9 @@ pub(crate) enum PollState {
     Broken,
 }
 
-/// Asks the daemon's first thread to look at the buffers that processes wait for, see `registry/flush_timer.rs`.
+/// Asks the daemon's first thread to look at the buffers that processes wait for.
+///
+/// See `registry/flush_timer.rs`.
 pub(crate) struct Looks {
     /// Whether a thread has asked for looks since the last one.
     wanted: AtomicBool,
@@ -131,7 +133,7 @@ impl Channel {
         self.polled.load(Ordering::SeqCst)
     }
 
-    /// Returns the buffers that a process waits for, and whose only unread data is in an unfinished sub-buffer.
+    /// Returns the polled buffers whose only unread data is in an unfinished sub-buffer.
     pub(crate) fn polled_unfinished(&self) -> Vec<usize> {
         if !self.polled.swap(false, Ordering::SeqCst) {
             return Vec::new();
@@ -160,8 +162,9 @@ mod tests {
     use super::*;
     use crate::channel::Named;
 
-    /// A producer rings for a sub-buffer. A reader takes it before the daemon looks. The next ring must wake the
-    /// poller.
+    /// A producer rings for a sub-buffer.
+    ///
+    /// A reader takes it before the daemon looks. The next ring must wake the poller.
     #[test]
     fn ring_after_a_faster_reader_wakes_the_poller() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! Frozen copies of buffers: what `snapshot/cpuN` shows, from its first open to its last close.
+//! Frozen copies of buffers: `snapshot/cpuN` shows one from its first open to its last close.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 

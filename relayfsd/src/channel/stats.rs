@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::channel::Channel;
 
-/// Defines [`Counts`] from a list of counters: each with its name in the files, and how two values are added.
+/// Defines [`Counts`] from a list of counters: each one's name in files, and how to add two.
 macro_rules! counts {
     ($($name:ident: $together:ident,)*) => {
         /// The counters of one buffer, or the sums of several.
@@ -110,7 +110,9 @@ impl Channel {
         total
     }
 
-    /// Returns the text of the `stats` file. It calls buffers `cpuN`, whatever the channel's base filename is.
+    /// Returns the text of the `stats` file.
+    ///
+    /// It calls buffers `cpuN`, whatever the channel's base filename is.
     pub(crate) fn stats(&self) -> String {
         let mut text = String::new();
         for cpu in 0..self.n_bufs() {

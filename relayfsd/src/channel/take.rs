@@ -1,4 +1,4 @@
-//! `take/cpuN`: an ordinary file with a copy of a buffer's unread data, which is consumed once it was read.
+//! `take/cpuN`: a file with a copy of a buffer's unread data, consumed when it was read.
 //!
 //! The first open makes the copy. All programs that open the file meanwhile share the copy, and the last close frees
 //! it. `delivered.rs` records which bytes programs get. When one open file has got all bytes, the daemon gives back the
@@ -20,7 +20,9 @@ use crate::channel::delivered::{Delivered, Ended};
 use crate::policy::quota::{Quota, Reservation};
 use crate::process::killed::{is_killed, process_of};
 
-/// Number of numbers for the copies of a buffer. They begin at 0, are used again, and are a part of inode numbers.
+/// Number of numbers for the copies of a buffer.
+///
+/// They begin at 0, are used again, and are a part of inode numbers.
 pub(crate) const N_COPIES: u32 = 1 << 10;
 
 /// A copy of a buffer's unread data, and which of its bytes programs have got.
@@ -41,7 +43,9 @@ pub(crate) struct Take {
 #[derive(Default)]
 pub(crate) struct TakeSlot {
     copies: Mutex<Copies>,
-    /// Held while a thread makes a copy, which takes long for a large one. `copies` is not held meanwhile.
+    /// Held while a thread makes a copy, which takes long for a large one.
+    ///
+    /// `copies` is not held meanwhile.
     making: Mutex<()>,
 }
 
@@ -139,7 +143,9 @@ impl Take {
         (&self.channel, self.cpu)
     }
 
-    /// Serves read(2) of a process on open file number `file`: passes bytes, or an errno, to `reply`, once.
+    /// Serves read(2) of a process on open file number `file`.
+    ///
+    /// Passes bytes, or an errno, to `reply`, once.
     pub(crate) fn read(
         &self,
         file: u64,
@@ -162,7 +168,7 @@ impl Take {
         reply(Ok(Lent::from(&bytes[..])));
     }
 
-    /// Handles that a thread closes a descriptor of open file number `file`, or that its process ends.
+    /// Handles a thread's close of a descriptor of open file number `file`, or its process's end.
     ///
     /// Returns whether a batch waits for room that this makes.
     pub(crate) fn flush(&self, file: u64, process: u64, thread: u32) -> bool {
@@ -181,7 +187,9 @@ impl Take {
         self.delivered().forget(file);
     }
 
-    /// Gives back the copy's range after process `by` has closed it. Returns whether a batch waits for the room.
+    /// Gives back the copy's range after process `by` has closed it.
+    ///
+    /// Returns whether a batch waits for the room.
     fn consume(&self, by: u32) -> bool {
         if self.channel.is_broken() {
             return false;
@@ -221,7 +229,7 @@ impl TakeSlot {
         copies.current.0
     }
 
-    /// Returns the number that the name means for a thread of the process that consumed the last copy.
+    /// Returns what the name means for a thread of the process that consumed the last copy.
     pub(crate) fn consumed_by(&self, thread: u32) -> Option<u32> {
         let consumed = self.lock().consumed?;
         (process_of(thread) == Some(consumed.by)).then_some(consumed.number)

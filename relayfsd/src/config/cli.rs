@@ -1,9 +1,8 @@
-//! The command line, as text: what clap reads, and how `-o` becomes it.
+//! Parses the command line, and translates the words of `-o` into long options.
 //!
-//! Three kinds of callers write our options: people (`--subbuf-size 64K`), mount(8) and fstab
-//! (`-o rw,subbuf_size=64K`), and fuse users (`-f -s -o allow_other`). So `-` and `_` are the same in every
-//! name, every long option may stand in `-o`, and the words that all file systems share are understood there.
-//! What the options *mean* is in `options.rs`.
+//! Three kinds of callers write options: people (`--subbuf-size 64K`), mount(8) and fstab (`-o rw,subbuf_size=64K`),
+//! and FUSE users (`-f -s -o allow_other`). So `-` and `_` are the same in every name. `-o` takes every long option,
+//! and the words that all file systems share. `options.rs` has the meaning of the options.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -19,19 +18,19 @@ use relay::layout::state_file::STATE_FILE_MAX;
 use crate::config::mount_options::{Words, parse_mode, split};
 use crate::policy::share_policy::Shared;
 
-/// Most connections at once, where `--max-connections` does not say.
+/// Default of `--max-connections`.
 const CONNECTIONS_MAX_DEFAULT: usize = 4096;
 
-/// Most channels at once, where `--max-channels` does not say.
+/// Default of `--max-channels`.
 const CHANNELS_MAX_DEFAULT: usize = 4096;
 
-/// Most that it may say: the state file has a line of 1 KiB at most for each.
+/// Largest `--max-channels`: the state file has a line of at most 1 KiB for each channel.
 const CHANNELS_MAX_MAX: usize = STATE_FILE_MAX / 1024;
 
-/// `--flush-interval` where it is not given.
+/// Default of `--flush-interval`.
 const FLUSH_INTERVAL_DEFAULT: &str = "200ms";
 
-/// The `--flush-interval` that there is none.
+/// The `--flush-interval` that switches the flushes off.
 const NEVER: &str = "never";
 
 /// Shortest `--flush-interval`.
@@ -46,15 +45,15 @@ const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(1);
     args_override_self = true,
     after_help = "Sizes take K, M or G (powers of 1024). In every option's name '-' and '_' are the same.\n\
                   Returns when the file system is usable; umount (or fusermount3 -u) ends the daemon.\n\
-                  What is unread then stays for the next start on the mount point; --discard removes it.\n\
-                  Reading consumes: what one reader has got, no other gets."
+                  Unread data then stays for the next start on the mount point; --discard removes it.\n\
+                  Reading consumes: each byte goes to one reader."
 )]
 pub(crate) struct Cli {
-    /// Size of a sub-buffer in bytes [default: 256K]
+    /// Set the size of a sub-buffer in bytes [default: 256K]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) subbuf_size: Option<u64>,
 
-    /// Sub-buffers in each CPU's buffer [default: 4]
+    /// Set the number of sub-buffers in each CPU's buffer [default: 4]
     #[arg(long, value_name = "COUNT", value_parser = parse_size)]
     pub(crate) n_subbufs: Option<u64>,
 
@@ -62,11 +61,11 @@ pub(crate) struct Cli {
     #[arg(long)]
     pub(crate) overwrite: bool,
 
-    /// Zeroed bytes reserved at the start of each sub-buffer [default: 0]
+    /// Reserve zeroed bytes at the start of each sub-buffer [default: 0]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) header: Option<u64>,
 
-    /// A further channel, or another geometry for the default one, "cpu"; repeatable.
+    /// Add a channel, or set the geometry of the default channel, "cpu"; repeatable.
     /// Example: app/log:subbuf-size=64K:n-subbufs=8:overwrite:global:header=16
     #[arg(long, value_name = "NAME[:OPTION...]", action = ArgAction::Append)]
     pub(crate) channel: Vec<String>,
@@ -75,15 +74,15 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "DURATION", default_value = FLUSH_INTERVAL_DEFAULT, value_parser = flush_interval)]
     pub(crate) flush_interval: FlushInterval,
 
-    /// Memory for all channels together [default: a quarter of what the machine or its cgroup has]
+    /// Limit the memory of all channels [default: a quarter of the machine's or cgroup's]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) max_memory: Option<u64>,
 
-    /// Most channels at once
+    /// Limit the number of channels
     #[arg(long, value_name = "COUNT", default_value_t = CHANNELS_MAX_DEFAULT, value_parser = channels_max)]
     pub(crate) max_channels: usize,
 
-    /// Most producers connected at once
+    /// Limit the number of connected producers
     #[arg(long, value_name = "COUNT", default_value_t = CONNECTIONS_MAX_DEFAULT, value_parser = connections_max)]
     pub(crate) max_connections: usize,
 
@@ -91,19 +90,19 @@ pub(crate) struct Cli {
     #[arg(long, value_name = "NAME")]
     pub(crate) group: Option<String>,
 
-    /// Permissions of the socket; 0666 lets any user send [default: 0600, with --group 0660]
+    /// Set the socket's permissions; 0666 lets any user send [default: 0600, with --group 0660]
     #[arg(long, value_name = "OCTAL", value_parser = parse_mode)]
     pub(crate) socket_mode: Option<u32>,
 
-    /// Who may write the buffers directly, by shared memory: never, owner, group or all
+    /// Let these users write the buffers by shared memory: never, owner, group or all
     #[arg(long, value_name = "WHO", default_value = "group", hide_possible_values = true)]
     pub(crate) shared: Shared,
 
-    /// Where producers connect [default: /run/relayfs/NAME/socket, for users below $XDG_RUNTIME_DIR]
+    /// Create the socket here [default: /run/relayfs/NAME/socket, for users below $XDG_RUNTIME_DIR]
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
 
-    /// Where the buffers are, on a tmpfs [default: /dev/shm/relayfs-UID/NAME]
+    /// Keep the buffers here, on a tmpfs [default: /dev/shm/relayfs-UID/NAME]
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
 
@@ -135,11 +134,11 @@ pub(crate) struct Cli {
     #[arg(short, long)]
     pub(crate) verbose: bool,
 
-    /// Mount options: any long option as NAME[=VALUE], and those all file systems share
+    /// Set mount options: any long option as NAME[=VALUE], and those all file systems share
     #[arg(short = 'o', value_name = "OPTION[,OPTION...]", action = ArgAction::Append)]
     mount_options: Vec<String>,
 
-    /// Any name for /proc/mounts to show as the source, then the directory to mount on
+    /// Any name as the source in /proc/mounts, then the directory to mount on
     #[arg(value_name = "MOUNTPOINT", required = true, num_args = 1..=2)]
     pub(crate) operands: Vec<PathBuf>,
 }
@@ -173,8 +172,9 @@ fn connections_max(text: &str) -> Result<usize, String> {
     }
 }
 
-/// Reads a command line. What `-o` says is taken first, so the command line's own options win. `sloppy`: what is unknown
-/// there is let pass.
+/// Reads a command line. `sloppy`: unknown words of `-o` are ignored.
+///
+/// Words of `-o` are taken first, so options of the command line override them.
 pub(crate) fn parse(
     args: impl IntoIterator<Item = OsString>,
     sloppy: bool,
@@ -210,12 +210,12 @@ pub(crate) fn parse(
     Ok((Cli::try_parse_from(&args)?, words))
 }
 
-/// A usage error in clap's form, exit status 2.
+/// Makes a usage error in clap's form, exit status 2.
 pub(crate) fn usage_error(message: String) -> clap::Error {
     Cli::command().error(ErrorKind::ValueValidation, message)
 }
 
-/// Makes `--n_subbufs=4` into `--n-subbufs=4`; leaves values and everything else alone.
+/// Changes `--n_subbufs=4` to `--n-subbufs=4`. Values and other arguments stay unchanged.
 fn dash_names(arg: &mut OsString) {
     if arg.as_bytes().starts_with(b"--") {
         let mut bytes = std::mem::take(arg).into_vec();
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_mount_passes_is_understood() {
+    fn options_that_mount_passes_are_accepted() {
         let line = "relayfsd relayfs /mnt/relay -o rw,nofail,_netdev,user=me,noauto,x-systemd.automount,dev,suid,\
                     group,comment=hi,relatime,channel=app/log:overwrite,channel=b,overwrite,debug,socket_mode=0666";
         let (cli, words) = parse(line).unwrap();
@@ -289,13 +289,13 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_wins_over_mount_options() {
+    fn command_line_overrides_mount_options() {
         let (cli, _) = parse("relayfsd --n-subbufs 2 --group adm /mnt -o n_subbufs=8,group=daemon").unwrap();
         assert_eq!((cli.n_subbufs, cli.group.as_deref()), (Some(2), Some("adm")));
     }
 
     #[test]
-    fn unknown_words_are_let_pass_where_asked_for() {
+    fn unknown_words_are_ignored_if_sloppy() {
         let line = "relayfsd /mnt -o rw,nonsense=1,n_subbufs=8";
         let (cli, _) = super::parse(line.split(' ').map(OsString::from), true).unwrap();
         assert_eq!(cli.n_subbufs, Some(8));

@@ -1,5 +1,7 @@
-//! `mount -t relayfs`: mount(8) runs /sbin/mount.relayfs, a symbolic link to this program, and speaks a language of its own
-//! ("EXTERNAL HELPERS" in its manual page), in which `-f` is *fake*, and `-s` *sloppy*. AnyExecutor it becomes ours.
+//! Translates the arguments of mount(8), which runs this program as /sbin/mount.relayfs.
+//!
+//! For `mount -t relayfs`, mount(8) runs that symbolic link with arguments from "EXTERNAL HELPERS" in its manual page.
+//! In these, `-f` means *fake*, and `-s` *sloppy*.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -11,23 +13,23 @@ use nix::sched::{CloneFlags, setns};
 
 /// The name by which mount(8) calls its helper for a type.
 const NAME: &[u8] = b"mount.relayfs";
-/// Options of mount(8)'s that have a value.
+/// Options of mount(8) that have a value.
 const WITH_VALUE: &[u8] = b"oNt";
 
-/// What mount(8) wants.
+/// The request of mount(8).
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Helper {
-    /// Everything but mounting is to be done.
+    /// Check everything, but do not mount.
     pub(crate) fake: bool,
-    /// Mount options that are not known are let pass.
+    /// Ignore unknown mount options.
     pub(crate) sloppy: bool,
     /// The mount namespace to mount in.
     pub(crate) namespace: Option<PathBuf>,
-    /// The command line in our own language, the program's name first.
+    /// The command line as relayfsd understands it, the program's name first.
     pub(crate) args: Vec<OsString>,
 }
 
-/// Reads a command line, the program's name first. `None`: it is not mount(8) who calls.
+/// Reads a command line, the program's name first. `None`: the caller is not mount(8).
 pub(crate) fn read(args: &[OsString]) -> Option<Result<Helper, String>> {
     let name = args.first().and_then(|name| Path::new(name).file_name())?;
     (name.as_bytes() == NAME).then(|| translate(args))
@@ -42,7 +44,7 @@ fn translate(args: &[OsString]) -> Result<Helper, String> {
         if bytes == b"--" {
             operands.extend(rest.by_ref().cloned());
         } else if bytes.starts_with(b"--") {
-            // mount(8) has none of these, so people do.
+            // mount(8) passes no such options, so a person has written this one.
             helper.args.push(arg.clone());
         } else if let [b'-', letters @ ..] = bytes
             && !letters.is_empty()
@@ -72,7 +74,7 @@ impl Helper {
         match flag {
             b'f' => self.fake = true,
             b's' => self.sloppy = true,
-            // There is no mtab to leave alone.
+            // "Do not write mtab": the daemon never does.
             b'n' => {}
             b'v' => self.args.push("-v".into()),
             b'r' => self.args.extend(["-o".into(), "ro".into()]),
@@ -88,12 +90,12 @@ impl Helper {
         match letter {
             b'N' => self.namespace = Some(value.into()),
             b'o' => self.args.extend(["-o".into(), value.to_owned()]),
-            // The type, which is why we were called.
+            // `-t`: the type, which is always relayfs.
             _ => {}
         }
     }
 
-    /// Goes to the mount namespace that is meant.
+    /// Enters the mount namespace that mount(8) names.
     pub(crate) fn enter_namespace(&self) -> Result<(), String> {
         let Some(path) = &self.namespace else { return Ok(()) };
         let enter = || -> io::Result<()> { Ok(setns(File::open(path)?, CloneFlags::CLONE_NEWNS)?) };
@@ -118,14 +120,14 @@ mod tests {
     }
 
     #[test]
-    fn only_mount_speaks_so() {
+    fn only_the_name_of_the_helper_is_translated() {
         assert_eq!(read("relayfsd -f /mnt"), None);
         assert_eq!(read("/usr/bin/mount.relayfsd -f /mnt"), None);
         assert!(read("/sbin/mount.relayfs none /mnt").is_some());
     }
 
     #[test]
-    fn what_mount_says_is_put_into_our_words() {
+    fn arguments_of_mount_are_translated() {
         for (line, expected) in [
             ("mount.relayfs none /mnt -o rw", "-o rw -- none /mnt"),
             ("mount.relayfs none /mnt -v -n -o rw,n_subbufs=8", "-v -o rw,n_subbufs=8 -- none /mnt"),
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_it_does_not_say_is_refused() {
+    fn arguments_that_mount_does_not_pass_are_refused() {
         for (line, part) in [("mount.relayfs -d none /mnt", "-d"), ("mount.relayfs none /mnt -o", "-o")] {
             assert!(read(line).unwrap().unwrap_err().contains(part), "{line}");
         }

@@ -1,8 +1,8 @@
-//! The words of `-o` that are no options of ours: those of mount(8), of fstab, and of FUSE.
+//! The words of `-o` that are not long options: those of mount(8), of fstab, and of FUSE.
 
 use nix::mount::MsFlags;
 
-/// The words of `-o` that are not options of ours, put together.
+/// The collected words of `-o` that are not long options of relayfsd.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Words {
     /// Flags for mount(2).
@@ -17,15 +17,15 @@ pub(crate) struct Words {
     pub(crate) gid: Option<u32>,
     /// Permission bits of the data files.
     pub(crate) mode: Option<u32>,
-    /// SELinux's words for mount(2), as they are.
+    /// SELinux's words for mount(2), unchanged.
     pub(crate) contexts: Vec<String>,
 }
 
 impl Default for Words {
     fn default() -> Words {
         Words {
-            // There are neither devices nor set-uid programs in a relay tree, so `dev` and `suid` (which
-            // mount.fuse3 adds when root mounts) have nothing to allow.
+            // A relay tree has neither devices nor set-uid programs, so `dev` and `suid` have no effect.
+            // (mount.fuse3 adds these two when root mounts.)
             flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
             allow_other: false,
             auto_unmount: false,
@@ -39,14 +39,14 @@ impl Default for Words {
 }
 
 impl Words {
-    /// Takes a word that is no long option of ours. `false`: not one of these words.
+    /// Takes a word that is not a long option. `false`: the word is unknown here.
     pub(crate) fn take(&mut self, key: &str, value: Option<&str>) -> Result<bool, String> {
         let number = |value: &str| value.parse::<u32>().map_err(|_| format!("'{value}' is not a number"));
         let name = key.replace('-', "_");
         match (name.as_str(), value) {
-            // For mount(8), systemd and people, nothing that concerns us; `group` alone is mount's, with a value
-            // it is ours. Messages go to memory, so there is nothing to make synchronous, and nobody keeps an
-            // atime here.
+            // Words for mount(8), systemd and people, without a meaning for the daemon. `group` without a value is
+            // mount's, with a value it is the daemon's option. Messages go to memory, so `sync` has no effect, and the
+            // tree has no atimes.
             ("defaults" | "auto" | "noauto" | "nofail" | "_netdev" | "owner" | "users" | "nousers", None) => {
             }
             ("group" | "nouser" | "nogroup" | "noowner", None) | ("user", _) | ("comment", Some(_)) => {}
@@ -81,7 +81,9 @@ impl Words {
     }
 }
 
-/// The words of a list for `-o`. A comma between double quotes divides nothing: a context of SELinux may have some.
+/// Splits a list for `-o` at commas, except commas between double quotes.
+///
+/// A context of SELinux may have such commas.
 pub(crate) fn split(list: &str) -> impl Iterator<Item = &str> {
     let mut quoted = false;
     let divides = move |c: char| {
@@ -94,7 +96,7 @@ pub(crate) fn split(list: &str) -> impl Iterator<Item = &str> {
 /// Reads permission bits, `0660`, `660` or `0o660`.
 pub(crate) fn parse_mode(text: &str) -> Result<u32, String> {
     let digits = text.strip_prefix("0o").unwrap_or(text);
-    // from_str_radix would take a sign.
+    // from_str_radix would accept a sign.
     let octal = digits.bytes().all(|b| b.is_ascii_digit());
     match u32::from_str_radix(digits, 8) {
         Ok(mode) if octal && mode <= 0o777 => Ok(mode),
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_of_selinux_are_kept_as_they_are() {
+    fn contexts_of_selinux_are_kept_unchanged() {
         let list = "ro,context=\"system_u:object_r:tmp_t:s0:c127,c456\",,uid=5,fscontext=a:b:c";
         let found: Vec<&str> = split(list).collect();
         assert_eq!(

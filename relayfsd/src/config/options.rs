@@ -1,4 +1,4 @@
-//! What the daemon was asked to do: the command line with its defaults filled in and checked.
+//! The daemon's options: the command line, checked and with defaults filled in.
 
 use std::ffi::OsString;
 use std::io;
@@ -14,23 +14,23 @@ use crate::config::cli::{self, Cli};
 use crate::config::mount_options::Words;
 use crate::policy::share_policy::Sharing;
 
-/// Event loops that serve file operations, unless `-s` asks for a single one.
+/// Number of threads that serve file operations, unless `-s` asks for one.
 const FUSE_THREADS: usize = 2;
-/// Source shown in /proc/mounts where none is named.
+/// Source shown in /proc/mounts, if none is named.
 const FSNAME_DEFAULT: &str = "relayfs";
 
-/// Everything the command line decides. Paths are absolute: a daemon's working directory is `/`.
+/// All options. Paths are absolute, since a daemon's working directory is `/`.
 #[derive(Debug)]
 pub(crate) struct Options {
-    /// Where to mount, as named; `mount::resolve` follows its links.
+    /// The mount point as named; `mount::resolve` follows its links.
     pub(crate) mount_point: PathBuf,
-    /// Geometry of channels, as far as their own options leave it open.
+    /// Default geometry of channels.
     pub(crate) general: GeometrySpec,
-    /// The channels to open at the start, the default one first, each with `general` filled in.
+    /// The channels to open at the start, the default first, each with `general` filled in.
     pub(crate) channels: Vec<(ChannelName, GeometrySpec)>,
-    /// How long data may wait in an unfinished sub-buffer while a process polls, if there is a limit.
+    /// Longest time that data waits in an unfinished sub-buffer while a process polls.
     pub(crate) flush_interval: Option<Duration>,
-    /// Bytes that all channels may take together.
+    /// Memory limit of all channels together, in bytes.
     pub(crate) memory_max: Option<u64>,
     /// Most channels at once.
     pub(crate) channels_max: usize,
@@ -40,22 +40,22 @@ pub(crate) struct Options {
     pub(crate) socket: Option<PathBuf>,
     /// Permission bits of the socket.
     pub(crate) socket_mode: u32,
-    /// Group of the socket, where it is not the daemon's own.
+    /// Group of the socket, if it is not the daemon's own.
     pub(crate) socket_gid: Option<u32>,
-    /// Who may write the buffers directly.
+    /// Which users may write the buffers directly.
     pub(crate) sharing: Sharing,
     /// The state directory, if it was named.
     pub(crate) state_dir: Option<PathBuf>,
-    /// Which buffers stay for the next start at a clean end.
+    /// Which channels stay for the next start after a clean end.
     pub(crate) keep: Keep,
-    /// Where to log when in the background, instead of syslog.
+    /// The log file in the background, in place of syslog.
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) foreground: bool,
     pub(crate) debug: bool,
     pub(crate) verbose: bool,
-    /// Who may do what with the files.
+    /// Owner, group and modes of the files.
     pub(crate) access: Access,
-    /// What the kernel is told when mounting.
+    /// Options for mounting and serving.
     pub(crate) mount: MountOptions,
 }
 
@@ -64,53 +64,55 @@ pub(crate) struct Options {
 pub(crate) enum Keep {
     /// `--discard`: none.
     Nothing,
-    /// Those with unread data, and those that a live producer has mapped.
+    /// The channels with unread data, and those that a live producer has mapped.
     Unread,
-    /// `--keep`: every channel, also the empty ones, with their counts.
+    /// `--keep`: every channel, also the empty ones, with their counters.
     All,
 }
 
-/// Owner and readers of the files.
+/// Owner, group and modes of the files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Access {
     /// Owner of all files and directories.
     pub(crate) uid: u32,
     /// Group of all files and directories.
     pub(crate) gid: u32,
-    /// `--group`: the group reads `cpuN`, its snapshots and `stats`, writes `msg`, and gives sub-buffers back.
+    /// `--group`: the group may read, send and give back.
+    ///
+    /// It reads `cpuN`, its snapshots and `stats`, writes `msg`, and gives sub-buffers back.
     pub(crate) group_reads: bool,
-    /// Permission bits of `cpuN`, where `-o mode=` names them.
+    /// Permission bits of `cpuN`, if `-o mode=` sets them.
     pub(crate) mode: Option<u32>,
 }
 
-/// What the kernel is told when mounting, and how requests are served.
+/// Options for mounting, and for serving requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MountOptions {
-    /// Let other users in; by itself FUSE admits the mounting user only.
+    /// Whether to admit other users. By default, FUSE admits only the mounting user.
     pub(crate) allow_other: bool,
-    /// Have fusermount3 wait for the daemon's death and unmount then.
+    /// Whether fusermount3 waits for the daemon's death, and unmounts then.
     pub(crate) auto_unmount: bool,
-    /// Event loops.
+    /// Number of threads that serve file operations.
     pub(crate) threads: usize,
     /// Source shown in /proc/mounts.
     pub(crate) fsname: String,
-    /// nosuid, nodev, and of ro, noexec, noatime what was asked for.
+    /// nosuid, nodev, and those of ro, noexec, noatime that the options name.
     pub(crate) flags: MsFlags,
     /// SELinux's words.
     pub(crate) contexts: Vec<String>,
 }
 
 impl Access {
-    /// Permission bits of the files of buffers.
+    /// Returns the permission bits of the files of buffers.
     pub(crate) fn buffer_mode(&self) -> u32 {
         self.mode.unwrap_or(if self.group_reads { 0o440 } else { 0o400 })
     }
 }
 
 impl Options {
-    /// Reads a command line, program name included. Errors know how to print themselves, and their exit
-    /// status; `--help` and `--version` are such errors, too.
-    /// `sloppy`: mount options that are not known are let pass.
+    /// Reads a command line, program name included. `sloppy`: unknown mount options are ignored.
+    ///
+    /// Errors know how to print themselves, and their exit status. `--help` and `--version` are such errors, too.
     pub(crate) fn parse(
         args: impl IntoIterator<Item = OsString>,
         sloppy: bool,
@@ -132,7 +134,7 @@ impl Options {
             return Err("--group and -o gid= exclude each other".into());
         }
         let group = cli.group.as_deref().map(group_id).transpose()?;
-        // Root mounts for the machine, a user for himself, and a group cannot read what it cannot enter.
+        // Root mounts for all users, another user only for that user. A group must enter the mount to read there.
         let allow_other = by_root || words.allow_other || group.is_some();
         if words.auto_unmount && !allow_other {
             return Err("-o auto_unmount needs -o allow_other".into());
@@ -188,7 +190,7 @@ impl Options {
     }
 }
 
-/// The channels to open: the default one, redefined or not, and those that `--channel` names.
+/// Returns the channels to open: the default channel, and those that `--channel` names.
 fn channels(args: &[String], general: &GeometrySpec) -> Result<Vec<(ChannelName, GeometrySpec)>, String> {
     let mut channels: Vec<(ChannelName, GeometrySpec)> = Vec::new();
     for arg in args {
@@ -224,7 +226,7 @@ fn check_together(name: &ChannelName, other: &ChannelName) -> Result<(), String>
     }
 }
 
-/// The number of a group given by name or number.
+/// Returns the number of a group that is given by name or number.
 fn group_id(group: &str) -> Result<u32, String> {
     if let Ok(gid) = group.parse() {
         return Ok(gid);
@@ -256,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_point_is_enough() {
+    fn mount_point_alone_is_enough() {
         let options = options("relayfsd /mnt/relay", true).unwrap();
         assert_eq!(options.mount_point, Path::new("/mnt/relay"));
         assert_eq!(geometries(&options), ["cpu:subbuf-size=256K:n-subbufs=4"]);
@@ -267,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_take_what_they_leave_out_from_the_general_options() {
+    fn channels_inherit_the_general_options() {
         let line = "relayfsd --overwrite --n-subbufs 2 /m --channel a:n-subbufs=3 --channel cpu:no_overwrite";
         let options = options(line, true).unwrap();
         assert_eq!(
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_that_cannot_be_are_refused_by_name() {
+    fn wrong_channels_and_values_are_refused_by_name() {
         for (args, part) in [
             ("--channel a --channel a", "--channel a: this channel is given twice"),
             (
@@ -304,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn root_mounts_for_all_and_a_user_for_himself() {
+    fn root_mounts_for_all_users_and_a_user_for_itself() {
         let mount = |line, by_root| options(line, by_root).unwrap().mount;
         let root = mount("relayfsd /mnt", true);
         assert!(root.allow_other);
@@ -317,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn one_switch_lets_a_group_in() {
+    fn group_option_admits_a_group() {
         let options = options("relayfsd src /mnt --group 0 -o uid=7,mode=0444 -s -d", false).unwrap();
         let access = Access { uid: 7, gid: 0, group_reads: true, mode: Some(0o444) };
         assert_eq!(options.access, access);

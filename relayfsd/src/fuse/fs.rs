@@ -1,9 +1,11 @@
-//! FUSE: the one file that speaks it. A handler looks something up, makes one call and replies; none waits. What takes long,
-//! such as a copy, is handed to another thread, which replies.
+//! Serves FUSE requests. A handler looks up a node, makes one call and replies.
 //!
-//! Every file is opened with direct I/O, so that `read()` reaches the daemon each time. A page-cache fill reaches it
-//! too, from splice(2), sendfile(2) or a private mapping, and could take bytes that its caller never gets; it is told
-//! from a `read()` by having no lock owner, and refused with EINVAL as debugfs refuses it: programs then fall back.
+//! No handler waits. It hands long work, such as a copy, to another thread, which replies.
+//!
+//! Every file is opened with direct I/O, so that each `read()` reaches the daemon. A page-cache fill reaches the daemon
+//! too, from splice(2), sendfile(2) or a private mapping. A fill could take bytes that its caller never gets. The
+//! daemon recognizes a fill because it has no lock owner, and refuses it with EINVAL, as debugfs does: programs then
+//! fall back.
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
@@ -34,11 +36,12 @@ use crate::tree::{NodeStat, Tree};
 
 /// Names and attributes change at any time, so the kernel asks each time.
 const TTL: Duration = Duration::ZERO;
-/// What cat and its like ask for at a time: the most that one request can carry.
+/// Size that programs like cat ask for at a time: the most that one request can carry.
 const IO_SIZE: u32 = 1 << 20;
 
-/// How many file systems may lie on each other below one of our files: the kernel's limit. Ours are on tmpfs, unless
-/// `--state-dir` says otherwise.
+/// Most file systems that may lie on each other below a mapped file: the kernel's limit.
+///
+/// The channels' files are on tmpfs, unless `--state-dir` says otherwise.
 const STACK_DEPTH: u32 = 2;
 
 /// Stands for the inodes of all files that must not be mapped: no node has it.
@@ -49,31 +52,31 @@ pub(crate) struct Fs {
     tree: Arc<Tree>,
     access: Access,
     files: Arc<OpenFiles>,
-    /// Made when the kernel has said what it can do.
+    /// Created when the kernel has announced its capabilities.
     behind: Arc<Behind>,
-    /// Dropped at the end of the session.
+    /// Dropped when the session ends.
     alive: Option<Sender<Infallible>>,
 }
 
-/// The files that the kernel maps in place of ours.
+/// The files that the kernel maps in place of the tree's.
 #[derive(Default)]
 struct Behind {
-    /// Whether the kernel maps files by itself.
+    /// Whether the kernel can map files without the daemon.
     passthrough: bool,
-    /// Stands behind the files that must not be mapped.
+    /// The file behind those that must not be mapped.
     unmappable: Option<File>,
     backings: Backings<BackingId>,
 }
 
 impl Behind {
-    /// Answers an open, on whatever thread it was done.
+    /// Replies to an open, from any thread.
     fn answer(&self, ino: INodeNo, opened: Result<(u64, Source), i32>, reply: ReplyOpen) {
         let (handle, source) = match opened {
             Ok((number, source)) => (FileHandle(number), source),
             Err(errno) => return reply.error(Errno::from_i32(errno)),
         };
         let flags = flags_of(&source);
-        // What the kernel maps takes CAP_SYS_ADMIN. Without, the file can be read all the same.
+        // A backing file takes CAP_SYS_ADMIN. Without it, programs can still read the file.
         let backing = match source {
             _ if !self.passthrough => None,
             Source::Us | Source::Cache { .. } => None,
@@ -144,7 +147,8 @@ impl Fs {
 
     fn stat(&self, ino: INodeNo) -> Result<(Node, FileAttr), Errno> {
         let node = self.node(ino)?;
-        // Gone since its name was looked up. That may mean another one now: the kernel looks it up again.
+        // The node has gone since its name was looked up. The name may mean another node now: the kernel looks it up
+        // again.
         let stat = self.tree.stat(node).ok_or(Errno::ESTALE)?;
         Ok((node, self.attr(node, &stat)))
     }
@@ -158,7 +162,7 @@ impl Fs {
     }
 }
 
-/// How a file is opened, apart from what stands behind it.
+/// Returns the flags of an open, apart from the file behind it.
 fn flags_of(source: &Source) -> FopenFlags {
     match source {
         Source::Us | Source::UsUnmapped | Source::UsAndFile(_) => {
@@ -170,8 +174,9 @@ fn flags_of(source: &Source) -> FopenFlags {
     }
 }
 
-/// Serves the tree on a mounted `/dev/fuse`; returns when the kernel has said hello, that is, when the mount is usable.
-/// Mounting and unmounting are `mount.rs`'s.
+/// Serves the tree on a mounted `/dev/fuse`, and returns when the mount is usable.
+///
+/// That is after the kernel's first request. `mount.rs` mounts and unmounts.
 pub(crate) fn serve(mut fs: Fs, device: OwnedFd, options: &MountOptions) -> io::Result<Mounted> {
     let acl = if options.allow_other { SessionACL::All } else { SessionACL::Owner };
     let mut config = Config::default();
@@ -183,15 +188,16 @@ pub(crate) fn serve(mut fs: Fs, device: OwnedFd, options: &MountOptions) -> io::
     Ok(Mounted { _session: session, ended })
 }
 
-/// A mounted tree, served by threads of its own.
+/// A mounted tree with the threads that serve it.
 pub(crate) struct Mounted {
     _session: BackgroundSession,
     ended: Receiver<Infallible>,
 }
 
 impl Mounted {
-    /// Disconnects when the tree is unmounted, by whomever, and the last open file is closed. Nothing is ever sent: the
-    /// sending end goes with the file system.
+    /// Disconnects when the tree is unmounted, by any process, and the last open file is closed.
+    ///
+    /// Nothing is ever sent: the sending end is dropped with the file system.
     pub(crate) fn ended(&self) -> &Receiver<Infallible> {
         &self.ended
     }
@@ -199,7 +205,7 @@ impl Mounted {
 
 impl Filesystem for Fs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Old kernels that lack one of these work as well, a little less neatly.
+        // Old kernels that lack one of these work too, with small differences.
         let _ = config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC);
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
         let _ = config.set_max_write(IO_SIZE);
@@ -229,7 +235,7 @@ impl Filesystem for Fs {
         }
     }
 
-    /// Truncating what can be written is what shells do before writing; nothing else can be set.
+    /// Allows only truncating a file that takes writes, as shells do before they write.
     fn setattr(
         &self,
         _: &Request,
@@ -264,9 +270,10 @@ impl Filesystem for Fs {
 
     fn open(&self, request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let node = match self.node(ino) {
-            // As the kernel's relay answers. With a file behind it that cannot be mapped, O_DIRECT would be EIO.
+            // EINVAL is the answer of the kernel's relay. Otherwise O_DIRECT, with an unmappable file behind, would be
+            // EIO.
             Ok(Node::Buffer { .. }) if flags.0 & libc::O_DIRECT != 0 => return reply.error(Errno::EINVAL),
-            // Root may open any file for writing, and could then change what lies behind mappings of it.
+            // Root may open any file for writing, and could then change the file behind other programs' mappings.
             Ok(Node::Take { .. }) if flags.acc_mode() != OpenAccMode::O_RDONLY => {
                 return reply.error(Errno::EACCES);
             }
@@ -310,7 +317,9 @@ impl Filesystem for Fs {
         }
     }
 
-    /// Comes only for files that are opened without NOFLUSH. The process waits for the reply, also when it is killed.
+    /// Comes only for files opened without NOFLUSH.
+    ///
+    /// The process waits for the reply, even when it is killed.
     fn flush(&self, request: &Request, _: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
         if let Some(file) = self.files.get(fh.0) {
             file.flush(&self.tree, fh.0, lock_owner.0, request.pid());
@@ -357,7 +366,7 @@ impl Filesystem for Fs {
     ) {
         let Some(file) = self.files.get(fh.0) else { return reply.error(Errno::EBADF) };
         let wanted = flags.contains(PollFlags::FUSE_POLL_SCHEDULE_NOTIFY);
-        // Who closed the file meanwhile is not there to be woken.
+        // This fails if the poller has closed the file meanwhile, and then has no poller to wake.
         let wake = wanted.then(|| Box::new(move || drop(notifier.notify())) as Wake);
         reply.poll(match file.poll(fh.0, wake) {
             Some(PollState::Idle) => PollEvents::empty(),
@@ -406,7 +415,7 @@ impl Filesystem for Fs {
         }
     }
 
-    // What the tree does not have, with the errno of the kernel's relay files on debugfs.
+    // Operations that the tree does not have, with the errnos of the kernel's relay files on debugfs.
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
         reply.error(Errno::EINVAL);
@@ -434,8 +443,11 @@ impl Filesystem for Fs {
         reply.error(Errno::ENOSYS);
     }
 
-    /// SEEK_DATA and SEEK_HOLE. The kernel does not ask again, and finds data from the beginning to the end: reading at a
-    /// position that was consumed gives what is next, not zeroes.
+    /// Refuses SEEK_DATA and SEEK_HOLE.
+    ///
+    /// The kernel does not ask again, and reports data from begin to end.
+    ///
+    /// That is right: a read at a consumed position gives the next bytes, not zeroes.
     fn lseek(&self, _: &Request, _: INodeNo, _: FileHandle, _: i64, _: i32, reply: ReplyLseek) {
         reply.error(Errno::ENOSYS);
     }

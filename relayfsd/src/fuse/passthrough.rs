@@ -1,22 +1,27 @@
-//! Which files the kernel may map by itself: it is given a file that stands behind an inode, once for all who have that
-//! inode open, and as long as anybody has. What the kernel knows of such a file is a `B`; FUSE does not come in here.
+//! Backing files of inodes, which the kernel maps without the daemon.
+//!
+//! The daemon registers an inode's backing file once, for all open files of that inode, until the last of them is
+//! closed. A `B` is the kernel's handle of a backing file. This file does not name FUSE.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// A regular file that no kernel maps, always there, and that may be opened to be written: one of the process's namespaces.
+/// A regular file that no kernel maps, and that always exists and can be opened for writing.
+///
+/// It is one of the process's namespaces.
 const UNMAPPABLE: &str = "/proc/self/ns/uts";
 
-/// Opens the file to be put behind files that must not be mapped: mmap(2) of them then is ENODEV, shared or private.
+/// Opens the backing file for files that must not be mapped.
 ///
-/// Without a file behind them the kernel grants private mappings, whose pages are a SIGBUS.
+/// With it, mmap(2) of those files fails with ENODEV, shared or private. Without a backing file the kernel grants
+/// private mappings, whose pages raise SIGBUS.
 pub(crate) fn unmappable() -> Option<File> {
     File::open(UNMAPPABLE).map_err(|error| log::debug!("{UNMAPPABLE}: {error}")).ok()
 }
 
-/// The files behind inodes that are open.
+/// The backing files of open inodes.
 pub(crate) struct Backings<B>(Mutex<Table<B>>);
 
 struct Table<B> {
@@ -31,8 +36,9 @@ impl<B> Default for Backings<B> {
 }
 
 impl<B> Backings<B> {
-    /// What stands behind an inode that is being opened as open file number `file`; told to the kernel by `register` if
-    /// nobody has it open.
+    /// Returns the backing of an inode that a process opens as open file number `file`.
+    ///
+    /// `register` gives the file to the kernel, if no other open file has the inode.
     pub(crate) fn open(
         &self,
         inode: u64,
@@ -49,7 +55,7 @@ impl<B> Backings<B> {
         Ok(backing)
     }
 
-    /// Open file number `file` has been closed.
+    /// Forgets open file number `file`, which has been closed.
     pub(crate) fn close(&self, file: u64) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((inode, backing)) = table.by_open_file.remove(&file) else { return };
@@ -65,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_who_have_an_inode_open_share_one_and_the_last_takes_it_along() {
+    fn open_files_of_an_inode_share_its_backing_until_the_last_close() {
         let backings = Backings::<u32>::default();
         assert_eq!(*backings.open(7, 1, || Ok(10)).unwrap(), 10);
         assert_eq!(*backings.open(7, 2, || panic!("it has one")).unwrap(), 10);

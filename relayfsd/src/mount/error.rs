@@ -1,4 +1,4 @@
-//! Why the file system cannot be mounted.
+//! Errors of mounting.
 
 use std::io;
 use std::path::PathBuf;
@@ -46,7 +46,7 @@ pub(crate) enum MountError {
     Table(#[source] io::Error),
 }
 
-/// What to do where only root may open /dev/fuse.
+/// Says what to do if only root may open /dev/fuse.
 fn for_users(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => "; to let users mount: chmod 666 /dev/fuse",

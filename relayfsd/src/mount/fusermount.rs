@@ -1,7 +1,7 @@
-//! fusermount3(1), the set-uid helper that mounts and unmounts for those who may not.
+//! Runs fusermount3(1), the set-uid helper that mounts for users without privileges.
 //!
-//! It mounts, and hands over the mounted /dev/fuse through a socket whose number it finds in `_FUSE_COMMFD`.
-//! We make that socket its standard input, so nothing has to be inherited past close-on-exec.
+//! The helper sends the mounted /dev/fuse through a socket whose number it finds in `_FUSE_COMMFD`. This socket is the
+//! helper's standard input, so no other descriptor has to stay open over exec(2).
 
 use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
@@ -17,17 +17,19 @@ use crate::config::options::MountOptions;
 use crate::mount::{How, MountError, words};
 
 const FUSERMOUNT: &str = "fusermount3";
-/// What to say to somebody who needs it and has it not.
+/// The error text if fusermount3 is needed and missing.
 pub(crate) const MISSING: &str =
     "mounting takes fusermount3, which is not installed: install the package fuse3, or run relayfsd as root";
 
-/// Whether it can be run.
+/// Returns whether fusermount3 is in `PATH`.
 pub(crate) fn is_installed() -> bool {
     let paths = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&paths).any(|dir| dir.join(FUSERMOUNT).is_file())
 }
 
-/// Mounts on `point`. With `auto_unmount` the helper stays, and unmounts when the returned socket closes.
+/// Mounts on `point`.
+///
+/// With `auto_unmount` the helper stays, and unmounts when the returned socket closes.
 pub(crate) fn mount(point: &Path, options: &MountOptions) -> Result<(OwnedFd, UnixStream), MountError> {
     let refused = |reason: String| MountError::Refused { path: point.to_owned(), reason };
     let failed = |error: io::Error| refused(format!("{FUSERMOUNT}: {error}"));
@@ -65,7 +67,7 @@ pub(crate) fn mount(point: &Path, options: &MountOptions) -> Result<(OwnedFd, Un
     }
 }
 
-/// Unmounts what the calling user has mounted on `point`.
+/// Unmounts the calling user's mount on `point`.
 pub(crate) fn unmount(point: &Path, how: How) -> io::Result<()> {
     let mut command = Command::new(FUSERMOUNT);
     command.arg("-u");
@@ -81,7 +83,7 @@ pub(crate) fn unmount(point: &Path, how: How) -> io::Result<()> {
 
 fn option_list(options: &MountOptions) -> String {
     let fsname = options.fsname.replace('\\', "\\\\").replace(',', "\\,");
-    // nosuid and nodev are what it always does for users.
+    // The helper always sets nosuid and nodev for users.
     let mut list = format!("nosuid,nodev,subtype=relayfsd,fsname={fsname}");
     let flags =
         [(MsFlags::MS_RDONLY, "ro"), (MsFlags::MS_NOEXEC, "noexec"), (MsFlags::MS_NOATIME, "noatime")];
@@ -91,7 +93,7 @@ fn option_list(options: &MountOptions) -> String {
         list.push(',');
         list.push_str(word);
     }
-    // It says itself that it does not take a context.
+    // The helper itself reports that it takes no context.
     for word in &options.contexts {
         list.push(',');
         list.push_str(word);
@@ -99,7 +101,7 @@ fn option_list(options: &MountOptions) -> String {
     list
 }
 
-/// The descriptor that comes through the socket; `None` when it is closed instead.
+/// Receives the descriptor through the socket; `None` if the helper closes the socket.
 fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -120,7 +122,7 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
     descriptor.map(Some).ok_or_else(|| io::Error::other("it sent no descriptor"))
 }
 
-/// A program's complaint as one line, without empty ones.
+/// Joins the lines of a program's error, without the empty ones.
 fn one_line(message: &str) -> String {
     let lines: Vec<&str> = message.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     if lines.is_empty() { format!("{FUSERMOUNT} failed and did not say why") } else { lines.join("; ") }
@@ -147,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn complaints_become_one_line() {
+    fn error_of_several_lines_becomes_one_line() {
         assert_eq!(one_line("a: b\n\n  c\n"), "a: b; c");
         assert!(one_line("").contains("fusermount3"));
     }

@@ -1,18 +1,21 @@
-//! Threads that take orders, of users in turn: what takes long is done there, so that neither the socket's thread nor those
-//! of the mounted files wait for it.
+//! Threads that do long jobs, in which users take turns.
+//!
+//! The socket's thread and the threads of the mounted files hand long jobs over, and do not wait.
 
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-/// Does something that takes long, and tells the result to the waiting caller.
+/// A long job. It passes its result to the waiting caller.
 pub(crate) type CreateJob = Box<dyn FnOnce() + Send>;
 
-/// The orders that were given. Connections have one at a time, and file operations wait for theirs, which bounds them. Users take
-/// turns: a user with hundreds of large orders keeps others waiting for one of them at most.
+/// The waiting jobs.
+///
+/// Their number is bounded: a connection has one at a time, and a file operation waits for its job. Users take turns: a
+/// user with hundreds of large jobs keeps other users waiting for one of them at most.
 struct Orders<T> {
-    /// Without those who have none.
+    /// The users with jobs, in the order of their turns.
     by_uid: VecDeque<(u32, VecDeque<T>)>,
     over: bool,
 }
@@ -39,7 +42,7 @@ impl<T> Orders<T> {
     }
 }
 
-/// What the thread and those who give it orders share.
+/// State that the thread shares with its callers.
 struct Shared {
     orders: Mutex<Orders<CreateJob>>,
     given: Condvar,
@@ -50,7 +53,7 @@ impl Shared {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for the next order. `None`: there will be no more.
+    /// Waits for the next job. `None`: no more will come.
     fn next(&self) -> Option<CreateJob> {
         let mut orders = self.lock();
         loop {
@@ -64,7 +67,7 @@ impl Shared {
     }
 }
 
-/// A thread. It takes orders one after another, until this is dropped and it has done all.
+/// A thread that does jobs one after another, until this is dropped and all jobs are done.
 pub(crate) struct Turns(Arc<Shared>);
 
 impl Turns {
@@ -76,7 +79,7 @@ impl Turns {
         Ok(Turns(shared))
     }
 
-    /// Has something done for a user.
+    /// Hands a user's job to the thread.
     pub(crate) fn order(&self, uid: u32, order: CreateJob) {
         self.0.lock().add(uid, order);
         self.0.given.notify_one();
@@ -94,7 +97,7 @@ impl Drop for Turns {
 mod tests {
     use super::*;
 
-    /// Who has ordered much has the next user wait for one of his orders, not for all.
+    /// A user with many jobs keeps the next user waiting for one of them, not for all.
     #[test]
     fn users_take_turns() {
         let mut orders = Orders::new();

@@ -1,41 +1,41 @@
-//! What there is only so much of, divided among users: nobody uses up what others need.
+//! Per-user quotas for limited resources.
 //!
-//! A user may have as much as is left: one alone gets half of all, two get a third each, and whoever comes next finds some.
-//! Root and the daemon's own user, who could end the daemon at any time, may have all.
+//! A user may have as much as is left for others: a single user gets half of all, two users get a third each, and the
+//! next user still finds some. Root and the daemon's own user may have all: they could end the daemon at any time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::unistd::geteuid;
 
-/// Whether a user may do with the daemon whatever he likes anyway.
+/// Returns whether a user could end the daemon anyway: root, or the daemon's own user.
 pub(crate) fn is_trusted(uid: u32) -> bool {
     uid == 0 || uid == geteuid().as_raw()
 }
 
-/// Whether somebody who has `own` of `max` may have `more`, of which `used` are in use by all.
+/// Checks whether a user with `own` of `max` may have `more`. All users together have `used`.
 pub(crate) fn admits(uid: u32, own: u64, used: u64, max: u64, more: u64) -> Result<(), QuotaExceeded> {
     let free = max.saturating_sub(used);
     if more > free {
         return Err(QuotaExceeded::All);
     }
-    // What is left afterwards counts; but the last one goes to who has none.
+    // The part that is left afterwards counts. The last single one goes to a user without any.
     if !is_trusted(uid) && own + more > free - more + 1 {
         return Err(QuotaExceeded::Yours);
     }
     Ok(())
 }
 
-/// Why somebody gets no more.
+/// Why a user gets no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuotaExceeded {
-    /// There is none left.
+    /// Not enough is left.
     All,
-    /// He has as much as is left for others.
+    /// The user has as much as is left for others.
     Yours,
 }
 
-/// How much is in use, and by whom.
+/// A limited resource: its maximum, and how much each user has.
 pub(crate) struct Quota {
     max: usize,
     table: Mutex<Table>,
@@ -44,12 +44,12 @@ pub(crate) struct Quota {
 #[derive(Default)]
 struct Table {
     used: usize,
-    /// Without those who have nothing.
+    /// The users that have some.
     by_uid: HashMap<u32, usize>,
 }
 
 impl Quota {
-    /// `max` of something, all of it free.
+    /// Creates a quota of `max`, all of it free.
     pub(crate) fn new(max: usize) -> Arc<Quota> {
         Arc::new(Quota { max, table: Mutex::default() })
     }
@@ -58,24 +58,24 @@ impl Quota {
         self.max
     }
 
-    /// Returns how much is in use, by all users.
+    /// Returns how much all users have together.
     pub(crate) fn used(&self) -> usize {
         self.lock().used
     }
 
-    /// A claim of a user's to nothing yet.
+    /// Returns an empty reservation of a user.
     pub(crate) fn begin(self: &Arc<Self>, uid: u32) -> Reservation {
         Reservation { shares: Arc::clone(self), uid, n: 0 }
     }
 
-    /// Takes `n` for a user, until the claim is dropped.
+    /// Reserves `n` for a user, until the reservation is dropped.
     pub(crate) fn claim(self: &Arc<Self>, uid: u32, n: usize) -> Result<Reservation, QuotaExceeded> {
         let mut claim = self.begin(uid);
         claim.grow(n)?;
         Ok(claim)
     }
 
-    /// Like [`Quota::claim`], as if `freed` of what is in use were free already: the caller is about to free that.
+    /// Like [`Quota::claim`], but counts `freed` as free already: the caller frees it soon.
     pub(crate) fn claim_replacing(
         self: &Arc<Self>,
         uid: u32,
@@ -87,7 +87,7 @@ impl Quota {
         Ok(claim)
     }
 
-    /// Like [`Quota::claim`], even if that exceeds the maximum: for what is in use already.
+    /// Like [`Quota::claim`], even beyond the maximum: for resources that are in use already.
     pub(crate) fn claim_anyway(self: &Arc<Self>, uid: u32, n: usize) -> Reservation {
         let mut claim = self.begin(uid);
         claim.add(&mut self.lock(), n);
@@ -99,7 +99,7 @@ impl Quota {
     }
 }
 
-/// Somebody's part, given back when dropped.
+/// A user's part of a quota, given back when dropped.
 pub(crate) struct Reservation {
     shares: Arc<Quota>,
     uid: u32,
@@ -111,7 +111,7 @@ impl Reservation {
         self.n
     }
 
-    /// Takes `n` more, or nothing.
+    /// Reserves `n` more, or nothing.
     pub(crate) fn grow(&mut self, n: usize) -> Result<(), QuotaExceeded> {
         self.grow_if_freed(n, 0)
     }
@@ -132,7 +132,7 @@ impl Reservation {
         self.n += n;
     }
 
-    /// Gives back what is beyond `n`.
+    /// Gives back the part beyond `n`.
     pub(crate) fn shrink(&mut self, n: usize) {
         let more = self.n.saturating_sub(n);
         self.n -= more;
@@ -157,7 +157,7 @@ impl Drop for Reservation {
 mod tests {
     use super::*;
 
-    /// Nobody runs tests as these.
+    /// No user runs tests with these numbers.
     const A: u32 = 4_000_000_001;
     const B: u32 = 4_000_000_002;
     const C: u32 = 4_000_000_003;
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_comes_next_finds_some() {
+    fn next_user_still_finds_some() {
         let shares = Quota::new(12);
         let of_a = take(&shares, A);
         assert_eq!(of_a.len(), 6);
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_grows_as_far_as_one_could_be_made() {
+    fn reservation_grows_up_to_the_users_quota() {
         let shares = Quota::new(12);
         let mut claim = shares.claim(A, 4).unwrap();
         assert_eq!(claim.grow(3), Err(QuotaExceeded::Yours));

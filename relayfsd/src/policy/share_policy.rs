@@ -1,8 +1,9 @@
-//! Who may have the files of channels: to write them directly, whom the daemon trusts with the memory; to look at them, who
-//! may read the buffers' files in the mount.
+//! Decides which peers get the files of channels, to write them or to read them.
 //!
-//! Sharing memory means trusting: who has a channel's files can damage what others wrote to that channel, or, by
-//! truncating them, end its other producers (SIGBUS). Whom the kernel says the peer is decides, never the peer.
+//! A peer may write the files if `--shared` trusts it with the memory. It may read them if it may read the buffers'
+//! files in the mount. Sharing memory means trust: a process with a channel's files can damage what others wrote to
+//! that channel. By truncating the files, it can end the channel's other producers (SIGBUS). The kernel's report of the
+//! peer decides, never the peer's own claim.
 
 use std::fmt;
 
@@ -13,16 +14,16 @@ use relay::ring::writer::AnyExecutor;
 
 use crate::policy::quota::is_trusted;
 
-/// `--shared`: who gets the files.
+/// `--shared`: which users get the files for writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Shared {
-    /// Nobody: all messages go by the socket.
+    /// No user: all messages go over the socket.
     Never,
-    /// Root, and the user the daemon runs as.
+    /// Root, and the daemon's own user.
     Owner,
-    /// These, and the members of `--group`.
+    /// Root, the daemon's own user, and the members of `--group`.
     Group,
-    /// Whoever can connect.
+    /// Every user that can connect.
     All,
 }
 
@@ -70,7 +71,7 @@ impl fmt::Display for NotShared {
 }
 
 impl Sharing {
-    /// Whether a peer gets the files of channels.
+    /// Checks whether a peer gets the files of channels for writing.
     pub(crate) fn admits(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
         if !AnyExecutor::can_share() {
             return Err(NotShared::NoSequences);
@@ -87,7 +88,7 @@ impl Sharing {
         }
     }
 
-    /// Whether a peer gets the files of channels to look at: whether it could open them in the mount.
+    /// Checks whether a peer gets the files for reading: whether it could open them in the mount.
     pub(crate) fn admits_reader(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
         let uid = peer.map_or(u32::MAX, UnixCredentials::uid);
         let (owner, group) = self.owner;
@@ -101,7 +102,9 @@ impl Sharing {
     }
 }
 
-/// Whether a peer is in a group, by its own group or by the groups that the system's database gives its user.
+/// Returns whether a peer is in a group, by its own group or by those of its user.
+///
+/// The user's groups come from the system's database.
 fn is_member(peer: &UnixCredentials, group: Gid) -> bool {
     let own = Gid::from_raw(peer.gid());
     if own == group {

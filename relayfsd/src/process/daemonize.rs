@@ -1,7 +1,7 @@
-//! Into the background, and back word to the one who started us.
+//! Goes into the background, and reports the result of the start to the starting process.
 //!
-//! The process that was started waits in front of the shell until its child, the daemon, says over a pipe that
-//! the mount is usable, or why it is not; then it ends with the exit status that goes with that.
+//! The process that the shell started waits for its child, the daemon. Over a pipe, the daemon reports that the mount
+//! is usable, or why it is not. The starting process then ends with the matching exit status.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
@@ -17,28 +17,28 @@ use nix::unistd::{ForkResult, Pid, close, dup2_stderr, dup2_stdin, dup2_stdout, 
 
 /// Longest time that the start may take.
 const START_MAX: Duration = Duration::from_secs(30);
-/// What the daemon writes when the mount is usable; anything else is an error message.
+/// The report that the mount is usable. Any other report is an error message.
 const READY: &[u8] = b"\0";
 
-/// The way back to the one who started us.
+/// The way to report to the starting process.
 pub(crate) enum Starter {
-    /// Still at the terminal; errors go to its standard error.
+    /// In the foreground: errors go to standard error.
     Foreground,
-    /// In the background, and somebody waits for word.
+    /// In the background, and the starting process waits for the report.
     Waiting(PipeWriter),
-    /// In the background, on our own.
+    /// In the background, after the report.
     Gone,
 }
 
-/// Who returns from [`into_background`].
+/// The process that returns from [`into_background`].
 pub(crate) enum Side {
-    /// The process that was started. The daemon has started, or this is why it has not.
+    /// The starting process, with the daemon's report: `Ok`, or why the start failed.
     Parent(Result<(), String>),
-    /// The daemon to be.
+    /// The new daemon.
     Daemon(Starter),
 }
 
-/// Forks. In the parent it returns when the child has reported, or after [`START_MAX`].
+/// Forks. In the parent, returns when the child has reported, or after [`START_MAX`].
 pub(crate) fn into_background() -> io::Result<Side> {
     let (reader, writer) = io::pipe()?;
     match fork_alone()? {
@@ -67,20 +67,22 @@ fn fork_alone() -> io::Result<ForkResult> {
     Ok(side?)
 }
 
-/// Closes what was inherited besides standard input, output and error: a daemon that lives on with its starter's pipes
-/// keeps their readers waiting, and one with a file of an old mount open keeps the old daemon alive.
+/// Closes all inherited descriptors except standard input, output and error.
+///
+/// With the starting process's pipes open, the daemon would keep their readers waiting. With a file of an old mount
+/// open, it would keep the old daemon alive.
 fn close_all_but(pipe: &PipeWriter) -> io::Result<()> {
     let entries = std::fs::read_dir("/proc/self/fd")?;
     let open: Vec<RawFd> =
         entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     for fd in open.into_iter().filter(|fd| *fd > STDERR_FILENO && *fd != pipe.as_raw_fd()) {
-        // None is ours: this process has opened nothing but the pipe. The one that listed them is closed already.
+        // None is needed: this process has opened only the pipe. The descriptor of the listing is closed already.
         let _ = close(fd);
     }
     Ok(())
 }
 
-/// The parent's part: waits for the report.
+/// Waits for the child's report.
 fn wait_for(child: Pid, mut reader: PipeReader) -> Result<(), String> {
     let mut report = Vec::new();
     match read_to_end(&mut reader, &mut report) {
@@ -125,7 +127,9 @@ fn died(child: Pid) -> String {
 }
 
 impl Starter {
-    /// The mount is usable: lets go of the terminal, then tells who waits. An error means that nobody waits any more.
+    /// Detaches from the terminal, then reports that the mount is usable.
+    ///
+    /// An error means that the starting process does not wait any more.
     pub(crate) fn ready(&mut self) -> io::Result<()> {
         if let Starter::Waiting(pipe) = self {
             let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
@@ -136,7 +140,7 @@ impl Starter {
         Ok(())
     }
 
-    /// Says why the daemon ends: to who waits, to the terminal, or into the log.
+    /// Reports why the daemon ends: to the starting process, to the terminal, or into the log.
     pub(crate) fn failed(&mut self, message: &str) {
         match self {
             Starter::Foreground => complain(message),
@@ -156,7 +160,9 @@ fn detach_from(null: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// One line on standard error. Unlike `eprintln!` it does not mind that nobody reads it.
+/// Prints a line on standard error.
+///
+/// Unlike `eprintln!`, it does not panic when no process reads it.
 pub(crate) fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "relayfsd: {message}");
 }

@@ -1,4 +1,4 @@
-//! What the machine has: memory, descriptors.
+//! Limits of the machine: memory, descriptors.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,17 +7,19 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
 use relay::system::mountinfo;
 
-/// The part of what there is that channels may take.
+/// Channels may take one part in `PART` of the memory.
 const PART: u64 = 4;
-/// Descriptors for everything but connections: files, the log, epoll, channels being made.
+/// Descriptors reserved for files, the log, epoll, and channels that are being created.
 const FILES_RESERVED: u64 = 128;
-/// Large figures are rounded down to this, to be readable, in bytes.
+/// Limits are rounded down to a multiple of this, so that people can read them, in bytes.
 const ROUND: u64 = 1 << 20;
-/// Assumed to be there when neither the machine nor its limits can be asked, in bytes.
+/// Memory to assume if neither the machine's nor its limits are known, in bytes.
 const UNKNOWN: u64 = 256 << 20;
 
-/// What the channels may take together where nobody says, in bytes: a quarter of the smallest of RAM, the limits of our
-/// control groups, and what is free where the buffers will be.
+/// Returns the default limit of all channels' memory, in bytes.
+///
+/// This is a quarter of the smallest of RAM, the limits of the daemon's control groups, and the free space in the state
+/// directory.
 pub(crate) fn memory_max(state_dir: &Path) -> u64 {
     let limits = [ram(), cgroup_limit(), free_space(state_dir)];
     let part = limits.into_iter().flatten().min().unwrap_or(UNKNOWN) / PART;
@@ -33,13 +35,15 @@ fn mem_total(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What is free on the file system, in bytes. A ramfs knows no limit and says 0 of 0.
+/// Returns the free space of the file system, in bytes.
+///
+/// A ramfs has no limit, and reports 0 of 0.
 fn free_space(dir: &Path) -> Option<u64> {
     let status = statvfs(dir).ok()?;
     (status.blocks() != 0).then(|| status.blocks_available().saturating_mul(status.fragment_size()))
 }
 
-/// The lowest memory limit of our control group and those above it, in bytes; versions 1 and 2.
+/// Returns the lowest memory limit of the daemon's control groups (v1 and v2), in bytes.
 fn cgroup_limit() -> Option<u64> {
     let groups = fs::read_to_string("/proc/self/cgroup").ok()?;
     let mounts = mountinfo::read().ok()?;
@@ -55,7 +59,7 @@ fn cgroup_limit() -> Option<u64> {
     v1.into_iter().chain(v2).min()
 }
 
-/// The path in the line `ID:CONTROLLERS:PATH` whose controllers fit.
+/// Returns the path in the line `ID:CONTROLLERS:PATH` whose controllers fit.
 fn group_path(groups: &str, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
     groups.lines().find_map(|line| {
         let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
@@ -63,18 +67,21 @@ fn group_path(groups: &str, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
     })
 }
 
-/// The lowest limit in `file` from the group up to the root. In a container the path may be the host's, and
-/// only the root is there to be asked.
+/// Returns the lowest limit in `file`, from the group up to the root.
+///
+/// In a container the path may be the host's, and then only the root exists.
 fn lowest(root: &Path, group: &Path, file: &str) -> Option<u64> {
     let group = group.strip_prefix("/").unwrap_or(group);
-    // "max", version 2's word for no limit, is no number.
+    // "max", the word of version 2 for no limit, does not parse as a number.
     group
         .ancestors()
         .filter_map(|dir| fs::read_to_string(root.join(dir).join(file)).ok()?.trim().parse().ok())
         .min()
 }
 
-/// Raises the limit of open files as far as allowed, and keeps connections within it.
+/// Raises the limit of open files as far as allowed.
+///
+/// Returns how many connections fit, at most `wanted`.
 pub(crate) fn connections_max(wanted: usize) -> usize {
     let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
     if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
@@ -92,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_total_is_found() {
+    fn total_memory_is_found() {
         assert_eq!(mem_total("MemFree: 1 kB\nMemTotal:       16 kB\n"), Some(16384));
         assert_eq!(mem_total("MemTotal: much\n"), None);
     }
@@ -107,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_lowest_limit_up_to_the_root_counts() {
+    fn lowest_limit_up_to_the_root_counts() {
         let root = tempfile::tempdir().unwrap();
         fs::create_dir_all(root.path().join("a/b")).unwrap();
         let set =
@@ -121,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_some_memory_here() {
+    fn memory_limit_of_this_machine_is_found() {
         assert!(memory_max(Path::new("/dev/shm")) > 1 << 20);
     }
 }

@@ -1,7 +1,11 @@
-//! Where a test build of the daemon can be made to die, to see what the next one finds; or to wait, to see what others do meanwhile.
+//! Places where tests make the daemon die or wait.
+//!
+//! Tests see what the next daemon finds, or what other threads and processes do meanwhile.
 
-/// With the feature `kill-points`, ends the process by SIGKILL if the environment's `RELAYFSD_KILL_AT` names this place, as
-/// `NAME`, or as `NAME:N` for the Nth time it is come to. Otherwise nothing.
+/// Ends the process by SIGKILL if the environment's `RELAYFSD_KILL_AT` names this place.
+///
+/// The variable is `NAME`, or `NAME:N` for the Nth time a thread reaches the place. Without the feature `kill-points`,
+/// this does nothing.
 #[macro_export]
 macro_rules! kill_point {
     ($name:literal) => {
@@ -10,7 +14,7 @@ macro_rules! kill_point {
     };
 }
 
-/// The process is at a place of this name.
+/// Called when a thread reaches the kill point `name`.
 #[cfg(feature = "kill-points")]
 pub(crate) fn reached(name: &str) {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,15 +24,16 @@ pub(crate) fn reached(name: &str) {
     let (wanted, time) = wanted.split_once(':').unwrap_or((&wanted, "1"));
     if wanted == name && time.parse() == Ok(TIMES.fetch_add(1, Ordering::Relaxed) + 1) {
         let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::SIGKILL);
-        // Other threads may run on for a moment, this one shall not.
+        // Other threads may run on for a moment. This thread must not.
         loop {
             std::thread::park();
         }
     }
 }
 
-/// With the feature `kill-points`, waits here as long as the file exists that the environment's `RELAYFSD_HOLD_AT` names, as
-/// `NAME:FILE`, and makes `FILE.reached`. Otherwise nothing.
+/// Waits here if the environment's `RELAYFSD_HOLD_AT` names this place, as `NAME:FILE`.
+///
+/// Creates `FILE.reached`, and waits as long as `FILE` exists. Without the feature `kill-points`, this does nothing.
 #[macro_export]
 macro_rules! hold_point {
     ($name:literal) => {
@@ -37,7 +42,7 @@ macro_rules! hold_point {
     };
 }
 
-/// The thread is at a place of this name.
+/// Called when a thread reaches the hold point `name`.
 #[cfg(feature = "kill-points")]
 pub(crate) fn held(name: &str) {
     let Ok(wanted) = std::env::var("RELAYFSD_HOLD_AT") else { return };

@@ -1,11 +1,12 @@
-//! How a process ends that is closing its files: of a signal, or because it wants to.
+//! Finds out whether a process that is closing its files was killed by a signal.
 
 use std::fs;
 
 /// Returns whether a signal has killed the process of a thread that is closing its files.
 ///
-/// The kernel marks a thread that dies of a signal, and each that another thread's exit(2) ends. The first thread
-/// is not marked if it, or the closing thread, called exit. What cannot be looked at counts as closed.
+/// The kernel marks a thread that dies of a signal, and each thread that another thread's exit(2) ends. The first
+/// thread is not marked if it, or the closing thread, called exit. A process whose marks cannot be read counts as not
+/// killed.
 pub(crate) fn is_killed(thread: u32) -> bool {
     let is_marked = |status: String| flags(&status).is_some_and(|flags| flags & PF_SIGNALED != 0);
     let read = |id: u32| fs::read_to_string(format!("/proc/{id}/stat")).ok();
@@ -20,7 +21,9 @@ pub(crate) fn is_killed(thread: u32) -> bool {
 /// The kernel's mark of a thread that a signal has ended, in its flags.
 const PF_SIGNALED: u64 = 0x400;
 
-/// Returns the kernel's flags of a thread, from its `/proc/ID/stat`. Its name comes before them, in parentheses.
+/// Returns the kernel's flags of a thread, from its `/proc/ID/stat`.
+///
+/// Its name comes before them, in parentheses.
 fn flags(status: &str) -> Option<u64> {
     status.rsplit_once(") ")?.1.split(' ').nth(6)?.parse().ok()
 }
@@ -43,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn a_living_process_is_not_killed() {
+    fn living_process_is_not_killed() {
         let process = std::process::id();
         assert!(!is_killed(process));
         assert_eq!(process_of(process), Some(process));

@@ -1,6 +1,6 @@
-//! Where log lines go: standard error in the foreground, a file or syslog in the background.
+//! Logs to standard error in the foreground, to a file or syslog in the background.
 //!
-//! One line per record, with control characters escaped: names that peers chose occur in it.
+//! A record is one line, with control characters escaped: it may have names that peers chose.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -19,15 +19,17 @@ const SYSLOG_SOCKET: &str = "/dev/log";
 /// The facility "daemon" of syslog(3), shifted into its place.
 const SYSLOG_DAEMON: u8 = 3 << 3;
 
-/// Permissions of a log file that we make, those of other daemons' logs.
+/// Permissions of a new log file: the usual ones of daemons' logs.
 const FILE_MODE: u32 = 0o640;
 
-/// The log that has been started.
+/// The started log.
 pub(crate) struct Log {
     file: Option<(PathBuf, LogFile)>,
 }
 
-/// Starts logging. `RUST_LOG` decides what is logged; without it warnings and errors, with `-d` everything.
+/// Starts logging.
+///
+/// `RUST_LOG` selects the records; without it warnings and errors, with `-d` all.
 pub(crate) fn start(options: &Options) -> io::Result<Log> {
     let mut builder =
         Builder::from_env(Env::default().default_filter_or(if options.debug { "debug" } else { "warn" }));
@@ -78,7 +80,7 @@ fn text(record: &Record) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// syslog's number for a level.
+/// Returns syslog's number for a level.
 fn severity(level: Level) -> u8 {
     match level {
         Level::Error => 3,
@@ -101,8 +103,10 @@ impl Write for LogFile {
     }
 }
 
-/// Sends each line to the system's log as the datagram it expects, without waiting: what does not listen, or not
-/// fast enough, is no reason to stop. (That and the priority in front are all there is to it, so no crate.)
+/// Sends each line to the system's log, as the datagram that it expects, and never waits.
+///
+/// A log that does not listen, or is too slow, must not stop the daemon. The protocol is only a datagram with the
+/// priority in front, so this needs no crate.
 struct Syslog {
     socket: Option<UnixDatagram>,
 }
@@ -126,7 +130,7 @@ impl Write for Syslog {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         match self.try_send(line) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
-                // The system's log was restarted, and has a new socket; or there is none.
+                // The system's log was restarted and has a new socket, or there is no system's log.
                 self.socket = None;
                 let _ = self.try_send(line);
             }
@@ -145,14 +149,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_one_line_whatever_is_in_it() {
+    fn record_with_control_characters_is_one_line() {
         let line = |args: std::fmt::Arguments<'_>| text(&Record::builder().args(args).build());
         assert_eq!(line(format_args!("channel {}", "ä")), "channel ä");
         assert_eq!(line(format_args!("{}", "a\nb\x1b[0m")), "a\\nb\\u{1b}[0m");
     }
 
     #[test]
-    fn no_system_log_is_no_error() {
+    fn missing_system_log_is_no_error() {
         assert_eq!(Syslog { socket: None }.write(b"<30>relayfsd: test").unwrap(), 18);
     }
 }

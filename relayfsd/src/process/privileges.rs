@@ -1,7 +1,7 @@
-//! What root's daemon gives up once it has started: every capability but the one that unmounting, and letting the kernel map
-//! files, takes.
+//! Gives up root's capabilities that a started daemon does not need.
 //!
-//! Capabilities are each thread's own, and new threads have those of who starts them: it is done before there are any.
+//! The daemon keeps the one for unmounting and for files that the kernel maps. Each thread has its capabilities, and a
+//! new thread inherits those of the thread that starts it. So this is done before there are other threads.
 
 use std::path::Path;
 
@@ -11,18 +11,20 @@ use nix::fcntl::{AT_FDCWD, AtFlags};
 use nix::sys::prctl;
 use nix::unistd::{AccessFlags, faccessat, geteuid};
 
-/// What stays.
+/// The capability that stays.
 const KEPT: Capability = Capability::CAP_SYS_ADMIN;
-/// What stays as well, where directories that are needed to the end are somebody else's, who shuts even root out.
+/// Stays as well, if a needed directory belongs to another user and shuts root out.
 const KEPT_FOR_DIRS: Capability = Capability::CAP_DAC_OVERRIDE;
 
-/// Gives up what is not needed any more, for this thread and those it will start. To the end `point` will have to be found, and
-/// files in the directories of `files` made and removed. A user's daemon has nothing to give up.
+/// Gives up unneeded capabilities, for this thread and those that it will start.
+///
+/// To its end, the daemon has to find `point`, and to create and remove files in the directories of `files`. The daemon
+/// of an ordinary user has nothing to give up.
 pub(crate) fn give_up(point: &Path, files: &[Option<&Path>]) {
     if !geteuid().is_root() {
         return;
     }
-    // Programs that the daemon runs get no more than it has; to root that is no loss, not even with fusermount3.
+    // Programs that the daemon runs get no more than the daemon has. Root loses nothing, even with fusermount3.
     if let Err(errno) = prctl::set_no_new_privs() {
         log::warn!("cannot renounce new privileges: {}", errno.desc());
     }
@@ -37,7 +39,7 @@ pub(crate) fn give_up(point: &Path, files: &[Option<&Path>]) {
 fn keep_needed<'a>(mut dirs: impl Iterator<Item = (&'a Path, AccessFlags)>) -> Result<(), CapsError> {
     let permitted = caps::read(None, CapSet::Permitted)?;
     let only = |wanted: &[Capability]| permitted.iter().copied().filter(|cap| wanted.contains(cap)).collect();
-    // Tried out: no others count from here on.
+    // To try: only these capabilities are in effect from here on.
     caps::set(None, CapSet::Effective, &only(&[KEPT, Capability::CAP_SETPCAP]))?;
     let closed = dirs.find(|(dir, access)| is_closed(dir, *access));
     let kept: CapsHashSet = match closed {
@@ -48,7 +50,7 @@ fn keep_needed<'a>(mut dirs: impl Iterator<Item = (&'a Path, AccessFlags)>) -> R
         }
     };
     for cap in caps::read(None, CapSet::Bounding)?.difference(&kept) {
-        // It takes CAP_SETPCAP, which a container may not have. No program that is run gets more than we have all the same.
+        // This takes CAP_SETPCAP, which a container may not have. Programs still get no more than the daemon has.
         if let Err(error) = caps::drop(None, CapSet::Bounding, *cap) {
             log::debug!("{error}");
             break;
@@ -60,9 +62,9 @@ fn keep_needed<'a>(mut dirs: impl Iterator<Item = (&'a Path, AccessFlags)>) -> R
     caps::set(None, CapSet::Effective, &kept)
 }
 
-/// Whether this thread, as it is, may not find what is in a directory, or not do what else is wanted there.
+/// Returns whether this thread's capabilities do not allow a use of a directory.
 fn is_closed(dir: &Path, access: AccessFlags) -> bool {
     let wanted = access | AccessFlags::X_OK;
-    // A file system that cannot be written is so for whatever capabilities.
+    // Other errors do not depend on capabilities, such as that of a read-only file system.
     matches!(faccessat(AT_FDCWD, dir, wanted, AtFlags::AT_EACCESS), Err(Errno::EACCES))
 }

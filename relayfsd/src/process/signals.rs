@@ -1,7 +1,8 @@
-//! What the daemon does at each signal; the table is in `relayfsd/docs/SECURITY.md`.
+//! Handles signals; the table is in `relayfsd/docs/SECURITY.md`.
 //!
-//! A daemon that ends leaves its readers with an error, so it ends by a signal only where a person or a service manager asks for
-//! that. What a peer, a limit of file size or a terminal may cause is ignored, and so are signals that mean nothing to it.
+//! When the daemon ends, its readers get an error. So a signal ends it only where a person or a service manager asks
+//! for that. The daemon ignores signals that a peer, a limit of file size or a terminal may cause, and signals without
+//! a meaning for it.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -17,38 +18,45 @@ use signal_hook::consts::{
 };
 use signal_hook::iterator::Signals;
 
-/// Those that end the daemon in order, besides SIGHUP in the foreground. Timers are inherited over exec(2), and set for that
-/// purpose; the kernel sends SIGXCPU some time before it sends SIGKILL; a container's manager sends SIGPWR.
+/// The signals that end the daemon in order, besides SIGHUP in the foreground.
+///
+/// Timers are inherited over exec(2), and set for that purpose. The kernel sends SIGXCPU some time before SIGKILL. A
+/// container's manager sends SIGPWR.
 const ENDING: [i32; 7] = [SIGINT, SIGTERM, SIGALRM, SIGVTALRM, SIGPROF, SIGXCPU, libc::SIGPWR];
 
-/// Those that are ignored, besides SIGPIPE, which the Rust runtime ignores, and the real-time signals. With SIGXFSZ ignored a
-/// write fails with EFBIG, with SIGTTOU ignored a log line reaches the terminal from the background too.
+/// The ignored signals, besides SIGPIPE and the real-time signals.
+///
+/// The Rust runtime ignores SIGPIPE.
+/// With SIGXFSZ ignored, a write fails with EFBIG. With SIGTTOU ignored, a log line reaches the terminal from the
+/// background too.
 const IGNORED: [i32; 7] = [SIGXFSZ, SIGTTOU, SIGTTIN, SIGIO, SIGUSR1, SIGUSR2, libc::SIGSTKFLT];
 
-/// Those without a name. The C library has the first two for itself.
+/// Returns the signals without a name. The C library reserves the first two.
 fn real_time() -> RangeInclusive<i32> {
     libc::SIGRTMIN()..=libc::SIGRTMAX()
 }
 
-/// What a signal asks for.
+/// The request that a signal makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Asked {
-    /// To end, and why, if that is not plain.
+    /// To end, and why, if that is not obvious.
     End(Option<&'static str>),
     /// To open the log file again.
     Reopen,
 }
 
-/// To be called first: undoes what the starting process may have done to this process's signals, and ignores what means nothing.
+/// Resets signals that the starting process may have changed, and ignores unused ones.
+///
+/// Must be called first.
 pub(crate) fn prepare() -> io::Result<()> {
     // A daemon with all signals blocked could not be ended.
     SigSet::empty().thread_set_mask()?;
-    // One that ignores SIGCHLD could not wait for fusermount3.
+    // A daemon that ignores SIGCHLD could not wait for fusermount3.
     signal_hook::flag::register(SIGCHLD, Arc::default())?;
     IGNORED.into_iter().chain(real_time()).try_for_each(ignore)
 }
 
-/// Signals that have come, and were not passed on yet.
+/// Signals that have come, and are not forwarded yet.
 pub(crate) struct Caught {
     signals: Signals,
     foreground: bool,
@@ -57,18 +65,18 @@ pub(crate) struct Caught {
 impl Caught {
     /// Catches signals from now on.
     pub(crate) fn start(foreground: bool) -> io::Result<Caught> {
-        // nohup(1) asks that the end of the terminal means nothing.
+        // nohup(1) asks to ignore the end of the terminal.
         let hang_up = (!foreground || !is_ignored(SIGHUP)).then_some(SIGHUP);
         Ok(Caught { signals: Signals::new(ENDING.into_iter().chain(hang_up))?, foreground })
     }
 
-    /// Tells what they ask for, as they come, and at once for those that have come.
+    /// Forwards signals as requests, at once for those that have come.
     pub(crate) fn forward(self) -> io::Result<Receiver<Asked>> {
         let Caught { mut signals, foreground } = self;
         let (sender, receiver) = bounded(8);
         thread::Builder::new().name("signals".into()).spawn(move || {
             for signal in signals.forever() {
-                // More than the daemon can be behind with say nothing new.
+                // If the queue is full, another request adds nothing new.
                 let _ = sender.try_send(asked(signal, foreground));
             }
         })?;

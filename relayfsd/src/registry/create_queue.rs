@@ -1,5 +1,7 @@
-//! Makes channels, on a thread of its own: allocating buffers takes as long as they are large, and neither the socket thread nor
-//! those of the mounted files wait for anything.
+//! Creates channels on a separate thread.
+//!
+//! Allocating large buffers takes long. The socket's thread and the threads of the mounted files must not wait for
+//! that.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -8,12 +10,13 @@ use relay::{ChannelName, GeometrySpec};
 use crate::channel::ChannelRef;
 use crate::registry::{Create, OpenError, Registry};
 
-/// What came of it: the channel, and whether it is new.
+/// The result of an open: the channel, and whether it is new.
 pub(crate) type Made = Result<(ChannelRef, bool), OpenError>;
 
 impl Registry {
-    /// Opens a channel as [`Registry::open`] does, or makes it for a user, on the creator's thread. The
-    /// creator's thread calls `ring` when the result is there.
+    /// Has the creator's thread open or create a channel for a user, see [`Registry::open`].
+    ///
+    /// The creator's thread calls `ring` when the result is there.
     pub(crate) fn order(
         self: &Arc<Self>,
         name: ChannelName,
@@ -24,7 +27,7 @@ impl Registry {
         let ordered = Arc::new(Mutex::new(None));
         let (registry, made) = (self.clone(), Arc::downgrade(&ordered));
         let order = move || {
-            // Otherwise nobody waits any more.
+            // If this fails, the caller does not wait any more.
             if let Some(made) = made.upgrade() {
                 let result = registry.open(&name, spec, Create::ForHolders(uid));
                 *made.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
@@ -36,11 +39,11 @@ impl Registry {
     }
 }
 
-/// A channel that is being made. Dropped, the channel is nobody's once it is there.
+/// A channel that is being created. If this is dropped, the new channel has no holder.
 pub(crate) struct PendingCreate(Arc<Mutex<Option<Made>>>);
 
 impl PendingCreate {
-    /// What came of it, if that is known.
+    /// Returns the result, if it is there.
     pub(crate) fn take(&self) -> Option<Made> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

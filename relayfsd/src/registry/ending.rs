@@ -1,9 +1,9 @@
-//! The channels at the daemon's end: which stay for the next daemon, and which go.
+//! Ends the channels with the daemon: some stay for the next daemon, the others are removed.
 //!
 //! ```text
-//! close_all   nothing is opened any more, pollers wake; with --discard every channel ends here
-//!   ...       files that are open are read on, until they are closed or their time is over
-//! finish      no read is under way any more; what has something unread, or a live producer, stays
+//! close_all   no channel can be opened any more, pollers wake; with --discard every channel ends here
+//!   ...       readers read their open files on, until they close them or the time is over
+//! finish      no read is in flight any more; channels with unread data or a live producer stay
 //! ```
 
 use std::sync::Arc;
@@ -16,28 +16,30 @@ use crate::kill_point;
 use crate::state::end_report::Left;
 use crate::writers;
 
-/// How long the writers have to end a channel's buffers.
+/// Longest time that the writers have to close a channel's buffers.
 pub(super) const CLOSE_MAX: Duration = Duration::from_millis(500);
 
 impl Registry {
-    /// Ends opening, and wakes pollers. With [`Keep::Nothing`] ends the channels and returns what they had unread; otherwise
-    /// producers write on, and [`Self::finish`] decides.
+    /// Stops opening, and wakes pollers.
+    ///
+    /// With [`Keep::Nothing`], ends the channels and returns what they had unread. Otherwise producers write on, and
+    /// [`Self::finish`] decides which channels stay.
     pub(crate) fn close_all(self: &Arc<Self>, keep: Keep) -> Vec<Left> {
         self.lock().closed = true;
-        // A channel that is being made finds that out.
+        // Waits for a thread that is creating a channel. It sees `closed`, or is done.
         drop(self.creating.lock());
         let mut discarded = Vec::new();
         for channel in self.all() {
             channel.close();
             if keep == Keep::Nothing {
-                // First the producers that write directly, so that what is counted below is all there will be.
+                // Direct producers first: after that no more data comes, and the count below is final.
                 self.close_buffers(&channel);
                 discarded.push(left(&channel, channel.unread()));
                 channel.take_files();
             }
         }
         if keep == Keep::Nothing {
-            // Should the rest of the end be cut short: the next daemon takes nothing of this over.
+            // In case the rest of the end is cut short: the next daemon takes none of these channels over.
             let channels = Channels { last_id: self.lock().last_id, ..Channels::default() };
             if let Err(error) = self.save(&channels) {
                 log::warn!("{error}");
@@ -47,14 +49,16 @@ impl Registry {
         discarded
     }
 
-    /// Whether a channel would stay if the daemon ended now. Readers may go on reading.
+    /// Returns whether a channel would stay if the daemon ended now. Readers may read on.
     pub(crate) fn has_left(&self, keep: Keep) -> bool {
         self.all().iter().any(|channel| channel.has_files() && left(channel, channel.unread()).stays(keep))
     }
 
-    /// The last thing: waits for reads that are under way, and lets no other begin, so that what stays says exactly what was
-    /// read. Returns the channels that stay; the files of the others are removed, unless no channel stays: then the whole
-    /// directory goes.
+    /// Decides which channels stay, as the daemon's last step, and returns those.
+    ///
+    /// Waits for reads in flight and lets no other begin, so that the channels that stay record exactly what was read.
+    /// Removes the files of the other channels. If no channel stays, it leaves them: the caller removes the whole
+    /// directory.
     pub(crate) fn finish(self: &Arc<Self>, keep: Keep) -> Vec<Left> {
         let all: Vec<Arc<Channel>> = self.all().into_iter().filter(|channel| channel.has_files()).collect();
         for channel in all.iter().filter(|channel| !left(channel, channel.unread()).stays(keep)) {
@@ -67,7 +71,7 @@ impl Registry {
             if left.stays(keep) {
                 stay.push(left);
             } else {
-                // Its name goes first.
+                // The state file must lose the channel's name before the files are removed.
                 gone.extend(channel.take_files().map(|files| (files, total)));
             }
         }
@@ -78,7 +82,7 @@ impl Registry {
         kill_point!("end-saved");
         if !stay.is_empty() {
             gone.iter().for_each(|(files, _)| files.remove());
-            // Where there is no room to say so, the removed files make some.
+            // If there was no room for the state file, removing these files makes some.
             saved = saved.or_else(|_| self.save_ended(&channels));
         }
         if let Err(error) = saved {
@@ -87,7 +91,9 @@ impl Registry {
         stay
     }
 
-    /// Ends all channels, of which nothing is to stay. Files that are open are read on; the directory may be another daemon's.
+    /// Ends all channels and keeps none.
+    ///
+    /// Readers read open files on; the directory may be another daemon's.
     pub(crate) fn abandon(self: &Arc<Self>) {
         for channel in self.all() {
             self.close_buffers(&channel);
@@ -95,7 +101,7 @@ impl Registry {
         }
     }
 
-    /// Tells producers that write directly that the channel is over.
+    /// Closes the channel's buffers, if direct producers may write them.
     fn close_buffers(self: &Arc<Self>, channel: &Channel) {
         if channel.is_shared()
             && let Some(held) = self.hold_id(channel.id())

@@ -1,4 +1,4 @@
-//! Why a channel cannot be opened, for people and for programs.
+//! Errors of opening a channel: texts for people, errnos for programs.
 
 use std::path::PathBuf;
 
@@ -46,7 +46,7 @@ pub(crate) enum OpenError {
     Closed,
 }
 
-/// What the administrator can do where the files find no room.
+/// Says what the administrator can do if there is no room for the files.
 fn more_room(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
@@ -65,7 +65,9 @@ fn more_room(error: &std::io::Error) -> String {
 }
 
 impl OpenError {
-    /// The error for a name that no channel has: some names that there are, and how many more.
+    /// Makes the error for a name that no channel has.
+    ///
+    /// `names` are existing names, and `more` counts further ones.
     pub(super) fn unknown(name: ChannelName, names: &[ChannelName], more: usize) -> OpenError {
         let names: Vec<&str> = names.iter().map(ChannelName::as_str).collect();
         let others = match more {

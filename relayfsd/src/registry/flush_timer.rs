@@ -1,11 +1,14 @@
-//! Looks at buffers that processes wait for, at every `--flush-interval`, and only while a process waits.
+//! Flushes the buffers that processes wait for, at every `--flush-interval`.
+//!
+//! The daemon's first thread looks only while a process waits.
 //!
 //! ```text
-//! FUSE or socket thread: store the waiter, set `polled`, ask      first thread: on a look: clear `polled`, look at the waiters,
-//!                                                                               set `polled` again if there are some
+//! FUSE or socket thread:  store the waiter, set `polled`, ask
+//! first thread, a look:   clear `polled`, look at the waiters, set `polled` again if there are some
 //! ```
 //!
-//! A waiter that is stored during a look is either found by it, or sets `polled` after it; so no waiter is left without looks.
+//! For a waiter that is stored during a look, either the look finds it, or `polled` is set after the look. So no waiter
+//! is left without looks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,31 +19,33 @@ use super::Registry;
 use crate::channel::Looks;
 use crate::writers::{Job, Unavailable};
 
-/// When the first thread looks.
+/// The times at which the first thread looks.
 pub(crate) struct Schedule {
     interval: Option<Duration>,
     looks: Arc<Looks>,
-    /// Something comes when the next look is due.
+    /// Gets a message when the next look is due.
     due: Receiver<std::time::Instant>,
 }
 
 impl Schedule {
-    /// No looks until a process waits; none at all without an interval.
+    /// Creates a schedule without looks until a process waits.
+    ///
+    /// Without an interval there are none at all.
     pub(crate) fn new(interval: Option<Duration>, looks: Arc<Looks>) -> Schedule {
         Schedule { interval, looks, due: never() }
     }
 
-    /// Something comes when a process waits for the first time, or again.
+    /// Returns the receiver that gets a message when a process begins to wait.
     pub(crate) fn asked(&self) -> Receiver<()> {
         self.interval.map_or_else(never, |_| self.looks.asked())
     }
 
-    /// Something comes when the next look is due.
+    /// Returns the receiver that gets a message when the next look is due.
     pub(crate) fn due(&self) -> &Receiver<std::time::Instant> {
         &self.due
     }
 
-    /// The next look is due after the interval.
+    /// Makes the next look due after the interval.
     pub(crate) fn plan(&mut self) {
         self.due = self.interval.map_or_else(never, after);
     }
@@ -50,7 +55,7 @@ impl Schedule {
         registry.finish_polled();
         self.due = never();
         self.looks.done();
-        // A waiter that asked before the line above was not heard.
+        // A waiter that asked before the line above got no answer.
         if registry.all().iter().any(|channel| channel.is_polled()) {
             self.looks.ask();
         }
@@ -58,7 +63,7 @@ impl Schedule {
 }
 
 impl Registry {
-    /// Finishes the current sub-buffers whose unread data a process waits for.
+    /// Finishes the current sub-buffers whose unread data processes wait for.
     fn finish_polled(self: &Arc<Self>) {
         for channel in self.all().iter().filter(|channel| !channel.is_broken()) {
             for cpu in channel.polled_unfinished() {

@@ -1,4 +1,4 @@
-//! The channels there are, by name and by number, and the directories their names begin with.
+//! The channels by name and by number, and the directories that their names begin with.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,30 +9,32 @@ use crate::channel::Channel;
 use crate::channel::stats::Counts;
 use crate::policy::quota::Reservation;
 
-/// All channels, and the directories that come of their names.
+/// All channels, and the directories in their names.
 #[derive(Default)]
 pub(super) struct Channels {
     pub(super) by_name: BTreeMap<ChannelName, Arc<Channel>>,
-    /// With the memory of their files.
+    /// The channels by id, each with the reservation for its files.
     pub(super) by_id: BTreeMap<u32, (Arc<Channel>, Reservation)>,
     /// Directories that channels' names begin with.
     pub(super) dirs: BTreeMap<String, Dir>,
-    /// Their paths.
+    /// The directories' paths by id.
     pub(super) dirs_by_id: BTreeMap<u32, String>,
-    /// Never reused, so that an inode number means one channel or directory for ever.
+    /// The last id given.
+    ///
+    /// Ids are never reused, so that an inode number means one channel or directory for ever.
     pub(super) last_id: u32,
-    /// What channels that are gone had counted.
+    /// Sums of the counters of removed channels.
     pub(super) gone: Counts,
     pub(super) closed: bool,
-    /// How many channels listings have looked at.
+    /// Number of channels that listings have looked at.
     #[cfg(test)]
     pub(super) looked_at: std::cell::Cell<usize>,
 }
 
-/// A directory.
+/// A directory that channels' names begin with.
 pub(super) struct Dir {
     pub(super) id: u32,
-    /// Channels whose names begin with it.
+    /// Number of channels whose names begin with the directory.
     n_channels: usize,
 }
 
@@ -53,8 +55,9 @@ impl Channels {
         was_there
     }
 
-    /// Adds a channel, in the place of another one of that name, if there is one: the directories stay the same.
-    /// Returns the memory of the other one.
+    /// Adds a channel, perhaps in the place of `old`, and returns the reservation of `old`.
+    ///
+    /// Both have the same name, so the directories stay the same.
     pub(super) fn replace(
         &mut self,
         old: Option<&Arc<Channel>>,
@@ -69,12 +72,12 @@ impl Channels {
         freed.map(|(_, memory)| memory)
     }
 
-    /// The directories with numbers from `from` on, in their order.
+    /// Returns the directories in the order of their ids, from `from` on.
     pub(super) fn dirs_from(&self, from: u32) -> impl Iterator<Item = (u32, &str)> {
         self.dirs_by_id.range(from..).map(|(id, path)| (*id, path.as_str()))
     }
 
-    /// The channels with numbers from `from` on, in their order.
+    /// Returns the channels in the order of their ids, from `from` on.
     pub(super) fn channels_from(&self, from: u32) -> impl Iterator<Item = &Arc<Channel>> {
         let channels = self.by_id.range(from..).map(|(_, (channel, _))| channel);
         #[cfg(test)]
@@ -106,7 +109,7 @@ impl Channels {
     }
 }
 
-/// The directories of a channel's files: `app/web/log` gives `app` and `app/web`.
+/// Returns the directories of a channel's files: `app/web/log` gives `app` and `app/web`.
 fn dirs_of(name: &ChannelName) -> impl Iterator<Item = &str> {
     let name = name.as_str();
     name.match_indices('/').map(|(slash, _)| &name[..slash])

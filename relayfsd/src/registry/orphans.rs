@@ -1,4 +1,4 @@
-//! From one daemon to the next: the channels a daemon takes over, what it leaves, and the state file in between.
+//! Orphaned producers, which have files from an earlier daemon; and writing the state file.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -18,8 +18,9 @@ use crate::kill_point;
 use crate::writers::{self, Job};
 
 impl Registry {
-    /// Opens a channel of the command line. One that a daemon before this one has left goes on, if it has that geometry, or
-    /// as long as something in it is unread.
+    /// Opens a channel of the command line.
+    ///
+    /// A channel that an earlier daemon left continues if it has that geometry, or as long as it has unread data.
     pub(crate) fn open_permanent(
         self: &Arc<Self>,
         name: &ChannelName,
@@ -31,14 +32,14 @@ impl Registry {
             if *left.geometry() == wanted || left.unread() > 0 {
                 if *left.geometry() != wanted {
                     log::warn!(
-                        "channel {name}: goes on as {}, since it has unread data; once that is read, the next start makes it {wanted}",
+                        "channel {name}: continues as {}, since it has unread data; once that is read, the next start makes it {wanted}",
                         left.geometry()
                     );
                 }
                 left.make_permanent();
                 return Ok(());
             }
-            // Who still writes there is told, and comes back for the new one.
+            // Producers that still write to the old channel notice the end, and reconnect to the new one.
             writers::close_all(&self.writers, &left, CLOSE_MAX);
             let mut channels = self.lock();
             channels.remove(&left);
@@ -48,23 +49,26 @@ impl Registry {
         self.open(name, spec, Create::Permanent).map(drop)
     }
 
-    /// Takes a channel that was removed out of the state file, and then its files away. Where there is no room to say so, they
-    /// make some.
+    /// Takes a removed channel out of the state file, and then removes its files.
+    ///
+    /// If there is no room for the state file, removing the files makes some, and it is saved then.
     pub(super) fn forget(&self, channels: &Channels, channel: &Channel) {
         let is_named = self.save(channels).is_err();
         kill_point!("remove-unnamed");
         channel.remove_files();
         if is_named && let Err(error) = self.save(channels) {
-            log::warn!("channel {}: gone, but still in the state file: {error}", channel.name());
+            log::warn!("channel {}: removed, but still in the state file: {error}", channel.name());
         }
     }
 
-    /// The state file is this daemon's from now on.
+    /// Writes the first state file of this daemon.
     pub(crate) fn begin(&self) -> io::Result<()> {
         self.save(&self.lock())
     }
 
-    /// The channels are what they are to be: those that only a daemon before this one had a reason to keep go.
+    /// Removes the channels that only an earlier daemon had a reason to keep.
+    ///
+    /// Called when the command line's channels are open.
     pub(crate) fn settle(self: &Arc<Self>) -> io::Result<()> {
         self.check_orphans();
         for channel in self.all() {
@@ -73,30 +77,30 @@ impl Registry {
         self.save(&self.lock())
     }
 
-    /// Whether there may be producers that have buffers from an earlier daemon, and have not come back.
+    /// Returns whether a channel may have orphaned producers.
     pub(crate) fn has_orphans(&self) -> bool {
         self.lock().by_name.values().any(|channel| channel.is_inherited())
     }
 
-    /// Does for producers of an earlier daemon what their bells cannot: they ring for nobody.
+    /// Wakes pollers of channels with orphaned producers, whose doorbells no daemon hears.
     pub(crate) fn wake_for_orphans(&self) {
         for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
             channel.wake_readable();
         }
     }
 
-    /// Looks which producers of an earlier daemon have come back or gone.
+    /// Checks every channel for orphaned producers. Those may have reconnected or ended.
     pub(crate) fn check_orphans(self: &Arc<Self>) {
         for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
             if channel.check_orphans() {
-                channel.wake_readable(); // the last thing they did
+                channel.wake_readable(); // for the last data they wrote
                 self.hold_id(channel.id()).iter().for_each(|held| self.write_from_now_on(held));
                 self.let_go(channel);
             }
         }
     }
 
-    /// Does what could not be done while producers of an earlier daemon wrote, see [`Channel::may_be_written`].
+    /// Does what had to wait while orphaned producers wrote, see [`Channel::may_be_written`].
     fn write_from_now_on(self: &Arc<Self>, channel: &ChannelRef) {
         if AnyExecutor::can_share() {
             return;
@@ -108,7 +112,7 @@ impl Registry {
         }
     }
 
-    /// A reset that a dead daemon was in the middle of.
+    /// Finishes resets that an earlier daemon began before it died.
     pub(super) fn finish_resets(self: &Arc<Self>, channel: &ChannelRef) {
         for cpu in (0..channel.n_bufs()).filter(|cpu| channel.read_side(*cpu).reader.is_half_reset()) {
             let (sender, receiver) = bounded(1);
@@ -134,7 +138,7 @@ impl Registry {
         self.save_state(channels, false)
     }
 
-    /// The same at the end, with the word that the daemon ended by itself.
+    /// Writes the state file with a note that the daemon ended cleanly.
     pub(super) fn save_ended(&self, channels: &Channels) -> io::Result<()> {
         self.save_state(channels, true)
     }
@@ -147,7 +151,7 @@ impl Registry {
             n_bufs: channel.n_bufs(),
             name: channel.name().clone(),
         };
-        // One that was broken and could not be made anew has no files.
+        // A broken channel that could not be recreated has no files.
         let kept = channels.by_name.values().filter(|channel| channel.has_files());
         let gone = channels.gone.named().filter(|(_, value)| *value != 0);
         let state = StateFile {
@@ -165,7 +169,9 @@ impl Registry {
     }
 }
 
-/// What the state file says of channels that are gone. Names of other releases count for nothing.
+/// Returns the counters of removed channels from a state file.
+///
+/// It ignores names of other releases.
 pub(super) fn gone(state: &StateFile) -> Counts {
     let mut counts = Counts::default();
     for (name, value) in &state.gone {

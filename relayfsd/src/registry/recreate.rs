@@ -1,4 +1,4 @@
-//! Broken channels: who waits for them is let go, and they are made anew.
+//! Broken channels: the registry releases their waiters, and recreates them.
 
 use std::sync::{Arc, PoisonError};
 
@@ -8,10 +8,13 @@ use super::{Create, OpenError, Registry};
 use crate::channel::{Channel, ChannelRef};
 
 impl Registry {
-    /// Sees to it that nobody waits for room in a channel that is broken, and that the first thread learns of pollers.
+    /// Connects a new channel to the writers and to the first thread.
+    ///
+    /// When the channel breaks, the writers drop the batches that wait for room in it. The first thread learns of
+    /// pollers.
     pub(super) fn watch(self: &Arc<Self>, channel: &Channel) {
         channel.set_looks(Arc::clone(&self.looks));
-        // Weak, since the writers' jobs keep channels.
+        // Weak: the writers' jobs hold channels, and a strong reference would close a circle.
         let writers = Arc::downgrade(&self.writers);
         channel.on_broken(Box::new(move || {
             if let Some(writers) = writers.upgrade() {
@@ -30,8 +33,10 @@ impl Registry {
         self.creator.order(0, Box::new(move || done(registry.replace_broken(&broken))));
     }
 
-    /// Puts a new channel in the place of a broken one, or nothing if that is not one of the command line's: who wants it opens
-    /// it. Who has the broken one keeps it, and gets errors. Its counts go with it: they are anybody's. On the creator's thread.
+    /// Replaces a broken channel of the command line, or removes any other broken channel.
+    ///
+    /// A producer that wants a removed channel opens it again. Holders of the broken one keep it, and get errors. Its
+    /// counters are lost: a peer may have written anything there. Runs on the creator's thread.
     fn replace_broken(self: &Arc<Self>, broken: &Channel) -> Result<(), OpenError> {
         let _creating = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         let mut channels = self.lock();
@@ -66,9 +71,9 @@ mod tests {
     use crate::state::recovery::Recovered;
     use crate::writers::Writers;
 
-    /// A new channel takes as long as its memory: whoever asks for it does not wait, and hears of it later.
+    /// The caller does not wait for the new channel's allocation, and gets the result later.
     #[test]
-    fn channels_are_made_anew_on_the_creators_thread() {
+    fn broken_channel_is_recreated_on_the_creators_thread() {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits { memory: 64 << 20, channels: 4 };
         let path = dir.path().to_owned();
@@ -85,7 +90,7 @@ mod tests {
             sender.send((result.is_ok(), thread::current().name().map(str::to_owned))).unwrap();
         });
         assert_eq!(receiver.recv().unwrap(), (true, Some("creator".to_owned())));
-        let anew = registry.hold("cpu").unwrap();
-        assert!(anew.id() != broken.id() && !anew.is_broken() && !paths[0].exists());
+        let recreated = registry.hold("cpu").unwrap();
+        assert!(recreated.id() != broken.id() && !recreated.is_broken() && !paths[0].exists());
     }
 }

@@ -1,9 +1,8 @@
-//! One connection of the socket protocol (`relay::wire::frame`): greeting, order and turns, and who is told what is wrong.
-//! What the requests do is in `requests.rs`.
+//! One connection of the socket protocol (`relay::wire::frame`): greeting, turns, refusals.
 //!
-//! Everything runs on the socket thread and never waits. Frames take effect in the order in which they came: a job
-//! that finds its writer's queue full is held back, and with it everything behind it, since the socket is not read
-//! meanwhile; so a producer's backlog stays in its own socket.
+//! `requests.rs` has the requests. Everything runs on the socket's thread and never waits. Frames take effect in the
+//! order in which they came. A job that finds its writer's queue full is held back. The daemon does not read the socket
+//! meanwhile, so all later frames wait too, and a producer's backlog stays in its own socket.
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,20 +20,22 @@ use crate::socket::peer::Peer;
 use crate::socket::refusal::Refused;
 use crate::socket::requests::Requests;
 
-/// Lowest version of the protocol that is spoken here.
+/// Lowest version of the protocol that the daemon speaks.
 const VERSION_MIN: u16 = 1;
-/// Frames that one connection may bring before it is the others' turn.
+/// Most frames of one connection before the other connections get their turn.
 const FRAMES_PER_TURN: usize = 16;
 
 /// How a connection's turn ended.
 pub(crate) enum Turn {
-    /// Its socket is empty.
+    /// The connection's socket is empty.
     Idle,
-    /// Its socket may have more.
+    /// The connection's socket may have more frames.
     More,
-    /// The writers have enough of it, or of all: it gets its next turn when they ring.
+    /// The writers have too much of this connection, or of all.
+    ///
+    /// The next turn comes when they ring.
     Stalled,
-    /// The peer has hung up, or is not worth talking to.
+    /// The peer has hung up, or broke the protocol.
     Over,
 }
 
@@ -58,38 +59,40 @@ impl Connection {
         Connection { peer, common, state: State::AwaitingHello, requests }
     }
 
-    /// The peer has gone: what it sent is still written, but waits for room no longer.
+    /// Handles the end of the peer: its messages are still written, but wait for room no longer.
     pub(crate) fn cancel(&self) {
         self.requests.cancel();
     }
 
-    /// Whether it has yet to say hello.
+    /// Returns whether the peer has not sent its HELLO yet.
     pub(crate) fn is_silent(&self) -> bool {
         matches!(self.state, State::AwaitingHello)
     }
 
-    /// The last thing that the peer is told.
+    /// Sends the peer a last error, before the connection is dropped.
     pub(crate) fn dismiss(&self, errno: Errno, text: String) {
         debug!("{}: dropped: {text}", self.peer);
         self.peer.send(&Refusal { errno: errno as i32, text }.frame(0, 0));
     }
 
-    /// Its bell was rung.
+    /// Handles a ring of the connection's doorbell.
     pub(crate) fn rung(&self) {
         self.requests.rung();
     }
 
-    /// Does what was held back, then takes some frames. `packet` is scratch space for one of them.
+    /// Does the jobs that were held back, then takes some frames.
+    ///
+    /// `packet` is scratch space for a frame.
     pub(crate) fn turn(&mut self, packet: &mut [u8]) -> Turn {
         for _ in 0..FRAMES_PER_TURN {
-            if !self.requests.go_on() {
+            if !self.requests.resume() {
                 return Turn::Stalled;
             }
             let flow = match self.peer.receive(packet) {
                 Err(Errno::EAGAIN) => return Turn::Idle,
                 Ok(0) | Err(_) => return Turn::Over,
                 Ok(len) => match packet.get(..len) {
-                    Some(packet) => self.take(packet),
+                    Some(packet) => self.handle_packet(packet),
                     None => {
                         let text =
                             format!("packet of {len} bytes is longer than a frame may be, {FRAME_MAX}");
@@ -104,20 +107,20 @@ impl Connection {
         Turn::More
     }
 
-    /// Obeys a packet or refuses it; breaks if the connection is over.
-    fn take(&mut self, packet: &[u8]) -> ControlFlow<()> {
+    /// Handles a packet or refuses it. Breaks if the connection is over.
+    fn handle_packet(&mut self, packet: &[u8]) -> ControlFlow<()> {
         let (id, answered, result) = match Frame::decode(packet) {
             Ok(frame) => {
                 let answered =
                     frame.kind != FrameType::Write || frame.reply || frame.flags & WRITE_REPLY != 0;
-                (frame.id, answered, self.obey(&frame))
+                (frame.id, answered, self.handle(&frame))
             }
             Err((id, error)) => (id, true, Err(error.into())),
         };
         result.map_or_else(|refused| self.refuse(id, answered, refused), ControlFlow::Continue)
     }
 
-    /// Says what is wrong with a frame, if the peer wants an answer to it or gets no other one any more.
+    /// Sends the reason of a refusal, if the peer wants an answer or the connection ends.
     fn refuse(&self, id: u32, answered: bool, refused: Refused) -> ControlFlow<()> {
         let (refusal, flow) = match (refused, &self.state) {
             (Refused::Request(refusal), State::Ready) => (refusal, ControlFlow::Continue(())),
@@ -132,14 +135,14 @@ impl Connection {
         flow
     }
 
-    fn obey(&mut self, frame: &Frame) -> Result<(), Refused> {
+    fn handle(&mut self, frame: &Frame) -> Result<(), Refused> {
         match (&self.state, frame.kind) {
             (State::AwaitingHello, FrameType::Hello) if !frame.reply => self.hello(frame),
             (State::AwaitingHello, _) => {
                 Err(Refused::connection(Errno::EPROTO, "the first frame must be a HELLO"))
             }
             (State::Ready, FrameType::Hello) => Err(Refused::connection(Errno::EPROTO, "a second HELLO")),
-            (State::Ready, _) => self.requests.obey(frame),
+            (State::Ready, _) => self.requests.handle(frame),
         }
     }
 
@@ -171,7 +174,7 @@ impl AsFd for Connection {
     }
 }
 
-/// Whatever ended it. Replies that are still to come from the writers' threads are sent nevertheless.
+/// Ends the connection. Later replies from the writers' threads are still sent.
 impl Drop for Connection {
     fn drop(&mut self) {
         debug!("{}: over", self.peer);

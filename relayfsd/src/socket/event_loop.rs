@@ -1,11 +1,12 @@
-//! The daemon's end of the socket: one thread, one epoll loop, and no call in it that waits for a peer.
+//! The daemon's end of the socket: a thread with an epoll loop that never waits for a peer.
 //!
-//! Events are edge-triggered. One puts its connection in line (`ready`), where it gets turns of a bounded number of
-//! frames until its socket is empty; so nobody keeps the others waiting, and a connection that is not read for a
-//! while (`stalled`) needs no system call for that and cannot make the loop spin, not even by hanging up.
+//! Events are edge-triggered. An event puts its connection in a queue (`ready`). There the connection gets turns of a
+//! bounded number of frames until its socket is empty, so no connection keeps the others waiting. A connection that is
+//! not read for a while (`stalled`) needs no system call for that. It cannot make the loop spin, not even by hanging
+//! up.
 //!
-//! There is no timer: nothing runs when nothing happens. Who connects and says nothing costs one descriptor, and only
-//! until somebody else needs the place.
+//! There is no timer: the thread sleeps when nothing happens. A peer that connects and sends nothing costs one
+//! descriptor, and only until another peer needs the place.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -32,15 +33,15 @@ use crate::socket::peer::{self, Peer};
 use crate::socket::reassembly::{Budget, LONG_WAITING_MAX};
 use crate::writers::Writers;
 
-/// Connections accepted before it is the others' turn.
+/// Most connections accepted before the others get their turn.
 const ACCEPTS_PER_TURN: usize = 64;
-/// Events taken at once.
+/// Most events taken at once.
 const EVENTS_MAX: usize = 64;
-/// Longest time that [`Server::stop`] gives to what is in the sockets.
+/// Longest time that [`Server::stop`] takes to read the sockets.
 const STOP_MAX: Duration = Duration::from_millis(500);
-/// How long a peer may say nothing at all before its place is others' to have.
+/// Longest time without a HELLO. After that, another peer may take the connection's place.
 const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// Channels that all connections together may hold.
+/// Most channels that all connections together hold.
 const HOLDS_MAX: usize = 64 << 10;
 
 const BELL: u64 = 0;
@@ -52,22 +53,22 @@ pub(crate) struct Server {
     thread: Option<JoinHandle<()>>,
 }
 
-/// What other threads tell the socket thread.
+/// State that other threads share with the socket's thread.
 struct Control {
     stopping: AtomicBool,
-    /// Rung when there is room in a writer's queue, and to stop.
+    /// Rung when a writer's queue has room, and to stop the thread.
     bell: EventFd,
 }
 
 impl Control {
     fn ring(&self) {
-        // It fails only if the counter is at its limit, when it has been rung already.
+        // Fails only if the counter is at its limit, and then the bell has been rung already.
         let _ = self.bell.write(1);
     }
 }
 
 impl Server {
-    /// Serves an already bound, listening, non-blocking SOCK_SEQPACKET socket on a thread of its own named "socket".
+    /// Serves a listening, non-blocking SOCK_SEQPACKET socket, on a new thread named "socket".
     pub(crate) fn start(
         listener: OwnedFd,
         registry: Arc<Registry>,
@@ -88,7 +89,7 @@ impl Server {
         writers.set_on_room(Box::new(move || on_room()));
         let event_loop = Loop {
             control: Arc::clone(&control),
-            // Only its accept() is used, which asks no more of a socket than that it is a Unix one.
+            // Only `accept` is used, which works for every type of Unix socket.
             listener: listener.into(),
             accepting: false,
             spare: spare(&control),
@@ -114,7 +115,7 @@ impl Server {
         Ok(Server { control, thread: Some(thread) })
     }
 
-    /// Takes what is already in the sockets, then closes them all and ends the thread.
+    /// Takes the frames that are in the sockets, then closes all sockets and ends the thread.
     pub(crate) fn stop(self) {}
 }
 
@@ -128,24 +129,26 @@ impl Drop for Server {
     }
 }
 
-/// A connection and its place in the loop.
+/// A connection and its state in the loop.
 struct Entry {
     connection: Connection,
     since: Instant,
     _place: Reservation,
-    /// It is in `ready` or in `stalled`, once.
+    /// Whether the connection is in `ready` or in `stalled`, once.
     queued: bool,
 }
 
 struct Loop {
     control: Arc<Control>,
     listener: UnixListener,
-    /// Somebody may wait to be accepted.
+    /// Whether a peer may wait to be accepted.
     accepting: bool,
-    /// Given up for a moment when descriptors run out, to tell who wants to connect.
+    /// A descriptor to close when descriptors run out, so that the next peer can get an error.
     spare: Option<OwnedFd>,
     common: Arc<ConnectionContext>,
-    /// By tokens that are not used again, so that a late event cannot hit somebody else.
+    /// The connections by token.
+    ///
+    /// Tokens are not used again, so that a late event cannot hit another connection.
     connections: HashMap<u64, Entry>,
     places: Arc<Quota>,
     next_token: u64,
@@ -174,7 +177,7 @@ impl Loop {
             for _ in 0..self.ready.len() {
                 self.turn(deadline.is_some());
             }
-            // After those who may have left.
+            // After the turns, in which connections may have ended.
             if self.accepting {
                 self.accept();
             }
@@ -205,10 +208,10 @@ impl Loop {
                 }
             }
             token => {
-                // None would be somebody who is over, and such are not watched.
+                // Always found: the loop does not watch connections that are over.
                 let Some(entry) = self.connections.get_mut(&token) else { return };
                 if event.events().contains(EpollFlags::EPOLLHUP) {
-                    // At once, since a stalled one is not read, and it may be its own jobs that it waits for.
+                    // At once: a stalled connection is not read, and may wait for its own jobs.
                     entry.connection.cancel();
                 }
                 if !entry.queued {
@@ -219,22 +222,22 @@ impl Loop {
         }
     }
 
-    /// The bell was rung: everybody who stalled tries again.
+    /// Handles a ring of the bell: all stalled connections try again.
     ///
-    /// No ring is lost. Writers ring after they made room in a queue that somebody found full. If that is between a
-    /// connection's finding it full and its entry into `stalled`, the eventfd keeps the ring: only this thread reads
-    /// it, only here, when whoever has stalled is in the list. It is emptied before anybody tries again, so a ring
-    /// that comes while they try is kept for the next round.
+    /// No ring is lost. Writers ring after they made room in a queue that a connection found full. If they ring before
+    /// that connection is in `stalled`, the eventfd keeps the ring: only this thread reads it, only here, when the
+    /// connection is in the list. This empties the eventfd before any connection tries again. So a ring during the
+    /// tries is kept for the next round.
     fn room(&mut self) {
-        // Only this thread reads it, so there is something; if not, looking around does no harm.
+        // Only this thread reads the bell, so there is a ring. Without one, the tries do no harm.
         let _ = self.control.bell.read();
-        // Who is first may fill the queue again, so that is another one every time.
+        // The first connection may fill the queue again, so each time another one is first.
         let first = self.stalled.pop_front();
         self.stalled.extend(first);
         self.ready.append(&mut self.stalled);
     }
 
-    /// Gives the first in line its turn.
+    /// Gives the first ready connection its turn.
     fn turn(&mut self, stopping: bool) {
         let Some(token) = self.ready.pop_front() else { return };
         let Some(entry) = self.connections.get_mut(&token) else { return };
@@ -243,16 +246,16 @@ impl Loop {
             Turn::Stalled => self.stalled.push_back(token),
             Turn::Idle if !stopping => entry.queued = false,
             Turn::Idle | Turn::Over => {
-                // By hand, since a reply that is still to come keeps the descriptor open.
+                // Explicitly, since a pending reply keeps the descriptor open.
                 let _ = self.common.epoll.delete(&entry.connection);
                 self.connections.remove(&token);
-                // Who could not be accepted for want of a descriptor may be now.
+                // A peer that found no descriptor may be accepted now.
                 self.accepting = !stopping;
             }
         }
     }
 
-    /// Everybody gets turns until nothing is left in the socket, and is then dropped.
+    /// Gives every connection turns until its socket is empty, and then drops it.
     fn begin_to_stop(&mut self) {
         let _ = self.common.epoll.delete(&self.listener);
         self.accepting = false;
@@ -266,15 +269,15 @@ impl Loop {
     }
 
     fn accept(&mut self) {
-        // It may be that there was none to be had when it was given up.
+        // When the last spare was closed, there may have been no descriptor for a new one.
         self.spare = self.spare.take().or_else(|| spare(&self.control));
         for _ in 0..ACCEPTS_PER_TURN {
             match self.listener.accept() {
                 Ok((socket, _)) => self.admit(socket.into()),
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-                    // It hung up again while it waited.
+                    // The peer hung up while it waited.
                     Some(Errno::ECONNABORTED) => {}
-                    // Told before it is looked whether there is anybody.
+                    // The kernel reports this before it checks whether a peer waits.
                     Some(Errno::EMFILE | Errno::ENFILE) if self.spare.take().is_some() => {
                         let accepted = self.listener.accept();
                         self.accepting = accepted.is_ok();
@@ -288,8 +291,8 @@ impl Loop {
                             return;
                         }
                     }
-                    // Nobody is there, or nothing can be done now: the next who connects, or who goes, is an
-                    // occasion to try again.
+                    // No peer waits, or accepting is impossible now. The next connect, or the next end of a
+                    // connection, causes another try.
                     _ => {
                         self.accepting = false;
                         return;
@@ -335,7 +338,7 @@ impl Loop {
         self.connections.insert(token, entry);
     }
 
-    /// Drops the peer that has been connected for the longest time, of those that have yet to say something and had time to.
+    /// Drops the oldest connection that has sent no HELLO in [`SILENCE_MAX`].
     fn drop_silent(&mut self) -> bool {
         let is_silent = |entry: &Entry| {
             !entry.queued && entry.connection.is_silent() && entry.since.elapsed() >= SILENCE_MAX
@@ -359,7 +362,7 @@ fn turn_away(peer: &Peer, errno: Errno, text: String) {
     peer.stop_receiving();
 }
 
-/// A descriptor that can be done without.
+/// Opens a descriptor that is only there to be closed when descriptors run out.
 fn spare(control: &Control) -> Option<OwnedFd> {
     control.bell.as_fd().try_clone_to_owned().ok()
 }

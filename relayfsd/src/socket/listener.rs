@@ -1,4 +1,4 @@
-//! The socket that producers connect to: its file, who may connect, and its removal.
+//! Creates the socket that producers connect to, with its permissions, and removes it.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -14,10 +14,10 @@ use thiserror::Error;
 
 use crate::state::state_dir::{Dir, DirError, Place};
 
-/// Connections that may wait to be accepted; the kernel lowers it to net.core.somaxconn.
+/// Most connections that wait to be accepted. The kernel lowers this to net.core.somaxconn.
 const BACKLOG: i32 = 4096;
 
-/// Why there is no socket.
+/// Why the socket cannot be created.
 #[derive(Debug, Error)]
 pub(crate) enum ListenError {
     #[error("socket {}: it is in use by another program; --socket names another", .0.display())]
@@ -32,23 +32,26 @@ pub(crate) enum ListenError {
     Dir(#[from] DirError),
 }
 
-/// The socket's file. Dropping it, before the socket is closed, removes it, and its directory if that is ours.
+/// The socket's file. A drop, before the socket is closed, removes the file.
+///
+/// It also removes the directory, if the daemon created it.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
     path: PathBuf,
     name: PathBuf,
     dir: Dir,
-    /// Device and inode: a file that somebody else put there meanwhile is not removed. As long as the socket is
-    /// open its inode's number is not given to another.
+    /// Device and inode, so that the drop removes no file of another program with this name.
+    ///
+    /// While the socket is open, the kernel gives its inode number to no other file.
     id: (u64, u64),
 }
 
-/// Where the socket is: as named, or where producers look for it.
+/// Returns the socket's path and directory: the named ones, or those where producers look.
 pub(crate) fn place(named: Option<&Path>, point: &Path, uid: u32) -> (PathBuf, Place) {
     if let Some(path) = named {
         return (path.to_owned(), Place::shared(path.parent().unwrap_or(path)));
     }
-    // As the XDG rules have it, a relative path counts as none.
+    // The XDG rules say to ignore a relative path.
     let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|dir| dir.is_absolute());
     let path = paths::socket_path(point, uid, runtime_dir.as_deref());
     let bases: Vec<&Path> =
@@ -57,9 +60,10 @@ pub(crate) fn place(named: Option<&Path>, point: &Path, uid: u32) -> (PathBuf, P
     (path, place)
 }
 
-/// Creates the socket at `path`, in the directory `place`, and listens. Nobody can connect before group and mode are set.
+/// Creates the socket at `path`, in the directory `place`, and listens.
 ///
-/// To be called with the lock on the mount point held: a dead daemon's socket is replaced.
+/// No process can connect before group and mode are set. The caller has the lock on the mount point: this replaces the
+/// socket of a dead daemon.
 pub(crate) fn create(
     path: &Path,
     place: &Place,
@@ -69,7 +73,7 @@ pub(crate) fn create(
     let dir = Dir::open(place, 0o755)?;
     let name = PathBuf::from(path.file_name().unwrap_or_default());
     let fail = |errno: Errno| ListenError::Io { path: path.to_owned(), source: errno.into() };
-    // Longer paths than the kernel takes go by the open directory.
+    // A path that is too long for the kernel is reached through the open directory.
     let short = PathBuf::from(format!("/proc/self/fd/{}", dir.as_fd().as_raw_fd())).join(&name);
     let address = UnixAddr::new(path).or_else(|_| UnixAddr::new(&short)).map_err(fail)?;
 
@@ -119,7 +123,9 @@ fn new_socket() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)
 }
 
-/// Whether anybody listens at an existing socket file. One of another type has an owner, too.
+/// Returns whether a process listens at an existing socket file.
+///
+/// A socket of another type counts, too.
 fn is_alive(address: &UnixAddr) -> nix::Result<bool> {
     match connect(new_socket()?.as_raw_fd(), address) {
         Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(false),
@@ -141,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_created_with_its_mode_and_removed_with_its_directory() {
+    fn socket_is_created_with_its_mode_and_removed_with_its_directory() {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("relay");
         let (_fd, file) = create_in(&dir, "socket").unwrap();
@@ -154,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn paths_may_be_longer_than_the_kernel_takes() {
+    fn path_too_long_for_the_kernel_works() {
         let base = tempfile::tempdir().unwrap();
         let dir = base.path().join("d".repeat(120));
         let (_fd, file) = create_in(&dir, "socket").unwrap();
@@ -164,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_socket_is_replaced_and_a_live_or_foreign_file_is_not() {
+    fn dead_socket_is_replaced_and_live_or_foreign_file_is_not() {
         let base = tempfile::tempdir().unwrap();
         let path = base.path().join("socket");
         let other = UnixListener::bind(&path).unwrap();
@@ -173,7 +179,7 @@ mod tests {
         let (_fd, file) = create_in(base.path(), "socket").unwrap();
 
         fs::remove_file(&path).unwrap();
-        fs::write(&path, "somebody else's").unwrap();
+        fs::write(&path, "of another program").unwrap();
         drop(file);
         assert!(path.exists());
         assert!(matches!(create_in(base.path(), "socket"), Err(ListenError::NotSocket(_))));

@@ -1,4 +1,4 @@
-//! The other end of a connection: receiving from it and answering it, without ever waiting for it.
+//! The other end of a connection: receives its packets and sends replies, and never waits.
 
 use std::fmt;
 use std::io::IoSlice;
@@ -11,92 +11,101 @@ use nix::sys::socket::{
     sockopt,
 };
 
-/// Not in the `libc` crate yet for most platforms.
+/// Socket option; the `libc` crate lacks it for most platforms.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
 #[derive(Clone, Copy)]
 struct PassRights;
 nix::setsockopt_impl!(PassRights, libc::SOL_SOCKET, SO_PASSRIGHTS, bool, sockopt::SetBool);
 
-/// Not in the `libc` crate yet, nor its first three words: what a socket has received, may receive, and has sent that was not
-/// taken yet, in bytes.
+/// Socket option; the `libc` crate lacks it.
+///
+/// Its first three words are bytes that a socket has received, may receive, and has sent without a receiver taking
+/// them.
 const SO_MEMINFO: libc::c_int = 55;
 
 #[derive(Clone, Copy)]
 struct MemInfo;
 nix::getsockopt_impl!(MemInfo, libc::SOL_SOCKET, SO_MEMINFO, [u32; 3], sockopt::GetStruct<[u32; 3]>);
 
-/// Makes a listening socket, and those it will accept, refuse descriptors, of which this protocol takes none. Without
-/// that they would only be closed unseen when their packet is received, and closing can take arbitrarily long: a
-/// TCP socket with a linger time, a file of a server that hangs. Kernels before 6.16 cannot.
+/// Makes a listening socket, and the sockets that it accepts, refuse descriptors.
+///
+/// This protocol takes none from peers. Otherwise the kernel closes them when their packet is received, and a close can
+/// take arbitrarily long: of a TCP socket with a linger time, or a file of a server that hangs. Kernels before 6.16
+/// cannot refuse descriptors.
 pub(crate) fn refuse_descriptors(listener: &impl AsFd) {
     if let Err(error) = setsockopt(listener, PassRights, &false) {
         debug!("the socket cannot refuse descriptors: {error}");
     }
 }
 
-/// A connected socket. Shared with the writers' threads, which answer through it: a packet is sent whole or not at
-/// all, so nobody needs a lock, and the descriptor lives as long as somebody may still answer.
+/// A connected socket, shared with the writers' threads, which send replies through it.
+///
+/// The kernel sends a packet whole or not at all, so no thread needs a lock. The descriptor lives as long as a thread
+/// may still reply.
 pub(crate) struct Peer {
     socket: OwnedFd,
     number: u64,
-    /// Who it is, as the kernel knows it.
+    /// The peer's credentials, as the kernel reports them.
     who: Option<UnixCredentials>,
 }
 
 impl Peer {
-    /// `number` tells the connections apart in the log.
+    /// Takes a connected socket. `number` identifies the connection in the log.
     pub(crate) fn new(socket: OwnedFd, number: u64) -> Peer {
         let who = getsockopt(&socket, sockopt::PeerCredentials);
         match &who {
             Ok(who) => debug!("connection {number}: from uid {}, pid {}", who.uid(), who.pid()),
-            Err(error) => debug!("connection {number}: from nobody knows whom: {error}"),
+            Err(error) => debug!("connection {number}: unknown peer: {error}"),
         }
         Peer { socket, number, who: who.ok() }
     }
 
-    /// What tells it apart.
+    /// Returns the number that identifies the connection.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
-    /// Who it is, as the kernel knows it.
+    /// Returns the peer's credentials, as the kernel reports them.
     pub(crate) fn who(&self) -> Option<&UnixCredentials> {
         self.who.as_ref()
     }
 
-    /// The user it runs as. Who is not known is nobody we know.
+    /// Returns the peer's user. An unknown peer gets a number that is no user's.
     pub(crate) fn uid(&self) -> u32 {
         self.who.as_ref().map_or(u32::MAX, UnixCredentials::uid)
     }
 
-    /// Takes the next packet and gives its length in bytes, which exceeds `packet`'s if it did not fit; 0 when the
-    /// peer has hung up, [`Errno::EAGAIN`] when there is none. There is no buffer for descriptors that come with a
-    /// packet, so the kernel closes those.
+    /// Receives the next packet, and returns its length in bytes.
+    ///
+    /// The length exceeds `packet`'s if the packet did not fit. 0 means that the peer has hung up, [`Errno::EAGAIN`]
+    /// that no packet is there. There is no buffer for descriptors, so the kernel closes those that come with a packet.
     pub(crate) fn receive(&self, packet: &mut [u8]) -> nix::Result<usize> {
         loop {
             match recv(self.socket.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
-                // Told once when the peer closed before it took all its replies. What it sent is still there.
+                // Comes once if the peer closed before it took all replies. The packets that it sent are still there.
                 Err(Errno::ECONNRESET | Errno::EINTR) => {}
                 result => return result,
             }
         }
     }
 
-    /// Sends a frame. A peer that does not take its replies is dropped: its socket is shut down, which the socket
-    /// thread sees as a hang-up.
+    /// Sends a frame.
+    ///
+    /// Shuts down the socket of a peer that does not take its replies. The socket's thread sees that as a hang-up.
     pub(crate) fn send(&self, frame: &[u8]) {
-        // The one error there is needs descriptors.
+        // The only error comes from descriptors.
         let _ = self.send_with(frame, &[]);
     }
 
-    /// Whether the peer has taken all that it was sent.
+    /// Returns whether the peer has received everything that was sent to it.
     pub(crate) fn has_taken_all(&self) -> bool {
         getsockopt(&self.socket, MemInfo).is_ok_and(|[_, _, not_taken]| not_taken == 0)
     }
 
-    /// Sends a frame with descriptors, of which the peer gets copies. It is an error if too many of this user's are under way
-    /// to all peers together; then this one has not been sent.
+    /// Sends a frame with descriptors, of which the peer gets copies.
+    ///
+    /// Fails, without sending, if too many descriptors of the daemon's user are in flight to all peers together.
     pub(crate) fn send_with(&self, frame: &[u8], descriptors: &[RawFd]) -> nix::Result<()> {
         let rights = [ControlMessage::ScmRights(descriptors)];
         let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
@@ -107,17 +116,19 @@ impl Peer {
             Err(Errno::ETOOMANYREFS) => return Err(Errno::ETOOMANYREFS),
             Err(error) => {
                 debug!("{self}: dropped, it does not take its replies: {error}");
-                // The only failure is that it is not connected any more, and that is what is wanted.
+                // The only failure is that the socket is not connected any more, which is the aim.
                 let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Both);
             }
         }
         Ok(())
     }
 
-    /// Takes nothing more from the peer, who may still get replies. What has arrived is thrown away: a socket that
-    /// is closed with unread packets gives the other end a "connection reset" in place of our last words.
+    /// Receives nothing more from the peer, which may still get replies.
+    ///
+    /// Discards the packets that have arrived. If the socket were closed with unread packets, the peer would get a
+    /// "connection reset" in place of the last replies.
     pub(crate) fn stop_receiving(&self) {
-        // As in `send`. Once it is shut down nothing more comes in, so this ends.
+        // Errors are as in `send_with`. After the shutdown nothing more comes in, so the loop ends.
         let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
         while self.receive(&mut [0]).is_ok_and(|len| len > 0) {}
     }

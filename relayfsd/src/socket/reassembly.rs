@@ -1,4 +1,4 @@
-//! Messages longer than a frame: put together from their pieces, in bounded memory.
+//! Reassembles messages longer than a frame from their pieces, in bounded memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -10,27 +10,31 @@ use thiserror::Error;
 
 use crate::policy::quota::{Quota, Reservation};
 
-/// Memory for messages that are not complete yet, over all connections, in bytes.
+/// Bytes of memory for incomplete messages of all connections.
 const ASSEMBLY_MAX: usize = 64 << 20;
 
-/// Memory for those that are complete and wait for room, over all connections, in bytes.
+/// Bytes of memory for complete long messages that wait for room, of all connections.
 pub(crate) const LONG_WAITING_MAX: usize = 256 << 20;
 
-/// How long a message may stand still before its memory is others' to have.
+/// Longest time without a new piece.
+///
+/// After that, other connections may take the message's memory.
 const STALL_MAX: Duration = Duration::from_secs(1);
 
-/// The memory of messages that are not complete. Who begins one and says no more has it only until somebody needs it.
+/// The memory of incomplete messages.
+///
+/// A message whose producer sends no more keeps its memory only until another message needs it.
 pub(crate) struct Budget {
     shares: Arc<Quota>,
     begun: Mutex<Vec<Weak<Mutex<Begun>>>>,
 }
 
-/// What has come of a message.
+/// The received part of a message.
 struct Begun {
     bytes: Vec<u8>,
-    /// None: it was given up.
+    /// `None`: the message was given up.
     claim: Option<Reservation>,
-    /// When it last grew.
+    /// When the last piece came.
     grown: Instant,
 }
 
@@ -72,34 +76,34 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Why a message cannot be put together.
+/// Why a message cannot be reassembled.
 #[derive(Debug, PartialEq, Eq, Error)]
 pub(crate) enum AssemblyError {
-    /// The pieces are not what the first one announced.
+    /// The pieces do not match what the first piece announced.
     #[error(transparent)]
     Frame(#[from] FrameError),
-    /// No channel takes such a message.
+    /// The message is too long for any channel.
     #[error("message of {0} bytes is too long: messages have at most {max}", max = format_size(MESSAGE_MAX as u64))]
     TooLong(usize),
     /// The budget is used up.
     #[error("no memory for another message of more than one frame, the limit is {max} for all connections: try again", max = format_size(ASSEMBLY_MAX as u64))]
     NoMemory,
-    /// So many wait for room already.
+    /// Too many long messages wait for room already.
     #[error("no memory for another message of more than one frame that waits for room, the limit is {max} for all connections: try again", max = format_size(LONG_WAITING_MAX as u64))]
     NoMemoryToWait,
-    /// It stood still, and others needed its memory.
+    /// No piece came for a while, and other messages needed the memory.
     #[error("the message stood still for {}s, and others needed its memory: send all of it at once", STALL_MAX.as_secs())]
     GivenUp,
 }
 
-/// A message, as far as it has come.
+/// An incomplete message.
 pub(crate) struct Reassembly {
     len: usize,
     begun: Arc<Mutex<Begun>>,
 }
 
 impl Reassembly {
-    /// Begins with a user's first piece, which starts with the length of the whole message.
+    /// Begins a user's message with its first piece, which starts with the message's length.
     pub(crate) fn begin(budget: &Budget, uid: u32, piece: &[u8]) -> Result<Reassembly, AssemblyError> {
         let (len, piece) = piece.split_first_chunk::<MESSAGE_PREFIX_LEN>().ok_or(malformed())?;
         let len = u32::from_le_bytes(*len) as usize;
@@ -133,7 +137,7 @@ impl Reassembly {
         Ok(())
     }
 
-    /// The message, if that was its last piece.
+    /// Returns the message, if it is complete.
     pub(crate) fn finish(self) -> Result<Vec<u8>, FrameError> {
         let bytes = std::mem::take(&mut lock(&self.begun).bytes);
         if bytes.len() == self.len { Ok(bytes) } else { Err(malformed()) }
@@ -164,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn pieces_that_are_missing_or_too_many_are_noticed() {
+    fn missing_and_surplus_pieces_are_errors() {
         let budget = Budget::new();
         assert_eq!(Reassembly::begin(&budget, 0, b"\x06\0\0").err(), Some(malformed().into()));
         assert_eq!(Reassembly::begin(&budget, 0, &first(1, b"ab")).err(), Some(malformed().into()));
@@ -174,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limits_hold_and_what_is_dropped_is_given_back() {
+    fn memory_is_limited_and_dropped_messages_give_it_back() {
         let budget = Budget::new();
         let begin = |len| Reassembly::begin(&budget, 0, &first(len, b"x"));
         assert_eq!(begin(MESSAGE_MAX + 1).err(), Some(AssemblyError::TooLong(MESSAGE_MAX + 1)));
@@ -186,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_still_is_given_up_when_others_need_it() {
+    fn stalled_message_is_given_up_when_others_need_its_memory() {
         let budget = Budget::new();
         let begin = |len| Reassembly::begin(&budget, 0, &first(len, b"x"));
         let mut all: Vec<_> = (0..ASSEMBLY_MAX / MESSAGE_MAX).map(|_| begin(MESSAGE_MAX).unwrap()).collect();

@@ -1,6 +1,7 @@
-//! What a connection asks for: OPEN, SHARE, WATCH, CONSUME, CLOSE; `write.rs` has WRITE and FLUSH. Nothing is done before
-//! everything in a frame has been checked. And what a connection holds: its channels, a long message that is not complete yet,
-//! and jobs for which there was no room.
+//! Handles the requests of a connection: OPEN, SHARE, WATCH, CONSUME, CLOSE.
+//!
+//! `write.rs` has WRITE and FLUSH. A request takes effect only after everything in its frame has been checked.
+//! [`Requests`] also has the connection's channels, its incomplete long message, and its jobs that found no room.
 
 mod write;
 
@@ -36,37 +37,40 @@ use crate::writers::{Busy, Job};
 /// Most channels that one connection holds.
 const CHANNELS_MAX: usize = 1024;
 
-/// Descriptors that a connection may have under way, sent and not received, unless it is those of one channel.
+/// Most descriptors that a connection has in flight, sent and not received.
+///
+/// One channel's may be more.
 const IN_FLIGHT_MAX: usize = 256;
 
-/// An OPEN of a channel that there was not.
+/// An OPEN whose channel is being created.
 struct Making {
     id: u32,
     ordered: PendingCreate,
     hold: Reservation,
 }
 
-/// What a connection has asked for.
+/// The requests and holdings of one connection.
 pub(crate) struct Requests {
     common: Arc<ConnectionContext>,
     peer: Arc<Peer>,
-    /// By the numbers that the producer knows. They are not used again, lest a frame for a channel that was closed
-    /// end up in another one.
+    /// The open channels, by the numbers that the producer knows.
+    ///
+    /// Numbers are not used again, so that no frame for a closed channel ends up in another one.
     channels: BTreeMap<u32, (ChannelRef, Reservation)>,
     next_channel: u32,
-    /// A channel that is being made for it; nothing is read meanwhile.
+    /// A channel that is being created for the connection. Its socket is not read meanwhile.
     making: Option<Making>,
     long: Option<Long>,
-    /// Jobs that found no room, oldest first; never more than one frame makes.
+    /// Jobs that found no room, oldest first. They come from one frame at most.
     held_back: VecDeque<Job>,
     under_way: Arc<InFlight>,
-    /// Some batch may wait for room.
+    /// Whether a batch of the connection may wait for room.
     has_waited: bool,
-    /// Descriptors sent since it was last seen that all had been taken.
+    /// Number of descriptors sent since the last check that the peer had received all.
     in_flight: usize,
-    /// What the producer rings, if it was given files.
+    /// The producer's doorbell, if it got files.
     bell: Option<EventFd>,
-    /// What it reads in mappings.
+    /// The channels that the peer reads in mappings.
     reading: Reading,
     cancelled: Arc<AtomicBool>,
 }
@@ -90,21 +94,22 @@ impl Requests {
         }
     }
 
-    /// Gives up what found no room: nobody will try again.
+    /// Abandons the jobs that found no room.
     pub(crate) fn abandon(&mut self) {
         self.held_back.drain(..).for_each(Job::abandon);
     }
 
-    /// From now on no batch waits for room in its buffer.
+    /// Ends the wait of the connection's batches for room in their buffers.
     pub(crate) fn cancel(&self) {
         if !self.cancelled.swap(true, Ordering::Release) && self.has_waited {
             self.common.writers.sweep();
         }
     }
 
-    /// Tries again what found no room. False: nothing more may be read yet; the bell rings when it makes sense to
-    /// look again.
-    pub(crate) fn go_on(&mut self) -> bool {
+    /// Tries the jobs that found no room again, and answers a pending OPEN.
+    ///
+    /// False: the socket must not be read yet. `ring` is called when another try makes sense.
+    pub(crate) fn resume(&mut self) -> bool {
         if let Some(making) = self.making.take() {
             match making.ordered.take() {
                 None => {
@@ -123,9 +128,9 @@ impl Requests {
         self.under_way.has_room()
     }
 
-    /// Does what a frame says. Nothing of it is done if it is refused.
-    pub(crate) fn obey(&mut self, frame: &Frame) -> Result<(), Refused> {
-        // A long message goes on in WRITEs of its id; everything else means that the producer gave it up.
+    /// Does what a frame asks for. A refused frame has no effect.
+    pub(crate) fn handle(&mut self, frame: &Frame) -> Result<(), Refused> {
+        // A long message continues in WRITEs of its id. Any other frame means that the producer gave it up.
         let long = self.long.take();
         match (frame.kind, frame.reply) {
             (FrameType::Open, false) => self.open(frame),
@@ -148,7 +153,7 @@ impl Requests {
                 format!("a connection holds at most {CHANNELS_MAX} channels: close some, or connect again");
             return Err(Refused::request(Errno::EMFILE, text));
         }
-        // What is not UTF-8 becomes a character that no name may have and people can see.
+        // Bytes that are not UTF-8 become a character that people can see, and that no name may have.
         let name: ChannelName = String::from_utf8_lossy(open.name)
             .parse()
             .map_err(|error| Refused::request(Errno::EINVAL, error))?;
@@ -203,7 +208,7 @@ impl Requests {
         Ok(())
     }
 
-    /// Sends the channel's files to a producer who may write them, or to a reader, and its bell.
+    /// Sends the channel's files and a doorbell, to a producer for writing or to a reader.
     fn share(&mut self, frame: &Frame) -> Result<(), Refused> {
         let number = Share::decode(frame.body)?.channel;
         let to_write = frame.flags & SHARE_READ == 0;
@@ -237,7 +242,7 @@ impl Requests {
         };
         let bell = bell.map_err(|errno| failed(errno.into()))?;
         let mut descriptors: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        // Behind the control file.
+        // The doorbell comes behind the control file.
         descriptors.insert(1.min(descriptors.len()), bell.as_raw_fd());
         let mut first = 0;
         for (index, part) in descriptors.chunks(DESCRIPTORS_MAX).enumerate() {
@@ -249,7 +254,7 @@ impl Requests {
         Ok(())
     }
 
-    /// Rings the reader's bell once a buffer has something finished.
+    /// Rings the reader's bell once a buffer has a finished sub-buffer.
     fn watch(&mut self, frame: &Frame) -> Result<(), Refused> {
         let Watch { channel, cpu } = Watch::decode(frame.body)?;
         let held = self.channel(channel)?;
@@ -258,7 +263,7 @@ impl Requests {
         Ok(())
     }
 
-    /// Gives back what was read in a mapping.
+    /// Gives back sub-buffers that the peer has read in a mapping.
     fn consume(&mut self, frame: &Frame) -> Result<(), Refused> {
         let Consume { channel, cpu, from, count } = Consume::decode(frame.body)?;
         let held = self.channel(channel)?;
@@ -270,8 +275,10 @@ impl Requests {
         Ok(())
     }
 
-    /// The connection's bell, which it rings when somebody waits for what it writes by itself. Each ring is an event, so we never
-    /// read it: the producer could have made that wait, for the open file is its own, too.
+    /// Returns the connection's doorbell, which a direct producer rings when a poller waits.
+    ///
+    /// Each ring is an event, so the daemon never reads the doorbell. A read could wait: the producer has the same open
+    /// file, and can make it blocking.
     fn bell(&mut self) -> nix::Result<&EventFd> {
         if self.bell.is_none() {
             let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
@@ -281,28 +288,30 @@ impl Requests {
         self.bell.as_ref().ok_or(Errno::EIO)
     }
 
-    /// The bell was rung, or nobody is left who could: whoever polls what this producer writes is told.
+    /// Wakes the pollers of the producer's channels: it has rung its doorbell, or is gone.
     pub(crate) fn rung(&self) {
         if self.bell.is_some() {
             self.channels.values().for_each(|(channel, _)| channel.wake_readable());
         }
     }
 
-    /// The end: the producer keeps its copy of the bell, but nobody listens.
+    /// Stops listening to the doorbell, of which the producer may keep a copy.
     pub(crate) fn give_up_bell(&mut self) {
         for (number, (channel, _)) in &self.channels {
             self.reading.end(*number, channel);
         }
-        self.rung(); // it may have been killed between a switch and the ring
+        self.rung(); // the producer may have been killed between a switch and the ring
         if let Some(bell) = self.bell.take() {
             let _ = self.common.epoll.delete(bell);
         }
     }
 
-    /// Hands a job over, behind those that are held back; held back like them if there is no room.
+    /// Hands a job to the writers, behind the jobs that are held back.
+    ///
+    /// Without room it is held back too.
     fn submit(&mut self, job: Job) {
         self.held_back.push_back(job);
-        self.go_on();
+        self.resume();
     }
 
     fn channel(&self, number: u32) -> Result<&ChannelRef, Refused> {
@@ -312,7 +321,8 @@ impl Requests {
             Some(why) => {
                 let (name, why) = (channel.name().clone(), why.to_owned());
                 let text = OpenError::Broken { name, why }.to_string();
-                // Who writes need not wait for answers. With nothing else to lose, its connection tells it.
+                // A producer need not read answers to writes. If this is its only channel, the end of the connection
+                // tells the producer.
                 let alone = self.channels.len() == 1;
                 Err(if alone { Refused::connection } else { Refused::request }(Errno::EIO, text))
             }
@@ -320,7 +330,7 @@ impl Requests {
     }
 }
 
-/// The buffer that a producer means: that of a CPU, or the only one of a global channel.
+/// Returns the buffer that a request names: a CPU's, or the only one of a global channel.
 fn buffer_of(channel: &ChannelRef, cpu: u32) -> Result<usize, Refused> {
     let n_bufs = channel.n_bufs();
     match usize::try_from(cpu) {

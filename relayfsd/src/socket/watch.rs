@@ -1,4 +1,4 @@
-//! What a connection does that reads channels in mappings: wait for finished sub-buffers, and give them back.
+//! Serves readers of mappings: they wait for finished sub-buffers, and give them back.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,11 +12,14 @@ use crate::channel::give_back::errno;
 use crate::channel::{ChannelRef, PollState};
 use crate::socket::refusal::Refused;
 
-/// Tells who waits by the socket from who polls an open file, whose numbers are smaller.
+/// Set in the waiter's number of a connection. Open files, which poll, have smaller numbers.
 const BY_SOCKET: u64 = 1 << 63;
 
-/// What we ring. A timer that runs out at once: setting it never waits, whatever the reader does with its end. An eventfd would
-/// not do: non-blocking is the open file, which is the reader's too, and who makes it blocking and fills it has us wait for him.
+/// The reader's bell: a timer that expires at once.
+///
+/// Setting a timer never waits, whatever the reader does with its descriptor. An eventfd could wait: the non-blocking
+/// flag belongs to the open file, which the reader shares. A reader that makes the eventfd blocking and fills it would
+/// block the daemon.
 struct Bell(TimerFd);
 
 impl Bell {
@@ -25,18 +28,18 @@ impl Bell {
     }
 
     fn ring(&self) {
-        // It takes no memory, and there is nothing wrong with the time.
+        // Cannot fail: this takes no memory, and the time is valid.
         let _ = self.0.set(Expiration::OneShot(TimeSpec::new(0, 1)), TimerSetTimeFlags::empty());
     }
 }
 
-/// The readings of one connection.
+/// The channels that one connection reads in mappings.
 pub(crate) struct Reading {
-    /// As who it waits.
+    /// The connection's number as a waiter.
     waiter: u64,
-    /// Made when the first channel is read.
+    /// Created when the first channel is read.
     bell: Option<Arc<Bell>>,
-    /// The channels whose files it was given to look at.
+    /// The channels whose files the connection got for reading.
     channels: BTreeSet<u32>,
 }
 
@@ -45,7 +48,7 @@ impl Reading {
         Reading { waiter: BY_SOCKET | connection, bell: None, channels: BTreeSet::new() }
     }
 
-    /// Channel `number` is read from now on. Returns the bell.
+    /// Begins to read channel `number`. Returns the bell.
     pub(crate) fn begin(&mut self, number: u32) -> nix::Result<BorrowedFd<'_>> {
         if self.bell.is_none() {
             self.bell = Some(Arc::new(Bell::new()?));
@@ -54,14 +57,16 @@ impl Reading {
         self.bell.as_ref().map(|bell| bell.0.as_fd()).ok_or(Errno::EIO)
     }
 
-    /// Channel `number` is not read any more.
+    /// Ends reading channel `number`.
     pub(crate) fn end(&mut self, number: u32, channel: &ChannelRef) {
         if self.channels.remove(&number) {
             (0..channel.n_bufs()).for_each(|cpu| channel.forget_waiter(cpu, self.waiter));
         }
     }
 
-    /// Rings, once, when the buffer has something finished, or ends. An error if it is over already.
+    /// Rings once, when the buffer has a finished sub-buffer, or ends.
+    ///
+    /// Fails if it has ended already.
     pub(crate) fn watch(&self, number: u32, channel: &ChannelRef, cpu: usize) -> Result<(), Refused> {
         let bell = self.check(number)?;
         let ring = {
@@ -80,8 +85,9 @@ impl Reading {
         Ok(())
     }
 
-    /// Gives `count` sub-buffers back, the first of which has number `from`. Returns whether a batch waits for the room that
-    /// this makes.
+    /// Gives back `count` sub-buffers, the first of which has number `from`.
+    ///
+    /// Returns whether a batch waits for the room that this makes.
     pub(crate) fn consume(
         &self,
         number: u32,

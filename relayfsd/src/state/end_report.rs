@@ -1,4 +1,4 @@
-//! What stays in the state directory when the daemon ends, and what the daemon says about it.
+//! Decides which channels stay when the daemon ends, and makes the log lines about them.
 
 use std::path::Path;
 
@@ -7,22 +7,22 @@ use relay::layout::paths::shell_word;
 
 use crate::config::options::Keep;
 
-/// Channels that one line of the log names.
+/// Most channels that a log line names.
 const NAMED_MAX: usize = 20;
 
 /// A channel at the daemon's end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Left {
     pub(crate) name: ChannelName,
-    /// Bytes that were written and not read.
+    /// Number of unread bytes.
     pub(crate) unread: u64,
-    /// Whether a producer has its files.
+    /// Whether a live producer has the channel's files.
     pub(crate) has_producers: bool,
     pub(crate) is_broken: bool,
 }
 
 impl Left {
-    /// Whether the channel stays.
+    /// Returns whether the channel stays.
     pub(crate) fn stays(&self, keep: Keep) -> bool {
         match keep {
             Keep::Nothing => false,
@@ -31,7 +31,9 @@ impl Left {
         }
     }
 
-    /// What a broken channel has unread cannot be counted.
+    /// Returns whether the channel may have data to keep.
+    ///
+    /// Unread data of a broken channel cannot be counted.
     fn has_something(&self) -> bool {
         self.unread > 0 || self.has_producers || self.is_broken
     }
@@ -46,7 +48,9 @@ impl Left {
     }
 }
 
-/// The line about channels that stay: what, where, and what to do with it. `None`: there is nothing to say.
+/// Makes the line about channels that stay: names, place, and commands.
+///
+/// `None`: no channel has data.
 pub(crate) fn line_of_kept(left: &[Left], dir: &Path, point: &Path) -> Option<String> {
     let names = names(left)?;
     let (word, point) = (shell_word(dir), shell_word(point));
@@ -57,7 +61,9 @@ pub(crate) fn line_of_kept(left: &[Left], dir: &Path, point: &Path) -> Option<St
     ))
 }
 
-/// The line about channels that `--discard` removes. `None`: they have nothing unread.
+/// Makes the line about channels that `--discard` removes.
+///
+/// `None`: no channel has unread data.
 pub(crate) fn line_of_discarded(left: &[Left]) -> Option<String> {
     let unread: Vec<Left> = left.iter().filter(|left| left.unread > 0).cloned().collect();
     Some(format!("--discard removed unread data: {}", names(&unread)?))
@@ -83,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn channels_with_something_stay_by_default() {
+    fn channels_with_data_or_producers_stay_by_default() {
         let empty = left("a", 0);
         let produced = Left { has_producers: true, ..left("b", 0) };
         let broken = Left { is_broken: true, ..left("c", 0) };
@@ -94,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_name_channels_with_something_only() {
+    fn lines_name_only_channels_with_data() {
         let said = |left: &[Left]| line_of_kept(left, Path::new("/s"), Path::new("/m"));
         assert_eq!(said(&[left("a", 0)]), None);
         let line = said(&[left("a", 0), left("b", 7)]).unwrap();

@@ -1,7 +1,8 @@
-//! What a daemon left for a mount point that had another path then: one of its directories was renamed.
+//! Finds the state of a mount point that had another path before: a directory was renamed.
 //!
-//! State directories are called after paths. A start that finds nothing under its own name looks at the others of this user:
-//! the state file says which directory was mounted on, by numbers that a rename does not change.
+//! State directories are named after the mount point's path. A start that finds nothing under its own name looks at the
+//! other state directories of this user. A state file identifies the mounted directory by numbers that a rename does
+//! not change.
 
 use std::path::{Path, PathBuf};
 
@@ -12,8 +13,10 @@ use crate::kill_point;
 use crate::state::state_dir::{DirError, Place, StateDir};
 use crate::state::takeover;
 
-/// The state directory to start with: `own`, or, if that holds nothing, what was left of the mount point under a former path.
-/// That one gets `own`'s name then.
+/// Returns the state directory to start with.
+///
+/// This is `own`, or, if `own` has no channels, the one that the mount point had under a former path. That one then
+/// gets the name of `own`.
 pub(crate) fn find(own: StateDir, place: &Place, point: &Point) -> Result<StateDir, DirError> {
     if own.holds_channels()? {
         return Ok(own);
@@ -21,11 +24,11 @@ pub(crate) fn find(own: StateDir, place: &Place, point: &Point) -> Result<StateD
     let Some(path) = siblings(own.path()).into_iter().find(|path| is_of(path, point)) else { return Ok(own) };
     let mut moved = match takeover::claim(point.path(), &place.beside(&path)) {
         Ok(moved) if is_of(&path, point) => moved,
-        // Another start took it before it was locked here.
+        // Another start took the directory over before this one locked it.
         Ok(_) => return Ok(own),
         Err(error) => {
             log::warn!(
-                "{}: it was left of {}, and cannot be taken over: {error}",
+                "{}: cannot take over the state of {} under a former path: {error}",
                 path.display(),
                 point.path().display()
             );
@@ -34,7 +37,7 @@ pub(crate) fn find(own: StateDir, place: &Place, point: &Point) -> Result<StateD
     };
     kill_point!("moved-found");
     let mut own = own;
-    // What a daemon finds under its own name from now on is locked, at every moment.
+    // The exchange is atomic: at every moment, a daemon finds a locked directory under its own name.
     own.exchange(&mut moved)?;
     kill_point!("moved-exchanged");
     own.give_refused_to(&moved)?;
@@ -47,7 +50,7 @@ pub(crate) fn find(own: StateDir, place: &Place, point: &Point) -> Result<StateD
     Ok(moved)
 }
 
-/// The other directories beside it.
+/// Returns the other directories with the same parent.
 fn siblings(own: &Path) -> Vec<PathBuf> {
     let Some(entries) = own.parent().and_then(|parent| std::fs::read_dir(parent).ok()) else {
         return Vec::new();
@@ -58,9 +61,9 @@ fn siblings(own: &Path) -> Vec<PathBuf> {
     paths
 }
 
-/// Whether channels of this mount point are left there.
+/// Returns whether a directory has channels of this mount point.
 fn is_of(dir: &Path, point: &Point) -> bool {
-    // A state file that makes no sense is for the daemon of its own path to tell.
+    // The daemon of that path reports a damaged state file.
     let Ok(Some(state)) = StateFile::read(dir) else { return false };
     !state.channels.is_empty() && state.point.parse().is_ok_and(|other| point.is_same_directory(&other))
 }

@@ -1,13 +1,15 @@
-//! What a daemon finds when it starts: the channels that the one before it left, by dying or because it was told to.
+//! Recovers the channels that an earlier daemon left, by dying or by keeping them.
 //!
 //! ```text
-//! state file sound?   no: everything is set aside          each channel it names: sound?  no: its files are set aside
-//!                                                                                     yes: it goes on where it stopped
-//! files that it does not name: half made or half removed, nobody was told of them; removed
+//! state file sound?               no:  everything is moved to quarantine
+//! each channel it names: sound?   no:  the channel's files are moved to quarantine
+//!                                 yes: the channel continues where it stopped
+//! files that it does not name     half created or half removed, no producer knows them: removed
 //! ```
 //!
-//! Nothing is changed before it has been checked, and each step can be repeated: a start that is killed leaves what the next
-//! one can begin with. What is set aside is in `refused-N`, in the form of a state directory, for people to look at.
+//! Everything is checked before it is changed, and each step can be repeated: after a start that is killed, the next
+//! start can begin again. A quarantine is a directory `refused-N`, in the form of a state directory, for people to look
+//! at.
 
 use std::collections::HashSet;
 use std::fs;
@@ -26,19 +28,21 @@ use crate::channel::{Channel, Named};
 use crate::kill_point;
 use crate::state::state_dir::{DirError, StateDir};
 
-/// Most buffers of a damaged channel whose producers are told.
+/// Most buffers of a damaged channel that are marked as closed.
 const TOLD_MAX: u64 = 1 << 14;
 
-/// What goes on.
+/// The state that continues.
 #[derive(Default)]
 pub(crate) struct Recovered {
-    /// What the state file said, and is to say from now on but for the channels.
+    /// The state file's values, apart from the channels.
     pub(crate) state: StateFile,
-    /// The channels that are sound.
+    /// The sound channels.
     pub(crate) channels: Vec<Channel>,
 }
 
-/// Takes over what is in the state directory. `point` is this daemon's mount point; with `any_point` it may be of another one.
+/// Takes over the contents of the state directory.
+///
+/// `point` is this daemon's mount point. With `any_point`, the contents may be of another one.
 pub(crate) fn recover(
     dir: &StateDir,
     point: &Point,
@@ -58,7 +62,7 @@ pub(crate) fn recover(
                 Ok(None) if dir.entries()?.iter().any(|path| is_control(path)) => {
                     quarantine_all(dir, &format!("there is no file '{STATE_FILE}'"))?;
                 }
-                // Nothing was ever finished, so nobody was told of anything.
+                // No channel was ever complete, so no producer knows any.
                 Ok(None) => clear_leftovers(dir, &HashSet::new())?,
                 Err(reason) => quarantine_all(dir, &reason)?,
             }
@@ -76,7 +80,7 @@ pub(crate) fn recover(
             id: entry.id,
             name: entry.name.clone(),
             geometry: entry.geometry,
-            permanent: false, // that is for this daemon's command line to say
+            permanent: false, // this daemon's command line decides
             maker: None,
         };
         let expected = if entry.geometry.global() { 1 } else { n_cpus };
@@ -97,9 +101,12 @@ pub(crate) fn recover(
     Ok(Recovered { state: left, channels })
 }
 
-/// Whether it is what was left of this mount point: of its path, or of the directory under a former path. A directory that was
-/// removed and made again has other numbers, and so has one of a container that was started again: people and producers go
-/// by the path, and what they have written must not be hidden from them.
+/// Returns whether the state is of this mount point's path, or of its directory.
+///
+/// The directory may have had another path before.
+///
+/// The path counts although its directory may have other numbers now: it was removed and created again, or its
+/// container was started again. People and producers know the path, and must find the data that was written there.
 fn is_of(left: &StateFile, point: &Point) -> bool {
     let Ok(other) = left.point.parse::<Point>() else { return false };
     let is_same = other.is_same_directory(point);
@@ -112,15 +119,16 @@ fn is_of(left: &StateFile, point: &Point) -> bool {
     is_same || other.path() == point.path()
 }
 
-/// Returns a number for inode numbers that earlier state directories are not likely to have had; not 0, which older
-/// releases stand for. Tools that remember an inode and an offset start over with the files of a new directory.
+/// Returns a random salt for inode numbers; not 0, which stands for older releases.
+///
+/// With a new salt, tools that remember an inode and an offset start over with the files of a new directory.
 fn new_salt() -> u32 {
     // The standard library takes these from the kernel's random numbers.
     let random = RandomState::new().build_hasher().finish();
     (random as u32).max(1)
 }
 
-/// Moves a channel that is not sound to a directory of its own, and tells those who write to it.
+/// Moves a damaged channel to a quarantine directory, and closes it for its producers.
 fn quarantine(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &str) -> Result<(), DirError> {
     let aside = dir.new_refused()?;
     log::error!("channel {}: it cannot go on, and is set aside in {}: {reason}", entry.name, aside.display());
@@ -135,7 +143,7 @@ fn quarantine(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &
     fs::write(&path, state.to_text()).map_err(|source| DirError::Io { path, source })
 }
 
-/// Moves all that is in the state directory to a directory in it.
+/// Moves everything in the state directory to a quarantine directory.
 fn quarantine_all(dir: &StateDir, reason: &str) -> Result<(), DirError> {
     let aside = dir.new_refused()?;
     log::error!(
@@ -144,7 +152,7 @@ fn quarantine_all(dir: &StateDir, reason: &str) -> Result<(), DirError> {
         aside.display()
     );
     let mut paths = dir.entries()?;
-    // Last: while there is one, a start that finds no state file sets the rest aside, too.
+    // Control files last: as long as one is there, a start without a state file moves the rest to quarantine too.
     paths.sort_by_key(|path| is_control(path));
     for path in paths {
         if is_control(&path) {
@@ -170,8 +178,10 @@ fn move_to(path: &Path, dir: &Path) -> Result<(), DirError> {
     }
 }
 
-/// Producers may still be writing to buffers that are set aside. They find them closed at their next switch, as far as the
-/// control file is good for that. It is written, not mapped: it may have been made longer than there is memory.
+/// Marks the buffers of a control file as closed, for producers that still write to them.
+///
+/// They notice at their next switch, as far as the control file is good for that. The mark is written, not mapped: the
+/// file may have been made longer than there is memory.
 fn tell_writers(control: &Path) {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let opened = fs::OpenOptions::new().read(true).write(true).custom_flags(flags).open(control);
@@ -189,12 +199,12 @@ fn tell_writers(control: &Path) {
         let block = stride.checked_mul(index).and_then(|at| at.checked_add(first));
         let at = block.and_then(|at| at.checked_add(offset_of!(BufferBlock, closed) as u64));
         let Some(at) = at.filter(|at| *at < len.saturating_sub(8)) else { return };
-        // Where it cannot be written, they go on writing what nobody reads.
+        // If this fails, the producers continue to write data that no reader gets.
         let _ = file.write_all_at(&1u64.to_ne_bytes(), at);
     }
 }
 
-/// Removes what nobody was told of.
+/// Removes files that no producer knows.
 fn clear_leftovers(dir: &StateDir, known: &HashSet<PathBuf>) -> Result<(), DirError> {
     let state_file = dir.path().join(STATE_FILE);
     for path in dir.entries()? {

@@ -1,8 +1,8 @@
-//! Directories of our own, for the buffers and for the socket: created safely, checked, locked, removed.
+//! Creates, checks, locks and removes the daemon's directories, for buffers and socket.
 //!
-//! They are below directories where anybody may create names (`/dev/shm`) or where another daemon of ours
-//! creates and removes at the same time, so nothing is taken for granted: no component may be a symbolic link,
-//! belong to somebody else, or be writable for others.
+//! They are below directories where every user may create names (`/dev/shm`). Other daemons of the user create and
+//! remove directories there at the same time. So every component is checked: it may not be a symbolic link, belong to
+//! another user, or be writable for others.
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
@@ -23,13 +23,13 @@ use thiserror::Error;
 
 use crate::kill_point;
 
-/// How often to start again when another daemon, ending, removes a directory that we are about to use.
+/// Most tries to open a directory that an ending daemon removes at the same time.
 const RETRIES_MAX: usize = 16;
-/// How [`LOCK_FILE`] begins; the process id follows. A directory without it is not ours to clear.
+/// Begin of [`LOCK_FILE`], before the process id. The daemon clears no directory without it.
 const LOCK_MAGIC: &str = "relayfsd ";
-/// Directories for what could not be gone on with; a number follows.
+/// Begin of the names of quarantine directories, before a number.
 const REFUSED: &str = "refused-";
-/// Says to a daemon that was unmounted, and serves open files, that the next one waits for the directory.
+/// Asks an unmounted daemon that serves open files to release the directory.
 const WANTED_FILE: &str = "wanted";
 
 /// Why a directory cannot be used.
@@ -49,17 +49,19 @@ pub(crate) enum DirError {
     Locked { path: PathBuf, pid: Option<u32> },
 }
 
-/// A directory's path, divided in the part that is there and trusted, and the names below that are ours.
+/// A directory's path: a trusted base, and the names below, which are the daemon's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     base: PathBuf,
     own: Vec<OsString>,
-    /// Chosen by the user, who may want to keep the directory if it was there before.
+    /// Whether the user chose the directory.
+    ///
+    /// The daemon then does not remove one that was there before.
     named: bool,
 }
 
 impl Place {
-    /// Where we put a directory by ourselves: everything below the first fitting base is ours.
+    /// Returns a place that the daemon chose: all names below the first fitting base are its own.
     pub(crate) fn below(bases: &[&Path], path: &Path) -> Place {
         match bases.iter().find_map(|base| Some((base, path.strip_prefix(base).ok()?))) {
             Some((base, rest)) => Place {
@@ -71,13 +73,13 @@ impl Place {
         }
     }
 
-    /// A directory that the user named: its last component is ours, and created if need be.
+    /// Returns a place that the user named: the last name is the daemon's, created if missing.
     pub(crate) fn named(path: &Path) -> Place {
         let own = path.file_name().map(OsStr::to_owned).into_iter().collect();
         Place { base: path.parent().unwrap_or(path).to_owned(), own, named: true }
     }
 
-    /// A directory that the user named, and that need not be ours if it is there.
+    /// Returns a place that the user named, and that may be another user's if it exists.
     pub(crate) fn shared(path: &Path) -> Place {
         if path.is_dir() {
             Place { base: path.to_owned(), own: Vec::new(), named: true }
@@ -86,7 +88,7 @@ impl Place {
         }
     }
 
-    /// Another directory in the same one.
+    /// Returns another directory with the same parent.
     pub(crate) fn beside(&self, path: &Path) -> Place {
         let mut place = self.clone();
         place.own.pop();
@@ -94,15 +96,17 @@ impl Place {
         place
     }
 
-    /// The whole path.
+    /// Returns the whole path.
     pub(crate) fn path(&self) -> PathBuf {
         self.own.iter().fold(self.base.clone(), |path, name| path.join(name))
     }
 }
 
-/// Asks the daemon that has the directory to let go of it, if it has been unmounted. To be done again and again.
+/// Asks the daemon that has the directory to release it, if it was unmounted.
+///
+/// Repeat until locked.
 pub(crate) fn want(place: &Place) {
-    // Where it cannot be asked, the caller's time runs out.
+    // If this fails, the caller's time runs out.
     let _ = std::fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -110,22 +114,22 @@ pub(crate) fn want(place: &Place) {
         .open(place.path().join(WANTED_FILE));
 }
 
-/// Asks no more.
+/// Takes back the request of [`want`].
 pub(crate) fn unwant(place: &Place) {
     let _ = std::fs::remove_file(place.path().join(WANTED_FILE));
 }
 
-/// A directory that has been checked, held open.
+/// A directory that was checked, and is held open.
 #[derive(Debug)]
 pub(crate) struct Dir {
     path: PathBuf,
     fd: OwnedFd,
-    /// What to remove at the end, where it is empty then; the deepest last.
+    /// Directories to remove at the end, if empty then; the deepest last.
     removable: Vec<PathBuf>,
 }
 
 impl Dir {
-    /// Opens the directory, creating what is missing with the given permission bits.
+    /// Opens the directory, and creates missing components with the given permission bits.
     pub(crate) fn open(place: &Place, mode: u32) -> Result<Dir, DirError> {
         let mut removable = Vec::new();
         for _ in 0..RETRIES_MAX {
@@ -136,7 +140,7 @@ impl Dir {
         Err(DirError::Io { path: place.path(), source: Errno::ENOENT.into() })
     }
 
-    /// `None`: somebody removed what was just there.
+    /// `None`: another process has just removed a component.
     fn try_open(place: &Place, mode: u32, removable: &mut Vec<PathBuf>) -> Result<Option<OwnedFd>, DirError> {
         let mut path = place.base.clone();
         let io_error =
@@ -163,7 +167,7 @@ impl Dir {
                 return Err(DirError::Foreign { path, uid: status.st_uid });
             }
             if created {
-                // Our umask has taken bits away that others need to come in.
+                // The daemon's umask has removed bits that other users need.
                 fchmod(&dir, Mode::from_bits_truncate(mode)).map_err(|errno| io_error(&path, errno))?;
             } else if status.st_mode & 0o022 != 0 {
                 return Err(DirError::Writable(path));
@@ -175,7 +179,7 @@ impl Dir {
         Ok(Some(dir))
     }
 
-    /// Removes the directory, and those above that are ours, as far as they are empty.
+    /// Removes the directory and the daemon's directories above, as far as they are empty.
     pub(crate) fn remove_if_empty(&mut self) {
         for path in std::mem::take(&mut self.removable).iter().rev() {
             match std::fs::remove_dir(path) {
@@ -195,7 +199,9 @@ impl AsFd for Dir {
     }
 }
 
-/// The state directory, locked. Dropping it removes it with all that is in it but what was set aside, unless it is kept.
+/// The state directory, locked.
+///
+/// A drop removes it with all contents except quarantine directories, unless it is kept.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     dir: Dir,
@@ -204,7 +210,7 @@ pub(crate) struct StateDir {
 }
 
 impl StateDir {
-    /// Creates or takes over the directory. The lock, and with it the mount point, is this process's until the end.
+    /// Creates or takes over the directory, and locks it until the drop.
     pub(crate) fn claim(place: &Place) -> Result<StateDir, DirError> {
         for _ in 0..RETRIES_MAX {
             let dir = Dir::open(place, 0o700)?;
@@ -216,7 +222,7 @@ impl StateDir {
                         (openat(&dir, LOCK_FILE, flags | OFlag::O_CREAT, Mode::S_IRUSR | Mode::S_IWUSR), true)
                     }
                     Ok(false) => return Err(DirError::NotEmpty(dir.path)),
-                    // Removed since it was opened, by a daemon that ends.
+                    // An ending daemon has removed the directory since it was opened.
                     Err(DirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
                     Err(error) => return Err(error),
                 },
@@ -237,7 +243,7 @@ impl StateDir {
                 }
                 Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
             }
-            // A daemon that ends removes the file before it lets go of the lock.
+            // An ending daemon removes the file before it releases the lock.
             if lock.metadata().map_err(fail)?.nlink() == 0 {
                 continue;
             }
@@ -246,7 +252,7 @@ impl StateDir {
             }
             lock.set_len(0).and_then(|()| lock.rewind()).map_err(fail)?;
             lock.write_all(format!("{LOCK_MAGIC}{}\n", std::process::id()).as_bytes()).map_err(fail)?;
-            // What a daemon has left stays, should this one come no further.
+            // If this start fails later, the contents of an earlier daemon stay.
             let keep = Cell::new(!dir_is_empty(&dir)?);
             return Ok(StateDir { dir, _lock: lock, keep });
         }
@@ -257,20 +263,21 @@ impl StateDir {
         &self.dir.path
     }
 
-    /// Whether the directory and what is in it stay for the next daemon.
+    /// Sets whether the directory and its contents stay for the next daemon.
     pub(crate) fn set_keep(&self, keep: bool) {
         self.keep.set(keep);
     }
 
-    /// Whether a daemon has left channels in it.
+    /// Returns whether a daemon has left channels in the directory.
     pub(crate) fn holds_channels(&self) -> Result<bool, DirError> {
         let is_control = |path: &PathBuf| path.file_name()?.to_str().and_then(id_of_control);
         let is_state = |path: &PathBuf| path.file_name().is_some_and(|name| name == STATE_FILE);
         Ok(self.entries()?.iter().any(|path| is_state(path) || is_control(path).is_some()))
     }
 
-    /// Exchanges the names of two directories in the same one, both locked. Processes that have files in them open do not
-    /// notice.
+    /// Exchanges the names of two locked directories with the same parent.
+    ///
+    /// Processes with open files in them do not notice.
     pub(crate) fn exchange(&mut self, other: &mut StateDir) -> Result<(), DirError> {
         let (path, others) = (&mut self.dir.path, &mut other.dir.path);
         renameat2(AT_FDCWD, path.as_path(), AT_FDCWD, others.as_path(), RenameFlags::RENAME_EXCHANGE)
@@ -280,10 +287,10 @@ impl StateDir {
         Ok(())
     }
 
-    /// Moves what was set aside in it to another one.
+    /// Moves the quarantine directories to another state directory.
     pub(crate) fn give_refused_to(&self, other: &StateDir) -> Result<(), DirError> {
         for path in entries(&self.dir)?.iter().filter(|path| is_refused(path)) {
-            // The new one is empty, so this takes its place.
+            // The new directory is empty, so the rename replaces it.
             let to = other.new_refused()?;
             std::fs::rename(path, to).map_err(|source| DirError::Io { path: path.clone(), source })?;
         }
@@ -291,19 +298,19 @@ impl StateDir {
         Ok(())
     }
 
-    /// Whether the next daemon waits for this one to let go of it, since the last time this was asked.
+    /// Returns whether the next daemon has asked for the directory since the last call.
     pub(crate) fn is_wanted(&self) -> bool {
         std::fs::remove_file(self.dir.path.join(WANTED_FILE)).is_ok()
     }
 
-    /// Everything in the directory but the lock and what was set aside.
+    /// Returns the paths in the directory, without the lock and quarantine directories.
     pub(crate) fn entries(&self) -> Result<Vec<PathBuf>, DirError> {
         let mut paths = entries(&self.dir)?;
         paths.retain(|path| !is_refused(path));
         Ok(paths)
     }
 
-    /// A new directory in it, for what cannot be gone on with.
+    /// Creates a new quarantine directory.
     pub(crate) fn new_refused(&self) -> Result<PathBuf, DirError> {
         for number in 1.. {
             let path = self.dir.path.join(format!("{REFUSED}{number}"));
@@ -316,7 +323,9 @@ impl StateDir {
         unreachable!("there are more numbers than files")
     }
 
-    /// Removes something in it, unless it is gone already: a start that waits no more removes its [`WANTED_FILE`].
+    /// Removes a path in the directory, if it still exists.
+    ///
+    /// A start that waits no more removes its [`WANTED_FILE`].
     pub(crate) fn remove_entry(&self, path: &Path) -> Result<(), DirError> {
         let result = match path.symlink_metadata() {
             Ok(status) if status.is_dir() => std::fs::remove_dir_all(path),
@@ -333,20 +342,20 @@ impl StateDir {
 
 impl Drop for StateDir {
     fn drop(&mut self) {
-        // A bug is no reason to throw away what others have written.
+        // After a panic, the producers' data must stay.
         if self.keep.get() || std::thread::panicking() {
             return;
         }
         let lock = self.dir.path.join(LOCK_FILE);
         let result = self.entries().and_then(|mut paths| {
-            // The state file last: it says that the rest is not to be gone on with.
+            // The state file last: it names no channels then, so the next start does not take the rest over.
             paths.sort_by_key(|path| path.file_name().is_some_and(|name| name == STATE_FILE));
             for path in &paths {
                 self.remove_entry(path)?;
                 kill_point!("end-removed");
             }
             if !dir_is_empty(&self.dir)? {
-                return Ok(()); // the lock says whose it is
+                return Ok(()); // the lock file says whose directory this is
             }
             std::fs::remove_file(&lock).map_err(|source| DirError::Io { path: lock, source })
         });
@@ -357,12 +366,12 @@ impl Drop for StateDir {
     }
 }
 
-/// Whether it is a directory for what was set aside.
+/// Returns whether the path is a quarantine directory.
 fn is_refused(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.as_bytes().starts_with(REFUSED.as_bytes()))
 }
 
-/// Everything in the directory but the lock.
+/// Returns the paths in the directory, without the lock.
 fn entries(dir: &Dir) -> Result<Vec<PathBuf>, DirError> {
     let fail = |source| DirError::Io { path: dir.path.clone(), source };
     let mut paths = Vec::new();
@@ -375,8 +384,9 @@ fn entries(dir: &Dir) -> Result<Vec<PathBuf>, DirError> {
     Ok(paths)
 }
 
-/// Returns whether the directory has nothing but the lock and [`WANTED_FILE`]. A start that waits for an ending daemon may make
-/// the latter when the ending daemon has just removed everything.
+/// Returns whether the directory has nothing except the lock and [`WANTED_FILE`].
+///
+/// A start that waits for an ending daemon may create [`WANTED_FILE`] when that daemon has just removed everything.
 fn dir_is_empty(dir: &Dir) -> Result<bool, DirError> {
     Ok(entries(dir)?.iter().all(|path| path.file_name().is_some_and(|name| name == WANTED_FILE)))
 }

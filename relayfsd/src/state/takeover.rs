@@ -1,4 +1,6 @@
-//! The daemon that was on this mount point before: waited for where it is just ending, left in peace where it is at work.
+//! Takes the mount point over from an earlier daemon.
+//!
+//! A start waits for an earlier daemon that is just ending, and fails if that daemon is running.
 
 use std::fs;
 use std::path::Path;
@@ -11,12 +13,13 @@ use thiserror::Error;
 use crate::mount::{self, MountError};
 use crate::state::state_dir::{self, DirError, Place, StateDir};
 
-/// How long a daemon that is just ending, or was killed, may take to let go of the mount point: the kernel takes its memory apart
-/// before it closes its files.
+/// Longest time that an ending or killed daemon may take to release the mount point.
+///
+/// The kernel frees the memory of a killed process before it closes its files.
 const PREDECESSOR_MAX: Duration = Duration::from_secs(5);
-/// How long a daemon that has let go of the state directory may take to be gone altogether.
+/// Longest time that a daemon may live on after it has released the state directory.
 const DYING_MAX: Duration = Duration::from_secs(1);
-/// Time between two tries of the above.
+/// Time between two tries.
 const RETRY: Duration = Duration::from_millis(20);
 
 /// Why the state directory and the mount point cannot be taken over.
@@ -28,8 +31,10 @@ pub(crate) enum TakeoverError {
     State(#[from] DirError),
 }
 
-/// Locks the state directory, and with it the mount point. A daemon that was just unmounted, told to end or killed gets the
-/// time to do it, and one that serves open files after `umount -l` is asked to; one that is at work is in the table of mounts.
+/// Locks the state directory, and with it the mount point.
+///
+/// Waits for a daemon that was just unmounted, told to end, or killed. Asks a daemon that serves open files after
+/// `umount -l` to end. A running daemon is in the table of mounts.
 pub(crate) fn claim(point: &Path, place: &Place) -> Result<StateDir, TakeoverError> {
     let deadline = Instant::now() + PREDECESSOR_MAX;
     let claimed = loop {
@@ -39,7 +44,7 @@ pub(crate) fn claim(point: &Path, place: &Place) -> Result<StateDir, TakeoverErr
         };
         let is_late = Instant::now() >= deadline;
         if mount::is_mounted(point)? {
-            if is_late || pid.is_none_or(is_at_work) {
+            if is_late || pid.is_none_or(is_running) {
                 break Err(MountError::AlreadyMounted(point.to_owned()).into());
             }
         } else {
@@ -54,8 +59,9 @@ pub(crate) fn claim(point: &Path, place: &Place) -> Result<StateDir, TakeoverErr
     claimed
 }
 
-/// Has nothing on the mount point. With the state directory's lock, a daemon that seems to be alive there is one that is just
-/// dying, or one with another state directory.
+/// Clears the mount point. The caller has the lock of the state directory.
+///
+/// So a daemon that seems to be alive there is just dying, or has another state directory.
 pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
     let deadline = Instant::now() + DYING_MAX;
     loop {
@@ -66,8 +72,10 @@ pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Whether a process is there, and nobody has killed it. What kills it stays among its pending signals until it is gone.
-fn is_at_work(pid: u32) -> bool {
+/// Returns whether a process runs and was not killed.
+///
+/// SIGKILL stays among its pending signals until its end.
+fn is_running(pid: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
     let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
     let pending = field("ShdPnd:\t").and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0);
@@ -83,13 +91,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_is_killed_is_not_at_work_from_then_on() {
-        assert!(is_at_work(std::process::id()));
+    fn killed_process_is_not_running() {
+        assert!(is_running(std::process::id()));
         let mut child = Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-        assert!(is_at_work(child.id()));
+        assert!(is_running(child.id()));
         child.kill().unwrap();
-        assert!(!is_at_work(child.id()), "dying, or a zombie");
+        assert!(!is_running(child.id()), "dying, or a zombie");
         child.wait().unwrap();
-        assert!(!is_at_work(child.id()), "gone");
+        assert!(!is_running(child.id()), "gone");
     }
 }

@@ -49,16 +49,22 @@ enum ReadClass {
     History,
     /// ESPIPE: the file passed over these bytes and does not keep them now.
     Dropped,
-    /// The end of the file, once: the file found its first bytes behind this offset. The history then begins here.
+    /// The end of the file, once: the file found its first bytes behind this offset.
+    ///
+    /// The history then begins here.
     EndOnce,
-    /// The end of the file: the offset is one of another stream, or of nothing yet. What is unread is left for others.
+    /// The end of the file: the offset is one of another stream, or of nothing yet.
+    ///
+    /// What is unread is left for others.
     PastEnd,
     /// What is unread.
     Live,
 }
 
 impl ReadClass {
-    /// Classifies a read at `at`. Calls `size`, which returns the buffer's size, only where the history does not decide.
+    /// Classifies a read at `at`.
+    ///
+    /// Calls `size`, which returns the buffer's size, only where the history does not decide.
     fn of(past: &ReadHistory, at: u64, size: impl FnOnce() -> u64) -> ReadClass {
         if past.keeps(at) {
             ReadClass::History
@@ -75,7 +81,7 @@ impl ReadClass {
 }
 
 thread_local! {
-    /// Where replies are gathered that do not lie in one piece in the ring.
+    /// Memory to gather replies whose bytes do not lie in one piece in the ring.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -91,7 +97,7 @@ impl OpenBuffer {
         }
     }
 
-    /// The kernel was refused bytes for its cache.
+    /// Notes that the daemon has refused the kernel bytes for its cache.
     pub(crate) fn refuse_fill(&self) {
         self.spin.lock().unwrap_or_else(PoisonError::into_inner).refuse();
     }
@@ -117,7 +123,7 @@ impl OpenBuffer {
                 past.begin_at(at);
                 reply(Ok(Lent::from(&[])));
             }
-            // The look at the buffer may have found that out.
+            // The look at the buffer may have found the damage.
             ReadClass::PastEnd | ReadClass::Live if self.channel.is_broken() => reply(Err(libc::EIO)),
             ReadClass::PastEnd => reply(Ok(Lent::from(&[]))),
             ReadClass::Live => {
@@ -129,8 +135,9 @@ impl OpenBuffer {
         }
     }
 
-    /// Reads what is unread, at an offset that is not past the end. Returns whether a batch waits for the room that this
-    /// makes.
+    /// Reads unread bytes, at an offset that is not past the end.
+    ///
+    /// Returns whether a batch waits for the room that this makes.
     fn read_live(
         &self,
         mut side: ReadGuard<'_>,
@@ -146,12 +153,12 @@ impl OpenBuffer {
             }
             let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
             if side.reader.position() < at {
-                reply(Ok(Lent::from(&[]))); // there is not as much yet
+                reply(Ok(Lent::from(&[]))); // the stream does not reach the offset yet
                 return skipped && std::mem::take(&mut side.parked);
             }
             let consumed_to = side.reader.position();
             let freed = side.reader.read(count, scratch, |bytes| {
-                // What is not there any more was found out by now.
+                // The read may have found the files truncated.
                 if self.channel.is_broken() {
                     return reply(Err(libc::EIO));
                 }
@@ -169,7 +176,9 @@ impl OpenBuffer {
         })
     }
 
-    /// Zeroes for a read that otherwise gets nothing, if its program would ask for ever, see `endless_copy.rs`.
+    /// Returns the number of zeroes for a read without bytes, if its program would ask for ever.
+    ///
+    /// See `endless_copy.rs`.
     fn padding(&self, at: u64, count: usize, consumed_to: u64, is_empty: bool) -> usize {
         let mut spin = self.spin.lock().unwrap_or_else(PoisonError::into_inner);
         if !is_empty {

@@ -1,42 +1,44 @@
-//! Ends the copying of programs that ask for ever for bytes that others have consumed.
+//! Ends copies by programs that ask without end for bytes that other readers consumed.
 //!
-//! libuv, and node with it, copies a file until as many bytes have come as stat(2) promised. It asks by sendfile(2), which
-//! is refused, and then by pread(2), which says that the file is at its end, and so on. If others have read a part of the
-//! file, that many bytes never come. An error would have libuv remove the copy that it has made so far. So such a program
-//! gets zeroes for what is missing, behind all that there was. tar and cpio write such zeroes by themselves.
+//! libuv, and node with it, copies a file until as many bytes have come as stat(2) promised. It alternates between
+//! sendfile(2), which the daemon refuses, and pread(2), which finds the end of the file. If other readers have read a
+//! part of the file, that many bytes never come. After an error libuv would remove the copy that it has made so far. So
+//! such a program gets zeroes for the missing bytes, behind all bytes of the file. tar and cpio write such zeroes by
+//! themselves.
 
 use std::time::{Duration, Instant};
 
-/// Times in a row that a program asks both ways for the same position before it counts as one that does not end.
+/// Times in a row that a program asks both ways for a position before it counts as endless.
 const TIMES_MAX: u32 = 1000;
-/// Longest time between two of them. Programs that wait for more to come sleep for longer.
+/// Longest time between two such requests. Programs that wait for more data sleep for longer.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// How an open file was asked last for bytes that it does not have.
+/// The last requests to an open file for bytes that it does not have.
 #[derive(Default)]
 pub(crate) struct Spin {
-    /// Whether a page-cache fill was refused since the last read.
+    /// Whether the daemon refused a page-cache fill since the last read.
     refused: bool,
-    /// The position of the last read, if there was nothing for it.
+    /// Position and time of the last read that got nothing.
     last: Option<(u64, Instant)>,
     n_times: u32,
-    /// Where the next read of a program that gets zeroes begins.
+    /// Position where the next read of a program that gets zeroes begins.
     padded_to: Option<u64>,
 }
 
 impl Spin {
-    /// A page-cache fill was refused.
+    /// Notes that the daemon refused a page-cache fill.
     pub(crate) fn refuse(&mut self) {
         self.refused = true;
     }
 
-    /// A read got something.
+    /// Notes that a read got bytes.
     pub(crate) fn clear(&mut self) {
         *self = Spin::default();
     }
 
-    /// There is nothing for a read of `count` bytes at `at`, where others have consumed all up to `end`. Returns how many
-    /// zeroes it gets instead.
+    /// Notes a read that finds nothing. Returns how many zeroes it gets instead.
+    ///
+    /// The read is of `count` bytes at `at`, and other readers have consumed all bytes up to `end`.
     pub(crate) fn end_of_file(&mut self, at: u64, count: usize, end: u64, now: Instant) -> usize {
         let again = self.last.is_some_and(|(last, when)| last == at && now - when <= PAUSE_MAX);
         let refused = std::mem::take(&mut self.refused);
@@ -55,7 +57,9 @@ impl Spin {
 mod tests {
     use super::*;
 
-    /// Asks `n` times at 100, each `pause` after the one before; returns the answers that were not 0.
+    /// Asks `n` times at position 100, with `pause` in between.
+    ///
+    /// Returns the answers that were not 0.
     fn ask(spin: &mut Spin, n: u32, pause: Duration, refused: bool) -> Vec<usize> {
         let mut now = Instant::now();
         let answer = |_| {
@@ -69,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_asks_both_ways_without_a_pause_gets_zeroes_up_to_the_end() {
+    fn program_that_asks_both_ways_without_a_pause_gets_zeroes() {
         let mut spin = Spin::default();
         assert_eq!(ask(&mut spin, TIMES_MAX, Duration::from_micros(20), true), []);
         assert_eq!(ask(&mut spin, 1, Duration::ZERO, true), [8192]);
@@ -78,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_sleeps_or_only_reads_or_gets_something_is_at_the_end() {
+    fn program_that_sleeps_or_only_reads_or_gets_bytes_gets_no_zeroes() {
         for (pause, refused) in [(Duration::from_millis(51), true), (Duration::ZERO, false)] {
             assert_eq!(ask(&mut Spin::default(), 3 * TIMES_MAX, pause, refused), []);
         }

@@ -1,9 +1,9 @@
-//! The nodes of the mounted tree: which there are, their names, texts, and inode numbers.
+//! The nodes of the mounted tree: their kinds, names, texts, and inode numbers.
 
 use crate::channel::Channel;
 use crate::channel::take::N_COPIES;
 
-/// A node of the tree. Channels and directories are known by ids that are never reused.
+/// A node of the tree. It names its channel or directory by an id that is never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Node {
     /// A directory with buffers' files; 0 is the root.
@@ -16,7 +16,7 @@ pub(crate) enum Node {
     Version,
     /// `.relay/stats`
     Stats,
-    /// `.relay/channels`, 0, and the directories in it that are not channels.
+    /// `.relay/channels`, with id 0, and the directories in it that are not channels.
     ChannelsDir(u32),
     /// The directory of a channel's control files.
     ChannelDir(u32),
@@ -24,24 +24,26 @@ pub(crate) enum Node {
     Buffer { channel: u32, cpu: u32 },
     /// A control file.
     Control { channel: u32, file: ControlFile },
-    /// A directory with a file for each buffer, in that of the control files.
+    /// A directory with a file for each buffer, in the directory of the control files.
     PerCpuDir { channel: u32, dir: PerCpu },
-    /// A file in it.
+    /// A file in such a directory.
     PerCpu { channel: u32, dir: PerCpu, cpu: u32 },
-    /// A file in `take`, with the copy of that number: another copy is another file.
+    /// A file in `take`, of the copy with number `copy`: another copy is another file.
     Take { channel: u32, cpu: u32, copy: u32 },
 }
 
-/// What there is for each buffer besides the buffer's file.
+/// Directories that have a file for each buffer, besides the buffers' own files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PerCpu {
-    /// Where readers of mappings give sub-buffers back.
+    /// Files where readers of mappings give sub-buffers back.
     Consumed,
-    /// A frozen copy.
+    /// Frozen copies.
     Snapshot,
-    /// The live ring, to be mapped.
+    /// The live rings, for mmap(2).
     Map,
-    /// A copy of what is unread, consumed when it has been read. Its files are [`Node::Take`].
+    /// Copies of unread data, consumed when a program has read them.
+    ///
+    /// These files are [`Node::Take`].
     Take,
 }
 
@@ -69,7 +71,7 @@ pub(crate) enum ControlFile {
     Msg,
     Flush,
     Reset,
-    /// The file with the positions, as readers of mappings want it.
+    /// The file with the positions, for readers of mappings.
     Positions,
 }
 
@@ -100,7 +102,9 @@ impl ControlFile {
         }
     }
 
-    /// What it says when it is opened; what is written to, says nothing, and the positions are no text.
+    /// Returns the file's text at an open.
+    ///
+    /// Files that take writes are empty, and the positions are no text.
     pub(crate) fn text(self, channel: &Channel) -> String {
         match self {
             ControlFile::Stats => channel.stats(),
@@ -115,34 +119,38 @@ impl ControlFile {
     }
 }
 
-/// Who may do what with a node, before the access options.
+/// A node's permissions, before the access options change them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Class {
     Dir,
     Link,
-    /// Tells of messages: for the owner, and the group if there is one.
+    /// Shows messages: readable for the owner, and for the group if there is one.
     Private,
-    /// Lets readers take part in reading: for the same.
+    /// Lets readers give back sub-buffers: for the owner, and for the group if there is one.
     Reader,
-    /// Tells of the geometry only: for everybody.
+    /// Shows the geometry only: readable for all users.
     Public,
-    /// Takes messages: for the owner, and the group if there is one.
+    /// Takes messages: writable for the owner, and for the group if there is one.
     Message,
-    /// Changes what others read: for the owner.
+    /// Changes what other processes read: writable for the owner.
     Owner,
 }
 
 const FILE_BITS: u32 = 24;
 const ID_BITS: u32 = 32;
-/// Bits of a file's number that say which CPU's it is; what is left of them numbers copies.
+/// Bits of a file's number for the CPU. The remaining bits are for the number of a copy.
 const CPU_BITS: u32 = 14;
 const _: () = assert!(N_COPIES == 1 << (FILE_BITS - CPU_BITS));
 /// Kind of the first of the [`PerCpu`] files.
 const PER_CPU: u64 = 7;
 
 impl Node {
-    /// The inode number: kind, id, number in it. The root's is 1, as FUSE has it. What belongs to a channel has `salt` in
-    /// its id, so that the files of two state directories have different numbers.
+    /// Returns the inode number: kind, id, and the file's number.
+    ///
+    /// The root's is 1, as FUSE requires.
+    ///
+    /// The ids of a channel's nodes are mixed with `salt`, so that the files of two state directories have different
+    /// numbers.
     pub(crate) fn ino(self, salt: u32) -> u64 {
         let (kind, id, file) = match self {
             Node::Dir(id) => (0, id, 1),
@@ -163,7 +171,7 @@ impl Node {
         kind << (FILE_BITS + ID_BITS) | u64::from(id) << FILE_BITS | u64::from(file)
     }
 
-    /// Whether it is a directory.
+    /// Returns whether the node is a directory.
     pub(crate) fn is_dir(self) -> bool {
         match self {
             Node::Dir(_)
@@ -181,7 +189,7 @@ impl Node {
         }
     }
 
-    /// Whether it is there to be written to.
+    /// Returns whether the node takes writes.
     pub(crate) fn takes_writes(self) -> bool {
         match self {
             Node::Control { file, .. } => {
@@ -192,12 +200,14 @@ impl Node {
         }
     }
 
-    /// Whether opening it copies a buffer, which the threads that serve files must not wait for.
+    /// Returns whether an open copies a buffer.
+    ///
+    /// The threads that serve files must not wait for that.
     pub(crate) fn is_copied_at_open(self) -> bool {
         matches!(self, Node::PerCpu { dir: PerCpu::Snapshot, .. } | Node::Take { .. })
     }
 
-    /// The node of an inode number; it may be gone by now.
+    /// Returns the node of an inode number. The node may be gone by now.
     pub(crate) fn from_ino(ino: u64, salt: u32) -> Option<Node> {
         let kind = ino >> (FILE_BITS + ID_BITS);
         let id = (ino >> FILE_BITS) as u32 ^ if kind < 3 { 0 } else { salt };
@@ -231,7 +241,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inode_numbers_come_back_and_the_root_is_1() {
+    fn inode_numbers_lead_back_to_nodes_and_the_root_is_1() {
         assert_eq!(Node::Dir(0).ino(77), 1);
         let channel = u32::MAX;
         let control = ControlFile::ALL.map(|file| Node::Control { channel, file });

@@ -1,8 +1,9 @@
-//! What readdir(3) lists, in an order that does not change, so that a listing continues after any entry.
+//! Lists directories for readdir(3), in a fixed order, so that it continues after any entry.
 //!
-//! Channels and directories come and go while a listing is read in pieces. Each entry therefore has its own cookie, made
-//! of the number of its channel or directory, and entries come in the order of their cookies. Numbers are never used again and
-//! new ones are the highest, so an entry that is there all the time is listed once. Nothing is kept between the pieces.
+//! Channels and directories come and go while a listing is read in pieces. Each entry therefore has its own cookie,
+//! made of the number of its channel or directory, and entries come in the order of their cookies. Numbers are never
+//! reused, and new numbers are the highest. So an entry that exists all the time is listed once. The daemon keeps
+//! nothing between pieces.
 
 use std::ops::ControlFlow;
 
@@ -11,11 +12,11 @@ use crate::tree::{Tree, per_cpu_file};
 
 /// Cookies of directories have this bit, and the directory's number.
 const DIRS: u64 = 1 << 60;
-/// Cookies of what belongs to channels have this bit, the channel's number, and the buffer's.
+/// Cookies of channels and buffers have this bit, the channel's number, and the buffer's.
 const CHANNELS: u64 = 1 << 61;
 /// Bits of a cookie for the buffer's number.
 const CPU_BITS: u32 = 24;
-/// Cookies up to this one are those of `.` and `..`, which this does not list.
+/// The highest cookie of `.` and `..`, which [`Tree::list`] does not list.
 pub(crate) const DOTS: u64 = 2;
 
 /// An entry of a directory.
@@ -30,11 +31,11 @@ pub(crate) struct Entry<'a> {
 /// Where a listing continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
-    /// At this one of the entries that are always there, counted from 0.
+    /// At this one of the fixed entries, counted from 0.
     Fixed(usize),
     /// At this number of a directory.
     Dir(u32),
-    /// At this channel, and this buffer of it.
+    /// At this channel, and this buffer of the channel.
     Channel(u32, u32),
     /// Nowhere: there is no such cookie.
     End,
@@ -58,8 +59,11 @@ fn channel_cookie(channel: u32, cpu: u32) -> u64 {
 }
 
 impl Tree {
-    /// Passes the entries of a directory to `add`, from the one after `cookie` on (0: from the first), until `add` breaks.
+    /// Passes the entries of a directory to `add`, until `add` breaks.
+    ///
     /// `None`: there is no such directory.
+    ///
+    /// The first entry is the one after `cookie`; 0 means the first of the directory.
     pub(crate) fn list(
         &self,
         dir: Node,
@@ -82,7 +86,7 @@ impl Tree {
         Some(())
     }
 
-    /// Lists what is always in a directory, from number `first` on.
+    /// Lists the fixed entries of a directory, from number `first` on.
     fn list_fixed(
         &self,
         dir: Node,
@@ -117,8 +121,9 @@ impl Tree {
         Some(rest.try_for_each(|(i, (name, node))| add(i, name, node)))
     }
 
-    /// Lists the directories below one, and the buffers of the channels in it; or, with `control`, the channels'
-    /// directories of control files.
+    /// Lists the directories in a directory, and the buffers of its channels.
+    ///
+    /// With `control`, lists the channels' directories of control files in place of the buffers.
     fn list_children(
         &self,
         path: &str,
@@ -177,9 +182,9 @@ mod tests {
         names
     }
 
-    /// A directory is looked at once, in however many pieces it is read.
+    /// A listing looks at each channel once, in however many pieces a program reads it.
     #[test]
-    fn pieces_of_a_listing_together_look_at_each_channel_once() {
+    fn listing_in_pieces_looks_at_each_channel_once() {
         const CHANNELS: usize = 300;
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits { memory: 1 << 30, channels: CHANNELS };
@@ -212,12 +217,12 @@ mod tests {
         }
         assert_eq!(found, expected);
         let looked_at = tree.registry().looked_at() - before;
-        // Each piece looks at the last one of the piece before, and at one that it has no room for.
+        // Each piece looks at the last channel of the piece before, and at one that it has no room for.
         assert!(looked_at <= CHANNELS + 2 * pieces, "{looked_at} channels looked at in {pieces} pieces");
     }
 
     #[test]
-    fn no_cookie_is_misunderstood() {
+    fn cookies_lead_to_the_next_entry() {
         for (id, cpu) in [(1, 0), (7, 4095), (u32::MAX, (1 << CPU_BITS) - 2)] {
             assert_eq!(Start::after(channel_cookie(id, cpu)), Start::Channel(id, cpu + 1));
             assert_eq!(

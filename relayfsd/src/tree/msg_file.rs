@@ -1,4 +1,4 @@
-//! The file `msg`: one write(2), one message, into the buffer of the CPU that the writing thread runs on.
+//! The file `msg`: each write(2) is one message, into the buffer of the writing thread's CPU.
 
 use std::fs;
 
@@ -10,10 +10,12 @@ use crate::channel::ChannelRef;
 use crate::tree::Written;
 use crate::writers::{Job, Unavailable, Writers};
 
-/// Longest write(2) that is sure to come in one piece, in bytes. The kernel cuts longer ones after as many whole pages as a
-/// request can have, so an unaligned one up to a page earlier, and each piece would be a message of its own.
+/// Longest write(2) that is sure to come in one piece, in bytes.
+///
+/// The kernel cuts longer writes after as many whole pages as a request can have. It cuts an unaligned write up to a
+/// page earlier. Each piece would be a separate message.
 const WRITE_MAX: usize = MESSAGE_MAX - 4096;
-/// Place of the CPU's number behind the thread's name in `/proc/TID/stat`.
+/// Index of the CPU's number among the words behind the thread's name in `/proc/TID/stat`.
 const STAT_CPU: usize = 36;
 
 /// Writes a message for a thread.
@@ -44,14 +46,18 @@ pub(crate) fn write(writers: &Writers, channel: &ChannelRef, bytes: &[u8], by: u
     writers.submit_now(job);
 }
 
-/// The CPU a thread was on when it began to wait for us; ours if it cannot be told, as of a thread in a PID namespace that is
-/// not below ours.
+/// Returns the CPU on which a thread began to wait for the daemon.
+///
+/// If the daemon cannot find that out, returns the CPU of the calling thread. An example is a thread in a PID namespace
+/// that is not below the daemon's.
 fn cpu_of(thread: u32) -> usize {
     let stat = (thread != 0).then(|| fs::read_to_string(format!("/proc/{thread}/stat")));
     stat.and_then(|stat| cpu_in(&stat.ok()?)).or_else(|| sched_getcpu().ok()).unwrap_or(0)
 }
 
-/// The CPU in the text of `/proc/TID/stat`. The name, in parentheses, may have any characters in it.
+/// Returns the CPU in the text of `/proc/TID/stat`.
+///
+/// The name, in parentheses, may have any characters in it.
 fn cpu_in(stat: &str) -> Option<usize> {
     stat.rsplit_once(')')?.1.split_whitespace().nth(STAT_CPU)?.parse().ok()
 }
@@ -61,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_threads_cpu_is_found() {
+    fn cpu_in_stat_text_is_found() {
         let stat = "12 (a) b 7) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 5 0 0";
         assert_eq!(cpu_in(stat), Some(5));
         assert_eq!(cpu_in("12 (a"), None);

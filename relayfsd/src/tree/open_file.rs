@@ -20,49 +20,57 @@ use crate::tree::msg_file;
 use crate::tree::{Tree, VERSION_TEXT, Written, consumed_text};
 use crate::writers::{Unavailable, flush_all, reset_all};
 
-/// How much all open files together keep, in bytes. Where there is no more, files keep less, and nothing else changes.
+/// Most bytes that all open files together keep of what they have read.
+///
+/// Beyond that, files keep less.
 const KEEP_ALL_MAX: usize = 64 << 20;
-/// Files that may be open at once.
+/// Most files that may be open at once.
 const OPEN_MAX: usize = 8192;
 
-/// Most bytes of a channel's own file that are read at a time.
+/// Most bytes that a read of a channel's own file gets.
 const OWN_READ_MAX: usize = 1 << 20;
 
 /// An open file.
 pub(crate) enum OpenFile {
     /// A buffer's file.
     Buffer(OpenBuffer),
-    /// A text, as it was when the file was opened.
+    /// A text from the time of the open.
     Text(Vec<u8>),
-    /// A control file that is written to.
+    /// A control file that takes writes.
     Control { channel: ChannelRef, file: ControlFile },
-    /// Where sub-buffers are given back, and the number that was next when it was opened.
+    /// A file that takes back sub-buffers; its text is the next number at the time of the open.
     Consumed { channel: ChannelRef, cpu: usize, text: Vec<u8> },
     /// One of the channel's own files: the positions, or a ring.
     Own { file: File, channel: ChannelRef },
     /// A frozen copy of a buffer.
     Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: ChannelRef },
-    /// A copy of what was unread.
+    /// A copy of unread data.
     Take(Arc<Take>),
 }
 
-/// Where the kernel gets the bytes of an open file from.
+/// Where the kernel gets the bytes of an open file.
 pub(crate) enum Source {
-    /// From us, each time.
+    /// From the daemon each time.
     Us,
     /// From the daemon each time; the kernel refuses mappings where it can.
     UsUnmapped,
     /// From the daemon each time, and for mappings from a file.
     UsAndFile(io::Result<File>),
-    /// From us once: they do not change. The flag says that what it has of an earlier copy is none.
+    /// From the daemon once, since the bytes do not change.
+    ///
+    /// `is_new`: the kernel drops its cache of an earlier copy.
     Cache { is_new: bool },
-    /// From us each time, and for mappings from a file. We are told when a process closes it.
+    /// From the daemon each time, and for mappings from a file.
+    ///
+    /// The kernel reports each close by a process.
     UntilClosed(io::Result<File>),
 }
 
 impl OpenFile {
-    /// Opens a node; the kernel checked its mode. `readable`: not write-only. `room` is for what the file keeps. ESTALE: it has
-    /// gone since its name was looked up, and the kernel looks that up again.
+    /// Opens a node, whose mode the kernel has checked. Fails with an errno.
+    ///
+    /// `readable`: the open is not write-only. `room` is the memory for what the file keeps. ESTALE: the node has gone
+    /// since its name was looked up, and the kernel looks the name up again.
     fn open(tree: &Tree, node: Node, readable: bool, room: Reservation) -> Result<OpenFile, i32> {
         let text = |text: String| Ok(OpenFile::Text(text.into_bytes()));
         match node {
@@ -88,7 +96,7 @@ impl OpenFile {
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
                     PerCpu::Map => OpenFile::open_own(channel, Some(cpu)),
-                    PerCpu::Take => Err(libc::ESTALE), // its files are those below
+                    PerCpu::Take => Err(libc::ESTALE), // the files in `take` are `Node::Take`, below
                 }
             }
             Node::Take { channel, cpu, copy } => {
@@ -125,13 +133,13 @@ impl OpenFile {
         }
     }
 
-    /// Opens the file of a buffer, or the control file, as it is on tmpfs.
+    /// Opens a buffer's data file, or the control file, as it is on tmpfs.
     fn open_own(channel: ChannelRef, cpu: Option<usize>) -> Result<OpenFile, i32> {
         let file = channel.open_file(cpu).map_err(errno_of)?;
         Ok(OpenFile::Own { file, channel })
     }
 
-    /// Where the kernel is to get its bytes from.
+    /// Returns where the kernel gets the file's bytes.
     fn source(&self) -> Source {
         match self {
             OpenFile::Buffer(_) => Source::UsUnmapped,
@@ -142,19 +150,21 @@ impl OpenFile {
         }
     }
 
-    /// Told when the kernel was refused bytes for its cache.
+    /// Called when the daemon has refused the kernel bytes for its cache.
     pub(crate) fn refuse_fill(&self) {
         if let OpenFile::Buffer(buffer) = self {
             buffer.refuse_fill();
         }
     }
 
-    /// Whether the kernel may read it for its cache.
+    /// Returns whether the kernel may read the file for its cache.
     pub(crate) fn is_cached(&self) -> bool {
         matches!(self, OpenFile::Snapshot { .. })
     }
 
-    /// read(2) by a process, of open file number `number`: passes the bytes, or an errno, to `reply`, once.
+    /// Serves read(2) of a process on open file number `number`.
+    ///
+    /// Passes bytes, or an errno, to `reply`, once.
     pub(crate) fn read(
         &self,
         tree: &Tree,
@@ -171,7 +181,7 @@ impl OpenFile {
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count).into())),
             OpenFile::Own { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
             OpenFile::Own { file, .. } => {
-                // Asked for more than there is, it takes no memory for that.
+                // The file's length bounds the memory that a large request takes.
                 let left = file.metadata().map_or(0, |status| status.len().saturating_sub(at));
                 let mut bytes = vec![0; count.min(OWN_READ_MAX).min(left as usize)];
                 reply(match file.read_at(&mut bytes, at) {
@@ -183,7 +193,9 @@ impl OpenFile {
         }
     }
 
-    /// write(2) by a thread: `written` is told the result, perhaps later and on another thread.
+    /// Serves write(2) of a thread.
+    ///
+    /// Passes the result to `written`, perhaps later and on another thread.
     pub(crate) fn write(&self, tree: &Tree, bytes: &[u8], by: u32, written: Written) {
         match self {
             OpenFile::Control { channel, file: ControlFile::Msg } => {
@@ -223,7 +235,9 @@ impl OpenFile {
         }
     }
 
-    /// poll(2) of the open file number `number`, see [`crate::channel::Channel::poll`]. `None`: it is always ready.
+    /// Serves poll(2) on open file number `number`, see [`crate::channel::Channel::poll`].
+    ///
+    /// `None`: always ready.
     pub(crate) fn poll(&self, number: u64, wake: Option<Wake>) -> Option<PollState> {
         match self {
             OpenFile::Buffer(buffer) if buffer.readable => {
@@ -234,7 +248,7 @@ impl OpenFile {
         }
     }
 
-    /// Told when a thread closes a descriptor of open file number `number` in its process, or ends.
+    /// Called when a thread closes a descriptor of open file number `number`, or ends.
     pub(crate) fn flush(&self, tree: &Tree, number: u64, process: u64, thread: u32) {
         if let OpenFile::Take(take) = self
             && take.flush(number, process, thread)
@@ -244,7 +258,7 @@ impl OpenFile {
         }
     }
 
-    /// Told when the file is closed.
+    /// Called at the last close of the file.
     pub(crate) fn release(&self, number: u64) {
         match self {
             OpenFile::Buffer(buffer) => buffer.channel.forget_waiter(buffer.cpu, number),
@@ -254,12 +268,14 @@ impl OpenFile {
     }
 }
 
-/// That nobody has damaged a channel's control file, and the data file of `cpu`, or all.
+/// Checks a channel's control file, and the data file of `cpu`, or all.
+///
+/// Fails with EIO if one is damaged.
 fn whole(channel: &ChannelRef, cpu: Option<usize>) -> Result<(), i32> {
     if channel.is_broken_or_cut(cpu) { Err(libc::EIO) } else { Ok(()) }
 }
 
-/// Up to `count` bytes from `at`.
+/// Returns up to `count` bytes from `at` on.
 fn part(bytes: &[u8], at: u64, count: usize) -> &[u8] {
     let start = usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
     &bytes[start..start.saturating_add(count).min(bytes.len())]
@@ -273,8 +289,9 @@ fn errno_of(error: io::Error) -> i32 {
 pub(crate) struct OpenFiles {
     files: RwLock<HashMap<u64, (Arc<OpenFile>, Reservation)>>,
     last: AtomicU64,
-    /// Files that may be open, and what they keep.
+    /// Quota of open files.
     places: Arc<Quota>,
+    /// Quota of the bytes that open files keep.
     kept: Arc<Quota>,
 }
 

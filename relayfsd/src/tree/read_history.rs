@@ -1,30 +1,31 @@
-//! What an open file keeps of what it has read, for a reader that seeks back.
+//! Keeps the last bytes that an open file has read, for a reader that seeks back.
 
 use relay::memory::lent::Lent;
 
 use crate::policy::quota::Reservation;
 
-/// How much of what it has read an open file keeps at least, twice that at most, for a reader that seeks back, in bytes.
-/// Programs that read ahead and seek back to where they stopped (head, grep -m, the shell's read, stdio at exit) read
-/// less than this at a time.
+/// Bytes that an open file keeps at least, and half of what it keeps at most.
+///
+/// Some programs read ahead and seek back to where they stopped: head, grep -m, the shell's read, stdio at exit. They
+/// read less than this at a time.
 const KEEP_READ_MAX: usize = 128 << 10;
-/// How much an open file keeps once it has passed over something, in bytes. Programs that look for the last lines
-/// (tail -n, tac) go to the end and then backwards from there, block by block.
+/// Bytes that an open file keeps once it has passed over bytes.
+///
+/// Programs that look for the last lines (tail -n, tac) seek to the end and then go backwards, block by block.
 const KEEP_PASSED_MAX: usize = 1 << 20;
-/// What a file asks for at first, in bytes; then twice as much each time.
+/// Bytes of memory that a file asks for first; then it asks for twice as much each time.
 const KEEP_FIRST: usize = 4096;
 
-/// Where an open file has been since it last sought: a run of file offsets, and the end of what it found there, for a
-/// reader that seeks back.
+/// A run of file offsets that an open file has read since its last seek, and its last bytes.
 pub(crate) struct ReadHistory {
     /// File offset at which the run begins.
     begin: u64,
-    /// Whether the file has passed over some of it, for a reader that sought forward.
+    /// Whether the file has passed over a part of the run, for a reader that sought forward.
     passed: bool,
-    /// File offset of the first byte that is kept.
+    /// File offset of the first kept byte.
     kept_at: u64,
     kept: Vec<u8>,
-    /// The memory it may take for that.
+    /// The memory that `kept` may take.
     room: Reservation,
 }
 
@@ -33,7 +34,9 @@ impl ReadHistory {
         ReadHistory { begin: 0, passed: false, kept_at: 0, kept: Vec::new(), room }
     }
 
-    /// File offset behind the run. A peer that writes the buffer's records can let offsets be any.
+    /// Returns the file offset behind the run.
+    ///
+    /// Saturating: a peer that writes the buffer can cause any offset.
     fn end(&self) -> u64 {
         self.kept_at.saturating_add(self.kept.len() as u64)
     }
@@ -42,30 +45,33 @@ impl ReadHistory {
         (self.kept_at..self.end()).contains(&at)
     }
 
-    /// Whether `at` is where the file has passed over something that is not kept any more, so that a reader who goes back
-    /// there is too late: it must not take what comes next for what it was looking for.
+    /// Returns whether the file has passed over the byte at `at` and does not keep it now.
+    ///
+    /// A reader that seeks back there is too late. It must not get the next bytes in place of those it looks for.
     pub(crate) fn has_dropped(&self, at: u64) -> bool {
         self.passed && self.begin < self.kept_at && at < self.kept_at
     }
 
-    /// Whether `at` is before all of the run, and that is still kept.
+    /// Returns whether `at` is before the whole run, and the whole run is still kept.
     pub(crate) fn begins_after(&self, at: u64) -> bool {
         at < self.begin && self.begin == self.kept_at && !self.kept.is_empty()
     }
 
-    /// Lets the run begin at `at` instead. `tail -f` that looks back for its ten lines finds the end of the file where
-    /// others have read before, and goes on from there: it must get what there is.
+    /// Lets the run begin at `at` instead.
+    ///
+    /// `tail -f` looks back for its ten lines. It finds the end of the file where other readers have read before, and
+    /// reads on from there. It must then get the bytes that exist.
     pub(crate) fn begin_at(&mut self, at: u64) {
         (self.begin, self.kept_at) = (at, at);
     }
 
-    /// Up to `count` bytes from an offset that is kept.
+    /// Returns up to `count` bytes from a kept offset.
     pub(crate) fn again(&self, at: u64, count: usize) -> &[u8] {
         let rest = &self.kept[(at - self.kept_at) as usize..];
         &rest[..rest.len().min(count)]
     }
 
-    /// Adds bytes found at `at`: read, or passed over.
+    /// Adds bytes at `at` that the file has read or passed over.
     pub(crate) fn add(&mut self, at: u64, bytes: Lent<'_>, passed: bool) {
         if bytes.is_empty() {
             return;
@@ -78,18 +84,20 @@ impl ReadHistory {
         let max = self.make_room(if self.passed { KEEP_PASSED_MAX } else { KEEP_READ_MAX }, bytes.len());
         let new = bytes.skip(bytes.len().saturating_sub(max));
         if new.len() < bytes.len() {
-            self.kept.clear(); // it would not be next to what is kept of these
+            self.kept.clear(); // the kept bytes would not be next to these
         } else if self.kept.len() + new.len() > 2 * max {
-            // Only now and then, or a reader of single bytes would have all of it moved for each.
+            // Not each time: for a reader of single bytes, every read would move all kept bytes.
             self.kept.drain(..(self.kept.len() + new.len() - max).min(self.kept.len()));
         }
         if !new.copy_to(&mut self.kept) {
-            self.kept.clear(); // there was no memory for it
+            self.kept.clear(); // there was no memory for the new bytes
         }
         self.kept_at = at.saturating_add(bytes.len() as u64).saturating_sub(self.kept.len() as u64);
     }
 
-    /// Makes room for more bytes, and returns how much is to be kept: `max`, or what there is memory for.
+    /// Makes room for more bytes.
+    ///
+    /// Returns how many bytes the file keeps: `max`, or less if memory is short.
     fn make_room(&mut self, max: usize, more: usize) -> usize {
         let needed = (self.kept.len() + more).min(2 * max);
         if needed <= self.room.len() {
@@ -107,9 +115,9 @@ mod tests {
     use super::*;
     use crate::policy::quota::Quota;
 
-    /// Whatever is kept is what was there, of runs of replies of any length.
+    /// The kept bytes are right for runs of replies of any length.
     #[test]
-    fn what_is_kept_is_what_was_there() {
+    fn kept_bytes_are_the_last_bytes_read() {
         let stream: Vec<u8> = (0..3_000_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
         for lens in
             [&[1][..], &[1000], &[10_000, 1 << 20], &[1 << 20, 1, 130_000], &[128 << 10, 5], &[300_000]]
@@ -131,9 +139,9 @@ mod tests {
         }
     }
 
-    /// Where a damaged buffer leads, which can be anywhere.
+    /// A damaged buffer can lead to any offset.
     #[test]
-    fn offsets_at_the_end_of_their_range_are_survived() {
+    fn largest_offsets_do_not_overflow() {
         for at in [u64::MAX, u64::MAX - 3, u64::MAX - 10, 1 << 63] {
             let mut past = ReadHistory::new(Quota::new(1 << 20).begin(0));
             past.add(at, Lent::from(b"hello"), false);
@@ -147,9 +155,9 @@ mod tests {
         }
     }
 
-    /// Where there is no memory, less is kept, or nothing, and what is kept is still what was there.
+    /// If memory is short, the file keeps fewer bytes or none, and the kept bytes are right.
     #[test]
-    fn without_room_less_is_kept() {
+    fn file_without_memory_keeps_fewer_bytes() {
         let stream: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
         for (max, least) in [(0, 0), (4096, 2048), (100_000, 32 << 10)] {
             let shares = Quota::new(max);

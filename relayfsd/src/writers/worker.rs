@@ -1,4 +1,4 @@
-//! What one writing thread does: takes jobs, does them on its CPU, and keeps the batches that wait for room.
+//! One writing thread: does jobs on its CPU, and keeps the batches that wait for room.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,9 @@ use relay::wire::frame::{Messages, WriteReply};
 use crate::channel::ChannelRef;
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
 
-/// Runs a writing thread until nobody can send it jobs any more. `room` is called after each job of the producers'.
+/// Runs a writing thread until all senders of jobs are dropped.
+///
+/// Calls `room` after each producer's job.
 pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receiver<Job>, room: impl Fn()) {
     let mut parked: VecDeque<Progress> = VecDeque::new();
     loop {
@@ -25,7 +27,7 @@ pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receive
                     Ok(()) => work(job, &mut parked, cpu),
                     Err(unavailable) => {
                         give_up(&mut parked);
-                        // Where there can be no CPU, there is nothing to flush, to reset or to close.
+                        // The buffer of an impossible CPU has nothing to flush, to reset or to close.
                         if cpu.is_some_and(|cpu| !cpus::is_possible(cpu)) {
                             job.pass_over(unavailable);
                         } else {
@@ -46,7 +48,9 @@ pub(crate) fn run(cpu: Option<usize>, producers: &Receiver<Job>, files: &Receive
     }
 }
 
-/// The next job, and whether it came from a producer. The files' go first: there are few.
+/// Returns the next job, and whether it came from a producer.
+///
+/// Files' jobs are first: there are few.
 fn next_job(
     producers: &Receiver<Job>,
     files: &Receiver<Job>,
@@ -69,9 +73,10 @@ fn next_job(
     Ok((job.map_err(|_| RecvTimeoutError::Disconnected)?, from_producer))
 }
 
-/// Sees to it that this thread is on its CPU, and stays there. It may have been moved off: a CPU that goes offline sends
-/// its threads away, free to run anywhere, and they stay so when it comes back. That it happens to be on its CPU now says
-/// nothing, so its affinity is asked for.
+/// Pins this thread to its CPU again, if the kernel has moved it off.
+///
+/// When a CPU goes offline, the kernel lets its threads run anywhere, also after the CPU has come back. That the thread
+/// runs on its CPU at this moment proves nothing, so this asks for the thread's affinity.
 fn pin(cpu: Option<usize>) -> Result<(), Unavailable> {
     let Some(cpu) = cpu else { return Ok(()) };
     let this_thread = Pid::from_raw(0);
@@ -89,19 +94,19 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
         return job.refuse(UnavailableCause::Broken);
     }
     if job.buffer().is_some_and(|(channel, _)| !channel.may_be_written()) {
-        return refuse_for_heirs(job, parked, lane);
+        return refuse_for_orphans(job, parked, lane);
     }
     match job {
         Job::Write(batch) => {
             let mut progress = Progress::new(batch, lane);
-            // The sweep that its producer's end caused may have come before it.
+            // The sweep for its producer's end may have come before this job.
             if progress.is_over(Instant::now()) {
                 progress.batch.wait = Wait::No;
             }
-            // Behind those that wait for the same buffer, or a producer's messages would change their order.
+            // Behind batches that wait for the same buffer: otherwise a producer's messages would change their order.
             let behind = progress.waits()
                 && parked.iter().any(|other| other.is_for(&progress.batch.channel, progress.batch.cpu));
-            if behind || !progress.go_on() {
+            if behind || !progress.resume() {
                 parked.push_back(progress);
             }
         }
@@ -137,8 +142,10 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
     }
 }
 
-/// What becomes of a job for a buffer that producers of an earlier daemon write. A batch that may wait does, until they are gone.
-fn refuse_for_heirs(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
+/// Refuses a job for a buffer that producers of an earlier daemon write.
+///
+/// A batch that may wait does so until those producers are gone.
+fn refuse_for_orphans(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
     match job {
         Job::Write(batch) if batch.wait != Wait::No => {
             let progress = Progress::new(batch, lane);
@@ -152,12 +159,14 @@ fn refuse_for_heirs(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usiz
             channel.buffer(cpu).announce_end();
             done(Ok(()));
         }
-        job => job.refuse(UnavailableCause::Heirs),
+        job => job.refuse(UnavailableCause::Orphans),
     }
 }
 
-/// Finishes the current sub-buffer if it has the only unread data. With the reader's lock: a sub-buffer that was read to its end
-/// before it is finished polls as readable, and a reader that goes by that finds nothing, which means the end to it.
+/// Finishes the current sub-buffer if it has the only unread data.
+///
+/// Holds the reader's lock meanwhile. Without the lock, a reader could read the sub-buffer to its end before it is
+/// finished. Poll would then report it as readable, and the reader would find nothing, which means the end of the file.
 fn flush_unread(channel: &ChannelRef, cpu: usize, lane: Option<usize>) -> Result<(), Unavailable> {
     let side = channel.read_side(cpu);
     if !side.reader.has_unread_unfinished() || channel.is_broken() {
@@ -175,8 +184,10 @@ fn contended(cpu: usize) -> Unavailable {
     Unavailable { cpu, why: UnavailableCause::Contended }
 }
 
-/// Does something on a buffer and tells those who poll. Full is only full if the reader's lock was held: a reader has
-/// its bytes a moment before what it gave back can be seen, and must find room for what it writes then.
+/// Writes to a buffer and wakes its pollers.
+///
+/// "Full" counts only with the reader's lock held. A reader has its bytes a moment before the room that it gave back
+/// can be seen, and a message that it writes then must find that room.
 fn settled(
     channel: &ChannelRef,
     cpu: usize,
@@ -189,7 +200,7 @@ fn settled(
         outcome = act();
         switched |= has_switched(outcome);
     }
-    // Also if the second try came to nothing: the first may have finished a sub-buffer.
+    // Also if the second try failed: the first may have finished a sub-buffer.
     if switched {
         channel.wake(cpu);
     }
@@ -199,27 +210,27 @@ fn settled(
     outcome.map(|outcome| outcome.placed).map_err(|RetriesExhausted| contended(cpu))
 }
 
-/// Lets waiting batches of one buffer go on in their order, until one has to wait again.
+/// Continues the waiting batches of one buffer in order, until one has to wait again.
 fn retry(parked: &mut VecDeque<Progress>, channel: &ChannelRef, cpu: usize) {
     while let Some(first) = parked.iter().position(|progress| progress.is_for(channel, cpu)) {
-        if !parked[first].go_on() {
+        if !parked[first].resume() {
             break;
         }
         parked.remove(first);
     }
 }
 
-/// Ends the waiting of batches whose time is over or whose producer is gone.
+/// Ends the wait of batches whose time is over or whose producer is gone.
 fn sweep(parked: &mut VecDeque<Progress>) {
     let now = Instant::now();
     for progress in parked.iter_mut().filter(|progress| progress.is_over(now)) {
         progress.batch.wait = Wait::No;
-        progress.go_on();
+        progress.resume();
     }
     parked.retain(Progress::waits);
 }
 
-/// Ends the waiting of all batches, whose CPU is not to be had: nobody could tell them when there is room.
+/// Drops all waiting batches: their CPU cannot be used, and no thread could write them later.
 fn give_up(parked: &mut VecDeque<Progress>) {
     parked.drain(..).for_each(Progress::drop_rest);
 }
@@ -228,7 +239,7 @@ fn has_switched(placed: Result<Outcome, RetriesExhausted>) -> bool {
     placed.is_ok_and(|outcome| outcome.switched)
 }
 
-/// Counts the messages of a batch as dropped, and says why.
+/// Counts the messages of a batch as dropped, and passes the cause to its `done`.
 pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
     let messages = if batch.single { 1 } else { Messages(&batch.bytes).flatten().count() as u64 };
     batch.channel.buffer(batch.cpu).count_dropped_elsewhere(batch.lost + messages);
@@ -237,13 +248,13 @@ pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
     }
 }
 
-/// A batch, and how far it has got.
+/// A batch, and how much of it is written.
 struct Progress {
     batch: Batch,
-    /// Where the next message, with its length before it, begins.
+    /// Offset of the next message, with its length before it.
     at: usize,
     counts: WriteReply,
-    /// The CPU of the thread that writes it.
+    /// The CPU of the writing thread.
     lane: Option<usize>,
 }
 
@@ -271,8 +282,8 @@ impl Progress {
         self.batch.channel.id() == channel.id() && self.batch.cpu == cpu
     }
 
-    /// Writes until the end, which is told, or until it has to wait for room: false.
-    fn go_on(&mut self) -> bool {
+    /// Writes to the end and reports the result. Returns false if the batch has to wait for room.
+    fn resume(&mut self) -> bool {
         if !self.batch.channel.may_be_written() {
             if self.waits() {
                 return false;
@@ -292,12 +303,12 @@ impl Progress {
         finished
     }
 
-    /// Ends its waiting.
+    /// Drops the batch.
     fn drop_rest(mut self) {
         self.drop_messages();
     }
 
-    /// Counts what is left as dropped, and tells.
+    /// Counts the remaining messages as dropped, and reports the result.
     fn drop_messages(&mut self) {
         let before = self.counts.dropped;
         while let Some((_, next)) = self.message() {
@@ -318,8 +329,8 @@ impl Progress {
             let mut placed = writer.place(message);
             switched |= has_switched(placed);
             if placed.is_ok_and(|outcome| outcome.placed == WriteResult::Full) {
-                // Once more with the reader's lock: what it gave back before is seen now, and what it gives back
-                // later, it does with `parked` set.
+                // Once more with the reader's lock. Room that readers gave back before is seen now. Readers that give
+                // back room later find `parked` set.
                 let mut side = batch.channel.read_side(batch.cpu);
                 placed = writer.place(message);
                 switched |= has_switched(placed);
@@ -346,7 +357,9 @@ impl Progress {
         (switched, true)
     }
 
-    /// The next message and where the one after it begins. The lengths were checked when the frame came.
+    /// Returns the next message and the offset behind it.
+    ///
+    /// The lengths were checked when the frame came.
     fn message(&self) -> Option<(&[u8], usize)> {
         let rest = self.batch.bytes.get(self.at..).filter(|rest| !rest.is_empty())?;
         if self.batch.single {

@@ -1,5 +1,6 @@
-//! What the next daemon makes of what one has left: channels go on with their geometry and their numbers, also those that
-//! producers had opened; what is damaged is set aside and told; a mount point is known by its path and by its directory.
+//! What the next daemon makes of what one has left: channels go on with their geometry and their numbers, also those
+//! that producers had opened; what is damaged is set aside and told; a mount point is known by its path and by its
+//! directory.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -61,8 +62,8 @@ fn size(mount: &Mount, file: &str) -> u64 {
     fs::metadata(mount.path(file)).unwrap().len()
 }
 
-/// Channels that producers opened are there again while there is something unread in them; then they go, and what they had
-/// counted stays.
+/// Channels that producers opened are there again while there is something unread in them; then they go, and what they
+/// had counted stays.
 #[test]
 fn channels_of_nobody_are_there_until_they_are_read() {
     let mut mount = Mount::new(ARGS);
@@ -83,8 +84,8 @@ fn channels_of_nobody_are_there_until_they_are_read() {
     }
 }
 
-/// A producer that only writes does not come back by itself, but its channel is there as long as it is, and who polls its
-/// buffer hears of what it finishes.
+/// A producer that only writes does not come back by itself, but its channel is there as long as it is, and who polls
+/// its buffer hears of what it finishes.
 #[test]
 fn a_producer_of_an_earlier_daemon_is_heard() {
     if is_without_sequences() {
@@ -262,8 +263,8 @@ fn producers_of_what_is_set_aside_come_back() {
     assert!(!got.is_empty() && got.len().is_multiple_of(3) && got.replace("new", "").is_empty(), "{got}");
 }
 
-/// A channel of the command line goes on as it was while it has something unread; once it has not, it is what the command
-/// line says.
+/// A channel of the command line goes on as it was while it has something unread; once it has not, it is what the
+/// command line says.
 #[test]
 fn another_geometry_has_to_wait_for_readers() {
     let other = ["--subbuf-size=8192", "--n-subbufs=2"];
@@ -281,7 +282,7 @@ fn another_geometry_has_to_wait_for_readers() {
     eventually("the new channel", || channel.write(b"new\n").is_ok() && channel.flush().is_ok());
     eventually("the new geometry", || channel.geometry().subbuf_size() == 8192);
     let said = told(&mut mount);
-    assert!(!said.contains("goes on as"), "{said}");
+    assert!(!said.contains("continues as"), "{said}");
 }
 
 /// A directory that was made again under its path continues with what was written to that path.
@@ -376,8 +377,8 @@ fn another_directory_of_that_number_begins_empty() {
     assert_eq!(daemon.wait(), 0);
 }
 
-/// Two daemons on one state directory: the second is refused, and the first goes on; the lock does not outlive its daemon in
-/// a child.
+/// Two daemons on one state directory: the second is refused, and the first goes on; the lock does not outlive its
+/// daemon in a child.
 #[test]
 fn one_daemon_a_state_directory() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The socket protocol from a peer's side: what it is answered, and that nothing it does harms anybody else.
+//! The socket protocol from a peer's side: its answers, and that no peer harms another one.
 
 mod channels;
 mod connections;
@@ -31,11 +31,11 @@ use crate::registry::{Limits, Registry};
 use crate::state::recovery::Recovered;
 use crate::writers::Writers;
 
-/// Nothing here takes that long; a test that is wrong ends nevertheless.
+/// No wait here takes that long. The deadline ends a test that fails.
 const PATIENCE: Duration = Duration::from_secs(20);
 const SHARING: Sharing = Sharing { with: Shared::Owner, gid: None, owner: (0, 0), mode: 0o400 };
 const CONNECTIONS_MAX: usize = 100;
-/// Only CPU 0 is sure to be there; the daemon never runs on the others here.
+/// Only CPU 0 is sure to exist. The daemon never runs on the other one here.
 const N_CPUS: usize = 2;
 
 /// A daemon without a mount. Fields drop in order: the server before the directory.
@@ -69,7 +69,7 @@ impl Daemon {
         Daemon { server: Some(server), registry, writers, path, _dir: dir }
     }
 
-    /// A producer that has not said hello.
+    /// A producer that has not sent a HELLO.
     fn stranger(&self) -> Producer {
         let socket = seqpacket();
         setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::seconds(PATIENCE.as_secs() as i64)).unwrap();
@@ -87,14 +87,14 @@ impl Daemon {
         producer
     }
 
-    /// A producer, and the number of a channel of this name and geometry in it.
+    /// A producer, and the number of its channel with this name and geometry.
     fn producer_with(&self, name: &str, geometry: &str) -> (Producer, u32) {
         let producer = self.producer();
         let channel = producer.open(name, geometry, OPEN_CREATE).unwrap().channel;
         (producer, channel)
     }
 
-    /// Waits until a channel's counters, (written, dropped), are these.
+    /// Waits until a channel has counted `written` and `dropped` messages.
     fn await_counts(&self, name: &str, written: u64, dropped: u64) {
         let counts = || self.registry.hold(name).map(|held| held.total()).map(|t| (t.written, t.dropped));
         await_that(|| counts() == Some((written, dropped)), || format!("{name}: {:?}", counts()));
@@ -128,7 +128,7 @@ impl Producer {
         assert_eq!(self.try_send(packet, MsgFlags::empty()), Ok(packet.len()));
     }
 
-    /// The next packet; none if the daemon has hung up.
+    /// Receives the next packet; `None` if the daemon has hung up.
     fn receive(&self) -> Option<Vec<u8>> {
         let mut packet = vec![0; frame::FRAME_MAX];
         let len = recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::empty()).expect("an answer in time");

@@ -1,4 +1,4 @@
-//! WRITE and FLUSH: frames become jobs of the writers, long messages are put together from theirs.
+//! WRITE and FLUSH: frames become jobs of the writers; several frames become a long message.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,18 +15,18 @@ use crate::socket::reassembly::{AssemblyError, Reassembly};
 use crate::socket::refusal::Refused;
 use crate::writers::{Batch, Gather, Job, Wait};
 
-/// A message that comes in several frames, all of one id.
+/// A message in several frames, all with the same id.
 pub(super) enum Long {
     Assembling(Begun),
-    /// The one of this id was refused: what is still to come of it is thrown away.
+    /// The message with this id was refused: its further frames are discarded.
     Swallowing(u32),
 }
 
-/// A message as far as it has come. What the first frame said besides it counts.
+/// An incomplete message. Channel, CPU and wait are those of its first frame.
 pub(super) struct Begun {
     id: u32,
     answer: bool,
-    /// Lacks nothing but the message.
+    /// Complete except for the message.
     batch: Batch,
     message: Reassembly,
 }
@@ -40,26 +40,28 @@ impl Requests {
                 self.long = more.then_some(Long::Swallowing(id));
                 Ok(())
             }
-            Some(Long::Assembling(begun)) if begun.id == id => self.go_on_long(begun, write.messages, more),
+            Some(Long::Assembling(begun)) if begun.id == id => {
+                self.continue_long(begun, write.messages, more)
+            }
             _ if more => self.begin_long(id, answer, &write),
             _ => self.write_whole(id, answer, &write),
         }
     }
 
-    /// A frame with messages.
+    /// Handles a frame with whole messages.
     fn write_whole(&mut self, id: u32, answer: bool, write: &Write) -> Result<(), Refused> {
-        // All of them before any: a frame is written or refused.
+        // All lengths are checked before any message is written: a frame is written whole, or refused.
         Messages(write.messages).try_for_each(|message| message.map(drop))?;
         let mut batch = self.batch(write)?;
-        // The packet's memory is used again, and this copy is no longer than what came.
+        // The next packet overwrites the memory of this one. The copy is as long as the messages.
         batch.bytes = write.messages.to_vec();
         self.submit_batch(batch, id, answer, None);
         Ok(())
     }
 
-    /// The first frame of a message.
+    /// Handles the first frame of a long message.
     fn begin_long(&mut self, id: u32, answer: bool, write: &Write) -> Result<(), Refused> {
-        // Until everything about it has turned out to be right.
+        // Stays so if a check below fails.
         self.long = Some(Long::Swallowing(id));
         let mut batch = self.batch(write)?;
         match Reassembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
@@ -70,7 +72,8 @@ impl Requests {
             }
             Err(error) => {
                 if error == AssemblyError::NoMemory {
-                    // Our fault, so one more loss of the channel, whether or not somebody wants to hear of it.
+                    // The daemon's limit, so one more lost message of the channel, whether the producer wants answers
+                    // or not.
                     (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
                     self.submit_batch(batch, id, false, None);
                 }
@@ -79,8 +82,8 @@ impl Requests {
         }
     }
 
-    /// A further frame of a message, the last unless `more` come.
-    fn go_on_long(&mut self, mut begun: Begun, piece: &[u8], more: bool) -> Result<(), Refused> {
+    /// Handles a further frame of a long message; the last, unless `more` follow.
+    fn continue_long(&mut self, mut begun: Begun, piece: &[u8], more: bool) -> Result<(), Refused> {
         let added = begun.message.add(piece);
         if more && added.is_ok() {
             self.long = Some(Long::Assembling(begun));
@@ -97,7 +100,7 @@ impl Requests {
             Err(error) => return Err(error.into()),
         }
         let bytes = message.finish()?;
-        // One that waits may stay for ever.
+        // A message that waits may stay for ever.
         let mut memory = None;
         if batch.wait != Wait::No {
             match self.common.long_waiting.claim(self.peer.uid(), bytes.len()) {
@@ -113,7 +116,7 @@ impl Requests {
         Ok(())
     }
 
-    /// A batch as a WRITE describes it, still without messages.
+    /// Makes a batch for a WRITE, still without messages.
     fn batch(&mut self, write: &Write) -> Result<Batch, Refused> {
         let channel = self.channel(write.channel)?.clone();
         let wait = match write.wait_ms {
@@ -134,7 +137,7 @@ impl Requests {
         })
     }
 
-    /// There is no memory for the message of a batch: one more loss of the channel.
+    /// Counts a message as lost for want of memory, and tells the producer if it wants answers.
     fn lose(&mut self, mut batch: Batch, id: u32, answer: bool, why: &AssemblyError) {
         (batch.lost, batch.wait) = (batch.lost + 1, Wait::No);
         self.submit_batch(batch, id, false, None);
@@ -145,7 +148,7 @@ impl Requests {
     }
 
     fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool, memory: Option<Reservation>) {
-        let (peer, ticket) = (Arc::clone(&self.peer), self.under_way.ticket(batch.bytes.len()));
+        let (peer, permit) = (Arc::clone(&self.peer), self.under_way.permit(batch.bytes.len()));
         batch.done = Some(Box::new(move |result| {
             match result {
                 _ if !answer => {}
@@ -154,12 +157,14 @@ impl Requests {
                     peer.send(&Refusal { errno: error.errno(), text: error.to_string() }.frame(0, id));
                 }
             }
-            drop((ticket, memory));
+            drop((permit, memory));
         }));
         self.submit(Job::Write(batch));
     }
 
-    /// One job for each buffer, and one answer when all are done, which names those that could not be.
+    /// Makes a job for each buffer, and one answer when all are done.
+    ///
+    /// It names the failed buffers.
     pub(super) fn flush(&mut self, frame: &Frame) -> Result<(), Refused> {
         let flush = Flush::decode(frame.body)?;
         let channel = self.channel(flush.channel)?.clone();

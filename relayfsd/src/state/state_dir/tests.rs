@@ -10,7 +10,7 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
-fn what_we_place_ourselves_is_checked_below_its_base() {
+fn place_that_the_daemon_chose_begins_at_its_base() {
     let place = Place::below(&[Path::new("/run/user/5"), Path::new("/run")], Path::new("/run/relayfs/a"));
     assert_eq!((place.base.as_path(), place.own.len()), (Path::new("/run"), 2));
     assert_eq!(place.path(), Path::new("/run/relayfs/a"));
@@ -19,7 +19,7 @@ fn what_we_place_ourselves_is_checked_below_its_base() {
 }
 
 #[test]
-fn directories_are_created_and_removed_as_far_as_they_are_ours_and_empty() {
+fn own_empty_directories_are_created_and_removed() {
     let base = tempfile::tempdir().unwrap();
     let place = |name: &str| Place::below(&[base.path()], &base.path().join("relayfs").join(name));
     let mut a = Dir::open(&place("a"), 0o755).unwrap();
@@ -32,7 +32,7 @@ fn directories_are_created_and_removed_as_far_as_they_are_ours_and_empty() {
 }
 
 #[test]
-fn a_named_directory_that_was_there_stays() {
+fn named_directory_that_existed_stays() {
     let base = tempfile::tempdir().unwrap();
     let (old, new) = (base.path().join("old"), base.path().join("new"));
     fs::create_dir(&old).unwrap();
@@ -45,9 +45,9 @@ fn a_named_directory_that_was_there_stays() {
     assert!(!new.exists());
 }
 
-/// A start that waits for a daemon marks its directory, perhaps in the moment between the end of the lock and that of the directory.
+/// A waiting start may mark the directory just before the ending daemon removes it.
 #[test]
-fn directory_with_a_waiting_starts_mark_alone_is_claimed_and_removed() {
+fn directory_with_only_a_waiting_starts_mark_is_claimed_and_removed() {
     let base = tempfile::tempdir().unwrap();
     let place = Place::below(&[base.path()], &base.path().join("state"));
     fs::create_dir(place.path()).unwrap();
@@ -65,7 +65,7 @@ fn directory_with_a_waiting_starts_mark_alone_is_claimed_and_removed() {
 }
 
 #[test]
-fn links_and_directories_open_to_others_are_refused() {
+fn links_and_directories_writable_for_others_are_refused() {
     let base = tempfile::tempdir().unwrap();
     let (target, link, open) =
         (base.path().join("target"), base.path().join("link"), base.path().join("open"));
@@ -85,13 +85,13 @@ fn links_and_directories_open_to_others_are_refused() {
 }
 
 #[test]
-fn a_directory_of_somebody_else_is_refused() {
+fn directory_of_another_user_is_refused() {
     let foreign = if geteuid().is_root() {
         let dir = tempfile::tempdir().unwrap();
         std::os::unix::fs::chown(dir.path(), Some(12345), None).unwrap();
         dir
     } else {
-        // A user's own directories are his; root's are not.
+        // This user owns its own directories, so the test takes one of root's.
         let error = Dir::open(&Place::named(Path::new("/usr")), 0o700).unwrap_err();
         assert!(matches!(error, DirError::Foreign { uid: 0, .. }));
         return;
@@ -101,7 +101,7 @@ fn a_directory_of_somebody_else_is_refused() {
 }
 
 #[test]
-fn the_second_is_locked_out_and_told_by_whom() {
+fn second_claim_fails_and_names_the_first_process() {
     let base = tempfile::tempdir().unwrap();
     let place = Place::below(&[base.path()], &base.path().join("state"));
     let first = StateDir::claim(&place).unwrap();
@@ -116,7 +116,7 @@ fn the_second_is_locked_out_and_told_by_whom() {
 }
 
 #[test]
-fn what_a_dead_daemon_left_is_cleared_and_only_that() {
+fn only_files_of_a_dead_daemon_are_cleared() {
     let base = tempfile::tempdir().unwrap();
     let dir = base.path().join("state");
     fs::create_dir_all(dir.join("app")).unwrap();
@@ -137,7 +137,7 @@ fn what_a_dead_daemon_left_is_cleared_and_only_that() {
     fs::write(aside.join("evidence"), "").unwrap();
     assert_eq!(state.entries().unwrap().len(), 2);
 
-    // By a daemon that comes no further, and by one that keeps it.
+    // The files stay after a daemon whose start fails, and after one that keeps them.
     drop(state);
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 4);
     let state = StateDir::claim(&Place::named(&dir)).unwrap();
@@ -147,7 +147,7 @@ fn what_a_dead_daemon_left_is_cleared_and_only_that() {
     assert_eq!(state.entries().unwrap().len(), 2);
     state.set_keep(false);
     drop(state);
-    assert!(aside.join("evidence").exists(), "what was set aside is people's to remove");
+    assert!(aside.join("evidence").exists(), "the daemon removes no quarantine directory");
     let state = StateDir::claim(&Place::named(&dir)).unwrap();
     assert!(state.entries().unwrap().is_empty());
     assert_ne!(state.new_refused().unwrap(), aside);

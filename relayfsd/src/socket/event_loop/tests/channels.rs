@@ -1,4 +1,4 @@
-//! Channels: opened, flushed, closed.
+//! Channels are opened, flushed and closed.
 
 use super::*;
 
@@ -32,7 +32,7 @@ fn channels_are_opened_attached_to_and_closed() {
 }
 
 #[test]
-fn a_connection_holds_a_limited_number_of_channels() {
+fn connection_holds_a_limited_number_of_channels() {
     let daemon = Daemon::new();
     let (producer, _) = daemon.producer_with("log", "subbuf-size=4K:n-subbufs=1:global");
     let opens = (1..).find_map(|opens| producer.open("log", "", 0).err().map(|error| (opens, error)));
@@ -42,7 +42,7 @@ fn a_connection_holds_a_limited_number_of_channels() {
 }
 
 #[test]
-fn flush_answers_when_all_is_done() {
+fn flush_answers_when_all_buffers_are_done() {
     let daemon = Daemon::new();
     let (producer, channel) = daemon.producer_with("log", "subbuf-size=64:n-subbufs=4:global");
     for cpu in [0, 5, ALL_CPUS] {

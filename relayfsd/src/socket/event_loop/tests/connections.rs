@@ -1,4 +1,4 @@
-//! How connections begin, how they end, and what is wrong with one without being a write.
+//! How connections begin and end, and requests that are refused, apart from writes.
 
 use std::fs::File;
 use std::io::{IoSlice, Read};
@@ -8,7 +8,7 @@ use nix::sys::socket::{ControlMessage, sendmsg};
 use super::*;
 
 #[test]
-fn versions_are_agreed_on_or_both_ranges_told() {
+fn hello_agrees_on_a_version_or_reports_both_ranges() {
     let daemon = Daemon::new();
     let newer = daemon.stranger();
     newer.send(&Hello { min_version: 1, max_version: 9, features: !0 }.frame(0, 5));
@@ -22,7 +22,7 @@ fn versions_are_agreed_on_or_both_ranges_told() {
 }
 
 #[test]
-fn who_does_not_say_hello_first_and_once_is_dropped() {
+fn peer_without_a_single_first_hello_is_dropped() {
     let daemon = Daemon::new();
     let rude = daemon.stranger();
     rude.send(&Close { channel: 0 }.frame(0, 3));
@@ -36,12 +36,12 @@ fn who_does_not_say_hello_first_and_once_is_dropped() {
 }
 
 #[test]
-fn connections_beyond_the_limit_are_told_so() {
+fn connection_beyond_the_limit_gets_an_error() {
     let daemon = Daemon::new();
     let mut idle: Vec<_> = (0..CONNECTIONS_MAX).map(|_| daemon.stranger()).collect();
     let beyond = daemon.stranger();
     let hello = Hello { min_version: 1, max_version: 1, features: 0 }.frame(0, 1);
-    // Nobody may be there to take it any more, but the reason is.
+    // The daemon may have closed its end already, but the reason is there to be received.
     let _ = beyond.try_send(&hello, MsgFlags::empty());
     beyond.dropped(0, Errno::EUSERS, "--max-connections");
     idle.pop();
@@ -54,7 +54,7 @@ fn connections_beyond_the_limit_are_told_so() {
 }
 
 #[test]
-fn what_is_not_known_is_refused_and_the_connection_goes_on() {
+fn unknown_request_is_refused_and_the_connection_continues() {
     let daemon = Daemon::new();
     let (producer, channel) = daemon.producer_with("log", "");
     producer.refused_request(0x33);
@@ -67,7 +67,7 @@ fn what_is_not_known_is_refused_and_the_connection_goes_on() {
 }
 
 #[test]
-fn an_empty_packet_is_a_hang_up() {
+fn empty_packet_is_a_hang_up() {
     let daemon = Daemon::new();
     let producer = daemon.producer();
     producer.send(b"");
@@ -75,7 +75,7 @@ fn an_empty_packet_is_a_hang_up() {
 }
 
 #[test]
-fn who_does_not_take_replies_is_dropped() {
+fn peer_that_takes_no_replies_is_dropped() {
     let daemon = Daemon::new();
     let (deaf, channel) = daemon.producer_with("log", "");
     let frame = write(channel, b"").frame(WRITE_REPLY, 3);
@@ -113,7 +113,7 @@ fn pipe() -> (File, OwnedFd) {
 }
 
 #[test]
-fn garbage_harms_nobody() {
+fn garbage_harms_no_other_connection() {
     let daemon = Daemon::new();
     let (good, own) = daemon.producer_with("log", "");
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;

@@ -1,8 +1,8 @@
-//! Messages longer than a frame, which come in several.
+//! Messages longer than a frame, which come in several frames.
 
 use super::*;
 
-/// The frames of one message, `room` bytes in each.
+/// Returns the frames of one message, with `room` bytes in each.
 fn long_frames(channel: u32, message: &[u8], room: usize, flags: u16, id: u32) -> Vec<Vec<u8>> {
     let bytes = messages(&[message]);
     let pieces: Vec<_> = bytes.chunks(room).collect();
@@ -21,7 +21,7 @@ fn long_messages_are_written_whole_or_not_at_all() {
     }
     assert_eq!(producer.reply(3), counts(1, 0, 0));
 
-    // Given up for another one, and for another request.
+    // A message is given up for another message, and for another request.
     producer.send(&long_frames(channel, &whole, 1000, 0, 4)[0]);
     for frame in long_frames(channel, &whole[..5000], 1000, WRITE_REPLY, 5) {
         producer.send(&frame);
@@ -31,7 +31,7 @@ fn long_messages_are_written_whole_or_not_at_all() {
     producer.send(&Flush { channel, cpu: 0 }.frame(0, 7));
     producer.done(FrameType::Flush, 7);
 
-    // Refused once, its other frames thrown away.
+    // The message is refused once, and its other frames are discarded.
     for frame in long_frames(channel, &vec![0; MESSAGE_MAX + 1], frame::WRITE_ROOM, WRITE_REPLY, 8) {
         producer.send(&frame);
     }
@@ -39,14 +39,14 @@ fn long_messages_are_written_whole_or_not_at_all() {
     producer.alive();
     daemon.await_counts("log", 2, 0);
 
-    // More than it announced.
+    // The message has more bytes than it announced.
     producer.send(&write(channel, b"\x02\0\0\0a").frame(WRITE_MORE, 9));
     producer.send(&write(channel, b"bc").frame(0, 9));
     producer.dropped(9, Errno::EPROTO, "long write");
 }
 
 #[test]
-fn unfinished_messages_share_a_limited_memory() {
+fn incomplete_messages_share_limited_memory() {
     const ENOUGH: usize = (64 << 20) / MESSAGE_MAX;
     let daemon = Daemon::new();
     let begin = |(producer, channel): &(Producer, u32)| {

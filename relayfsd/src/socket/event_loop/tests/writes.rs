@@ -1,4 +1,4 @@
-//! Messages that fit a frame: checked, counted, waited with, and written also for who is gone.
+//! Messages that fit a frame: checked, counted, waiting, and written for dead producers too.
 
 use nix::sys::socket::{Shutdown, shutdown};
 
@@ -6,20 +6,20 @@ use super::*;
 use crate::writers::reset_all;
 
 #[test]
-fn messages_are_counted_and_losses_told() {
+fn messages_and_losses_are_counted() {
     let daemon = Daemon::new();
     let (producer, channel) = daemon.producer_with("log", "subbuf-size=64:n-subbufs=2");
     let batch = messages(&[b"one", &[7; 65], b"", &[8; 61], &[9; 64], b"full"]);
     producer.send(&Write { lost: 5, ..write(channel, &batch) }.frame(WRITE_REPLY, 3));
     assert_eq!(producer.reply(3), counts(4, 1, 1));
-    // Without being asked, the daemon says nothing.
+    // Unless asked, the daemon sends no reply.
     producer.send(&write(channel, &messages(&[b"full", b"still"])).frame(0, 4));
     producer.alive();
     daemon.await_counts("log", 4, 1 + 5 + 2);
 }
 
 #[test]
-fn the_buffer_is_checked() {
+fn wrong_buffer_is_refused() {
     let daemon = Daemon::new();
     let (producer, channel) = daemon.producer_with("log", "");
     let bad = Write { cpu: N_CPUS as u32, ..write(channel, b"\x01\0\0\0x") };
@@ -35,7 +35,7 @@ fn the_buffer_is_checked() {
 }
 
 #[test]
-fn broken_lengths_write_nothing_and_end_the_connection() {
+fn wrong_lengths_write_nothing_and_end_the_connection() {
     let daemon = Daemon::new();
     let (producer, channel) = daemon.producer_with("log", "");
     let (_holder, _) = daemon.producer_with("log", "");
@@ -55,12 +55,13 @@ fn broken_lengths_write_nothing_and_end_the_connection() {
 }
 
 #[test]
-fn what_a_dead_producer_sent_is_written() {
+fn messages_of_dead_producer_are_written() {
     let daemon = Daemon::new();
     let (_holder, _) = daemon.producer_with("log", "");
     for round in 1..=20 {
         let (producer, channel) = daemon.producer_with("log", "");
-        // Replies that nobody takes: the daemon's next recv() fails with ECONNRESET, before what is still there.
+        // The producer takes no replies: the daemon's next recv() fails with ECONNRESET, before the packets that are
+        // there.
         for _ in 0..50 {
             producer.send(&write(channel, &messages(&[b"last words"])).frame(WRITE_REPLY, 3));
         }
@@ -73,17 +74,17 @@ fn what_a_dead_producer_sent_is_written() {
 }
 
 #[test]
-fn a_producer_that_waits_is_held_up_and_loses_nothing() {
+fn waiting_producer_is_held_up_and_loses_nothing() {
     let daemon = Daemon::new();
     let (producer, channel) = daemon.producer_with("log", "subbuf-size=64K:n-subbufs=1:global");
     let held = daemon.registry.hold("log").unwrap();
-    // Two of them fit.
+    // Two of the messages fit.
     let batch = messages(&[&[b'x'; 32 << 10]]);
     let frame = Write { wait_ms: WAIT_FOREVER, ..write(channel, &batch) }.frame(WRITE_REPLY, 3);
     let mut sent = 0;
     while producer.try_send(&frame, MsgFlags::MSG_DONTWAIT).is_ok() {
         sent += 1;
-        assert!(sent < 1000, "everything is taken, although nobody makes room");
+        assert!(sent < 1000, "the daemon takes everything, although no reader makes room");
     }
     assert!(sent > 2);
     for answered in 0..sent {
@@ -96,7 +97,7 @@ fn a_producer_that_waits_is_held_up_and_loses_nothing() {
 }
 
 #[test]
-fn a_dead_producer_waits_no_longer() {
+fn batches_of_dead_producer_wait_no_longer() {
     let daemon = Daemon::new();
     let (other, channel) = daemon.producer_with("log", "subbuf-size=64K:n-subbufs=1:global");
     let (waiting, same) = daemon.producer_with("log", "");
@@ -134,7 +135,7 @@ fn many_producers_share_one_writer() {
 }
 
 #[test]
-fn stop_takes_what_is_in_the_sockets() {
+fn stop_takes_the_frames_in_the_sockets() {
     let mut daemon = Daemon::new();
     let (producer, channel) = daemon.producer_with("log", "subbuf-size=64K:n-subbufs=2:overwrite:global");
     let mut sent = 0;
