@@ -20,6 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::{SFlag, stat};
 use nix::unistd::{AccessFlags, access, getegid, geteuid};
 use relay::layout::mount_point::Point;
+use relay::layout::paths::shell_word;
 use relay::system::mountinfo::{self, Entry, FS_TYPE};
 use thiserror::Error;
 
@@ -34,7 +35,7 @@ const STALE_MAX: usize = 16;
 /// Why the file system cannot be mounted there.
 #[derive(Debug, Error)]
 pub(crate) enum MountError {
-    #[error("mount point {path}: there is no such directory; create it: mkdir -p {path}", path = .0.display())]
+    #[error("mount point {path}: there is no such directory; create it: mkdir -p {word}", path = .0.display(), word = shell_word(.0))]
     Missing(PathBuf),
     #[error("mount point {}: not a directory", .0.display())]
     NotDirectory(PathBuf),

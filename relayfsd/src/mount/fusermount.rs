@@ -17,13 +17,15 @@ use crate::config::options::MountOptions;
 use crate::mount::{How, MountError, words};
 
 const FUSERMOUNT: &str = "fusermount3";
+/// Where execvp(3) looks in an environment without PATH.
+const PATH_DEFAULT: &str = "/bin:/usr/bin";
 /// What to say to somebody who needs it and has it not.
 pub(crate) const MISSING: &str =
-    "mounting takes fusermount3, which is not installed: install the package fuse3, or run relayfsd as root";
+    "mounting takes fusermount3, which is not in PATH: install the package fuse3, or run relayfsd as root";
 
 /// Whether it can be run.
 pub(crate) fn is_installed() -> bool {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let paths = std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
     std::env::split_paths(&paths).any(|dir| dir.join(FUSERMOUNT).is_file())
 }
 

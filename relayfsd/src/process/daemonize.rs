@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, close, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use relay::cli::one_line::one_line;
 
 /// Longest time that the start may take.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -125,12 +126,13 @@ fn died(child: Pid) -> String {
 }
 
 impl Starter {
-    /// The mount is usable: lets go of the terminal, then tells who waits. An error means that nobody waits any more.
+    /// Lets go of the terminal, then tells the starting process that the mount is usable. An error says what failed.
     pub(crate) fn ready(&mut self) -> io::Result<()> {
         if let Starter::Waiting(pipe) = self {
-            let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-            detach_from(&null)?;
-            pipe.write_all(READY)?;
+            let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+            let null = null.map_err(|error| in_words("cannot open /dev/null", &error))?;
+            detach_from(&null).map_err(|error| in_words("cannot let go of the terminal", &error))?;
+            pipe.write_all(READY).map_err(|error| in_words("the starting process has gone", &error))?;
             *self = Starter::Gone;
         }
         Ok(())
@@ -148,6 +150,10 @@ impl Starter {
     }
 }
 
+fn in_words(what: &str, error: &io::Error) -> io::Error {
+    io::Error::other(format!("{what}: {error}"))
+}
+
 fn detach_from(null: &File) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     dup2_stdin(null)?;
@@ -158,5 +164,5 @@ fn detach_from(null: &File) -> io::Result<()> {
 
 /// One line on standard error. Unlike `eprintln!` it does not mind that nobody reads it.
 pub(crate) fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "relayfsd: {message}");
+    let _ = writeln!(io::stderr(), "relayfsd: {}", one_line(message));
 }

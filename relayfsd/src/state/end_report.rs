@@ -57,6 +57,15 @@ pub(crate) fn line_of_kept(left: &[Left], dir: &Path, point: &Path) -> Option<St
     ))
 }
 
+/// The line about channels whose directory was taken away while the daemon ran. `None`: they have nothing unread.
+pub(crate) fn line_of_lost(left: &[Left], dir: &Path) -> Option<String> {
+    let names = names(left)?;
+    Some(format!(
+        "{} was removed or moved while relayfsd used it, and unread data with it: {names}",
+        dir.display()
+    ))
+}
+
 /// The line about channels that `--discard` removes. `None`: they have nothing unread.
 pub(crate) fn line_of_discarded(left: &[Left]) -> Option<String> {
     let unread: Vec<Left> = left.iter().filter(|left| left.unread > 0).cloned().collect();

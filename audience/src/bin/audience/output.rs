@@ -8,6 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use relay::cli::one_line::one_line;
 
 use crate::channel_files::CpuFile;
 use crate::error::Failure;
@@ -88,5 +89,5 @@ fn write_all(out: &mut File, mut bytes: &[u8]) -> Result<(), Failure> {
 
 /// One line on standard error. If that fails there is nobody left to tell.
 pub(crate) fn say(message: impl Display) {
-    let _ = writeln!(io::stderr(), "audience: {message}");
+    let _ = writeln!(io::stderr(), "audience: {}", one_line(&message.to_string()));
 }
