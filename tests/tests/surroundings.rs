@@ -87,6 +87,37 @@ fn few_descriptors_are_told_as_such() {
     panic!("relayfsd needs more than 64 descriptors");
 }
 
+/// What a start cannot open or map for want of descriptors or memory may be sound: the next start finds it in its place.
+#[test]
+fn start_without_memory_or_descriptors_sets_nothing_aside() {
+    let place = Place::new();
+    let mut daemon = place.start(&["--channel=big:subbuf-size=16M:n-subbufs=4:global"]);
+    for channel in ["cpu", "big"] {
+        stdout_of(&mut produce(&place, &["--cpu=0", "-c", channel, "-n", "unread"]));
+    }
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+
+    let descriptors = (6..18).map(|limit| format!("--nofile={limit}"));
+    // Less than the buffers of one channel.
+    for limit in descriptors.chain(["--as=62914560".to_owned()]) {
+        let mut command = tool("prlimit", "util-linux");
+        let output = try_to_start(command.args([&limit]).arg(program("relayfsd")).arg(place.point()));
+        if output.status.success() {
+            let mut daemon = Daemon::find(place.point());
+            daemon.signal(Signal::SIGTERM);
+            assert_eq!(daemon.wait(), 0);
+        }
+        let entries = fs::read_dir(place.state_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+        let aside = entries.filter(|name| name.to_string_lossy().starts_with("refused-")).count();
+        assert_eq!(aside, 0, "{limit}: {}", text(&output.stderr));
+    }
+    let _daemon = place.start(&[]);
+    for file in ["cpu0", "big0"] {
+        assert_eq!(text(&fs::read(place.path(file)).unwrap()), "unread", "{file}");
+    }
+}
+
 #[test]
 fn advice_never_changes_the_system() {
     let place = Place::new();

@@ -113,6 +113,7 @@ mod tests {
         );
         let many: Vec<Left> = (0..25).map(|n| left(&format!("c{n}x"), 1)).collect();
         assert!(said(&many).unwrap().contains("c19x 1 bytes and 5 more channels; "));
+        assert_eq!(line_of_lost(&[left("a", 0)], Path::new("/s")), None);
         assert_eq!(line_of_discarded(&[left("a", 0)]), None);
         let line = line_of_discarded(&[left("a", 0), left("b", 7)]).unwrap();
         assert_eq!(line, "--discard removed unread data: b 7 bytes");

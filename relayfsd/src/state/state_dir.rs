@@ -65,6 +65,9 @@ impl DirError {
             {
                 "; raise the limit of open files (ulimit -n, LimitNOFILE=)".to_owned()
             }
+            DirError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
+                "; raise the limit of memory (ulimit -v, LimitAS=)".to_owned()
+            }
             _ => format!("; {option} names another"),
         }
     }
