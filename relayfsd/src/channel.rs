@@ -32,7 +32,7 @@ use relay::{ChannelName, Geometry};
 
 pub(crate) use self::channel_ref::{ChannelRef, Release};
 pub(crate) use self::poll::{Looks, PollState, Wake};
-use crate::channel::files::{Files, Made};
+use crate::channel::files::{Files, FindError, Made};
 use crate::channel::integrity::{Damage, ReadGuard};
 use crate::channel::snapshot::SnapshotSlot;
 use crate::channel::take::TakeSlot;
@@ -148,11 +148,13 @@ impl Channel {
         epoch: u32,
         named: Named,
         n_bufs: usize,
-    ) -> Result<Channel, String> {
+    ) -> Result<Channel, FindError> {
         let files = Files::of(state_dir, named.id, n_bufs);
         let expected = abi::control_header(&named.geometry, n_bufs);
         let control = Arc::new(files::find(files.control(), expected.control_len())?);
-        let wrong = |reason: &dyn std::fmt::Display| format!("{}: {reason}", files.control().display());
+        let wrong = |reason: &dyn std::fmt::Display| {
+            FindError::Unsound(format!("{}: {reason}", files.control().display()))
+        };
         let header = control.header().ok_or_else(|| wrong(&"it has no header"))?;
         header.check(&named.geometry, n_bufs, expected.control_len()).map_err(|reason| wrong(&reason))?;
         let mut buffers = Vec::with_capacity(n_bufs);

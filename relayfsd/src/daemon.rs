@@ -71,7 +71,7 @@ pub(crate) enum SessionError {
     Log { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Mount(#[from] MountError),
-    #[error("state directory: {0}; --state-dir names another")]
+    #[error("state directory: {error}{advice}", error = .0, advice = .0.remedy("--state-dir"))]
     State(#[from] DirError),
     #[error(transparent)]
     Channel(#[from] OpenError),
@@ -81,7 +81,7 @@ pub(crate) enum SessionError {
     Fuse(io::Error),
     #[error("cannot start {what}: {source}")]
     Start { what: &'static str, source: io::Error },
-    #[error("the starting process does not wait for the mount any more: {0}")]
+    #[error("mounted, and unmounted again: {0}")]
     Starter(io::Error),
     #[error("the FUSE connection was cut while mounted; see /sys/fs/fuse/connections and the kernel's log")]
     Aborted,
@@ -361,7 +361,9 @@ impl Session {
         let Some(state) = self.state.as_ref().filter(|_| self.keep != Keep::Nothing) else { return };
         let left = self.registry.finish(self.keep);
         state.set_keep(!left.is_empty());
-        if let Some(line) = end_report::line_of_kept(&left, state.path(), &self.point) {
+        if !state.is_in_place() {
+            end_report::line_of_lost(&left, state.path()).inspect(|line| log::error!("{line}"));
+        } else if let Some(line) = end_report::line_of_kept(&left, state.path(), &self.point) {
             log::warn!("{line}");
         }
     }

@@ -149,7 +149,11 @@ pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, M
             }
         }
     };
-    let entries = mountinfo::read().map_err(MountError::Table)?;
+    let entries = mountinfo::read().map_err(|error| {
+        // What was mounted a moment ago must not stay behind, dead.
+        let _ = unmount(point, How::Lazily);
+        MountError::Table(error)
+    })?;
     match mountinfo::topmost(&entries, point) {
         Some(Entry { id, device: number, fs_type, .. }) if fs_type == FS_TYPE => {
             let connection = device.try_clone().map_err(|source| MountError::Device { source })?;

@@ -60,14 +60,13 @@ pub fn state_dir(mount_point: &Path, uid: u32) -> PathBuf {
     Path::new(STATE_BASE).join(state_dirs_name(uid)).join(instance_name(mount_point))
 }
 
-/// Returns a path quoted as one word of a shell command.
+/// Returns a path as one word of a shell command (bash, zsh, ksh), on one line.
 pub fn shell_word(path: &Path) -> String {
-    let text = path.to_string_lossy();
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%=,".contains(c);
-    if !text.is_empty() && text.chars().all(is_plain) {
-        text.into_owned()
-    } else {
-        format!("'{}'", text.replace('\'', r"'\''"))
+    match path.to_str() {
+        Some(text) if !text.is_empty() && text.chars().all(is_plain) => text.to_owned(),
+        Some(text) if !text.contains(char::is_control) => format!("'{}'", text.replace('\'', r"'\''")),
+        _ => format!("$'{}'", path.as_os_str().as_bytes().escape_ascii()),
     }
 }
 
@@ -125,6 +124,7 @@ mod tests {
             (r"/a\x2d", r"'/a\x2d'"),
             ("/a'b", r"'/a'\''b'"),
             ("", "''"),
+            ("/a\nb'\u{1b}[0m", r"$'/a\nb\'\x1b[0m'"),
         ] {
             assert_eq!(shell_word(Path::new(path)), word);
         }

@@ -18,7 +18,8 @@ use nix::sys::time::TimeVal;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use thiserror::Error;
 
-use crate::layout::paths::SOCKET_LINK;
+use crate::cli::one_line::one_line;
+use crate::layout::paths::{SOCKET_LINK, shell_word};
 use crate::system::descriptor::{self, HeldFd, above_stdio, away_from_stdio};
 use crate::wire::frame::{Body, DESCRIPTORS_MAX, Refusal};
 
@@ -46,7 +47,7 @@ fn advice(path: &str, why: &str) -> String {
     if why == NEITHER {
         "name the mount point or the socket of a relayfs".to_owned()
     } else {
-        format!("mount one with 'relayfsd {path}', or name another mount point")
+        format!("mount one with: relayfsd {}; or name another mount point", shell_word(Path::new(path)))
     }
 }
 
@@ -65,7 +66,8 @@ pub enum ConnectError {
     },
     /// The mount's daemon has died.
     #[error(
-        "the daemon of {path} has died and left its mount behind: start 'relayfsd {path}' again, or umount it"
+        "the daemon of {path} has died and left its mount behind: umount it, or start it again: relayfsd {word}",
+        word = shell_word(Path::new(.path))
     )]
     Stale {
         /// The mount point.
@@ -329,11 +331,7 @@ impl AsFd for Socket {
 /// Decodes an `ERROR`, and escapes control characters for the terminal.
 pub fn refusal(body: &[u8]) -> Result<Refused, String> {
     let Refusal { errno, text } = Refusal::decode(body).map_err(|error| error.to_string())?;
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    Ok(Refused { errno, text: shown })
+    Ok(Refused { errno, text: one_line(&text).into_owned() })
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
 use nix::unistd::geteuid;
 use relay::layout::channel_files::{control_name, data_name};
 use relay::memory::mapping::Mapping;
+use thiserror::Error;
 
 /// The paths of a channel's files: the control file, then one data file for each buffer.
 #[derive(Debug)]
@@ -86,11 +87,29 @@ pub(crate) fn create(path: &Path, len: u64) -> io::Result<Mapping> {
     Mapping::new(&file, len)
 }
 
+/// Why a file that another daemon has left is not used.
+#[derive(Debug, Error)]
+pub(crate) enum FindError {
+    /// This process lacks memory or descriptors, so the file may well be sound.
+    #[error("{}: {source}", path.display())]
+    Shortage { path: PathBuf, source: io::Error },
+    #[error("{0}")]
+    Unsound(String),
+}
+
+/// Returns whether an error is about limits of this process or of the system, not about the request.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN))
+}
+
 /// Opens and maps a file that an earlier daemon of this user left.
 ///
 /// Fails if the file is not as that daemon made it.
-pub(crate) fn find(path: &Path, len: u64) -> Result<Mapping, String> {
-    let said = |error: io::Error| format!("{}: {error}", path.display());
+pub(crate) fn find(path: &Path, len: u64) -> Result<Mapping, FindError> {
+    let said = |source: io::Error| match is_shortage(&source) {
+        true => FindError::Shortage { path: path.to_owned(), source },
+        false => FindError::Unsound(format!("{}: {source}", path.display())),
+    };
     let file =
         OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path).map_err(said)?;
     let status = file.metadata().map_err(said)?;
@@ -105,7 +124,7 @@ pub(crate) fn find(path: &Path, len: u64) -> Result<Mapping, String> {
     } else {
         return Mapping::new(&file, len).map_err(said);
     };
-    Err(format!("{}: {wrong}", path.display()))
+    Err(FindError::Unsound(format!("{}: {wrong}", path.display())))
 }
 
 /// Marks a control file as opened for a producer by the daemon of this epoch.

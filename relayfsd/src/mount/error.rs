@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use relay::layout::paths::shell_word;
 use thiserror::Error;
 
 use super::{FUSE_DEVICE, fusermount};
@@ -10,7 +11,7 @@ use super::{FUSE_DEVICE, fusermount};
 /// Why the file system cannot be mounted there.
 #[derive(Debug, Error)]
 pub(crate) enum MountError {
-    #[error("mount point {path}: there is no such directory; create it: mkdir -p {path}", path = .0.display())]
+    #[error("mount point {path}: there is no such directory; create it: mkdir -p {word}", path = .0.display(), word = shell_word(.0))]
     Missing(PathBuf),
     #[error("mount point {}: not a directory", .0.display())]
     NotDirectory(PathBuf),

@@ -17,13 +17,15 @@ use crate::config::options::MountOptions;
 use crate::mount::{How, MountError, words};
 
 const FUSERMOUNT: &str = "fusermount3";
+/// Where execvp(3) looks in an environment without PATH.
+const PATH_DEFAULT: &str = "/bin:/usr/bin";
 /// The error text if fusermount3 is needed and missing.
 pub(crate) const MISSING: &str =
-    "mounting takes fusermount3, which is not installed: install the package fuse3, or run relayfsd as root";
+    "mounting takes fusermount3, which is not in PATH: install the package fuse3, or run relayfsd as root";
 
 /// Returns whether fusermount3 is in `PATH`.
 pub(crate) fn is_installed() -> bool {
-    let paths = std::env::var_os("PATH").unwrap_or_default();
+    let paths = std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
     std::env::split_paths(&paths).any(|dir| dir.join(FUSERMOUNT).is_file())
 }
 

@@ -14,6 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, close, dup2_stderr, dup2_stdin, dup2_stdout, fork, setsid};
+use relay::cli::one_line::one_line;
 
 /// Longest time that the start may take.
 const START_MAX: Duration = Duration::from_secs(30);
@@ -129,12 +130,13 @@ fn died(child: Pid) -> String {
 impl Starter {
     /// Detaches from the terminal, then reports that the mount is usable.
     ///
-    /// An error means that the starting process does not wait any more.
+    /// An error says what failed.
     pub(crate) fn ready(&mut self) -> io::Result<()> {
         if let Starter::Waiting(pipe) = self {
-            let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
-            detach_from(&null)?;
-            pipe.write_all(READY)?;
+            let null = OpenOptions::new().read(true).write(true).open("/dev/null");
+            let null = null.map_err(|error| in_words("cannot open /dev/null", &error))?;
+            detach_from(&null).map_err(|error| in_words("cannot let go of the terminal", &error))?;
+            pipe.write_all(READY).map_err(|error| in_words("the starting process has gone", &error))?;
             *self = Starter::Gone;
         }
         Ok(())
@@ -152,6 +154,10 @@ impl Starter {
     }
 }
 
+fn in_words(what: &str, error: &io::Error) -> io::Error {
+    io::Error::other(format!("{what}: {error}"))
+}
+
 fn detach_from(null: &File) -> io::Result<()> {
     std::env::set_current_dir("/")?;
     dup2_stdin(null)?;
@@ -164,5 +170,5 @@ fn detach_from(null: &File) -> io::Result<()> {
 ///
 /// Unlike `eprintln!`, it does not panic when no process reads it.
 pub(crate) fn complain(message: &str) {
-    let _ = writeln!(io::stderr(), "relayfsd: {message}");
+    let _ = writeln!(io::stderr(), "relayfsd: {}", one_line(message));
 }

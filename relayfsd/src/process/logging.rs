@@ -4,6 +4,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use env_logger::{Builder, Env, Target};
 use log::{Level, Record};
+use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use relay::cli::one_line::one_line;
 
 use crate::config::options::Options;
 
@@ -35,7 +39,7 @@ pub(crate) fn start(options: &Options) -> io::Result<Log> {
         Builder::from_env(Env::default().default_filter_or(if options.debug { "debug" } else { "warn" }));
     let mut file = None;
     if options.foreground {
-        builder.target(Target::Stderr).format(|out, record| match record.level() {
+        builder.target(Target::Pipe(Box::new(StandardError))).format(|out, record| match record.level() {
             Level::Error | Level::Warn | Level::Info => writeln!(out, "relayfsd: {}", text(record)),
             level => writeln!(out, "relayfsd: {level} {}: {}", record.target(), text(record)),
         });
@@ -67,17 +71,18 @@ impl Log {
     }
 }
 
+/// Opens without waiting, now and later: a FIFO would wait for its reader, and then for room.
 fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path)
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(FILE_MODE).custom_flags(libc::O_NONBLOCK);
+    options.open(path).map_err(|error| match error.raw_os_error() {
+        Some(libc::ENXIO) => io::Error::other("no process reads this FIFO; start its reader first"),
+        _ => error,
+    })
 }
 
 fn text(record: &Record) -> String {
-    let text = record.args().to_string();
-    if !text.contains(char::is_control) {
-        return text;
-    }
-    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    text.chars().map(escaped).collect()
+    one_line(&record.args().to_string()).into_owned()
 }
 
 /// Returns syslog's number for a level.
@@ -87,6 +92,24 @@ fn severity(level: Level) -> u8 {
         Level::Warn => 4,
         Level::Info => 6,
         Level::Debug | Level::Trace => 7,
+    }
+}
+
+/// Standard error. Where a line would wait, it is dropped: a pipe with a slow reader, or a stopped terminal, must not hold up the
+/// daemon's threads.
+struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut stderr = io::stderr();
+        let mut fds = [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)];
+        // A pipe that is ready has room for PIPE_BUF bytes.
+        let is_ready = poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0);
+        if is_ready { stderr.write(&line[..line.len().min(libc::PIPE_BUF)]) } else { Ok(line.len()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

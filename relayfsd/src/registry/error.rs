@@ -53,6 +53,10 @@ fn more_room(error: &std::io::Error) -> String {
             "; use smaller buffers, or free or enlarge it (docker run --shm-size), or name another with relayfsd --state-dir"
                 .to_owned()
         }
+        std::io::ErrorKind::Unsupported => {
+            "; it takes a file system that allocates (tmpfs, ext4, xfs): name another with relayfsd --state-dir".to_owned()
+        }
+        std::io::ErrorKind::NotFound => "; the directory was removed while relayfsd used it: restart relayfsd".to_owned(),
         _ if error.raw_os_error() == Some(libc::EFBIG) => {
             let (limit, _) = getrlimit(Resource::RLIMIT_FSIZE).unwrap_or((0, 0));
             format!(
@@ -87,6 +91,8 @@ impl OpenError {
             OpenError::TooMany { .. } | OpenError::TooManyOfUser { .. } | OpenError::NoIds { .. } => {
                 libc::ENOSPC
             }
+            // ENOENT says that there is no such channel.
+            OpenError::Allocate { source, .. } if source.kind() == std::io::ErrorKind::NotFound => libc::EIO,
             OpenError::Allocate { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),
             OpenError::Broken { .. } => libc::EIO,
             OpenError::Closed => libc::ENODEV,

@@ -28,7 +28,7 @@ pub(crate) enum ListenError {
     Io { path: PathBuf, source: io::Error },
     #[error("the socket's group {gid} cannot be set: {source}; relayfsd must run as root or be a member")]
     Group { gid: u32, source: io::Error },
-    #[error("socket's directory: {0}; --socket names another")]
+    #[error("socket's directory: {error}{advice}", error = .0, advice = .0.remedy("--socket"))]
     Dir(#[from] DirError),
 }
 

@@ -61,6 +61,17 @@ pub(crate) fn line_of_kept(left: &[Left], dir: &Path, point: &Path) -> Option<St
     ))
 }
 
+/// Makes the line about channels whose directory was removed or moved while the daemon ran.
+///
+/// `None`: no channel has unread data.
+pub(crate) fn line_of_lost(left: &[Left], dir: &Path) -> Option<String> {
+    let names = names(left)?;
+    Some(format!(
+        "{} was removed or moved while relayfsd used it, and unread data with it: {names}",
+        dir.display()
+    ))
+}
+
 /// Makes the line about channels that `--discard` removes.
 ///
 /// `None`: no channel has unread data.
@@ -110,6 +121,7 @@ mod tests {
         );
         let many: Vec<Left> = (0..25).map(|n| left(&format!("c{n}x"), 1)).collect();
         assert!(said(&many).unwrap().contains("c19x 1 bytes and 5 more channels; "));
+        assert_eq!(line_of_lost(&[left("a", 0)], Path::new("/s")), None);
         assert_eq!(line_of_discarded(&[left("a", 0)]), None);
         let line = line_of_discarded(&[left("a", 0), left("b", 7)]).unwrap();
         assert_eq!(line, "--discard removed unread data: b 7 bytes");

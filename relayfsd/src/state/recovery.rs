@@ -23,7 +23,7 @@ use relay::layout::abi::{BufferBlock, ControlHeader};
 use relay::layout::mount_point::Point;
 use relay::layout::state_file::{ChannelEntry, STATE_FILE, StateFile};
 
-use crate::channel::files::Files;
+use crate::channel::files::{Files, FindError, is_shortage};
 use crate::channel::{Channel, Named};
 use crate::kill_point;
 use crate::state::state_dir::{DirError, StateDir};
@@ -49,6 +49,13 @@ pub(crate) fn recover(
     any_point: bool,
     n_cpus: usize,
 ) -> Result<Recovered, DirError> {
+    // A start that lacks descriptors says nothing about what is there.
+    let state_path = dir.path().join(STATE_FILE);
+    if let Err(source) = fs::File::open(&state_path)
+        && is_shortage(&source)
+    {
+        return Err(DirError::Io { path: state_path, source });
+    }
     let mut left = match StateFile::read(dir.path()) {
         Ok(Some(left)) if any_point || is_of(&left, point) => left,
         found => {
@@ -87,11 +94,15 @@ pub(crate) fn recover(
         let adopted = if entry.n_bufs == expected {
             Channel::adopt(dir.path(), left.epoch, named, entry.n_bufs)
         } else {
-            Err(format!("it has {} buffers, and this machine {n_cpus} CPUs", entry.n_bufs))
+            Err(FindError::Unsound(format!(
+                "it has {} buffers, and this machine {n_cpus} CPUs",
+                entry.n_bufs
+            )))
         };
         match adopted {
             Ok(channel) => channels.push(channel),
-            Err(reason) => quarantine(dir, &left, &entry, &reason)?,
+            Err(FindError::Shortage { path, source }) => return Err(DirError::Io { path, source }),
+            Err(FindError::Unsound(reason)) => quarantine(dir, &left, &entry, &reason)?,
         }
         kill_point!("adopt-channel");
     }

@@ -14,10 +14,12 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, RenameFlags, open, openat, renameat2};
-use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
+use nix::libc;
+use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::geteuid;
 use relay::layout::channel_files::{LOCK_FILE, id_of_control};
+use relay::layout::paths::shell_word;
 use relay::layout::state_file::STATE_FILE;
 use thiserror::Error;
 
@@ -37,16 +39,40 @@ const WANTED_FILE: &str = "wanted";
 pub(crate) enum DirError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
-    #[error("{} is a symbolic link or no directory: remove it", .0.display())]
+    #[error("{} is a symbolic link or no directory", .0.display())]
     NotDirectory(PathBuf),
     #[error("{} belongs to user {uid}, not to the user who runs relayfsd", path.display())]
     Foreign { path: PathBuf, uid: u32 },
-    #[error("{path} is writable for others: chmod go-w {path}", path = .0.display())]
+    #[error("{} is writable for others", .0.display())]
     Writable(PathBuf),
     #[error("{} holds files that are not relayfsd's: name an empty directory", .0.display())]
     NotEmpty(PathBuf),
+    #[error(
+        "{}: its file {LOCK_FILE} was removed; if no relayfsd uses the directory: echo '{LOCK_MAGIC}0' >{}",
+        .0.display(), shell_word(&.0.join(LOCK_FILE))
+    )]
+    NoLock(PathBuf),
     #[error("another relayfsd{} uses {}", .pid.map(|pid| format!(" (process {pid})")).unwrap_or_default(), path.display())]
     Locked { path: PathBuf, pid: Option<u32> },
+}
+
+impl DirError {
+    /// Returns what the administrator can do.
+    ///
+    /// `option` names another directory, which does not help against a limit of the process.
+    pub(crate) fn remedy(&self, option: &str) -> String {
+        match self {
+            DirError::Io { source, .. }
+                if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
+            {
+                "; raise the limit of open files (ulimit -n, LimitNOFILE=)".to_owned()
+            }
+            DirError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
+                "; raise the limit of memory (ulimit -v, LimitAS=)".to_owned()
+            }
+            _ => format!("; {option} names another"),
+        }
+    }
 }
 
 /// A directory's path: a trusted base, and the names below, which are the daemon's.
@@ -179,6 +205,11 @@ impl Dir {
         Ok(Some(dir))
     }
 
+    /// Returns whether the directory has an entry of that name.
+    fn has(&self, name: &str) -> bool {
+        fstatat(self, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok()
+    }
+
     /// Removes the directory and the daemon's directories above, as far as they are empty.
     pub(crate) fn remove_if_empty(&mut self) {
         for path in std::mem::take(&mut self.removable).iter().rev() {
@@ -221,6 +252,8 @@ impl StateDir {
                     Ok(true) => {
                         (openat(&dir, LOCK_FILE, flags | OFlag::O_CREAT, Mode::S_IRUSR | Mode::S_IWUSR), true)
                     }
+                    // Another daemon may be at work there, with a lock that no longer has a name.
+                    Ok(false) if dir.has(STATE_FILE) => return Err(DirError::NoLock(dir.path)),
                     Ok(false) => return Err(DirError::NotEmpty(dir.path)),
                     // An ending daemon has removed the directory since it was opened.
                     Err(DirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
@@ -261,6 +294,13 @@ impl StateDir {
 
     pub(crate) fn path(&self) -> &Path {
         &self.dir.path
+    }
+
+    /// Returns whether the path still leads to the directory, which other programs may remove or rename.
+    pub(crate) fn is_in_place(&self) -> bool {
+        let id = |status: FileStat| (status.st_dev, status.st_ino);
+        let named = fstatat(AT_FDCWD, self.path(), AtFlags::AT_SYMLINK_NOFOLLOW).map(id);
+        named.is_ok() && named == fstat(&self.dir).map(id)
     }
 
     /// Sets whether the directory and its contents stay for the next daemon.

@@ -150,7 +150,7 @@ fn what_is_wrong_with_a_module_is_said() {
     let made = "; a module is made by cc -shared -fPIC";
     let nothing = "cannot load nothing.so: there is no init_module in it: neither a function of this name nor module_init()";
     let expected = format!(
-        "{failed}no relayfs is mounted on /mnt/relay: it is an ordinary directory; mount one with 'relayfsd /mnt/relay', or name \
+        "{failed}no relayfs is mounted on /mnt/relay: it is an ordinary directory; mount one with: relayfsd /mnt/relay; or name \
          another mount point\n1\n\
          relay-producer: fails.so: init_module failed: Device or resource busy\n\
          relay-producer: unknown-error.so: init_module failed: it returned -9999\n\
@@ -165,8 +165,8 @@ fn what_is_wrong_with_a_module_is_said() {
          1\nrelay-producer: {nothing}\n1\n0\n\
          relay-producer: the argument '--load <MODULE.so>' cannot be used with '[MESSAGE]...'; try --help\n2\n\
          relay-producer: the argument '--for <DURATION>' cannot be used with '[MESSAGE]...'; try --help\n2\n\
-         {failed}the daemon of /mnt/relay has died and left its mount behind: start 'relayfsd /mnt/relay' again, or umount \
-         it\n1\n"
+         {failed}the daemon of /mnt/relay has died and left its mount behind: umount it, or start it again: \
+         relayfsd /mnt/relay\n1\n"
     );
     assert_eq!(printed, expected);
 }

@@ -72,7 +72,7 @@ fn it_says_why_it_does_not_start() {
         ("", "file/below", "/file/below: not a directory"),
         ("", "circle", "/circle: Too many levels of symbolic links"),
         ("", "/proc", "/proc is busy: proc from proc is mounted there"),
-        ("--state-dir=file", "relay", "/file is a symbolic link or no directory: remove it; --state-dir"),
+        ("--state-dir=file", "relay", "/file is a symbolic link or no directory; --state-dir"),
         (
             "--state-dir=others",
             "relay",

@@ -222,9 +222,9 @@ fn directories_of_others_are_not_trusted() {
     let printed = text(&output.stdout);
     let expected = [
         "state directory: /dev/shm/relayfs-0 belongs to user 65534, not to the user who runs relayfsd",
-        "state directory: /dev/shm/relayfs-0 is a symbolic link or no directory: remove it",
-        "state directory: /dev/shm/relayfs-0 is writable for others: chmod go-w /dev/shm/relayfs-0",
-        "socket's directory: /run/relayfs is writable for others: chmod go-w /run/relayfs",
+        "state directory: /dev/shm/relayfs-0 is a symbolic link or no directory; --state-dir",
+        "state directory: /dev/shm/relayfs-0 is writable for others; --state-dir",
+        "socket's directory: /run/relayfs is writable for others; --socket",
         "socket's directory: /run/relayfs belongs to user 65534, not to the user who runs relayfsd",
         "0",
     ];
@@ -232,6 +232,18 @@ fn directories_of_others_are_not_trusted() {
     for (line, part) in printed.lines().zip(expected) {
         assert!(line.contains(part), "{line}");
     }
+}
+
+/// execvp(3) looks for fusermount3 in the system's directories then.
+#[test]
+fn user_without_path_mounts() {
+    let lines = where_users_mount(
+        r#"
+        $nobody env -u PATH "$(command -v relayfsd)" relay; echo "started $?"
+        $nobody fusermount3 -u relay; echo "unmounted $?"
+        "#,
+    );
+    assert_eq!(lines, ["started 0", "unmounted 0"]);
 }
 
 /// "Run by a user: for that user." Mounted by fusermount3, unmounted by it, nothing left behind.
@@ -313,7 +325,7 @@ fn a_user_is_told_what_he_may_not() {
         "'user_allow_other' is set in /etc/fuse.conf",
         "'user_allow_other' is set in /etc/fuse.conf",
         "the socket's group 0 cannot be set: Operation not permitted",
-        "mounting takes fusermount3, which is not installed: install the package fuse3, or run relayfsd as root",
+        "mounting takes fusermount3, which is not in PATH: install the package fuse3, or run relayfsd as root",
         "relayfsd: cannot open /dev/fuse: Permission denied (os error 13); to let users mount: chmod 666 /dev/fuse",
         "relayfsd: cannot open /dev/fuse: Permission denied (os error 13); to let users mount: chmod 666 /dev/fuse",
         "0",

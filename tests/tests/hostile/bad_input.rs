@@ -346,7 +346,7 @@ fn no_daemon() {
     let at = |name: &str| place.beside(name);
     fs::write(at("file"), "").unwrap();
     for (name, part) in [
-        ("relay", "it is an ordinary directory; mount one with 'relayfsd /"),
+        ("relay", "it is an ordinary directory; mount one with: relayfsd /"),
         ("none", "there is no such path"),
         ("file", "it is neither a directory nor a socket"),
     ] {
@@ -366,7 +366,7 @@ fn no_daemon() {
         "relay-producer",
         &produce(place.point(), &["x"]),
         1,
-        "has died and left its mount behind: start 'relayfsd ",
+        "has died and left its mount behind: umount it, or start it again: relayfsd ",
     );
     assert_refused("relay-producer", &produce(&socket, &["x"]), 1, "no daemon answers on ");
 }

@@ -8,4 +8,5 @@ mod corrected;
 mod hostile_sockets;
 mod lengthened;
 mod strangers;
+mod surroundings;
 mod truncated;

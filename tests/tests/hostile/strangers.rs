@@ -229,10 +229,10 @@ fn planted_names() {
     let printed = text(&output.stdout);
     let lines: Vec<&str> = printed.lines().collect();
     let expected = [
-        "relayfs-0 is a symbolic link or no directory: remove it",
-        " is a symbolic link or no directory: remove it",
+        "relayfs-0 is a symbolic link or no directory; --",
+        " is a symbolic link or no directory; --",
         "lock: Too many levels of symbolic links",
-        " is a symbolic link or no directory: remove it",
+        " is a symbolic link or no directory; --",
         "there is something else of that name; --socket names another",
         "/dev/shm/relayfs-0 belongs to user 1000, not to the user who runs relayfsd",
         "file",

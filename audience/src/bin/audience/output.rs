@@ -8,6 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use relay::cli::one_line::one_line;
 
 use crate::channel_files::CpuFile;
 use crate::error::Failure;
@@ -89,5 +90,5 @@ fn write_all(out: &mut File, mut bytes: &[u8]) -> Result<(), Failure> {
 
 /// Prints one line on standard error. A failure is ignored: no other place is left to report it.
 pub(crate) fn say(message: impl Display) {
-    let _ = writeln!(io::stderr(), "audience: {message}");
+    let _ = writeln!(io::stderr(), "audience: {}", one_line(&message.to_string()));
 }

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use nix::errno::Errno;
 use nix::sys::stat::{SFlag, fstat};
+use relay::cli::one_line::one_line;
 use relay::cli::usage_error::of_usage;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay_producer::{Batch, BatchOptions, Channel, Counts, DaemonEvent, OpenError, RequestError, Wait};
@@ -240,5 +241,5 @@ fn losses(Counts { written, dropped, too_big }: Counts, wait: Wait, max: usize) 
 
 /// Writes one line to standard error. A failure to write it is ignored.
 fn say(line: &str) {
-    let _ = writeln!(io::stderr(), "relay-producer: {line}");
+    let _ = writeln!(io::stderr(), "relay-producer: {}", one_line(line));
 }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use relay::cli::one_line::one_line;
 use relay::layout::channel_files::LOCK_FILE;
 use relay::layout::state_file::StateFile;
 use relay::ring::reader::Reader;
@@ -74,10 +75,8 @@ fn describe_channels(found: &Found, text: &mut String) {
 }
 
 fn line(text: &mut String, line: std::fmt::Arguments) {
-    // Paths may contain control characters.
-    let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    let line: String = line.to_string().chars().map(plain).collect();
-    writeln!(text, "{line}").expect("writing to a string");
+    // Paths may have any characters.
+    writeln!(text, "{}", one_line(&line.to_string())).expect("writing to a string");
 }
 
 impl LeftChannel<'_> {

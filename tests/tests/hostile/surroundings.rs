@@ -1,0 +1,181 @@
+//! Surroundings that go wrong: logs that take nothing, few descriptors, a state directory that other programs change, and names
+//! with control characters.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::Command;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use relayfs_tests::background::{Daemon, Place, try_to_start};
+use relayfs_tests::lines::shell;
+use relayfs_tests::{complaint, eventually, program, run, stdout_of, text, tool};
+
+/// Less than the log lines that a few hundred requests cause.
+const PIPE_SIZE: i32 = 4096;
+
+/// Has another process read a file many times, and does not wait for it: not even SIGKILL ends a read that the daemon has taken.
+#[track_caller]
+fn assert_served(place: &Place) {
+    let script = r#"for i in $(seq 200); do cat "$1/.relay/version" >/dev/null; done"#;
+    let mut reader = shell(script).arg("sh").arg(place.point()).spawn().unwrap();
+    eventually("all is read", || reader.try_wait().unwrap().is_some());
+    assert!(reader.wait().unwrap().success());
+}
+
+fn produce(place: &Place, args: &[&str]) -> Command {
+    let mut command = Command::new(program("relay-producer"));
+    command.arg("-m").arg(place.point()).args(args);
+    command
+}
+
+#[test]
+fn fifo_as_log_file_holds_up_nothing() {
+    let place = Place::new();
+    let fifo = place.beside("fifo");
+    mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let option = format!("--log-file={}", fifo.display());
+    let told = complaint("relayfsd", &try_to_start(&mut place.command(&[&option])));
+    assert!(told.ends_with("no process reads this FIFO; start its reader first"), "{told}");
+    place.assert_clean();
+
+    let reader = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
+    fcntl(&reader, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE)).unwrap();
+    let mut daemon = place.start_by(place.command(&[&option]).env("RUST_LOG", "debug"));
+    assert_served(&place);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+}
+
+#[test]
+fn standard_error_that_takes_nothing_holds_up_nothing() {
+    let place = Place::new();
+    let (reader, writer) = io::pipe().unwrap();
+    fcntl(&reader, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE)).unwrap();
+    let mut daemon = place.command(&["-d"]).stderr(writer).spawn().unwrap();
+    eventually("a mount", || place.is_mounted());
+    assert_served(&place);
+    umount2(place.point(), MntFlags::empty()).unwrap();
+    assert!(daemon.wait().unwrap().success());
+}
+
+/// From too few for anything up to the first limit that does.
+#[test]
+fn few_descriptors_are_told_as_such() {
+    let place = Place::new();
+    for limit in 5..64 {
+        let mut command = tool("prlimit", "util-linux");
+        command.arg(format!("--nofile={limit}")).arg(program("relayfsd")).arg(place.point());
+        let output = try_to_start(&mut command);
+        if output.status.success() {
+            let mut daemon = Daemon::find(place.point());
+            daemon.signal(Signal::SIGTERM);
+            assert_eq!(daemon.wait(), 0);
+            assert!(limit > 5, "the limit was not kept");
+            return;
+        }
+        let told = complaint("relayfsd", &output);
+        assert!(told.contains("Too many open files"), "{limit}: {told}");
+        assert!(!told.contains("names another") && !told.contains("nobody"), "{limit}: {told}");
+        assert!(!place.is_mounted(), "{limit}");
+    }
+    panic!("relayfsd needs more than 64 descriptors");
+}
+
+/// What a start cannot open or map for want of descriptors or memory may be sound: the next start finds it in its place.
+#[test]
+fn start_without_memory_or_descriptors_sets_nothing_aside() {
+    let place = Place::new();
+    let mut daemon = place.start(&["--channel=big:subbuf-size=16M:n-subbufs=4:global"]);
+    for channel in ["cpu", "big"] {
+        stdout_of(&mut produce(&place, &["--cpu=0", "-c", channel, "-n", "unread"]));
+    }
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+
+    let descriptors = (6..18).map(|limit| format!("--nofile={limit}"));
+    // Less than the buffers of one channel.
+    for limit in descriptors.chain(["--as=62914560".to_owned()]) {
+        let mut command = tool("prlimit", "util-linux");
+        let output = try_to_start(command.args([&limit]).arg(program("relayfsd")).arg(place.point()));
+        if output.status.success() {
+            let mut daemon = Daemon::find(place.point());
+            daemon.signal(Signal::SIGTERM);
+            assert_eq!(daemon.wait(), 0);
+        }
+        let entries = fs::read_dir(place.state_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+        let aside = entries.filter(|name| name.to_string_lossy().starts_with("refused-")).count();
+        assert_eq!(aside, 0, "{limit}: {}", text(&output.stderr));
+    }
+    let _daemon = place.start(&[]);
+    for file in ["cpu0", "big0"] {
+        assert_eq!(text(&fs::read(place.path(file)).unwrap()), "unread", "{file}");
+    }
+}
+
+#[test]
+fn advice_never_changes_the_system() {
+    let place = Place::new();
+    for (dir, reason) in [
+        ("/dev/null", "/dev/null is a symbolic link or no directory; --state-dir names another"),
+        ("/tmp", "/tmp is writable for others; --state-dir names another"),
+    ] {
+        let told = complaint("relayfsd", &run(&mut place.command(&["--state-dir", dir])));
+        assert!(told.ends_with(reason), "{told}");
+    }
+}
+
+#[test]
+fn removed_state_directory_is_told() {
+    let place = Place::new();
+    let log = place.beside("log");
+    let mut daemon = place.start(&["--log-file", log.to_str().unwrap()]);
+    stdout_of(&mut produce(&place, &["-n", "unread"]));
+    fs::remove_dir_all(place.state_dir()).unwrap();
+
+    let told = complaint("relay-producer", &run(&mut produce(&place, &["-c", "new", "--create", "message"])));
+    assert!(told.ends_with("the directory was removed while relayfsd used it: restart relayfsd"), "{told}");
+    daemon.signal(Signal::SIGTERM);
+    daemon.wait();
+    let lines = fs::read_to_string(&log).unwrap();
+    let lost = "was removed or moved while relayfsd used it, and unread data with it: cpu 6 bytes";
+    assert!(lines.contains(lost) && !lines.contains("unread data stays"), "{lines}");
+}
+
+#[test]
+fn state_directory_without_its_lock_keeps_what_is_unread() {
+    let place = Place::new();
+    let mut daemon = place.start(&[]);
+    stdout_of(&mut produce(&place, &["--cpu=0", "-n", "unread"]));
+    fs::remove_file(place.state_dir().join("lock")).unwrap();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.wait(), 0);
+
+    let told = complaint("relayfsd", &try_to_start(&mut place.command(&[])));
+    let (_, rest) =
+        told.split_once("its file lock was removed; if no relayfsd uses the directory: ").expect(&told);
+    let (advice, _) = rest.split_once("; --state-dir").expect(&told);
+    stdout_of(&mut shell(advice));
+    let _daemon = place.start(&[]);
+    assert_eq!(text(&fs::read(place.path("cpu0")).unwrap()), "unread");
+}
+
+#[test]
+fn names_with_control_characters_stay_on_one_line() {
+    let place = Place::named("a\nb\u{1b}[31m");
+    let missing = place.path("none");
+    for (name, args) in [("relayfsd", &[][..]), ("relay-producer", &["message", "-m"]), ("audience", &["-m"])]
+    {
+        let output = run(Command::new(program(name)).args(args).arg(&missing));
+        let told = complaint(name, &output);
+        assert!(told.contains(r"a\nb\u{1b}[31m/none: there is no such"), "{told:?}");
+    }
+    let told = complaint("relay-producer", &run(&mut produce(&place, &["message"])));
+    // A shell that copies the command finds the directory.
+    assert!(told.contains(r"/a\nb\x1b[31m'; or name another mount point"), "{told:?}");
+}
