@@ -51,7 +51,7 @@ enum ReadClass {
     Dropped,
     /// The end of the file, once: the file found its first bytes behind this offset.
     ///
-    /// The history then begins here.
+    /// The history then begins here. At offset 0 the file gets it at once.
     EndOnce,
     /// The end of the file: the offset is one of another stream, or of nothing yet.
     ///
@@ -121,7 +121,9 @@ impl OpenBuffer {
             ReadClass::Dropped => reply(Err(libc::ESPIPE)),
             ReadClass::EndOnce => {
                 past.begin_at(at);
-                reply(Ok(Lent::from(&[])));
+                // Stdio's fseek(SEEK_END) reads the last page. Rewound, the file reads all that it passed over there.
+                let bytes = if at == 0 { past.again(at, count) } else { &[] };
+                reply(Ok(bytes.into()));
             }
             // The look at the buffer may have found the damage.
             ReadClass::PastEnd | ReadClass::Live if self.channel.is_broken() => reply(Err(libc::EIO)),

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::sys::uio::preadv;
 use nix::unistd::{Whence, lseek};
 use relayfs_tests::buffer::{Buffer, MIB, Shape, each, runs};
+use relayfs_tests::c::Program;
 use relayfs_tests::lines::{Twins, assert_same, shell};
 use relayfs_tests::stdout_of;
 
@@ -148,6 +149,29 @@ fn seeking_back_gives_the_same_bytes_again() {
         let other = b.open();
         assert_eq!(read_at(&b, &other, 20, 0), "c*20", "another file gave nothing yet");
         assert_eq!(b.read(MIB), "c*70");
+        b.audit();
+    }
+}
+
+/// Programs that ask stdio for the length, and then rewind, read what was unread, also where others have read before.
+#[test]
+fn rewound_file_reads_what_a_look_at_the_end_passed_over() {
+    let slurp = Program::compile("slurp");
+    for shape in Shape::of_tables_in_both_modes() {
+        let b = Buffer::new(shape);
+        for unread in [100, shape.s / 2, shape.s / 2 + 500] {
+            for _ in 0..8 {
+                b.write("x", 1000);
+                assert_eq!(b.read(MIB), "x*1000");
+            }
+            b.write("yy", unread / 2);
+            let discarded = b.stat("discarded_bytes");
+            let slurped = stdout_of(slurp.command().arg(b.mount().path("cpu0")));
+            b.note_delivered(slurped.len() - (b.stat("discarded_bytes") - discarded));
+            assert_eq!(runs(&slurped), format!("y*{unread}"));
+            b.write("z", 100);
+            assert_eq!(b.read(MIB), "z*100", "nothing comes twice");
+        }
         b.audit();
     }
 }
