@@ -1,4 +1,4 @@
-//! A reader's connection to the daemon: one request at a time, each waiting for its answer.
+//! A reader's connection to the daemon: one request at a time, each followed by its answer.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,42 +14,43 @@ use relay::wire::socket::{ConnectError, Deadline, Refused, Socket, find, refusal
 use relay::{ChannelName, Geometry, GeometrySpec, NameError};
 use thiserror::Error;
 
-/// How long a daemon may take for an answer. Whoever takes longer is taken for somebody else.
+/// Longest time for an answer. A peer that takes longer is no daemon of ours.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
-/// Why a channel cannot be read, or no longer.
+/// Why a channel cannot be read, or not any more.
 #[derive(Debug, Error)]
 pub enum ReadError {
     /// The name is no channel name.
     #[error(transparent)]
     Name(#[from] NameError),
-    /// There is no connection to a daemon.
+    /// The reader cannot connect to a daemon.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The daemon says no.
+    /// The daemon refused a request.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The channel has no buffer for this CPU.
     #[error("no buffer for CPU {cpu}: this channel has them for CPUs 0 to {}", n_bufs - 1)]
     NoSuchCpu {
-        /// The CPU that was meant.
+        /// The CPU that the caller named.
         cpu: usize,
         /// Number of the channel's buffers.
         n_bufs: usize,
     },
-    /// The files that came are not what they should be.
+    /// The received files are not a channel's files.
     #[error("the channel's files cannot be used: {0}")]
     Files(String),
-    /// What was taken was given back by somebody else before, or overwritten. Reading goes on with what is unread.
-    #[error("somebody else has read the same, or it was overwritten meanwhile")]
+    /// Another reader gave the taken sub-buffers back before, or they were overwritten. Reading continues with unread
+    /// data.
+    #[error("another reader has read these sub-buffers, or they were overwritten")]
     Stale,
-    /// The daemon, or the channel, has gone.
+    /// The daemon or the channel has gone.
     #[error("the channel has gone")]
     Gone,
-    /// The system says no.
+    /// A system call failed.
     #[error("cannot {doing}: {source}")]
     Io {
-        /// What was tried.
+        /// What failed, as a verb.
         doing: &'static str,
         /// The error.
         source: io::Error,
@@ -93,7 +94,7 @@ impl Connection {
         Ok(connection)
     }
 
-    /// Asks for the channel's files; `take` gets each reply's numbers and descriptors.
+    /// Asks for the channel's files; `take` gets the body and the descriptors of each reply.
     pub(crate) fn share(
         &mut self,
         mut take: impl FnMut(ShareReply, Vec<OwnedFd>) -> Result<(), ReadError>,
@@ -112,7 +113,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Asks for something that is answered by "done".
+    /// Sends a request whose answer has no content.
     pub(crate) fn request<'q>(&mut self, question: &impl Body<'q>) -> Result<(), ReadError> {
         self.ask(question, |_| Ok(()))
     }
@@ -134,7 +135,7 @@ impl Connection {
 
     fn send<'q>(&mut self, question: &impl Body<'q>, flags: u16) -> Result<u32, ReadError> {
         self.last_id = self.last_id.wrapping_add(1);
-        // There is room: each of our requests was answered before the next.
+        // The socket has room: each earlier request was answered.
         self.socket.send(&question.frame(flags, self.last_id)).map_err(|_| ReadError::Gone)?;
         Ok(self.last_id)
     }

@@ -1,5 +1,6 @@
-//! Reads relay channels in mappings of their buffers: whole finished sub-buffers, where they lie, without a copy. (Who is
-//! content with `read()` needs no library: the files of the mount are files.)
+//! Reads whole finished sub-buffers of relay channels from mappings, without a copy.
+//!
+//! A program for which `read()` is enough needs no library: it reads the files of the mount.
 //!
 //! ```no_run
 //! use audience::Reader;
@@ -17,10 +18,10 @@
 //! # Ok::<(), audience::ReadError>(())
 //! ```
 //!
-//! A daemon that dies, or is restarted, is no end: its producers go on, and so does whoever calls [`Reader::reopen`] after
-//! [`ReadError::Gone`] until there is another one.
+//! Reading survives the daemon's death or restart: its producers continue to write. After [`ReadError::Gone`] the
+//! reader calls [`Reader::reopen`] until another daemon answers.
 //!
-//! As with `read()`, what one reader has given back, no other gets: [`Reader::release`] tells if somebody else was faster.
+//! As with `read()`, each sub-buffer goes to one reader. [`Reader::release`] says if another reader was faster.
 
 mod connection;
 mod reader;

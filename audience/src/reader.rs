@@ -1,4 +1,4 @@
-//! The reader: maps a channel's buffers, takes finished sub-buffers from them, gives them back, and waits for more.
+//! The reader: maps buffers, takes finished sub-buffers, gives them back, and waits for more.
 
 use std::fs::File;
 use std::io;
@@ -22,27 +22,27 @@ use crate::connection::{Connection, ReadError};
 
 /// A channel, mapped for reading.
 ///
-/// One thread at a time uses it; threads that share the work open one each, for instance for a CPU each by
+/// One thread at a time uses a reader. Threads that share the work open a reader each, for instance for a CPU each by
 /// [`Reader::open_cpu`].
 ///
-/// Whom the daemon lets write the buffers' files can truncate them, and then a look into the maps is SIGBUS, which only a
-/// program can deal with, not a library.
+/// A process that may write the buffers' files can also truncate them. Access to the mappings then raises SIGBUS. Only
+/// the program can handle that signal; a library cannot.
 ///
-/// Its descriptors are 3 or above. If the program closes them, that is [`ReadError::Gone`], too: what has their numbers then is
-/// neither read nor written nor closed.
+/// A reader's descriptors are 3 or above. If the program closes them, calls return [`ReadError::Gone`]. A file that has
+/// got their numbers since is neither read nor written nor closed.
 ///
-/// When the daemon has gone, what needs it is [`ReadError::Gone`]; what is finished can be taken all the same. If another
-/// one takes over, [`Reader::reopen`] goes on with it.
+/// When the daemon has gone, calls that need it return [`ReadError::Gone`]. Finished sub-buffers can still be taken.
+/// [`Reader::reopen`] continues with the next daemon.
 #[derive(Debug)]
 pub struct Reader {
     place: Place,
     connection: Connection,
-    /// The daemon rings it.
+    /// An eventfd that the daemon signals.
     bell: HeldFd,
     buffers: Buffers,
 }
 
-/// What is opened.
+/// What the caller asked to open.
 #[derive(Debug)]
 struct Place {
     mount: PathBuf,
@@ -54,14 +54,14 @@ struct Place {
 #[derive(Debug)]
 struct Buffers {
     id: BuffersId,
-    /// By CPU; of those that are not read, none.
+    /// By CPU; `None` for a CPU that is not read.
     views: Vec<Option<MappedReader>>,
 }
 
-/// Which buffers they are, to compare: a daemon that takes over goes on with the same ones.
+/// Identifies buffers, for comparison: a daemon that takes over keeps the same buffers.
 #[derive(Clone, Debug)]
 pub struct BuffersId {
-    /// Device and inode number of the control file, which is nobody else's as long as somebody has it.
+    /// Device and inode number of the control file. No other file gets them while the file is held open here.
     numbers: (u64, u64),
     _control: Arc<HeldFd>,
 }
@@ -75,13 +75,14 @@ impl PartialEq for BuffersId {
 impl Eq for BuffersId {}
 
 impl Reader {
-    /// Maps all buffers of an existing channel. `mount` is a mount point or a socket; it takes the right to read the
-    /// buffers' files there.
+    /// Maps all buffers of an existing channel.
+    ///
+    /// `mount` is a mount point or a socket. The caller needs the right to read the buffers' files there.
     pub fn open(mount: impl AsRef<Path>, channel: &str) -> Result<Reader, ReadError> {
         Reader::open_some(mount.as_ref(), channel, None)
     }
 
-    /// The same for one CPU's buffer only.
+    /// Maps one CPU's buffer of an existing channel; otherwise as [`Reader::open`].
     pub fn open_cpu(mount: impl AsRef<Path>, channel: &str, cpu: usize) -> Result<Reader, ReadError> {
         Reader::open_some(mount.as_ref(), channel, Some(cpu))
     }
@@ -93,9 +94,12 @@ impl Reader {
         Ok(Reader { place, connection, bell, buffers })
     }
 
-    /// Connects again, to the daemon that there is now. True: it goes on with the same buffers, and so does this reader,
-    /// behind what it took last; what it took and has not given back, it gives back to that daemon. False: they are new ones,
-    /// from their beginning. An error changes nothing: the daemon is not there yet, or the channel is not; try again.
+    /// Connects again, to the daemon that runs now.
+    ///
+    /// Returns true if that daemon has kept the buffers. The reader then continues behind the sub-buffers it took last,
+    /// and gives the ones not yet given back to the new daemon. Returns false if the buffers are new: the reader starts
+    /// at their beginning. An error changes nothing: the daemon or the channel is not there yet, so the caller tries
+    /// again.
     pub fn reopen(&mut self) -> Result<bool, ReadError> {
         let (connection, bell, buffers) = connect(&self.place, Some(&self.buffers.id))?;
         (self.connection, self.bell) = (connection, bell);
@@ -111,13 +115,17 @@ impl Reader {
         }
     }
 
-    /// Which buffers these are.
+    /// Identifies the buffers that are read.
     pub fn buffers_id(&self) -> &BuffersId {
         &self.buffers.id
     }
 
-    /// Bytes of a CPU's buffer that were read or lost since the channel was created, as far as the daemon has said so. `None`
-    /// if the CPU is not read; in overwrite mode also where the writer has overwritten what tells it.
+    /// Bytes of a CPU's buffer that were read or lost since the channel was created.
+    ///
+    /// It counts what the daemon has published so far.
+    ///
+    /// `None` if the CPU is not read. In overwrite mode also if the writer has overwritten the record that holds the
+    /// number.
     pub fn consumed_bytes(&self, cpu: usize) -> Option<u64> {
         self.buffers.views.get(cpu)?.as_ref()?.consumed_bytes()
     }
@@ -132,9 +140,13 @@ impl Reader {
         &self.connection.geometry
     }
 
-    /// The next finished sub-buffer of a CPU; `None` if there is none yet, or the CPU is not read. What is partly read goes
-    /// on where that ended. In overwrite mode some may have been passed over, see their numbers, and one that was taken may
-    /// be overwritten any time: [`SubBuffer::is_whole`] says so.
+    /// Takes the next finished sub-buffer of a CPU.
+    ///
+    /// `None` if there is none yet, or the CPU is not read.
+    ///
+    /// A sub-buffer that was partly read begins where that read ended. In overwrite mode sub-buffers may have been
+    /// skipped: compare their numbers. A sub-buffer that was taken may be overwritten any time: see
+    /// [`SubBuffer::is_whole`].
     pub fn next_finished(&mut self, cpu: usize) -> Option<SubBuffer<'_>> {
         self.buffers.views.get_mut(cpu)?.as_mut()?.next_finished()
     }
@@ -144,9 +156,11 @@ impl Reader {
         self.buffers.views.get(cpu).and_then(Option::as_ref).is_some_and(MappedReader::has_finished)
     }
 
-    /// Gives back all sub-buffers of a CPU that were taken since the last time. [`ReadError::Stale`] if others did before;
-    /// then nothing was given back, and [`Reader::next_finished`] goes on with what is unread. [`ReadError::Gone`] if the
-    /// daemon has gone: it may have had them, or not, which [`Reader::reopen`] finds out.
+    /// Gives back all sub-buffers of a CPU that were taken since the last call.
+    ///
+    /// [`ReadError::Stale`] if another reader gave them back before. Then nothing was given back, and
+    /// [`Reader::next_finished`] continues with unread data. [`ReadError::Gone`] if the daemon has gone. It may or may
+    /// not have received them; [`Reader::reopen`] finds out.
     pub fn release(&mut self, cpu: usize) -> Result<(), ReadError> {
         let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
         let Some((from, count)) = view.take_back() else { return Ok(()) };
@@ -164,11 +178,13 @@ impl Reader {
         }
     }
 
-    /// Forgets what was taken of a CPU without giving it back, and goes on with what is unread: who has read the file in
-    /// between calls this.
+    /// Forgets a CPU's taken sub-buffers without giving them back, and continues with unread data.
+    ///
+    /// A caller that has read the CPU's file in between needs this call.
     pub fn go_back(&mut self, cpu: usize) -> Result<(), ReadError> {
         let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
-        // What a read() has brought is told as consumed a moment after it. The answer to this, whatever it is, comes later.
+        // The daemon publishes a read() as consumed shortly after it replies. Any answer to this request comes later
+        // than that.
         match self.connection.request(&Watch { channel: self.connection.channel, cpu: cpu as u32 }) {
             Ok(()) | Err(ReadError::Refused(_)) => {}
             Err(error) => return Err(error),
@@ -177,8 +193,9 @@ impl Reader {
         Ok(())
     }
 
-    /// Waits until a sub-buffer is finished that was not taken yet, or `deadline` has come: false. [`ReadError::Gone`] if
-    /// the channel, or the daemon, has gone; what is finished can be taken all the same.
+    /// Waits for a finished sub-buffer that was not taken yet; returns false when `deadline` has come.
+    ///
+    /// [`ReadError::Gone`] if the channel or the daemon has gone. Finished sub-buffers can still be taken.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<bool, ReadError> {
         loop {
             self.drain_bell();
@@ -210,7 +227,7 @@ impl Reader {
         }
     }
 
-    /// Asks for a ring from every buffer that is read. Whether it is not necessary: there is something.
+    /// Asks the daemon to signal the next finished sub-buffer of every CPU. Returns true if there is one already.
     fn watch(&mut self) -> Result<bool, ReadError> {
         for (cpu, view) in self.buffers.views.iter().enumerate() {
             let Some(view) = view else { continue };
@@ -234,14 +251,14 @@ impl Reader {
 
     fn drain_bell(&self) {
         if let Some(bell) = self.bell.get() {
-            // Non-blocking; that it was not rung is no error.
+            // Non-blocking: an error only says that there was no signal.
             let _ = nix::unistd::read(bell, &mut [0; 8]);
         }
     }
 }
 
-/// The bell: readable when [`Reader::wait`] would return, once it has been called. For programs with an event loop of their
-/// own.
+/// The eventfd that becomes readable when [`Reader::wait`], called before, would return. For programs with an event
+/// loop.
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
@@ -259,7 +276,7 @@ fn files_error(why: impl Into<String>) -> ReadError {
 fn check(reply: &ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Result<Vec<OwnedFd>, ReadError> {
     if reply.layout_version != LAYOUT_VERSION {
         let theirs = reply.layout_version;
-        return Err(files_error(format!("they have layout {theirs}, this release knows {LAYOUT_VERSION}")));
+        return Err(files_error(format!("their layout is {theirs}, this release reads {LAYOUT_VERSION}")));
     }
     let expected = reply.count as usize + if is_first { SHARE_FIRST_EXTRA } else { 0 };
     if descriptors.len() != expected {
@@ -269,7 +286,7 @@ fn check(reply: &ShareReply, descriptors: Vec<OwnedFd>, is_first: bool) -> Resul
     Ok(descriptors)
 }
 
-/// Opens the channel and has its files sent: the connection, its bell, and the buffers, unless they are `known`.
+/// Opens the channel, and receives its eventfd and, unless `known`, its buffers.
 fn connect(
     place: &Place,
     known: Option<&BuffersId>,

@@ -16,7 +16,7 @@ int main()
 
 	callbacks.subbuf_start = subbuf_start;
 	rchan *chan = relay_open("app/cplusplus", NULL, 65536, 4, &callbacks, &line);
-	// Where the daemon writes for us nobody can be asked.
+	// If the daemon writes for this process, there are no callbacks.
 	if (!chan)
 		chan = relay_open("app/cplusplus", NULL, 65536, 4, NULL);
 	if (!chan || relay_write(chan, line.data(), line.size())) {

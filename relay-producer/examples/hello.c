@@ -1,5 +1,5 @@
 /*
- * A line for each argument, or "Hello world", into channel "cpu" of the relayfs on $RELAYFS or /mnt/relay.
+ * Writes a line for each argument, or "Hello world", into channel "cpu" of the relayfs on $RELAYFS or /mnt/relay.
  *
  *     cc hello.c $(pkg-config --cflags --libs relay) -o hello && ./hello && cat /mnt/relay/cpu*
  */

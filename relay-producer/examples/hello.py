@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes each line of standard input as a message, by way of librelay. hello.py [CHANNEL]"""
+"""Writes each line of standard input as a message, with librelay. hello.py [CHANNEL]"""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ relay.relay_open.argtypes = [
     ctypes.c_size_t,  # subbuf_size
     ctypes.c_size_t,  # n_subbufs
     ctypes.c_void_p,  # callbacks
-    ctypes.c_void_p,  # private_data: here six arguments, always
+    ctypes.c_void_p,  # private_data: ctypes always passes all six arguments
 ]
 relay.relay_write.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
 relay.relay_close.argtypes = [ctypes.c_void_p]

@@ -1,6 +1,6 @@
 /*
- * Threads that log into one channel, each a number of lines, and keep a flight recorder: what finds no room takes that of
- * the oldest. A signal handler logs, too.
+ * Threads that log into one channel, each a number of lines. The channel is a flight recorder: new messages replace the
+ * oldest. A signal handler logs, too.
  *
  *     cc -pthread logger.c $(pkg-config --cflags --libs relay) -o logger && ./logger 4 1000
  */
@@ -15,7 +15,7 @@
 static struct rchan *chan;
 static int lines;
 
-/* Room is always made; with a header, each sub-buffer could begin with something of ours. */
+/* Accepts every sub-buffer. With a header, this function could fill in its start. */
 static int subbuf_start(struct rchan_buf *buf, void *subbuf, void *prev_subbuf, size_t prev_padding)
 {
 	(void)buf, (void)subbuf, (void)prev_subbuf, (void)prev_padding;
@@ -39,7 +39,7 @@ static void *work(void *argument)
 	int thread = *(int *)argument, line;
 
 	for (line = 0; line < lines; line++) {
-		/* Written in place, without a buffer of our own. */
+		/* Filled in place, without another buffer. */
 		char *text = relay_reserve(chan, 30);
 
 		if (!text) {
@@ -67,7 +67,7 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	chan = relay_open("app/log", NULL, 262144, 4, &overwriting);
-	/* Nobody can be asked where the daemon writes for us; then what finds no room is dropped. */
+	/* If the daemon writes for this process, there are no callbacks; messages without room are dropped. */
 	if (!chan && errno == ENOTSUP)
 		chan = relay_open("app/log", NULL, 262144, 4, NULL);
 	if (!chan) {
@@ -80,7 +80,7 @@ int main(int argc, char **argv)
 		if (pthread_create(&ids[i], NULL, work, &numbers[i]))
 			return 1;
 	}
-	/* From a signal handler only where buffers are shared. */
+	/* A signal handler may write only with shared buffers. */
 	if (chan->overwrite)
 		raise(SIGUSR1);
 	for (i = 0; i < threads; i++)

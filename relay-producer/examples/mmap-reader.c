@@ -1,11 +1,12 @@
 /*
- * Reads one CPU's buffer without copying it, as clients of the kernel's relay do: maps it and the channel's positions, waits in
- * poll for finished sub-buffers, writes them to standard output, and gives them back. Needs no library. Ends when the channel
- * does, or, with -n, when nothing finished is left. The daemon must run as root, and Linux be 6.9 or later.
+ * Reads one CPU's buffer without copying it, as clients of the kernel's relay do. It maps the buffer and the
+ * channel's positions, polls for finished sub-buffers, writes them to standard output, and gives them back. It needs
+ * no library. It ends with the channel, or, with -n, when no finished sub-buffer is left. The daemon must run as root
+ * on Linux 6.9 or later.
  *
  *     cc mmap-reader.c -o mmap-reader && ./mmap-reader [-n] /mnt/relay cpu 0
  *
- * For a channel that does not overwrite, with one reader. Positions are lap | slot | offset, see relay/docs/FORMAT.md.
+ * It is for one reader of a channel that does not overwrite. Positions are lap | slot | offset, see relay/docs/FORMAT.md.
  */
 #include <fcntl.h>
 #include <poll.h>
@@ -16,10 +17,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* The layout of the control file that this knows, and where in it things are. */
+/* The layout version of the control file that this program knows, and offsets in the file. */
 enum { VERSION = 1, REQUIRED = 16, SUBBUF_SIZE = 32, N_SUBBUFS = 36, HEADER = 40, FLAGS = 44, N_BUFS = 48, OFFSET_BITS = 52,
        SLOT_BITS = 53, BUFFERS = 56, BUFFER_STRIDE = 64, RECORDS = 72, RECORD_STRIDE = 80, HEADER_LEN = 88 };
-/* In a buffer's block, and in a record. */
+/* Offsets in a buffer's block, and in a record. */
 enum { STATE = 0, CONSUMED = 64, NUMBER = 0, PADDING = 16 };
 
 static void fail(const char *what)
@@ -107,7 +108,7 @@ int main(int argc, char **argv)
 	sprintf(end, "%lu", (unsigned long)cpu);
 	data_fd = open_file(path, sizeof path, argv[1], "", argv[2], end, O_RDONLY);
 
-	/* The buffer's own file is polled; another one maps its ring. */
+	/* The buffer's file is for poll; another file maps its ring. */
 	sprintf(end, "/map/cpu%lu", (unsigned long)cpu);
 	ring_fd = open_file(path, sizeof path, argv[1], ".relay/channels/", argv[2], end, O_RDONLY);
 	const char *data = map(ring_fd, path, size * n);
@@ -121,7 +122,7 @@ int main(int argc, char **argv)
 		const char *record = records + (2 * slot + (lap & 1)) * stride;
 
 		if ((int64_t)((state & ~offset_mask) - (at & ~offset_mask)) > 0) {
-			/* Finished: what is between what was read of it and the padding. */
+			/* Finished: the bytes from the last one read to the padding. */
 			uint64_t from = at & offset_mask, to = size - u64(record + PADDING);
 
 			from = from < skip ? skip : from;

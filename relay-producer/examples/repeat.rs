@@ -1,4 +1,5 @@
-//! Writes a message into channel `cpu`, so many times. `tests/instructions.sh` counts the instructions of one.
+//! Writes a message into channel `cpu` N times.
+//! `tests/instructions.sh` counts the instructions of one write.
 //!
 //! `cargo run --release -p relay-producer --example repeat -- MOUNT MESSAGE N`
 
@@ -14,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// A function of its own, so that it can be found.
+/// A separate function, so that `tests/instructions.sh` finds its name.
 #[inline(never)]
 fn repeat(channel: &Channel, message: &[u8], n: usize) -> Result<(), WriteError> {
     (0..n).try_for_each(|_| channel.write(message))

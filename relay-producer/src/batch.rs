@@ -1,14 +1,14 @@
-//! Many messages, and what became of each: written directly where that is possible, else in frames, several of them
-//! under way at once.
+//! Batches: many messages, and the results for each.
+//! Messages are written directly if possible, else sent in frames, with several frames in flight at once.
 //!
-//! A batch writes directly only while nothing of it is on its way through the socket. So its messages keep their order. One
-//! that finds no room and shall wait stays here: what goes to the daemon is a message of no bytes, which is answered
-//! when there is room. A producer that waits for its reader so pays for one answer each time the buffer is full, and loses
-//! nothing if the daemon dies meanwhile.
+//! A batch writes directly only while none of its messages is on its way through the socket, so its messages keep their
+//! order. A message that waits for room stays in this process. The daemon gets an empty message instead, and answers it
+//! when there is room. A producer that waits for its reader therefore pays for one answer each time the buffer is full.
+//! It loses no message if the daemon dies meanwhile.
 //!
-//! Where the buffers are shared the end of the connection is no end of the batch: what needs a daemon waits for the next one,
-//! as long as it would wait for an answer. Frames whose answers never came are neither written nor lost, for all that
-//! anybody knows; `finish` says how many messages they had.
+//! With shared buffers the batch outlives the connection. A message that needs a daemon waits for the next one, as long
+//! as it would wait for an answer. Messages of frames without an answer may be written or lost; `finish` returns their
+//! number.
 
 mod awaiting;
 
@@ -29,39 +29,42 @@ use crate::socket::reconnect::Link;
 use crate::socket::replies::Reply;
 use crate::socket::write_frame::WriteFrame;
 
-/// Most frames under way. Few enough that their replies can never fill a socket, enough to keep both sides busy.
+/// Most frames in flight.
+/// They are few enough that their replies never fill a socket, and enough to keep both sides busy.
 const WINDOW: usize = 8;
 
-/// A stream of messages whose fate is asked for.
+/// A stream of messages with a result for each.
 ///
-/// [`push`](Self::push) writes into shared buffers, or gathers, and sends what fills a frame; [`send`](Self::send) sends
-/// the rest at once; [`finish`](Self::finish) waits until the daemon has answered for everything. All three may wait:
-/// for answers to earlier frames, and for room in the buffer if the options say so. With shared buffers they go on when the
-/// daemon crashes: who must wait for it waits for the next one, for ever, or 10 s longer than for room. After an
-/// error the batch takes no more; `finish` then collects what is still to be known. A batch that is dropped without it is still written,
-/// as far as it was sent; nobody will know what became of it.
+/// [`push`](Self::push) writes into shared buffers, or gathers messages and sends full frames. [`send`](Self::send)
+/// sends the rest at once. [`finish`](Self::finish) waits until the daemon has answered for everything. All three may
+/// wait: for answers to earlier frames, and for room in the buffer if the options say so.
+///
+/// With shared buffers they continue when the daemon crashes. A message that needs the daemon waits for the next one,
+/// without limit, or 10 s longer than for room. After an error the batch takes no more messages; `finish` then collects
+/// the remaining answers. A batch that is dropped without `finish` is still written as far as it was sent, but its
+/// results are lost.
 #[derive(Debug)]
 pub struct Batch {
     link: Arc<Link>,
     connection: Arc<Connection>,
     options: BatchOptions,
     frame: WriteFrame,
-    /// Ids of the frames that are not answered yet, oldest first, and how many messages each has.
-    under_way: VecDeque<(u32, u64)>,
-    /// Messages are written directly. Then nothing has been gathered, and nothing is under way.
+    /// Ids of the frames without an answer, oldest first, and the number of messages in each.
+    in_flight: VecDeque<(u32, u64)>,
+    /// Whether messages are written directly. Then none is gathered, and no frame is in flight.
     direct: bool,
     counts: Counts,
-    /// Messages that went with a daemon which did not answer.
+    /// Messages sent to a daemon that did not answer.
     unanswered: u64,
-    /// Told of the daemon's absence, if the batch waits for the next daemon as long as it takes.
+    /// Callback about the daemon's absence, if the batch waits for the next daemon without limit.
     outlives: Option<Outlives>,
-    /// Bytes of messages that are not waited with, having found no room right after one that has waited in vain, and
-    /// what was written when that was.
+    /// Bytes of further messages that are dropped without a wait, after one waited too long.
+    /// The second number is `counts.written` at that time.
     given_up: (usize, u64),
 }
 
 impl Batch {
-    /// `connection` need not work if it has buffers.
+    /// Begins a batch. `connection` need not work if it has buffers.
     pub(crate) fn new(
         link: Arc<Link>,
         connection: Arc<Connection>,
@@ -74,7 +77,7 @@ impl Batch {
             connection,
             options,
             frame,
-            under_way: VecDeque::with_capacity(WINDOW),
+            in_flight: VecDeque::with_capacity(WINDOW),
             direct: false,
             counts: Counts::default(),
             unanswered: 0,
@@ -83,7 +86,7 @@ impl Batch {
         })
     }
 
-    /// Adds a message. Too big ones are counted, nothing else.
+    /// Adds a message. A message that is too big is only counted.
     #[inline]
     pub fn push(&mut self, message: &[u8]) -> Result<(), RequestError> {
         if !self.direct {
@@ -111,7 +114,7 @@ impl Batch {
         }
     }
 
-    /// What follows from a direct write that did not simply succeed.
+    /// Handles a direct write that did not simply succeed.
     #[inline(never)]
     fn written_otherwise(&mut self, mut direct: Direct, message: &[u8]) -> Result<(), RequestError> {
         if direct == Direct::Full && self.options.wait != Wait::No {
@@ -142,12 +145,13 @@ impl Batch {
         Ok(())
     }
 
-    /// Waits for room, and writes a message that has found none. [`Direct::Full`]: it waited in vain, and is counted.
+    /// Waits for room, and writes a message.
+    /// [`Direct::Full`]: the wait was too long, and the message is counted.
     #[cold]
     fn write_when_room(&mut self, message: &[u8]) -> Result<Direct, RequestError> {
         let (len, written) = (MESSAGE_PREFIX_LEN + message.len(), self.counts.written);
         if self.given_up.1 == written && self.given_up.0 >= len {
-            // One wait serves as many messages as a frame would hold.
+            // One timed-out wait serves as many messages as a frame would hold.
             self.given_up.0 -= len;
             return Ok(self.write_or_drop(message));
         }
@@ -160,13 +164,13 @@ impl Batch {
                 continue;
             }
             self.given_up = (self.connection.room, written);
-            // What the daemon says is lost, it has counted.
+            // The daemon has counted a message that it reports as dropped.
             return Ok(if overdue { self.write_or_drop(message) } else { direct });
         }
         Ok(direct)
     }
 
-    /// Writes a message that is not to be waited with any longer.
+    /// Writes a message that must not wait any longer.
     fn write_or_drop(&self, message: &[u8]) -> Direct {
         match (self.write_if_room(message, true), self.connection.shared()) {
             (Direct::TooLongOrInterrupted, Some(shared)) if !self.works() => {
@@ -176,12 +180,13 @@ impl Batch {
         }
     }
 
-    /// Waits until there may be room. False: there was none in time, and that is counted as one message dropped.
+    /// Waits until there may be room.
+    /// False: there was none in time, and one message is counted as dropped.
     fn await_room(&mut self, until: Deadline) -> Result<bool, RequestError> {
         if !self.works() {
             match self.find_daemon(until) {
                 Ok(()) => {}
-                // Whoever asks finds that time is up.
+                // The caller finds that the time is up.
                 Err(_) if until.is_some_and(|at| at <= Instant::now()) && self.survives() => return Ok(true),
                 Err(error) => return Err(error),
             }
@@ -196,18 +201,19 @@ impl Batch {
         let connection = &self.connection;
         if let Err(error) = connection.when_room(deadline, || connection.send(&mut nothing, envelope)) {
             connection.forget(id);
-            // Gone: round again.
+            // The connection has ended: try again.
             return if error == SendError::Gone && self.survives() { Ok(true) } else { Err(error.into()) };
         }
         match connection.reply(id, deadline).and_then(Reply::counts) {
-            // For ever is until there is room, or the channel is closed, which the next try tells.
+            // A wait without limit ends when there is room, or with the channel, which the next try finds.
             Ok(WriteReply { dropped, .. }) => Ok(dropped == 0 || until.is_none()),
             Err(RequestError::Disconnected) if self.survives() => Ok(true),
             Err(error) => Err(error),
         }
     }
 
-    /// Writes a message directly that had better gone by the socket. [`Direct::TooLongOrInterrupted`]: no.
+    /// Writes a message directly that should go over the socket.
+    /// [`Direct::TooLongOrInterrupted`]: this failed.
     #[cold]
     fn insist(&mut self, message: &[u8]) -> Result<Direct, RequestError> {
         let Some(shared) = self.connection.shared() else { return Ok(Direct::Detached) };
@@ -246,7 +252,7 @@ impl Batch {
         self.add_to_frame(message)
     }
 
-    /// Goes back to direct writing if this thread can, waiting for everything that is under way.
+    /// Returns to direct writing if this thread can, after waiting for all frames in flight.
     fn becomes_direct(&mut self) -> Result<bool, RequestError> {
         let here = self.connection.shared().map(|shared| shared.is_here(self.options.cpu));
         match here {
@@ -263,7 +269,7 @@ impl Batch {
         Ok(true)
     }
 
-    /// Adds a message to the frame, sending that first if it has no room.
+    /// Adds a message to the frame, which is sent first if it has no room.
     fn add_to_frame(&mut self, message: &[u8]) -> Result<(), RequestError> {
         if message.len() > self.connection.message_max {
             self.count_too_big();
@@ -279,19 +285,19 @@ impl Batch {
         Ok(())
     }
 
-    /// Counts a message that is too big even to be shown to [`push`](Self::push).
+    /// Counts a message that is too big even for [`push`](Self::push).
     pub fn count_too_big(&mut self) {
         self.counts.too_big += 1;
         if self.connection.shared().is_some_and(|shared| shared.count_too_big(self.options.cpu)) {
             return;
         }
-        // The protocol has no other word for a message that the daemon never saw.
+        // The protocol has no other counter for a message that the daemon never saw.
         if let Ok(cpu) = self.connection.buffer_of(self.options.cpu) {
             self.connection.add_lost(cpu, 1);
         }
     }
 
-    /// Sends what has been gathered.
+    /// Sends the gathered messages.
     pub fn send(&mut self) -> Result<(), RequestError> {
         if self.frame.n_messages() == 0 {
             return Ok(());
@@ -302,7 +308,7 @@ impl Batch {
     }
 
     fn send_frame(&mut self) -> Result<(), RequestError> {
-        if self.under_way.len() >= WINDOW {
+        if self.in_flight.len() >= WINDOW {
             self.collect(self.deadline())?;
         }
         let id = self.connection.expect();
@@ -312,9 +318,9 @@ impl Batch {
 
     fn deliver(&mut self, id: u32) -> Result<(), RequestError> {
         let envelope = self.envelope(id)?;
-        while !self.under_way.is_empty() {
+        while !self.in_flight.is_empty() {
             match self.connection.send(&mut self.frame, envelope) {
-                // The answer to an earlier frame says that the socket was emptied at least that far.
+                // The answer to an earlier frame shows that the daemon has emptied the socket up to that frame.
                 Err(SendError::Full) => self.collect(self.deadline())?,
                 sent => return Ok(sent?),
             }
@@ -328,7 +334,7 @@ impl Batch {
     }
 
     fn try_send_long(&mut self, message: &[u8]) -> Result<(), RequestError> {
-        // Nobody here takes replies while its frames go out.
+        // This thread takes no replies while its frames go out.
         self.collect_all()?;
         let deadline = self.deadline();
         let id = self.connection.expect();
@@ -339,10 +345,10 @@ impl Batch {
         self.sent(id, 1, sent)
     }
 
-    /// Enters a frame that was sent into the list, and makes the connection forget one that was not.
+    /// Lists a sent frame as in flight, or makes the connection forget one that was not sent.
     fn sent(&mut self, id: u32, n_messages: u64, sent: Result<(), RequestError>) -> Result<(), RequestError> {
         match sent {
-            Ok(()) => self.under_way.push_back((id, n_messages)),
+            Ok(()) => self.in_flight.push_back((id, n_messages)),
             Err(_) => self.connection.forget(id),
         }
         sent
@@ -355,10 +361,10 @@ impl Batch {
 
     /// Waits for the answer to the oldest frame.
     fn collect(&mut self, deadline: Deadline) -> Result<(), RequestError> {
-        let Some((id, n_messages)) = self.under_way.pop_front() else { return Ok(()) };
+        let Some((id, n_messages)) = self.in_flight.pop_front() else { return Ok(()) };
         match self.connection.reply(id, deadline).and_then(Reply::counts) {
             Ok(WriteReply { written, dropped, too_big }) => {
-                // A daemon's numbers: wrong ones must not end this process.
+                // The numbers are the daemon's: wrong ones must not end this process.
                 let Counts { written: w, dropped: d, too_big: t } = self.counts;
                 self.counts = Counts {
                     written: w.saturating_add(written),
@@ -375,11 +381,11 @@ impl Batch {
         }
     }
 
-    /// Waits for all answers; the first error is the one that is told.
+    /// Waits for all answers, and returns the first error.
     fn collect_all(&mut self) -> Result<(), RequestError> {
         let mut result = Ok(());
-        while !self.under_way.is_empty() {
-            // A daemon that let one deadline pass does not get another one.
+        while !self.in_flight.is_empty() {
+            // A daemon that missed one deadline does not get another one.
             let overdue = matches!(result, Err(RequestError::NoReply));
             let deadline = if overdue { Some(Instant::now()) } else { self.deadline() };
             result = result.and(self.collect(deadline));
@@ -387,7 +393,7 @@ impl Batch {
         result
     }
 
-    /// Sends what has been gathered and waits for the answers to everything.
+    /// Sends the gathered messages, waits for all answers, and returns the counts.
     pub fn finish(&mut self) -> Result<Counts, RequestError> {
         let sent = self.send();
         let collected = self.collect_all();
@@ -398,7 +404,7 @@ impl Batch {
         sent.and(collected).and(unanswered).map(|()| self.counts)
     }
 
-    /// What is known so far.
+    /// Returns the counts so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
@@ -406,7 +412,7 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        for &(id, _) in &self.under_way {
+        for &(id, _) in &self.in_flight {
             self.connection.forget(id);
         }
     }

@@ -1,4 +1,4 @@
-//! How a channel is opened.
+//! Opening a channel with options.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::error::OpenError;
 use crate::socket::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
 use crate::transport::TransportChoice;
 
-/// How a channel is to be opened; made by [`Channel::builder`].
+/// Options for opening a channel; made by [`Channel::builder`].
 #[derive(Clone, Debug)]
 pub struct Builder {
     mount: PathBuf,
@@ -32,31 +32,32 @@ impl Builder {
         }
     }
 
-    /// Whether to create the channel if there is none of that name. One that exists keeps its geometry.
+    /// Sets whether to create the channel if it does not exist.
+    /// An existing one keeps its geometry.
     pub fn create(mut self, create: bool) -> Self {
         self.create = create;
         self
     }
 
-    /// The geometry of a channel that is created; what it leaves out is left to the daemon.
+    /// Sets the geometry of a new channel. The daemon chooses missing values.
     pub fn geometry(mut self, spec: GeometrySpec) -> Self {
         self.spec = spec.or(&self.spec);
         self
     }
 
-    /// What a channel that is created does when its buffers are full.
+    /// Sets what writers of a new channel do when its buffers are full.
     pub fn mode(mut self, mode: Mode) -> Self {
         self.spec.mode = Some(mode);
         self
     }
 
-    /// Whether a channel that is created has one buffer for all CPUs.
+    /// Sets whether a new channel has one buffer for all CPUs.
     pub fn global(mut self, global: bool) -> Self {
         self.spec.global = Some(global);
         self
     }
 
-    /// How messages are to get into the buffers, now and after every loss of the connection.
+    /// Sets the transport of messages, now and after every loss of the connection.
     pub fn transport(mut self, choice: TransportChoice) -> Self {
         self.transport = choice;
         self
@@ -73,7 +74,7 @@ impl Builder {
         request.check()?;
         let socket = find(&self.mount)?;
         let handshake = Handshake::begin(&socket, OPEN_LIMIT, None)?;
-        match handshake.go_on(&request, Some(Instant::now() + OPEN_LIMIT))? {
+        match handshake.advance(&request, Some(Instant::now() + OPEN_LIMIT))? {
             Progress::Done(connection) => Ok(Channel::new(self.mount, request, connection)),
             Progress::Waiting(handshake) => Err(handshake.overdue()),
         }

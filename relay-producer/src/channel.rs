@@ -1,4 +1,4 @@
-//! The API: a channel that is opened once and written to from anywhere in the process.
+//! The API: a channel, opened once and written to by any thread of the process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,69 +22,75 @@ use crate::socket::replies::Reply;
 use crate::socket::write_frame::WriteFrame;
 use crate::transport::Transport;
 
-/// How long [`Channel::write`] may take for a message that is longer than the socket holds at once.
+/// Longest time of a [`Channel::write`] of a message that exceeds the socket's queue.
 const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 
 /// An open channel.
 ///
-/// It can be used from many threads at once, through `&self`. [`write`](Self::write) never waits: not for the daemon,
-/// not for a reader, not for other threads that do. [`write_batch`](Self::write_batch), [`batch`](Self::batch) and
+/// Many threads can use it at once, through `&self`. [`write`](Self::write) never waits: not for the daemon, not for a
+/// reader, not for threads that wait. [`write_batch`](Self::write_batch), [`batch`](Self::batch) and
 /// [`flush`](Self::flush) wait for the daemon's answer.
 ///
-/// **Transports.** Where the daemon lets this process have the channel's buffers ([`Transport::Shared`]), a message is
-/// written straight into them, without a system call. Otherwise ([`Transport::Socket`]) it goes to the daemon as a packet.
-/// Also with shared buffers some messages go that way: those of more than 64 KiB, those for another CPU than the one
-/// the caller runs on, those of threads whose C library did not register them for restartable sequences, and one that
-/// was interrupted 64 times. Sharing means trusting: a process that has the buffers can damage what others wrote, and by
-/// truncating the files end those who write there, by SIGBUS: a handler for that is the program's to install, not ours.
+/// **Transports.** If the daemon gives this process the channel's buffers ([`Transport::Shared`]), a message is written
+/// straight into them, without a system call. Otherwise ([`Transport::Socket`]) the daemon gets it as a packet. With
+/// shared buffers some messages still go over the socket:
+/// * those of more than 64 KiB
+/// * those for another CPU than the caller's
+/// * those of threads that the C library did not register for restartable sequences
+/// * those whose sequence was interrupted 64 times
 ///
-/// **Order.** What one thread writes arrives in the order in which it was written, as far as it goes to one CPU's
-/// buffer. With shared buffers there are exceptions: a message that [`write_to`](Self::write_to) sends to another CPU
-/// may be overtaken by what the thread writes after moving there, and one of more than 64 KiB by all later ones if the
-/// daemon has not written it after 0.1 s. A [`flush`](Self::flush) in between keeps them apart. What is in a batch keeps
-/// its order always.
+/// Sharing requires trust. A process with the buffers can corrupt messages of others. By truncating the files it can
+/// end, by SIGBUS, the processes that write there. The program may install a handler for SIGBUS; this library does not.
 ///
-/// **When the daemon crashes**, writing into shared buffers goes on: no error, no pause. The next daemon takes them over and
-/// reads on; this process connects to it at a call that needs it, as flush does. Meanwhile, messages that would go by the socket
-/// are written directly if the caller is on their CPU; others are `Disconnected`. If the files are removed instead, so that
-/// nobody will ever read them, that is noticed when a sub-buffer is finished or messages are refused, and the channel is as
-/// one that was closed.
+/// **Order.** The messages of one thread for one CPU's buffer arrive in the order in which they were written. Shared
+/// buffers have two exceptions. A message that [`write_to`](Self::write_to) sends to another CPU can be overtaken by
+/// messages that the thread writes after moving there. A message of more than 64 KiB can be overtaken if the daemon has
+/// not written it after 0.1 s. A [`flush`](Self::flush) in between prevents both. A batch always keeps its order.
 ///
-/// **When the daemon is told to end**, it closes the channel: calls fail with `Disconnected` until there is a new daemon. Each
-/// looks for one, but at most one a second. [`write`](Self::write) does not wait for the new daemon's answers either, so it goes on
-/// failing until they are there. By the socket it is the same after a crash, and what was in the socket is lost.
+/// **When the daemon crashes**, writes into shared buffers continue: no error, no pause. The next daemon takes over the
+/// files and continues reading. This process connects to it in a call that needs the daemon, such as flush. Until then,
+/// a message for the socket is written directly if the caller is on its CPU; otherwise the call fails with
+/// `Disconnected`. If the files are removed, no daemon will ever read them. The library notices when a sub-buffer is
+/// finished or messages are refused, and treats the channel as closed.
 ///
-/// **After fork**, the child's first call makes a connection of its own, and waits for that. With shared buffers the
-/// child writes at once, and gets its connection when it finishes a sub-buffer or first needs the daemon. As with any
-/// lock, no other thread may be inside a call while a process forks, if the child is to use the channel. A child of vfork
-/// must not write; one in a PID namespace of its own that has its parent's number there must open a channel of its own.
+/// **When the daemon ends in order**, it closes the channel. Calls fail with `Disconnected` until there is a new
+/// daemon. Each call looks for one, but at most one call a second. [`write`](Self::write) does not wait for the new
+/// daemon's answers, so it fails until they have arrived. Over the socket a crash has the same effect, and the packets
+/// in the socket are lost.
 ///
-/// **Descriptors** of this library are 3 or above, and close-on-exec. The program may close them, as daemons close all they
-/// have. Before the library writes to a descriptor or closes it, it checks that the descriptor is still its own; another one
-/// with that number is left alone. Shared buffers can still be written, and a call that needs the daemon connects again, as
-/// after a crash. One race remains: another thread closes a descriptor and opens another one between the check and the
-/// write, or the close. So no thread should be inside a call while another one closes descriptors of the library.
+/// **After fork**, the child's first call makes a new connection and waits for it. With shared buffers the child writes
+/// at once. It gets its connection when it finishes a sub-buffer or first needs the daemon. As with any lock, no other
+/// thread may be inside a call during a fork after which the child uses the channel. A child of vfork must not write. A
+/// child in a new PID namespace where it has its parent's number must open the channel itself.
+///
+/// **Descriptors** of this library are 3 or above, and close-on-exec. The program may close them, as daemons close all
+/// they have. Before the library writes to a descriptor or closes it, it checks that the descriptor is still its own.
+/// It leaves another descriptor with that number alone. Shared buffers can still be written, and a call that needs the
+/// daemon connects again, as after a crash. One race remains: another thread closes a descriptor and opens another one
+/// between the check and the write, or the close. So no thread should be inside a call while another one closes
+/// descriptors of the library.
 ///
 /// **In signal handlers**, [`write`](Self::write) may be called if the transport is shared and the message has at most
-/// 64 KiB: it takes no locks and no memory then, also when the daemon crashes, unless it is itself interrupted 64 times in a
-/// row. That ends when the channel is closed or its files are removed: `write` looks for another daemon then. And in a forked
-/// child it begins when that has its own connection, as it has after a [`flush`](Self::flush).
+/// 64 KiB. Then it takes no lock and no memory, even after a crash of the daemon, unless the handler itself is
+/// interrupted 64 times in a row. It is no longer safe once the channel is closed or its files are removed: `write`
+/// then looks for another daemon. In a forked child it is safe only once the child has a connection, as after a
+/// [`flush`](Self::flush).
 #[derive(Debug)]
 pub struct Channel {
-    /// The first buffers, where most channels ever write.
+    /// The first buffers; most channels never have others.
     first: Arc<DirectBuffers>,
     link: Arc<Link>,
     created: bool,
 }
 
 impl Channel {
-    /// Opens an existing channel of the daemon behind `mount`, which is a mount point or a socket.
+    /// Opens an existing channel of the daemon behind `mount`: a mount point or a socket.
     pub fn open(mount: impl AsRef<Path>, name: &str) -> Result<Channel, OpenError> {
         Channel::builder(mount, name).open()
     }
 
-    /// Prepares to open, and perhaps to create, a channel of the daemon behind `mount`, which is a mount point or a
-    /// socket.
+    /// Returns a builder that opens, and may create, a channel of the daemon behind `mount`.
+    /// `mount` is a mount point or a socket.
     pub fn builder(mount: impl AsRef<Path>, name: &str) -> Builder {
         Builder::new(mount.as_ref(), name)
     }
@@ -95,12 +101,12 @@ impl Channel {
         Channel { first: Arc::clone(link.buffers().first()), link: Arc::new(link), created }
     }
 
-    /// Writes a message into the buffer of the CPU on which the caller runs.
+    /// Writes a message into the buffer of the CPU that the caller runs on.
     ///
-    /// `Err` means that the message is lost. With shared buffers, `Ok` means that it is in the buffer. By the socket, `Ok`
-    /// means that the daemon will get it, even if this process ends now; whether there is room in the buffer is not
-    /// known yet. Every loss is counted, but for those while the daemon was away: by the socket, what is too big is
-    /// counted as such if it can be sent at all, and everything else among the dropped.
+    /// `Err` means that the message is lost. With shared buffers, `Ok` means that it is in the buffer. Over the socket,
+    /// `Ok` means that the daemon will get it, even if this process ends now; the buffer may still have no room. Every
+    /// loss is counted, except while the daemon is away. Over the socket, a message that is too big counts as such if
+    /// it can be sent at all. All other losses count as dropped.
     ///
     /// A message of more than 64 KiB may take up to 0.1 s if the daemon does not keep up.
     #[inline]
@@ -108,40 +114,40 @@ impl Channel {
         self.write_somewhere(None, message)
     }
 
-    /// Writes a message into the buffer of a given CPU; otherwise as [`write`](Self::write). In a global channel there
-    /// is only one buffer, and `cpu` means nothing.
+    /// Writes a message into the buffer of a given CPU; otherwise like [`write`](Self::write).
+    /// A global channel has only one buffer, and ignores `cpu`.
     ///
-    /// Also with shared buffers, a message for another CPU than the caller's goes by the socket.
+    /// A message for another CPU than the caller's goes over the socket, even with shared buffers.
     pub fn write_to(&self, cpu: usize, message: &[u8]) -> Result<(), WriteError> {
         self.write_somewhere(Some(cpu), message)
     }
 
-    /// The way of almost every message, by itself.
+    /// Returns an [`Appender`] to the first buffers: the path that almost every message takes.
     pub fn appender(&self) -> Appender {
         Appender::new(&self.first)
     }
 
-    /// Writes a message as [`write`](Self::write) does, but asks `gate` before a sub-buffer is begun for it, telling the CPU and how
-    /// things stand. If it refuses, the message is dropped as if all were full; the current sub-buffer is finished all the
-    /// same. It may be asked again for one message, and it must not write to the channel. What goes by the socket
-    /// is written without asking.
+    /// Writes like [`write`](Self::write), but calls `subbuf_start` before a sub-buffer begins.
+    /// The callback gets the CPU and the switch. If it refuses, the message is dropped as if all sub-buffers were full,
+    /// and the current one is finished all the same. It may be called several times for one message, and must not write
+    /// to the channel. For a message that goes over the socket it is not called.
     #[inline]
     pub fn write_if(
         &self,
         message: &[u8],
-        gate: &mut dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader>,
+        subbuf_start: &mut dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader>,
     ) -> Result<(), WriteError> {
         let shared = self.link.buffers().first();
-        match shared.write_if(message, gate) {
+        match shared.write_if(message, subbuf_start) {
             Direct::Written => Ok(()),
             Direct::Detached => {
                 if self.link.buffers().later().is_none() {
-                    // It may bring some; if not, the socket it is, or nothing.
+                    // A new connection may bring buffers; without them the socket remains, or nothing.
                     let _ = self.link.connection(false);
                 }
                 match self.link.buffers().later() {
                     Some(later) => {
-                        self.written_otherwise(later, later.write_if(message, gate), None, message)
+                        self.written_otherwise(later, later.write_if(message, subbuf_start), None, message)
                     }
                     None => self.write_by_socket(None, message, Direct::Detached),
                 }
@@ -150,7 +156,7 @@ impl Channel {
         }
     }
 
-    /// Whether all sub-buffers of a CPU are full; `None` where the buffers are not shared.
+    /// Returns whether all sub-buffers of a CPU are full; `None` if the buffers are not shared.
     pub fn is_full(&self, cpu: usize) -> Option<bool> {
         let buffers = self.link.buffers();
         buffers.first().is_full(cpu).or_else(|| buffers.later()?.is_full(cpu))
@@ -165,7 +171,7 @@ impl Channel {
         }
     }
 
-    /// What follows from a direct write that did not simply succeed.
+    /// Handles a direct write that did not simply succeed.
     #[inline(never)]
     fn written_otherwise(
         &self,
@@ -177,8 +183,8 @@ impl Channel {
         match direct {
             Direct::Written => Ok(()),
             Direct::WrittenUnheard => {
-                // A child gets a connection of its own; without one, the next call tries. Who only has lost the daemon does
-                // not look for one here: the next daemon looks after the buffers of those.
+                // A child gets a new connection; if that fails, the next call tries again. A process that has only lost
+                // the daemon does not look for one here: the next daemon watches the buffers of such processes.
                 if !shared.is_own() {
                     let _ = self.link.connection(false);
                 }
@@ -195,14 +201,15 @@ impl Channel {
         }
     }
 
-    /// Sends a message to the daemon. `why` it was not written directly.
+    /// Sends a message to the daemon. `why` is the reason for which it was not written directly.
     #[cold]
     fn write_by_socket(&self, cpu: Option<usize>, message: &[u8], mut why: Direct) -> Result<(), WriteError> {
         let Ok(connection) = self.link.connection(false) else {
             return self.write_without_daemon(cpu, message, why);
         };
         if let (Direct::Detached, Some(shared)) = (why, connection.shared()) {
-            // The connection is new. Later messages will go directly, so this one has to, lest they arrive before it.
+            // The connection is new. Later messages will go directly, so this one must too, or they would arrive before
+            // it.
             why = shared.write(cpu, message, true);
             if !matches!(why, Direct::WrongCpu | Direct::TooLongOrInterrupted | Direct::Detached) {
                 return self.written_otherwise(shared, why, cpu, message);
@@ -216,7 +223,7 @@ impl Channel {
             connection.add_lost(cpu, 1);
             return Err(too_big);
         }
-        // As above: this message is the exception, so it is to be in before the next one.
+        // As above: only this message goes over the socket, and must arrive before the next one.
         let answered = why == Direct::TooLongOrInterrupted;
         let (flags, id) =
             if answered { (WRITE_REPLY, connection.expect()) } else { (0, connection.new_id()) };
@@ -239,13 +246,13 @@ impl Channel {
                 Ok(Reply::Written(WriteReply { too_big: 1.., .. })) => Err(too_big),
                 Ok(Reply::Written(_)) => Err(WriteError::Full),
                 Ok(Reply::Refused(refused)) => Err(WriteError::Refused { errno: refused.errno }),
-                // It is on its way, and may be overtaken.
+                // The message is on its way, and may be overtaken.
                 Err(RequestError::NoReply) => Ok(()),
                 Ok(Reply::Done) | Err(_) => Err(WriteError::Disconnected),
             },
             Ok(()) => {
-                connection.add_on_its_way(cpu);
-                // Sent all the same, so that the buffer's rules decide what becomes of it and the right counter counts it.
+                connection.add_unsynced(cpu);
+                // Sent all the same, so that the buffer's rules apply and the right counter counts it.
                 if len > max { Err(too_big) } else { Ok(()) }
             }
             Err(SendError::Full) => {
@@ -256,7 +263,8 @@ impl Channel {
         }
     }
 
-    /// What becomes of a message that could not be sent. `why` it was not written directly.
+    /// Handles a message that could not be sent.
+    /// `why` is the reason for which it was not written directly.
     #[cold]
     fn write_without_daemon(
         &self,
@@ -280,7 +288,7 @@ impl Channel {
         }
     }
 
-    /// Writes many messages, and waits until the daemon has said what became of them.
+    /// Writes many messages, and waits for the daemon's answers about them.
     pub fn write_batch<I>(&self, messages: I, options: BatchOptions) -> Result<Counts, BatchError>
     where
         I: IntoIterator,
@@ -293,9 +301,9 @@ impl Channel {
         pushed.and(finished).map_err(|cause| BatchError { counts: batch.counts(), cause })
     }
 
-    /// Begins a batch whose messages come bit by bit.
+    /// Begins a batch whose messages come one by one.
     pub fn batch(&self, options: BatchOptions) -> Result<Batch, RequestError> {
-        // With buffers to write to there is no hurry.
+        // With buffers to write to, the batch can begin without waiting.
         let may_wait = self.link.latest().shared().is_none();
         let connection = match self.link.connection(may_wait) {
             Ok(connection) => connection,
@@ -310,7 +318,8 @@ impl Channel {
         Batch::new(Arc::clone(&self.link), connection, options)
     }
 
-    /// Finishes the current sub-buffer of every CPU, after everything written before through this `Channel`.
+    /// Finishes the current sub-buffer of every CPU.
+    /// It comes after all earlier messages through this `Channel`.
     pub fn flush(&self) -> Result<(), RequestError> {
         self.link.latest().look();
         let connection = self.link.connection(true).map_err(no_connection)?;
@@ -327,41 +336,42 @@ impl Channel {
         }
     }
 
-    /// Waits until everything written before through this `Channel` is in the buffers, or counted as lost. What is written directly
-    /// is there at once; this is for what goes by the socket. An error: the daemon is gone, or does not answer within 10 s,
-    /// and what was on its way may be lost.
+    /// Waits until all earlier messages of this `Channel` are in the buffers or counted as lost.
+    /// Directly written messages are there at once; this call is for those sent over the socket. An error means that
+    /// the daemon has gone, or does not answer within 10 s. Messages on their way may then be lost.
     pub fn sync(&self) -> Result<(), RequestError> {
         let connection = self.link.latest();
         if connection.is_own() { connection.sync(Some(Instant::now() + REPLY_LIMIT)) } else { Ok(()) }
     }
 
-    /// Ends the connection as dropping the channel does, but while other threads may still be using it: their calls fail with
-    /// `Disconnected` from now on, and what they are writing at this moment may be lost.
+    /// Ends the connection like dropping the channel, while other threads may still use it.
+    /// Their later calls fail with `Disconnected`, and a message that they are writing at this moment may be lost.
     pub fn close(&self) {
         self.link.close();
     }
 
-    /// The channel's geometry, as the daemon told it last.
+    /// Returns the channel's geometry in the daemon's latest answer.
     pub fn geometry(&self) -> Geometry {
         self.link.latest().geometry
     }
 
-    /// Number of the channel's buffers: the number of CPUs, or 1.
+    /// Returns the number of the channel's buffers: the number of CPUs, or 1.
     pub fn n_bufs(&self) -> usize {
         self.link.latest().n_bufs()
     }
 
-    /// Whether opening it created the channel.
+    /// Returns whether opening it created the channel.
     pub fn created(&self) -> bool {
         self.created
     }
 
-    /// How messages get into the buffers. With shared ones, some still go by the socket: see [`Channel`].
+    /// Returns the transport of messages.
+    /// With shared buffers some still go over the socket: see [`Channel`].
     pub fn transport(&self) -> Transport {
         if self.link.latest().sharing.is_ok() { Transport::Shared } else { Transport::Socket }
     }
 
-    /// Why the transport is the socket, if it is.
+    /// Returns why the transport is the socket, if it is.
     pub fn why_socket(&self) -> Option<String> {
         self.link.latest().sharing.as_ref().err().cloned()
     }

@@ -1,7 +1,7 @@
 //! Writing the mapped buffers: no system call for a message, no lock, nothing that a signal handler may not do.
 //!
-//! `channel`, `batch` and librelay call it first, and `socket` for whatever it cannot place.
-//! It may not know frames or how a connection is made.
+//! `channel`, `batch` and librelay call it first, and use `socket` for messages that it cannot write. It may not know
+//! frames or how a connection is made.
 
 pub(crate) mod appender;
 pub(crate) mod buffers;

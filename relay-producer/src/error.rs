@@ -1,4 +1,4 @@
-//! What can go wrong, one enum for each question: opening, writing without waiting, asking and waiting.
+//! Errors of opening, of writing without waiting, and of requests with an answer.
 
 use nix::errno::Errno;
 use relay::wire::socket::{ConnectError, Refused, SendError};
@@ -11,16 +11,16 @@ use crate::options::Counts;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("no buffer for CPU {cpu}: this channel has them for CPUs 0 to {}", n_bufs - 1)]
 pub struct NoSuchCpu {
-    /// The CPU that was meant.
+    /// The CPU that was given.
     pub cpu: usize,
     /// Number of the channel's buffers.
     pub n_bufs: usize,
 }
 
-/// Why a channel could not be opened.
+/// The error of opening a channel.
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// The name is no channel name.
+    /// The name is not a channel name.
     #[error(transparent)]
     Name(#[from] NameError),
     /// The geometry is out of range.
@@ -29,27 +29,28 @@ pub enum OpenError {
     /// There is no connection to a daemon.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The daemon says no.
+    /// The daemon refused the channel.
     #[error(transparent)]
     Refused(#[from] Refused),
-    /// Nothing but shared buffers was asked for, and they are not to be had.
+    /// The transport must be shared buffers, and this process cannot have them.
     #[error("cannot write shared buffers: {why}; transport 'auto' or 'socket' works without them")]
     NotShared {
-        /// Why not.
+        /// The cause.
         why: String,
     },
 }
 
-/// Why a message was not written. No byte of it is in the buffer.
+/// The reason for which a message was not written. No byte of it is in the buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WriteError {
-    /// Every sub-buffer is full: the channel's reader has not kept up. Or the socket to the daemon is full: messages come
-    /// faster than the daemon takes them. The loss is counted.
+    /// Every sub-buffer is full because the channel's reader has not kept up.
+    /// Or the socket to the daemon is full because messages come faster than the daemon takes them. The loss is
+    /// counted.
     #[error(
         "no room: every sub-buffer is full, or the socket is; read the channel more often, or give it more sub-buffers"
     )]
     Full,
-    /// Longer than any message of this channel can be. The loss is counted.
+    /// The message is longer than any message of this channel can be. The loss is counted.
     #[error("a message of {len} bytes is too big: this channel takes {max}")]
     TooBig {
         /// Length of the message in bytes.
@@ -71,47 +72,48 @@ pub enum WriteError {
     },
 }
 
-/// Why a request that waits for its answer failed.
+/// The error of a request that waits for its answer.
 #[derive(Debug, Error)]
 pub enum RequestError {
     /// The channel has no buffer for this CPU.
     #[error(transparent)]
     NoSuchCpu(#[from] NoSuchCpu),
-    /// The daemon says no.
+    /// The daemon refused the request.
     #[error(transparent)]
     Refused(#[from] Refused),
     /// The daemon has gone away. Later calls look for a new one.
     #[error("the daemon has gone away")]
     Disconnected,
-    /// The daemon has gone away with messages that were sent to it. Those that were written later are not among them.
+    /// The daemon has gone away with messages that were sent to it.
+    /// Later messages are not among them.
     #[error("the daemon has gone away with {messages} messages: they may have been written or not")]
     Unanswered {
-        /// Number of these messages.
+        /// Number of messages without an answer.
         messages: u64,
     },
     /// The daemon had gone away, and there is no new one.
     #[error("the daemon has gone away: {0}")]
     Reopen(#[source] OpenError),
-    /// The answer did not come in time; the request may still be carried out.
+    /// The answer did not come in time; the daemon may still carry out the request.
     #[error("the daemon does not answer")]
     NoReply,
-    /// What came is no answer; the connection was closed.
+    /// The packet is not a valid answer; the connection was closed.
     #[error("the daemon's answer makes no sense: {0}")]
     Garbled(String),
 }
 
-/// Why a batch ended early.
+/// The reason for which a batch ended early.
 #[derive(Debug, Error)]
 #[error("{cause}")]
 pub struct BatchError {
-    /// What became of the messages the daemon had answered for; nothing is known of the others.
+    /// Results of the messages that the daemon had answered for. Those of the others are unknown.
     pub counts: Counts,
-    /// What went wrong.
+    /// The error that ended the batch.
     #[source]
     pub cause: RequestError,
 }
 
-/// For those who waited for room.
+/// Converts the error of a sender that waited for room.
 impl From<SendError> for RequestError {
     fn from(error: SendError) -> RequestError {
         match error {

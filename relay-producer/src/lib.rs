@@ -6,12 +6,12 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A message of a process that the daemon trusts is written straight into the channel's buffers, which it shares with
-//! the daemon: a few nanoseconds, and no system call. Everybody else's goes through a socket, by the same calls.
-//! [`Channel::transport`] says which it is, [`Channel::why_socket`] why.
+//! In a process that the daemon trusts, a message is written straight into the channel's buffers, which the process
+//! shares with the daemon. That takes a few nanoseconds and no system call. Other processes send over a socket: the API
+//! is the same, only slower. [`Channel::transport`] says which of the two applies, [`Channel::why_socket`] says why.
 //!
-//! [`Channel::write`] never waits: a message for which there is no room is dropped, and counted. Who would rather know
-//! what became of every message, or wait for room, writes batches:
+//! [`Channel::write`] never waits: a message without room is dropped and counted. To learn the result for every
+//! message, or to wait for room, write batches:
 //!
 //! ```no_run
 //! use relay_producer::{BatchOptions, Channel, Wait};
@@ -22,7 +22,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A write never raises SIGPIPE and never panics; what it returns when the daemon goes away is said at [`Channel`].
+//! A write never raises SIGPIPE and never panics. [`Channel`] says what a write returns when the daemon has gone away.
 
 mod batch;
 mod builder;

@@ -1,22 +1,22 @@
-//! What a batch is asked to do, and what it answers.
+//! Options and results of a batch.
 
 use std::time::{Duration, Instant};
 
 use relay::wire::frame::WAIT_FOREVER;
 use relay::wire::socket::Deadline;
 
-/// How long the daemon may take to answer, beyond what it was asked to wait.
+/// Time for the daemon to answer, in addition to the wait it was asked for.
 pub(crate) const REPLY_LIMIT: Duration = Duration::from_secs(10);
 
-/// What to do when the channel's buffer is full.
+/// What the daemon does with a message when the channel's buffer is full.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Wait {
     /// Drop the message.
     #[default]
     No,
-    /// Wait for a reader to make room, but not longer than this; then drop the message.
+    /// Wait at most this long for a reader to make room; then drop the message.
     AtMost(Duration),
-    /// Wait for a reader to make room.
+    /// Wait without limit for a reader to make room.
     Forever,
 }
 
@@ -31,7 +31,7 @@ impl Wait {
         }
     }
 
-    /// Until when there may be room for a message that finds none now.
+    /// Returns the time until which a message without room waits.
     pub(crate) fn until(self) -> Deadline {
         match self {
             Wait::No => Some(Instant::now()),
@@ -40,7 +40,7 @@ impl Wait {
         }
     }
 
-    /// When an answer to what is sent now is overdue.
+    /// Returns the time at which an answer to a frame sent now is overdue.
     pub(crate) fn deadline(self) -> Deadline {
         let wait = match self {
             Wait::No => Duration::ZERO,
@@ -51,24 +51,25 @@ impl Wait {
     }
 }
 
-/// How a batch is to be written.
+/// Options of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BatchOptions {
-    /// The CPU whose buffer is meant. Without it, each frame of messages goes to the buffer of the CPU on which the
-    /// caller runs when it is sent.
+    /// The CPU of the buffer to write to.
+    /// Without it, each frame of messages goes to the buffer of the CPU that the caller runs on when it sends the
+    /// frame.
     pub cpu: Option<usize>,
     /// What to do when the buffer is full.
     pub wait: Wait,
 }
 
-/// What became of the messages of a batch.
+/// The results for the messages of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Messages now in the buffers.
     pub written: u64,
     /// Messages dropped because every sub-buffer was full.
     pub dropped: u64,
-    /// Messages dropped because they are longer than any of this channel can be.
+    /// Messages dropped because no message of this channel can be as long.
     pub too_big: u64,
 }
 
@@ -77,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waits_are_rounded_up_and_never_become_for_ever() {
+    fn wait_is_rounded_up_and_stays_limited() {
         for (wait, millis) in [
             (Wait::No, 0),
             (Wait::AtMost(Duration::ZERO), 0),

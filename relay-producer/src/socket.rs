@@ -1,6 +1,6 @@
-//! The connection to the daemon: making it, what it brings, frames, replies, and finding the next daemon.
+//! The connection to the daemon: handshake, files, frames, replies, finding the next daemon.
 //!
-//! `channel` and `batch` call it. It may not decide where a message goes.
+//! `channel` and `batch` call it. It may not decide by which transport a message goes.
 
 pub(crate) mod connection;
 pub(crate) mod handshake;

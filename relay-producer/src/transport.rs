@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-/// How messages get into the buffers.
+/// The way of messages into the buffers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Transport {
-    /// Through a Unix socket: the daemon writes for us.
+    /// Through a Unix socket: the daemon writes on behalf of this process.
     Socket,
     /// By writing the buffers, which this process has mapped.
     Shared,
@@ -21,14 +21,14 @@ impl fmt::Display for Transport {
     }
 }
 
-/// Which transport a channel is to be opened with.
+/// The transport that a channel may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransportChoice {
-    /// Shared buffers where they are to be had, else the socket.
+    /// Shared buffers if this process can have them, else the socket.
     #[default]
     Auto,
-    /// Shared buffers, or it is an error.
+    /// Shared buffers only; opening fails without them.
     Shared,
-    /// The socket.
+    /// The socket only.
     Socket,
 }

@@ -1,4 +1,4 @@
-//! The command: what it sends, what it says, and how it exits.
+//! The command `relay-producer`: messages sent, texts printed, exit status.
 
 mod common;
 
@@ -24,18 +24,18 @@ fn command(daemon: &Daemon, args: &[&str]) -> Command {
     command
 }
 
-/// Runs it with `input` on its standard input.
+/// Runs the command with `input` on its standard input.
 fn run(daemon: &Daemon, args: &[&str], input: &[u8]) -> Output {
     let mut child = command(daemon, args).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
     std::thread::scope(|scope| {
-        // It may end without reading everything.
+        // The command may end without reading everything.
         scope.spawn(move || stdin.write_all(input));
         child.wait_with_output().unwrap()
     })
 }
 
-/// Runs it, expects success and silence, and gives the messages that arrived.
+/// Runs the command, expects success without a text, and returns the messages that arrived.
 fn messages(daemon: &Daemon, args: &[&str], input: &[u8]) -> Vec<String> {
     daemon.store().messages.clear();
     let output = run(daemon, args, input);
@@ -44,7 +44,7 @@ fn messages(daemon: &Daemon, args: &[&str], input: &[u8]) -> Vec<String> {
     daemon.store().messages.iter().map(|(_, message)| text(message).to_owned()).collect()
 }
 
-/// Runs it, expects an exit status, and gives what it says.
+/// Runs the command, expects an exit status, and returns the text on standard error.
 fn complaint(daemon: &Daemon, args: &[&str], input: &[u8], code: i32) -> String {
     let output = run(daemon, args, input);
     let said = text(&output.stderr).to_owned();
@@ -77,7 +77,7 @@ fn lines_of_standard_input_are_messages() {
 }
 
 #[test]
-fn a_line_is_not_held_back_until_the_next_one_comes() {
+fn line_is_sent_before_the_next_one_comes() {
     let (_dir, daemon) = start(Manners::default());
     let mut child = command(&daemon, &[]).stdin(Stdio::piped()).spawn().unwrap();
     let mut stdin = child.stdin.take().unwrap();
@@ -90,9 +90,9 @@ fn a_line_is_not_held_back_until_the_next_one_comes() {
 }
 
 #[test]
-fn lines_that_are_too_long_are_skipped_and_told() {
+fn too_long_line_is_skipped_and_reported() {
     let (_dir, daemon) = start(Manners { geometry: "subbuf-size=1000", ..Manners::default() });
-    // Longer than this channel's messages, and longer than anything that is kept in memory.
+    // Longer than this channel's messages, and longer than the command keeps in memory.
     let input = format!("one\n{}\nthree\n{}\nfive\n", "x".repeat(2000), "y".repeat(5_000_000));
     let said = complaint(&daemon, &[], input.as_bytes(), 3);
     assert_eq!(
@@ -109,7 +109,7 @@ fn lines_that_are_too_long_are_skipped_and_told() {
 }
 
 #[test]
-fn drops_are_told() {
+fn dropped_messages_are_reported() {
     let (_dir, daemon) = start(Manners { dropped_over: 4, ..Manners::default() });
     let said = complaint(&daemon, &["one", "three"], b"", 3);
     assert!(said.starts_with("relay-producer: 1 of 2 messages dropped: 1 found the buffer full ("), "{said}");
@@ -117,7 +117,7 @@ fn drops_are_told() {
 }
 
 #[test]
-fn the_wait_is_handed_on() {
+fn wait_is_passed_to_the_daemon() {
     let (_dir, daemon) = start(Manners::default());
     for wait in ["--wait", "--wait=0.5", "--wait=2s"] {
         messages(&daemon, &[wait, "x"], b"");
@@ -126,7 +126,7 @@ fn the_wait_is_handed_on() {
 }
 
 #[test]
-fn verbose_says_what_it_is_and_flush_flushes() {
+fn verbose_describes_the_channel_and_flush_flushes() {
     let (_dir, daemon) = start(Manners { geometry: "global", ..Manners::default() });
     let output = run(&daemon, &["-v", "--flush", "x"], b"");
     assert!(output.status.success());
@@ -139,7 +139,7 @@ fn verbose_says_what_it_is_and_flush_flushes() {
 }
 
 #[test]
-fn the_transport_is_shared_where_it_can_be_and_an_error_where_it_must_be() {
+fn required_shared_transport_is_an_error_without_buffers() {
     let (_dir, daemon) = start(Manners { unshared: (1, "not you"), ..Manners::default() });
     let said = complaint(&daemon, &["--transport=shared", "x"], b"", 1);
     assert!(said.starts_with("relay-producer: cannot write shared buffers: "), "{said}");
@@ -155,7 +155,7 @@ fn the_transport_is_shared_where_it_can_be_and_an_error_where_it_must_be() {
 }
 
 #[test]
-fn channels_are_created_only_when_asked_for() {
+fn channel_is_created_only_on_request() {
     let (_dir, daemon) = start(Manners::default());
     let said = complaint(&daemon, &["-c", "app/log", "x"], b"", 1);
     assert_eq!(said, "relay-producer: no channel 'app/log': there is cpu; use --create to create it\n");
@@ -173,7 +173,7 @@ fn channels_are_created_only_when_asked_for() {
 }
 
 #[test]
-fn wrong_usage_is_2_and_everything_else_1() {
+fn wrong_usage_exits_with_2_and_other_errors_with_1() {
     let (_dir, daemon) = start(Manners::default());
     for args in [&["--nonsense"][..], &["--wait=soon"], &["--create=subbuf-size=0", "x"], &["-c", "a b", "x"]]
     {
@@ -187,7 +187,7 @@ fn wrong_usage_is_2_and_everything_else_1() {
 }
 
 #[test]
-fn an_input_that_cannot_be_read_is_an_error() {
+fn unreadable_input_is_an_error() {
     let (dir, daemon) = start(Manners::default());
     let output = command(&daemon, &[]).stdin(fs::File::open(dir.path()).unwrap()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
@@ -196,9 +196,9 @@ fn an_input_that_cannot_be_read_is_an_error() {
 }
 
 #[test]
-fn a_daemon_that_goes_away_is_told_with_what_was_written() {
+fn lost_daemon_is_reported_with_the_count_of_written_messages() {
     let (dir, daemon) = start(Manners { frames_max: 5, ..Manners::default() });
-    // A pipe would wait for the next daemon.
+    // Not a pipe, which would wait for the next daemon.
     let input = dir.path().join("input");
     fs::write(&input, "a line of some length\n".repeat(100_000)).unwrap();
     let output = command(&daemon, &[]).stdin(fs::File::open(input).unwrap()).output().unwrap();
@@ -211,7 +211,7 @@ fn a_daemon_that_goes_away_is_told_with_what_was_written() {
 }
 
 #[test]
-fn help_and_complaints_survive_a_reader_that_has_gone() {
+fn help_and_errors_survive_a_closed_pipe() {
     let (_dir, daemon) = start(Manners { dropped_over: 0, ..Manners::default() });
     for (args, code) in [(&["--help"][..], 0), (&["-v", "x"], 3), (&["--nonsense"], 2)] {
         let (gone, pipe) = io::pipe().unwrap();

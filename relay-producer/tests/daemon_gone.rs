@@ -1,4 +1,6 @@
-//! The daemon goes away, comes back, or talks nonsense: errors, and later calls that work again.
+//! The daemon goes away, comes back, or sends invalid answers.
+//!
+//! Calls fail, and later calls work again.
 
 mod common;
 
@@ -13,7 +15,7 @@ use relay::wire::frame::{Body, Refusal, WriteReply};
 use relay_producer::{BatchOptions, Channel, RequestError, WriteError};
 use tempfile::tempdir;
 
-/// Repeats a call until it works. The calls themselves are at most one try a second.
+/// Repeats a call until it succeeds. The calls try to connect at most once a second.
 fn until_it_works<T, E: std::fmt::Debug>(mut call: impl FnMut() -> Result<T, E>) -> T {
     let started = Instant::now();
     loop {
@@ -26,7 +28,7 @@ fn until_it_works<T, E: std::fmt::Debug>(mut call: impl FnMut() -> Result<T, E>)
 }
 
 #[test]
-fn a_write_finds_the_new_daemon_and_opens_the_channel_again() {
+fn write_finds_the_new_daemon_and_opens_the_channel_again() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners::default());
     let channel = Channel::builder(&daemon.socket, "app/log").create(true).open().unwrap();
@@ -45,12 +47,12 @@ fn a_write_finds_the_new_daemon_and_opens_the_channel_again() {
 }
 
 #[test]
-fn a_batch_and_a_flush_find_it_as_well_and_say_why_not() {
+fn batch_and_flush_find_the_new_daemon_or_report_why_not() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners::default());
     let channel = Channel::open(&daemon.socket, "cpu").unwrap();
     drop(daemon);
-    // Noticed by looking, and looked for another one at once.
+    // The flush looks, notices the loss, and looks for another daemon at once.
     let error = channel.flush().unwrap_err();
     assert!(matches!(error, RequestError::Reopen(_)), "{error}");
     assert!(error.to_string().contains("no relayfs is mounted on"), "{error}");
@@ -63,7 +65,7 @@ fn a_batch_and_a_flush_find_it_as_well_and_say_why_not() {
 }
 
 #[test]
-fn a_daemon_with_another_socket_is_found_through_the_mount() {
+fn daemon_with_another_socket_is_found_through_the_mount() {
     let dir = tempdir().unwrap();
     let mount = dir.path().join("mount");
     fs::create_dir_all(mount.join(".relay")).unwrap();
@@ -80,13 +82,13 @@ fn a_daemon_with_another_socket_is_found_through_the_mount() {
 }
 
 #[test]
-fn at_most_one_try_a_second() {
+fn lost_connection_is_retried_at_most_once_a_second() {
     let dir = tempdir().unwrap();
     let connections = Arc::new(AtomicUsize::new(0));
     let daemon = Daemon::start_script(&dir, {
         let connections = connections.clone();
         move |peer| {
-            // Only the first one gets a channel.
+            // Only the first connection gets a channel.
             if connections.fetch_add(1, Ordering::SeqCst) == 0 {
                 peer.receive();
                 peer.send(&hello_reply().frame(0, 1));
@@ -106,7 +108,7 @@ fn at_most_one_try_a_second() {
 }
 
 #[test]
-fn a_hang_up_in_the_middle_of_a_batch_leaves_what_is_known() {
+fn hang_up_during_a_batch_keeps_known_counts() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners { frames_max: 5, ..Manners::default() });
     let channel = Channel::open(&daemon.socket, "cpu").unwrap();
@@ -119,7 +121,7 @@ fn a_hang_up_in_the_middle_of_a_batch_leaves_what_is_known() {
 }
 
 #[test]
-fn nonsense_ends_the_connection_and_nothing_else() {
+fn invalid_answer_ends_only_the_connection() {
     let garbage: [(&str, Vec<u8>); 4] = [
         ("shorter than a frame", b"huh?".to_vec()),
         ("unexpected Hello", hello_reply().frame(0, 4)),
@@ -145,7 +147,7 @@ fn nonsense_ends_the_connection_and_nothing_else() {
 }
 
 #[test]
-fn a_refused_frame_ends_the_batch_and_the_others_still_count() {
+fn refused_frame_ends_the_batch_and_keeps_other_counts() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start_script(&dir, |peer| {
         for answer in [

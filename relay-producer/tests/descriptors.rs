@@ -1,5 +1,6 @@
-//! Descriptors that come from the daemon are closed again, whatever becomes of them, and no program that is executed
-//! inherits any. One test alone in its process, which counts what the process has open.
+//! Descriptors from the daemon are always closed again, and no executed program inherits any.
+//!
+//! This is the only test of its process, because it counts the process's open descriptors.
 
 mod common;
 
@@ -17,7 +18,8 @@ fn n_open() -> usize {
     fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Waits until no more are open than before: the daemon, in this process too, closes its own a little later.
+/// Waits until no more descriptors are open than before.
+/// The daemon is also in this process, and closes its descriptors a little later.
 #[track_caller]
 fn all_closed_again(before: usize) {
     let started = Instant::now();
@@ -29,7 +31,7 @@ fn all_closed_again(before: usize) {
     }
 }
 
-/// Flags of an open file as the kernel tells them, octal.
+/// Returns the flags of an open file as the kernel prints them, octal.
 fn flags(fd: &str) -> u32 {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
@@ -37,7 +39,7 @@ fn flags(fd: &str) -> u32 {
 }
 
 #[test]
-fn descriptors_are_closed_again_and_never_inherited() {
+fn received_descriptors_are_closed_and_not_inherited() {
     let spec = "subbuf-size=4K:overwrite";
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners { geometry: spec, ..Manners::default() });
@@ -54,7 +56,7 @@ fn descriptors_are_closed_again_and_never_inherited() {
             let channel = Channel::open(&daemon.socket, "cpu").unwrap();
             for fd in fs::read_dir("/proc/self/fd").unwrap().flatten() {
                 let name = fd.file_name().into_string().unwrap();
-                // Gone again: the one through which the directory was read.
+                // Without the descriptor that reads the directory.
                 let is_new = !inherited.contains(&fd.file_name()) && fd.path().exists();
                 assert!(
                     !is_new || flags(&name) & 0o2_000_000 != 0,
@@ -67,7 +69,7 @@ fn descriptors_are_closed_again_and_never_inherited() {
         all_closed_again(before);
     }
 
-    // A new connection takes the place of the one that is over.
+    // A new connection replaces the ended one.
     daemon.share(&files);
     let channel = Channel::open(&daemon.socket, "cpu").unwrap();
     let connected = n_open();
@@ -82,7 +84,7 @@ fn descriptors_are_closed_again_and_never_inherited() {
     all_closed_again(before);
     drop(daemon);
 
-    // More than were announced, less, and some that nobody asked for.
+    // More files than announced, fewer, and unrequested ones.
     let stray = files.control.as_raw_fd();
     for count in [5, 20, 31] {
         let socket = dir.path().join(count.to_string());

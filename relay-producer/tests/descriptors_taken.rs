@@ -1,6 +1,7 @@
-//! The program closes the library's descriptors and has its own under their numbers. Nothing is written to those, taken from
-//! them or closed; direct writes still work, and a call that needs the daemon connects again. One test alone in its process, where
-//! numbers are its own.
+//! The program closes the library's descriptors, and its own files get their numbers.
+//!
+//! The library must not write to those files, read from them or close them. Direct writes still work, and a call that
+//! needs the daemon connects again. This is the only test of its process, so that no other thread takes the numbers.
 
 mod common;
 
@@ -30,7 +31,7 @@ const MESSAGE: [u8; 250] = [b'm'; 250];
 /// Sub-buffers that are filled each time.
 const SUBBUFS: usize = 4;
 
-/// The numbers that a channel has.
+/// The descriptor numbers of a channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Numbers {
     socket: RawFd,
@@ -42,19 +43,19 @@ fn link(fd: RawFd) -> Option<std::path::PathBuf> {
     fs::read_link(format!("/proc/self/fd/{fd}")).ok()
 }
 
-/// All descriptors of this process.
+/// Returns all descriptors of this process.
 fn numbers() -> Vec<RawFd> {
     let entries = fs::read_dir("/proc/self/fd").unwrap().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// What tells an eventfd from others.
+/// Shows that a descriptor is an eventfd.
 fn id_of_eventfd(fd: RawFd) -> Option<String> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     info.lines().find(|line| line.starts_with("eventfd-id:")).map(str::to_owned)
 }
 
-/// Those of the one channel that this process has open at the daemon.
+/// Returns the descriptors of the only channel that this process has open at the daemon.
 #[track_caller]
 fn numbers_of(daemon: &Daemon, files: Option<&Files>) -> Numbers {
     let all = numbers();
@@ -73,10 +74,10 @@ fn numbers_of(daemon: &Daemon, files: Option<&Files>) -> Numbers {
     }
 }
 
-/// What the program has under the numbers of a channel.
+/// The program's files under the numbers of a channel.
 struct Own {
     _dir: TempDir,
-    /// Its other end.
+    /// The other end of its socket.
     peer: OwnedFd,
     files: Vec<(OwnedFd, (u64, u64))>,
 }
@@ -84,7 +85,8 @@ struct Own {
 const SECRET: &[u8] = b"the program's own";
 
 impl Own {
-    /// Closes what the library has, and takes its numbers. The bell's becomes a file, or an eventfd.
+    /// Closes the library's descriptors, and opens files under their numbers.
+    /// The bell's becomes a file, or an eventfd.
     #[track_caller]
     fn take(numbers: Numbers, as_eventfd: bool) -> Own {
         let dir = tempdir().unwrap();
@@ -108,7 +110,7 @@ impl Own {
         Own { _dir: dir, peer, files }
     }
 
-    /// Nothing has come into them, nothing is missing, and all are open.
+    /// Checks that no byte was written or read, and all files are open.
     #[track_caller]
     fn is_untouched(&self) {
         let mut packet = [0; 100];
@@ -137,7 +139,7 @@ fn count_of(eventfd: &OwnedFd) -> u64 {
     read.map_or(0, |()| u64::from_ne_bytes(count))
 }
 
-/// Writes whole sub-buffers while a reader waits for each, and reads them again.
+/// Writes whole sub-buffers while a reader waits for each, and reads them.
 #[track_caller]
 fn write_subbufs(channel: &Channel, files: &Files, cpu: usize) {
     for _ in 0..SUBBUFS * 1000 / MESSAGE.len() {
@@ -148,7 +150,7 @@ fn write_subbufs(channel: &Channel, files: &Files, cpu: usize) {
 }
 
 #[test]
-fn what_has_the_numbers_of_lost_descriptors_is_left_alone() {
+fn files_with_the_numbers_of_lost_descriptors_are_left_alone() {
     let cpu = pin_anywhere();
     for as_eventfd in [false, true] {
         writes_directly(cpu, as_eventfd);
@@ -190,7 +192,8 @@ fn writes_directly(cpu: usize, as_eventfd: bool) {
     assert_eq!(daemon.store().messages.len(), 0, "nothing went by the socket");
 }
 
-/// Both have the same control file, and bells look all alike: the second one gets the numbers that the first one had.
+/// Both channels have the same control file, and bells look alike.
+/// The second channel gets the numbers of the first one.
 fn two_channels(cpu: usize) {
     if !relay::ring::writer::AnyExecutor::can_share() {
         return;
@@ -202,7 +205,7 @@ fn two_channels(cpu: usize) {
         close(number).unwrap();
     }
     let started = Instant::now();
-    // The daemon is in this process, and closes its end of the first connection when it likes.
+    // The daemon is in this process, and closes its end of the first connection at any time.
     let second = loop {
         let second = Channel::open(&daemon.socket, "cpu").unwrap();
         let numbers = numbers_of(&daemon, Some(&files));
@@ -220,7 +223,7 @@ fn two_channels(cpu: usize) {
     assert_eq!(daemon.accepted(), accepted, "it has the connection that it had");
 }
 
-/// By the socket, a message that cannot be sent is an error.
+/// Over the socket, a message that cannot be sent is an error.
 fn sends() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners { geometry: SPEC, ..Manners::default() });
@@ -242,7 +245,7 @@ fn sends() {
     own.is_untouched();
 }
 
-/// The descriptor goes while a thread waits for the daemon with it.
+/// The descriptor is closed while a thread waits for the daemon with it.
 fn waits_for_an_answer() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners { geometry: SPEC, hold: Some(b"held"), ..Manners::default() });
@@ -253,7 +256,7 @@ fn waits_for_an_answer() {
         daemon.wait_for("a batch that is not answered", |store| store.held.len() == 1);
         let own = Own::take(numbers, false);
         daemon.release();
-        // Nothing more can come for it: it has lost its connection, or has had its answer before.
+        // The thread has lost its connection, or has had its answer before: no more can come.
         daemon.hang_up();
         let _ = batch.join().unwrap();
         own

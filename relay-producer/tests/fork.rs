@@ -1,8 +1,10 @@
-//! A channel that is open when its process forks, and the parent ends: the child goes on writing, at once, and gets a
-//! connection of its own when it finishes a sub-buffer; also if the daemon has gone before, and the next one comes later.
+//! A channel is open when its process forks, and the parent ends.
 //!
-//! Without the test harness, since a process that forks should have one thread: the program runs itself again, and that
-//! one becomes a daemon, which is what producers do who fork.
+//! The child continues writing at once, and gets a connection when it finishes a sub-buffer. In a second run the daemon
+//! has gone before, and the next one comes later.
+//!
+//! This file does not use the test harness, since a process that forks should have one thread. The program runs itself
+//! again, and that process becomes a daemon, as forking producers usually do.
 
 mod common;
 
@@ -16,7 +18,7 @@ use nix::unistd::daemon;
 use relay_producer::Channel;
 use tempfile::tempdir;
 
-/// Tells the program to be the one that forks, and where the daemon is.
+/// Tells the program to fork, and where the daemon is.
 const SOCKET: &str = "RELAY_TEST_FORK_SOCKET";
 /// Tells it to fork when that daemon has gone.
 const GONE: &str = "RELAY_TEST_FORK_GONE";
@@ -45,7 +47,7 @@ fn text(who: &str, number: usize) -> String {
 fn forks(channel: &Channel) {
     pin_anywhere();
     channel.write(text("parent", 0).as_bytes()).unwrap();
-    // The parent ends in it, without closing anything; the child comes back.
+    // The parent ends in it, without closing anything; the child returns.
     daemon(true, true).unwrap();
     for number in 0..N_MESSAGES {
         channel.write(text("child", number).as_bytes()).unwrap();
@@ -105,7 +107,7 @@ fn takes_over() {
     read_until("end 0");
     assert_eq!(daemon.accepted(), 1);
     assert!(daemon.store().waits.is_empty(), "nothing went by the socket");
-    println!("a child goes on without a daemon and finds the next one ... ok");
+    println!("child without a daemon continues and finds the next one ... ok");
 }
 
 fn reads() {
@@ -129,8 +131,8 @@ fn reads() {
     assert_eq!(files.lost(), 0);
     assert_eq!(daemon.accepted(), 2, "connections: the parent's and the child's");
     if relay::ring::writer::AnyExecutor::can_share() {
-        assert!(files.rings() > 0, "who waits is told, whoever switches");
+        assert!(files.rings() > 0, "the bell has rung");
         assert!(daemon.store().waits.is_empty(), "nothing went by the socket");
     }
-    println!("a child writes at once and gets a connection of its own ... ok");
+    println!("child writes at once and gets a new connection ... ok");
 }

@@ -1,4 +1,4 @@
-//! Finding a daemon and opening a channel, and everything that can be there instead.
+//! Finding a daemon and opening a channel, and the errors of other things at the path.
 
 mod common;
 
@@ -13,10 +13,10 @@ use relay_producer::{Channel, ConnectError, GeometrySpec, Mode, OpenError, Trans
 use tempfile::{TempDir, tempdir};
 
 fn error(mount: &Path) -> OpenError {
-    Channel::open(mount, "cpu").expect_err("nobody is there")
+    Channel::open(mount, "cpu").expect_err("no daemon is there")
 }
 
-/// A mount point as far as producers look at it.
+/// A mount point as producers see it.
 fn mount(dir: &TempDir, target: &Path) -> std::path::PathBuf {
     let mount = dir.path().join("mount");
     fs::create_dir_all(mount.join(".relay")).unwrap();
@@ -25,7 +25,7 @@ fn mount(dir: &TempDir, target: &Path) -> std::path::PathBuf {
 }
 
 #[test]
-fn a_channel_is_opened_by_socket_or_by_mount_point() {
+fn channel_is_opened_by_socket_or_by_mount_point() {
     let dir = tempdir().unwrap();
     let daemon =
         Daemon::start(&dir, Manners { geometry: "subbuf-size=64K:n-subbufs=8", ..Manners::default() });
@@ -50,7 +50,7 @@ fn tempdir_in(dir: &TempDir) -> TempDir {
 }
 
 #[test]
-fn a_socket_may_have_a_path_of_any_length() {
+fn socket_with_a_long_path_is_connected() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners::default());
     let deep = dir.path().join("d".repeat(200)).join("e".repeat(200));
@@ -62,7 +62,7 @@ fn a_socket_may_have_a_path_of_any_length() {
 }
 
 #[test]
-fn creating_sends_the_geometry_and_the_reply_tells_the_real_one() {
+fn created_channel_has_the_geometry_of_the_reply() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners { geometry: "subbuf-size=4K", ..Manners::default() });
     let spec = "n-subbufs=3:header=16".parse::<GeometrySpec>().unwrap();
@@ -80,7 +80,7 @@ fn creating_sends_the_geometry_and_the_reply_tells_the_real_one() {
 }
 
 #[test]
-fn a_refusal_is_told_in_the_daemons_words() {
+fn refusal_has_the_daemons_text() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners::default());
     let error = Channel::open(&daemon.socket, "nosuch").unwrap_err();
@@ -89,7 +89,7 @@ fn a_refusal_is_told_in_the_daemons_words() {
 }
 
 #[test]
-fn bad_names_and_geometries_do_not_get_as_far_as_the_daemon() {
+fn bad_name_or_geometry_is_not_sent_to_the_daemon() {
     let nowhere = Path::new("/nonexistent");
     assert!(matches!(Channel::open(nowhere, "../etc"), Err(OpenError::Name(_))));
     let spec = GeometrySpec { n_subbufs: Some(0), ..GeometrySpec::default() };
@@ -98,7 +98,7 @@ fn bad_names_and_geometries_do_not_get_as_far_as_the_daemon() {
 }
 
 #[test]
-fn what_is_no_mount_is_told_apart() {
+fn each_path_without_a_mount_has_its_error() {
     let dir = tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     fs::write(path("file"), "").unwrap();
@@ -113,7 +113,7 @@ fn what_is_no_mount_is_told_apart() {
 }
 
 #[test]
-fn sockets_without_a_daemon_are_told_apart() {
+fn each_socket_without_a_daemon_has_its_error() {
     let dir = tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     drop(idle_socket(&path("dead"), SockType::SeqPacket).unwrap());
@@ -123,7 +123,7 @@ fn sockets_without_a_daemon_are_told_apart() {
 }
 
 #[test]
-fn whoever_answers_nothing_is_given_up() {
+fn silent_peer_is_given_up() {
     let dir = tempdir().unwrap();
     let silent = dir.path().join("silent");
     let _listener = idle_socket(&silent, SockType::SeqPacket).unwrap();
@@ -131,9 +131,9 @@ fn whoever_answers_nothing_is_given_up() {
     assert!(error.contains("no answer within 5 seconds"), "{error}");
 }
 
-/// What a daemon of another kind may answer to HELLO, and then to OPEN.
+/// Answers of a wrong daemon to HELLO, and then to OPEN.
 #[test]
-fn answers_that_make_no_sense_are_errors() {
+fn invalid_answer_to_open_is_an_error() {
     let good = geometry("");
     let hello = hello_reply().frame(0, 1);
     let open = |change: fn(&mut OpenReply)| {
@@ -177,7 +177,7 @@ fn answers_that_make_no_sense_are_errors() {
 }
 
 #[test]
-fn a_refusal_said_before_hanging_up_is_heard() {
+fn refusal_before_a_hang_up_is_reported() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start_script(&dir, |peer| {
         peer.send(&Refusal { errno: 11, text: "too many connections".into() }.frame(0, 0));
@@ -186,7 +186,7 @@ fn a_refusal_said_before_hanging_up_is_heard() {
 }
 
 #[test]
-fn a_producer_closes_without_a_reset() {
+fn closed_channel_causes_no_reset() {
     let dir = tempdir().unwrap();
     let (sender, received) = std::sync::mpsc::channel();
     let daemon = Daemon::start_script(&dir, move |peer| {
@@ -194,7 +194,7 @@ fn a_producer_closes_without_a_reset() {
         peer.send(&hello_reply().frame(0, 1));
         peer.receive();
         peer.send(&open_reply(&geometry(""), false).frame(0, 2));
-        // Nobody waits for this one.
+        // The caller does not wait for this answer.
         peer.send(&Refusal { errno: 5, text: "unasked".into() }.frame(0, 99));
         while let Some(packet) = peer.receive() {
             sender.send(Frame::decode(&packet).unwrap().kind).unwrap();

@@ -1,5 +1,6 @@
-//! Messages written directly into shared buffers. Without restartable sequences the same calls do the same by the
-//! socket; the last test runs all the others that way.
+//! Messages written directly into shared buffers.
+//!
+//! Without restartable sequences the same calls use the socket; the last test runs all the others in that way.
 
 mod common;
 
@@ -18,7 +19,8 @@ use relay_producer::{
 };
 use tempfile::{TempDir, tempdir};
 
-/// Whether threads of this process can run sequences. What differs then is said in each test.
+/// Whether threads of this process can run sequences.
+/// Each test says what differs without them.
 fn can_share() -> bool {
     relay::ring::writer::AnyExecutor::can_share()
 }
@@ -46,7 +48,7 @@ fn start_with(manners: Manners) -> Setup {
 }
 
 impl Setup {
-    /// Checks that so many messages went by the socket, or all of them without sequences.
+    /// Checks that this many messages went over the socket, or all of them without sequences.
     fn by_socket(&self, n_frames: usize) {
         if can_share() {
             assert_eq!(self.daemon.store().waits.len(), n_frames);
@@ -54,7 +56,7 @@ impl Setup {
     }
 }
 
-/// A message that can be checked: who wrote it, its number, and bytes that follow from both.
+/// A message that can be checked: its writer, its number, and bytes derived from both.
 fn message(writer: u8, number: u32) -> Vec<u8> {
     let len = 8 + number as usize * 7 % 90;
     let mut message = vec![writer.wrapping_add(number as u8); len];
@@ -64,7 +66,7 @@ fn message(writer: u8, number: u32) -> Vec<u8> {
     message
 }
 
-/// Takes whole messages off the start of a stream, and checks each.
+/// Removes whole messages from the start of a stream, and checks each.
 fn messages(stream: &mut Vec<u8>) -> Vec<(u8, u32)> {
     let (mut taken, mut at) = (Vec::new(), 0);
     while let Some(len) = stream.get(at + 1).map(|len| usize::from(*len)) {
@@ -79,7 +81,7 @@ fn messages(stream: &mut Vec<u8>) -> Vec<(u8, u32)> {
 }
 
 #[test]
-fn messages_are_in_the_buffer_when_write_returns() {
+fn written_message_is_in_the_buffer_when_write_returns() {
     let setup = start("");
     let cpu = pin_anywhere();
     let long = vec![b'x'; 65_000];
@@ -97,7 +99,7 @@ fn messages_are_in_the_buffer_when_write_returns() {
 }
 
 #[test]
-fn what_finds_no_room_is_refused_and_counted() {
+fn message_without_room_is_refused_and_counted() {
     let setup = start("subbuf-size=64:n-subbufs=2");
     let cpu = pin_anywhere();
     let outcomes: Vec<_> = (0..100).map(|_| setup.channel.write(&[b'x'; 32])).collect();
@@ -115,11 +117,11 @@ fn what_finds_no_room_is_refused_and_counted() {
 }
 
 #[test]
-fn what_is_too_big_is_refused_and_counted() {
+fn too_big_message_is_refused_and_counted() {
     let setup = start("subbuf-size=100:header=10");
     let cpu = pin_anywhere();
     let max = 90;
-    // Longer than the header leaves room for, than a sub-buffer, than what is written directly, than any message.
+    // Longer than the header leaves room for, than a sub-buffer, than a direct write, than any message.
     let lengths = [95, 101, 70_000, 2 << 20];
     for len in lengths {
         assert_eq!(setup.channel.write(&vec![0; len]), Err(WriteError::TooBig { len, max }));
@@ -135,7 +137,7 @@ fn what_is_too_big_is_refused_and_counted() {
 }
 
 #[test]
-fn a_long_message_that_only_the_header_makes_too_big_is_counted_by_the_daemon() {
+fn long_message_too_big_behind_a_header_is_counted_by_the_daemon() {
     let setup = start("subbuf-size=200K:header=100K");
     let (len, max) = (150_000, 100 << 10);
     assert_eq!(setup.channel.write(&vec![0; len]), Err(WriteError::TooBig { len, max }));
@@ -144,11 +146,11 @@ fn a_long_message_that_only_the_header_makes_too_big_is_counted_by_the_daemon() 
 }
 
 #[test]
-fn a_message_for_another_cpu_goes_by_the_socket() {
+fn message_for_another_cpu_goes_over_the_socket() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners::default());
     let cpu = pin_anywhere();
-    // Also where there is only one CPU.
+    // Also on a machine with a single CPU.
     let (other, n_bufs) = (cpu + 1, n_cpus() + 1);
     let files = Files::with(geometry(""), n_bufs, 1);
     daemon.share_apart(&files);
@@ -166,7 +168,7 @@ fn a_message_for_another_cpu_goes_by_the_socket() {
 }
 
 #[test]
-fn a_long_message_is_in_before_the_next_one() {
+fn long_message_is_written_before_the_next_one() {
     let setup = start("subbuf-size=1M");
     let cpu = pin_anywhere();
     let long = vec![b'x'; 200_000];
@@ -185,12 +187,12 @@ fn a_long_message_is_in_before_the_next_one() {
         }
         assert!(setup.files.read(cpu) == [b"before", &long[..], b"after"].concat());
     }
-    // Each of more than a frame, and answered.
+    // Each message is longer than a frame, and answered.
     setup.by_socket(8);
 }
 
 #[test]
-fn a_long_message_is_not_waited_for_too_long() {
+fn unanswered_long_message_does_not_block() {
     let setup = start_with(Manners { geometry: "subbuf-size=1M", hold: Some(b"long"), ..Manners::default() });
     pin_anywhere();
     let started = Instant::now();
@@ -204,7 +206,7 @@ fn a_long_message_is_not_waited_for_too_long() {
 }
 
 #[test]
-fn a_long_message_without_room_is_refused() {
+fn long_message_without_room_is_refused() {
     let setup = start("subbuf-size=100K:n-subbufs=1");
     pin_anywhere();
     setup.channel.write(&[0; 50_000]).unwrap();
@@ -214,9 +216,9 @@ fn a_long_message_without_room_is_refused() {
     assert_eq!(setup.files.lost(), 1);
 }
 
-/// What the daemon refuses is no want of room.
+/// A refusal by the daemon is not reported as a lack of room.
 #[test]
-fn a_refusal_has_the_daemons_errno() {
+fn refused_message_has_the_daemons_errno() {
     let setup = start_with(Manners { refused: Some(5), ..Manners::default() });
     pin_anywhere();
     let written = setup.channel.write(&[0; 90_000]);
@@ -226,7 +228,7 @@ fn a_refusal_has_the_daemons_errno() {
 }
 
 #[test]
-fn a_closed_channel_takes_nothing_and_a_new_one_is_found() {
+fn closed_channel_takes_no_message_until_the_new_one_is_found() {
     let setup = start("");
     let cpu = pin_anywhere();
     setup.channel.write(b"before").unwrap();
@@ -248,7 +250,7 @@ fn a_closed_channel_takes_nothing_and_a_new_one_is_found() {
     setup.by_socket(0);
 }
 
-/// Repeats a call until it works.
+/// Repeats a call until it succeeds.
 fn until_it_works<T, E: std::fmt::Debug>(mut call: impl FnMut() -> Result<T, E>) -> T {
     let started = Instant::now();
     loop {
@@ -264,7 +266,7 @@ fn until_it_works<T, E: std::fmt::Debug>(mut call: impl FnMut() -> Result<T, E>)
 fn until_it_fails<T, E>(mut call: impl FnMut() -> Result<T, E>) -> E {
     let started = Instant::now();
     loop {
-        assert!(started.elapsed() < PATIENCE, "it goes on working");
+        assert!(started.elapsed() < PATIENCE, "the call keeps succeeding");
         if let Err(error) = call() {
             return error;
         }
@@ -272,11 +274,11 @@ fn until_it_fails<T, E>(mut call: impl FnMut() -> Result<T, E>) -> E {
 }
 
 #[test]
-fn a_daemon_that_has_gone_is_noticed_and_the_next_one_found_by_all_threads() {
+fn lost_daemon_is_noticed_and_next_one_found_by_all_threads() {
     let setup = start("subbuf-size=4K:overwrite");
     let ended = AtomicBool::new(false);
     thread::scope(|scope| {
-        // Writers that never stop, while buffers come and go beneath them.
+        // Writers that never stop, while their buffers are replaced.
         for writer in 0..3 {
             let (channel, ended) = (&setup.channel, &ended);
             scope.spawn(move || {
@@ -306,12 +308,12 @@ fn a_daemon_that_has_gone_is_noticed_and_the_next_one_found_by_all_threads() {
 }
 
 #[test]
-fn the_bell_rings_once_for_each_arming() {
+fn bell_rings_once_for_each_arming() {
     let setup = start("subbuf-size=64:overwrite");
     let cpu = pin_anywhere();
     let switch = || (0..10).for_each(|_| setup.channel.write(&[0; 64]).unwrap());
     switch();
-    assert_eq!(setup.files.rings(), 0, "nobody waits");
+    assert_eq!(setup.files.rings(), 0, "no process waits");
     for _ in 0..3 {
         setup.files.buffers[cpu].arm();
         switch();
@@ -327,7 +329,7 @@ fn the_bell_rings_once_for_each_arming() {
 }
 
 #[test]
-fn a_batch_that_waits_loses_nothing_and_keeps_its_order() {
+fn waiting_batch_loses_no_message_and_keeps_its_order() {
     for spec in ["subbuf-size=128:n-subbufs=2", "subbuf-size=4K:n-subbufs=4", "subbuf-size=200K:n-subbufs=1"]
     {
         let setup = start(spec);
@@ -357,7 +359,7 @@ fn a_batch_that_waits_loses_nothing_and_keeps_its_order() {
 }
 
 #[test]
-fn threads_that_wander_from_cpu_to_cpu_keep_their_order_on_each() {
+fn migrating_threads_keep_their_order_on_each_cpu() {
     let setup = start("subbuf-size=1000:n-subbufs=5");
     let cpus = allowed_cpus();
     let (n_writers, n_messages) = (4, 30_000);
@@ -416,7 +418,7 @@ fn threads_that_wander_from_cpu_to_cpu_keep_their_order_on_each() {
 }
 
 #[test]
-fn files_may_come_in_many_replies() {
+fn files_in_many_replies_are_mapped() {
     for (n_bufs, at_once) in [(n_cpus(), 1), (n_cpus() + 70, 30)] {
         let dir = tempdir().unwrap();
         let daemon = Daemon::start(&dir, Manners { geometry: "subbuf-size=4K", ..Manners::default() });
@@ -432,7 +434,8 @@ fn files_may_come_in_many_replies() {
     }
 }
 
-/// Opens a channel that is not to be had with shared buffers, by the socket and by force, and gives the reason.
+/// Opens a channel that cannot have shared buffers, and returns the reason.
+/// It tries both the automatic and the required transport.
 fn refused(daemon: &Daemon) -> String {
     let channel = Channel::open(&daemon.socket, "cpu").unwrap();
     assert_eq!(channel.transport(), Transport::Socket);
@@ -449,7 +452,7 @@ fn refused(daemon: &Daemon) -> String {
 }
 
 #[test]
-fn a_refusal_is_a_reason_for_the_socket() {
+fn refused_files_are_a_reason_for_the_socket() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners { unshared: (1, "not you"), ..Manners::default() });
     let why = refused(&daemon);
@@ -464,7 +467,7 @@ fn a_refusal_is_a_reason_for_the_socket() {
 }
 
 #[test]
-fn the_socket_can_be_asked_for() {
+fn requested_socket_is_used() {
     let setup = start("");
     let builder = Channel::builder(&setup.daemon.socket, "cpu").transport(TransportChoice::Socket);
     let channel = builder.open().unwrap();
@@ -476,7 +479,7 @@ fn the_socket_can_be_asked_for() {
 }
 
 #[test]
-fn files_that_cannot_be_used_are_a_reason_for_the_socket() {
+fn unusable_files_are_a_reason_for_the_socket() {
     fn overwrite(files: &Files, at: u64, bytes: &[u8]) {
         files.control.write_all_at(bytes, at).unwrap();
     }
@@ -502,9 +505,9 @@ fn files_that_cannot_be_used_are_a_reason_for_the_socket() {
     }
 }
 
-/// What a daemon of another kind may answer to SHARE.
+/// Answers of a wrong daemon to SHARE.
 #[test]
-fn answers_that_make_no_sense_are_errors() {
+fn invalid_answer_to_share_is_an_error() {
     let share = |first, count| ShareReply { layout_version: 1, first, count }.frame(0, 3);
     let cases: Vec<(&str, Vec<Vec<u8>>)> = vec![
         ("first: 1", vec![share(1, 1)]),
@@ -534,7 +537,7 @@ fn answers_that_make_no_sense_are_errors() {
 }
 
 #[test]
-fn a_layout_of_another_release_and_missing_descriptors_are_reasons_for_the_socket() {
+fn unknown_layout_or_missing_descriptor_is_a_reason_for_the_socket() {
     for (version, expected) in [(7, "have layout 7, this release knows 1"), (1, "0 of 4 descriptors came")] {
         let dir = tempdir().unwrap();
         let daemon = Daemon::start_script(&dir, move |peer| {
@@ -552,10 +555,10 @@ fn a_layout_of_another_release_and_missing_descriptors_are_reasons_for_the_socke
     }
 }
 
-/// All of the above in a process whose threads are not registered.
+/// Runs all tests above in a process whose threads are not registered.
 #[test]
-fn without_sequences_everything_goes_by_the_socket() {
-    const NAME: &str = "without_sequences_everything_goes_by_the_socket";
+fn without_sequences_every_message_goes_over_the_socket() {
+    const NAME: &str = "without_sequences_every_message_goes_over_the_socket";
     const SWITCH: &str = "glibc.pthread.rseq=0";
     if std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables == SWITCH) {
         return assert!(!can_share());

@@ -1,5 +1,8 @@
-//! The daemon is gone, its files are there: writing goes on, and the next daemon, which has the same files, is found by
-//! whoever needs one. Without restartable sequences everything goes by the socket, and there is nothing to go on with.
+//! The daemon is gone and its files are there: writing continues.
+//!
+//! Later calls find the next daemon with the same files.
+//!
+//! Without restartable sequences every message goes over the socket, and writing cannot continue.
 
 mod common;
 
@@ -44,12 +47,12 @@ impl Setup {
         Some(Setup { dir, socket, manners, files, daemon: Some(daemon), channel })
     }
 
-    /// The daemon ends, and leaves the files as they are.
+    /// Ends the daemon, and leaves the files as they are.
     fn crash(&mut self) {
         self.daemon = None;
     }
 
-    /// The next one takes them over.
+    /// Starts the next daemon, which takes over the files.
     fn take_over(&mut self) {
         let daemon = Daemon::start_at(&self.socket, self.manners.clone());
         daemon.share(&self.files);
@@ -76,7 +79,7 @@ fn line(thread: usize, number: usize) -> String {
     format!("{thread:>3} {number:>15}\n")
 }
 
-/// The numbers of each thread's lines, in the order in which they are in all the buffers.
+/// Returns the numbers of each thread's lines, in the order of all the buffers.
 fn numbers(files: &Files, n_threads: usize) -> Vec<Vec<usize>> {
     let mut numbers = vec![Vec::new(); n_threads];
     for cpu in 0..n_cpus() {
@@ -90,7 +93,7 @@ fn numbers(files: &Files, n_threads: usize) -> Vec<Vec<usize>> {
 }
 
 #[test]
-fn threads_go_on_writing_and_all_of_it_is_in_the_files() {
+fn threads_without_a_daemon_write_all_lines_to_the_files() {
     for spec in ["subbuf-size=64K:n-subbufs=400", "subbuf-size=4K:n-subbufs=4:overwrite"] {
         let Some(mut setup) = Setup::new(spec) else { return };
         let (n_threads, ended) = (4, AtomicBool::new(false));
@@ -126,7 +129,7 @@ fn threads_go_on_writing_and_all_of_it_is_in_the_files() {
     }
 }
 
-/// Where this process has mapped files of a directory.
+/// Returns the addresses at which this process has mapped files of a directory.
 fn mapped(dir: &TempDir) -> Vec<String> {
     let dir = dir.path().to_str().unwrap();
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
@@ -135,14 +138,14 @@ fn mapped(dir: &TempDir) -> Vec<String> {
 }
 
 #[test]
-fn who_connects_again_keeps_its_buffers_and_rings_for_who_waits() {
+fn reconnected_producer_keeps_its_buffers_and_rings() {
     let Some(mut setup) = Setup::new("subbuf-size=64:n-subbufs=16") else { return };
     let (cpu, mapped) = (pin_anywhere(), mapped(&setup.dir));
     for round in 1..4 {
         setup.crash();
         setup.files.buffers[cpu].arm();
         (0..2).for_each(|_| setup.channel.write(&[b'x'; 64]).unwrap());
-        assert_eq!(setup.files.rings(), 0, "nobody is there to hear it");
+        assert_eq!(setup.files.rings(), 0, "no daemon is there to hear it");
         assert!(matches!(setup.channel.flush(), Err(RequestError::Reopen(_) | RequestError::Disconnected)));
         setup.take_over();
         until("a connection", || setup.channel.flush().is_ok());
@@ -159,17 +162,17 @@ fn who_connects_again_keeps_its_buffers_and_rings_for_who_waits() {
 }
 
 #[test]
-fn what_would_go_by_the_socket_is_written_directly_if_it_can_be() {
+fn message_for_the_socket_is_written_directly_without_a_daemon() {
     let Some(mut setup) = Setup::new("subbuf-size=1M:n-subbufs=3") else { return };
     let cpu = pin_anywhere();
     let long = vec![b'x'; 200_000];
     for noticed in [false, true] {
         setup.crash();
         if noticed {
-            assert_eq!(setup.channel.write_to(cpu + 1, b"to nobody"), Err(WriteError::Disconnected));
+            assert_eq!(setup.channel.write_to(cpu + 1, b"lost"), Err(WriteError::Disconnected));
         }
         setup.channel.write(&long).unwrap();
-        assert_eq!(setup.channel.write_to(cpu + 1, b"to nobody"), Err(WriteError::Disconnected));
+        assert_eq!(setup.channel.write_to(cpu + 1, b"lost"), Err(WriteError::Disconnected));
         let counts = setup.channel.write_batch([&long[..], b"after"], BatchOptions::default()).unwrap();
         assert_eq!(counts.written, 2);
         assert!(setup.files.read(cpu) == [&long[..], &long, b"after"].concat());
@@ -183,7 +186,7 @@ fn what_would_go_by_the_socket_is_written_directly_if_it_can_be() {
 }
 
 #[test]
-fn a_batch_drops_without_a_daemon_as_with_one() {
+fn batch_without_a_daemon_drops_as_with_one() {
     let Some(mut setup) = Setup::new("subbuf-size=64:n-subbufs=2") else { return };
     let cpu = pin_anywhere();
     let mut batch = setup.channel.batch(BatchOptions::default()).unwrap();
@@ -192,7 +195,7 @@ fn a_batch_drops_without_a_daemon_as_with_one() {
     (0..3).for_each(|_| batch.push(&[b'x'; 32]).unwrap());
     let counts = batch.finish().unwrap();
     assert_eq!((counts.written, counts.dropped), (4, 2));
-    // One that begins without, and one that waits a little.
+    // A batch that begins without a daemon, and one that waits a little.
     let started = Instant::now();
     for wait in [Wait::No, Wait::AtMost(Duration::from_millis(50))] {
         let options = BatchOptions { wait, ..BatchOptions::default() };
@@ -205,7 +208,7 @@ fn a_batch_drops_without_a_daemon_as_with_one() {
 }
 
 #[test]
-fn a_batch_that_waits_for_room_loses_nothing_and_repeats_nothing() {
+fn batch_waiting_for_room_neither_loses_nor_repeats() {
     let Some(mut setup) = Setup::new("subbuf-size=200:n-subbufs=2") else { return };
     let n_messages = 20_000;
     let cpu = allowed_cpus()[0];
@@ -239,7 +242,7 @@ fn a_batch_that_waits_for_room_loses_nothing_and_repeats_nothing() {
 }
 
 #[test]
-fn what_went_with_the_daemon_is_told_at_the_end_of_a_batch() {
+fn unanswered_messages_are_reported_at_the_end_of_a_batch() {
     let hold = Manners { geometry: "subbuf-size=64K", hold: Some(b"h"), ..Manners::default() };
     let Some(mut setup) = Setup::with(hold) else { return };
     let cpus = allowed_cpus();
@@ -259,14 +262,14 @@ fn what_went_with_the_daemon_is_told_at_the_end_of_a_batch() {
     let error = batch.finish().unwrap_err();
     assert!(matches!(error, RequestError::Unanswered { messages: 2 }), "{error}");
     assert_eq!(batch.counts().written, 2, "the first and the last");
-    // Nobody sent them again.
+    // The messages were not sent again.
     assert_eq!(setup.files.read(other), b"answeredheldheldlater");
     batch.push(b"and so on").unwrap();
     assert_eq!(batch.finish().unwrap().written, 3);
 }
 
 #[test]
-fn files_that_are_removed_are_noticed_and_the_next_daemon_is_found() {
+fn removed_files_are_noticed_and_next_daemon_is_found() {
     for spec in ["subbuf-size=1000", "subbuf-size=1000:overwrite"] {
         let Some(mut setup) = Setup::new(spec) else { return };
         let cpu = pin_anywhere();
@@ -274,7 +277,7 @@ fn files_that_are_removed_are_noticed_and_the_next_daemon_is_found() {
         setup.crash();
         fs::remove_dir_all(setup.dir.path()).unwrap();
         let mut last = Ok(());
-        until("somebody noticing", || {
+        until("the loss to be noticed", || {
             last = setup.channel.write(&[b'x'; 100]);
             last == Err(WriteError::Disconnected)
         });
@@ -289,7 +292,7 @@ fn files_that_are_removed_are_noticed_and_the_next_daemon_is_found() {
 }
 
 #[test]
-fn a_channel_that_is_closed_ends_a_batch_that_waits_for_a_daemon() {
+fn closed_channel_ends_a_batch_waiting_for_a_daemon() {
     let Some(mut setup) = Setup::new("subbuf-size=64:n-subbufs=1") else { return };
     let cpu = pin_anywhere();
     setup.channel.write(&[b'x'; 64]).unwrap();

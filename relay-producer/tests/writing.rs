@@ -1,4 +1,4 @@
-//! Messages on their way: whole, in order, counted, and nobody kept waiting who did not ask for it.
+//! Messages over the socket: whole, in order and counted; only callers that ask for it wait.
 
 mod common;
 
@@ -19,12 +19,12 @@ fn start(manners: Manners) -> (TempDir, Daemon, Arc<Channel>) {
     (dir, daemon, channel)
 }
 
-/// Bytes that are not the same everywhere.
+/// Returns bytes that vary.
 fn long_message(len: usize) -> Vec<u8> {
     (0..len).map(|i| (i % 251) as u8).collect()
 }
 
-/// Writes until there is no room, and says how often that worked.
+/// Writes until there is no room, and returns the number of written messages.
 fn fill(channel: &Channel) -> usize {
     let message = [b'x'; 4096];
     let n = (0..100_000).take_while(|_| channel.write_to(0, &message).is_ok()).count();
@@ -36,7 +36,7 @@ fn fill(channel: &Channel) -> usize {
 fn messages_arrive_whole_and_in_order() {
     let (_dir, daemon, channel) = start(Manners::default());
     let lengths = [0, 1, 64, 4096, 65_499, 65_504, 65_505, 100_000, MESSAGE_MAX, 5];
-    // The default geometry takes 256 KiB; what is longer is counted as too big by the buffer.
+    // The default geometry takes 256 KiB; the buffer counts longer messages as too big.
     let expected: Vec<_> =
         lengths.iter().filter(|len| **len <= 256 << 10).map(|len| (2, long_message(*len))).collect();
     for len in lengths {
@@ -51,7 +51,7 @@ fn messages_arrive_whole_and_in_order() {
 }
 
 #[test]
-fn without_a_cpu_it_is_the_one_the_caller_runs_on() {
+fn message_without_a_cpu_goes_to_the_callers() {
     let (_dir, daemon, channel) = start(Manners::default());
     let cpu = nix::sched::sched_getcpu().unwrap();
     let mut only = nix::sched::CpuSet::new();
@@ -64,7 +64,7 @@ fn without_a_cpu_it_is_the_one_the_caller_runs_on() {
 }
 
 #[test]
-fn a_cpu_without_a_buffer_is_refused_and_a_global_channel_has_one_for_all() {
+fn cpu_without_a_buffer_is_refused_except_by_a_global_channel() {
     let (_dir, _daemon, channel) = start(Manners::default());
     let n_bufs = channel.n_bufs();
     let error = channel.write_to(n_bufs, b"x").unwrap_err();
@@ -82,7 +82,7 @@ fn a_cpu_without_a_buffer_is_refused_and_a_global_channel_has_one_for_all() {
 }
 
 #[test]
-fn a_full_socket_drops_and_the_next_frame_says_how_many() {
+fn full_socket_drops_and_next_frame_reports_the_number() {
     let (_dir, daemon, channel) = start(Manners::default());
     daemon.take_messages(false);
     let arrived = fill(&channel);
@@ -94,14 +94,14 @@ fn a_full_socket_drops_and_the_next_frame_says_how_many() {
     daemon.wait_for("what was in the socket", |store| store.messages.len() == arrived);
     channel.write_to(0, b"one more").unwrap();
     daemon.wait_for("the next frame to CPU 0", |store| store.messages.len() == arrived + 1);
-    // One more than 9: `fill` ends with a loss of its own, and one was what ended it.
+    // One more than 9: `fill` ends with one loss.
     assert_eq!(daemon.store().lost, 11);
     channel.flush().unwrap();
     assert_eq!(daemon.store().lost, 12, "a flush tells of the others");
 }
 
 #[test]
-fn losses_are_told_at_the_end() {
+fn losses_are_reported_at_the_end() {
     let (_dir, daemon, channel) = start(Manners::default());
     daemon.take_messages(false);
     let arrived = fill(&channel);
@@ -112,10 +112,10 @@ fn losses_are_told_at_the_end() {
 }
 
 #[test]
-fn a_long_message_that_cannot_be_completed_leaves_nothing_behind() {
+fn incomplete_long_message_leaves_nothing_behind() {
     let (_dir, daemon, channel) = start(Manners { geometry: "subbuf-size=1M", ..Manners::default() });
     daemon.take_messages(false);
-    // It begins, since the socket holds several frames, but the socket does not hold all of it twice.
+    // It begins, since the socket holds several frames. The socket does not hold all of it twice.
     let long = long_message(MESSAGE_MAX);
     let written = (0..10).map(|_| channel.write_to(0, &long)).take_while(Result::is_ok).count();
     assert!(written < 10);
@@ -129,7 +129,7 @@ fn a_long_message_that_cannot_be_completed_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_long_message_waiting_for_room_keeps_nobody_waiting_and_is_not_mixed_up() {
+fn long_message_waiting_for_room_blocks_no_other_writer() {
     let (_dir, daemon, channel) = start(Manners { geometry: "subbuf-size=1M", ..Manners::default() });
     daemon.take_messages(false);
     let long = long_message(MESSAGE_MAX);
@@ -140,7 +140,7 @@ fn a_long_message_waiting_for_room_keeps_nobody_waiting_and_is_not_mixed_up() {
             channel.write_batch(std::iter::repeat_n(long, 5), options)
         }
     });
-    // Writes come back all the time, and soon without success. Nothing is taken from the socket until they have.
+    // Writes return all the time, and soon fail. The test takes no packet from the socket until they have.
     let mut lost = 0;
     while lost < 100 {
         lost += usize::from(channel.write_to(0, b"short") == Err(WriteError::Full));
@@ -155,10 +155,10 @@ fn a_long_message_waiting_for_room_keeps_nobody_waiting_and_is_not_mixed_up() {
 }
 
 #[test]
-fn a_batch_says_what_became_of_its_messages() {
+fn batch_counts_its_messages() {
     let manners = Manners { geometry: "subbuf-size=100K", dropped_over: 99, ..Manners::default() };
     let (_dir, daemon, channel) = start(manners);
-    // Many frames, with two messages longer than a frame among them, one of them longer than any may be.
+    // Many frames, with two messages longer than a frame among them, one of which exceeds the message limit.
     let messages = (0..200_000).map(|i| match i {
         70_000 => long_message(90_000),
         80_000 => long_message(MESSAGE_MAX),
@@ -177,7 +177,7 @@ fn a_batch_says_what_became_of_its_messages() {
 }
 
 #[test]
-fn the_wait_is_the_daemons() {
+fn batch_passes_its_wait_to_the_daemon() {
     let (_dir, daemon, channel) = start(Manners::default());
     let waits = [Wait::No, Wait::AtMost(Duration::from_micros(1500)), Wait::Forever];
     for wait in waits {
@@ -187,7 +187,7 @@ fn the_wait_is_the_daemons() {
 }
 
 #[test]
-fn a_batch_that_waits_keeps_nobody_else_waiting() {
+fn waiting_batch_blocks_no_other_writer() {
     let (_dir, daemon, channel) = start(Manners { hold: Some(b"wait"), ..Manners::default() });
     let options = BatchOptions { wait: Wait::Forever, ..BatchOptions::default() };
     let waiting = thread::spawn({
@@ -204,7 +204,7 @@ fn a_batch_that_waits_keeps_nobody_else_waiting() {
 }
 
 #[test]
-fn a_batch_bit_by_bit() {
+fn batch_takes_messages_one_by_one() {
     let (_dir, daemon, channel) = start(Manners::default());
     let mut batch = channel.batch(BatchOptions::default()).unwrap();
     for round in 1..=3 {
@@ -216,9 +216,9 @@ fn a_batch_bit_by_bit() {
     }
     assert_eq!(batch.finish().unwrap().written, 6);
     batch.push(b"seven").unwrap();
-    assert_eq!(batch.finish().unwrap().written, 7, "it can go on");
+    assert_eq!(batch.finish().unwrap().written, 7, "the batch continues");
     assert_eq!(batch.counts().written, 7);
-    // Dropped with an answer outstanding, it disturbs nobody.
+    // A batch dropped with an answer outstanding disturbs no later call.
     batch.push(b"eight").unwrap();
     batch.send().unwrap();
     drop(batch);
@@ -226,7 +226,7 @@ fn a_batch_bit_by_bit() {
 }
 
 #[test]
-fn a_flush_comes_after_what_was_written_before() {
+fn flush_comes_after_earlier_messages() {
     let (_dir, daemon, channel) = start(Manners::default());
     for i in 0..50 {
         channel.write(format!("{i}").as_bytes()).unwrap();
@@ -236,7 +236,7 @@ fn a_flush_comes_after_what_was_written_before() {
 }
 
 #[test]
-fn many_threads_at_once() {
+fn many_threads_write_whole_messages() {
     let (_dir, daemon, channel) = start(Manners { geometry: "subbuf-size=1M", ..Manners::default() });
     let n_threads = 8;
     let started = Instant::now();

@@ -1,4 +1,6 @@
-//! What the command lines share: sizes, durations, and how wrong usage is reported in one line.
+//! Code that the command lines share: sizes, durations, and one-line reports of wrong usage.
+//!
+//! The programs' option parsers call it. It may not know any particular option.
 
 pub mod duration;
 pub mod size;

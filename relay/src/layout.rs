@@ -1,7 +1,6 @@
-//! What lies where: geometry, names, positions, the control file, the state directory and its state file.
+//! Geometry, names, positions, the control file, the state directory and its state file.
 //!
-//! Numbers and offsets only; `docs` say the same to the byte. Every other room may use it. It may not know how bytes
-//! get there.
+//! This room has numbers, offsets and names. Every other room may use it. It may not know how bytes get there.
 
 pub mod abi;
 #[cfg(not(loom))]

@@ -1,10 +1,10 @@
-//! The relay channel of relayfs: what the daemon, the producers and the readers agree on.
+//! The relay channel of relayfs: code shared by daemon, producers and readers.
 //!
-//! A *channel* is one *buffer* for each CPU; a buffer is a ring of *sub-buffers*. Writers append to the
-//! buffer of their CPU, the daemon reads. The words, and what they mean, are the kernel's
-//! (`Documentation/filesystems/relay.rst`); `relay/docs/` has the layout and the rules.
+//! A *channel* has one *buffer* for each CPU. A buffer is a ring of *sub-buffers*. Writers append to the buffer of
+//! their CPU; the daemon reads. The terms are the kernel's (`Documentation/filesystems/relay.rst`). `relay/docs/` has the
+//! layout and the rules.
 //!
-//! This crate knows neither FUSE nor threads nor, but for how to complain of them, command lines.
+//! This crate does not know FUSE or threads. Of command lines it knows only sizes, durations and usage errors.
 
 pub mod cli;
 pub mod layout;

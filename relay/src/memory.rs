@@ -1,6 +1,6 @@
 //! Memory that other processes write too: mappings, and the atomics that models replace.
 //!
-//! Bytes that a peer may change are reached here and nowhere else. It may not know rings or files' names.
+//! Code reaches bytes that a peer may change only through this room. It may not know rings or files' names.
 
 pub mod lent;
 #[cfg_attr(loom, path = "memory/mapping_model.rs")]

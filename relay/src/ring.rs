@@ -1,10 +1,10 @@
-//! One buffer: a ring of sub-buffers, one writer at a time, one reading side.
+//! One buffer: a ring of sub-buffers with one writer at a time and one reading side.
 //!
-//! Writers append by restartable sequences, the reader reads, maps or copies. The rules are the kernel's.
-//! It may not know sockets, users, or which process it runs in.
+//! Writers append with restartable sequences; readers read, map or copy. The rules are the kernel's. The daemon's
+//! writers and files, direct producers and mapping readers call it. It may not know sockets, users, or which process it
+//! runs in.
 
 pub mod buffer;
-pub mod doorbell;
 #[cfg(not(loom))]
 pub mod mapped_reader;
 pub mod reader;

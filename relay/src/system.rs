@@ -1,4 +1,6 @@
-//! What is asked of the kernel and is not memory: the table of mounts.
+//! Kernel interfaces other than memory: CPUs, descriptors, the table of mounts, signals.
+//!
+//! Every program may call it. It may not know channels.
 
 pub mod cpus;
 pub mod descriptor;

@@ -1,6 +1,6 @@
-//! The protocol of the Unix socket: frames, and the blocking client's end of it.
+//! The protocol of the Unix socket: frames, and the blocking client's end of the socket.
 //!
-//! It may not know rings: what a frame carries is bytes.
+//! The daemon and its clients call it. It may not know rings: a frame carries bytes.
 
 pub mod frame;
 pub mod socket;

@@ -1,5 +1,7 @@
-//! SIGBUS in a process that outlives truncations: mappings of truncated files are repaired and known as torn, and every other
-//! SIGBUS does what it would have done otherwise. The handler never goes while the process stays.
+//! SIGBUS in a process that outlives truncations.
+//!
+//! Mappings of truncated files are repaired and marked as torn. Every other SIGBUS runs the earlier action. The handler
+//! stays for the life of the process.
 
 use std::fs::File;
 use std::io::Read;
@@ -20,7 +22,7 @@ fn mapped(pages: usize) -> (File, Mapping) {
     (file, mapping)
 }
 
-/// Looks at every page.
+/// Reads a byte of every page.
 fn touch(mapping: &Mapping, pages: usize) {
     for page in 0..pages {
         mapping.copy_out(page * PAGE, 1, &mut Vec::new());
@@ -37,7 +39,7 @@ fn last_page_of_lent_bytes_is_repaired() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let lent = mapping.lend(from, len).unwrap();
         assert!(mapping.is_torn(), "{from} {len}");
-        // The kernel stops in front of a page that is not there.
+        // The kernel stops at a missing page.
         assert_eq!(lent.write_to(&writer).unwrap(), len);
         drop(writer);
         let mut got = Vec::new();
@@ -63,21 +65,21 @@ fn torn_mapping_stays_known_however_many_pages_of_others_are_replaced() {
     touch(&other.1, 5000);
     assert!(truncations_met() >= met + 5000);
     assert!(first.1.is_torn() && other.1.is_torn());
-    // The next mapping in the place is another one.
+    // The next mapping at this address is another one.
     for _ in 0..200 {
         drop(mapped(5000));
         assert!(!mapped(1).1.is_torn());
     }
 }
 
-/// Runs an act in another process.
+/// Runs an act in a child process.
 fn end_of(act: &str) -> ExitStatus {
     let mut child = Command::new(std::env::current_exe().unwrap());
     child.args(["--exact", "act_in_child", "--nocapture"]).env(ACT, act);
     child.output().unwrap().status
 }
 
-/// What the other tests run in another process; no test by itself.
+/// Runs an act in a child process of the other tests. Without an act it passes.
 #[test]
 fn act_in_child() {
     let Ok(act) = std::env::var(ACT) else { return };
@@ -94,7 +96,7 @@ fn act_in_child() {
             _ => SigHandler::Handler(exit_7),
         });
     }
-    let (foreign_file, foreign) = mapped(1); // mapped before, so it is not listed
+    let (foreign_file, foreign) = mapped(1); // mapped before the handler was installed, so it is not listed
     outlive_truncation().unwrap();
     let (file, ours) = mapped(1);
     match act.split(' ').next().unwrap() {
@@ -105,7 +107,7 @@ fn act_in_child() {
         "sent" => raise(Signal::SIGBUS).unwrap(),
         _ => {}
     }
-    // Still in order.
+    // The handler still works.
     file.set_len(0).unwrap();
     touch(&ours, 1);
     std::process::exit(if ours.is_torn() { 3 } else { 4 });
@@ -116,10 +118,10 @@ extern "C" fn exit_7(_: i32) {
 }
 
 #[test]
-fn other_bus_errors_do_what_they_did() {
+fn other_bus_error_runs_the_earlier_action() {
     let by_signal = |act: &str| end_of(act).signal();
     let bus = Some(Signal::SIGBUS as i32);
-    // Without a word: the handler of the Rust runtime, which a process has from its start.
+    // Without a second word: the handler of the Rust runtime, which a process has from its start.
     for before in ["", " default", " ignored"] {
         assert_eq!(by_signal(&format!("foreign{before}")), bus, "{before}");
     }

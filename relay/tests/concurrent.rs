@@ -11,11 +11,11 @@ use relay::ring::rseq::{RseqExecutor, Sequences};
 use relay::ring::writer::{AnyExecutor, Executor, SoleWriter, WriteResult, Writer};
 use relay::{GeometrySpec, Mode};
 
-/// Messages the writer tries in each test.
+/// Messages that the writer tries in each test.
 const MESSAGES: u64 = 300_000;
 const LEN_MIN: usize = 16;
 
-/// A message: its number, its length, then bytes that follow from the number.
+/// A message: its number, its length, then bytes derived from the number.
 fn message(number: u64, len: usize, out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(&number.to_le_bytes());
@@ -23,8 +23,8 @@ fn message(number: u64, len: usize, out: &mut Vec<u8>) {
     out.extend((LEN_MIN..len).map(|i| (number as usize * 31 + i) as u8));
 }
 
-/// Checks that `stream` is whole messages with increasing numbers, but for the part of one at its end, and empties it
-/// up to there. Returns how many there were.
+/// Checks that `stream` is whole messages with increasing numbers, and returns how many.
+/// Removes them from `stream`; an incomplete message at the end stays.
 fn check(stream: &mut Vec<u8>, next: &mut u64) -> u64 {
     let (mut at, mut n) = (0, 0);
     while stream.len() - at >= LEN_MIN {
@@ -43,7 +43,7 @@ fn check(stream: &mut Vec<u8>, next: &mut u64) -> u64 {
     n
 }
 
-/// Once with a writer that is alone, once with one that uses restartable sequences.
+/// Runs once with a sole writer, once with one that uses restartable sequences.
 fn run(
     mode: Mode,
     subbuf_size: u64,
@@ -57,7 +57,7 @@ fn run(
     }
 }
 
-/// Whether there are restartable sequences: always, unless the C library was told to register nothing.
+/// Whether there are restartable sequences. Only a setting of the C library can prevent them.
 fn can_share() -> bool {
     let off = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0"));
     assert_eq!(
@@ -68,7 +68,7 @@ fn can_share() -> bool {
     !off
 }
 
-/// This thread as the writer of a buffer, which is from now on that of the CPU it is on.
+/// Binds this thread to its CPU, and returns its executor for the buffer of that CPU.
 fn on_this_cpu() -> RseqExecutor {
     let cpu = sched_getcpu().unwrap();
     let mut cpus = CpuSet::new();
@@ -141,7 +141,7 @@ fn mixed(number: u64) -> usize {
 }
 
 #[test]
-fn no_overwrite_loses_nothing_that_was_written() {
+fn no_overwrite_mode_loses_no_written_message() {
     for read_len in [100, 4096, 1 << 20] {
         run(Mode::NoOverwrite, 4096, 4, read_len, mixed);
     }
@@ -150,7 +150,7 @@ fn no_overwrite_loses_nothing_that_was_written() {
 }
 
 #[test]
-fn overwrite_never_gives_a_damaged_message() {
+fn overwrite_mode_delivers_whole_messages_only() {
     for read_len in [100, 4096, 1 << 20] {
         run(Mode::Overwrite, 4096, 4, read_len, mixed);
     }
@@ -158,8 +158,8 @@ fn overwrite_never_gives_a_damaged_message() {
     run(Mode::Overwrite, 4096, 1, 4096, mixed);
 }
 
-/// Small messages mixed with ones that always switch: `begun` must never go back.
+/// Small messages between ones that always switch: `begun` must never move back.
 #[test]
-fn overwrite_survives_small_messages_between_switching_ones() {
+fn overwrite_mode_delivers_small_messages_between_switching_ones() {
     run(Mode::Overwrite, 512, 2, 700, |number| if number % 7 == 0 { 500 } else { LEN_MIN });
 }

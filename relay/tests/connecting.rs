@@ -1,4 +1,4 @@
-//! Connecting to a listener whose queue is full: signals do not end the wait, and the shortest wait ends.
+//! Connecting to a listener with a full queue: signals do not end the wait.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
@@ -16,7 +16,7 @@ use relay::wire::socket::{ConnectError, Socket};
 
 const LONG: Duration = Duration::from_secs(60);
 
-/// A listener, and what fills its queue.
+/// A listener, and the connections that fill its queue.
 fn full_listener(path: &Path) -> (OwnedFd, Vec<Socket>) {
     let listener = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::empty(), None).unwrap();
     bind(listener.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
@@ -29,8 +29,8 @@ fn full_listener(path: &Path) -> (OwnedFd, Vec<Socket>) {
 }
 
 #[test]
-fn interrupted_connect_goes_on() {
-    // Gives the signal a handler, so that it interrupts.
+fn interrupted_connect_waits_on() {
+    // Installs a handler, so that the signal interrupts.
     relay::system::signals::report_size_limit().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("socket");
@@ -51,7 +51,7 @@ fn interrupted_connect_goes_on() {
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:\t"));
         line.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0)
     };
-    // It sleeps again after each.
+    // The thread sleeps again after each signal.
     while interrupted() < 20 && !connecting.is_finished() {
         thread::yield_now();
     }

@@ -1,5 +1,6 @@
-//! A reader whose buffer's words are anything: it ends every call, stays inside the ring, and panics at nothing. What it then
-//! finds is nobody's message; that it goes on is what all other channels of the daemon depend on.
+//! A reader with hostile words ends every call, stays inside the ring, and does not panic.
+//!
+//! The messages it then finds mean nothing. The daemon's other channels depend on its survival.
 
 use proptest::prelude::*;
 use relay::GeometrySpec;
@@ -9,14 +10,14 @@ use relay::ring::reader::Reader;
 use relay::ring::writer::{SoleWriter, Writer};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A word as somebody might leave it behind: near the right one, or anything.
+/// A word as a peer might leave it: near the right value, or arbitrary.
 fn word() -> impl Strategy<Value = u64> {
     prop_oneof![any::<u64>(), 0u64..5000, Just(u64::MAX), (0u32..64).prop_map(|bit| 1 << bit)]
 }
 
 #[derive(Clone, Debug)]
 enum Op {
-    /// Overwrites a word of the block or of a record: which, and with what.
+    /// Overwrites a word of the block or of a record: index and value.
     Scribble(usize, u64),
     Read(usize),
     SkipTo(u64),
@@ -71,7 +72,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_reader_ends_every_call(
+    fn reader_with_hostile_words_ends_every_call(
         subbuf_size in prop_oneof![Just(64u64), Just(100), Just(4096)],
         n_subbufs in 1u64..6,
         header in prop_oneof![Just(0u64), Just(16)],
@@ -131,7 +132,7 @@ proptest! {
                     let _ = left.overwritten_unread();
                 }
             }
-            // What stat, poll and the counters ask.
+            // The values that stat, poll and the counters use.
             let _ = (reader.size(), reader.unread(), reader.unread_data(), reader.produced(), reader.n_finished());
             let _ = (reader.next_number(), reader.has_finished(), reader.has_unfinished(), reader.snapshot_len());
             let _ = reader.take_len();
@@ -139,10 +140,10 @@ proptest! {
     }
 }
 
-/// Who says that the writer is far ahead, and that next to nothing is in between, does not keep a reader busy that seeks
-/// forward: it passes over as many sub-buffers as any other call, not over as many for each that it finds something in.
+/// A hostile peer claims that the writer is far ahead with little data in between.
+/// A seek forward then skips as many sub-buffers as any other call, not as many for each piece of data it finds.
 #[test]
-fn a_seek_is_not_longer_than_other_calls() {
+fn seek_over_hostile_words_is_bounded() {
     for (mode, consumed) in [("no-overwrite", 0), ("overwrite", 0), ("overwrite", 1 << 63)] {
         let spec: GeometrySpec = format!("subbuf-size=64:n-subbufs=64:{mode}").parse().unwrap();
         let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
@@ -158,9 +159,9 @@ fn a_seek_is_not_longer_than_other_calls() {
     }
 }
 
-/// One that was left behind by more than any call passes over goes on with what there is.
+/// A reader lapped by more than any call skips continues with the data that is left.
 #[test]
-fn a_seek_behind_the_writer_arrives() {
+fn seek_far_behind_the_writer_arrives() {
     let spec: GeometrySpec = "subbuf-size=64:n-subbufs=3:overwrite".parse().unwrap();
     let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
     let writer = Writer::new(&buffer, SoleWriter);

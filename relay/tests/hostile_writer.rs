@@ -1,7 +1,9 @@
-//! A writer whose buffer's words are anything, and change under its hands: it ends every call, and stores nothing outside of
-//! the ring and of its own words. Behind both there is memory that nobody has reason to touch.
+//! A writer whose shared words are arbitrary and change during its calls.
 //!
-//! With restartable sequences, as in every producer. Where a thread writes without, it is the daemon's and alone.
+//! It ends every call, and stores only to the ring and its own words. Behind both lies memory that it has no reason to
+//! touch.
+//!
+//! It uses restartable sequences, like every producer. A thread that writes without them is the daemon's, and alone.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use std::sync::Arc;
@@ -16,9 +18,9 @@ use relay::ring::buffer::Buffer;
 use relay::ring::writer::{AnyExecutor, Writer};
 use relay::{Geometry, GeometrySpec};
 
-/// Bytes behind the ring, and behind the control file's part.
+/// Guard bytes behind the ring, and behind the control file's part.
 const CANARY: usize = 1 << 20;
-/// Messages written under a storm of changes.
+/// Messages written while the words change.
 const MESSAGES: usize = 100_000;
 
 /// Pseudo-random numbers (xorshift).
@@ -29,7 +31,7 @@ fn next(seed: &mut u64) -> u64 {
     *seed
 }
 
-/// Changes one of the words that a writer goes by.
+/// Changes one of the words that a writer uses.
 fn scribble(buffer: &Buffer, seed: &mut u64) {
     let block = buffer.block();
     let widths = buffer.widths();
@@ -52,7 +54,7 @@ fn scribble(buffer: &Buffer, seed: &mut u64) {
         &record.begin,
         &record.padding,
     ];
-    // Closed is closed: mostly it shall be open, so that something is written.
+    // A closed buffer takes no messages, so mostly it is open.
     let word = words[(next(seed) % 8) as usize];
     let value = if std::ptr::eq(word, &raw const block.closed) { u64::from(value % 16 == 0) } else { value };
     word.store(value, Ordering::Relaxed);
@@ -82,7 +84,7 @@ fn storm(spec: &str) {
         "restartable sequences: glibc 2.35 or later has them"
     );
     if off {
-        return; // nobody but the daemon writes then, in mappings as long as the ring
+        return; // then only the daemon writes, in mappings as long as the ring
     }
     let over = AtomicBool::new(false);
     let (mut written, mut refused) = (0u32, 0u32);
@@ -104,7 +106,7 @@ fn storm(spec: &str) {
             let _ = writer.drop_if_blocked(message.len());
             if number % 64 == 0 {
                 let _ = writer.flush();
-                scribble(&buffer, &mut seed); // also where there is one CPU alone
+                scribble(&buffer, &mut seed); // also on a machine with a single CPU
             }
         }
         over.store(true, Ordering::Relaxed);
@@ -115,7 +117,7 @@ fn storm(spec: &str) {
 }
 
 #[test]
-fn nothing_is_stored_behind_the_ring_or_the_words() {
+fn hostile_words_cause_no_store_outside_the_ring() {
     for spec in [
         "subbuf-size=100:n-subbufs=5",
         "subbuf-size=4096:n-subbufs=3:overwrite",

@@ -1,6 +1,7 @@
-//! A writer that is killed at any place of a restartable sequence leaves whole messages only, and a buffer that the next
-//! writer goes on with as if the dead one had never begun its last step, or, right after the commit, had ended it. Run
-//! with `cargo test -p relay --features kill-points --test kill_points`.
+//! A writer that is killed at any point of a restartable sequence.
+//!
+//! It leaves whole messages only. The next writer continues as if the dead one had never begun its last step, or, right
+//! after the commit, had ended it. Run with `cargo test -p relay --features kill-points --test kill_points`.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt;
@@ -24,10 +25,10 @@ const SPEC: &str = "RELAY_KILL_POINTS_SPEC";
 const STEPS: &str = "RELAY_KILL_POINTS_STEPS";
 const POINT: &str = "RELAY_KILL_POINTS_POINT";
 
-/// Places in a sequence: before it, three inside, right after the commit.
+/// Points of a sequence: before it, three inside, right after the commit.
 const POINTS: std::ops::RangeInclusive<u32> = 1..=5;
 const AFTER_COMMIT: u32 = 5;
-/// From here on the words of a switch are stored, `begun` among them.
+/// From this point on the words of a switch are stored, `begun` among them.
 const BEGUN: u32 = 3;
 /// Length of a message: sub-buffers of 100 bytes have room for two.
 const LEN: usize = 40;
@@ -55,7 +56,7 @@ fn open(dir: &Path, geometry: &Geometry) -> Buffer {
     Buffer::new(map("control"), map("data"), *geometry, &header, 0).unwrap()
 }
 
-/// This thread, which stays on the CPU it is on, as a writer; children inherit the CPU.
+/// Binds this thread to its CPU, and returns its executor; children inherit the CPU.
 fn here() -> RseqExecutor {
     let cpu = sched_getcpu().unwrap();
     let mut cpus = CpuSet::new();
@@ -64,7 +65,7 @@ fn here() -> RseqExecutor {
     Sequences::find().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu)
 }
 
-/// One letter, one message; `!` flushes, `<` reads everything.
+/// Takes one step: a letter writes a message of it, `!` flushes, `<` reads everything.
 fn step(buffer: &Buffer, run: impl Executor, step: char) {
     let writer = Writer::new(buffer, run);
     match step {
@@ -78,7 +79,7 @@ fn steps(buffer: &Buffer, run: impl Executor, steps: &str) {
     steps.chars().for_each(|one| step(buffer, run, one));
 }
 
-/// The letters of the messages that a reader finds, headers passed over.
+/// Returns the letters of the messages that a reader finds, headers skipped.
 fn read(buffer: &Buffer) -> String {
     let mut bytes = Vec::new();
     Reader::new(buffer.clone()).read(1 << 20, &mut Vec::new(), |got| assert!(got.copy_to(&mut bytes)));
@@ -101,7 +102,7 @@ fn read(buffer: &Buffer) -> String {
     letters
 }
 
-/// What anybody can see of a buffer without reading it.
+/// State of a buffer that is visible without reading it.
 #[derive(Debug, PartialEq, Eq)]
 struct Seen {
     state: u64,
@@ -120,7 +121,7 @@ fn seen(buffer: &Buffer) -> Seen {
     }
 }
 
-/// The process that dies: does nothing unless it is started by the test below.
+/// The process that dies. Does nothing unless a test below starts it.
 #[test]
 fn victim() {
     let Some(dir) = std::env::var_os(DIR) else { return };
@@ -134,8 +135,8 @@ fn victim() {
     steps(&buffer, here, last);
 }
 
-/// Lets a process die in the last of some steps, and compares what others see and do with a buffer in this process alone,
-/// where that step was not done, or was.
+/// Kills a process in the last of some steps, and compares its buffer with a private one.
+/// In the private buffer that step was not taken, or, after the commit, was.
 fn dies(spec: &str, all: &str, point: u32, reads_first: bool) {
     let case = format!("{spec}, {all}, point {point}, reads first: {reads_first}");
     let (dir, geometry, here) = (tempfile::tempdir().unwrap(), geometry(spec), here());
@@ -152,7 +153,7 @@ fn dies(spec: &str, all: &str, point: u32, reads_first: bool) {
     let before = seen_after(&twin, &all[..all.len() - 1]);
     steps(&twin, SoleWriter, if point == AFTER_COMMIT { &all[all.len() - 1..] } else { "" });
     assert_eq!(seen(&buffer), seen(&twin), "{case}");
-    // In overwrite mode a reader may not trust what a switch that was begun might have overwritten.
+    // In overwrite mode a reader must not trust a sub-buffer that a begun switch might have overwritten.
     let is_switch = {
         let other = Buffer::anonymous(geometry, 0).unwrap();
         steps(&other, SoleWriter, all);
@@ -167,7 +168,7 @@ fn dies(spec: &str, all: &str, point: u32, reads_first: bool) {
             assert_eq!(found, expected, "{case}");
         }
     }
-    // The next writer knows nothing of it: one message, then enough to go around the ring.
+    // The next writer does not know of the death: one message, then enough to go around the ring.
     steps(&buffer, here, "z");
     steps(&twin, SoleWriter, "z");
     assert_eq!(seen(&buffer), seen(&twin), "{case}: the next writer");
@@ -190,13 +191,13 @@ fn seen_after(buffer: &Buffer, all: &str) -> Seen {
     seen(buffer)
 }
 
-/// Every byte was read or is counted as overwritten.
+/// Checks that every byte was read or is counted as overwritten.
 fn accounted_for(buffer: &Buffer, case: &str) {
     let block = buffer.block();
     let counted =
         [&block.read_bytes, &block.overwritten_bytes].map(|counter| counter.load(Ordering::Relaxed));
     let unread = Reader::new(buffer.clone()).unread();
-    assert_eq!(counted.iter().sum::<u64>() + unread, seen(buffer).size, "{case}: bytes that nobody counted");
+    assert_eq!(counted.iter().sum::<u64>() + unread, seen(buffer).size, "{case}: bytes that no counter has");
 }
 
 fn dies_anywhere(spec: &str, all: &[&str]) {
@@ -209,46 +210,46 @@ fn dies_anywhere(spec: &str, all: &[&str]) {
     }
 }
 
-/// Appending; beginning the second sub-buffer, or the third; finishing one early.
+/// Appends; begins the second or third sub-buffer; finishes one early.
 const USUAL: &[&str] = &["ab", "abc", "abcde", "ab!", "a!"];
 
 #[test]
-fn no_overwrite() {
+fn writer_killed_in_no_overwrite_mode_leaves_whole_messages() {
     dies_anywhere("subbuf-size=100:n-subbufs=3", USUAL);
 }
 
 #[test]
-fn no_overwrite_with_headers() {
+fn writer_killed_before_or_after_headers_leaves_whole_messages() {
     dies_anywhere("subbuf-size=100:n-subbufs=3:header=16", USUAL);
 }
 
-/// The switch that finds no room, by a message or a flush; and the one that finds some again.
+/// A switch without room, by a message or a flush; and the first switch with room again.
 #[test]
-fn no_overwrite_that_is_full() {
+fn writer_killed_in_full_buffer_leaves_whole_messages() {
     dies_anywhere("subbuf-size=100:n-subbufs=1", &["abc", "ab!", "abc<d", "abc<!"]);
     dies_anywhere("subbuf-size=100:n-subbufs=2:header=16", &["abcde", "abcde<f"]);
 }
 
 #[test]
-fn overwrite() {
+fn writer_killed_in_overwrite_mode_leaves_whole_messages() {
     dies_anywhere("subbuf-size=100:n-subbufs=3:overwrite", USUAL);
     dies_anywhere("subbuf-size=100:n-subbufs=3:overwrite", &["abcdefg", "abcdefgh", "abcdef!", "abcd<efghi"]);
 }
 
 #[test]
-fn overwrite_with_headers() {
+fn writer_killed_while_overwriting_headers_leaves_whole_messages() {
     dies_anywhere("subbuf-size=100:n-subbufs=3:overwrite:header=16", &["abc", "abcdefg", "abcdef!"]);
 }
 
-/// The sub-buffer that is about to be overwritten is the one that is not finished yet.
+/// The sub-buffer that is about to be overwritten is the unfinished one.
 #[test]
-fn overwrite_of_a_single_subbuf() {
+fn writer_killed_in_single_subbuf_leaves_whole_messages() {
     dies_anywhere("subbuf-size=100:n-subbufs=1:overwrite", &["ab", "abc", "a!", "ab!"]);
 }
 
-/// The switch for a message that fits no sub-buffer with a header.
+/// The switch for a message that fits no sub-buffer behind its header.
 #[test]
-fn too_big_behind_a_header() {
+fn writer_killed_at_too_big_message_leaves_whole_messages() {
     for mode in ["no-overwrite", "overwrite"] {
         dies_anywhere(&format!("subbuf-size=100:n-subbufs=3:header=70:{mode}"), &["a", "ab"]);
     }

@@ -1,10 +1,12 @@
-//! Models of one writer and one reader under loom, which tries every interleaving and every reordering that the memory
-//! model allows, a number of preemptions per run apart. Run by `tests/models.sh`; `tests/mutations.sh` weakens what they
-//! defend, one after the other, and names the model that fails.
+//! Models of one writer and one reader under loom.
 //!
-//! The code is the real one; only its memory is loom's. The letters are those of `writer.rs` and `doorbell.rs`. The writer
-//! is one thread here, for all those of a CPU: between them the CPU itself keeps the order. Where they come between each
-//! other all the same, outside of sequences, is modelled by [`on_cpu`].
+//! loom tries every interleaving and every reordering that the memory model allows, up to a number of preemptions in a
+//! run. `tests/models.sh` runs them. `tests/mutations.sh` weakens each rule that they defend, and names the models that
+//! fail.
+//!
+//! The code is the real one; only its memory is loom's. The letters are those of `writer.rs` and `doorbell.rs`. One
+//! thread here stands for all writers of a CPU, since the CPU itself orders them. Where they preempt each other outside
+//! of sequences, [`on_cpu`] models it.
 #![cfg(loom)]
 
 use std::cell::RefCell;
@@ -20,9 +22,9 @@ use relay::ring::scheduler_model::{RseqExecutor, dies_at, on_cpu};
 use relay::ring::writer::{Executor, SoleWriter, WriteResult, Writer};
 use relay::{GeometrySpec, Mode};
 
-/// Preemptions in a run, unless `LOOM_MAX_PREEMPTIONS` says otherwise.
+/// Preemptions in a run, unless `LOOM_MAX_PREEMPTIONS` sets another number.
 const PREEMPTIONS: usize = 3;
-/// The same for models that would take minutes, or are run again for each store.
+/// Preemptions in models that would take minutes otherwise, or run once for each store.
 const PREEMPTIONS_OF_MANY: usize = 2;
 
 fn buffer(mode: Mode, subbuf_size: u64, n_subbufs: u64) -> Buffer {
@@ -46,8 +48,8 @@ fn model_to(preemptions: usize, check: impl Fn() + Sync + Send + 'static) {
     builder.check(check);
 }
 
-/// Does two things at once, and returns when both are done. Each has a thread of its own: what the first thread of a model
-/// does while others run, loom takes for done before them if it only looks.
+/// Runs two functions at once, each in a thread, and returns both results.
+/// loom takes pure loads of a model's first thread for done before the others, hence two further threads.
 fn beside<A, B>(one: impl FnOnce() -> A + 'static, other: impl FnOnce() -> B + 'static) -> (A, B)
 where
     A: 'static,
@@ -62,7 +64,7 @@ fn put(buffer: &Buffer, run: impl Executor, number: u8) -> WriteResult {
     Writer::new(buffer, run).write(&[number, number]).unwrap().placed
 }
 
-/// Writes messages numbered from 1, and returns those that were written.
+/// Writes messages numbered from 1, and returns the numbers of the written ones.
 fn write(buffer: &Buffer, messages: u8) -> Vec<u8> {
     (1..=messages).filter(|n| put(buffer, SoleWriter, *n) == WriteResult::Written).collect()
 }
@@ -72,7 +74,7 @@ fn read(reader: &mut Reader, count: usize, out: &mut Vec<u8>) -> bool {
     reader.read(count, &mut scratch, |bytes| assert!(bytes.copy_to(out)))
 }
 
-/// Whole messages, in order; returns their numbers.
+/// Checks that the bytes are whole messages in order, and returns their numbers.
 fn numbers(bytes: &[u8]) -> Vec<u8> {
     assert!(bytes.len() % 2 == 0, "part of a message: {bytes:?}");
     let numbers: Vec<u8> = bytes.chunks(2).map(|pair| pair[0]).collect();
@@ -81,8 +83,9 @@ fn numbers(bytes: &[u8]) -> Vec<u8> {
     numbers
 }
 
-/// Everything that was written is read, once, in order; a slot is not written before it was read. Defends A, B (bytes and
-/// records behind the position) and C, D (the slot given back): the payload is in cells that loom watches.
+/// Everything written is read once, in order, and no slot is written before it was read.
+/// Defends A, B (bytes and records before the position) and C, D (the slot given back). The payload is in cells that
+/// loom watches.
 fn no_overwrite(subbuf_size: u64, n_subbufs: u64, messages: u8) {
     model(move || {
         let buffer = buffer(Mode::NoOverwrite, subbuf_size, n_subbufs);
@@ -99,18 +102,18 @@ fn no_overwrite(subbuf_size: u64, n_subbufs: u64, messages: u8) {
 }
 
 #[test]
-fn no_overwrite_one_message_a_subbuf() {
+fn no_overwrite_reads_messages_of_a_subbuf_once_in_order() {
     no_overwrite(2, 1, 3);
     no_overwrite(2, 2, 4);
 }
 
 #[test]
-fn no_overwrite_with_padding() {
+fn no_overwrite_with_padding_reads_messages_once_in_order() {
     no_overwrite(5, 2, 5);
 }
 
-/// Only whole messages are read, in order, and every byte is read or counted as overwritten. Defends E, F: a reader that
-/// copied bytes of a newer message throws the copy away.
+/// Only whole messages are read, in order, and every byte is read or counted as overwritten.
+/// Defends E, F: a reader that copied bytes of a newer message discards the copy.
 fn overwrite(subbuf_size: u64, n_subbufs: u64, messages: u8, count: usize) {
     overwrite_to(PREEMPTIONS, subbuf_size, n_subbufs, messages, count);
 }
@@ -134,28 +137,28 @@ fn overwrite_to(preemptions: usize, subbuf_size: u64, n_subbufs: u64, messages: 
 }
 
 #[test]
-fn overwrite_laps_a_reader() {
+fn lapped_reader_reads_whole_messages() {
     overwrite(2, 2, 3, 16);
     overwrite(2, 2, 4, 16);
     overwrite(4, 2, 5, 16);
 }
 
 #[test]
-fn overwrite_laps_a_reader_in_the_middle_of_a_subbuf() {
+fn reader_lapped_in_the_middle_of_a_subbuf_reads_whole_messages() {
     overwrite(4, 2, 5, 2);
     overwrite(2, 1, 3, 16);
 }
 
-/// The record of a sub-buffer is used for another one two laps later.
+/// The record of a sub-buffer is reused two laps later.
 #[test]
-fn overwrite_laps_a_reader_twice() {
+fn reader_lapped_twice_reads_whole_messages() {
     overwrite_to(1, 2, 1, 4, 16);
 }
 
-/// A reader that has been lapped finds what came instead: with two sub-buffers one is always whole. Defends E and F again:
-/// who goes by `begun`, sees the position behind it.
+/// A lapped reader finds the newer data: with two sub-buffers one is always whole.
+/// Defends E and F again: a reader that uses `begun` sees the position behind it.
 #[test]
-fn a_lapped_reader_does_not_come_back_empty() {
+fn lapped_reader_finds_newer_data() {
     model(|| {
         let buffer = buffer(Mode::Overwrite, 2, 2);
         let mut reader = Reader::new(buffer.clone());
@@ -172,10 +175,10 @@ fn a_lapped_reader_does_not_come_back_empty() {
     });
 }
 
-/// The size of the file never goes back while the writer goes around the ring under the one who asks. Defends the fence
-/// in `stable`, which is an F.
+/// The size of the file never decreases while the writer laps the thread that asks.
+/// Defends the fence in `stable`, which is an F.
 #[test]
-fn the_size_never_shrinks() {
+fn size_read_while_writing_never_shrinks() {
     model(|| {
         let buffer = buffer(Mode::Overwrite, 2, 1);
         let reader = Reader::new(buffer.clone());
@@ -189,11 +192,25 @@ fn the_size_never_shrinks() {
     });
 }
 
-/// A writer that is killed before any of its stores, and one that goes on after it on the same CPU, while somebody reads:
-/// what the dead one was told it had written is there, the message it died of is not, and nothing is damaged. An aborted
-/// sequence that is tried again is the same to a reader. Defends the order of the stores in a sequence, and A to F again.
+/// What a reader sees of losses that no read has counted is exact for some moment: bytes and sub-buffers belong together.
+/// Defends the fence in `overwritten_unread`, which is an F.
+#[test]
+fn unread_losses_are_those_of_one_moment() {
+    model_to(PREEMPTIONS_OF_MANY, || {
+        let buffer = buffer(Mode::Overwrite, 2, 1);
+        let reader = Reader::new(buffer.clone());
+        let (_, seen) = beside(move || write(&buffer, 4), move || reader.overwritten_unread());
+        assert_eq!(seen.bytes, 2 * seen.subbufs);
+    });
+}
+
+/// A writer is killed before any of its stores, and another continues on the same CPU.
+/// A reader reads meanwhile.
+/// Every message that the dead writer reported as written is there, its last one is not, and no message is corrupted.
+/// To a reader an aborted and repeated sequence looks the same. Defends the order of the stores in a sequence, and A to
+/// F again.
 fn killed(mode: Mode, subbuf_size: u64, n_subbufs: u64, reads_meanwhile: usize) {
-    // Two messages of two bytes and a position, of which one switches at the most, and a switch of its own.
+    // Two messages of two bytes and a position, of which at most one switches, and an explicit switch.
     for stores in 0..2 * 3 + 5 + 6 {
         model_to(PREEMPTIONS_OF_MANY, move || {
             let buffer = buffer(mode, subbuf_size, n_subbufs);
@@ -236,25 +253,26 @@ fn killed(mode: Mode, subbuf_size: u64, n_subbufs: u64, reads_meanwhile: usize) 
 }
 
 #[test]
-fn killed_no_overwrite() {
+fn writer_killed_in_no_overwrite_mode_leaves_whole_messages() {
     killed(Mode::NoOverwrite, 2, 1, 2);
     killed(Mode::NoOverwrite, 5, 2, 1);
 }
 
 #[test]
-fn killed_overwrite() {
+fn writer_killed_in_overwrite_mode_leaves_whole_messages() {
     killed(Mode::Overwrite, 2, 2, 1);
     killed(Mode::Overwrite, 4, 2, 1);
     killed(Mode::Overwrite, 4, 1, 1);
 }
 
-/// A reader that arms and finds nothing is rung for. Defends H, J, and that the bell comes before the word is made even.
+/// A reader that arms and finds nothing is woken.
+/// Defends H, J, and that the bell rings before the word is made even.
 ///
-/// The writer may be killed before any of its stores, the bell being one; its hanging up then makes the daemon look. Who
-/// switches after it on the same CPU, from another process, rings for itself all the same.
+/// The writer may be killed before any of its stores, the bell included; its hang-up then makes the daemon look. The
+/// next process that switches on the same CPU rings all the same.
 #[test]
-fn nobody_sleeps_through_a_switch() {
-    // A sequence with 5 words and the position, the bell, the word made even; the last is after all of them.
+fn armed_reader_is_woken_by_a_switch() {
+    // A sequence with 5 words and the position, the bell, the word made even; the last number is after all of them.
     for stores in 0..=8 {
         model(move || {
             let buffer = buffer(Mode::NoOverwrite, 2, 4);
@@ -264,7 +282,7 @@ fn nobody_sleeps_through_a_switch() {
                 let switch = || {
                     Writer::new(&other, SoleWriter).flush().unwrap();
                     if let Some(wanted) = other.wake_wanted() {
-                        other.count_written(0); // for a place to die before the system call that rings
+                        other.count_written(0); // a store to die at, before the system call that rings
                         ring.fetch_add(1, Ordering::AcqRel);
                         wanted.rung();
                     }
@@ -287,9 +305,9 @@ fn nobody_sleeps_through_a_switch() {
     }
 }
 
-/// Each arming has a value of its own, so that a late disarming does not undo a newer one.
+/// Each arming has a distinct value, so that a late ring does not undo a newer arming.
 #[test]
-fn a_newer_arming_survives() {
+fn late_ring_does_not_undo_newer_arming() {
     model(|| {
         let buffer = buffer(Mode::NoOverwrite, 2, 4);
         let bell = Arc::new(AtomicBool::new(false));
@@ -307,7 +325,7 @@ fn a_newer_arming_survives() {
         let woken = move || {
             let rung = bell.load(Ordering::Acquire);
             if rung {
-                // Reads everything, then arms again. Whoever switches next must ring.
+                // Reads everything, then arms again. The next writer that switches must ring.
                 read(&mut reader, 16, &mut Vec::new());
                 armed.arm();
             }
@@ -319,12 +337,13 @@ fn a_newer_arming_survives() {
     });
 }
 
-/// Waiting for room goes through the daemon, whose lane parks the batch; this is `lane.rs` and `open_file.rs` in short.
-/// What the lock orders needs no model; what does is that the lane looks without it first, and that a flag, and not the
-/// room itself, says that somebody waits. Whoever waits is told, or the buffer is still full. The lane does not die
-/// alone; a producer that dies leaves a flag that stays set, hence one look too many.
+/// Waiting for room goes through the daemon, whose worker parks the batch.
+/// This is `worker.rs` and `open_file.rs` in short. What a lock orders needs no model. Two things do: the worker looks
+/// without the lock first, and a flag says that a batch waits, not the room itself. A waiting batch is resumed, or the
+/// buffer is still full. The worker does not die alone. A producer that dies leaves the flag set, hence one look too
+/// many.
 #[test]
-fn whoever_waits_for_room_is_told() {
+fn parked_batch_is_resumed_when_there_is_room() {
     struct Side {
         reader: Reader,
         parked: bool,
@@ -356,8 +375,8 @@ fn whoever_waits_for_room_is_told() {
     });
 }
 
-/// Two threads of one CPU, one of which closes the buffer: what was written before that stays, and what begins after it is
-/// refused, wherever the writer was when the other came between. Defends that closing changes the state.
+/// Two threads of one CPU, one of which closes the buffer at any load of the other.
+/// Messages written before the end stay, and later ones are refused. Defends that closing changes the state.
 fn closed(subbuf_size: u64, room_while_blocked: bool) {
     model(move || {
         let buffer = buffer(Mode::NoOverwrite, subbuf_size, 1);
@@ -406,18 +425,19 @@ fn closed(subbuf_size: u64, room_while_blocked: bool) {
 }
 
 #[test]
-fn nothing_is_written_after_the_end() {
+fn closed_buffer_takes_no_message() {
     closed(8, false);
     closed(2, false);
 }
 
 #[test]
-fn nothing_is_written_after_the_end_of_a_blocked_buffer() {
+fn closed_blocked_buffer_takes_no_message() {
     closed(4, true);
 }
 
-/// Two threads of one CPU, one of which resets the buffer on behalf of the reader: every message is read or thrown away
-/// whole, and what is written after the reset is there. Defends that `consumed` comes before the state.
+/// Two threads of one CPU, one of which resets the buffer on behalf of the reader.
+/// Every message is read or discarded as a whole, and messages after the reset are there. Defends that `consumed` comes
+/// before the state.
 fn reset(mode: Mode, subbuf_size: u64, n_subbufs: u64) {
     model(move || {
         let buffer = buffer(mode, subbuf_size, n_subbufs);
@@ -448,7 +468,7 @@ fn reset(mode: Mode, subbuf_size: u64, n_subbufs: u64) {
 }
 
 #[test]
-fn reset_between_writes() {
+fn reset_between_writes_keeps_later_messages() {
     reset(Mode::NoOverwrite, 2, 2);
     reset(Mode::NoOverwrite, 4, 1);
     reset(Mode::Overwrite, 2, 2);

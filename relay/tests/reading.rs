@@ -1,5 +1,7 @@
-//! The ways to read that are not read(): giving back by number, snapshots and views, in thousands of histories mixed with
-//! writes, reads, flushes and resets, beside a log of everything that was ever written.
+//! Reading by means other than read(): giving back by number, snapshots and mapped readers.
+//!
+//! Thousands of histories mix them with writes, reads, flushes and resets, and compare with a log of everything
+//! written.
 
 use proptest::prelude::*;
 use relay::ring::buffer::Buffer;
@@ -8,12 +10,12 @@ use relay::ring::reader::{ConsumeError, Reader};
 use relay::ring::writer::{Outcome, SoleWriter, WriteResult, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
-/// What was written to each sub-buffer since creation, by number; headers included, padding not.
+/// Bytes written to each sub-buffer since creation, by number; with headers, without padding.
 struct Log {
     subbufs: Vec<Vec<u8>>,
-    /// Number of the first one since the last reset.
+    /// Number of the first sub-buffer since the last reset.
     floor: usize,
-    /// Bytes in those that a reset left behind unfinished: they have no number.
+    /// Bytes of sub-buffers that a reset left unfinished: these have no number.
     forgotten: u64,
     n_resets: usize,
 }
@@ -23,17 +25,17 @@ impl Log {
         Log { subbufs: vec![vec![0; geometry.header()]], floor: 0, forgotten: 0, n_resets: 0 }
     }
 
-    /// Number of the current one.
+    /// Returns the number of the current sub-buffer.
     fn current(&self) -> usize {
         self.subbufs.len() - 1
     }
 
-    /// Stream position of the first byte of one that is not from before the last reset.
+    /// Returns the stream position of the first byte of a sub-buffer that is not from before the last reset.
     fn begin(&self, number: usize) -> u64 {
         self.forgotten + self.subbufs[..number].iter().map(|subbuf| subbuf.len() as u64).sum::<u64>()
     }
 
-    /// All bytes of the sub-buffers since the last reset.
+    /// Returns all bytes of the sub-buffers since the last reset.
     fn since_reset(&self) -> Vec<u8> {
         self.subbufs[self.floor..].concat()
     }
@@ -43,7 +45,7 @@ impl Log {
         if outcome.switched {
             self.subbufs.push(Vec::new());
         }
-        // A message that is longer than a sub-buffer leaves everything as it is.
+        // A message that is longer than a sub-buffer changes nothing.
         if outcome.placed == WriteResult::TooBig && message.len() > geometry.subbuf_size() {
             return;
         }
@@ -71,7 +73,7 @@ enum Op {
     Write(usize),
     Flush,
     Read(usize),
-    /// So many, the first of which has this number more than the next one, if any is named.
+    /// Distance of the named first number from the next one, if it is named; and the count.
     Consume(Option<i64>, u64),
     Reset,
 }
@@ -112,12 +114,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
-    fn all_ways_to_read_agree_with_the_log(geometry in geometries(), lap in 0u64..3, ops in ops()) {
+    fn every_way_to_read_agrees_with_the_log(geometry in geometries(), lap in 0u64..3, ops in ops()) {
         history(geometry, lap, &ops)?;
     }
 }
 
-/// One history, and after each step a look at everything that only looks.
+/// Plays one history, and compares all observations after each step.
 fn history(geometry: Geometry, lap: u64, ops: &[Op]) -> Result<(), TestCaseError> {
     let buffer = Buffer::anonymous(geometry, lap).unwrap();
     let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
@@ -147,7 +149,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op]) -> Result<(), TestCaseError
     Ok(())
 }
 
-/// Gives back, or is refused and has changed nothing.
+/// Gives back, or is refused and changes nothing.
 fn consume(
     buffer: &Buffer,
     reader: &mut Reader,
@@ -185,7 +187,7 @@ fn consume(
     Ok(())
 }
 
-/// Looks: at the numbers, a snapshot, a view, and what read() would give, of a copy of this reader's place.
+/// Compares numbers, a snapshot, a mapped reader, and read() of a copy of this reader.
 fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), TestCaseError> {
     let geometry = buffer.geometry();
     let (current, next) = (log.current(), reader.next_number() as usize);
@@ -207,19 +209,19 @@ fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), 
         prop_assert_eq!(snapshot.len() as u64, reader.snapshot_len());
     }
 
-    // Who knows nothing but what is in the files finds the same.
+    // An observer that has only the files finds the same.
     let (left, unsound) = Reader::look(buffer.clone());
     prop_assert_eq!(unsound, None, "step {}", step);
     prop_assert_eq!((left.position(), left.unread()), (reader.position(), reader.unread()), "step {}", step);
     let mut found = Vec::new();
     left.snapshot(left.snapshot_extent(), &mut found);
-    // Where something was reset, some of that may show.
+    // After a reset some of the discarded bytes may show.
     let same = if log.n_resets > 0 { found.ends_with(&snapshot) } else { found == snapshot };
     prop_assert!(same, "step {}: {:?} and {:?}", step, found, snapshot);
     let is_overwrite = geometry.mode() == Mode::Overwrite;
     let overwritten = if is_overwrite { log.begin(oldest).saturating_sub(reader.position()) } else { 0 };
     prop_assert_eq!(left.overwritten_unread().bytes, overwritten, "step {}", step);
-    // A reader that keeps the rest of a sub-buffer has lost no more than that one's next bytes.
+    // A reader that keeps the rest of a sub-buffer has lost no more than the bytes behind it.
     let still_there = reader.overwritten_unread();
     prop_assert!(still_there.bytes <= overwritten, "step {}", step);
     prop_assert_eq!(still_there.subbufs, left.overwritten_unread().subbufs, "step {}", step);
@@ -244,7 +246,7 @@ fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), 
     let taken = (current > next).then(|| (next as u64, (current - next) as u64));
     prop_assert_eq!(view.take_back(), taken, "step {}", step);
     prop_assert_eq!(self::counters(buffer), counters, "looking at step {} changed a counter", step);
-    // Nothing is lost silently.
+    // No byte is lost without a count.
     let [read, overwritten, discarded, ..] = counters;
     prop_assert_eq!(read + overwritten + discarded + reader.unread(), reader.size(), "step {}", step);
     Ok(())
@@ -264,10 +266,10 @@ fn counters(buffer: &Buffer) -> [u64; 7] {
     counters.map(|counter| counter.load(std::sync::atomic::Ordering::Relaxed))
 }
 
-/// A snapshot taken while somebody writes ends at a message, begins at the reader's place, or, in overwrite mode, at a
-/// sub-buffer, and has all that lies between.
+/// A snapshot taken while a thread writes ends at the end of a message.
+/// It begins at the reader's position, or, in overwrite mode, at a sub-buffer, and has all bytes in between.
 #[test]
-fn snapshots_of_a_busy_buffer_are_whole() {
+fn snapshot_of_a_busy_buffer_is_whole() {
     for spec in [
         "subbuf-size=64:n-subbufs=4096",
         "subbuf-size=4096:n-subbufs=3:overwrite",
@@ -307,10 +309,10 @@ fn snapshots_of_a_busy_buffer_are_whole() {
     }
 }
 
-/// Who takes a snapshot sub-buffer by sub-buffer, and others read, write or reset in between, has a piece of the stream without a gap,
-/// up to where it was announced.
+/// A snapshot is taken in parts, while others write, read or reset in between.
+/// It is a piece of the stream without a gap, up to the announced end.
 #[test]
-fn a_snapshot_in_parts_has_no_gap() {
+fn snapshot_in_parts_has_no_gap() {
     let alphabet: Vec<u8> = (b'a'..=b'z').flat_map(|letter| [letter; 3]).collect();
     for mode in ["no-overwrite", "overwrite"] {
         for (read, written, reset) in (0..12).flat_map(|read| [(read, 0, 9), (read, 2, 9), (read, 1, 1)]) {
@@ -343,10 +345,10 @@ fn a_snapshot_in_parts_has_no_gap() {
     }
 }
 
-/// What is written, or read, between finding out how much memory a snapshot takes and taking it, changes where it ends or
-/// begins and does not cut it.
+/// Others read or write between the sizing of a snapshot and its copy.
+/// That moves its beginning or end, and cuts no message.
 #[test]
-fn a_snapshot_ends_where_it_was_announced() {
+fn snapshot_ends_where_it_was_announced() {
     for mode in ["no-overwrite", "overwrite"] {
         let spec: GeometrySpec = format!("subbuf-size=8:n-subbufs=4:{mode}").parse().unwrap();
         let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();

@@ -1,5 +1,7 @@
-//! The buffer against a model of the kernel's rules made of vectors: thousands of histories of writes, flushes,
-//! reads and resets in both modes, from places where the arithmetic could go wrong.
+//! The buffer against a model of the kernel's rules made of vectors.
+//!
+//! Thousands of histories of writes, flushes, reads and resets in both modes begin at positions where the arithmetic
+//! could go wrong.
 
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
@@ -10,13 +12,14 @@ use relay::ring::rseq::{RseqExecutor, Sequences};
 use relay::ring::writer::{AnyExecutor, Executor, Outcome, SoleWriter, WriteResult, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
 
-/// Kernel relay (W and R rules), with the two differences of ours: all-padding sub-buffers are all skipped, and in
-/// overwrite mode the rest of a sub-buffer that a read stopped in is kept.
+/// Kernel relay (W and R rules) with our two differences.
+/// All all-padding sub-buffers are skipped. In overwrite mode the rest of a sub-buffer that a read stopped in is kept.
 struct Model {
     geometry: Geometry,
-    /// Data of each sub-buffer since creation or reset, headers included; the last is the current one.
+    /// Data of each sub-buffer since creation or reset; the last is the current one.
+    /// Headers are included.
     subbufs: Vec<Vec<u8>>,
-    /// The last switch was refused: the current sub-buffer does not exist yet.
+    /// Whether the last switch was refused, so that the current sub-buffer does not exist yet.
     blocked: bool,
     consumed: usize,
     bytes_consumed: usize,
@@ -143,7 +146,7 @@ impl Model {
         }
     }
 
-    /// What was kept goes with the reader that kept it.
+    /// The kept rest is lost with the reader that kept it.
     fn resume(&mut self) {
         self.kept.clear();
     }
@@ -161,7 +164,7 @@ enum Op {
     Flush,
     Read(usize),
     Reset,
-    /// Another reader goes on where this one stopped, perhaps before it had counted what it read last.
+    /// Another reader continues, perhaps before the last one has counted its last read.
     Resume(bool),
 }
 
@@ -206,7 +209,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     #[test]
-    fn buffer_agrees_with_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], ops in ops()) {
+    fn buffer_agrees_with_the_kernel_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], ops in ops()) {
         let lap = laps_left.map_or(0, |left| lap_max(&geometry) - left);
         history(geometry, lap, &ops, SoleWriter)?;
         if let Some(on_cpu) = on_this_cpu() {
@@ -215,8 +218,8 @@ proptest! {
     }
 }
 
-/// This thread as the writer of a buffer, which is from now on that of the CPU it is on. `None` where the C library was
-/// told to register nothing, and then the product must know.
+/// Binds this thread to its CPU, and returns its executor for the buffer of that CPU.
+/// `None` if the C library registers no threads; then the product must know that, too.
 fn on_this_cpu() -> Option<RseqExecutor> {
     let cpu = sched_getcpu().unwrap();
     let thread = Sequences::find();
@@ -232,7 +235,7 @@ fn on_this_cpu() -> Option<RseqExecutor> {
     Some(thread.on(cpu))
 }
 
-/// One history, played to the buffer and to the model.
+/// Plays one history on the buffer and on the model.
 fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Result<(), TestCaseError> {
     let buffer = Buffer::anonymous(geometry, lap).unwrap();
     let (writer, mut reader) = (Writer::new(&buffer, run), Reader::new(buffer.clone()));
@@ -255,7 +258,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Resu
                         model.dropped += 1;
                     }
                     WriteResult::TooBig => prop_assert!(writer.count(1, |block| &block.too_big)),
-                    WriteResult::Closed => prop_assert!(false, "nobody closed it"),
+                    WriteResult::Closed => prop_assert!(false, "the buffer is not closed"),
                 }
             }
             Op::Flush => {
@@ -281,7 +284,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Resu
             }
             Op::Resume(in_the_middle) => {
                 drop(reader);
-                // Of what is overwritten by then nobody knows whether it had been read.
+                // Of overwritten bytes the reader cannot know whether they had been read.
                 let in_the_middle = in_the_middle && geometry.mode() == Mode::NoOverwrite;
                 if let Some(counted) = uncounted.filter(|_| in_the_middle) {
                     relay_counters::set_read(&buffer, counted);
@@ -296,10 +299,10 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Resu
         use relay_counters::*;
         let counts = counts(&buffer);
         prop_assert_eq!((counts.dropped, counts.too_big), (model.dropped, model.too_big));
-        // Nothing is lost silently: every byte ever written is somewhere.
+        // No byte is lost without a count: every byte ever written is somewhere.
         prop_assert_eq!(delivered + counts.overwritten + counts.discarded + reader.unread(), model.size);
         prop_assert_eq!(counts.read, delivered);
-        // What is lost is seen before a read finds it out, and that count does not go back.
+        // Losses are seen before a read counts them, and their number does not go down.
         let seen = reader.overwritten_unread();
         prop_assert!(seen.bytes <= reader.unread(), "step {}", step);
         prop_assert!((seen.bytes == 0 && seen.subbufs == 0) || geometry.mode() == Mode::Overwrite);

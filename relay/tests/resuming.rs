@@ -1,5 +1,7 @@
-//! Going on with a buffer that was left: what is sound goes on, what is not is told by name, and nothing is changed then.
-//! (That a sound one goes on *exactly* where it stopped, `reference.rs` plays in its histories.)
+//! Resuming a buffer that an earlier reader left.
+//!
+//! A sound one continues; an unsound one is refused by name and not changed.
+//! (`reference.rs` shows that a sound one continues *exactly* where it stopped.)
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,7 +17,8 @@ fn geometry(mode: Mode) -> Geometry {
     spec.build().unwrap()
 }
 
-/// Two sub-buffers finished, twenty bytes in the third; the first read to its end, five bytes read of the second.
+/// Two sub-buffers finished, twenty bytes in the third.
+/// The first is read to its end, and five bytes of the second.
 fn used(mode: Mode) -> Buffer {
     let buffer = Buffer::anonymous(geometry(mode), 7).unwrap();
     let writer = Writer::new(&buffer, SoleWriter);
@@ -34,7 +37,7 @@ fn at(buffer: &Buffer, word: &AtomicU64, subbufs: u64) -> u64 {
 }
 
 #[test]
-fn what_is_not_sound_is_told() {
+fn unsound_buffer_is_refused_by_name() {
     type Damage = (&'static str, fn(&Buffer), fn(&Unsound) -> bool);
     let damages: &[Damage] = &[
         (
@@ -118,15 +121,16 @@ fn what_is_not_sound_is_told() {
         let buffer = used(Mode::NoOverwrite);
         damage(&buffer);
         let read_bytes = buffer.block().read_bytes.load(Ordering::Relaxed);
-        let unsound = Reader::resume(buffer.clone()).err().unwrap_or_else(|| panic!("{what}: goes on"));
+        let unsound = Reader::resume(buffer.clone()).err().unwrap_or_else(|| panic!("{what}: accepted"));
         assert!(is_it(&unsound), "{what}: {unsound}");
         assert_eq!(buffer.block().read_bytes.load(Ordering::Relaxed), read_bytes, "{what}");
     }
 }
 
-/// A daemon that is killed in a reset has put the reader ahead, and perhaps more, but not the writer.
+/// A daemon killed during a reset has moved the reader ahead, but not the writer.
+/// It may have stored other words as well.
 #[test]
-fn half_a_reset_is_finished() {
+fn half_reset_is_finished() {
     for mode in [Mode::NoOverwrite, Mode::Overwrite] {
         for begun_too in [false, true] {
             let buffer = used(mode);
@@ -148,9 +152,9 @@ fn half_a_reset_is_finished() {
     }
 }
 
-/// A buffer that was ended while it was blocked is one sub-buffer further than a writer would have gone.
+/// A buffer ended while blocked is one sub-buffer further than a writer would have moved.
 #[test]
-fn a_buffer_that_was_ended_goes_on() {
+fn ended_buffer_is_resumed() {
     let buffer = Buffer::anonymous(geometry(Mode::NoOverwrite), 3).unwrap();
     let writer = Writer::new(&buffer, SoleWriter);
     for _ in 0..6 {

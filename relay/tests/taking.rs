@@ -1,5 +1,6 @@
-//! Takes: copies of what is unread that are consumed as a whole. In thousands of histories, among writes, reads and resets,
-//! and beside a writer that does not stop.
+//! Takes: copies of the unread part that are consumed as a whole.
+//!
+//! Thousands of histories mix them with writes, reads and resets; a further test has a writer that does not stop.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,7 +15,7 @@ fn buffer(spec: &str) -> Buffer {
     Buffer::anonymous(geometry, 0).unwrap()
 }
 
-/// Takes all, sub-buffer by sub-buffer; `between` is called between two of them.
+/// Takes everything, sub-buffer by sub-buffer, and calls `between` between two of them.
 fn take(reader: &mut Reader, mut between: impl FnMut(&mut Reader)) -> (Taken, Vec<u8>) {
     let (mut taken, mut bytes) = (reader.take(), Vec::new());
     loop {
@@ -62,7 +63,7 @@ fn write(buffer: &Buffer, messages: &[&str]) {
 }
 
 #[test]
-fn taking_consumes_nothing_and_consuming_it_frees_its_sub_buffers() {
+fn take_consumes_nothing_until_it_is_consumed() {
     let buffer = buffer("subbuf-size=8:n-subbufs=2");
     let mut reader = Reader::new(buffer.clone());
     write(&buffer, &["aaaaa", "bbbb", "cc"]);
@@ -92,7 +93,7 @@ fn bytes_written_behind_a_take_are_not_consumed() {
 }
 
 #[test]
-fn only_what_other_readers_left_is_consumed() {
+fn bytes_read_by_others_are_not_consumed_again() {
     let buffer = buffer("subbuf-size=8:n-subbufs=4");
     let mut reader = Reader::new(buffer.clone());
     write(&buffer, &["aaaaa", "bbbbb"]);
@@ -107,7 +108,7 @@ fn only_what_other_readers_left_is_consumed() {
 }
 
 #[test]
-fn a_take_from_before_a_reset_consumes_nothing() {
+fn take_from_before_a_reset_consumes_nothing() {
     for mode in ["no-overwrite", "overwrite"] {
         let buffer = buffer(&format!("subbuf-size=8:n-subbufs=4:{mode}"));
         let mut reader = Reader::new(buffer.clone());
@@ -120,9 +121,10 @@ fn a_take_from_before_a_reset_consumes_nothing() {
     }
 }
 
-/// What the copy has counts as read, also where the writer has overwritten it since; what it has not, as overwritten.
+/// Bytes in the copy count as read, even if the writer has overwritten them since.
+/// All others count as overwritten.
 #[test]
-fn a_lapped_take_counts_as_read_what_it_has() {
+fn lapped_take_counts_its_bytes_as_read() {
     let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
     let mut reader = Reader::new(buffer.clone());
     write(&buffer, &["aaaaa", "bbbbb", "ccccc", "ddddd"]);
@@ -135,9 +137,9 @@ fn a_lapped_take_counts_as_read_what_it_has() {
     assert_eq!(counters(&buffer)[..3], [30, 10, 0]);
 }
 
-/// The rest of a sub-buffer that was overwritten under its reader is part of the take, as it is of the next read.
+/// The kept rest of an overwritten sub-buffer belongs to the take, as to the next read.
 #[test]
-fn the_kept_rest_of_an_overwritten_sub_buffer_is_taken() {
+fn kept_rest_of_an_overwritten_sub_buffer_is_taken() {
     let buffer = buffer("subbuf-size=8:n-subbufs=2:overwrite");
     let mut reader = Reader::new(buffer.clone());
     write(&buffer, &["abcde", "fffff"]);
@@ -157,9 +159,9 @@ enum Op {
     Write(usize),
     Flush,
     Read(usize),
-    /// Begins a take, and does this many writes of a few bytes, and reads, between two parts.
+    /// Begins a take, with this many writes of a few bytes, and reads, between two parts.
     Take(usize, usize),
-    /// Consumes the take that was begun this many takes ago.
+    /// Consumes the take begun this many takes ago.
     Consume(usize),
     Reset,
 }
@@ -214,7 +216,7 @@ impl Logged {
         Writer::new(&self.buffer, SoleWriter)
     }
 
-    /// Notes what has been written: `message`, if that was, and before it headers of zeroes.
+    /// Notes written bytes: headers of zeroes, and `message` if it was written.
     fn note(&mut self, reader: &Reader, message: &[u8]) {
         self.log.resize(reader.size() as usize - message.len(), 0);
         self.log.extend(message);
@@ -226,7 +228,7 @@ impl Logged {
         self.note(reader, if is_written { &message } else { &[] });
     }
 
-    /// The bytes of a take, as they are in the log.
+    /// Returns the bytes of a take from the log.
     fn bytes(&self, taken: &Taken) -> Vec<u8> {
         taken.ranges().map(|range| &self.log[range.start as usize..range.end as usize]).concat()
     }
@@ -237,7 +239,7 @@ fn history(geometry: Geometry, ops: &[Op]) {
     let mut reader = Reader::new(buffer.clone());
     let mut logged = Logged { buffer: buffer.clone(), log: Vec::new() };
     logged.note(&reader, &[]);
-    // With each, whether there was a reset since.
+    // Each take, and whether a reset came after it.
     let mut takes: Vec<(Taken, bool)> = Vec::new();
     for (step, op) in ops.iter().enumerate() {
         let what = format!("step {step}: {op:?}");
@@ -304,9 +306,10 @@ fn history(geometry: Geometry, ops: &[Op]) {
     }
 }
 
-/// Beside a writer that does not stop, a take is a run of messages without a gap, and the next one begins behind it.
+/// While a writer does not stop, a take is a run of messages without a gap.
+/// The next take begins behind it.
 #[test]
-fn takes_of_a_busy_buffer_follow_one_another() {
+fn takes_of_a_busy_buffer_have_no_gap() {
     for spec in [
         "subbuf-size=64:n-subbufs=64",
         "subbuf-size=4096:n-subbufs=3:overwrite",

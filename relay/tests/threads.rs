@@ -1,5 +1,7 @@
-//! Threads that write one buffer together, by restartable sequences on one CPU: whole messages only, in the order of each
-//! writer, and none lost. And such threads on several CPUs, each in a buffer of its own.
+//! Threads that write one buffer together, by restartable sequences on one CPU.
+//!
+//! The reader gets whole messages only, in the order of each writer, and none is lost. Further threads do so on several
+//! CPUs, each with its buffer.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -19,7 +21,7 @@ const WRITERS: u32 = 4;
 const MESSAGES: u32 = 8_000;
 const HEAD_LEN: usize = 16;
 
-/// A message: its writer, number and length, a check of these, then bytes that follow from them.
+/// A message: writer, number, length, a checksum of these, then bytes derived from them.
 fn message(writer: u32, number: u32, len: usize, out: &mut Vec<u8>) {
     out.clear();
     for word in [writer, number, len as u32, check_of(writer, number, len as u32)] {
@@ -29,17 +31,17 @@ fn message(writer: u32, number: u32, len: usize, out: &mut Vec<u8>) {
     out.extend((HEAD_LEN..len).map(|i| (first + i) as u8));
 }
 
-/// Tells a head from anything else, so that no length is believed that nobody wrote.
+/// Returns the checksum of a header: the reader must not use a length that was not written.
 fn check_of(writer: u32, number: u32, len: u32) -> u32 {
     [writer, number, len].iter().fold(0x811c_9dc5, |sum, word| (sum ^ word).wrapping_mul(0x0100_0193))
 }
 
-/// What a reader has seen of one buffer.
+/// The messages that a reader has seen of one buffer.
 struct Seen {
     reader: Reader,
     stream: Vec<u8>,
     delivered: u64,
-    /// For each writer, the number that comes next, and how many messages there were.
+    /// For each writer, the next number, and the count of messages.
     writers: Vec<(u32, u32)>,
     expected: Vec<u8>,
 }
@@ -55,7 +57,7 @@ impl Seen {
         }
     }
 
-    /// Reads once, and checks every whole message there is by now. Returns how many bytes were read.
+    /// Reads once, checks every whole message, and returns how many bytes were read.
     fn read(&mut self, read_len: usize, scratch: &mut Vec<u8>) -> usize {
         let before = self.stream.len();
         self.reader.read(read_len, scratch, |bytes| assert!(bytes.copy_to(&mut self.stream)));
@@ -78,7 +80,7 @@ impl Seen {
         n
     }
 
-    /// Checks what is so when everything was written and read.
+    /// Checks the totals after everything was written and read.
     fn finish(&self, buffer: &Buffer, len: impl Fn(u32) -> usize) {
         assert!(self.stream.is_empty(), "part of a message at the end");
         let n_writers = self.writers.len() as u64;
@@ -94,7 +96,8 @@ impl Seen {
     }
 }
 
-/// One that is at work as long as this lives, so that nobody waits for a thread that has panicked.
+/// Counts a running writer while this value lives.
+/// No thread then waits for one that has panicked.
 struct AtWork<'a>(&'a AtomicUsize);
 
 impl Drop for AtWork<'_> {
@@ -109,13 +112,13 @@ fn pin(cpu: usize) {
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
 }
 
-/// The CPUs this thread may run on.
+/// Returns the CPUs that this thread may run on.
 fn allowed_cpus() -> Vec<usize> {
     let cpus = sched_getaffinity(Pid::from_raw(0)).unwrap();
     (0..CpuSet::count()).filter(|cpu| cpus.is_set(*cpu).unwrap()).collect()
 }
 
-/// Whether there are restartable sequences: always, unless the C library was told to register nothing.
+/// Whether there are restartable sequences. Only a setting of the C library can prevent them.
 fn can_share() -> bool {
     let off = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0"));
     assert_eq!(
@@ -126,7 +129,7 @@ fn can_share() -> bool {
     !off
 }
 
-/// Writes all messages of a writer, and tries again for as long as there is no room.
+/// Writes all messages of a writer, and repeats those refused for lack of room.
 fn write_all(buffer: &Buffer, cpu: usize, writer: u32, reading: &AtomicUsize, len: impl Fn(u32) -> usize) {
     pin(cpu);
     let (to, mut bytes) = (Writer::new(buffer, Sequences::find().unwrap().on(cpu)), Vec::new());
@@ -135,18 +138,19 @@ fn write_all(buffer: &Buffer, cpu: usize, writer: u32, reading: &AtomicUsize, le
         loop {
             match to.write(&bytes).unwrap().placed {
                 WriteResult::Written => break,
-                WriteResult::Full => assert_ne!(reading.load(Ordering::Acquire), 0, "nobody reads any more"),
+                WriteResult::Full => assert_ne!(reading.load(Ordering::Acquire), 0, "the reader has stopped"),
                 WriteResult::TooBig | WriteResult::Closed => panic!("every message fits"),
             }
             thread::yield_now();
         }
         if number % 64 == writer {
-            thread::yield_now(); // else each would use up its time slice, and they would hardly ever meet
+            thread::yield_now(); // else each thread would use up its time slice, and they would hardly ever meet
         }
     }
 }
 
-/// Lets `n_writers` threads on each of `cpus` write that CPU's buffer, and one on the last of all CPUs read.
+/// Runs `n_writers` writing threads on each of `cpus`.
+/// A reading thread runs on the last of all CPUs.
 fn run(
     cpus: &[usize],
     n_writers: u32,
@@ -162,7 +166,7 @@ fn run(
     };
     let new = || Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
     let buffers: Vec<(usize, Buffer)> = cpus.iter().map(|cpu| (*cpu, new())).collect();
-    // Two threads of a process share where they append; what other processes have is a clone.
+    // Two threads of a process share a window; other processes have a clone.
     let clones: Vec<Buffer> = buffers.iter().map(|(_, buffer)| buffer.clone()).collect();
     let mut seen: Vec<Seen> = buffers.iter().map(|(_, buffer)| Seen::new(buffer, n_writers)).collect();
     let reader_cpu = *allowed_cpus().last().unwrap();
@@ -177,7 +181,7 @@ fn run(
                     write_all(buffer, *cpu, writer, reading, len);
                 });
             }
-            // One that wakes up in the middle of what they are doing.
+            // A thread that wakes up while others are writing.
             scope.spawn(move || {
                 pin(*cpu);
                 while writing.load(Ordering::Relaxed) > 0 {
@@ -207,19 +211,19 @@ fn run(
     }
 }
 
-/// Small ones for the most part, and some for each way to copy.
+/// Returns mostly small lengths, and some for each way to copy.
 fn mixed(number: u32) -> usize {
     let number = number as usize;
     HEAD_LEN + if number.is_multiple_of(29) { 1500 + number % 2000 } else { number * 37 % 150 }
 }
 
-/// Those for sub-buffers of 250 bytes: some fill one alone.
+/// Returns lengths for sub-buffers of 250 bytes: some fill a whole one.
 fn small(number: u32) -> usize {
     if number.is_multiple_of(7) { 250 } else { HEAD_LEN + number as usize * 37 % 100 }
 }
 
 #[test]
-fn threads_on_one_cpu_lose_nothing_in_no_overwrite_mode() {
+fn threads_on_one_cpu_lose_no_message_in_no_overwrite_mode() {
     if can_share() {
         let cpu = allowed_cpus()[0];
         run(&[cpu], WRITERS, (Mode::NoOverwrite, 4096, 4), 100_000, mixed);
@@ -230,7 +234,7 @@ fn threads_on_one_cpu_lose_nothing_in_no_overwrite_mode() {
 }
 
 #[test]
-fn threads_on_one_cpu_damage_nothing_in_overwrite_mode() {
+fn threads_on_one_cpu_leave_whole_messages_in_overwrite_mode() {
     if can_share() {
         let cpu = allowed_cpus()[0];
         run(&[cpu], WRITERS, (Mode::Overwrite, 4096, 4), 100_000, mixed);
@@ -241,7 +245,7 @@ fn threads_on_one_cpu_damage_nothing_in_overwrite_mode() {
 }
 
 #[test]
-fn threads_on_several_cpus_each_have_a_buffer() {
+fn threads_on_several_cpus_write_their_own_buffers() {
     if can_share() {
         let mut cpus = allowed_cpus();
         cpus.truncate(4);

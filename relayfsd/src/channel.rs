@@ -1,9 +1,10 @@
 //! One channel: its files, its buffers with their readers, and the copies of buffers that are open.
 //!
-//! `registry` makes channels and hands out [`ChannelRef`]s, which keep a channel. `writers`, `tree` and `socket` use them.
-//! `poll.rs` has who waits for a buffer, `stats.rs` the numbers, `integrity.rs` what is done about damage.
-//! Where a reader makes room for a batch that waits, a call returns that, and the caller tells the writers.
-//! This room may not know the registry, the writers, the tree, or the socket. The lock order is in `registry.rs`.
+//! `registry` makes channels and hands out [`ChannelRef`]s, which keep a channel. `writers`, `tree` and `socket` use
+//! them. `poll.rs` has the waiters of a buffer, `stats.rs` the counters, `integrity.rs` what the daemon does about
+//! damage. A reader may make room for a batch that waits. The call then returns true, and its caller tells the writers.
+//! The room uses `policy` for quotas and `process` for what it asks of the system. It may not know the registry, the
+//! writers, the tree, the socket or the state. The lock order is in `registry.rs`.
 
 pub(crate) mod files;
 pub(crate) mod give_back;
@@ -37,7 +38,7 @@ use crate::channel::snapshot::SnapshotSlot;
 use crate::channel::take::TakeSlot;
 use crate::process::free_later;
 
-/// A channel, with everything the daemon knows of it.
+/// A channel, with everything the daemon knows about it.
 pub(crate) struct Channel {
     id: u32,
     name: ChannelName,
@@ -45,20 +46,20 @@ pub(crate) struct Channel {
     permanent: AtomicBool,
     maker: Option<u32>,
     buffers: Vec<ChannelBuffer>,
-    /// Bytes of its files.
+    /// Size of the channel's files, in bytes.
     memory: u64,
     created: SystemTime,
-    /// Set at the daemon's clean end: pollers get an error, what is unread stays readable.
+    /// Set when the daemon ends cleanly: pollers get an error, unread data stays readable.
     closed: AtomicBool,
-    /// How many [`ChannelRef`]s there are.
+    /// Number of [`ChannelRef`]s.
     holders: AtomicUsize,
-    /// `None` when the channel has ended: after that the directory may be a successor's.
+    /// `None` when the channel has ended: the next daemon may own the directory from then on.
     files: Mutex<Option<Files>>,
-    /// Whether its files have been given to a producer.
+    /// Whether the daemon has given the channel's files to a producer.
     shared: AtomicBool,
-    /// Whether there may be producers that have its files from an earlier daemon, and have not come back yet.
+    /// Whether orphaned producers may be left: they have the files from an earlier daemon, and have not reconnected.
     inherited: AtomicBool,
-    /// The daemon's, to tell apart who got the files from whom.
+    /// The daemon's epoch. It marks the producers that got the files from this daemon.
     epoch: u32,
     damage: Damage,
     /// Set by a thread that stored a waiter; see [`Looks`].
@@ -66,7 +67,7 @@ pub(crate) struct Channel {
     looks: OnceLock<Arc<Looks>>,
 }
 
-/// What a channel is called, and its shape.
+/// A channel's number, name and geometry.
 pub(crate) struct Named {
     pub(crate) id: u32,
     pub(crate) name: ChannelName,
@@ -80,11 +81,11 @@ pub(crate) struct Named {
 struct ChannelBuffer {
     buffer: Buffer,
     read_side: Mutex<ReadSide>,
-    /// The copy of it that is open, if one is.
+    /// The buffer's open snapshot, if there is one.
     snapshot: SnapshotSlot,
-    /// The copies of what was unread that are open.
+    /// The open copies of the buffer's unread data.
     take: TakeSlot,
-    /// Who wants to know of the next switch, by open file: the file's number, and how to wake it.
+    /// Waiters for the next sub-buffer switch: each open file's number, and how to wake its poller.
     waiters: Mutex<Vec<(u64, Wake)>>,
 }
 
@@ -103,15 +104,17 @@ impl ChannelBuffer {
     }
 }
 
-/// What the one lock of a buffer protects. It is held while a reply is written, so that nobody sees a buffer whose
-/// bytes are replied but not consumed.
+/// State of a buffer that its one lock protects.
+///
+/// A reader's thread holds the lock while it replies. So no thread sees bytes that are replied but not consumed.
 pub(crate) struct ReadSide {
     pub(crate) reader: Reader,
-    /// Set by the buffer's writer when a batch waits for room; whoever makes room tells it, and clears this.
+    /// Set by the buffer's writer when a batch waits for room. The thread that makes room clears it and tells the
+    /// writer.
     pub(crate) parked: bool,
-    /// Size when it was last looked at, and when it was first seen to be that.
+    /// The size at the last look, and when a look first found that size.
     grown: (u64, SystemTime),
-    /// Corrections that were told.
+    /// Corrections that the daemon has logged.
     pub(crate) corrected_told: u64,
 }
 
@@ -134,8 +137,9 @@ impl Channel {
         Ok(Channel::new(epoch, named, buffers, made.keep()))
     }
 
-    /// Takes over a channel that a daemon before this one has left, to go on where it stopped. Producers may be writing to it
-    /// all the while. An error says what is wrong with it; nothing has been changed then.
+    /// Takes over a channel that an earlier daemon left, and continues where that daemon stopped.
+    ///
+    /// Producers may write to the channel meanwhile. An error says what is wrong with the channel, and changes nothing.
     pub(crate) fn adopt(
         state_dir: &Path,
         epoch: u32,
@@ -162,7 +166,7 @@ impl Channel {
         }
         let channel = Channel::new(epoch, named, buffers, files);
         channel.inherited.store(true, Ordering::Relaxed);
-        // Producers of the last daemon still ring its bells.
+        // Producers of the last daemon may have the files, and ring the doorbells of that daemon.
         channel.shared.store(true, Ordering::Relaxed);
         Ok(channel)
     }
@@ -190,7 +194,7 @@ impl Channel {
         }
     }
 
-    /// Bytes of the files of a channel of this geometry.
+    /// Returns the size of the files of a channel with this geometry, in bytes.
     pub(crate) fn memory_needed(geometry: &Geometry, n_bufs: usize) -> u64 {
         abi::control_header(geometry, n_bufs).control_len() + n_bufs as u64 * abi::data_len(geometry)
     }
@@ -207,34 +211,36 @@ impl Channel {
         &self.geometry
     }
 
-    /// Whether it lives as long as the daemon.
+    /// Returns whether the channel lives as long as the daemon.
     pub(crate) fn permanent(&self) -> bool {
-        // Relaxed: it is set while the daemon starts.
+        // Relaxed: the flag is set while the daemon starts.
         self.permanent.load(Ordering::Relaxed)
     }
 
-    /// The user whose connection made it, if this daemon knows.
+    /// Returns the user whose connection created the channel, if this daemon knows.
     pub(crate) fn maker(&self) -> Option<u32> {
         self.maker
     }
 
-    /// From now on it lives as long as the daemon.
+    /// Makes the channel live as long as the daemon.
     pub(crate) fn make_permanent(&self) {
         self.permanent.store(true, Ordering::Relaxed);
     }
 
-    /// Whether producers have its files from an earlier daemon, and may come back.
+    /// Returns whether producers may be left that have the files from an earlier daemon, and may reconnect.
     pub(crate) fn is_inherited(&self) -> bool {
         self.inherited.load(Ordering::Relaxed)
     }
 
-    /// Whether this daemon's threads may write the buffers. Without restartable sequences they may only while no producer does,
-    /// and producers of an earlier daemon may be left.
+    /// Returns whether this daemon's threads may write the buffers.
+    ///
+    /// Without restartable sequences they may write only while no producer does. Producers of an earlier daemon may be
+    /// left.
     pub(crate) fn may_be_written(&self) -> bool {
         AnyExecutor::can_share() || !self.is_inherited() || !self.has_orphans()
     }
 
-    /// Whether producers of an earlier daemon are left. Where that cannot be found out, they are.
+    /// Returns whether producers of an earlier daemon are left. If a look at the file fails, the answer is yes.
     fn has_orphans(&self) -> bool {
         let files = self.lock_files();
         let Some(files) = files.as_ref() else { return false };
@@ -242,7 +248,7 @@ impl Channel {
         found.unwrap_or_else(|error| error.kind() != io::ErrorKind::NotFound)
     }
 
-    /// Looks whether producers of an earlier daemon are left. Returns whether that has changed.
+    /// Checks whether producers of an earlier daemon are left. Returns whether all of them are gone.
     pub(crate) fn check_orphans(&self) -> bool {
         let left = self.has_orphans();
         if !left {
@@ -251,7 +257,7 @@ impl Channel {
         !left
     }
 
-    /// Whether a live producer has its files, from this daemon or an earlier one. Where that cannot be found out, one may.
+    /// Returns whether a live producer has the files, from this daemon or an earlier one. If a look fails: yes.
     pub(crate) fn has_producers(&self) -> bool {
         let later = self.epoch.saturating_add(1);
         let files = self.lock_files();
@@ -266,7 +272,7 @@ impl Channel {
         self.created
     }
 
-    /// Number of buffers: one a CPU, or one.
+    /// Returns the number of buffers: one for each CPU, or one for a global channel.
     pub(crate) fn n_bufs(&self) -> usize {
         self.buffers.len()
     }
@@ -275,8 +281,10 @@ impl Channel {
         &self.buffers[cpu].buffer
     }
 
-    /// The buffer's reader, for this caller alone. A thread that panicked with it left no half-done change behind that
-    /// the shared words do not show, so its lock is taken over.
+    /// Locks the buffer's read side for the caller.
+    ///
+    /// After a panic of a thread that had the lock, the lock is used all the same. The shared words show every change
+    /// that such a thread has begun.
     pub(crate) fn read_side(&self, cpu: usize) -> ReadGuard<'_> {
         let side = self.buffers[cpu].read_side.lock().unwrap_or_else(PoisonError::into_inner);
         ReadGuard::new(self, cpu, side)
@@ -286,24 +294,26 @@ impl Channel {
         &self.damage
     }
 
-    /// Where the open copy of a buffer is found.
+    /// Returns the slot of a buffer's open snapshot.
     pub(crate) fn snapshot_slot(&self, cpu: usize) -> &SnapshotSlot {
         &self.buffers[cpu].snapshot
     }
 
-    /// Where the open copies of what was unread are found.
+    /// Returns the slot of the open copies of a buffer's unread data.
     pub(crate) fn take_slot(&self, cpu: usize) -> &TakeSlot {
         &self.buffers[cpu].take
     }
 
-    /// Opens one of the channel's files to be looked at: that of a buffer, or without one the control file.
+    /// Opens one of the channel's files for reading: a buffer's data file, or without `cpu` the control file.
     pub(crate) fn open_file(&self, cpu: Option<usize>) -> io::Result<File> {
         let files = self.lock_files();
         let path = files.as_ref().and_then(|files| files.all().get(cpu.map_or(0, |cpu| cpu + 1)));
         File::open(path.ok_or(io::ErrorKind::NotFound)?)
     }
 
-    /// Size of a buffer's file, the bytes written to it since creation, and when it was first seen to be that.
+    /// Returns the size of a buffer's file, and when a look first found that size.
+    ///
+    /// The size is the number of bytes written to the buffer since the channel was created.
     pub(crate) fn size_and_mtime(&self, cpu: usize) -> (u64, SystemTime) {
         let mut side = self.read_side(cpu);
         let size = side.reader.size();
@@ -313,13 +323,15 @@ impl Channel {
         side.grown
     }
 
-    /// Opens the channel's files for somebody else: the control file, then the data files. If it is to write them, the
-    /// channel is shared from then on.
+    /// Opens the channel's files for another process: the control file, then the data files.
+    ///
+    /// With `to_write` the process may write the files, and the channel counts as shared from then on.
     pub(crate) fn share(&self, to_write: bool) -> io::Result<Vec<File>> {
         if to_write {
             self.shared.store(true, Ordering::Relaxed);
         }
-        // Who finds a buffer closed that is not, would come back for the files again and again.
+        // Each look clears a false mark that the buffer is closed. With it, the producer would ask for the files
+        // without end.
         (0..self.n_bufs()).for_each(|cpu| drop(self.read_side(cpu)));
         let files = self.lock_files();
         let paths = files.as_ref().ok_or(io::ErrorKind::NotFound)?.all();
@@ -328,24 +340,25 @@ impl Channel {
         if let Some(control) = opened.first().filter(|_| to_write)
             && let Err(errno) = files::mark(control, self.epoch)
         {
-            // A peer has a lock there. The next daemon will not know of this producer, which finds out by itself.
+            // A peer has a lock there. The next daemon will not know of this producer; the producer notices that by
+            // itself.
             log::debug!("channel {}: cannot mark the control file: {}", self.name, errno.desc());
         }
         Ok(opened)
     }
 
-    /// Whether producers write it by themselves.
+    /// Returns whether producers may write the channel directly.
     pub(crate) fn is_shared(&self) -> bool {
         self.shared.load(Ordering::Relaxed)
     }
 
-    /// Ends the channel for readers: pollers wake. What is unread can be read as before.
+    /// Closes the channel for readers and wakes its pollers. Unread data stays readable.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
         (0..self.n_bufs()).for_each(|cpu| self.wake(cpu));
     }
 
-    /// Waits for reads that are under way, and lets no other begin. Returns the bytes that are unread then.
+    /// Waits for reads in flight, and lets no other begin. Returns the number of bytes that are unread then.
     pub(crate) fn freeze(&self) -> u64 {
         (0..self.n_bufs()).fold(0, |sum, cpu| {
             let side = self.read_side(cpu);
@@ -355,31 +368,31 @@ impl Channel {
         })
     }
 
-    /// The paths of its files.
+    /// Returns the paths of the channel's files.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
         self.lock_files().as_ref().map_or_else(Vec::new, |files| files.all().to_vec())
     }
 
-    /// Whether there are files of it that could be gone on with.
+    /// Returns whether the channel has files, so that the next daemon can take it over.
     pub(crate) fn has_files(&self) -> bool {
         self.lock_files().is_some()
     }
 
-    /// Removes its files.
+    /// Removes the channel's files.
     pub(crate) fn remove_files(&self) {
         if let Some(files) = self.take_files() {
             files.remove();
         }
     }
 
-    /// Lets go of its files: whatever has their names from now on is another daemon's.
+    /// Gives up the channel's files, and returns them. Files of these names may be another daemon's from now on.
     pub(crate) fn take_files(&self) -> Option<Files> {
         self.lock_files().take()
     }
 
-    /// Bytes that somebody wrote and nobody has read yet, in all buffers.
+    /// Returns the number of unread bytes in all buffers.
     pub(crate) fn unread(&self) -> u64 {
-        // What a peer has made of its numbers is not to end the daemon.
+        // Saturating: a peer can write any numbers there, and an overflow must not end the daemon.
         let unread = |cpu| self.read_side(cpu).reader.unread_data();
         (0..self.n_bufs()).fold(0, |sum, cpu| sum.saturating_add(unread(cpu)))
     }
@@ -390,7 +403,7 @@ impl Channel {
 }
 
 impl Drop for Channel {
-    /// Freeing large buffers takes long, and this may be the socket's thread, or one that serves files.
+    /// Frees the buffers on another thread. That takes long, and this thread may serve the socket or files.
     fn drop(&mut self) {
         free_later::elsewhere(std::mem::take(&mut self.buffers), self.memory);
     }

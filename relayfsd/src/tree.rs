@@ -10,6 +10,8 @@
 //! `fuse` calls it for every request. It finds channels in `registry`, and hands to `writers` what has to be written.
 //! This room may not know FUSE or the socket.
 
+mod buffer_file;
+
 pub(crate) mod consumed_file;
 pub(crate) mod endless_copy;
 pub(crate) mod inode;

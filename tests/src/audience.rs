@@ -1,4 +1,4 @@
-//! `audience` at work: following, and recording.
+//! Runs `audience`: following, and recording.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,29 +8,29 @@ use nix::sys::signal::Signal;
 
 use crate::{Process, eventually, exit_code, program};
 
-/// `audience -m POINT ARGS`, without the environment of whoever runs the tests.
+/// The command `audience -m POINT ARGS`, without the caller's RELAYFS.
 pub fn audience(point: &Path, args: &[&str]) -> Command {
     by_program(&program("audience"), point, args)
 }
 
-/// The same with another copy of the program.
+/// The same command with another copy of the program.
 pub fn by_program(program: &Path, point: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(program);
     command.env_remove("RELAYFS").arg("-m").arg(point).args(args);
     command
 }
 
-/// `audience -f` at work.
+/// A running `audience -f`.
 #[derive(Debug)]
 pub struct Follower {
     process: Process,
-    /// Where its output goes.
+    /// The file of its standard output.
     pub out: PathBuf,
     err: PathBuf,
 }
 
 impl Follower {
-    /// Starts `audience -f -m POINT ARGS`; what it reads and says goes into files beside the mount point.
+    /// Starts `audience -f -m POINT ARGS`; its output goes to files beside the mount point.
     #[track_caller]
     pub fn start(point: &Path, args: &[&str]) -> Follower {
         let beside = |name| point.with_file_name(name);
@@ -41,23 +41,23 @@ impl Follower {
         Follower { process: Process::start(&mut command), out, err }
     }
 
-    /// What it has read so far.
+    /// Its standard output so far.
     pub fn read(&self) -> Vec<u8> {
         fs::read(&self.out).expect("its output")
     }
 
-    /// What it has said so far.
+    /// Its standard error so far.
     pub fn said(&self) -> String {
         fs::read_to_string(&self.err).expect("what it said")
     }
 
-    /// Waits until it has read this and nothing else.
+    /// Waits until its output is exactly `expected`.
     #[track_caller]
     pub fn has_read(&self, expected: &str) {
         eventually(&format!("{expected:?} to be read"), || self.read() == expected.as_bytes());
     }
 
-    /// Ends it as Ctrl-C does, which is a success, and returns what it said.
+    /// Ends the program as Ctrl-C does, checks that it succeeds, and returns its standard error.
     #[track_caller]
     pub fn end(mut self) -> String {
         self.process.signal(Signal::SIGINT);
@@ -66,7 +66,7 @@ impl Follower {
     }
 }
 
-/// `audience record -m POINT -o DIR ARGS`.
+/// The command `audience record -m POINT -o DIR ARGS`.
 pub fn record(point: &Path, dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(program("audience"));
     command.env_remove("RELAYFS").args(["record", "-m"]).arg(point).arg("-o").arg(dir).args(args);
@@ -74,24 +74,24 @@ pub fn record(point: &Path, dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// `audience record` at work.
+/// A running `audience record`.
 #[derive(Debug)]
 pub struct Recorder {
     /// The program.
     pub process: Process,
-    /// Where the recording is.
+    /// The directory of the recording.
     pub dir: PathBuf,
     err: PathBuf,
 }
 
 impl Recorder {
-    /// Starts one into a directory beside the mount point.
+    /// Starts a recording into a directory beside the mount point.
     #[track_caller]
     pub fn start(point: &Path, args: &[&str]) -> Recorder {
         Recorder::start_into(point, &point.with_file_name("recorded"), args)
     }
 
-    /// Starts one into a directory; what it says goes into a file beside the mount point.
+    /// Starts a recording into a directory, with standard error in a file beside the mount point.
     #[track_caller]
     pub fn start_into(point: &Path, dir: &Path, args: &[&str]) -> Recorder {
         let err = point.with_file_name("said");
@@ -100,12 +100,12 @@ impl Recorder {
         Recorder { process: Process::start(&mut command), dir: dir.to_owned(), err }
     }
 
-    /// What it has said so far.
+    /// Its standard error so far.
     pub fn said(&self) -> String {
         fs::read_to_string(&self.err).expect("what it said")
     }
 
-    /// What is recorded of a CPU, in all files.
+    /// All bytes recorded from a CPU, in all files.
     pub fn recorded(&self, cpu: usize) -> Vec<u8> {
         names(&self.dir)
             .iter()
@@ -114,13 +114,13 @@ impl Recorder {
             .collect()
     }
 
-    /// Waits until it has its files open.
+    /// Waits until the recording has a file.
     #[track_caller]
     pub fn is_ready(&self) {
         eventually("the recording to begin", || self.dir.is_dir() && !names(&self.dir).is_empty());
     }
 
-    /// Ends it with a signal and returns its exit status.
+    /// Ends the program with a signal, and returns its exit status.
     #[track_caller]
     pub fn end(&mut self, signal: Signal) -> i32 {
         self.process.signal(signal);

@@ -1,4 +1,4 @@
-//! Daemons in the background, the way people start them: on a place of their own, and gone at the end of the test.
+//! Daemons in the background, as users start them, ended with the test.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -20,22 +20,22 @@ use tempfile::TempDir;
 
 use crate::{DEADLINE, LOOK, eventually, is_mounted, program, run, text};
 
-/// A directory to mount on. Whatever is mounted there at the end of the test is unmounted.
+/// A directory to mount on. All mounts on it are unmounted at the end of the test.
 #[derive(Debug)]
 pub struct Place {
     dir: TempDir,
     point: PathBuf,
-    /// What it was called before.
+    /// Its earlier paths.
     former: Vec<PathBuf>,
 }
 
 impl Place {
-    /// An empty directory.
+    /// Creates an empty directory.
     pub fn new() -> Place {
         Place::named("relay")
     }
 
-    /// An empty directory of this name, or path.
+    /// Creates an empty directory of this name, or path.
     pub fn named(name: &str) -> Place {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let point = dir.path().join(name);
@@ -43,7 +43,7 @@ impl Place {
         Place { dir, point, former: Vec::new() }
     }
 
-    /// Gives the first directory of the mount point's path another name, so that its path is this.
+    /// Renames the first directory of the mount point's path, so that the mount point has this path.
     #[track_caller]
     pub fn rename(&mut self, path: &str) {
         let point = self.dir.path().join(path);
@@ -77,13 +77,15 @@ impl Place {
         command
     }
 
-    /// Runs `relayfsd ARGS MOUNTPOINT`, which must return in silence, and finds the daemon it left behind.
+    /// Runs `relayfsd ARGS MOUNTPOINT`, and finds the daemon that it leaves running.
+    ///
+    /// The command must succeed and print nothing.
     #[track_caller]
     pub fn start(&self, args: &[&str]) -> Daemon {
         self.start_by(&mut self.command(args))
     }
 
-    /// Runs a command that starts a daemon for this place, and finds that.
+    /// Runs a command that starts a daemon for this mount point, and finds the daemon.
     #[track_caller]
     pub fn start_by(&self, command: &mut Command) -> Daemon {
         let output = try_to_start(command);
@@ -97,17 +99,17 @@ impl Place {
         is_mounted(&self.point)
     }
 
-    /// The directory of the buffers, where nobody named another.
+    /// The default directory of the buffers.
     pub fn state_dir(&self) -> PathBuf {
         state_dir(&self.point)
     }
 
-    /// The directory of the socket, where nobody named another.
+    /// The default directory of the socket.
     pub fn socket_dir(&self) -> PathBuf {
         socket_dir(&self.point)
     }
 
-    /// Fails the test if anything of a daemon is still there.
+    /// Fails the test if a daemon has left its mount or its directories.
     #[track_caller]
     pub fn assert_clean(&self) {
         assert!(!self.is_mounted(), "{} is still mounted", self.point.display());
@@ -141,21 +143,21 @@ fn socket_dir(point: &Path) -> PathBuf {
     socket.parent().expect("a socket is in a directory").to_owned()
 }
 
-/// Removes what a daemon that was killed has left. The daemons of a mount point have all ended.
+/// Removes the directories of a killed daemon. All daemons of the mount point must have ended.
 pub(crate) fn remove_leftovers(point: &Path) {
     let _ = fs::remove_dir_all(state_dir(point));
     let _ = fs::remove_dir_all(socket_dir(point));
 }
 
-/// Runs a command that may leave a daemon behind. Daemons become children of the test, so that somebody waits for them.
+/// Runs a command that may leave a daemon running. The daemon becomes a child of the test, which can wait for it.
 #[track_caller]
 pub fn try_to_start(command: &mut Command) -> Output {
     set_child_subreaper(true).expect("asking for orphans");
-    // Ends only when all who have its standard output and error have closed them: a daemon that keeps them is noticed.
+    // The output ends when all processes have closed it, so a daemon that keeps it open is noticed.
     run(command)
 }
 
-/// A daemon that runs by itself. Told to end, if it still runs at the end of the test, and killed if it does not.
+/// A daemon in the background. At the end of the test it gets SIGTERM, and SIGKILL if it does not end.
 #[derive(Debug)]
 pub struct Daemon {
     pid: Pid,
@@ -163,13 +165,13 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// The one daemon that was started for a mount point.
+    /// Finds the daemon that was started for a mount point.
     #[track_caller]
     pub fn find(point: &Path) -> Daemon {
         let mut found = Vec::new();
         eventually("a daemon for the mount point", || {
             found = daemons(point);
-            found.len() == 1 // while one is being started, there are two of them
+            found.len() == 1 // there are two while the daemon starts
         });
         Daemon { pid: found[0], status: None }
     }
@@ -185,7 +187,7 @@ impl Daemon {
         kill(self.pid, signal).expect("signalling a daemon of ours");
     }
 
-    /// Waits for its end, and returns its exit status the way a shell says it.
+    /// Waits for its end, and returns its exit status as a shell does.
     #[track_caller]
     pub fn wait(&mut self) -> i32 {
         eventually("the end of the daemon", || self.has_ended());
@@ -198,7 +200,7 @@ impl Daemon {
             self.status = match waitpid(self.pid, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(_, code)) => Some(code),
                 Ok(WaitStatus::Signaled(_, signal, _)) => Some(128 + signal as i32),
-                // Its starter has not ended yet, so it is not ours yet.
+                // Its parent has not ended yet, so it is not our child yet.
                 Ok(_) | Err(Errno::ECHILD) => None,
                 Err(errno) => panic!("waiting for a daemon: {errno}"),
             };
@@ -218,7 +220,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Processes called relayfsd that have this mount point as an argument.
+/// The processes named relayfsd that have this mount point as an argument.
 fn daemons(point: &Path) -> Vec<Pid> {
     let is_ours = |pid: i32| {
         let cmdline = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();

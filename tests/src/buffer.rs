@@ -1,8 +1,9 @@
-//! One buffer under test, in the notation in which the kernel's behaviour is recorded: a *shape* is `8192x2/over`,
-//! bytes are runs of letters, `a*100 b*50`, and a message is one letter repeated.
+//! One buffer under test, in the notation of the tables of the kernel's behaviour.
 //!
-//! The rules are the same whoever writes. So a shape says that too: the daemon, to which messages go by the socket, or,
-//! `/direct`, the test itself, on the buffer's CPU.
+//! A *shape* is `8192x2/over`, bytes are runs of letters, `a*100 b*50`, and a message is one letter repeated.
+//!
+//! The rules do not depend on the writer, so a shape names it. By default the daemon writes what comes by the socket.
+//! With `/direct` the test itself writes, on the buffer's CPU.
 
 use std::cell::Cell;
 use std::fmt::{self, Write as _};
@@ -20,9 +21,9 @@ use relay_producer::{BatchOptions, Channel};
 use crate::Mount;
 use crate::direct::{is_without_sequences, on_cpu};
 
-/// What one read(2) of "everything" asks for.
+/// Bytes asked for in one read(2) of "everything".
 pub const MIB: usize = 1 << 20;
-/// What poll(2) says when a finished sub-buffer waits.
+/// The flags of poll(2) when a finished sub-buffer waits.
 pub const READABLE: PollFlags = PollFlags::POLLIN.union(PollFlags::POLLRDNORM);
 
 /// The shape of a channel.
@@ -61,14 +62,15 @@ impl Shape {
         Shape { direct: true, ..self }
     }
 
-    /// The shapes for which the tables hold as they stand or with other numbers: the two that were recorded and
-    /// an odd one; both ways of writing.
+    /// The shapes for which the tables hold, as recorded or with other numbers.
+    ///
+    /// They are the two recorded shapes and an odd one, each with both ways of writing.
     pub fn of_tables() -> [Shape; 6] {
         let [a, b, c] = [Shape::new(8192, 2), Shape::new(4096, 4), Shape::new(1000, 3)];
         [a, a.direct(), b, b.direct(), c, c.direct()]
     }
 
-    /// Those in both modes.
+    /// The shapes of the tables in both modes.
     pub fn of_tables_in_both_modes() -> impl Iterator<Item = Shape> {
         Shape::of_tables().into_iter().flat_map(|shape| [shape, shape.over()])
     }
@@ -84,7 +86,7 @@ impl fmt::Display for Shape {
     }
 }
 
-/// Bytes as runs: `a*100 b*50`; nothing is the empty string.
+/// Formats bytes as runs: `a*100 b*50`; no bytes are the empty string.
 pub fn runs(bytes: &[u8]) -> String {
     let mut text = String::new();
     for run in bytes.chunk_by(|a, b| a == b) {
@@ -99,7 +101,7 @@ pub fn each(letters: &str, len: usize) -> String {
     letters.chars().map(|letter| format!("{letter}*{len}")).collect::<Vec<_>>().join(" ")
 }
 
-/// What poll(2) says of a file, asked for everything there is; it does not wait.
+/// The flags that poll(2) returns for a file, asked for all flags; does not wait.
 #[track_caller]
 pub fn poll_now(file: &File) -> PollFlags {
     let mut fds = [PollFd::new(file.as_fd(), PollFlags::all())];
@@ -116,7 +118,7 @@ pub fn read_once(mut file: &File, count: usize) -> Vec<u8> {
     bytes
 }
 
-/// Buffer 0 of channel `cpu` in a mount of its own, with one file open for reading.
+/// Buffer 0 of channel `cpu` in a separate mount, with one file open for reading.
 #[derive(Debug)]
 pub struct Buffer {
     /// Its shape.
@@ -131,7 +133,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// Mounts an empty one.
+    /// Mounts a relayfs with an empty buffer.
     #[track_caller]
     pub fn new(shape: Shape) -> Buffer {
         let Shape { s, n, over, header, direct } = shape;
@@ -172,7 +174,7 @@ impl Buffer {
         File::open(self.mount.path("cpu0")).expect("opening a buffer")
     }
 
-    /// Writes a message of `len` bytes for each of the letters, and returns the letters of those that were accepted.
+    /// Writes a message of `len` bytes for each letter; returns the letters of accepted messages.
     #[track_caller]
     pub fn write(&self, letters: &str, len: usize) -> String {
         let is_accepted = |letter: &char| self.write_bytes(&vec![*letter as u8; len]);
@@ -197,13 +199,14 @@ impl Buffer {
         counts.written == 1
     }
 
-    /// Waits until what was read can be seen by who writes directly: read(2) returns a moment before. The daemon looks
-    /// at its counts only when that is done.
+    /// Waits until the writer can see the last read: read(2) returns a moment earlier.
+    ///
+    /// The daemon answers a read of `stats` only after that.
     fn settle(&self) {
         self.stat("consumed");
     }
 
-    /// What the daemon has to say of `n` messages that were written: those that came by the socket are counted.
+    /// The daemon's expected count of `n` written messages: it counts only those by the socket.
     pub fn counted_as_written(&self, n: u64) -> u64 {
         if self.shape.direct && !is_without_sequences() { 0 } else { n }
     }
@@ -220,7 +223,7 @@ impl Buffer {
         runs(&self.read_bytes(file, count))
     }
 
-    /// Reads once; bytes.
+    /// Reads once, up to `count` bytes, as bytes.
     #[track_caller]
     pub fn read_bytes(&self, file: &File, count: usize) -> Vec<u8> {
         let bytes = read_once(file, count);
@@ -228,12 +231,12 @@ impl Buffer {
         bytes
     }
 
-    /// Notes bytes that somebody else has read.
+    /// Notes bytes that were read by other means.
     pub fn note_delivered(&self, len: usize) {
         self.delivered.set(self.delivered.get() + len as u64);
     }
 
-    /// What poll(2) says, asked for everything.
+    /// The flags that poll(2) returns, asked for all flags.
     #[track_caller]
     pub fn poll(&self) -> PollFlags {
         poll_now(&self.file)
@@ -245,7 +248,7 @@ impl Buffer {
         self.mount.poke("cpu", "flush");
     }
 
-    /// Forgets everything unread, of every CPU.
+    /// Discards everything unread, of every CPU.
     #[track_caller]
     pub fn reset(&self) {
         self.mount.poke("cpu", "reset");
@@ -270,20 +273,21 @@ impl Buffer {
         (stats["cpu0.produced"] as usize, stats["cpu0.consumed"] as usize)
     }
 
-    /// Where the writer is in its sub-buffer; `S + 1` is *blocked*. From the control file.
+    /// The writer's offset in its sub-buffer; `S + 1` is *blocked*. From the control file.
     #[track_caller]
     pub fn offset(&self) -> usize {
         (self.control().state & ((1 << self.control().offset_bits) - 1)) as usize
     }
 
-    /// The slot the writer is in, or waits for. From the control file.
+    /// The slot that the writer is in, or waits for. From the control file.
     #[track_caller]
     pub fn slot(&self) -> usize {
         let control = self.control();
         (control.state >> control.offset_bits & ((1 << control.slot_bits) - 1)) as usize
     }
 
-    /// Padding of the sub-buffers finished last, oldest first, at most as many as there are slots. From the control file.
+    /// Padding of the sub-buffers finished last, oldest first, as many as there are slots at most. From the control
+    /// file.
     #[track_caller]
     pub fn paddings(&self) -> Vec<usize> {
         let produced = self.produced_consumed().0;
@@ -296,13 +300,13 @@ impl Buffer {
         numbers.map(padding).collect()
     }
 
-    /// The ring as it lies in memory. From the data file.
+    /// The bytes of the ring in memory. From the data file.
     #[track_caller]
     pub fn ring(&self) -> Vec<u8> {
         fs::read(self.state_file("data0")).expect("the data file")
     }
 
-    /// Reads what is left, and checks that every message and every byte is accounted for, by its cause.
+    /// Reads the rest, and checks that every message and every byte is accounted for, by its cause.
     #[track_caller]
     pub fn audit(&self) {
         let shape = self.shape;
@@ -319,7 +323,7 @@ impl Buffer {
         let accounted = stat("read_subbufs") + stat("overwritten_subbufs") + stat("discarded_subbufs");
         assert_eq!(stat("consumed"), accounted, "{shape}: sub-buffers given back");
         assert_eq!(stat("produced"), stat("consumed"), "{shape}: nothing finished is left");
-        assert_eq!(stat("corrected"), 0, "{shape}: nobody here breaks a rule");
+        assert_eq!(stat("corrected"), 0, "{shape}: no process here breaks a rule");
         let full = stat("high_water") <= shape.n as u64;
         assert!(full, "{shape}: high_water {} of {}", stat("high_water"), shape.n);
         if !shape.over {
@@ -353,7 +357,7 @@ impl Buffer {
     }
 }
 
-/// Says which shape a failed test was at.
+/// Prints the shape of a failed test.
 impl Drop for Buffer {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -366,6 +370,6 @@ struct Control {
     offset_bits: u32,
     slot_bits: u32,
     state: u64,
-    /// Number since creation and padding of each record.
+    /// Of each record, the sub-buffer's number since creation, and its padding.
     records: Vec<(u64, u64)>,
 }

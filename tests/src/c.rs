@@ -1,4 +1,4 @@
-//! Programs in C, compiled by the test that needs them: what only C can show, and what mapping takes.
+//! Programs in C, compiled by the test that needs them, for what only C can show.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -28,14 +28,14 @@ pub struct Program {
 }
 
 impl Program {
-    /// Compiles `tests/c/NAME.c`, in which no warning is let pass.
+    /// Compiles `tests/c/NAME.c`; warnings are errors.
     #[track_caller]
     pub fn compile(name: &str) -> Program {
         let source = workspace().join("tests/c").join(name).with_extension("c");
         Program::compile_with(&["-O2", "-pthread"], &[source])
     }
 
-    /// The same of `tests/c/NAME/*.c`, as C11.
+    /// Compiles `tests/c/NAME/*.c` as C11; warnings are errors.
     #[track_caller]
     pub fn compile_all(name: &str) -> Program {
         let entries = fs::read_dir(workspace().join("tests/c").join(name)).expect("a directory of sources");
@@ -55,18 +55,18 @@ impl Program {
         Program { dir }
     }
 
-    /// A command that runs it.
+    /// A command that runs the program.
     pub fn command(&self) -> Command {
         Command::new(self.path())
     }
 
-    /// Where it is, for every user.
+    /// The program's path, which every user may run.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("program")
     }
 }
 
-/// A running `tests/c/mapping.c`, which maps, reads and polls as it is told.
+/// A running `tests/c/mapping.c`, which maps, reads and polls by commands on its standard input.
 #[derive(Debug)]
 pub struct Mapper {
     _process: Process,
@@ -76,7 +76,7 @@ pub struct Mapper {
 }
 
 impl Mapper {
-    /// Starts one.
+    /// Starts the program.
     #[track_caller]
     pub fn start() -> Mapper {
         let program = Program::compile("mapping");
@@ -86,14 +86,14 @@ impl Mapper {
         Mapper { _process: process, stdin, stdout, _program: program }
     }
 
-    /// Has it do something.
+    /// Gives the program a command, and returns its answer.
     #[track_caller]
     pub fn tell(&mut self, command: &str) -> String {
         writeln!(self.stdin, "{command}").expect("the program reads");
         self.answer()
     }
 
-    /// Its next line.
+    /// The program's next line.
     #[track_caller]
     pub fn answer(&mut self) -> String {
         let mut line = String::new();
@@ -101,7 +101,7 @@ impl Mapper {
         line.trim_end().to_owned()
     }
 
-    /// Has it open a file as number `fd`: for "r", "w" or "rw".
+    /// Makes the program open a file as number `fd`: for "r", "w" or "rw".
     #[track_caller]
     pub fn open(&mut self, fd: usize, path: &Path, how: &str) -> String {
         self.tell(&format!("open {fd} {} {how}", path.display()))

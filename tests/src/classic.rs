@@ -1,5 +1,6 @@
-//! The two classic programs of relayfs, compiled without a changed character, and the place they know of: /mnt/relay, each
-//! time another one, in a mount namespace of its own.
+//! The two classic programs of relayfs, compiled unchanged.
+//!
+//! They use the fixed path /mnt/relay. Each run has a private mount namespace with a fresh /mnt/relay.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,14 +11,16 @@ use tempfile::TempDir;
 
 use crate::{c, librelay, private_shell, program, run, stdout_of, text, tool};
 
-/// Compiled programs in a directory that everybody may enter.
+/// Compiled programs in a directory that every user may enter.
 #[derive(Debug)]
 pub struct Classic {
     dir: TempDir,
 }
 
 impl Classic {
-    /// The readers, with and without a care: `audience-classic`, `audience-printed`; and `mounts`.
+    /// Compiles the readers: `audience-classic`, `audience-printed`; and `mounts`.
+    ///
+    /// Only in `audience-printed` warnings are no errors.
     #[track_caller]
     pub fn readers() -> Classic {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -30,7 +33,9 @@ impl Classic {
         Classic { dir }
     }
 
-    /// The same, where relayfs is installed: `bin`, `lib`, `include`, as below /usr/local.
+    /// Compiles the readers, and installs relayfs beside them.
+    ///
+    /// The directories are `bin`, `lib` and `include`, as below /usr/local.
     #[track_caller]
     pub fn installed() -> Classic {
         let classic = Classic::readers();
@@ -41,7 +46,7 @@ impl Classic {
             fs::create_dir_all(dir).expect("a directory");
             for name in names {
                 let (built, installed) = (program(name), dir.join(name));
-                // A file of its own in either case: programs look beside themselves.
+                // A link or a copy, not a symbolic link: the programs look for each other in their directory.
                 if fs::hard_link(&built, &installed).is_err() {
                     // By another process: a child of this one may have a file open for writing that was copied here.
                     stdout_of(tool("install", "coreutils").args(["-m", "755"]).arg(&built).arg(&installed));
@@ -54,7 +59,7 @@ impl Classic {
         classic
     }
 
-    /// Compiles a module from `tests/c/SOURCE.c`. For [`Classic::installed`].
+    /// Compiles a module from `tests/c/SOURCE.c`. Needs [`Classic::installed`].
     #[track_caller]
     pub fn module(&self, name: &str, flags: &[&str], source: &str) {
         let include = format!("-I{}", self.dir.path().join("include/relayfs-compat").display());
@@ -62,13 +67,14 @@ impl Classic {
         c::compile(&self.dir.path().join(name), &flags, &[source]);
     }
 
-    /// Where they are.
+    /// The directory of the programs.
     pub fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// A script that runs where /mnt/relay is an empty directory, and nothing else is in /mnt. They are in PATH, with our
-    /// own programs.
+    /// A script that runs with an empty directory /mnt/relay, and nothing else in /mnt.
+    ///
+    /// The classic programs and ours are in PATH.
     pub fn script(&self, script: &str) -> Command {
         let setup = r#"
             if [ -e "$1/bin" ]; then PATH=$1:$1/bin:$PATH; else PATH=$1:$2:$PATH; fi
@@ -76,9 +82,9 @@ impl Classic {
             mount -t tmpfs tmpfs /mnt; mkdir /mnt/relay; cd /mnt
             mounted() { grep -q " /mnt/relay " /proc/self/mountinfo && echo mounted || echo "not mounted"; }
             no_daemons() { ! grep -qsx relayfsd /proc/[0-9]*/comm; }
-            # Whether a child has ended; its exit status is still to be had.
+            # Whether a child has ended; the shell can still wait for its exit status.
             ended() { ! grep -qs '^State:.[^Z]' /proc/$1/status; }
-            # until_true COMMAND...: waits, and ends the script if it does not come true
+            # until_true COMMAND...: waits until COMMAND succeeds; after some time ends the script
             until_true() {
                 tries=0
                 until "$@"; do
@@ -93,7 +99,7 @@ impl Classic {
         command
     }
 
-    /// Runs it to its end, and returns all that was printed, in the order in which it came.
+    /// Runs a script to its end, and returns its standard output and error in their order.
     #[track_caller]
     pub fn run(&self, script: &str) -> String {
         let output: Output = run(&mut self.script(&format!("exec 2>&1\n{script}")));

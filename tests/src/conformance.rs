@@ -1,5 +1,8 @@
-//! `tests/c/conformance`: a program in C that checks, by plain system calls on paths, that a channel's files behave as
-//! relay files do. Whatever has happened to its neighbours, a healthy channel passes it.
+//! Runs `tests/c/conformance`, which checks that a channel's files are relay files.
+//!
+//! It is a program in C that uses plain system calls.
+//!
+//! A healthy channel passes it, whatever has happened to the channels beside it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,14 +11,14 @@ use std::process::{Command, Output};
 use crate::c::Program;
 use crate::{Mount, run as run_command, stdout_of, text};
 
-/// What became of a case.
+/// The result of a case.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// As expected.
+    /// The channel behaved as expected.
     Passed,
-    /// What was expected, and what came.
+    /// The channel did not; the text says what was expected, and what came.
     Failed(String),
-    /// What the channel, or the user, would have to be.
+    /// The case does not apply; the text says which channel or user it needs.
     Skipped(String),
 }
 
@@ -24,23 +27,23 @@ pub enum Outcome {
 pub struct Conformance(Program);
 
 impl Conformance {
-    /// Compiles it.
+    /// Compiles the program.
     #[track_caller]
     pub fn compile() -> Conformance {
         Conformance(Program::compile_all("conformance"))
     }
 
-    /// A command that runs it.
+    /// A command that runs the program.
     pub fn command(&self) -> Command {
         self.0.command()
     }
 
-    /// Where it is, for every user.
+    /// The program's path, which every user may run.
     pub fn path(&self) -> std::path::PathBuf {
         self.0.path()
     }
 
-    /// The names of all cases, and what each needs.
+    /// The names of all cases, each with its needs.
     #[track_caller]
     pub fn list(&self) -> BTreeMap<String, Vec<String>> {
         let listed = text(&stdout_of(self.command().arg("--list")));
@@ -53,14 +56,14 @@ impl Conformance {
         cases
     }
 
-    /// Runs all cases on a channel, with the kernel's maps of its files or without, and whatever becomes of them.
+    /// Runs all cases on a channel, with or without the kernel's mappings of its files. The cases may fail.
     #[track_caller]
     pub fn try_on(&self, point: &Path, channel: &str, mapping: &str) -> Output {
         run_command(self.command().args(["--mapping", mapping]).arg(point).arg(channel))
     }
 }
 
-/// What a run of the program has printed: an outcome for each case.
+/// Parses the output of the program: an outcome for each case.
 #[track_caller]
 pub fn outcomes(printed: &str) -> BTreeMap<String, Outcome> {
     let mut outcomes = BTreeMap::new();
@@ -83,7 +86,7 @@ pub fn outcomes(printed: &str) -> BTreeMap<String, Outcome> {
     outcomes
 }
 
-/// Checks that a channel of a mount by root passes every case that it is made for: what is unread in it is lost.
+/// Checks that a channel of a mount by root passes every case that applies to it. Unread data in it is lost.
 #[track_caller]
 pub fn run(mount: &Mount, channel: &str) {
     let program = Conformance::compile();

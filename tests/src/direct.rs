@@ -1,7 +1,7 @@
-//! Writing directly: whether that is to be had here, and being on the CPU whose buffer is written.
+//! Writes directly: checks whether this process can, and moves to the CPU whose buffer is written.
 //!
-//! The suite is also passed with restartable sequences switched off, `GLIBC_TUNABLES=glibc.pthread.rseq=0`. Then a test
-//! of shared buffers finds the socket in their place, and checks that, and why.
+//! The suite also runs with restartable sequences switched off, by `GLIBC_TUNABLES=glibc.pthread.rseq=0`. Tests of
+//! shared buffers then check that the channel uses the socket, and that it gives the reason.
 
 use std::process::Command;
 
@@ -11,23 +11,25 @@ use relay_producer::{Channel, Transport};
 
 /// The variable that switches restartable sequences off.
 pub const TUNABLES: &str = "GLIBC_TUNABLES";
-/// Its value that does.
+/// The value that switches them off.
 pub const NO_SEQUENCES: &str = "glibc.pthread.rseq=0";
-/// Why a process without them goes by the socket.
+/// The reason that a process without restartable sequences uses the socket.
 pub const WHY_NO_SEQUENCES: &str =
     "the C library registers no restartable sequences: glibc 2.35 and later do, unless glibc.pthread.rseq=0";
 
-/// Whether this process, and those it starts, are to do without restartable sequences.
+/// Whether this process and its children run without restartable sequences.
 pub fn is_without_sequences() -> bool {
     std::env::var(TUNABLES).is_ok_and(|tunables| tunables.contains(NO_SEQUENCES))
 }
 
-/// A command that may run restartable sequences, whatever this process may.
+/// Allows restartable sequences to a command, even if this process has none.
 pub fn with_sequences(command: &mut Command) -> &mut Command {
     command.env_remove(TUNABLES)
 }
 
-/// That a channel is written directly, or, where that was switched off, is not, and says so.
+/// Checks that a channel is written directly.
+///
+/// If sequences are switched off, checks that it uses the socket, and says why.
 #[track_caller]
 pub fn assert_direct(channel: &Channel) {
     let expected = if is_without_sequences() {
@@ -38,7 +40,7 @@ pub fn assert_direct(channel: &Channel) {
     assert_eq!((channel.transport(), channel.why_socket()), expected);
 }
 
-/// Does something on a CPU: the calling thread goes there, and afterwards where it may have been before.
+/// Runs a function on a CPU, and then restores the calling thread's CPUs.
 #[track_caller]
 pub fn on_cpu<T>(cpu: usize, act: impl FnOnce() -> T) -> T {
     let this_thread = Pid::from_raw(0);
@@ -49,7 +51,7 @@ pub fn on_cpu<T>(cpu: usize, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Moves the calling thread to a CPU, for good.
+/// Moves the calling thread to a CPU, and leaves it there.
 #[track_caller]
 pub fn pin(cpu: usize) {
     let mut set = CpuSet::new();

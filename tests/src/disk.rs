@@ -1,4 +1,4 @@
-//! A file system that is soon full.
+//! A small file system, for tests of a full disk.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statvfs::statvfs;
 
-/// A file system of a size, below a mount's directory; gone at the end of the test.
+/// A file system of a given size below a mount's directory, unmounted at the end of the test.
 #[derive(Debug)]
 pub struct Disk(PathBuf);
 
 impl Disk {
-    /// Mounts one on a directory that it makes.
+    /// Creates a directory and mounts a file system on it.
     #[track_caller]
     pub fn new(path: PathBuf, size: &str) -> Disk {
         fs::create_dir(&path).expect("a directory to mount on");
@@ -21,12 +21,12 @@ impl Disk {
         Disk(path)
     }
 
-    /// Where it is.
+    /// The path of its root.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// How much of it is used, in bytes.
+    /// Used space in bytes.
     #[track_caller]
     pub fn used(&self) -> u64 {
         let status = statvfs(&self.0).expect("a mounted disk");

@@ -1,4 +1,4 @@
-//! Somebody who does nothing wrong: writes numbered messages and reads them, all the while others do what they should not.
+//! A well-behaved producer and reader, which must not be disturbed while other processes misbehave.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,10 +10,10 @@ use relay_producer::BatchOptions;
 
 use crate::{Mount, eventually};
 
-/// Messages that have to come through for it to be said that things go on.
+/// Messages that must arrive to prove that the service works.
 const SOME: u64 = 20;
 
-/// A thread that sends a message to CPU 0 and reads it, again and again. Panics of its own come out in [`Honest::end`].
+/// A thread that sends a message to CPU 0 and reads it, in a loop. Its panics come out in [`Honest::end`].
 #[derive(Debug)]
 pub struct Honest {
     done: Arc<AtomicU64>,
@@ -22,7 +22,7 @@ pub struct Honest {
 }
 
 impl Honest {
-    /// Begins, on a channel that nobody else uses. Each message has to be read whole before the next is sent.
+    /// Starts the thread, on a channel that nothing else uses. It reads each message whole before it sends the next.
     #[track_caller]
     pub fn on(mount: &Mount, channel: &str) -> Honest {
         let (producer, mut file) = (mount.channel(channel), open(mount, channel));
@@ -45,7 +45,7 @@ impl Honest {
         Honest { done, stop, thread: Some(thread) }
     }
 
-    /// That messages come through now.
+    /// Checks that messages arrive now.
     #[track_caller]
     pub fn assert_going_on(&self) {
         let before = self.done.load(Ordering::Relaxed);
@@ -55,7 +55,7 @@ impl Honest {
         assert!(!self.has_ended(), "the honest one was disturbed");
     }
 
-    /// That nothing was amiss from the beginning to now.
+    /// Ends the thread, and checks that nothing went wrong until now.
     #[track_caller]
     pub fn end(mut self) {
         self.assert_going_on();

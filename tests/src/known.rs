@@ -1,21 +1,22 @@
-//! Messages for stress, of which every byte is known: by their first byte one can tell them apart, and a message that
-//! was cut is never taken for a whole one.
+//! Messages for stress, of which every byte is known.
+//!
+//! Their first bytes tell them apart, and a message that was cut is never taken for a whole one.
 //!
 //! ```text
 //! numbered  0xf5 "MSG" | writer u32 | seq u32 | length u32 | check u64 | body       24 bytes and more
 //! short     length times the byte 0xc0 + length                                     1 to 23 bytes
 //! ```
 //!
-//! The check is of the words before it; the body is a piece of a fixed pattern that they choose. Bytes of check and
-//! body are below 0x80, so the beginning of a message is never what a cut one lacks.
+//! The check covers the words before it, and selects the piece of a fixed pattern that is the body. Bytes of check and
+//! body are below 0x80, so no beginning of a message looks like the rest of a cut one.
 
 use crate::numbered::Random;
 
-/// Shortest numbered message, in bytes. Shorter ones cannot say who wrote them.
+/// Shortest numbered message, in bytes. Shorter messages have no room for their writer.
 pub const NUMBERED_MIN: usize = 24;
 /// Longest message, in bytes.
 pub const LEN_MAX: usize = 1 << 20;
-/// Pieces of the pattern begin at as many places.
+/// Number of positions at which pieces of the pattern begin.
 const STARTS: usize = 1 << 16;
 const MAGIC: [u8; 4] = [0xf5, b'M', b'S', b'G'];
 const SHORT: u8 = 0xc0;
@@ -24,7 +25,7 @@ const BELOW_0X80: u64 = 0x7f7f_7f7f_7f7f_7f7f;
 /// A message in a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// One that says who wrote it.
+    /// A message that names its writer.
     Numbered {
         /// The writer.
         writer: u32,
@@ -33,28 +34,28 @@ pub enum Message {
         /// Its length in bytes.
         len: usize,
     },
-    /// One that is too short for that.
+    /// A message that is too short for that.
     Short {
         /// Its length in bytes.
         len: usize,
     },
 }
 
-/// What is at the start of some bytes.
+/// The result of a look at the start of some bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// A whole message.
     Whole(Message),
-    /// What may be the beginning of one.
+    /// Bytes that may be the beginning of a message.
     Part,
-    /// No message; so many bytes could be the beginning of one.
+    /// No message; `right` bytes could be the beginning of a message.
     Wrong {
-        /// Bytes that are as they should be, or cannot be told.
+        /// Number of bytes that are right, or cannot be checked.
         right: usize,
     },
 }
 
-/// What bodies are made of.
+/// The bytes that bodies are pieces of.
 #[derive(Debug)]
 pub struct Pattern(Vec<u8>);
 
@@ -70,7 +71,7 @@ impl Default for Pattern {
 }
 
 impl Pattern {
-    /// Makes a message of all of `message`; a short one if it is too short to be numbered. Can run in a signal handler.
+    /// Fills `message` with a message; a short one if it is too short to be numbered. Can run in a signal handler.
     pub fn put(&self, message: &mut [u8], writer: u32, seq: u32) {
         let len = message.len();
         let Some((head, body)) = message.split_at_mut_checked(NUMBERED_MIN) else {
@@ -85,7 +86,7 @@ impl Pattern {
         body.copy_from_slice(self.body(check, body.len()));
     }
 
-    /// Looks what is at the start of `bytes`, of which there is at least one.
+    /// Finds the message at the start of `bytes`, which are not empty.
     pub fn find(&self, bytes: &[u8]) -> Found {
         let short = usize::from(bytes[0].wrapping_sub(SHORT));
         if (1..NUMBERED_MIN).contains(&short) {
@@ -117,7 +118,7 @@ impl Pattern {
         if bytes.len() < len { Found::Part } else { Found::Whole(Message::Numbered { writer, seq, len }) }
     }
 
-    /// The first byte of all numbered messages, and of no others.
+    /// The first byte of every numbered message, and of no short one.
     pub fn first_of_numbered(&self) -> u8 {
         MAGIC[0]
     }
@@ -136,7 +137,7 @@ impl Message {
         }
     }
 
-    /// Never.
+    /// Always false: a message is never empty.
     pub fn is_empty(&self) -> bool {
         false
     }
@@ -164,7 +165,7 @@ mod tests {
                 let mut next = vec![0; if len == 30 { 20 } else { 30 }];
                 pattern.put(&mut next, 9, 10);
                 let joined = [&message[..cut], &next, &next].concat();
-                // Short enough that what follows may be too little to tell.
+                // The joined bytes are short, so they may be too few to decide.
                 assert!(!matches!(pattern.find(&joined), Found::Whole(_)), "{cut} of {len}");
             }
         }

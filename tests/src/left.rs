@@ -1,4 +1,4 @@
-//! What a daemon that was killed has left, read without any daemon.
+//! Reads the buffers that a killed daemon has left, without a daemon.
 
 use std::fs::File;
 use std::path::Path;
@@ -10,7 +10,9 @@ use relay::memory::mapping::Mapping;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
 
-/// Reads, and so consumes, what each buffer of the channel with number `id` has unread, which has this geometry.
+/// Reads and consumes the unread bytes of each buffer of channel number `id`.
+///
+/// The channel has this geometry.
 #[track_caller]
 pub fn unread(state_dir: &Path, id: u32, geometry: &str, n_bufs: usize) -> Vec<Vec<u8>> {
     let geometry = geometry.parse::<GeometrySpec>().expect("a geometry").build().expect("a geometry");

@@ -1,4 +1,4 @@
-//! What the end-to-end tests share: programs, mounts, processes, each cleaned up when it goes out of scope.
+//! Programs, mounts and processes for the end-to-end tests, cleaned up at the end of scope.
 
 pub mod audience;
 pub mod background;
@@ -41,12 +41,12 @@ use tempfile::TempDir;
 
 pub use built::{mortal_daemon, program, programs};
 
-/// How long anything that should happen may take before a test gives up on it.
+/// Longest time that a test waits for anything.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// Time between two looks at a condition.
+/// Time between two checks of a condition.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// Waits for a condition, and fails the test if it does not come.
+/// Waits for a condition; fails the test if it does not become true within [`DEADLINE`].
 #[track_caller]
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
@@ -61,7 +61,7 @@ pub fn workspace() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the tests are a folder of the workspace")
 }
 
-/// A tool of the system that a test needs: a missing one fails the test, saying what to install.
+/// A command that runs a tool of the system. If the tool is missing, fails the test and says what to install.
 #[track_caller]
 pub fn tool(name: &str, package: &str) -> Command {
     let paths = std::env::var_os("PATH").unwrap_or_default();
@@ -70,7 +70,15 @@ pub fn tool(name: &str, package: &str) -> Command {
     Command::new(name)
 }
 
-/// Runs a command to its end with this input, and returns what it printed.
+/// Wraps a command so that it begins with the default action at SIGINT. Where the test's own starter ignores that signal, the
+/// programs would inherit it. Program and arguments are taken over, nothing else.
+pub fn interruptible(command: &Command) -> Command {
+    let mut wrapped = tool("env", "coreutils");
+    wrapped.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
+    wrapped
+}
+
+/// Runs a command to its end with this input, and returns its output.
 #[track_caller]
 pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
     let mut child = command
@@ -81,14 +89,14 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let mut stdin = child.stdin.take().expect("piped");
     let input = input.to_owned();
-    // On a thread of its own: a child that prints before it has read everything must not wait for us.
+    // On a separate thread: a child that prints before it has read all its input must not block.
     let feeder = std::thread::spawn(move || drop(stdin.write_all(&input)));
     let output = child.wait_with_output().expect("the child's output");
     feeder.join().expect("feeding a pipe");
     output
 }
 
-/// Runs a command to its end without input.
+/// Runs a command to its end without input, and returns its output.
 #[track_caller]
 pub fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("{command:?}: {error}"))
@@ -102,7 +110,7 @@ pub fn stdout_of(command: &mut Command) -> Vec<u8> {
     output.stdout
 }
 
-/// The one line in which a program that failed complains, without its name. Anything else it said fails the test.
+/// The one line that a failed program printed, without its name. Any other output fails the test.
 #[track_caller]
 pub fn complaint(name: &str, output: &Output) -> String {
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
@@ -115,10 +123,13 @@ pub fn complaint(name: &str, output: &Output) -> String {
     }
 }
 
-/// The command that runs a shell script in mount and process namespaces of its own: what it mounts nobody else sees,
-/// and what it leaves running ends with it. Takes root. Daemons keep their files in a /dev/shm and a /run of its own.
+/// A command that runs a shell script, as root, in private mount and process namespaces.
 ///
-/// A root directory that is no mount point, as after a plain chroot, cannot be made private: it must be so already.
+/// Its mounts are invisible to other processes, and the processes that it leaves running end with it. It has a private
+/// /dev/shm and /run, in which daemons keep their files.
+///
+/// A root directory that is no mount point, as after a plain chroot, cannot be made private; it must be private
+/// already.
 #[track_caller]
 pub fn private_shell(script: &str) -> Command {
     assert!(nix::unistd::geteuid().is_root(), "this test takes root, for a private mount namespace");
@@ -145,7 +156,7 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A child process, killed if it is still there at the end of the test.
+/// A child process, killed at the end of the test if it still runs.
 #[derive(Debug)]
 pub struct Process(Child);
 
@@ -166,12 +177,12 @@ impl Process {
         Pid::from_raw(self.0.id().cast_signed())
     }
 
-    /// Sends it a signal.
+    /// Sends the process a signal.
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("signalling our own child");
     }
 
-    /// Waits for its end.
+    /// Waits for the process's end.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         let mut status = None;
@@ -182,12 +193,12 @@ impl Process {
         status.expect("set above")
     }
 
-    /// Whether it still runs.
+    /// Whether the process still runs.
     pub fn is_running(&mut self) -> bool {
         self.0.try_wait().expect("waiting for our own child").is_none()
     }
 
-    /// Everything it has printed, after its end. It was started with a pipe for standard output.
+    /// The whole standard output of a process that has ended. It must have been started with a pipe for it.
     pub fn stdout(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         let mut pipe = self.0.stdout.take().expect("a pipe for standard output");
@@ -195,7 +206,7 @@ impl Process {
         bytes
     }
 
-    /// Everything it has said on standard error, after its end. It was started with a pipe for it.
+    /// The whole standard error of a process that has ended. It must have been started with a pipe for it.
     pub fn stderr(&mut self) -> String {
         let mut said = String::new();
         let mut pipe = self.0.stderr.take().expect("a pipe for standard error");
@@ -213,7 +224,7 @@ impl Drop for Process {
     }
 }
 
-/// A mounted relayfs in a directory of its own. Fields drop in order: first the daemon ends, then the directory goes.
+/// A mounted relayfs in a temporary directory. Fields drop in order: first the daemon ends, then the directory goes.
 #[derive(Debug)]
 pub struct Mount {
     daemon: Process,
@@ -228,7 +239,7 @@ impl Mount {
         Mount::prepared(args, |command| command)
     }
 
-    /// The same with a command that was made ready by the test.
+    /// The same, with a command that the test has prepared.
     #[track_caller]
     pub fn prepared(args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) -> Mount {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -238,19 +249,19 @@ impl Mount {
         Mount { daemon, dir, point }
     }
 
-    /// [`Mount::new`] with restartable sequences, even if they are switched off for whoever runs the tests.
+    /// [`Mount::new`] with restartable sequences, even if the tests run without them.
     #[track_caller]
     pub fn with_sequences(args: &[&str]) -> Mount {
         Mount::prepared(args, direct::with_sequences)
     }
 
-    /// Runs `relayfsd -f ARGS` again on the same mount point, when the last daemon has ended.
+    /// Runs `relayfsd -f ARGS` again on the mount point, after the last daemon has ended.
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
         self.restart_prepared(args, |command| command);
     }
 
-    /// The same with a command that was made ready by the test.
+    /// The same, with a command that the test has prepared.
     #[track_caller]
     pub fn restart_prepared(&mut self, args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) {
         self.daemon = serve(&self.point, args, prepare);
@@ -287,14 +298,16 @@ impl Mount {
         &mut self.daemon
     }
 
-    /// Opens a channel for writing through the daemon, which answers for every message, and counts it.
+    /// Opens a channel for writing by the socket: the daemon answers for every message, and counts it.
     #[track_caller]
     pub fn channel(&self, name: &str) -> Channel {
         let builder = Channel::builder(&self.point, name).transport(TransportChoice::Socket);
         builder.open().expect("opening a channel")
     }
 
-    /// Opens a channel for writing directly, or, where that was switched off, as any program does.
+    /// Opens a channel for writing directly.
+    ///
+    /// The channel uses the socket if the tests run without restartable sequences.
     #[track_caller]
     pub fn direct_channel(&self, name: &str) -> Channel {
         let channel = Channel::open(&self.point, name).expect("opening a channel");
@@ -302,13 +315,13 @@ impl Mount {
         channel
     }
 
-    /// Writes messages to a CPU's buffer of channel `cpu` and waits for what became of them. By the socket.
+    /// Writes messages to a CPU's buffer of channel `cpu` by the socket; returns the counts.
     #[track_caller]
     pub fn send(&self, cpu: usize, messages: &[&[u8]]) -> Counts {
         self.send_to("cpu", cpu, messages)
     }
 
-    /// Writes messages to a buffer of a channel and waits for what became of them.
+    /// Writes messages to a buffer of a channel by the socket, and returns the daemon's counts.
     #[track_caller]
     pub fn send_to(&self, channel: &str, cpu: usize, messages: &[&[u8]]) -> Counts {
         let options = BatchOptions { cpu: Some(cpu), ..BatchOptions::default() };
@@ -321,13 +334,13 @@ impl Mount {
         fs::write(self.control(channel, file), "1").expect("writing 1 to a control file");
     }
 
-    /// Reads a buffer's file to its end, in one go.
+    /// Reads a buffer's file to its end.
     #[track_caller]
     pub fn read(&self, file: &str) -> Vec<u8> {
         fs::read(self.path(file)).expect("reading a buffer")
     }
 
-    /// A channel's `stats`.
+    /// The counters in a channel's `stats`.
     #[track_caller]
     pub fn stats(&self, channel: &str) -> BTreeMap<String, u64> {
         let text = fs::read_to_string(self.control(channel, "stats")).expect("reading stats");
@@ -338,7 +351,7 @@ impl Mount {
         text.lines().map(parse).collect()
     }
 
-    /// Takes the mount off its mount point, while files may be open, as whoever runs this may.
+    /// Detaches the mount while files may be open, as root or by fusermount3.
     #[track_caller]
     pub fn detach(&self) {
         let mut command = if nix::unistd::geteuid().is_root() {
@@ -383,7 +396,7 @@ impl Drop for Mount {
                 std::thread::sleep(LOOK);
             }
         }
-        // Whatever a failed test has left there.
+        // A failed test may have left a mount.
         while is_mounted(&self.point) {
             let unmounted = nix::mount::umount2(&self.point, nix::mount::MntFlags::MNT_DETACH).is_ok()
                 || Command::new("fusermount3")
@@ -399,15 +412,15 @@ impl Drop for Mount {
     }
 }
 
-/// Whether something is mounted exactly there.
+/// Whether a path is a mount point.
 pub fn is_mounted(point: &Path) -> bool {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("the table of mounts");
-    // Escaped as in the table.
+    // Escaped as in mountinfo.
     let point = point.to_str().expect("a path of text").replace('\\', "\\134").replace(' ', "\\040");
     table.lines().any(|line| line.split(' ').nth(4) == Some(point.as_str()))
 }
 
-/// How a process ended, the way a shell says it.
+/// A process's exit status as a shell reports it.
 pub fn exit_code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

@@ -1,4 +1,4 @@
-//! The C library, installed as a C programmer would, and programs that are linked with it.
+//! The C library, installed as a C programmer would, and programs linked with it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -41,7 +41,7 @@ pub fn install(root: &Path) {
     make.arg("install").arg(format!("PROFILE={profile}")).arg("PREFIX=/usr");
     let mut destination = OsString::from("DESTDIR=");
     destination.push(root);
-    // Not the jobs of a make that runs us.
+    // Without the jobs of a make that runs the tests.
     make.arg(destination).arg(format!("CARGO={}", env!("CARGO"))).env_remove("MAKEFLAGS");
     stdout_of(&mut make);
 }
@@ -51,7 +51,7 @@ pub fn libraries() -> PathBuf {
     installed().join("usr/lib")
 }
 
-/// What pkg-config says of it.
+/// The words that pkg-config prints for the library.
 #[track_caller]
 pub fn pkg_config(args: &[&str]) -> Vec<String> {
     let mut command = tool("pkg-config", "pkg-config");
@@ -61,14 +61,14 @@ pub fn pkg_config(args: &[&str]) -> Vec<String> {
     said.split_whitespace().map(str::to_owned).collect()
 }
 
-/// A program that is linked with the library.
+/// A compiled program, linked with the library.
 #[derive(Debug)]
 pub struct Linked {
     dir: TempDir,
 }
 
 impl Linked {
-    /// Compiles a source of the workspace, in which no warning is let pass; C++ by its name.
+    /// Compiles a source of the workspace; warnings are errors. A name that ends in `.cc` is C++.
     #[track_caller]
     pub fn compile(source: &str, args: &[&str]) -> Linked {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -81,12 +81,12 @@ impl Linked {
         Linked { dir }
     }
 
-    /// Where it is.
+    /// The program's path.
     pub fn path(&self) -> PathBuf {
         self.dir.path().join("program")
     }
 
-    /// A command that runs it, writing to a mount.
+    /// A command that runs the program, for a mount.
     pub fn command(&self, mount: &Path) -> Command {
         let mut command = Command::new(self.path());
         prepare(&mut command, mount);
@@ -94,12 +94,12 @@ impl Linked {
     }
 }
 
-/// Has a command use the library, and a mount.
+/// Makes a command use the library and a mount.
 pub fn prepare<'a>(command: &'a mut Command, mount: &Path) -> &'a mut Command {
     command.env("LD_LIBRARY_PATH", libraries()).env("RELAYFS", mount)
 }
 
-/// A running `tests/c/api.c`, which calls the library as it is told.
+/// A running `tests/c/api.c`, which calls the library by commands on its standard input.
 #[derive(Debug)]
 pub struct Caller {
     process: Process,
@@ -108,11 +108,11 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Starts one.
+    /// Starts the program.
     #[track_caller]
     pub fn start(mount: &Path) -> Caller {
         static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-        // Compiled once for all tests of a process. It stays, until the next one's takes its place.
+        // Compiled once for all tests of a process. The file stays until another process replaces it.
         let program = PROGRAM.get_or_init(|| {
             let (linked, place) = (Linked::compile("tests/c/api.c", &[]), libraries().join("api"));
             let new = libraries().join(format!("api-{}", std::process::id()));
@@ -124,7 +124,9 @@ impl Caller {
         Caller::run(Command::new(program), mount)
     }
 
-    /// Starts one on CPU 0 that writes directly, even if restartable sequences are switched off for the tests.
+    /// Starts the program on CPU 0, writing directly.
+    ///
+    /// It does so even if the tests run without restartable sequences.
     #[track_caller]
     pub fn direct(mount: &Mount) -> Caller {
         drop(Caller::start(mount.point())); // compiles it
@@ -135,7 +137,7 @@ impl Caller {
         caller
     }
 
-    /// The same by a command that was made ready by the test.
+    /// Starts the program by a command that the test has prepared.
     #[track_caller]
     pub fn run(mut command: Command, mount: &Path) -> Caller {
         prepare(&mut command, mount).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -145,7 +147,7 @@ impl Caller {
         Caller { process, stdin, stdout }
     }
 
-    /// Has it do something.
+    /// Gives the program a command, and returns its answer.
     #[track_caller]
     pub fn tell(&mut self, command: &str) -> String {
         writeln!(self.stdin.as_mut().expect("open"), "{command}").expect("the program reads");
@@ -155,7 +157,7 @@ impl Caller {
         line.trim_end().to_owned()
     }
 
-    /// Has it do things, and checks what it says.
+    /// Gives the program commands, and checks its answers.
     #[track_caller]
     pub fn expect(&mut self, dialogue: &[(&str, &str)]) {
         for (command, answer) in dialogue {
@@ -163,7 +165,7 @@ impl Caller {
         }
     }
 
-    /// Ends it, in peace.
+    /// Ends the program by the end of its input, and checks that it succeeds.
     #[track_caller]
     pub fn end(mut self) {
         self.stdin = None;

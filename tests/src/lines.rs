@@ -1,4 +1,4 @@
-//! Text that tools handle line by line and of which every byte is known, in a buffer and in an ordinary file beside it.
+//! Lines of known text for tools, in a buffer and in an ordinary file beside it.
 
 use std::fs;
 use std::ops::Range;
@@ -9,13 +9,13 @@ use relay_producer::{BatchOptions, Wait};
 
 use crate::{Mount, run, tool};
 
-/// Numbered lines of different lengths, so that what they leave of sub-buffers differs too.
+/// Makes numbered lines of different lengths, so that they leave different padding in sub-buffers.
 pub fn lines(numbers: Range<usize>) -> Vec<String> {
     let letters = "abcdefghijklmnopqrstuvwxyz".repeat(4);
     numbers.map(|i| format!("{i:06} {}\n", &letters[i % 26..i % 26 + i * 7 % 78])).collect()
 }
 
-/// Writes lines to buffer 0 of channel `cpu`, a message each; they wait for room. Returns their bytes.
+/// Writes lines to buffer 0 of channel `cpu`, a message each, and waits for room. Returns their bytes.
 #[track_caller]
 pub fn send_lines(mount: &Mount, numbers: Range<usize>) -> Vec<u8> {
     let lines = lines(numbers);
@@ -25,7 +25,7 @@ pub fn send_lines(mount: &Mount, numbers: Range<usize>) -> Vec<u8> {
     lines.concat().into_bytes()
 }
 
-/// Compares bytes, and shows where they begin to differ.
+/// Checks that bytes are equal, and shows the first difference.
 #[track_caller]
 pub fn assert_same(what: &str, got: &[u8], want: &[u8]) {
     if got == want {
@@ -43,37 +43,38 @@ pub fn assert_same(what: &str, got: &[u8], want: &[u8]) {
     );
 }
 
-/// A mount whose `cpu0` holds lines in many sub-buffers, most with padding at their ends, and an ordinary file with the
-/// same content. It has another channel, `app/log`.
+/// A mount whose `cpu0` holds lines, and an ordinary file with the same content.
+///
+/// The lines fill many sub-buffers, most with padding. The mount has another channel, `app/log`.
 #[derive(Debug)]
 pub struct Twins {
     /// The mount.
     pub mount: Mount,
-    /// What is in both files.
+    /// The content of both files.
     pub content: Vec<u8>,
     ordinary: PathBuf,
 }
 
 impl Twins {
-    /// Some KiB: less than tools read at a time.
+    /// A few KiB: less than tools read at a time.
     #[track_caller]
     pub fn small() -> Twins {
         Twins::new(100, "700", &[])
     }
 
-    /// Less than 1 MiB, in many blocks of any tool.
+    /// Less than 1 MiB, in many blocks of every tool.
     #[track_caller]
     pub fn medium() -> Twins {
         Twins::new(20_000, "50000", &[])
     }
 
-    /// Some MiB: more than anybody reads at a time.
+    /// A few MiB: more than any tool reads at a time.
     #[track_caller]
     pub fn large() -> Twins {
         Twins::new(50_000, "100000", &[])
     }
 
-    /// Less than 1 MiB in a buffer that would overwrite, but has room for all.
+    /// Less than 1 MiB in a buffer in overwrite mode with room for all of it.
     #[track_caller]
     pub fn overwriting() -> Twins {
         Twins::new(20_000, "50000", &["--overwrite"])
@@ -94,8 +95,9 @@ impl Twins {
         &self.ordinary
     }
 
-    /// Runs the same shell script on an ordinary file and on the buffer; it fails unless both do the same. `$F` is the
-    /// file, `$COPY` one with the same content, `$OUT` a path where the script may leave something.
+    /// Runs a script on the ordinary file and on the buffer; fails unless the results are equal.
+    ///
+    /// `$F` is the file, `$COPY` a file with the same content, `$OUT` a path for output of the script.
     #[track_caller]
     pub fn compare(&self, script: &str) {
         let buffer = self.mount.path("cpu0");
@@ -117,7 +119,7 @@ impl Twins {
     }
 }
 
-/// A shell script that is not waited for forever.
+/// A command that runs a shell script, with a time limit.
 #[track_caller]
 pub fn shell(script: &str) -> Command {
     let mut command = tool("timeout", "coreutils");

@@ -1,5 +1,6 @@
-//! LTTng-UST beside us, if it is installed: a session of its own in namespaces of its own, where everything it starts
-//! ends with it and nobody else's session is touched.
+//! LTTng-UST, to measure beside relayfs, if it is installed.
+//!
+//! Each session runs in private namespaces: everything it starts ends with it, and other sessions are not touched.
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader, Write};
@@ -9,10 +10,10 @@ use tempfile::TempDir;
 
 use crate::{Process, private_shell, run, text, workspace};
 
-/// What is printed in place of numbers where it is missing.
+/// The text in place of numbers if LTTng is not installed.
 pub const NOT_INSTALLED: &str = "not installed: apt-get install liblttng-ust-dev lttng-tools";
 
-/// Answers each line "LEN N" with nanoseconds and lost events. What it records is overwritten, as in a flight recorder.
+/// Answers each line "LEN N" with nanoseconds and lost events. Overwrites what it records, as a flight recorder.
 const OVERWRITING: &str = r#"
 lttng --quiet create bench --snapshot --output=/dev/shm/lttng
 lttng --quiet enable-channel --userspace --overwrite --subbuf-size=1M --num-subbuf=4 messages
@@ -23,7 +24,7 @@ while read -r len n; do
 done
 "#;
 
-/// The same, recording to files on tmpfs; what finds the buffers full is lost. A session for each line.
+/// The same, recording to files on tmpfs. Events that find the buffers full are lost. A session for each line.
 const RECORDING: &str = r#"
 while read -r len n; do
     lttng --quiet create bench --output=/dev/shm/lttng
@@ -39,12 +40,12 @@ while read -r len n; do
 done
 "#;
 
-/// What became of some events.
+/// The result of some events.
 #[derive(Clone, Copy, Debug)]
 pub struct Emitted {
-    /// What one took, in nanoseconds.
+    /// Nanoseconds that one event took.
     pub nanos: f64,
-    /// How many are not in the trace.
+    /// Events that are not in the trace.
     pub lost: u64,
 }
 
@@ -57,12 +58,12 @@ pub struct Lttng {
 }
 
 impl Lttng {
-    /// Four sub-buffers of 1 MiB a CPU, overwritten. `None` where it is not installed.
+    /// Starts with four sub-buffers of 1 MiB a CPU, overwritten. `None` if LTTng is not installed.
     pub fn overwriting() -> Option<Lttng> {
         Lttng::start(OVERWRITING)
     }
 
-    /// Eight sub-buffers of 1 MiB a CPU, recorded. `None` where it is not installed.
+    /// Starts with eight sub-buffers of 1 MiB a CPU, recorded. `None` if LTTng is not installed.
     pub fn recording() -> Option<Lttng> {
         Lttng::start(RECORDING)
     }
@@ -83,7 +84,7 @@ impl Lttng {
             return None;
         }
         assert!(built.status.success(), "building tests/lttng/emit.c: {said}");
-        // Answers go to descriptor 3, complaints to 4, and what LTTng has to say besides to nowhere.
+        // Answers go to descriptor 3, complaints to 4, and the rest of LTTng's output to a file that is not read.
         let script =
             format!("exec 3>&1 4>&2 >/run/said\nexport HOME=/run\nlttng-sessiond --daemonize\n{script}");
         let mut shell = private_shell(&script);
@@ -95,7 +96,7 @@ impl Lttng {
         Some(Lttng { talk: RefCell::new((commands, answers)), _shell: shell, _dir: dir })
     }
 
-    /// Emits `n` events with a payload of `len` bytes each on CPU 0, from a process of their own.
+    /// Emits `n` events with a payload of `len` bytes each on CPU 0, from a separate process.
     pub fn emit(&self, len: usize, n: usize) -> Emitted {
         let (commands, answers) = &mut *self.talk.borrow_mut();
         writeln!(commands, "{len} {n}").expect("a shell that listens");

@@ -1,8 +1,7 @@
-//! What the benches share: taking measurements in turn, and printing them.
+//! Takes measurements in turn and prints them, for all benches.
 //!
-//! Measurements that are compared alternate, so that a machine that is busy for a while hits all of them. What is
-//! printed are medians, with the lowest and the highest in brackets; a ratio is one of each round's two, not one of
-//! medians.
+//! Compared measurements alternate, so that a busy machine affects all of them. The output has medians, with the lowest
+//! and the highest value in brackets. A ratio compares the two values of each round, not two medians.
 
 use std::fmt::{self, Display};
 use std::fs;
@@ -14,25 +13,25 @@ use nix::unistd::Pid;
 
 /// Rounds of measurements that are compared, unless the environment says otherwise.
 const ROUNDS: usize = 7;
-/// The variable that does.
+/// The environment variable with the number of rounds.
 const ROUNDS_ENV: &str = "ROUNDS";
-/// Length of the message that most is measured with, in bytes.
+/// Length of the message in most measurements, in bytes.
 pub const MESSAGE_LEN: usize = 64;
 
-/// Something that takes one measurement.
+/// A function that takes one measurement.
 pub type Measurement<'a> = Box<dyn FnMut() -> f64 + 'a>;
 
-/// Measurements of the same thing.
+/// Measurements of one quantity, by round.
 #[derive(Clone, Debug)]
 pub struct Values(Vec<f64>);
 
 impl Values {
-    /// Round by round, how many times as much these are as the others.
+    /// The quotients of these values and the others, by round.
     pub fn over(&self, others: &Values) -> Values {
         Values(self.0.iter().zip(&others.0).map(|(value, other)| value / other).collect())
     }
 
-    /// Round by round, how much more these are than the others.
+    /// The differences of these values and the others, by round.
     pub fn more_than(&self, others: &Values) -> Values {
         Values(self.0.iter().zip(&others.0).map(|(value, other)| value - other).collect())
     }
@@ -64,13 +63,14 @@ pub fn alternately(measurements: &mut [Measurement<'_>]) -> Vec<Values> {
     values.into_iter().map(Values).collect()
 }
 
-/// Rounds of measurements.
+/// Number of rounds.
 pub fn rounds() -> usize {
     std::env::var(ROUNDS_ENV).ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)
 }
 
-/// Nanoseconds that one of `n` calls takes, on a CPU. The call sees a message of `len` bytes, of which the compiler knows
-/// nothing.
+/// Nanoseconds that one of `n` calls takes on a CPU.
+///
+/// Each call gets a message of `len` bytes whose content the compiler does not know.
 pub fn nanos(cpu: usize, n: usize, len: usize, mut call: impl FnMut(&[u8])) -> f64 {
     let message = vec![b'm'; len];
     let message = message.as_slice();
@@ -91,12 +91,12 @@ pub fn n_cpus() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 
-/// The CPU of the processes that read: another one, if there is any.
+/// The CPU of the processes that read: a different CPU, if there is one.
 pub fn reader_cpu() -> usize {
     n_cpus() - 1
 }
 
-/// Does something on one CPU, and lets the calling thread then go where it could before.
+/// Runs a function on one CPU, and then restores the calling thread's CPUs.
 pub fn on_cpu<T>(cpu: usize, act: impl FnOnce() -> T) -> T {
     let this_thread = Pid::from_raw(0);
     let before = sched_getaffinity(this_thread).expect("the CPUs to run on");
@@ -107,7 +107,7 @@ pub fn on_cpu<T>(cpu: usize, act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Says what was measured where.
+/// Prints the subject of the measurements, and the machine.
 pub fn head(subject: &str) {
     println!(
         "\n== {subject}: relayfs {}, {} CPUs ({}), Linux {}; medians [lowest to highest] of {} rounds",
@@ -119,12 +119,12 @@ pub fn head(subject: &str) {
     );
 }
 
-/// Begins a table.
+/// Prints the head of a table.
 pub fn title(what: &str, unit: &str) {
     println!("\n{what:<64}{unit}");
 }
 
-/// A line of a table.
+/// Prints a line of a table.
 pub fn row(name: &str, value: impl Display) {
     println!("  {name:<62}{value}");
 }

@@ -1,11 +1,11 @@
-//! Messages that tell who wrote them, in which order, and whether they are whole.
+//! Messages that name their writer and their number, and show whether they are whole.
 
 /// Shortest message, in bytes: the tag and the length.
 pub const LEN_MIN: usize = 20;
 /// The first bytes of every message.
 const MAGIC: u32 = 0x2153_474d;
 
-/// Who wrote a message, and which of theirs it is.
+/// The writer of a message, and the message's number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag {
     /// The process.
@@ -16,7 +16,7 @@ pub struct Tag {
     pub seq: u32,
 }
 
-/// The message of a tag: `len` bytes, of which every one is known.
+/// Makes the message of a tag: `len` bytes, all determined by the tag and the length.
 pub fn message(tag: Tag, len: usize) -> Vec<u8> {
     assert!(len >= LEN_MIN, "a message of {len} bytes has no place for its tag");
     let mut message = Vec::with_capacity(len + 8);
@@ -32,7 +32,7 @@ pub fn message(tag: Tag, len: usize) -> Vec<u8> {
     message
 }
 
-/// The tags of all messages in a stream, in their order. Fails the test at the first byte that is not in its place.
+/// The tags of all messages in a stream, in order. Fails the test at the first wrong byte.
 #[track_caller]
 pub fn tags(stream: &[u8]) -> Vec<Tag> {
     let mut tags = Vec::new();
@@ -59,7 +59,7 @@ pub fn tags(stream: &[u8]) -> Vec<Tag> {
 pub struct Random(u64);
 
 impl Random {
-    /// A sequence of its own for every seed.
+    /// A different sequence for every seed.
     pub fn new(seed: u64) -> Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15))
     }

@@ -1,4 +1,4 @@
-//! A producer's end of the socket that speaks in frames, and need not keep to the protocol.
+//! A producer's end of the socket, which sends frames and may break the protocol.
 
 use std::fs;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -16,18 +16,18 @@ use relay::wire::frame::{
 
 use crate::{DEADLINE, Mount, exit_code};
 
-/// A peer that knows the protocol, and need not keep to it.
+/// A connection to the daemon that sends any frames.
 #[derive(Debug)]
 pub struct Peer(OwnedFd);
 
 impl Peer {
-    /// Connects, and says nothing yet.
+    /// Connects, and sends nothing yet.
     #[track_caller]
     pub fn connect(mount: &Mount) -> Peer {
         Peer::connect_to(&fs::read_link(mount.path(".relay/socket")).unwrap())
     }
 
-    /// Connects to the socket of this path, and says nothing yet.
+    /// Connects to the socket of this path, and sends nothing yet.
     #[track_caller]
     pub fn connect_to(path: &Path) -> Peer {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
@@ -46,12 +46,12 @@ impl Peer {
         peer
     }
 
-    /// The number of its socket.
+    /// The descriptor of its socket.
     pub fn fd(&self) -> RawFd {
         self.0.as_raw_fd()
     }
 
-    /// Sends a packet, or not.
+    /// Tries to send a packet.
     pub fn try_send(&self, packet: &[u8], flags: MsgFlags) -> nix::Result<usize> {
         send(self.0.as_raw_fd(), packet, flags | MsgFlags::MSG_NOSIGNAL)
     }
@@ -62,7 +62,7 @@ impl Peer {
         assert_eq!(self.try_send(packet, MsgFlags::empty()), Ok(packet.len()));
     }
 
-    /// The next packet, or that the daemon has hung up.
+    /// Receives the next packet; `None` if the daemon has hung up.
     #[track_caller]
     pub fn receive(&self) -> Option<Vec<u8>> {
         let mut packet = vec![0; FRAME_MAX];
@@ -71,7 +71,7 @@ impl Peer {
         (len > 0).then_some(packet)
     }
 
-    /// Sends a request and takes its reply.
+    /// Sends a request and receives its reply.
     #[track_caller]
     pub fn ask<B: for<'a> Body<'a>>(&self, request: &[u8]) -> Result<B, Refusal> {
         self.send(request);
@@ -85,7 +85,7 @@ impl Peer {
         Ok(B::decode(frame.body).unwrap())
     }
 
-    /// That the answer is this error.
+    /// Checks that the answer is this error.
     #[track_caller]
     pub fn assert_refused(&self, errno: Errno, part: &str) {
         let packet = self.receive().expect("an error, not a hang-up");
@@ -94,40 +94,40 @@ impl Peer {
         assert!(refusal.text.contains(part), "{}", refusal.text);
     }
 
-    /// That this error is the end of the connection.
+    /// Checks that the answer is this error, and that the daemon then closes the connection.
     #[track_caller]
     pub fn assert_dropped(&self, errno: Errno, part: &str) {
         self.assert_refused(errno, part);
         assert_eq!(self.receive(), None);
     }
 
-    /// That requests are obeyed.
+    /// Checks that the daemon answers requests.
     #[track_caller]
     pub fn assert_served(&self) {
         let refusal = self.ask::<OpenReply>(&open("none", 0, 77)).unwrap_err();
         assert_eq!(refusal.errno, libc::ENOENT);
     }
 
-    /// Opens a channel; the number it has on this connection.
+    /// Opens a channel, and returns its number on this connection.
     #[track_caller]
     pub fn open(&self, name: &str, flags: u16) -> u32 {
         self.ask::<OpenReply>(&open(name, flags, 2)).unwrap().channel
     }
 }
 
-/// A HELLO of a producer that speaks these versions.
+/// A HELLO of a producer that supports these versions.
 pub fn hello(min_version: u16, max_version: u16) -> Vec<u8> {
     Hello { min_version, max_version, features: 0 }.frame(0, 1)
 }
 
-/// An OPEN of a channel; if it is made, a global one with two sub-buffers of 4096 bytes.
+/// An OPEN of a channel; a channel that it creates is global, with two sub-buffers of 4096 bytes.
 pub fn open(name: &str, flags: u16, id: u32) -> Vec<u8> {
     let (subbuf_size, n_subbufs, mode, scope) = (4096, 2, 0, 2);
     Open { subbuf_size, n_subbufs, header: HEADER_DEFAULT, mode, scope, name: name.as_bytes() }
         .frame(flags, id)
 }
 
-/// Messages as a WRITE has them.
+/// Encodes messages for a WRITE.
 pub fn messages(list: &[&[u8]]) -> Vec<u8> {
     let one = |message: &&[u8]| [&(message.len() as u32).to_le_bytes(), *message].concat();
     list.iter().flat_map(one).collect()
@@ -138,8 +138,9 @@ pub fn write(channel: u32, messages: &[u8]) -> Write<'_> {
     Write { channel, cpu: 0, wait_ms: 0, lost: 0, messages }
 }
 
-/// That others write and read as if nothing had happened, and that the daemon has nothing to
-/// say at its end but what was not read.
+/// Checks that other clients write and read undisturbed, and ends the daemon.
+///
+/// At its end the daemon may only report unread data.
 #[track_caller]
 pub fn assert_unharmed(mut mount: Mount) {
     assert_eq!(mount.send(0, &[b"unharmed"]).written, 1);

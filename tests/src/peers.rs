@@ -1,5 +1,6 @@
-//! Other ways from one process to another, to measure beside relayfs, and the processes at the other end: they are the
-//! bench's own program with other arguments.
+//! Other transports between processes, to measure beside relayfs.
+//!
+//! The process at the other end is the bench's program with other arguments.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
@@ -16,14 +17,14 @@ use crate::measure::{WRITER_CPU, on_cpu, reader_cpu};
 
 /// Argument of a process that reads its standard input to the end.
 const DRAIN: &str = "drain-standard-input";
-/// Argument of a process that reads so many bytes from a relay's file.
+/// Argument of a process that reads a number of bytes from a relay's file.
 const READ_RELAY: &str = "read-relay";
 /// Bytes asked for in one read.
 const READ_LEN: usize = 128 << 10;
-/// A file of the kernel that takes messages into the trace.
+/// The kernel's file that writes messages into the trace.
 const TRACE_MARKER: &str = "/sys/kernel/tracing/trace_marker";
 
-/// What `main` of a bench begins with: plays the other end, if this process was started as one.
+/// Plays the other end if this process was started for that. `main` of a bench calls this first.
 pub fn play_other_end() -> Option<ExitCode> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -38,17 +39,19 @@ pub fn play_other_end() -> Option<ExitCode> {
     Some(ExitCode::SUCCESS)
 }
 
-/// Another process that reads. Its standard output says when it is at work, and ends with it.
+/// Another process that reads. It prints a byte when it is ready; its standard output ends with it.
 #[derive(Debug)]
 pub struct Reader(Process);
 
 impl Reader {
-    /// Reads what comes from `input`.
+    /// Starts a process that reads `input` to its end.
     pub fn of(input: impl Into<Stdio>) -> Reader {
         Reader::start(&[DRAIN], input.into())
     }
 
-    /// Reads `bytes` bytes from a file of a relay with a read(2) of 128 KiB each, and polls for more.
+    /// Starts a process that reads `bytes` bytes of a relay's file.
+    ///
+    /// It reads 128 KiB with each read(2), and polls for more.
     pub fn of_relay(path: &Path, bytes: usize) -> Reader {
         let path = path.to_str().expect("a path of text");
         Reader::start(&[READ_RELAY, path, &bytes.to_string()], Stdio::null())
@@ -136,7 +139,7 @@ pub fn append(bytes: &[u8], writes: usize) -> Duration {
     })
 }
 
-/// The kernel's trace_marker, open; or why not.
+/// Opens the kernel's trace_marker; the error says why it cannot be opened.
 pub fn trace_marker() -> Result<File, String> {
     let opened = OpenOptions::new().write(true).open(TRACE_MARKER);
     opened.map_err(|error| match error.kind() {

@@ -1,8 +1,8 @@
-//! What a stress writer has done so far, in a file that it maps: that is still there when it has been killed.
+//! The progress of a stress writer, in a mapped file that survives its death.
 //!
-//! Each stream of messages, of a thread or of its signal handler, has words of its own, which nobody else writes. A stream
-//! says what it is about to write before it calls, and what came of it after. So when it is killed, everything is known
-//! but what became of one message.
+//! Each stream of messages, of a thread or of its signal handler, has separate words, and only the stream writes them.
+//! It notes each message before the call, and the result after it. So after a kill everything is known except the
+//! fate of one message.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -16,20 +16,20 @@ use crate::known::NUMBERED_MIN;
 
 /// Threads of a writer.
 pub const THREADS: usize = 4;
-/// Streams of a writer: of each thread the messages that it writes, and those that its signal handler writes.
+/// Streams of a writer: for each thread its own messages, and those of its signal handler.
 pub const STREAMS: usize = 2 * THREADS;
 
-/// What all streams of a writer have in common.
+/// The words that all streams of a writer share.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Common {
-    /// Set by whoever wants the writer to end.
+    /// Set by the test to end the writer.
     pub stop: AtomicU64,
-    /// Changes of a thread's CPUs, by itself or by another thread.
+    /// How often a thread's CPUs were changed, by itself or by another thread.
     pub moves: AtomicU64,
 }
 
-/// What one stream of messages has done.
+/// The counts of one stream of messages.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Stream {
@@ -43,9 +43,9 @@ pub struct Stream {
     pub short: [AtomicU64; NUMBERED_MIN],
     /// Bytes written.
     pub bytes: AtomicU64,
-    /// Signals that the stream was interrupted by, or is made of.
+    /// Signals that interrupted the stream; for a handler's stream, its runs.
     pub signals: AtomicU64,
-    /// How often the thread found itself on another CPU than the last time.
+    /// How often the thread ran on another CPU than at the message before.
     pub migrations: AtomicU64,
 }
 
@@ -54,19 +54,19 @@ unsafe impl Shared for Common {}
 // SAFETY: as above.
 unsafe impl Shared for Stream {}
 
-/// The file of one writer.
+/// The mapped file of one writer.
 #[derive(Debug)]
 pub struct Progress(Mapping);
 
 impl Progress {
-    /// A new file, with nothing done yet.
+    /// Creates a file in which all counts are zero.
     pub fn create(path: &Path) -> io::Result<Progress> {
         let file = File::options().read(true).write(true).create_new(true).open(path)?;
         file.set_len(Self::LEN as u64)?;
         Ok(Progress(Mapping::new(&file, Self::LEN as u64)?))
     }
 
-    /// A file that somebody else has made.
+    /// Opens a file that another process has created.
     pub fn open(path: &Path) -> io::Result<Progress> {
         let file = File::options().read(true).write(true).open(path)?;
         Ok(Progress(Mapping::new(&file, Self::LEN as u64)?))
@@ -74,12 +74,12 @@ impl Progress {
 
     const LEN: usize = size_of::<Common>() + STREAMS * size_of::<Stream>();
 
-    /// What all streams have in common.
+    /// The words that all streams share.
     pub fn common(&self) -> &Common {
         self.0.get(0).expect("as long as the file")
     }
 
-    /// One stream; less than [`STREAMS`].
+    /// One stream; `index` is less than [`STREAMS`].
     pub fn stream(&self, index: usize) -> &Stream {
         assert!(index < STREAMS);
         self.0.get(size_of::<Common>() + index * size_of::<Stream>()).expect("as long as the file")
@@ -92,19 +92,19 @@ impl Progress {
 }
 
 impl Stream {
-    /// To be called before a message of `len` bytes is written.
+    /// Notes a message of `len` bytes before it is written.
     pub fn begin(&self, len: usize) {
         raise(&self.in_flight, len as u64);
         raise(&self.attempts, 1);
     }
 
-    /// To be called when it has been written, or not.
+    /// Notes whether the message was written, after the call.
     pub fn end(&self, len: usize, written: bool) {
         if written {
             raise(self.short.get(len).unwrap_or(&self.numbered), 1);
             raise(&self.bytes, len as u64);
         }
-        // Release: a compiler must not move it before the others.
+        // Release: a compiler must not move this store before the others.
         self.in_flight.store(0, Ordering::Release);
     }
 
@@ -119,7 +119,7 @@ pub fn raise(word: &AtomicU64, n: u64) {
     word.store(get(word) + n, Ordering::Release);
 }
 
-/// A word as it is now.
+/// The present value of a word.
 pub fn get(word: &AtomicU64) -> u64 {
     word.load(Ordering::Acquire)
 }

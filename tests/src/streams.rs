@@ -1,23 +1,26 @@
-//! What a reader gets of a buffer, taken apart into [messages](crate::known) and checked on the way: nothing but whole
-//! messages, and of each writer in their order.
+//! Divides the bytes that a reader gets into [messages](crate::known), and checks them.
+//!
+//! All messages must be whole, and each writer's messages must be in order.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::known::{Found, Message, NUMBERED_MIN, Pattern};
 
-/// The stream of one buffer, as far as it was read.
+/// The stream of one buffer that was read so far.
 #[derive(Debug)]
 pub struct Received<'a> {
     pattern: &'a Pattern,
-    /// What began but is not whole yet.
+    /// The beginning of a message that is not whole yet.
     rest: Vec<u8>,
     /// Stream position of `rest`.
     at: u64,
-    /// Where reads ended that may have been the last before a reset, if there are resets.
+    /// With resets: positions at which reads ended.
+    ///
+    /// Any of these reads may have been the last before a reset.
     ends: Option<VecDeque<u64>>,
-    /// Messages of at least as many bytes need not come in their order.
+    /// Messages of at least this length may come in any order.
     any_order_from: usize,
-    /// Messages whose end a reset has thrown away.
+    /// Messages whose end a reset has discarded.
     pub cuts: u64,
     /// Messages, of any length.
     pub messages: u64,
@@ -27,18 +30,18 @@ pub struct Received<'a> {
     pub writers: BTreeMap<u32, Numbers>,
 }
 
-/// Numbers that came, none of them twice.
+/// Numbers of received messages, all different.
 #[derive(Clone, Debug, Default)]
 pub struct Numbers {
     bits: Vec<u64>,
-    /// One more than the highest.
+    /// One more than the highest number.
     end: u64,
-    /// How many there are.
+    /// How many numbers there are.
     count: u64,
 }
 
 impl<'a> Received<'a> {
-    /// Nothing yet. With `resets`, what was read may be cut where a read ended.
+    /// A stream of which nothing was read yet. With `resets`, a message may be cut where a read ended.
     pub fn new(pattern: &'a Pattern, resets: bool) -> Received<'a> {
         Received {
             pattern,
@@ -53,12 +56,12 @@ impl<'a> Received<'a> {
         }
     }
 
-    /// The same where those messages of a writer that have at least `len` bytes need not come in their order.
+    /// The same stream, where a writer's messages of at least `len` bytes may come in any order.
     pub fn in_any_order_from(self, len: usize) -> Received<'a> {
         Received { any_order_from: len, ..self }
     }
 
-    /// Takes what a read returned.
+    /// Takes the bytes that a read returned.
     #[track_caller]
     pub fn take(&mut self, bytes: &[u8]) {
         let mut rest = std::mem::take(&mut self.rest);
@@ -75,7 +78,7 @@ impl<'a> Received<'a> {
                     let at = self.at + begin as u64;
                     self.cut(at, right, rest[begin]).unwrap_or_else(|| {
                         let text = &rest[begin..rest.len().min(begin + right + 32)];
-                        panic!("no message at byte {at}, but for the first {right} bytes: {text:02x?}")
+                        panic!("no message at byte {at}, only {right} bytes are right: {text:02x?}")
                     })
                 }
             };
@@ -95,7 +98,7 @@ impl<'a> Received<'a> {
         self.at + self.rest.len() as u64
     }
 
-    /// Nothing more will come.
+    /// Ends the stream: no more bytes will come.
     #[track_caller]
     pub fn finish(&mut self) {
         let is_cut = !self.rest.is_empty();
@@ -118,19 +121,19 @@ impl<'a> Received<'a> {
         message.len()
     }
 
-    /// Length of what a reset has left of the message at `at`, if it can have been one.
+    /// Length of the part that a reset has left of the message at `at`, if a reset can have cut it.
     fn cut(&mut self, at: u64, right: usize, first: u8) -> Option<usize> {
         let ends = self.ends.as_ref()?;
         let to = at + right as u64;
         let len = if first == self.pattern.first_of_numbered() {
             let end = match right < NUMBERED_MIN {
-                // What of a head is right cannot be told.
+                // It cannot be known which bytes of a head are right.
                 true => ends.iter().find(|end| **end > at && **end <= to),
                 false => ends.iter().find(|end| **end == to),
             };
             (end? - at) as usize
         } else {
-            // Short ones of one length look alike: it may have been any of the last ones.
+            // Short messages of one length look alike, so the cut may be in any of the last ones.
             let near = |end: &&u64| **end + NUMBERED_MIN as u64 > at && **end <= to;
             ends.iter().find(near).map(|_| right)?
         };
@@ -140,17 +143,17 @@ impl<'a> Received<'a> {
 }
 
 impl Numbers {
-    /// How many there are.
+    /// How many numbers there are.
     pub fn count(&self) -> u64 {
         self.count
     }
 
-    /// One more than the highest.
+    /// One more than the highest number.
     pub fn end(&self) -> u64 {
         self.end
     }
 
-    /// Adds all of another's, which must be different ones.
+    /// Adds another set of numbers, which must all be different.
     #[track_caller]
     pub fn merge(&mut self, other: &Numbers) {
         self.bits.resize(self.bits.len().max(other.bits.len()), 0);
@@ -179,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_cut_by_a_reset_are_counted_and_nothing_is_taken_for_one() {
+    fn messages_cut_by_a_reset_are_counted_and_never_misread() {
         let pattern = Pattern::default();
         let message = |len, seq| {
             let mut message = vec![0; len];
@@ -195,7 +198,7 @@ mod tests {
                         received.take(&message(next, seq));
                     }
                     received.take(&message(100, 30));
-                    // Whole short ones can be made of cut ones.
+                    // Parts of cut short messages can form a whole one.
                     assert!(received.messages == 30 || first == next, "{first} {next} {cut}");
                     assert_eq!(received.cuts, 1, "{first} {next} {cut}");
                     assert_eq!(received.writers[&1].end(), 31);
@@ -206,7 +209,7 @@ mod tests {
 
     #[test]
     #[should_panic(expected = "no message at byte")]
-    fn without_resets_nothing_is_cut() {
+    fn cut_message_without_resets_fails() {
         let pattern = Pattern::default();
         let mut message = vec![0; 50];
         pattern.put(&mut message, 1, 0);

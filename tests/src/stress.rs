@@ -1,4 +1,4 @@
-//! Processes that write shared buffers under signals and migrations, and what every test with them needs.
+//! Starts and checks processes that write shared buffers under signals and migrations.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::direct::with_sequences;
 use crate::progress::{Progress, STREAMS, Stream, get};
 use crate::{Mount, Process, exit_code, program};
 
-/// A `test-stress-writer` that writes to channel `cpu`.
+/// A running `test-stress-writer` that writes to channel `cpu`.
 #[derive(Debug)]
 pub struct StressWriter {
     process: Process,
@@ -21,7 +21,7 @@ pub struct StressWriter {
     number: u32,
 }
 
-/// What one that has ended has done.
+/// The work of a writer that has ended.
 #[derive(Debug)]
 pub struct Done {
     progress: Progress,
@@ -29,7 +29,7 @@ pub struct Done {
 }
 
 impl StressWriter {
-    /// Starts one that writes messages of such lengths; with `handlers`, its signal handlers write too.
+    /// Starts a writer of messages of these lengths; with `handlers`, its signal handlers write too.
     #[track_caller]
     pub fn start(mount: &Mount, number: u32, lengths: RangeInclusive<usize>, handlers: bool) -> StressWriter {
         let path = mount.beside(&format!("progress{number}"));
@@ -52,7 +52,7 @@ impl StressWriter {
         self.process.pid()
     }
 
-    /// Fails the test if it has ended by itself.
+    /// Fails the test if the writer has ended before it was stopped.
     #[track_caller]
     pub fn assert_running(&mut self) {
         if !self.process.is_running() {
@@ -60,7 +60,7 @@ impl StressWriter {
         }
     }
 
-    /// Kills it.
+    /// Kills the writer.
     #[track_caller]
     pub fn kill(mut self) -> Done {
         self.process.signal(Signal::SIGKILL);
@@ -68,12 +68,12 @@ impl StressWriter {
         self.done()
     }
 
-    /// Tells it to end.
+    /// Asks the writer to end.
     pub fn stop(&self) {
         self.progress.common().stop.store(1, Ordering::Release);
     }
 
-    /// Waits for its end, which must be a good one: every call has returned.
+    /// Waits for the writer's end, and checks that every call has returned.
     #[track_caller]
     pub fn finish(mut self) -> Done {
         self.stop();
@@ -89,12 +89,12 @@ impl StressWriter {
 }
 
 impl Done {
-    /// Changes of its threads' CPUs.
+    /// How often its threads' CPUs were changed.
     pub fn moves(&self) -> u64 {
         get(&self.progress.common().moves)
     }
 
-    /// What came of each stream of messages, and the number of its writer.
+    /// The counts of each stream of messages, with the number of its writer.
     pub fn streams(&self) -> impl Iterator<Item = (u32, &Stream)> {
         (self.number * STREAMS as u32..).zip(self.progress.streams())
     }

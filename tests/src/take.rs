@@ -1,4 +1,4 @@
-//! `take/cpuN` of a buffer whose content is known, and what programs do with it.
+//! Runs programs on `take/cpuN` of a buffer whose content is known.
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -18,8 +18,9 @@ pub fn read_bytes(mount: &Mount) -> u64 {
     stats["cpu0.read_bytes"]
 }
 
-/// Runs a shell script with `take/cpu0` as `$F`, the same content as `$COPY`, the directory of `$F` as `$DIR`, and `$OUT` a
-/// path where it may leave something.
+/// Runs a shell script on `take/cpu0`, which is `$F`.
+///
+/// `$COPY` is a file with the same content, `$DIR` the directory of `$F`, `$OUT` a path for output of the script.
 pub fn run_on_take(twins: &Twins, script: &str) -> Output {
     let file = take_of(&twins.mount, "cpu", 0);
     let dir = tempfile::tempdir().expect("a temporary directory");
@@ -28,12 +29,14 @@ pub fn run_on_take(twins: &Twins, script: &str) -> Output {
     run(command.env("OUT", dir.path().join("out")).current_dir(dir.path()))
 }
 
-/// A program in Python that has read all of a file, says so, and waits for a signal, or for a line with what to do then.
+/// A Python program that has read all of a file.
+///
+/// It waits for a signal, or for a line of Python to run.
 #[derive(Debug)]
 pub struct Reader(Process);
 
 impl Reader {
-    /// Starts it; it has read everything when this returns. `more` is Python that runs before.
+    /// Starts the program, and waits until it has read the file. `more` is Python that runs first.
     #[track_caller]
     pub fn start(file: &std::path::Path, more: &str) -> Reader {
         let script = format!(
@@ -58,7 +61,7 @@ exec(sys.stdin.readline())
         Reader(process)
     }
 
-    /// Has it run a line of Python.
+    /// Makes the program run a line of Python.
     #[track_caller]
     pub fn tell(&mut self, line: &str) {
         use std::io::Write;

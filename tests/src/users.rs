@@ -1,4 +1,4 @@
-//! Other users than the one who runs the tests, who is root.
+//! Commands of other users; the tests run as root.
 
 use std::fs::{self, File};
 use std::os::fd::IntoRawFd;
@@ -14,9 +14,9 @@ use crate::{Mount, private_shell, program, run, stdout_of, text, tool};
 
 /// A group that every Debian has.
 pub const GROUP: &str = "adm";
-/// A user who is in no group but his own.
+/// A user that is in no other group.
 pub const USER: u32 = 1000;
-/// As "nobody" a process is as far from root as it gets.
+/// The user nobody, without any rights of root.
 pub const NOBODY: u32 = 65534;
 
 /// The number of a group.
@@ -25,7 +25,7 @@ pub fn gid_of(group: &str) -> u32 {
     Group::from_name(group).expect("the system's database").expect("a group of every Debian").gid.as_raw()
 }
 
-/// A mount by root in a directory that everybody may enter.
+/// Mounts as root in a directory that every user may enter.
 #[track_caller]
 pub fn mount_for_all(args: &[&str]) -> Mount {
     let mount = Mount::new(args);
@@ -33,7 +33,7 @@ pub fn mount_for_all(args: &[&str]) -> Mount {
     mount
 }
 
-/// Lets everybody enter the directory of a mount.
+/// Lets every user enter the directory of a mount.
 #[track_caller]
 pub fn open_to_all(mount: &Mount) {
     fs::set_permissions(mount.beside(""), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
@@ -41,31 +41,32 @@ pub fn open_to_all(mount: &Mount) {
 
 /// A program of ours by a path that every user may use, wherever the workspace is.
 pub fn program_for_all(name: &str) -> PathBuf {
-    // Left open: whoever runs it finds it through the descriptor.
+    // Left open, because child processes find the program through the descriptor.
     let fd = File::open(program(name)).expect("a program").into_raw_fd();
     format!("/proc/self/fd/{fd}").into()
 }
 
-/// A directory with copies of these files, which every user may read and run, wherever the workspace is.
+/// Copies these files into a directory in which every user may read and run them.
 #[track_caller]
 pub fn copied_for_all(files: &[PathBuf]) -> TempDir {
     let dir = tempfile::tempdir().expect("a temporary directory");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
-    // By another process: a program that this one has open for writing, or a child of it, cannot be executed.
+    // By another process: a file that this process or its child has open for writing cannot be executed.
     stdout_of(tool("install", "coreutils").args(["-m", "755", "-t"]).arg(dir.path()).args(files));
     dir
 }
 
-/// A command that a user runs who has just this group.
+/// A command that a user runs with only this group.
 pub fn by_user(uid: u32, gid: u32, program: impl AsRef<Path>) -> Command {
     let mut command = Command::new(program.as_ref());
     command.uid(uid).gid(gid).env_remove("XDG_RUNTIME_DIR");
     command
 }
 
-/// Runs a script as root where the user nobody may use FUSE: with a /dev/fuse of mode 0666, as udev makes it, whatever
-/// mode it has here. `$nobody COMMAND` runs one as that user; the programs are in PATH; the script is in a directory of
-/// root's, with the directory `relay` of nobody's in it.
+/// Runs a script as root in a place where the user nobody may use FUSE.
+///
+/// It has a private /dev/fuse of mode 0666, as udev makes it. `$nobody COMMAND` runs a command as that user. The
+/// programs are in PATH. The script runs in a directory of root, with a directory `relay` that belongs to that user.
 #[track_caller]
 pub fn where_users_mount(script: &str) -> Vec<String> {
     tool("fusermount3", "fuse3");
@@ -87,7 +88,7 @@ pub fn where_users_mount(script: &str) -> Vec<String> {
         .args(["relayfsd", "relay-producer", "audience", "librelayfs_preload.so"].map(program));
     let output = run(&mut command);
     assert!(output.status.success(), "{output:?}");
-    // Paths of the test's own directory are of no interest.
+    // The path of the temporary directory differs in each run.
     let printed = text(&output.stdout).replace(dir.path().to_str().expect("ASCII"), "DIR");
     printed.lines().map(str::to_owned).collect()
 }

@@ -1,4 +1,7 @@
-//! The rules of this repository that a machine can check.
+//! The rules of this repository that a machine can check. `tidy/rooms.rs` has those about rooms.
+
+#[path = "tidy/rooms.rs"]
+mod rooms;
 
 use std::fs;
 use std::path::Path;
@@ -243,19 +246,144 @@ fn readme_names_every_option() {
     none("not in README.md", found);
 }
 
+/// Longest line of a document, in characters, outside of tables and code. The changelog grows at its end.
+const COLUMNS_MAX: usize = 100;
+/// Most lines of a document. What a user reads from top to bottom, and the changelog, may have more.
+const DOCUMENT_LINES_MAX: usize = 300;
+
+/// The documents, but for this file's own.
+fn documents() -> Vec<Source> {
+    sources().into_iter().filter(|source| source.path.ends_with(".md")).collect()
+}
+
+/// The lines of a document with their numbers, without blocks of code.
+fn prose(document: &Source) -> impl Iterator<Item = (usize, &str)> {
+    let mut in_code = false;
+    document.text.lines().enumerate().filter_map(move |(i, line)| {
+        let is_fence = line.trim_start().starts_with("```");
+        in_code ^= is_fence;
+        (!in_code && !is_fence).then_some((i + 1, line))
+    })
+}
+
+/// The words between backticks of a text.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
 #[test]
-fn links_lead_to_files() {
+fn documents_are_narrow_and_short() {
     let mut found = Vec::new();
-    for source in sources().iter().filter(|source| source.path.ends_with(".md")) {
-        for link in source.text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
-            let file = link.split('#').next().unwrap_or_default();
-            let outside = link.contains("://");
-            if !outside && !file.is_empty() && !workspace().join(&source.path).with_file_name(file).exists() {
-                found.push(format!("{}: {link}", source.path));
+    for document in documents().iter().filter(|document| document.path != "CHANGELOG.md") {
+        let wide = |line: &str| line.chars().count() > COLUMNS_MAX && !line.starts_with('|');
+        let wide = prose(document).filter(|(_, line)| wide(line));
+        found.extend(wide.map(|(line, _)| format!("{}:{line}: too wide", document.path)));
+        let n_lines = document.text.lines().count();
+        if n_lines > DOCUMENT_LINES_MAX && document.path != "README.md" {
+            found.push(format!("{}: {n_lines} lines", document.path));
+        }
+    }
+    none("documents that are hard to read", found);
+}
+
+/// The name by which links call a heading, as forges make it.
+fn anchor(heading: &str) -> String {
+    let kept = |c: &char| c.is_alphanumeric() || [' ', '-', '_'].contains(c);
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    text.chars().filter(kept).map(|c| if c == ' ' { '-' } else { c }).collect()
+}
+
+#[test]
+fn links_lead_to_files_and_headings() {
+    let (mut found, documents) = (Vec::new(), documents());
+    for document in &documents {
+        let text: Vec<&str> = prose(document).map(|(_, line)| line).collect();
+        for link in text.join("\n").split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let (file, heading) = link.split_once('#').unwrap_or((link, ""));
+            if link.contains("://") {
+                continue;
+            }
+            let path = workspace().join(&document.path);
+            let path = if file.is_empty() { path } else { path.with_file_name(file) };
+            let Ok(path) = path.canonicalize() else {
+                found.push(format!("{}: {link}: no such file", document.path));
+                continue;
+            };
+            let root = workspace().canonicalize().expect("the workspace");
+            let target = documents.iter().find(|other| root.join(&other.path) == path);
+            let has_heading = target.is_some_and(|target| {
+                prose(target).any(|(_, line)| line.starts_with('#') && anchor(line) == heading)
+            });
+            if !heading.is_empty() && !has_heading {
+                found.push(format!("{}: {link}: no such heading", document.path));
+            }
+        }
+    }
+    none("links that lead nowhere", found);
+}
+
+/// Paths from the workspace on, or from the document on, that are in its text or its drawings.
+#[test]
+fn paths_in_documents_exist() {
+    let mut found = Vec::new();
+    for source in sources() {
+        let is_document = source.path.ends_with(".md");
+        let dirs = [Path::new("").to_owned(), Path::new(&source.path).with_file_name("")];
+        let dirs = if is_document { &dirs[..] } else { &dirs[..1] };
+        let part = |c: char| c.is_alphanumeric() || "._-/@".contains(c);
+        for word in source.text.split(|c| !part(c)).map(|word| word.trim_end_matches('.')) {
+            let Some((first, rest)) = word.split_once('/').filter(|_| is_document || word.ends_with(".md"))
+            else {
+                continue;
+            };
+            let is_place = !["", ".", "..", "target"].contains(&first);
+            let bases = dirs.iter().map(|dir| workspace().join(dir));
+            let mut bases = bases.filter(|base| is_place && base.join(first).is_dir()).peekable();
+            if bases.peek().is_some() && !bases.any(|base| base.join(first).join(rest).exists()) {
+                found.push(format!("{}: {word}", source.path));
             }
         }
     }
     none("no such file", found);
+}
+
+/// Whether there is a file of tests with this name.
+fn is_test_file(sources: &[Source], name: &str) -> bool {
+    let file = format!("/{name}.rs");
+    file!().ends_with(&file)
+        || sources.iter().any(|source| source.path.contains("tests/") && source.path.ends_with(&file))
+}
+
+#[test]
+fn tests_named_in_documents_exist() {
+    let (sources, mut found) = (sources(), Vec::new());
+    let named = |text: &str| text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    for document in sources.iter().filter(|source| source.path.ends_with(".md")) {
+        // "Tests: `read`, `poll`.", to the end of the paragraph or of the item of a list.
+        let lists = document.text.split("ests: ").skip(1).map(|rest| {
+            let end = ["\n\n", "\n- ", "\n|"].iter().filter_map(|end| rest.find(end)).min();
+            &rest[..end.unwrap_or(rest.len())]
+        });
+        // The table of where a test goes.
+        let is_table = document.path == "tests/README.md";
+        let cells = document.text.lines().filter(|line| is_table && line.starts_with('|'));
+        let cells = cells.filter_map(|line| line.trim_end_matches('|').rsplit('|').next());
+        for list in lists.chain(cells) {
+            let missing = quoted(list).filter(|name| named(name) && !is_test_file(&sources, name));
+            found.extend(missing.map(|name| format!("{}: {name}", document.path)));
+        }
+    }
+    let models = fs::read_to_string(workspace().join("relay/tests/models.rs")).expect("the models");
+    let algorithm = sources.iter().find(|source| source.path == "relay/docs/ALGORITHM.md");
+    let algorithm = &algorithm.expect("the document of the ring").text;
+    let table = algorithm.split_once("| models that fail |").expect("the table of mutations").1;
+    let rows: Vec<&str> = table.lines().skip(2).take_while(|line| line.starts_with('|')).collect();
+    assert!(rows.len() > 10, "the table of mutations: {rows:?}");
+    for models_of_row in rows.iter().filter_map(|row| row.trim_end_matches([' ', '|']).rsplit('|').next()) {
+        let missing = quoted(models_of_row).filter(|name| !models.contains(&format!("fn {name}()")));
+        found.extend(missing.map(|name| format!("{}: model {name}", "relay/docs/ALGORITHM.md")));
+    }
+    none("no such test", found);
 }
 
 #[test]

@@ -1,8 +1,10 @@
-//! A library to be preloaded (ld.so(8), `LD_PRELOAD`) into programs that were written for a relayfs in the kernel: their
-//! `mount("relayfs", "/mnt/relay", "relayfs", 0, NULL)` is answered as the kernel would, and so is the `umount` that
-//! belongs to it. Everything else goes to the C library. `audience --exec` runs a program so.
+//! A library for `LD_PRELOAD` (ld.so(8)) that answers mount(2) and umount(2) for the type relayfs.
 //!
-//! This file is the border to C, `mounts.rs` is what is done; running relayfsd is the same as in the command.
+//! It serves programs that were written for a relayfs in the kernel. It answers their
+//! `mount("relayfs", "/mnt/relay", "relayfs", 0, NULL)` as the kernel would, and also the `umount` of that mount. All
+//! other calls go to the C library. `audience --exec` runs a program with it.
+//!
+//! This file is the C interface; `mounts.rs` does the work. The command shares the file that runs relayfsd.
 #![allow(unsafe_code)]
 
 mod mounts;
@@ -21,9 +23,9 @@ use nix::mount::{MntFlags, MsFlags};
 
 use mounts::{Request, Unmount};
 
-/// The type that we answer for.
+/// The file system type that this library answers for.
 const TYPE: &[u8] = b"relayfs";
-/// With one of these the call is about a mount that exists, and the kernel does not look at the type.
+/// With one of these flags the call is about an existing mount, and the kernel ignores the type.
 const NO_NEW_MOUNT: MsFlags = MsFlags::MS_REMOUNT
     .union(MsFlags::MS_BIND)
     .union(MsFlags::MS_MOVE)
@@ -34,14 +36,14 @@ const NO_NEW_MOUNT: MsFlags = MsFlags::MS_REMOUNT
 
 /// A string of C.
 type Text = *const c_char;
-// SAFETY: as the C library documents it; who calls it owes what its caller owed us.
+// SAFETY: the type is as the C library documents it; a caller here owes what our caller owed us.
 type MountFn = unsafe extern "C" fn(Text, Text, Text, c_ulong, *const c_void) -> c_int;
 // SAFETY: as above.
 type UmountFn = unsafe extern "C" fn(Text) -> c_int;
 // SAFETY: as above.
 type Umount2Fn = unsafe extern "C" fn(Text, c_int) -> c_int;
 
-/// mount(2): the type `relayfs` is ours, all other calls are passed on.
+/// mount(2): answers calls for the type `relayfs`; passes all other calls on.
 ///
 /// # Safety
 ///
@@ -102,8 +104,9 @@ pub unsafe extern "C" fn umount(target: Text) -> c_int {
     unsafe { real(target) }
 }
 
-/// umount2(2): where our [`mount()`] has answered in this process, what it has mounted is unmounted, and anything else
-/// there is not touched. Other calls are passed on.
+/// umount2(2): unmounts what this process mounted by our [`mount()`]; passes other calls on.
+///
+/// Where our [`mount()`] has answered in this process, any other mount at the same place is left alone.
 ///
 /// # Safety
 ///
@@ -120,7 +123,7 @@ pub unsafe extern "C" fn umount2(target: Text, flags: c_int) -> c_int {
     }
 }
 
-/// `None`: nothing of ours.
+/// Unmounts a mount of this library. `None` if the path is not this library's concern.
 ///
 /// # Safety
 ///
@@ -154,13 +157,13 @@ unsafe fn real_umount2(target: Text, flags: c_int) -> c_int {
     unsafe { real(target, flags) }
 }
 
-/// The function that there would be without us; null if there is none.
+/// Finds the next function of this name, behind this library's; null if there is none.
 fn next(name: &CStr) -> *mut c_void {
     // SAFETY: a string that ends with a zero byte, and a handle that dlsym knows.
     unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
 }
 
-/// What system calls return; errno is set.
+/// Turns a result into a system call's return value, and sets errno.
 fn answer(result: Result<(), Errno>) -> c_int {
     match result {
         Ok(()) => 0,

@@ -1,4 +1,4 @@
-//! What mount(2) and umount(2) of a relayfs do, and what this process was told by them.
+//! Answers mount(2) and umount(2) of a relayfs, and remembers what this process mounted.
 
 use std::ffi::OsStr;
 use std::io::{self, ErrorKind, Write};
@@ -14,11 +14,11 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::start_daemon::{DAEMON, Ended, FUSERMOUNT, appears, run};
 
-/// The environment variable that says where relayfsd is, if not in PATH.
+/// The environment variable with the path of relayfsd, if relayfsd is not in PATH.
 const DAEMON_ENV: &str = "RELAYFSD";
-/// Exit status of relayfsd when it does not understand what it was told.
+/// Exit status of relayfsd after wrong usage.
 const USAGE: i32 = 2;
-/// Flags that mean something to relayfsd, and their names there.
+/// The mount flags that relayfsd knows, and their names as its options.
 const FLAGS: [(MsFlags, &str); 3] =
     [(MsFlags::MS_RDONLY, "ro"), (MsFlags::MS_NOEXEC, "noexec"), (MsFlags::MS_NOATIME, "noatime")];
 
@@ -39,35 +39,35 @@ pub(crate) struct Own {
 }
 
 impl Own {
-    /// Somebody may have unmounted ours, and mounted another there.
+    /// Whether the mount is still there. Another process may have unmounted it, and mounted another one.
     fn is_there(&self) -> bool {
         is_mounted(&self.point) && mount_number(&self.point) == Some(self.number)
     }
 }
 
-/// What an umount(2) is about.
+/// What an umount(2) concerns.
 #[derive(Debug)]
 pub(crate) enum Unmount {
-    /// Nothing that we know of.
+    /// A path at which this library has not answered a mount(2).
     PassOn,
-    /// A place where what is mounted is not this process's.
+    /// A path at which something is mounted that is not this process's.
     Refused,
-    /// What this process has mounted.
+    /// A mount that this process made.
     Own(Own),
 }
 
-/// What the last mount(2) of a place was told.
+/// The answer to the last mount(2) of a path.
 #[derive(Debug)]
 struct Answer {
     point: PathBuf,
-    /// Nothing: there was a relayfs already, or what was mounted has been unmounted by others.
+    /// `None` if there was a relayfs already, or another process has unmounted ours.
     own: Option<Own>,
 }
 
-/// One for each place.
+/// One answer for each path.
 static ANSWERS: Mutex<Vec<Answer>> = Mutex::new(Vec::new());
 
-/// Mounts, and returns when the mount is usable. `EBUSY`: there is a relayfs already.
+/// Mounts a relayfs, and returns when it is usable. `EBUSY` if there is a relayfs already.
 pub(crate) fn mount(request: Request) -> Result<(), Errno> {
     let point = mountinfo::resolve(request.point).map_err(|error| errno(&error))?;
     if is_alive(&point) {
@@ -93,7 +93,7 @@ pub(crate) fn mount(request: Request) -> Result<(), Errno> {
     }
 }
 
-/// What an umount(2) of this path means.
+/// Decides what an umount(2) of this path means.
 pub(crate) fn what_to_unmount(path: &Path) -> Unmount {
     let Ok(point) = mountinfo::resolve(path) else { return Unmount::PassOn };
     let mut answers = answers();
@@ -109,7 +109,9 @@ pub(crate) fn what_to_unmount(path: &Path) -> Unmount {
     }
 }
 
-/// Ours was tried to be unmounted, by the system call; what it takes besides.
+/// Completes an unmount of ours after umount(2).
+///
+/// If that was not permitted, fusermount3 unmounts.
 pub(crate) fn unmounted(own: &Own, tried: Result<(), Errno>, lazily: bool) -> Result<(), Errno> {
     match tried {
         Err(Errno::EPERM) => by_helper(&own.point, lazily)?,
@@ -127,7 +129,7 @@ fn by_helper(point: &Path, lazily: bool) -> Result<(), Errno> {
         Ok(_) if !is_mounted(point) => Ok(()),
         Ok(ended) => {
             cannot(ended.reason());
-            // Its exit status does not tell why; to be busy is the usual reason.
+            // The exit status does not say why. The usual reason is that the mount is busy.
             Err(Errno::EBUSY)
         }
         Err(error) => {
@@ -137,18 +139,19 @@ fn by_helper(point: &Path, lazily: bool) -> Result<(), Errno> {
     }
 }
 
-/// Whether it is a relayfs that is seen at a place, from [`mountinfo::resolve`].
+/// Whether the visible mount at a path is a relayfs. The path is from [`mountinfo::resolve`].
 fn is_mounted(point: &Path) -> bool {
     let entries = mountinfo::read().unwrap_or_default();
     mountinfo::topmost(&entries, point).is_some_and(|entry| entry.fs_type == FS_TYPE)
 }
 
-/// The number of the mount that is seen at a place, one that is never given again where the kernel has such (Linux 6.8).
+/// The number of the visible mount at a path. From Linux 6.8 on, the kernel never reuses such a number.
+/// 6.8).
 fn mount_number(point: &Path) -> Option<u64> {
     /// The constant of statx(2).
     const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
     let number = |wanted: StatxFlags| {
-        // Without asking the daemon, who may be dead.
+        // Without a request to the daemon, which may be dead.
         let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
         let answer = statx(CWD, point, flags, wanted).ok()?;
         (answer.stx_mask & wanted.bits() != 0).then_some(answer.stx_mnt_id)
@@ -156,12 +159,12 @@ fn mount_number(point: &Path) -> Option<u64> {
     number(StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE)).or_else(|| number(StatxFlags::MNT_ID))
 }
 
-/// Whether a relayfs is mounted there, and not what a dead daemon has left.
+/// Whether a relayfs with a living daemon is mounted at a path.
 fn is_alive(point: &Path) -> bool {
     is_mounted(point) && !matches!(stat(point), Err(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
-/// Runs relayfsd, which returns when the mount is usable. The error is what a mount(2) fails with, and for people.
+/// Runs relayfsd, which returns when the mount is usable. The error holds mount(2)'s errno and a text for people.
 fn run_daemon(point: &Path, request: Request) -> Result<(), (Errno, String)> {
     let program = std::env::var_os(DAEMON_ENV).filter(|path| !path.is_empty());
     let program = program.as_deref().unwrap_or(OsStr::new(DAEMON));
@@ -183,7 +186,7 @@ fn run_daemon(point: &Path, request: Request) -> Result<(), (Errno, String)> {
             let is_usage = ended.status.and_then(|status| status.code()) == Some(USAGE);
             Err((if is_usage { Errno::EINVAL } else { Errno::EIO }, ended.reason()))
         }
-        // What the kernel says of a type that it does not know.
+        // The kernel's error for a type that it does not know.
         Err(error) if error.kind() == ErrorKind::NotFound && program == DAEMON => {
             let reason =
                 format!("there is no {DAEMON} in PATH; {DAEMON_ENV}=/path/to/{DAEMON} says where it is");
@@ -193,18 +196,20 @@ fn run_daemon(point: &Path, request: Request) -> Result<(), (Errno, String)> {
     }
 }
 
-/// Runs a program of the system's to its end.
+/// Runs a program to its end, without the preloaded libraries.
 fn outcome(command: &mut Command) -> io::Result<Ended> {
-    // What the program that we are in has preloaded is not to live on in a daemon.
+    // The libraries preloaded into this program must not live on in a daemon.
     run(command.env_remove("LD_PRELOAD"))
 }
 
 fn answers() -> MutexGuard<'static, Vec<Answer>> {
-    // Whatever panicked, each answer is whole.
+    // A panic elsewhere leaves each answer whole.
     ANSWERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// There is a relayfs already, and it stays that of whoever made it, be it this process.
+/// Answers EBUSY: a relayfs is mounted already.
+///
+/// It still belongs to the process that mounted it, perhaps this process.
 fn busy(point: &Path) -> Result<(), Errno> {
     let is_own = answers().iter().any(|a| a.point == point && a.own.as_ref().is_some_and(Own::is_there));
     if !is_own {
@@ -223,7 +228,7 @@ fn errno(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// One line on the program's standard error: errno alone tells little.
+/// Prints one line on the program's standard error, because errno alone says little.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "relayfs: {line}");
 }

@@ -1,6 +1,6 @@
-//! The functions of `relay.h`. Each turns what C gave into what Rust takes, and what comes of it into errno.
+//! The functions of `relay.h`: they convert arguments from C to Rust, and results to errno.
 //!
-//! No panic leaves them: there should be none, and if there is one after all it becomes EIO.
+//! No panic leaves them. There should be none; one that happens becomes EIO.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
@@ -22,7 +22,7 @@ use crate::open::{self, Open, Request, absolute};
 use crate::place::{Place, checked, join};
 use crate::reserve;
 
-/// The outcome of `act`; a panic is an error like any other.
+/// Runs `act`, and turns a panic into an error.
 fn guarded<T>(act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
     catch_unwind(AssertUnwindSafe(act)).unwrap_or(Err(Errno::EIO))
 }
@@ -32,15 +32,14 @@ fn failed<T>(errno: Errno, value: T) -> T {
     value
 }
 
-/// 0, or -1 with errno.
+/// Returns 0, or -1 with errno set.
 fn status(result: Result<(), Errno>) -> c_int {
     result.map_or_else(|errno| failed(errno, -1), |()| 0)
 }
 
-/// A text that C gave; `None` for null.
+/// Returns a text from C; `None` for null.
 ///
-/// # Safety
-/// It is null or ends with a zero byte.
+/// # Safety The pointer is null, or the text ends with a zero byte.
 // SAFETY: as the doc says.
 unsafe fn text<'a>(text: *const c_char) -> Option<&'a CStr> {
     // SAFETY: as the caller promises.
@@ -51,12 +50,12 @@ fn name_of(text: &CStr) -> Result<&str, Errno> {
     text.to_str().map_err(|_| Errno::EINVAL)
 }
 
-/// The place that a `struct dentry *` stands for.
+/// Returns the place that a `struct dentry *` stands for.
 fn place(dentry: *const c_void) -> Result<Option<&'static Place>, Errno> {
     if dentry.is_null() { Ok(None) } else { Place::at(dentry.addr()).map(Some).ok_or(Errno::EINVAL) }
 }
 
-/// What `relay_open_at` was given.
+/// The arguments of `relay_open_at`.
 struct Arguments<'a> {
     mount: Option<&'a CStr>,
     base_filename: Option<&'a CStr>,
@@ -243,11 +242,11 @@ pub(crate) unsafe extern "C" fn relay_close(chan: *mut Rchan) -> c_int {
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn relay_write(chan: *mut Rchan, data: *const c_void, length: usize) -> c_int {
-    // The way of almost every message; what it is not for, `write` sees to from the beginning.
+    // The path of almost every message. `write` handles the others from the beginning.
     if !reserve::is_pending() && !data.is_null() && length <= DIRECT_MAX {
         // SAFETY: as the caller promises.
         let handle = unsafe { Handle::find(chan) };
-        // SAFETY: as the caller promises; the length was looked at.
+        // SAFETY: as the caller promises; the length was checked.
         let message = unsafe { slice::from_raw_parts(data.cast(), length) };
         if handle.is_ok_and(|handle| handle.append(message)) {
             return 0;
@@ -257,7 +256,7 @@ pub(crate) unsafe extern "C" fn relay_write(chan: *mut Rchan, data: *const c_voi
     unsafe { write(chan, data, length) }
 }
 
-/// [`relay_write`] in full.
+/// Does all that [`relay_write`] does.
 ///
 /// # Safety
 /// As [`relay_write`].
@@ -276,7 +275,7 @@ unsafe fn write(chan: *mut Rchan, data: *const c_void, length: usize) -> c_int {
     };
     status(guarded(|| {
         let handle = handle?;
-        // Full buffers shall not cost more than others.
+        // Writing to full buffers should not cost more than writing to others.
         if length <= DIRECT_MAX && handle.drop_if_full(message) {
             Err(Errno::ENOSPC)
         } else {
@@ -395,7 +394,7 @@ pub(crate) unsafe extern "C" fn relay_subbufs_consumed(
     reserve::commit_pending();
     // SAFETY: as the caller promises.
     let handle = unsafe { Handle::find(chan) };
-    // Nothing but errno tells how it went.
+    // This function returns nothing: errno alone shows the result.
     let before = Errno::last_raw();
     let consumed = guarded(|| {
         handle?.with(|open| {
@@ -450,7 +449,7 @@ pub(crate) unsafe extern "C" fn relay_create_buf_file(
     unsafe { relay_create_dir(name, parent) }
 }
 
-/// See `relay.h`. Takes anything.
+/// See `relay.h`. Any pointer is valid.
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn relay_remove_dir(dentry: *const c_void) -> c_int {
@@ -458,7 +457,7 @@ pub(crate) extern "C" fn relay_remove_dir(dentry: *const c_void) -> c_int {
     status(guarded(|| place(dentry)?.map(drop).ok_or(Errno::EINVAL)))
 }
 
-/// See `relay.h`. Takes anything.
+/// See `relay.h`. Any pointer is valid.
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]
 pub(crate) extern "C" fn relay_remove_buf_file(dentry: *const c_void) -> c_int {

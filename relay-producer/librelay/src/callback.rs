@@ -1,6 +1,6 @@
-//! The program's callbacks, and being asked for `subbuf_start` before a sub-buffer is begun.
+//! The program's callbacks, and the call of `subbuf_start` before a sub-buffer begins.
 //!
-//! What `relay_buf_full` and `subbuf_start_reserve` mean within it they find in the thread's [`Asked`].
+//! Within that call, `relay_buf_full` and `subbuf_start_reserve` use the thread's [`Asked`].
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void};
@@ -21,7 +21,7 @@ pub(crate) type CreateBufFile =
 /// `remove_buf_file`.
 pub(crate) type RemoveBufFile = extern "C" fn(*const c_void) -> c_int;
 
-/// `struct rchan_callbacks`, which is the program's promise that these can be called from any thread.
+/// `struct rchan_callbacks`. The program promises that any thread may call them.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Callbacks {
@@ -30,13 +30,13 @@ pub(crate) struct Callbacks {
     pub(crate) remove_buf_file: Option<RemoveBufFile>,
 }
 
-/// What is being asked for in this thread.
+/// The present call of `subbuf_start` in this thread.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     /// The address of the `struct rchan_buf`.
     buf: usize,
     full: bool,
-    /// What may be reserved, and what was.
+    /// Bytes that the callback may reserve. The next field is the number that it has reserved.
     reservable: usize,
     reserved: usize,
 }
@@ -45,13 +45,14 @@ thread_local! {
     static ASKED: Cell<Option<Asked>> = const { Cell::new(None) };
 }
 
-/// Asks for the first sub-buffer of a channel that is not there yet, and returns what it reserved.
+/// Calls `subbuf_start` for the first sub-buffer of a channel that does not exist yet.
+/// Returns the number of bytes that it reserved.
 pub(crate) fn ask_first(subbuf_start: SubbufStart, handle: &Handle) -> Result<usize, Errno> {
     let switching = SubbufInfo { padding: 0, full: false, header: START_MAX };
     ask(subbuf_start, handle.buf(0), switching).map(|(asked, _)| asked.reserved).ok_or(Errno::EDEADLK)
 }
 
-/// Asks. `None`: it is being asked already.
+/// Calls `subbuf_start`. `None`: this thread is inside such a call already.
 fn ask(
     subbuf_start: SubbufStart,
     buf: *mut RchanBuf,
@@ -66,24 +67,24 @@ fn ask(
     let mut start = SubbufHeader { bytes: [0; START_MAX] };
     let answer = subbuf_start(buf, start.bytes.as_mut_ptr().cast(), null_mut(), padding);
     let asked = ASKED.take().unwrap_or(asked);
-    // What it wrote and did not reserve is not its to write.
+    // The callback must not write bytes that it did not reserve.
     start.bytes[asked.reserved.min(START_MAX)..].fill(0);
     Some((asked, (answer != 0).then_some(start)))
 }
 
-/// Whether a buffer is full, if this thread is being asked about it.
+/// Returns whether a buffer is full, if this thread is inside a call about it.
 pub(crate) fn is_full(buf: *const RchanBuf) -> Option<bool> {
     ASKED.get().filter(|asked| asked.buf == buf.addr()).map(|asked| asked.full)
 }
 
-/// Reserves the start of the sub-buffer that this thread is being asked about.
+/// Reserves the start of the sub-buffer that the present call is about.
 pub(crate) fn reserve(buf: *const RchanBuf, len: usize) -> Result<(), Errno> {
     let asked = ASKED.get().filter(|asked| asked.buf == buf.addr() && len <= asked.reservable.min(START_MAX));
     ASKED.set(Some(Asked { reserved: len, ..asked.ok_or(Errno::EINVAL)? }));
     Ok(())
 }
 
-/// Writes a message, asking before each sub-buffer.
+/// Writes a message, and calls `subbuf_start` before each sub-buffer.
 pub(crate) fn write(
     handle: &Handle,
     open: &Open,
@@ -96,7 +97,7 @@ pub(crate) fn write(
     })
 }
 
-/// Whether this thread is being asked.
+/// Returns whether this thread is inside a call of `subbuf_start`.
 pub(crate) fn is_asking() -> bool {
     ASKED.get().is_some()
 }

@@ -1,11 +1,11 @@
-//! What went wrong, as an errno.
+//! Errors as errno.
 
 use std::io;
 
 use nix::errno::Errno;
 use relay_producer::{ConnectError, OpenError, RequestError, WriteError};
 
-/// Why a channel could not be opened.
+/// Returns the errno of a channel that could not be opened.
 pub(crate) fn of_open(error: &OpenError) -> Errno {
     match error {
         OpenError::Name(_) | OpenError::Geometry(_) => Errno::EINVAL,
@@ -27,7 +27,7 @@ fn of_connect(error: &ConnectError) -> Errno {
     }
 }
 
-/// Why a message is lost: as `msg` in the mounted tree answers.
+/// Returns the errno of a lost message: the same that `msg` in the mounted tree returns.
 pub(crate) fn of_write(error: WriteError) -> Errno {
     match error {
         WriteError::Full => Errno::ENOSPC,
@@ -38,12 +38,12 @@ pub(crate) fn of_write(error: WriteError) -> Errno {
     }
 }
 
-/// Why a request failed.
+/// Returns the errno of a failed request.
 pub(crate) fn of_request(error: &RequestError) -> Errno {
     match error {
         RequestError::NoSuchCpu(_) => Errno::ENXIO,
         RequestError::Refused(refused) => Errno::from_raw(refused.errno),
-        // What is garbled has ended the connection.
+        // A garbled answer has ended the connection.
         RequestError::Disconnected
         | RequestError::Unanswered { .. }
         | RequestError::Reopen(_)
@@ -52,12 +52,13 @@ pub(crate) fn of_request(error: &RequestError) -> Errno {
     }
 }
 
-/// What the system says of a file.
+/// Returns the errno of a failed system call.
 pub(crate) fn of_io(error: &io::Error) -> Errno {
     error.raw_os_error().map_or(Errno::EIO, Errno::from_raw)
 }
 
-/// What the system says of a file in the mounted tree, where a daemon that has gone, or is about to, has several names.
+/// Returns the errno of a failed access to the mounted tree.
+/// A daemon that has gone, or is about to go, shows as one of several errors.
 pub(crate) fn of_tree(error: &io::Error) -> Errno {
     match of_io(error) {
         Errno::ENOENT | Errno::ENOTDIR | Errno::ENOTCONN | Errno::ECONNABORTED => Errno::ENODEV,

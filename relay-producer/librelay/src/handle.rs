@@ -1,13 +1,13 @@
-//! What `struct rchan *` points to.
+//! The object that `struct rchan *` points to.
 //!
-//! A handle is never freed, so a pointer to one that was closed can be looked at: closing twice, and writing after, are
-//! errors. A closed one is used again, but only when [`CLOSED_MAX`] others have been closed since.
+//! A handle is never freed, so the library can check a pointer to a closed one: a second close, or a write afterwards,
+//! is an error. A closed handle is used again only when [`CLOSED_MAX`] others have been closed since.
 //!
-//! A channel may be closed while other threads write. What they then have in their hands is of two kinds:
+//! A channel may be closed while other threads write. They can hold two kinds of objects:
 //!
-//! * the [`Appender`], which almost every message takes, with no trace of who is in it: it is never freed either. It is small; of
-//!   the buffers it keeps nothing but their addresses.
-//! * all the rest, [`Open`]: who uses it is counted, in [`Handle::with`], and it goes when nobody does.
+//! * The [`Appender`], which almost every message uses. No count shows which threads use it, so it is never freed. It
+//!   is small: it keeps only the addresses of the buffers.
+//! * All the rest, [`Open`]. [`Handle::with`] counts the threads that use it, and it is freed when there are none.
 #![allow(unsafe_code)]
 
 use std::cell::UnsafeCell;
@@ -24,17 +24,18 @@ use relay_producer::Appender;
 use crate::error;
 use crate::open::Open;
 
-/// So many closed handles wait before the first of them is used again.
+/// Number of closed handles that wait before the first of them is used again.
 const CLOSED_MAX: usize = 256;
 /// `RELAYFS_CHANNEL_VERSION`.
 const VERSION: c_uint = 1;
 
-/// Closed channels that somebody was using when they were last looked at, with their handles.
+/// Closed channels that a thread was still using at the last check, with their handles.
 static LINGERING: Mutex<Vec<Lingering>> = Mutex::new(Vec::new());
 /// The closed handles, in the order in which they were closed.
 static CLOSED: Mutex<VecDeque<&'static Handle>> = Mutex::new(VecDeque::new());
 
-/// Where that is which is never freed, once nothing else tells: nothing that is reachable is taken for lost.
+/// Addresses of memory that is never freed.
+/// Leak checkers do not report memory that is reachable from here.
 static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
 
 /// `struct rchan`.
@@ -66,25 +67,26 @@ pub(crate) struct RchanBuf {
     cpu: c_uint,
 }
 
-/// What `struct rchan` is the beginning of.
+/// The object that begins with `struct rchan`.
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Handle {
     public: UnsafeCell<Rchan>,
-    /// Where this is: a copy of it, or something else, is not taken for it.
+    /// The handle's address. A copy of a handle, or other memory, does not have it.
     me: AtomicUsize,
-    /// Null while it is closed, or where messages do not go that way. What was ever here is never freed.
+    /// Null while closed, or if messages do not use it.
+    /// A value that was ever here is never freed.
     appender: AtomicPtr<Appender>,
     /// Null while it is closed.
     open: AtomicPtr<Open>,
-    /// How many may be using what `open` points to, or pointed to.
+    /// Number of threads that may be using the present or former value of `open`.
     n_inside: AtomicUsize,
-    /// How many buffers there are to be shown.
+    /// Number of `struct rchan_buf` that exist.
     n_made: AtomicUsize,
 }
 
-// SAFETY: `public` is written by the thread that opens, before anybody else has the pointer, and by the program, whose fields
-// nobody reads here.
+// SAFETY: `public` is written by the thread that opens, before any other thread has the pointer, and by the program;
+// this library does not read the fields that the program may write.
 unsafe impl Sync for Handle {}
 // SAFETY: as above; nothing in it belongs to a thread.
 unsafe impl Send for Handle {}
@@ -92,20 +94,20 @@ unsafe impl Send for Handle {}
 /// A closed channel.
 struct Lingering {
     handle: &'static Handle,
-    /// From `publish`, where it was a box, and in no handle any more.
+    /// From `Box::into_raw` in `publish`; no handle has it any more.
     open: NonNull<Open>,
 }
 
-// SAFETY: it stands for an `Open` that is nobody's else, but for those who are counted.
+// SAFETY: it stands for an `Open` that belongs to this value alone, except for the threads that are counted.
 unsafe impl Send for Lingering {}
 
-/// One who may be using a channel.
+/// A thread that may be using a channel.
 struct Inside<'a>(&'a AtomicUsize);
 
 impl<'a> Inside<'a> {
     fn new(n_inside: &'a AtomicUsize) -> Inside<'a> {
-        // SeqCst, as all that has to do with it: of one who comes in and one who closes, either the first finds it closed, or the
-        // second finds that somebody is inside.
+        // SeqCst, like every access to `open` and `n_inside`: of a thread that enters and a thread that closes, either
+        // the first finds the channel closed, or the second finds a thread inside.
         n_inside.fetch_add(1, Ordering::SeqCst);
         Inside(n_inside)
     }
@@ -117,7 +119,7 @@ impl Drop for Inside<'_> {
     }
 }
 
-/// What is known of a channel before it is open, and then again after.
+/// The geometry of a channel as the program sees it, before and after it is open.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     pub(crate) subbuf_size: usize,
@@ -128,7 +130,7 @@ pub(crate) struct Shape {
     pub(crate) overwrite: bool,
 }
 
-/// What the program gave, for it to find again.
+/// The program's arguments, which it finds in `struct rchan`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Given {
     pub(crate) cb: *const c_void,
@@ -139,7 +141,7 @@ pub(crate) struct Given {
 }
 
 impl Handle {
-    /// A closed one, that nobody else has.
+    /// Returns a closed handle that no other thread has.
     pub(crate) fn take() -> &'static Handle {
         bury();
         let mut closed = lock(&CLOSED);
@@ -179,10 +181,10 @@ impl Handle {
         handle
     }
 
-    /// The handle that a program's pointer points to.
+    /// Returns the handle that a program's pointer points to.
     ///
     /// # Safety
-    /// It is null, or points to memory that can be read like a handle.
+    /// The pointer is null, or points to memory that can be read like a handle.
     // SAFETY: as the doc says.
     #[inline(always)]
     pub(crate) unsafe fn find(chan: *const Rchan) -> Result<&'static Handle, Errno> {
@@ -196,14 +198,14 @@ impl Handle {
         if unsafe { me.read() }.into_inner() != handle.addr() {
             return Err(Errno::EINVAL);
         }
-        // SAFETY: what has its own address there is a handle, and none is ever freed.
+        // SAFETY: an object with its own address in it is a handle, and none is ever freed.
         Ok(unsafe { &*handle })
     }
 
-    /// The handle and the number of a buffer that a program's pointer points to.
+    /// Returns the handle and the number of a buffer that a program's pointer points to.
     ///
     /// # Safety
-    /// It is null, or a buffer of a handle.
+    /// The pointer is null, or points to a buffer of a handle.
     // SAFETY: as the doc says.
     pub(crate) unsafe fn find_buf(buf: *const RchanBuf) -> Result<(&'static Handle, usize), Errno> {
         if buf.is_null() || !buf.is_aligned() {
@@ -215,7 +217,7 @@ impl Handle {
         Ok((unsafe { Handle::find(chan) }?, cpu as usize))
     }
 
-    /// What programs call it.
+    /// Returns the pointer that programs have.
     pub(crate) fn as_chan(&'static self) -> *mut Rchan {
         self.public.get()
     }
@@ -226,25 +228,26 @@ impl Handle {
         self.appender().is_some_and(|appender| appender.append(message))
     }
 
-    /// Drops a message that was not appended, if all is full. False: nothing was done.
+    /// Drops a message that was not appended, if the buffer is full. False: nothing was done.
     pub(crate) fn drop_if_full(&self, message: &[u8]) -> bool {
         self.appender().is_some_and(|appender| appender.drop_if_full(message))
     }
 
     #[inline(always)]
     fn appender(&self) -> Option<&'static Appender> {
-        // Acquire: with the Release of `publish`.
+        // Acquire, pairs with the Release of `publish`.
         let appender = self.appender.load(Ordering::Acquire);
-        // SAFETY: null, or from `publish`, which leaked it; it is shared only, and nothing frees it.
+        // SAFETY: null, or from `publish`, which leaked it; it is only shared, and no code frees it.
         unsafe { appender.as_ref() }
     }
 
-    /// Does something with the channel, unless it is closed. If it is closed meanwhile, that is why it has failed.
+    /// Calls `act` with the channel, unless it is closed.
+    /// EBADF also replaces a failure due to a close meanwhile.
     pub(crate) fn with<T>(&self, act: impl FnOnce(&Open) -> Result<T, Errno>) -> Result<T, Errno> {
         let _inside = Inside::new(&self.n_inside);
         let open = self.open.load(Ordering::SeqCst);
-        // SAFETY: null, or from `publish`, where it was a box. Once it is not here any more, `bury` alone frees it, and not before
-        // it has seen `n_inside` at 0: `Inside` was counted before it was found here.
+        // SAFETY: null, or from `Box::into_raw` in `publish`. Once it is no longer in the handle, only `bury` frees it,
+        // and not before it has seen `n_inside` at 0: `Inside` was counted before the pointer was loaded here.
         let found = unsafe { open.as_ref() }.ok_or(Errno::EBADF)?;
         act(found).map_err(|errno| match errno {
             Errno::ENODEV if self.open.load(Ordering::SeqCst) != open => Errno::EBADF,
@@ -252,19 +255,20 @@ impl Handle {
         })
     }
 
-    /// Describes the channel to the program. To be called by whoever took the handle, before publishing it.
+    /// Describes the channel to the program.
+    /// The thread that took the handle calls it before publishing.
     pub(crate) fn describe(&'static self, given: Given, shape: Shape) {
         let public = self.public.get();
-        // SAFETY: nobody else has the handle yet, but for callbacks of this thread, which do not run now.
+        // SAFETY: no other thread has the handle yet. Callbacks of this thread may have it, but do not run now.
         let public = unsafe { &mut *public };
         if !std::ptr::eq(public.base_filename, given.base_filename) && !public.base_filename.is_null() {
-            // SAFETY: it was given to an earlier channel by `into_raw`, and this is the only copy.
+            // SAFETY: from `CString::into_raw` for an earlier channel, and this is the only copy.
             drop(unsafe { std::ffi::CString::from_raw(public.base_filename.cast_mut()) });
         }
-        // Relaxed, both: nobody else has the handle.
+        // Relaxed, both: no other thread has the handle.
         if shape.n_bufs > self.n_made.load(Ordering::Relaxed) {
             self.n_made.store(shape.n_bufs, Ordering::Relaxed);
-            // What was there before stays: an old pointer into it can still be looked at.
+            // The earlier ones stay: the library can still check an old pointer to one of them.
             let chan = self.as_chan();
             let bufs: Vec<RchanBuf> =
                 (0..shape.n_bufs).map(|cpu| RchanBuf { chan, cpu: cpu as c_uint }).collect();
@@ -286,19 +290,19 @@ impl Handle {
         public.last_toobig.store(0, Ordering::Relaxed);
     }
 
-    /// The buffer of a CPU as programs see it, null if there is none.
+    /// Returns the buffer of a CPU as programs see it, null if there is none.
     pub(crate) fn buf(&self, cpu: usize) -> *mut RchanBuf {
         let public = self.public.get();
-        // SAFETY: written by `describe` alone, before anybody else has the handle.
+        // SAFETY: written by `describe` alone, before any other thread has the handle.
         let bufs = unsafe { (*public).buf };
         // SAFETY: as above.
         let n_bufs = unsafe { (*public).n_bufs };
-        // SAFETY: `describe`, which comes before everything else, put so many there, or more.
+        // SAFETY: `describe`, which comes before everything else, made at least `n_bufs` of them.
         let bufs = unsafe { slice::from_raw_parts(bufs, n_bufs) };
         bufs.get(cpu).copied().unwrap_or(null_mut())
     }
 
-    /// Hands it to the program.
+    /// Gives the open channel to the program.
     pub(crate) fn publish(&'static self, open: Box<Open>) -> *mut Rchan {
         let appender = open.appender().map_or(null_mut(), |appender| Box::into_raw(Box::new(appender)));
         self.open.store(Box::into_raw(open), Ordering::SeqCst);
@@ -306,13 +310,15 @@ impl Handle {
         self.as_chan()
     }
 
-    /// Closes the channel, when the daemon has what was sent to it; an error if somebody has closed it before, or it may not. `last` is done with it, while others may still be using it.
+    /// Closes the channel after the daemon has got everything that was sent to it.
+    /// EBADF: it was closed before. `last` is called with the channel, while other threads may still be using it.
     pub(crate) fn close(&'static self, last: impl FnOnce(&Open)) -> Result<(), Errno> {
         let open = NonNull::new(self.open.swap(null_mut(), Ordering::SeqCst)).ok_or(Errno::EBADF)?;
         keep(self.appender.swap(null_mut(), Ordering::Relaxed));
-        // SAFETY: from `publish`, where it was a box, and taken out of the handle once, so this thread alone has it freed, below.
+        // SAFETY: from `Box::into_raw` in `publish`, and taken out of the handle once. So this thread alone has it
+        // freed, below.
         let found = unsafe { open.as_ref() };
-        // Who has found it before may still be sending; who comes now, not.
+        // A thread that has found it before may still be sending; a later one finds it closed.
         let synced = found.channel.sync().map_err(|error| error::of_request(&error));
         found.channel.close();
         last(found);
@@ -321,28 +327,28 @@ impl Handle {
         synced
     }
 
-    /// Whoever took it does not need it, or no more.
+    /// Returns a handle that is not, or no longer, needed.
     pub(crate) fn give_back(&'static self) {
         lock(&CLOSED).push_back(self);
     }
 
-    /// Remembers a message that was too big.
+    /// Notes the length of a message that was too big.
     pub(crate) fn note_too_big(&self, len: usize) {
         let public = self.public.get();
-        // SAFETY: an atomic, which everybody may store to.
+        // SAFETY: an atomic, which every thread may store to.
         let last_toobig = unsafe { &raw const (*public).last_toobig };
         // SAFETY: as above.
         unsafe { &*last_toobig }.store(len, Ordering::Relaxed);
     }
 }
 
-/// Frees the closed channels that nobody uses any more, and has their handles used again.
+/// Frees the closed channels that no thread uses any more, and makes their handles available.
 fn bury() {
     let free = |lingering: &mut Lingering| lingering.handle.n_inside.load(Ordering::SeqCst) == 0;
     let over: Vec<Lingering> = lock(&LINGERING).extract_if(.., free).collect();
     for Lingering { handle, open } in over {
-        // SAFETY: from `publish`, where it was a box, and in the list once. Nobody was inside after it had been taken out of the
-        // handle, and so nobody has it: who comes in later does not find it there, see `with`.
+        // SAFETY: from `Box::into_raw` in `publish`, and in the list once. No thread was inside after it had been taken
+        // out of the handle, so no thread has it: a thread that enters later does not find it there, see `with`.
         drop(unsafe { Box::from_raw(open.as_ptr()) });
         handle.give_back();
     }
@@ -355,6 +361,6 @@ fn keep<T>(address: *mut T) {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Whatever panicked, lists are whole.
+    // No panic leaves the lists half changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

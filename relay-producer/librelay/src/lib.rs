@@ -1,12 +1,13 @@
-//! The kernel's relay interface for C, over the producer's library. `relay.h` says what each function does.
+//! The kernel's relay interface for C, on top of the producer's library.
+//! `relay.h` describes each function.
 //!
 //! ```text
-//! c_api     the functions, as C sees them; hands over to
-//! handle    what `struct rchan *` points to, and how a wrong one is known
-//! open      what is to be opened, and how
-//! callback  asking subbuf_start
+//! c_api     the functions as C calls them; they use:
+//! handle    the object of `struct rchan *`, and the check of wrong pointers
+//! open      requests to open a channel
+//! callback  calls of subbuf_start
 //! reserve   messages that are filled in before they are written
-//! control   what is done through the mounted tree
+//! control   control through the mounted tree
 //! place     directories and files by name
 //! error     errno
 //! ```

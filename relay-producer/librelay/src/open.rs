@@ -1,4 +1,4 @@
-//! What is to be opened, and what was.
+//! Requests to open a channel, and open channels.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use crate::error;
 use crate::handle::Shape;
 use crate::place::Place;
 
-/// What a program asks for.
+/// The channel that a program asks for.
 #[derive(Debug)]
 pub(crate) struct Request {
     pub(crate) mount: PathBuf,
@@ -20,27 +20,27 @@ pub(crate) struct Request {
     pub(crate) subbuf_size: usize,
     pub(crate) n_subbufs: usize,
     pub(crate) is_global: bool,
-    /// What `subbuf_start` reserved; `None` without that callback.
+    /// Bytes that `subbuf_start` reserved; `None` without that callback.
     pub(crate) reserved: Option<usize>,
 }
 
-/// An open channel, with what belongs to it.
+/// An open channel with its control files and callbacks.
 #[derive(Debug)]
 pub(crate) struct Open {
     pub(crate) channel: Channel,
     pub(crate) control: Control,
     pub(crate) callbacks: crate::callback::Callbacks,
-    /// What `create_buf_file` returned.
+    /// Return value of `create_buf_file`.
     pub(crate) file: Option<&'static Place>,
 }
 
-/// The same path for as long as the process lives, wherever it goes.
+/// Makes a path absolute, so that it stays the same if the program changes its directory.
 pub(crate) fn absolute(mount: &Path) -> Result<PathBuf, Errno> {
     std::path::absolute(mount).map_err(|error| error::of_io(&error))
 }
 
 impl Open {
-    /// The way of almost every message, if this channel's go that way.
+    /// Returns an appender, if messages are written directly and without a callback.
     pub(crate) fn appender(&self) -> Option<Appender> {
         let is_direct =
             self.callbacks.subbuf_start.is_none() && self.channel.transport() == Transport::Shared;
@@ -68,7 +68,7 @@ impl Request {
         }
     }
 
-    /// What the program is told while the channel is not there yet.
+    /// Returns the geometry that the program sees before the channel is open.
     pub(crate) fn shape(&self) -> Shape {
         Shape {
             subbuf_size: self.subbuf_size,
@@ -81,7 +81,7 @@ impl Request {
     }
 }
 
-/// What the program is told of a channel.
+/// Returns the geometry that the program sees of an open channel.
 pub(crate) fn shape_of(channel: &Channel) -> Shape {
     let geometry = channel.geometry();
     Shape {

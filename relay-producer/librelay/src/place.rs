@@ -1,6 +1,7 @@
-//! Directories and files of a relayfs by name: what `struct dentry *` stands for. Nothing is there until a channel is.
+//! Directories and files of a relayfs by name: the meaning of `struct dentry *`.
+//! They exist once a channel is in them.
 //!
-//! They are never freed: a program has a few, and one that was removed and is used again does no harm.
+//! They are never freed: a program has few, and one that was removed can be used again without harm.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
@@ -9,7 +10,7 @@ use nix::errno::Errno;
 use relay::layout::channel_name::COMPONENT_LEN_MAX;
 use relay::{ChannelName, NameError};
 
-/// All there are, each once.
+/// All places, each once.
 static PLACES: Mutex<BTreeSet<&'static Place>> = Mutex::new(BTreeSet::new());
 
 /// A path below a mount point.
@@ -17,7 +18,7 @@ static PLACES: Mutex<BTreeSet<&'static Place>> = Mutex::new(BTreeSet::new());
 pub(crate) struct Place(String);
 
 impl Place {
-    /// `name` in `dir`, or in the root.
+    /// Returns the place `name` in `dir`, or in the root.
     pub(crate) fn new(name: &str, dir: Option<&Place>) -> Result<&'static Place, Errno> {
         let place = Place(checked(&join(dir, name))?.as_str().to_owned());
         let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
@@ -29,24 +30,24 @@ impl Place {
         Ok(place)
     }
 
-    /// The place at an address, if there is one.
+    /// Returns the place at an address, if there is one.
     pub(crate) fn at(address: usize) -> Option<&'static Place> {
         let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
         places.iter().copied().find(|place| std::ptr::from_ref(*place).addr() == address)
     }
 
-    /// Its name, from the mount point on.
+    /// Returns its path below the mount point.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// A name in a directory, from the mount point on.
+/// Returns the path of a name in a directory, below the mount point.
 pub(crate) fn join(dir: Option<&Place>, name: &str) -> String {
     dir.map_or_else(|| name.to_owned(), |dir| format!("{}/{name}", dir.0))
 }
 
-/// A name that a channel can have.
+/// Checks that a channel can have this name.
 pub(crate) fn checked(name: &str) -> Result<ChannelName, Errno> {
     name.parse().map_err(|_: NameError| {
         let is_long = name.split('/').any(|part| part.len() > COMPONENT_LEN_MAX);

@@ -1,4 +1,4 @@
-//! How a batch comes from one daemon to the next.
+//! Moving a batch from one daemon to the next.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,19 +11,19 @@ use super::Batch;
 use crate::error::{OpenError, RequestError};
 use crate::socket::connection::Connection;
 
-/// How often a batch that waits for a daemon looks whether the last one has closed the channel.
+/// Interval at which a waiting batch checks whether the last daemon has closed the channel.
 const END_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// What a batch that outlives its daemons tells.
+/// An event in the life of a batch that outlives its daemons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DaemonEvent {
-    /// It has no daemon, and needs one: it waits from now on.
+    /// The batch has no daemon, needs one, and waits from now on.
     Awaited,
-    /// A daemon is there again: it waits no more.
+    /// A daemon is there again, and the batch no longer waits.
     Found,
 }
 
-/// What such a batch calls.
+/// The callback of such a batch.
 pub(super) struct Outlives(Box<dyn FnMut(DaemonEvent) + Send + Sync>);
 
 impl fmt::Debug for Outlives {
@@ -33,58 +33,59 @@ impl fmt::Debug for Outlives {
 }
 
 impl Batch {
-    /// From now on a message that needs a daemon waits for the next one as long as it takes, also where the channel's buffers
-    /// are new ones then, or not shared. Whether a message waits for room is for [`crate::BatchOptions::wait`] to say, as
-    /// before. `tell` is called when such a wait begins, and when it is over.
-    pub fn outlive_daemons(&mut self, tell: impl FnMut(DaemonEvent) + Send + Sync + 'static) {
-        self.outlives = Some(Outlives(Box::new(tell)));
+    /// Makes messages that need a daemon wait for the next one without limit.
+    /// That holds even if the channel has new buffers then, or none that are shared. [`crate::BatchOptions::wait`]
+    /// still decides whether a message waits for room. `report` is called when a wait for a daemon begins, and when it
+    /// ends.
+    pub fn outlive_daemons(&mut self, report: impl FnMut(DaemonEvent) + Send + Sync + 'static) {
+        self.outlives = Some(Outlives(Box::new(report)));
     }
 
     pub(super) fn outlives(&self) -> bool {
         self.outlives.is_some()
     }
 
-    fn tell(&mut self, event: DaemonEvent) {
-        if let Some(Outlives(tell)) = &mut self.outlives {
-            tell(event);
+    fn report(&mut self, event: DaemonEvent) {
+        if let Some(Outlives(report)) = &mut self.outlives {
+            report(event);
         }
     }
 
-    /// Whether the daemon can be asked something now.
+    /// Returns whether the daemon can take requests now.
     pub(super) fn works(&self) -> bool {
         self.connection.look();
         self.connection.works()
     }
 
-    /// Whether the end of the connection is not that of the batch.
+    /// Returns whether the batch outlives its connection.
     pub(super) fn survives(&self) -> bool {
         self.outlives() || self.connection.shared().is_some()
     }
 
-    /// Takes a new connection if there is one, without waiting for it.
+    /// Uses a new connection if there is one, without waiting for it.
     #[cold]
     pub(super) fn reattach(&mut self) {
         if let Ok(connection) = self.link.connection(false) {
-            // If it does not serve, the next message finds that out.
-            let _ = self.take(connection);
+            // If it does not fit this batch, the next message finds out.
+            let _ = self.use_connection(connection);
         }
     }
 
-    /// Waits for a daemon that continues with the same buffers, or, if the batch outlives its daemons, for any.
+    /// Waits for a daemon with the same buffers, or for any if the batch outlives its daemons.
     #[cold]
     pub(super) fn find_daemon(&mut self, deadline: Deadline) -> Result<(), RequestError> {
-        // Of what is under way, what was answered still counts.
+        // Answers to frames in flight that have arrived still count.
         self.collect_all()?;
-        let mut is_told = false;
+        let mut is_reported = false;
         loop {
             let now = Instant::now();
             let pause = now + END_LOOK_INTERVAL;
             match self.link.await_connection(deadline.map_or(pause, |at| at.min(pause))) {
                 Ok(connection) => {
-                    if is_told {
-                        self.tell(DaemonEvent::Found);
+                    if is_reported {
+                        self.report(DaemonEvent::Found);
                     }
-                    return self.take(connection);
+                    return self.use_connection(connection);
                 }
                 Err(Some(reason)) if self.outlives() && is_ending(&reason) => {}
                 Err(Some(reason)) => return Err(RequestError::Reopen(reason)),
@@ -96,18 +97,18 @@ impl Batch {
             if !self.survives() || deadline.is_some_and(|at| at <= now) {
                 return Err(RequestError::Disconnected);
             }
-            if !std::mem::replace(&mut is_told, true) {
-                self.tell(DaemonEvent::Awaited);
+            if !std::mem::replace(&mut is_reported, true) {
+                self.report(DaemonEvent::Awaited);
             }
         }
     }
 
-    fn take(&mut self, connection: Arc<Connection>) -> Result<(), RequestError> {
+    fn use_connection(&mut self, connection: Arc<Connection>) -> Result<(), RequestError> {
         let is_same = match (&self.connection.sharing, &connection.sharing) {
             (Ok(old), Ok(new)) => Arc::ptr_eq(old, new),
             _ => false,
         };
-        // What has been gathered must fit a frame of the new connection.
+        // The gathered messages must fit a frame of the new connection.
         if !(is_same || self.outlives()) || connection.room < self.connection.room {
             return Err(RequestError::Disconnected);
         }
@@ -117,14 +118,15 @@ impl Batch {
         Ok(())
     }
 
-    /// Sends, by the next daemon if this one turns out to have gone. `send` must have sent nothing then.
+    /// Calls `send`, again with the next daemon if this one has gone.
+    /// `send` must have sent nothing then.
     pub(super) fn by_daemon(
         &mut self,
         mut send: impl FnMut(&mut Batch) -> Result<(), RequestError>,
     ) -> Result<(), RequestError> {
         let deadline = if self.outlives() { None } else { self.deadline() };
         loop {
-            // A child has inherited the socket, but not what comes through it.
+            // A child has inherited the socket, but not its replies.
             let own = self.connection.is_own();
             match if own { send(self) } else { Err(RequestError::Disconnected) } {
                 Err(RequestError::Disconnected) if self.survives() => self.find_daemon(deadline)?,
@@ -134,7 +136,7 @@ impl Batch {
     }
 }
 
-/// Whether the daemon says that it is ending.
+/// Returns whether the daemon's reason is that it is ending.
 fn is_ending(reason: &OpenError) -> bool {
     matches!(reason, OpenError::Refused(Refused { errno, .. }) if *errno == ENODEV)
 }

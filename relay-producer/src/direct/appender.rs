@@ -1,11 +1,12 @@
-//! The way of almost every message, by itself.
+//! Appending to a channel's first buffers: the path that almost every message takes.
 
 use std::sync::Arc;
 
 use crate::direct::buffers::DirectBuffers;
 
-/// Appends to a channel's first buffers, and does nothing else: for callers to whom an instruction matters, and for those who
-/// cannot keep the channel alive while they write. It may outlive it: what is written then nobody reads.
+/// Appends to a channel's first buffers, and does nothing else.
+/// It is for callers that count instructions, or that cannot keep the channel alive while they write. It may outlive
+/// the channel: no reader gets messages written afterwards.
 #[derive(Debug)]
 pub struct Appender(Arc<DirectBuffers>);
 
@@ -14,15 +15,16 @@ impl Appender {
         Appender(Arc::clone(first))
     }
 
-    /// Writes a message of at most [`DIRECT_MAX`](crate::DIRECT_MAX) bytes directly behind the last one, as most are. False: it
-    /// takes more than that, and nothing was done; [`Channel::write`](crate::Channel::write) will do it.
+    /// Appends a message that fits directly behind the last one.
+    /// It has at most [`DIRECT_MAX`](crate::DIRECT_MAX) bytes. False: nothing was done, and the caller should use
+    /// [`Channel::write`](crate::Channel::write).
     #[inline(always)]
     pub fn append(&self, message: &[u8]) -> bool {
         self.0.append(message)
     }
 
-    /// Drops, and counts, a message that was not appended, if one before it has found all sub-buffers full. False: nothing was
-    /// done.
+    /// Drops and counts a message that was not appended, if the buffer is known to be full.
+    /// An earlier message has found it full. False: nothing was done.
     pub fn drop_if_full(&self, message: &[u8]) -> bool {
         self.0.drop_if_full(message)
     }

@@ -1,12 +1,13 @@
-//! Buffers that this process has mapped, and writing them: what `relay::ring::writer` does, with what belongs to a connection.
+//! Mapped buffers and direct writes to them.
 //!
-//! A message that fits the current sub-buffer is one restartable sequence, and nothing else is touched. Everything that
-//! costs more happens at a switch, in [`DirectBuffers::settle`]: the daemon is woken if it waits, and every so often somebody
-//! looks whether it is still there. If it is not, writing goes on: the next daemon takes over the files. Only what nobody
-//! will ever read is not written: a channel that was closed, or files that were removed.
+//! A message that fits the current sub-buffer is one restartable sequence, which touches nothing else. Everything more
+//! expensive happens at a switch, in [`DirectBuffers::settle`]. There the daemon is woken if it waits, and from time to
+//! time the writer checks that the daemon is still there. If it is not, writing continues, since the next daemon takes
+//! over the files. Writing ends only where no reader will come: in a channel that was closed, or in files that were
+//! removed.
 //!
-//! Nothing in this file waits, takes memory or takes a lock that another thread could hold against it, so all of it can
-//! run in a signal handler.
+//! Code in this file does not wait, allocates no memory, and takes no lock that another thread could hold. So all of it
+//! can run in a signal handler.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -15,49 +16,52 @@ use relay::layout::abi::BufferBlock;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::ring::buffer::Buffer;
 use relay::ring::subbuf_start::{SubbufHeader, SubbufInfo, SubbufStart};
-use relay::ring::writer::{Appended, Executor, Outcome, WriteResult, Writer};
+use relay::ring::writer::{Appended, Attempt, Executor, Outcome, WriteResult, Writer};
 
 use crate::direct::doorbell::{Doorbell, Endpoints};
 use crate::direct::rseq::Sequences;
 
-/// Longest message that is written directly, in bytes. A sequence that is interrupted starts over, and the longer it is
-/// the more often that happens; the daemon's writers have no signals to fear.
+/// Longest message that is written directly, in bytes.
+/// An interrupted sequence starts over, and a longer one is interrupted more often. The daemon's writers get no
+/// signals.
 pub const DIRECT_MAX: usize = 64 << 10;
-/// Tries at a message that is interrupted each time, before it goes by the socket.
+/// Tries of one message before it goes over the socket.
 const TRIES_MAX: u32 = 64;
-/// Tries at a message that should go by the socket, when nobody is at its other end. So many of the longest take about
-/// as long as a daemon may.
+/// Tries of a message that should go over the socket, while no daemon is at its other end.
+/// For the longest messages they take about as long as a daemon may.
 const INSISTENT_TRIES_MAX: u32 = 1024;
-/// One in so many refused messages asks whether the daemon is still there: with every sub-buffer full there are no
-/// switches to do that at. A power of two.
+/// Refused messages between two checks that the daemon is still there. A power of two.
+/// With every sub-buffer full there are no switches at which to check.
 const REFUSALS_PER_LOOK: usize = 256;
 
-/// Who is asked before a sub-buffer of a CPU is begun.
-pub(crate) type CpuGate<'a> = dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader> + 'a;
+/// Callback before a sub-buffer of a CPU begins.
+pub(crate) type CpuSubbufStart<'a> = dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader> + 'a;
 
-/// What became of a message that was to be written directly.
+/// The result of a direct write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Direct {
-    /// It is in the buffer.
+    /// The message is in the buffer.
     Written,
-    /// It is in the buffer, and the connection was noticed to be over, or another process's: whoever waits for a sub-buffer
-    /// may not hear of this one.
+    /// The message is in the buffer, but the connection has ended, or is another process's.
+    /// A process that waits for a sub-buffer may not be woken by this one.
     WrittenUnheard,
-    /// There is no room.
+    /// The buffer has no room.
     Full,
-    /// Too big for the channel. It has been counted.
+    /// The message is too big for the channel. It has been counted.
     TooBig,
-    /// The channel is over.
+    /// The channel has ended.
     Closed,
-    /// The connection is over, or never brought any buffers. Nothing was done.
+    /// The connection has ended, or never brought buffers. Nothing was done.
     Detached,
-    /// This thread does not write that buffer: it is on another CPU, or cannot run sequences. Nothing was done.
+    /// The calling thread does not write that buffer. Nothing was done.
+    /// It is on another CPU, or cannot run sequences.
     WrongCpu,
-    /// This message is not to be written directly: too long, or interrupted too often. Nothing was done.
+    /// The message is too long for a direct write, or was interrupted too often.
+    /// Nothing was done.
     TooLongOrInterrupted,
 }
 
-/// Which file a control file is, whatever it is called.
+/// Identity of a control file, under any name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileId {
     pub(crate) device: u64,
@@ -67,139 +71,141 @@ pub(crate) struct FileId {
 /// A channel's mapped buffers.
 #[derive(Debug)]
 pub(crate) struct DirectBuffers {
-    /// One for each CPU; none at all if the connection brought none.
-    lanes: Box<[CpuBuffer]>,
+    /// One for each CPU; none if the connection brought none.
+    cpu_buffers: Box<[CpuBuffer]>,
     sequences: Option<Sequences>,
-    /// Nothing is to be written here any more: the channel was closed, nobody will read the files, or others have taken
-    /// their place.
+    /// Whether writing has ended.
+    /// Causes: the channel was closed, no daemon will read the files, or newer files have replaced them.
     over: AtomicBool,
     control: Option<FileId>,
-    line: Doorbell,
+    doorbell: Doorbell,
 }
 
 /// One CPU's buffer.
 #[derive(Debug)]
-#[repr(align(128))] // threads on other CPUs have lines of their own
+#[repr(align(128))] // threads on other CPUs use other cache lines
 struct CpuBuffer {
     buffer: Buffer,
-    /// Messages for which there was no room, roughly.
+    /// Messages without room, approximately.
     refused: AtomicUsize,
 }
 
 impl DirectBuffers {
-    /// The buffers of all CPUs, in order, of the channel with this control file.
-    pub(crate) fn new(buffers: Vec<Buffer>, control: FileId, line: Doorbell) -> DirectBuffers {
-        let lane = |buffer| CpuBuffer { buffer, refused: AtomicUsize::new(0) };
+    /// Wraps the buffers of all CPUs, in order, of the channel with this control file.
+    pub(crate) fn new(buffers: Vec<Buffer>, control: FileId, doorbell: Doorbell) -> DirectBuffers {
+        let cpu_buffer = |buffer| CpuBuffer { buffer, refused: AtomicUsize::new(0) };
         DirectBuffers {
-            lanes: buffers.into_iter().map(lane).collect(),
+            cpu_buffers: buffers.into_iter().map(cpu_buffer).collect(),
             sequences: Sequences::find(),
             over: AtomicBool::new(false),
             control: Some(control),
-            line,
+            doorbell,
         }
     }
 
-    /// What stands for the buffers of a connection that brought none.
+    /// Returns a placeholder for a connection that brought no buffers.
     pub(crate) fn none() -> DirectBuffers {
         DirectBuffers {
-            lanes: Box::default(),
+            cpu_buffers: Box::default(),
             sequences: None,
             over: AtomicBool::new(true),
             control: None,
-            line: Doorbell::none(),
+            doorbell: Doorbell::none(),
         }
     }
 
-    /// Writes a message into the buffer of the CPU the caller is on, which must be `only` if that is given. With
-    /// `drop_if_full`, a message for which there is no room is counted as dropped.
+    /// Writes a message into the buffer of the caller's CPU.
+    /// If `only` is given, the CPU must be that one. With `drop_if_full`, a message without room is counted as dropped.
     #[inline(always)]
     pub(crate) fn write(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
         if message.len() > DIRECT_MAX {
             return self.refuse(only, message);
         }
-        let Some((lane, here)) = self.here(only) else { return self.refuse(only, message) };
-        match Writer::new(&lane.buffer, here).append(message) {
+        let Some((cpu_buffer, here)) = self.here(only) else { return self.refuse(only, message) };
+        match Writer::new(&cpu_buffer.buffer, here).append(message) {
             Appended::Done => Direct::Written,
-            Appended::Elsewhere if drop_if_full && self.drop_if_blocked(lane, here, message.len()) => {
+            Appended::Elsewhere if drop_if_full && self.drop_if_blocked(cpu_buffer, here, message.len()) => {
                 Direct::Full
             }
             appended => self.write_elsewhere(TRIES_MAX, appended, only, message, drop_if_full),
         }
     }
 
-    /// Drops a message for which there is no room, if one before it has found out: who goes on writing to full buffers
-    /// shall not pay more for it than if there were room.
+    /// Drops a message without room, if an earlier message found the buffer blocked.
+    /// Writing to full buffers should not cost more than writing to others.
     #[inline(never)]
-    fn drop_if_blocked<R: Executor>(&self, lane: &CpuBuffer, here: R, len: usize) -> bool {
-        // Buffers that are over stay full for ever.
-        let dropped = !self.is_over() && Writer::new(&lane.buffer, here).drop_if_blocked(len);
+    fn drop_if_blocked<R: Executor>(&self, cpu_buffer: &CpuBuffer, here: R, len: usize) -> bool {
+        // Buffers whose writing has ended stay full for ever.
+        let dropped = !self.is_over() && Writer::new(&cpu_buffer.buffer, here).drop_if_blocked(len);
         if dropped {
-            self.after_refusal(lane);
+            self.after_refusal(cpu_buffer);
         }
         dropped
     }
 
-    /// Writes a message behind the last one. False: nothing was done.
+    /// Appends a message behind the last one. False: nothing was done.
     #[inline(always)]
     pub(crate) fn append(&self, message: &[u8]) -> bool {
         message.len() <= DIRECT_MAX
-            && self
-                .here(None)
-                .is_some_and(|(lane, here)| Writer::new(&lane.buffer, here).append(message) == Appended::Done)
+            && self.here(None).is_some_and(|(cpu_buffer, here)| {
+                Writer::new(&cpu_buffer.buffer, here).append(message) == Appended::Done
+            })
     }
 
-    /// Drops a message of which that was said, if there is no room: whether it was.
+    /// Drops a message that was not appended, if there is no room. Returns whether it did.
     pub(crate) fn drop_if_full(&self, message: &[u8]) -> bool {
         message.len() <= DIRECT_MAX
-            && self.here(None).is_some_and(|(lane, here)| self.drop_if_blocked(lane, here, message.len()))
+            && self
+                .here(None)
+                .is_some_and(|(cpu_buffer, here)| self.drop_if_blocked(cpu_buffer, here, message.len()))
     }
 
-    /// [`DirectBuffers::write`], asking `gate`, which is told the CPU, before a sub-buffer is begun.
+    /// Writes like [`DirectBuffers::write`], but calls `subbuf_start` before a sub-buffer begins.
     #[inline(always)]
-    pub(crate) fn write_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
+    pub(crate) fn write_if(&self, message: &[u8], subbuf_start: &mut CpuSubbufStart<'_>) -> Direct {
         if message.len() > DIRECT_MAX {
             return self.refuse(None, message);
         }
-        let Some((lane, here)) = self.here(None) else { return self.refuse(None, message) };
-        match Writer::new(&lane.buffer, here).append(message) {
+        let Some((cpu_buffer, here)) = self.here(None) else { return self.refuse(None, message) };
+        match Writer::new(&cpu_buffer.buffer, here).append(message) {
             Appended::Done => Direct::Written,
-            _ => self.write_elsewhere_if(message, gate),
+            _ => self.write_elsewhere_if(message, subbuf_start),
         }
     }
 
     #[inline(never)]
-    fn write_elsewhere_if(&self, message: &[u8], gate: &mut CpuGate<'_>) -> Direct {
+    fn write_elsewhere_if(&self, message: &[u8], subbuf_start: &mut CpuSubbufStart<'_>) -> Direct {
         if self.is_over() {
             return Direct::Detached;
         }
         for _ in 0..TRIES_MAX {
-            let Some((lane, here)) = self.here(None) else { return Direct::WrongCpu };
-            let cpu = self.number(lane);
-            let gate: &mut SubbufStart<'_> = &mut |switching| gate(cpu, switching);
-            let writer = Writer::new(&lane.buffer, here);
+            let Some((cpu_buffer, here)) = self.here(None) else { return Direct::WrongCpu };
+            let cpu = self.number(cpu_buffer);
+            let callback: &mut SubbufStart<'_> = &mut |switching| subbuf_start(cpu, switching);
+            let writer = Writer::new(&cpu_buffer.buffer, here);
             match writer.append(message) {
                 Appended::Done => return Direct::Written,
                 Appended::Interrupted => continue,
                 Appended::Elsewhere => {}
             }
-            if let Some(outcome) = writer.write_elsewhere_if(message, Some(gate)) {
-                return self.settle(lane, here, outcome, true);
+            if let Attempt::Done(outcome) = writer.write_elsewhere_if(message, Some(callback)) {
+                return self.settle(cpu_buffer, here, outcome, true);
             }
         }
         Direct::TooLongOrInterrupted
     }
 
-    fn number(&self, lane: &CpuBuffer) -> usize {
-        (std::ptr::from_ref(lane).addr() - self.lanes.as_ptr().addr()) / size_of::<CpuBuffer>()
+    fn number(&self, cpu_buffer: &CpuBuffer) -> usize {
+        (std::ptr::from_ref(cpu_buffer).addr() - self.cpu_buffers.as_ptr().addr()) / size_of::<CpuBuffer>()
     }
 
-    /// Whether all sub-buffers of a CPU are full. `None`: not known here.
+    /// Returns whether all sub-buffers of a CPU are full; `None` if unknown here.
     pub(crate) fn is_full(&self, cpu: usize) -> Option<bool> {
-        let lane = self.lanes.get(cpu)?;
-        (!self.is_over()).then(|| lane.buffer.is_full())
+        let cpu_buffer = self.cpu_buffers.get(cpu)?;
+        (!self.is_over()).then(|| cpu_buffer.buffer.is_full())
     }
 
-    /// Goes on with a message that was not simply appended: perhaps on another CPU.
+    /// Continues with a message that was not simply appended, perhaps on another CPU.
     #[inline(never)]
     fn write_elsewhere(
         &self,
@@ -212,51 +218,57 @@ impl DirectBuffers {
         if self.is_over() {
             return Direct::Detached;
         }
-        let mut interrupted = appended == Appended::Interrupted;
+        let mut append_first = appended == Appended::Interrupted;
         for _ in 0..tries_max {
-            let Some((lane, here)) = self.here(only) else { return Direct::WrongCpu };
-            let writer = Writer::new(&lane.buffer, here);
-            let outcome =
-                if interrupted { writer.try_write(message) } else { writer.write_elsewhere(message) };
-            if let Some(outcome) = outcome {
-                return self.settle(lane, here, outcome, drop_if_full);
+            let Some((cpu_buffer, here)) = self.here(only) else { return Direct::WrongCpu };
+            let writer = Writer::new(&cpu_buffer.buffer, here);
+            let attempt =
+                if append_first { writer.try_write(message) } else { writer.write_elsewhere(message) };
+            match attempt {
+                Attempt::Done(outcome) => return self.settle(cpu_buffer, here, outcome, drop_if_full),
+                Attempt::Interrupted | Attempt::Located => append_first = true,
             }
-            interrupted = true;
         }
         Direct::TooLongOrInterrupted
     }
 
-    /// [`Self::write`] of a message that is [`Direct::TooLongOrInterrupted`], for want of a daemon that could write it.
+    /// Writes a message that is [`Direct::TooLongOrInterrupted`], when no daemon can write it.
     #[cold]
     pub(crate) fn insist(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
         self.write_elsewhere(INSISTENT_TRIES_MAX, Appended::Interrupted, only, message, drop_if_full)
     }
 
-    /// Says why a message is not even tried. What no sub-buffer could hold is counted.
+    /// Returns why a message is not even tried. Counts one that no sub-buffer can hold.
     #[cold]
     #[inline(never)]
     fn refuse(&self, only: Option<usize>, message: &[u8]) -> Direct {
         if self.is_over() {
             return Direct::Detached;
         }
-        let Some((lane, here)) = self.here(only) else { return Direct::WrongCpu };
-        if message.len() <= lane.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
+        let Some((cpu_buffer, here)) = self.here(only) else { return Direct::WrongCpu };
+        if message.len() <= cpu_buffer.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
             return Direct::TooLongOrInterrupted;
         }
-        count_in(&lane.buffer, here, |block| &block.too_big);
+        count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
         Direct::TooBig
     }
 
-    /// What is to be done after a try that was not interrupted, but is not over with the message either.
+    /// Completes a try that was not interrupted: wakes, counts, and returns the result.
     #[inline(never)]
-    fn settle<R: Executor>(&self, lane: &CpuBuffer, here: R, outcome: Outcome, drop_if_full: bool) -> Direct {
+    fn settle<R: Executor>(
+        &self,
+        cpu_buffer: &CpuBuffer,
+        here: R,
+        outcome: Outcome,
+        drop_if_full: bool,
+    ) -> Direct {
         match outcome.placed {
             WriteResult::Written => {
-                // Not where a sub-buffer only begins, after a full buffer: who waits, waits for one that ends, and a ring
-                // for nothing would use up his.
+                // Only after a switch that ended a sub-buffer. A waiter waits for an ended one, and a ring without one
+                // would use up its arming.
                 if outcome.switched {
-                    self.after_switch(&lane.buffer);
-                    if self.line.is_cut() {
+                    self.after_switch(&cpu_buffer.buffer);
+                    if self.doorbell.is_cut() {
                         return Direct::WrittenUnheard;
                     }
                 }
@@ -264,21 +276,21 @@ impl DirectBuffers {
             }
             WriteResult::Full => {
                 if drop_if_full {
-                    count_in(&lane.buffer, here, |block| &block.dropped);
+                    count_in(&cpu_buffer.buffer, here, |block| &block.dropped);
                 }
                 if outcome.switched {
-                    self.after_switch(&lane.buffer);
+                    self.after_switch(&cpu_buffer.buffer);
                 } else {
-                    self.after_refusal(lane);
+                    self.after_refusal(cpu_buffer);
                 }
                 Direct::Full
             }
             WriteResult::TooBig => {
-                count_in(&lane.buffer, here, |block| &block.too_big);
+                count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
                 if outcome.switched {
-                    self.after_switch(&lane.buffer);
+                    self.after_switch(&cpu_buffer.buffer);
                 } else {
-                    self.after_refusal(lane);
+                    self.after_refusal(cpu_buffer);
                 }
                 Direct::TooBig
             }
@@ -289,24 +301,25 @@ impl DirectBuffers {
         }
     }
 
-    /// Counts a message that is too big even to be shown to [`Self::write`]. False: this thread does not write there.
+    /// Counts a message that is too big even for [`Self::write`].
+    /// False: this thread does not write there.
     pub(crate) fn count_too_big(&self, only: Option<usize>) -> bool {
         let place = self.here(only);
-        if let Some((lane, here)) = place {
-            count_in(&lane.buffer, here, |block| &block.too_big);
+        if let Some((cpu_buffer, here)) = place {
+            count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
         }
         place.is_some()
     }
 
-    /// Counts a message that was interrupted each time.
+    /// Counts a message whose tries were all interrupted.
     #[cold]
     pub(crate) fn count_contended(&self, only: Option<usize>) {
-        if let Some((lane, _)) = self.here(only) {
-            lane.buffer.count_contended(1);
+        if let Some((cpu_buffer, _)) = self.here(only) {
+            cpu_buffer.buffer.count_contended(1);
         }
     }
 
-    /// Whether the caller is on a CPU, which must be `only` if that is given, whose buffer it can write.
+    /// Returns whether the caller can write the buffer of its CPU, which must be `only` if given.
     pub(crate) fn is_here(&self, only: Option<usize>) -> bool {
         self.here(only).is_some()
     }
@@ -314,71 +327,73 @@ impl DirectBuffers {
     #[inline(always)]
     fn here(&self, only: Option<usize>) -> Option<(&CpuBuffer, impl Executor + use<>)> {
         let sequences = self.sequences?;
-        // More than there are buffers if the thread is not registered.
+        // The number exceeds that of the buffers if the thread is not registered.
         let cpu = sequences.cpu();
         if only.is_some_and(|only| only != cpu) {
             return None;
         }
-        Some((self.lanes.get(cpu)?, sequences.on(cpu)))
+        Some((self.cpu_buffers.get(cpu)?, sequences.on(cpu)))
     }
 
-    /// Longest message of the channel, in bytes.
+    /// Returns the length of the channel's longest message, in bytes.
     pub(crate) fn message_max(&self) -> usize {
-        self.lanes.first().map_or(0, |lane| lane.buffer.geometry().message_max())
+        self.cpu_buffers.first().map_or(0, |cpu_buffer| cpu_buffer.buffer.geometry().message_max())
     }
 
-    /// Whether nothing is to be written here any more.
+    /// Returns whether writing here has ended.
     pub(crate) fn is_over(&self) -> bool {
-        // Relaxed: nothing else is read on the strength of it, and who sees it late writes to a buffer nobody reads.
+        // Relaxed: no other load depends on it. A thread that sees it late writes to a buffer without a reader.
         self.over.load(Ordering::Relaxed)
     }
 
-    /// Whether these are the buffers of the channel with this control file, and good for writing.
+    /// Returns whether these are the writable buffers of the channel with this control file.
     pub(crate) fn is_of(&self, control: FileId, geometry: &Geometry, n_bufs: usize) -> bool {
         self.control == Some(control)
             && !self.is_over()
-            && self.lanes.len() == n_bufs
-            && self.lanes.iter().all(|lane| lane.buffer.geometry() == geometry)
+            && self.cpu_buffers.len() == n_bufs
+            && self.cpu_buffers.iter().all(|cpu_buffer| cpu_buffer.buffer.geometry() == geometry)
     }
 
-    /// Whether this process made the connection.
+    /// Returns whether this process made the connection.
     pub(crate) fn is_own(&self) -> bool {
-        self.line.is_own()
+        self.doorbell.is_own()
     }
 
-    /// Whether it was noticed that the connection is over, or another process's.
+    /// Returns whether the connection was found ended, or another process's.
     pub(crate) fn is_cut(&self) -> bool {
-        self.line.is_cut()
+        self.doorbell.is_cut()
     }
 
-    /// Goes on with another connection of this process.
+    /// Continues with another connection of this process.
     pub(crate) fn attach(&self, ends: Endpoints) {
-        self.line.replace(ends);
+        self.doorbell.replace(ends);
     }
 
-    /// From now on nothing is written here.
+    /// Ends all writing here.
     #[cold]
     pub(crate) fn end(&self) {
         // Relaxed: as in `is_over`.
         self.over.store(true, Ordering::Relaxed);
-        self.lanes.iter().for_each(|lane| lane.buffer.stop_appending());
+        self.cpu_buffers.iter().for_each(|cpu_buffer| cpu_buffer.buffer.stop_appending());
     }
 
-    /// Lets go of the files and of the connection. Threads that are still inside write to memory that nobody reads.
+    /// Releases the files and the connection.
+    /// Threads inside a call then write to memory without a reader.
     pub(crate) fn retire(&self) {
         self.end();
-        for lane in &self.lanes {
-            // Should it fail, the memory is wasted; nothing else depends on it.
-            let _ = lane.buffer.retire();
+        for cpu_buffer in &self.cpu_buffers {
+            // If this fails, the memory is wasted; nothing else depends on it.
+            let _ = cpu_buffer.buffer.retire();
         }
-        self.line.close();
+        self.doorbell.close();
     }
 
     #[cold]
     fn after_switch(&self, buffer: &Buffer) {
         if let Some(wanted) = buffer.wake_wanted() {
-            // What is not certain to be heard is still wanted from the next who switches, and of who connects again.
-            if self.line.ring() {
+            // If the daemon may not hear the ring, the wake stays wanted: from the next writer that switches, and from
+            // the next connection.
+            if self.doorbell.ring() {
                 wanted.rung();
                 return;
             }
@@ -387,10 +402,10 @@ impl DirectBuffers {
     }
 
     #[inline]
-    fn after_refusal(&self, lane: &CpuBuffer) {
-        // Relaxed, and not one step: whoever is not counted is one of many.
-        let refused = lane.refused.load(Ordering::Relaxed).wrapping_add(1);
-        lane.refused.store(refused, Ordering::Relaxed);
+    fn after_refusal(&self, cpu_buffer: &CpuBuffer) {
+        // Relaxed, and not one atomic step: a missed count does not matter.
+        let refused = cpu_buffer.refused.load(Ordering::Relaxed).wrapping_add(1);
+        cpu_buffer.refused.store(refused, Ordering::Relaxed);
         if refused.is_multiple_of(REFUSALS_PER_LOOK) {
             self.look();
         }
@@ -399,31 +414,35 @@ impl DirectBuffers {
     #[cold]
     #[inline(never)]
     fn look(&self) {
-        if self.line.is_found_abandoned() {
+        if self.doorbell.is_found_abandoned() {
             self.end();
         }
     }
 
-    /// Looks whether the buffers are over, which otherwise those notice who write.
+    /// Checks whether the channel was closed. Otherwise only a writer notices.
     pub(crate) fn look_for_end(&self) {
         // Relaxed: as in `is_over`.
-        if self.lanes.iter().any(|lane| lane.buffer.block().closed.load(Ordering::Relaxed) != 0) {
+        if self
+            .cpu_buffers
+            .iter()
+            .any(|cpu_buffer| cpu_buffer.buffer.block().closed.load(Ordering::Relaxed) != 0)
+        {
             self.end();
         }
         self.look();
     }
 
-    /// Rings for whoever waits for any of the buffers: switches of an earlier connection may have gone unheard.
+    /// Rings for every armed buffer: switches under an earlier connection may have gone unheard.
     pub(crate) fn ring_for_all(&self) {
-        for wanted in self.lanes.iter().filter_map(|lane| lane.buffer.wake_wanted()) {
-            if self.line.ring() {
+        for wanted in self.cpu_buffers.iter().filter_map(|cpu_buffer| cpu_buffer.buffer.wake_wanted()) {
+            if self.doorbell.ring() {
                 wanted.rung();
             }
         }
     }
 }
 
-/// Counts a message in a buffer: on its CPU if the thread is still there.
+/// Counts a message in a buffer: in the given counter if the thread is still on its CPU.
 fn count_in<R: Executor>(buffer: &Buffer, here: R, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) {
     if !Writer::new(buffer, here).count(1, counter) {
         buffer.count_dropped_elsewhere(1);

@@ -1,11 +1,12 @@
-//! What writing shared buffers still needs of their connection: ringing for the daemon, and noticing that it has gone,
-//! which nothing else would. The buffers outlive it: a line is replaced in place by that of the next daemon, if that one
-//! has taken over the same files.
+//! The doorbell of mapped buffers: ringing for the daemon, and noticing that it has gone.
 //!
-//! The program may have closed the descriptors: then the connection is over.
+//! It is all that direct writing needs of the connection. The buffers outlive a connection: the endpoints are replaced
+//! in place by those of the next daemon, if that daemon has taken over the same files.
 //!
-//! Nothing here waits, but for [`Doorbell::replace`]. The lock is only ever tried: a thread that waited for it could wait for
-//! itself, having been interrupted by a signal while it held the lock, or for one that is not there, in a forked child.
+//! If the program has closed the descriptors, the connection counts as ended.
+//!
+//! Code in this file does not wait, except in [`Doorbell::replace`]. The lock is only ever tried. A thread that waits
+//! for it could wait for itself, in a signal handler, or for a thread that does not exist in a forked child.
 
 use std::process;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
@@ -20,39 +21,39 @@ use nix::unistd::write;
 use relay::system::descriptor::HeldFd;
 use relay::wire::socket::Socket;
 
-/// Whether the connection is still there is looked at not more often than this.
+/// Least time between two checks of the connection.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
-/// Tries at closing the descriptors while others are using them.
+/// Tries to close the descriptors while other threads use them.
 const CLOSE_TRIES_MAX: u32 = 1000;
 
-/// The connection is there, as far as anybody has noticed.
+/// State: the connection has not been found ended.
 const WHOLE: u8 = 0;
-/// It is that of the process from which this one was forked.
+/// State: the connection is that of the process from which this one was forked.
 const INHERITED: u8 = 1;
-/// It is over.
+/// State: the connection has ended.
 const CUT: u8 = 2;
 
-/// The way to the daemon.
+/// The connection to the daemon as direct writers use it.
 #[derive(Debug)]
 pub(crate) struct Doorbell {
-    /// The process whose connection it is.
+    /// The process that made the connection.
     pid: AtomicU32,
     /// `None` once closed.
     ends: RwLock<Option<Endpoints>>,
-    /// `WHOLE`, `INHERITED` or `CUT`. Changed by those who hold the lock.
+    /// `WHOLE`, `INHERITED` or `CUT`. Changed only by threads that hold the lock.
     state: AtomicU8,
-    /// When the connection was last looked at, in milliseconds since `born`.
+    /// Time of the last check of the connection, in milliseconds since `born`.
     looked: AtomicU64,
     born: Instant,
 }
 
-/// What a connection brings besides the buffers.
+/// The descriptors that a connection brings besides the buffers.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
-    /// An eventfd; the daemon waits for it if somebody waits for the daemon.
+    /// An eventfd; the daemon polls it while a process waits for the daemon.
     pub(crate) bell: HeldFd,
     pub(crate) socket: Arc<Socket>,
-    /// The control file. As long as it is open the daemon can tell that somebody uses it: it holds a lock.
+    /// The control file. While it is open the daemon sees a user of the files by its lock.
     pub(crate) control: HeldFd,
 }
 
@@ -61,7 +62,7 @@ impl Doorbell {
         Doorbell::with(Some(ends))
     }
 
-    /// One that leads nowhere.
+    /// Returns a doorbell without a connection.
     pub(crate) fn none() -> Doorbell {
         Doorbell::with(None)
     }
@@ -76,7 +77,8 @@ impl Doorbell {
         }
     }
 
-    /// Takes the ends of this process's new connection. Waits for those who are using the old ones.
+    /// Installs the endpoints of this process's new connection.
+    /// Waits for threads that are using the old ones.
     pub(crate) fn replace(&self, new: Endpoints) {
         let mut ends = self.ends.write().unwrap_or_else(PoisonError::into_inner);
         let old = ends.replace(new);
@@ -93,23 +95,23 @@ impl Doorbell {
         self.pid.load(Ordering::Relaxed) == process::id()
     }
 
-    /// Whether it was noticed that the connection is over or another process's.
+    /// Returns whether the connection was found ended, or another process's.
     pub(crate) fn is_cut(&self) -> bool {
-        // Relaxed: who sees it late asks for a new connection later.
+        // Relaxed: a thread that sees it late asks for a new connection later.
         self.state.load(Ordering::Relaxed) != WHOLE
     }
 
-    /// Rings. False: it is not certain that the daemon hears it, or the connection is another process's.
+    /// Rings. False: the daemon may not hear it, or the connection is another process's.
     pub(crate) fn ring(&self) -> bool {
-        // Fails only while it is being closed or replaced; who does that rings himself.
+        // Fails only while another thread closes or replaces the endpoints; that thread rings.
         let Ok(ends) = self.ends.try_read() else { return false };
         let Some(Endpoints { bell, socket, .. }) = &*ends else { return false };
-        // Relaxed, here and below: the lock keeps `replace` away.
+        // Relaxed, here and below: the lock excludes `replace`.
         if self.state.load(Ordering::Relaxed) == CUT {
             return false;
         }
-        // Looked at before: a daemon that hangs up later will look at the buffers after that, and see the switch. A
-        // child rings all the same, which is heard as long as the parent lives.
+        // Checked before the ring: a daemon that hangs up later looks at the buffers afterwards, and sees the switch. A
+        // child rings all the same, which works as long as the parent lives.
         if socket.is_over() {
             self.state.store(CUT, Ordering::Relaxed);
             return false;
@@ -125,29 +127,29 @@ impl Doorbell {
         loop {
             match write(bell, &1u64.to_ne_bytes()) {
                 Err(Errno::EINTR) => {}
-                // EAGAIN: the daemon has not come round to the last 2^64 rings yet.
+                // EAGAIN: the daemon has not taken the last 2^64 rings yet.
                 Ok(_) | Err(Errno::EAGAIN) => return is_own,
                 Err(_) => return false,
             }
         }
     }
 
-    /// Whether the connection is over, and nobody will read the files any more; not often looked at, so that it can be
-    /// asked often. Notices, too, what [`Self::is_cut`] tells.
+    /// Checks whether the connection has ended and no daemon will ever read the files.
+    /// It checks rarely, so that callers may ask often. It also updates the answer of [`Self::is_cut`].
     pub(crate) fn is_found_abandoned(&self) -> bool {
         let now = u64::try_from(self.born.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // Relaxed: a time of its own; two who look at once do no harm.
+        // Relaxed: the time is independent; two threads that check at once do no harm.
         let looked = self.looked.load(Ordering::Relaxed);
         if now.saturating_sub(looked) < LOOK_INTERVAL.as_millis() as u64 {
             return false;
         }
         self.looked.store(now, Ordering::Relaxed);
-        // Fails only while it is being closed or replaced.
+        // Fails only while another thread closes or replaces the endpoints.
         let Ok(ends) = self.ends.try_read() else { return false };
         let Some(Endpoints { socket, control, .. }) = &*ends else { return true };
         if socket.is_over() {
             self.state.store(CUT, Ordering::Relaxed);
-            // Removed: no daemon will find it. If it cannot be asked any more, the next connection finds out.
+            // A removed file: no daemon will find it. If the descriptor is lost, the next connection finds out.
             return control
                 .get()
                 .and_then(|control| fstat(control).ok())
@@ -159,7 +161,7 @@ impl Doorbell {
         false
     }
 
-    /// Closes the descriptors, if nobody goes on using them; otherwise they go with this.
+    /// Closes the descriptors, unless other threads keep using them; then `drop` closes them.
     pub(crate) fn close(&self) {
         for _ in 0..CLOSE_TRIES_MAX {
             if let Ok(mut ends) = self.ends.try_write() {

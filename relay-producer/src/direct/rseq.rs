@@ -1,13 +1,13 @@
-//! Restartable sequences of this process's threads; where there are none, nobody has them.
+//! Restartable sequences of this process's threads; a type without values on other platforms.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 pub(crate) use relay::ring::rseq::Sequences;
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-pub(crate) use nobody::Sequences;
+pub(crate) use absent::Sequences;
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-mod nobody {
+mod absent {
     use relay::ring::writer::SoleWriter;
 
     #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,9 @@
-//! One connection to the daemon with one open channel, used by many threads at once.
+//! A connection to the daemon with one open channel, used by many threads at once.
 //!
-//! A packet goes out whole, so frames need no turns. Only those of a long message must follow each other without
-//! another one between them: `unfinished` keeps others out, its lock held for as long as the socket takes frames, never
-//! while anybody waits. If the message cannot be completed in its time it is given up: the next frame, having another
-//! id, makes the daemon discard the beginning.
+//! A packet goes out whole, so single frames need no order. Only the frames of a long message must follow each other
+//! without another one in between. `unfinished` keeps other frames out: its lock is held while the socket takes frames,
+//! but never while a thread waits. A message that cannot be completed in time is given up. The next frame has another
+//! id, so the daemon discards the beginning.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -32,30 +32,31 @@ pub(crate) struct Connection {
     pub(crate) path: PathBuf,
     pub(crate) geometry: Geometry,
     pub(crate) created: bool,
-    /// Room for messages and their prefixes in a frame, in bytes.
+    /// Room in a frame for messages and their prefixes, in bytes.
     pub(crate) room: usize,
-    /// Longest message the daemon takes from a socket, in bytes.
+    /// Longest message that the daemon takes from a socket, in bytes.
     pub(crate) message_max: usize,
-    /// The channel's buffers, if this process has them; else why not.
+    /// The channel's buffers, or the reason for which this process does not have them.
     pub(crate) sharing: Result<Arc<DirectBuffers>, String>,
-    /// The process that may use this connection; a child of it has inherited the descriptor, but not the replies.
+    /// The process that may use this connection.
+    /// A child has inherited the descriptor, but not the replies.
     pid: u32,
     /// The channel's number.
     channel: u32,
-    /// Messages lost on their way to each buffer that the daemon has not been told of yet.
+    /// Messages lost on their way to each buffer, and not yet reported to the daemon.
     lost: Box<[AtomicU64]>,
-    /// Whether anything was sent for each buffer that nobody has waited for.
-    on_its_way: Box<[AtomicBool]>,
-    /// Held by who waits for that.
+    /// Whether frames were sent for each buffer whose effect no sync has waited for.
+    unsynced: Box<[AtomicBool]>,
+    /// Held by the thread that syncs.
     syncing: Mutex<()>,
     next_id: AtomicU32,
     gone: AtomicBool,
-    /// Whether a long message has been begun and not completed.
+    /// Whether a long message is begun and not completed.
     unfinished: RwLock<bool>,
     replies: Replies,
 }
 
-/// How a frame with messages is to be treated.
+/// Destination and treatment of a frame with messages.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Envelope {
     pub(crate) cpu: usize,
@@ -83,7 +84,7 @@ impl Connection {
             pid: std::process::id(),
             channel: reply.channel,
             lost: (0..reply.n_bufs).map(|_| AtomicU64::new(0)).collect(),
-            on_its_way: (0..reply.n_bufs).map(|_| AtomicBool::new(false)).collect(),
+            unsynced: (0..reply.n_bufs).map(|_| AtomicBool::new(false)).collect(),
             syncing: Mutex::default(),
             next_id: AtomicU32::new(FIRST_FREE_ID),
             gone: AtomicBool::new(false),
@@ -92,84 +93,84 @@ impl Connection {
         }
     }
 
-    /// Number of the channel's buffers.
+    /// Returns the number of the channel's buffers.
     pub(crate) fn n_bufs(&self) -> usize {
         self.lost.len()
     }
 
-    /// The index of the buffer that `cpu`, or without it the CPU the caller runs on, writes to.
+    /// Returns the index of the buffer for `cpu`, by default the CPU that the caller runs on.
     pub(crate) fn buffer_of(&self, cpu: Option<usize>) -> Result<usize, NoSuchCpu> {
         if self.geometry.global() {
             return Ok(0);
         }
-        // The call cannot fail on any system that can run this.
+        // sched_getcpu cannot fail on a system that can run this code.
         let cpu = cpu.unwrap_or_else(|| sched_getcpu().unwrap_or(0));
         let n_bufs = self.n_bufs();
         if cpu < n_bufs { Ok(cpu) } else { Err(NoSuchCpu { cpu, n_bufs }) }
     }
 
-    /// Whether this process made the connection.
+    /// Returns whether this process made the connection.
     pub(crate) fn is_own(&self) -> bool {
         self.pid == std::process::id()
     }
 
-    /// The channel's buffers, as long as they may be written.
+    /// Returns the channel's buffers while they may be written.
     pub(crate) fn shared(&self) -> Option<&DirectBuffers> {
         self.sharing.as_deref().ok().filter(|shared| !shared.is_over())
     }
 
-    /// Whether it is over, as far as anybody has noticed. Its buffers may be good all the same.
+    /// Returns whether the connection was found ended. Its buffers may be good all the same.
     pub(crate) fn is_gone(&self) -> bool {
-        // Relaxed: nothing else is read on the strength of it, and a late answer only costs one more failing send.
+        // Relaxed: no other load depends on it, and a late answer only costs one more failing send.
         self.gone.load(Ordering::Relaxed)
             || self.sharing.as_ref().is_ok_and(|shared| shared.is_over() || shared.is_cut())
     }
 
-    /// Whether the daemon can be asked something, as far as is known.
+    /// Returns whether the daemon can take requests, as far as is known.
     pub(crate) fn works(&self) -> bool {
         self.is_own() && !self.is_gone()
     }
 
-    /// From now on it is over for everybody.
+    /// Marks the connection as ended for all threads.
     pub(crate) fn set_gone(&self) {
         // Relaxed: as in `is_gone`.
         self.gone.store(true, Ordering::Relaxed);
     }
 
-    /// Looks whether the daemon has hung up, and remembers it.
+    /// Checks whether the daemon has hung up, and marks the connection then.
     pub(crate) fn look(&self) {
         if self.socket.is_over() {
             self.set_gone();
         }
     }
 
-    /// An id that no other frame of this connection has.
+    /// Returns an id that no other frame of this connection has.
     pub(crate) fn new_id(&self) -> u32 {
-        // Relaxed: the ids must differ, nothing more.
+        // Relaxed: the ids must differ, no more.
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Counts messages that did not get as far as the socket, to be told to the daemon with the next frame.
+    /// Counts messages that did not reach the socket. The next frame reports them to the daemon.
     pub(crate) fn add_lost(&self, cpu: usize, n_messages: u64) {
         if n_messages > 0 {
-            // Relaxed: a counter of its own.
+            // Relaxed: an independent counter.
             self.lost[cpu].fetch_add(n_messages, Ordering::Relaxed);
         }
     }
 
-    /// What is to be told now; what does not fit the frame's field stays for later.
+    /// Takes the losses to report now. Losses that exceed the frame's field stay for later.
     fn take_lost(&self, cpu: usize) -> u32 {
-        // Relaxed, both: a counter of its own, and `swap` takes every message from it once.
+        // Relaxed, both: an independent counter, and `swap` takes every message from it once.
         if self.lost[cpu].load(Ordering::Relaxed) == 0 {
             return 0;
         }
         let lost = self.lost[cpu].swap(0, Ordering::Relaxed);
-        let told = u32::try_from(lost).unwrap_or(u32::MAX);
-        self.add_lost(cpu, lost - u64::from(told));
-        told
+        let reported = u32::try_from(lost).unwrap_or(u32::MAX);
+        self.add_lost(cpu, lost - u64::from(reported));
+        reported
     }
 
-    /// Takes over what an earlier connection of the channel could not tell.
+    /// Takes over the unreported losses of an earlier connection of the channel.
     pub(crate) fn inherit_losses(&self, earlier: &Connection) {
         for (cpu, lost) in earlier.lost.iter().enumerate() {
             // Relaxed: as in `take_lost`.
@@ -177,8 +178,8 @@ impl Connection {
         }
     }
 
-    /// Tells the daemon of losses on the way to `cpu`, as far as the socket takes it.
-    fn tell_losses(&self, cpu: usize) -> Result<(), SendError> {
+    /// Reports losses on the way to `cpu`, as far as the socket has room.
+    fn report_losses(&self, cpu: usize) -> Result<(), SendError> {
         // Relaxed: as in `take_lost`.
         if self.lost[cpu].load(Ordering::Relaxed) == 0 {
             return Ok(());
@@ -193,7 +194,7 @@ impl Connection {
         Write { channel: self.channel, cpu, wait_ms: envelope.wait_ms, lost, messages: &[] }
     }
 
-    /// Sends a frame of whole messages, at once or not at all.
+    /// Sends a frame of whole messages at once, or not at all.
     pub(crate) fn send(&self, frame: &mut WriteFrame, envelope: Envelope) -> Result<(), SendError> {
         let lost = self.take_lost(envelope.cpu);
         let sent = self.send_packet(frame.seal(envelope.flags, envelope.id, &self.write_to(envelope, lost)));
@@ -205,21 +206,22 @@ impl Connection {
 
     fn send_packet(&self, packet: &[u8]) -> Result<(), SendError> {
         let unfinished = self.unfinished.read().unwrap_or_else(PoisonError::into_inner);
-        // Whoever has begun a long message found the socket full, and it is their turn.
+        // A thread that has begun a long message found the socket full, and comes first.
         let sent = if *unfinished { Err(SendError::Full) } else { self.socket.send(packet) };
         drop(unfinished);
         self.note(sent)
     }
 
-    /// Sends a message that is longer than a frame, waiting until `deadline` for room for all of it.
+    /// Sends a message that is longer than a frame.
+    /// Waits until `deadline` for room for all of it.
     pub(crate) fn send_long(
         &self,
         message: &[u8],
         envelope: Envelope,
         deadline: Deadline,
     ) -> Result<(), SendError> {
-        // The pieces say nothing of losses: whether a message that is given up tells them is anybody's guess.
-        self.tell_losses(envelope.cpu)?;
+        // The pieces carry no losses: the daemon may or may not see those of a message that is given up.
+        self.report_losses(envelope.cpu)?;
         let lock = || self.unfinished.write().unwrap_or_else(PoisonError::into_inner);
         let mut unfinished = lock();
         if *unfinished {
@@ -247,33 +249,35 @@ impl Connection {
         Ok(())
     }
 
-    /// Sends a flush of every buffer, after what was lost before it, waiting until `deadline` for room.
+    /// Sends a flush of every buffer, after reports of earlier losses.
+    /// Waits until `deadline` for room.
     pub(crate) fn send_flush(&self, id: u32, deadline: Deadline) -> Result<(), SendError> {
         for cpu in 0..self.n_bufs() {
-            self.when_room(deadline, || self.tell_losses(cpu))?;
+            self.when_room(deadline, || self.report_losses(cpu))?;
         }
         let packet = Flush { channel: self.channel, cpu: ALL_CPUS }.frame(0, id);
         self.when_room(deadline, || self.send_packet(&packet))
     }
 
-    /// Remembers that something was sent for `cpu` whose answer nobody wants.
-    pub(crate) fn add_on_its_way(&self, cpu: usize) {
-        let on_its_way = &self.on_its_way[cpu];
-        // Relaxed, all: who syncs from another thread than the one that wrote brings an order of its own. The load is for the
-        // many messages in a row that have nothing to change.
-        if !on_its_way.load(Ordering::Relaxed) {
-            on_its_way.store(true, Ordering::Relaxed);
+    /// Notes that a frame was sent for `cpu` without a request for an answer.
+    pub(crate) fn add_unsynced(&self, cpu: usize) {
+        let unsynced = &self.unsynced[cpu];
+        // Relaxed, all: a thread that syncs after another thread's write needs an order with it anyway. The load is for
+        // long runs of messages, which have nothing to change.
+        if !unsynced.load(Ordering::Relaxed) {
+            unsynced.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Waits until the daemon has done with all that was on its way. Frames for one buffer take effect in the order in
-    /// which they were sent, so the answer to one without messages answers for those before it.
+    /// Waits until the daemon has handled every frame that was on its way.
+    /// Frames for one buffer take effect in the order in which they were sent. So the answer to an empty frame answers
+    /// for those before it.
     pub(crate) fn sync(&self, deadline: Deadline) -> Result<(), RequestError> {
         let _syncing = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited_for = self.on_its_way.iter().enumerate();
-        // Relaxed: as in `add_on_its_way`.
+        let waited_for = self.unsynced.iter().enumerate();
+        // Relaxed: as in `add_unsynced`.
         let asked: Vec<_> = waited_for
-            .filter(|(_, on_its_way)| on_its_way.swap(false, Ordering::Relaxed))
+            .filter(|(_, unsynced)| unsynced.swap(false, Ordering::Relaxed))
             .map(|(cpu, _)| (self.expect(), cpu))
             .collect();
         let result = asked.iter().try_for_each(|&(id, cpu)| {
@@ -286,13 +290,13 @@ impl Connection {
         for &(id, cpu) in &asked {
             self.forget(id);
             if result.is_err() {
-                self.add_on_its_way(cpu);
+                self.add_unsynced(cpu);
             }
         }
         result
     }
 
-    /// Tries `send` until there is room for it, or time is up.
+    /// Repeats `send` until the socket has room for it, or the deadline has passed.
     pub(crate) fn when_room(
         &self,
         deadline: Deadline,
@@ -307,7 +311,7 @@ impl Connection {
         }
     }
 
-    /// Remembers that nothing can be sent any more. Replies to what was sent earlier may still come.
+    /// Notes that the socket takes no more. Replies to earlier frames may still come.
     fn note(&self, sent: Result<(), SendError>) -> Result<(), SendError> {
         if sent == Err(SendError::Gone) {
             self.set_gone();
@@ -315,20 +319,20 @@ impl Connection {
         sent
     }
 
-    /// Ends the connection; whoever waits for a reply wakes up.
+    /// Ends the connection, and wakes the threads that wait for replies.
     fn hang_up(&self) {
         self.set_gone();
         self.socket.shut_down();
     }
 
-    /// An id whose reply will be kept until [`Self::reply`] or [`Self::forget`].
+    /// Returns an id whose reply is kept until [`Self::reply`] or [`Self::forget`].
     pub(crate) fn expect(&self) -> u32 {
         let id = self.new_id();
         self.replies.expect(id);
         id
     }
 
-    /// Nobody waits for this reply any more.
+    /// Drops the slot of a reply that is no longer awaited.
     pub(crate) fn forget(&self, id: u32) {
         self.replies.forget(id);
     }
@@ -338,7 +342,7 @@ impl Connection {
         self.replies.wait(id, deadline, || self.receive(deadline))
     }
 
-    /// The next reply of all, and its id.
+    /// Returns the next reply to any thread, and its id.
     fn receive(&self, deadline: Deadline) -> Result<(u32, Reply), RequestError> {
         let mut packet = [0; ANSWER_MAX];
         let len = loop {
@@ -359,16 +363,16 @@ impl Connection {
         })
     }
 
-    /// The end, as this side wants it: the daemon is told of losses, and takes what was sent. A child closes its copies of the
-    /// descriptors, nothing more: losses and replies are its parent's.
+    /// Ends the connection: reports losses, and lets the daemon take what was sent.
+    /// A child only closes its copies of the descriptors: losses and replies are its parent's.
     pub(crate) fn close(&self) {
         if self.is_own() {
             for cpu in 0..self.n_bufs() {
-                // Nothing can be done if the socket does not take it.
-                let _ = self.tell_losses(cpu);
+                // If the socket has no room, the losses stay unreported.
+                let _ = self.report_losses(cpu);
             }
-            // Closed with replies unread, the daemon would see a reset instead of the end of what it has yet to take; and
-            // shut down first, no more can come.
+            // After a close with unread replies, the daemon would see a reset, not the end of the frames that it has
+            // yet to take. The shutdown comes first, so that no more replies can arrive.
             self.socket.shut_down();
             while self.socket.receive(&mut [0; HEADER_LEN]).is_some_and(|len| len > 0) {}
         }

@@ -1,5 +1,6 @@
-//! From a path to an open channel: connect, `HELLO`, `OPEN`, `SHARE`. It can be left and taken up again at any point, so that
-//! a producer which must not wait can get a new connection all the same.
+//! The handshake from a path to an open channel: connect, `HELLO`, `OPEN`, `SHARE`.
+//!
+//! It can be interrupted and continued at any point, so that a producer that must not wait still gets a new connection.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,23 +19,23 @@ use relay::{ChannelName, Geometry, GeometryError, GeometrySpec};
 use crate::direct::buffers::DirectBuffers;
 use crate::error::OpenError;
 use crate::socket::connection::Connection;
-use crate::socket::receive_files::{Arriving, wanted};
+use crate::socket::receive_files::{FileReceiver, wanted};
 use crate::transport::TransportChoice;
 
-/// How long a daemon may take to open a channel. Whoever takes longer is taken for somebody else.
+/// Time for a daemon to open a channel. A slower peer is not a relayfs daemon.
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(5);
-/// Smallest frame limit a daemon is believed to have, in bytes.
+/// Smallest valid frame limit of a daemon, in bytes.
 const FRAME_MAX_LEAST: usize = 512;
 
 const HELLO_ID: u32 = 1;
 const OPEN_ID: u32 = 2;
 const SHARE_ID: u32 = 3;
-/// What daemons of a release that does not know a request answer, an errno.
+/// The errno of a daemon whose release does not know a request.
 const NOT_SUPPORTED: i32 = Errno::EOPNOTSUPP as i32;
-/// Ids for everything after the handshake start here.
+/// First id after the handshake.
 pub(crate) const FIRST_FREE_ID: u32 = 4;
 
-/// What a channel is opened with, the first time and after every loss of the connection.
+/// Parameters of opening a channel, also after a loss of the connection.
 #[derive(Clone, Debug)]
 pub(crate) struct OpenRequest {
     pub(crate) name: ChannelName,
@@ -44,7 +45,8 @@ pub(crate) struct OpenRequest {
 }
 
 impl OpenRequest {
-    /// Refuses what no daemon could take; what fits only together with the daemon's defaults is left to it.
+    /// Refuses a geometry that no daemon can accept.
+    /// The daemon checks what depends on its defaults.
     pub(crate) fn check(&self) -> Result<(), GeometryError> {
         let mut least = self.spec;
         least.n_subbufs.get_or_insert(1);
@@ -64,20 +66,20 @@ pub(crate) struct Handshake {
     socket: Arc<Socket>,
     path: PathBuf,
     stage: Stage,
-    /// The buffers that this process has mapped, and may get again.
+    /// Buffers that this process has mapped, and may get again.
     mapped: Option<Arc<DirectBuffers>>,
     begun: Instant,
 }
 
-/// What the next answer is to.
+/// The request that the next answer belongs to.
 #[derive(Debug)]
 enum Stage {
     Hello,
     Open(HelloReply),
-    Share(Opened, Box<Arriving>),
+    Share(Opened, Box<FileReceiver>),
 }
 
-/// What the daemon said of itself and of the channel.
+/// The daemon's answers about itself and the channel.
 #[derive(Debug)]
 pub(crate) struct Opened {
     pub(crate) hello: HelloReply,
@@ -85,15 +87,15 @@ pub(crate) struct Opened {
     pub(crate) geometry: Geometry,
 }
 
-/// How far a handshake came in the time it was given.
+/// State of a handshake after the time it was given.
 pub(crate) enum Progress {
     Done(Connection),
     Waiting(Handshake),
 }
 
 impl Handshake {
-    /// Connects and says hello, waiting at most `wait` for a listener that is swamped. `mapped` are the buffers of an earlier
-    /// connection of the channel.
+    /// Connects and sends `HELLO`, and waits at most `wait` for a listener whose queue is full.
+    /// `mapped` are the buffers of the channel's earlier connection.
     pub(crate) fn begin(
         path: &Path,
         wait: Duration,
@@ -106,18 +108,22 @@ impl Handshake {
         Ok(handshake)
     }
 
-    /// Whether the daemon had its time.
+    /// Returns whether the daemon has used up its time.
     pub(crate) fn is_overdue(&self) -> bool {
         self.begun.elapsed() > OPEN_LIMIT
     }
 
-    /// Why a daemon that let its time pass is none.
+    /// Returns the error for a daemon that has used up its time.
     pub(crate) fn overdue(&self) -> OpenError {
         ConnectError::Silent { socket: self.socket_shown(), seconds: OPEN_LIMIT.as_secs() }.into()
     }
 
-    /// Goes on until the channel is open or time is up.
-    pub(crate) fn go_on(mut self, request: &OpenRequest, deadline: Deadline) -> Result<Progress, OpenError> {
+    /// Continues until the channel is open or the deadline has passed.
+    pub(crate) fn advance(
+        mut self,
+        request: &OpenRequest,
+        deadline: Deadline,
+    ) -> Result<Progress, OpenError> {
         let mut packet = [0; ANSWER_MAX];
         loop {
             let Some((len, descriptors)) = self.socket.receive_with_descriptors(&mut packet) else {
@@ -138,14 +144,14 @@ impl Handshake {
         }
     }
 
-    /// Takes an answer, and asks the next question if there is one.
+    /// Takes an answer, and sends the next request if there is one.
     fn answered(
         mut self,
         packet: &[u8],
         descriptors: Vec<OwnedFd>,
         request: &OpenRequest,
     ) -> Result<Progress, OpenError> {
-        // Whatever stands there meanwhile, the answer decides what comes next.
+        // The placeholder does not matter: the answer decides the next stage.
         self.stage = match std::mem::replace(&mut self.stage, Stage::Hello) {
             Stage::Hello => {
                 let hello = self.answer::<HelloReply>(packet, HELLO_ID)?;
@@ -163,12 +169,12 @@ impl Handshake {
                     return self.done(opened, Err(why), request);
                 }
                 self.send(&Share { channel: reply.channel }.frame(0, SHARE_ID));
-                let arriving = Arriving::new(geometry, n_bufs, self.mapped.take());
-                Stage::Share(opened, Box::new(arriving))
+                let files = FileReceiver::new(geometry, n_bufs, self.mapped.take());
+                Stage::Share(opened, Box::new(files))
             }
-            Stage::Share(opened, mut arriving) => {
+            Stage::Share(opened, mut files) => {
                 match self.answer::<ShareReply>(packet, SHARE_ID) {
-                    Ok(reply) => arriving.take(reply, descriptors).map_err(|why| self.not_ours(why))?,
+                    Ok(reply) => files.receive(reply, descriptors).map_err(|why| self.not_ours(why))?,
                     Err(OpenError::Refused(refused)) => {
                         let why = match refused.errno {
                             NOT_SUPPORTED => format!("the daemon does not share buffers: {}", refused.text),
@@ -178,17 +184,17 @@ impl Handshake {
                     }
                     Err(error) => return Err(error),
                 }
-                if arriving.is_complete() {
-                    let shared = arriving.finish(&self.socket);
+                if files.is_complete() {
+                    let shared = files.finish(&self.socket);
                     return self.done(opened, shared, request);
                 }
-                Stage::Share(opened, arriving)
+                Stage::Share(opened, files)
             }
         };
         Ok(Progress::Waiting(self))
     }
 
-    /// The channel is open.
+    /// Completes the handshake: the channel is open.
     fn done(
         self,
         opened: Opened,
@@ -202,11 +208,11 @@ impl Handshake {
     }
 
     fn send(&self, packet: &[u8]) {
-        // The socket is empty, so it takes this, or it is over; why, the daemon may have said before it hung up.
+        // The socket is empty, so it has room, unless it has ended. The daemon may have sent its reason before that.
         let _ = self.socket.send(packet);
     }
 
-    /// The body of an expected answer.
+    /// Returns the body of an expected answer.
     fn answer<'a, B: Body<'a>>(&self, packet: &'a [u8], id: u32) -> Result<B, OpenError> {
         let frame = Frame::decode(packet).map_err(|(_, error)| self.not_ours(error.to_string()))?;
         if frame.kind == Refusal::KIND {
@@ -242,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_no_daemon_could_take_is_refused() {
+    fn geometry_that_no_daemon_can_accept_is_refused() {
         for good in ["", "subbuf-size=64M", "n-subbufs=65536", "header=300K", "subbuf-size=1:n-subbufs=1"] {
             assert_eq!(check(good), Ok(()), "{good}");
         }

@@ -1,11 +1,11 @@
-//! Getting a channel's files: whether to ask for them, and mapping what comes.
+//! Receiving a channel's files: whether to ask for them, and mapping them.
 //!
-//! They come in several packets, and are mapped and closed packet by packet: a machine with many CPUs has more of them
-//! than a process may have open. If anything is wrong with one, the rest is still awaited, so that the socket, which
-//! is used then, has nothing in it that nobody expects.
+//! The files come in several packets, and are mapped and closed packet by packet: a machine with many CPUs has more
+//! files than a process may have open. If one is unusable, the others are still received. The socket, which is then
+//! used for messages, must not hold unexpected packets.
 //!
-//! Of a daemon that has taken over the files of the one before come the same files again. They stay mapped where they are:
-//! a thread that is writing there must not find that nobody reads it.
+//! A daemon that has taken over the files of its predecessor sends the same files again. Their mappings stay: a thread
+//! that is writing there must not end up without a reader.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -26,7 +26,7 @@ use crate::direct::doorbell::{Doorbell, Endpoints};
 use crate::direct::rseq::Sequences;
 use crate::transport::TransportChoice;
 
-/// Whether the buffers of a channel are to be asked for; if not, why.
+/// Decides whether to ask for a channel's buffers; the error says why not.
 pub(crate) fn wanted(choice: TransportChoice, geometry: &Geometry) -> Result<(), String> {
     let why = if choice == TransportChoice::Socket {
         "it was asked for"
@@ -42,33 +42,33 @@ pub(crate) fn wanted(choice: TransportChoice, geometry: &Geometry) -> Result<(),
     Err(why.into())
 }
 
-/// A channel's files on their way here.
+/// A channel's files while they arrive.
 #[derive(Debug)]
-pub(crate) struct Arriving {
+pub(crate) struct FileReceiver {
     geometry: Geometry,
     n_bufs: usize,
-    /// Data files that have come, usable or not.
+    /// Number of data files that have arrived, usable or not.
     n_arrived: usize,
-    /// What this process has mapped already, and may get again.
+    /// Buffers that this process has mapped already, and may get again.
     mapped: Option<Arc<DirectBuffers>>,
     control: Option<Control>,
     buffers: Vec<Buffer>,
-    /// The first thing that was wrong.
+    /// The first fault of a file.
     unusable: Option<String>,
 }
 
 #[derive(Debug)]
 struct Control {
-    /// `None`: it is that of `mapped`.
+    /// `None`: the control file is that of `mapped`.
     mapped: Option<channel_files::Control>,
     id: FileId,
     file: HeldFd,
     bell: HeldFd,
 }
 
-impl Arriving {
-    pub(crate) fn new(geometry: Geometry, n_bufs: usize, mapped: Option<Arc<DirectBuffers>>) -> Arriving {
-        Arriving {
+impl FileReceiver {
+    pub(crate) fn new(geometry: Geometry, n_bufs: usize, mapped: Option<Arc<DirectBuffers>>) -> FileReceiver {
+        FileReceiver {
             geometry,
             n_bufs,
             n_arrived: 0,
@@ -79,8 +79,8 @@ impl Arriving {
         }
     }
 
-    /// Takes the next packet; an error if it makes no sense.
-    pub(crate) fn take(&mut self, reply: ShareReply, descriptors: Vec<OwnedFd>) -> Result<(), String> {
+    /// Takes the next packet. The error says why it is invalid.
+    pub(crate) fn receive(&mut self, reply: ShareReply, descriptors: Vec<OwnedFd>) -> Result<(), String> {
         let count = reply.count as usize;
         let is_first = self.control.is_none() && self.n_arrived == 0;
         let progress = count > 0 || is_first;
@@ -94,12 +94,12 @@ impl Arriving {
         Ok(())
     }
 
-    /// Whether all files have come.
+    /// Returns whether all files have arrived.
     pub(crate) fn is_complete(&self) -> bool {
         self.n_arrived == self.n_bufs
     }
 
-    /// The buffers, or why they cannot be used.
+    /// Returns the buffers, or the reason for which they cannot be used.
     pub(crate) fn finish(self, socket: &Arc<Socket>) -> Result<Arc<DirectBuffers>, String> {
         let control = match (self.unusable, self.control) {
             (None, Some(control)) => control,

@@ -1,4 +1,4 @@
-//! A channel's way to its daemon: the latest connection, and getting a new one when that is over.
+//! A channel's link to its daemon: the latest connection, and getting the next one.
 
 use std::path::{Path, PathBuf};
 use std::process;
@@ -15,24 +15,24 @@ use crate::error::{OpenError, RequestError};
 use crate::socket::connection::Connection;
 use crate::socket::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
 
-/// After a loss of the connection, a new one is tried for at most this often.
+/// Least time between two tries to connect after a loss of the connection.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// The same for those who have nothing else to do than to wait for a daemon.
+/// Least time between two tries of a thread that only waits for a daemon.
 const AWAIT_INTERVAL: Duration = Duration::from_millis(50);
-/// How long they sleep between two looks.
+/// Sleep of such a thread between two looks.
 const AWAIT_SLEEP: Duration = Duration::from_millis(10);
 
-/// A channel's way to its daemon.
+/// A channel's link to its daemon.
 #[derive(Debug)]
 pub(crate) struct Link {
     mount: PathBuf,
     request: OpenRequest,
     /// The latest connection. Locked only to take or replace the `Arc`.
     current: RwLock<Arc<Connection>>,
-    /// The same one's buffers, for those who may not lock.
+    /// The buffers of the latest connection, for threads that must not lock.
     buffers: Generations,
     redial: Mutex<Redial>,
-    /// There is to be no connection any more.
+    /// Whether the channel was closed, so that no further connection is made.
     closed: AtomicBool,
 }
 
@@ -42,13 +42,13 @@ struct Redial {
     last_try: Option<Instant>,
     /// The process that tried.
     pid: u32,
-    under_way: Option<Handshake>,
+    pending: Option<Handshake>,
 }
 
-/// Why there is no connection; `None` if it was not tried now.
+/// The reason for which there is no connection; `None` if no try was due.
 pub(crate) type NoConnection = Option<OpenError>;
 
-/// For those who would have waited.
+/// Converts the reason into the error of a request that would have waited.
 pub(crate) fn no_connection(reason: NoConnection) -> RequestError {
     reason.map_or(RequestError::Disconnected, RequestError::Reopen)
 }
@@ -65,12 +65,13 @@ impl Link {
         }
     }
 
-    /// Ends the connection, for good. Threads that are inside a call get an error, or have written where nobody reads.
+    /// Ends the connection for good.
+    /// Threads inside a call get an error, or have written where no daemon reads.
     pub(crate) fn close(&self) {
         let mut redial = self.redial.lock().unwrap_or_else(PoisonError::into_inner);
         // Relaxed: read with the lock.
         self.closed.store(true, Ordering::Relaxed);
-        redial.under_way = None;
+        redial.pending = None;
         let latest = self.latest();
         latest.close();
         if let Ok(shared) = &latest.sharing {
@@ -78,7 +79,7 @@ impl Link {
         }
     }
 
-    /// The buffers to be written directly.
+    /// Returns the buffers for direct writing.
     pub(crate) fn buffers(&self) -> &Generations {
         &self.buffers
     }
@@ -87,15 +88,15 @@ impl Link {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// A connection that works as far as is known.
+    /// Returns a connection that works as far as is known.
     pub(crate) fn connection(&self, may_wait: bool) -> Result<Arc<Connection>, NoConnection> {
         let latest = self.latest();
         let wait = if may_wait { OPEN_LIMIT } else { Duration::ZERO };
         if latest.works() { Ok(latest) } else { self.reconnect(wait, RETRY_INTERVAL) }
     }
 
-    /// A connection that works, for those who need the daemon, and wait for the next one until `deadline`: `None`, if there
-    /// is none by then.
+    /// Returns a working connection, and waits for the next daemon until `deadline`.
+    /// `Err(None)`: there was none by then.
     pub(crate) fn await_connection(&self, deadline: Instant) -> Result<Arc<Connection>, NoConnection> {
         loop {
             let latest = self.latest();
@@ -106,7 +107,7 @@ impl Link {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.reconnect(left.min(OPEN_LIMIT), AWAIT_INTERVAL) {
                 Ok(connection) => return Ok(connection),
-                // Nobody there yet, or one that ends while it is asked.
+                // No daemon is there yet, or one that is ending.
                 Err(None | Some(OpenError::Connect(_))) if left.is_zero() => return Err(None),
                 Err(None | Some(OpenError::Connect(_))) => sleep(left.min(AWAIT_SLEEP)),
                 Err(reason) => return Err(reason),
@@ -114,7 +115,8 @@ impl Link {
         }
     }
 
-    /// Tries to get a connection, waiting at most `wait` for answers, if the last try is an `interval` ago.
+    /// Tries to get a connection, if the last try is at least `interval` ago.
+    /// Waits at most `wait` for answers.
     #[cold]
     fn reconnect(&self, wait: Duration, interval: Duration) -> Result<Arc<Connection>, NoConnection> {
         let mut redial = match self.redial.try_lock() {
@@ -129,7 +131,7 @@ impl Link {
         if latest.works() {
             return Ok(latest);
         }
-        // Also for those who still have it when its buffers get another connection.
+        // Also for threads that still hold this connection when its buffers get another one.
         if latest.is_own() {
             latest.set_gone();
         }
@@ -139,10 +141,10 @@ impl Link {
         if redial.pid != process::id() {
             *redial = Redial { pid: process::id(), ..Redial::default() };
         }
-        // A child has lost nothing yet, and shall not lose its first message.
+        // A child has lost no message yet, and must not lose its first one.
         let wait = if latest.is_own() { wait } else { OPEN_LIMIT };
         let mapped = latest.sharing.as_ref().ok();
-        let handshake = match redial.under_way.take().filter(|handshake| !handshake.is_overdue()) {
+        let handshake = match redial.pending.take().filter(|handshake| !handshake.is_overdue()) {
             Some(handshake) => handshake,
             None if redial.last_try.is_some_and(|at| at.elapsed() < interval) => return Err(None),
             None => {
@@ -150,17 +152,17 @@ impl Link {
                 self.dial(&latest.path, wait, mapped.filter(|shared| !shared.is_over()))?
             }
         };
-        match handshake.go_on(&self.request, Some(Instant::now() + wait))? {
-            Progress::Done(connection) => Ok(self.take_up(connection, &latest)),
+        match handshake.advance(&self.request, Some(Instant::now() + wait))? {
+            Progress::Done(connection) => Ok(self.replace_latest(connection, &latest)),
             Progress::Waiting(handshake) => {
-                redial.under_way = Some(handshake);
+                redial.pending = Some(handshake);
                 Err(None)
             }
         }
     }
 
-    /// Goes on with a new connection in place of the latest.
-    fn take_up(&self, connection: Connection, latest: &Connection) -> Arc<Connection> {
+    /// Replaces the latest connection by a new one.
+    fn replace_latest(&self, connection: Connection, latest: &Connection) -> Arc<Connection> {
         if latest.is_own() {
             connection.inherit_losses(latest);
         }
@@ -171,7 +173,7 @@ impl Link {
         let replaced = mapped.filter(|mapped| !shared.is_some_and(|shared| Arc::ptr_eq(shared, mapped)));
         if let Some(shared) = shared {
             if mapped.is_none() || replaced.is_some() {
-                // Without a place there, the next messages find them by way of the connection.
+                // If no place is left there, later messages find the buffers through the connection.
                 self.buffers.push(shared);
             }
             shared.ring_for_all();
@@ -182,8 +184,8 @@ impl Link {
         connection
     }
 
-    /// Connects to where the daemon was; only if nobody is there, looks where the mount says it is now: a look into
-    /// the mount of a daemon that hangs would hang as well.
+    /// Connects to the daemon's last socket, or else to the mount's present one.
+    /// The mount comes second: a look into the mount of a hanging daemon would hang as well.
     fn dial(
         &self,
         path: &Path,

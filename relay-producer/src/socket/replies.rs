@@ -1,7 +1,8 @@
-//! Replies find those who wait for them.
+//! Delivery of replies to the threads that wait for them.
 //!
-//! Whoever waits for a reply registers its id before the request goes out. One of those who wait receives for all; when
-//! something came, or its time is up, another one takes over. A reply that nobody waits for is dropped.
+//! A thread that waits for a reply registers its id before the request goes out. One of the waiting threads receives
+//! for all; when a packet has come, or its time is up, another one takes over. A reply that no thread waits for is
+//! dropped.
 
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,7 +22,7 @@ pub(crate) enum Reply {
 }
 
 impl Reply {
-    /// The id of a reply and what it says, or why it is none.
+    /// Returns the id and contents of a reply, or the reason for which the packet is not one.
     pub(crate) fn decode(packet: &[u8]) -> Result<(u32, Reply), String> {
         let frame = Frame::decode(packet).map_err(|(_, error)| error.to_string())?;
         let reply = match (frame.kind, frame.reply) {
@@ -35,7 +36,7 @@ impl Reply {
         Ok((frame.id, reply))
     }
 
-    /// What became of the messages of a write, to which this is the reply.
+    /// Returns the results in a reply to a write.
     pub(crate) fn counts(self) -> Result<WriteReply, RequestError> {
         match self {
             Reply::Written(counts) => Ok(counts),
@@ -49,15 +50,15 @@ impl Reply {
 #[derive(Debug, Default)]
 pub(crate) struct Replies {
     inbox: Mutex<Inbox>,
-    /// Rings when a reply has come, and when somebody stops receiving.
+    /// Notified when a reply has come, and when a thread stops receiving.
     changed: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Inbox {
-    /// A slot for every reply that somebody waits for, by id.
+    /// A slot for every awaited reply, by id.
     slots: BTreeMap<u32, Option<Reply>>,
-    /// Whether one of those who wait is receiving.
+    /// Whether a waiting thread is receiving.
     receiving: bool,
 }
 
@@ -66,17 +67,18 @@ impl Replies {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the reply to `id`, once it comes.
+    /// Keeps the reply to `id` once it comes.
     pub(crate) fn expect(&self, id: u32) {
         self.inbox().slots.insert(id, None);
     }
 
-    /// Nobody waits for this reply any more.
+    /// Drops the slot of a reply that is no longer awaited.
     pub(crate) fn forget(&self, id: u32) {
         self.inbox().slots.remove(&id);
     }
 
-    /// Waits for an expected reply. `receive` gets the next one of all, whosever it is, by the same deadline.
+    /// Waits for an expected reply.
+    /// `receive` returns the next reply to any thread, by the same deadline.
     pub(crate) fn wait(
         &self,
         id: u32,

@@ -1,36 +1,36 @@
-//! `WRITE` frames as they are built: messages are appended where they will be sent from.
+//! Building `WRITE` frames: messages are appended in place.
 
 use relay::wire::frame::{
     Body, FrameType, HEADER_LEN, MESSAGE_PREFIX_LEN, WRITE_FIXED_LEN, WRITE_MORE, Write, begin, finish,
 };
 
-/// Where the messages of a frame begin.
+/// Offset of the messages in a frame.
 const START: usize = HEADER_LEN + WRITE_FIXED_LEN;
 
-/// A `WRITE` with whole messages. Which CPU it is for is decided when it is sent.
+/// A `WRITE` with whole messages. Its CPU is decided when it is sent.
 #[derive(Debug)]
 pub(crate) struct WriteFrame {
-    /// The frame, its head still blank.
+    /// The frame; its head is still blank.
     bytes: Vec<u8>,
-    /// Where the head is made.
+    /// Buffer in which the head is built.
     head: Vec<u8>,
     n_messages: u64,
 }
 
 impl WriteFrame {
-    /// An empty frame, with memory for `capacity` bytes of messages and their prefixes.
+    /// Creates an empty frame with memory for `capacity` bytes of messages and their prefixes.
     pub(crate) fn new(capacity: usize) -> WriteFrame {
         let mut bytes = Vec::with_capacity(START + capacity);
         bytes.resize(START, 0);
         WriteFrame { bytes, head: Vec::with_capacity(START), n_messages: 0 }
     }
 
-    /// Bytes of messages, prefixes included.
+    /// Returns the bytes of messages, prefixes included.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() - START
     }
 
-    /// Number of messages.
+    /// Returns the number of messages.
     pub(crate) fn n_messages(&self) -> u64 {
         self.n_messages
     }
@@ -42,13 +42,13 @@ impl WriteFrame {
         self.n_messages += 1;
     }
 
-    /// Takes all messages out.
+    /// Removes all messages.
     pub(crate) fn clear(&mut self) {
         self.bytes.truncate(START);
         self.n_messages = 0;
     }
 
-    /// The frame, ready to be sent. `to` says everything but the messages.
+    /// Completes the frame for sending. `to` has all fields but the messages.
     pub(crate) fn seal(&mut self, flags: u16, id: u32, to: &Write<'_>) -> &[u8] {
         begin(&mut self.head, FrameType::Write, false, flags, id);
         Write { messages: &[], ..*to }.encode(&mut self.head);
@@ -58,7 +58,7 @@ impl WriteFrame {
     }
 }
 
-/// The frames of one message that is longer than a frame with `room` bytes.
+/// Returns the frames of one message that is longer than a frame with `room` bytes.
 pub(crate) fn pieces(
     message: &[u8],
     room: usize,
@@ -77,7 +77,8 @@ pub(crate) fn pieces(
     })
 }
 
-/// What stands before a message. No message is longer than `MESSAGE_MAX`, so its length fits.
+/// Returns the bytes before a message.
+/// No message is longer than `MESSAGE_MAX`, so its length fits.
 fn prefix(message: &[u8]) -> [u8; MESSAGE_PREFIX_LEN] {
     (message.len() as u32).to_le_bytes()
 }
@@ -91,7 +92,7 @@ mod tests {
     const TO: Write<'static> = Write { channel: 7, cpu: 3, wait_ms: 0, lost: 5, messages: &[] };
 
     #[test]
-    fn a_frame_is_used_again_and_again() {
+    fn cleared_frame_is_reused() {
         let mut frame = WriteFrame::new(100);
         for round in 0..3 {
             frame.push(b"one");
@@ -111,9 +112,9 @@ mod tests {
     }
 
     #[test]
-    fn a_long_message_is_cut_and_only_its_last_piece_ends_it() {
+    fn only_last_piece_ends_a_long_message() {
         let message: Vec<u8> = (0..=255).cycle().take(1000).collect();
-        // The last one fills its frame exactly.
+        // At 1004 the message fills its frame exactly.
         for room in [1004, 1003, 502, 100, 7] {
             let frames: Vec<_> = pieces(&message, room, WRITE_REPLY, 9, TO).collect();
             assert_eq!(frames.len(), 1004_usize.div_ceil(room));

@@ -1,4 +1,4 @@
-//! A channel's files as the daemon makes them, and its reading end.
+//! A channel's files as the daemon makes them, and the reading end of its buffers.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -29,25 +29,25 @@ pub struct Files {
     pub at_once: usize,
 }
 
-/// Number of this machine's CPUs, those that are offline included.
+/// Returns the number of this machine's CPUs, including offline ones.
 pub fn n_cpus() -> usize {
     sysconf(SysconfVar::_NPROCESSORS_CONF).unwrap().unwrap() as usize
 }
 
-/// The CPUs that the calling thread may run on.
+/// Returns the CPUs that the calling thread may run on.
 pub fn allowed_cpus() -> Vec<usize> {
     let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
     (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap()).collect()
 }
 
-/// Moves the calling thread to a CPU, for good.
+/// Binds the calling thread to a CPU.
 pub fn pin(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &set).unwrap();
 }
 
-/// Moves the calling thread to a CPU that it may run on, and says which.
+/// Binds the calling thread to a CPU that it may run on, and returns the CPU.
 pub fn pin_anywhere() -> usize {
     let cpu = allowed_cpus()[0];
     pin(cpu);
@@ -59,12 +59,12 @@ impl Files {
         Files::with(geometry, n_cpus(), DESCRIPTORS_MAX - 2)
     }
 
-    /// Files that have no names: nobody will find them again.
+    /// Creates files without names: no daemon finds them again.
     pub fn with(geometry: Geometry, n_bufs: usize, at_once: usize) -> Arc<Files> {
         Files::make(geometry, n_bufs, at_once, || tempfile::tempfile().unwrap())
     }
 
-    /// Files with names in a directory, for another daemon to find.
+    /// Creates files with names in a directory, for another daemon to find.
     pub fn in_dir(dir: &Path, geometry: Geometry) -> Arc<Files> {
         let file = || tempfile::Builder::new().tempfile_in(dir).unwrap().keep().unwrap().0;
         Files::make(geometry, n_cpus(), DESCRIPTORS_MAX - 2, file)
@@ -94,7 +94,7 @@ impl Files {
         Arc::new(Files { control, data, bell, buffers, readers, at_once })
     }
 
-    /// Answers a request for them.
+    /// Answers a request for the files.
     pub fn send(&self, peer: &Peer, id: u32) {
         let mut first = 0;
         while first == 0 || first < self.data.len() {
@@ -111,7 +111,7 @@ impl Files {
         }
     }
 
-    /// Writes as the daemon does, which may end meanwhile. To be called by one thread at a time.
+    /// Writes like a daemon that may end meanwhile. Only one thread may call it at a time.
     pub fn write(
         &self,
         cpu: usize,
@@ -140,7 +140,7 @@ impl Files {
         }
     }
 
-    /// Ends the channel as the daemon does.
+    /// Ends the channel like the daemon.
     pub fn close(&self) {
         for cpu in allowed_cpus() {
             std::thread::scope(|scope| {
@@ -152,7 +152,7 @@ impl Files {
         }
     }
 
-    /// What there is to read in a buffer now.
+    /// Returns the readable bytes of a buffer.
     pub fn read(&self, cpu: usize) -> Vec<u8> {
         let mut reader = self.readers[cpu].lock().unwrap();
         let (mut scratch, mut out) = (Vec::new(), Vec::new());
@@ -165,12 +165,12 @@ impl Files {
         }
     }
 
-    /// Number of rings since the last look.
+    /// Returns the number of rings since the last call.
     pub fn rings(&self) -> u64 {
         self.bell.read().unwrap_or(0)
     }
 
-    /// Messages lost in all buffers.
+    /// Returns the messages lost in all buffers.
     pub fn lost(&self) -> u64 {
         self.buffers.iter().map(Buffer::lost).sum()
     }

@@ -1,6 +1,6 @@
-//! A daemon without a file system: it speaks the protocol, keeps what it gets, and misbehaves on request.
+//! A daemon without a file system, which keeps all it receives and misbehaves on request.
 
-// Each test program uses its own part of this.
+// Each test program uses a part of this file.
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod files;
@@ -30,17 +30,18 @@ use tempfile::TempDir;
 
 use files::Files;
 
-/// No condition that a test waits for takes longer, unless something is broken.
+/// Longest time that a test waits for a condition.
+/// A longer wait means that something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// CPUs of the pretended machine: as many as any real one that runs this.
+/// CPUs of the pretended machine: at least as many as any machine that runs the tests.
 pub const N_CPUS: u32 = 1024;
 
-/// What arrived.
+/// Everything that arrived.
 #[derive(Debug, Default)]
 pub struct Store {
-    /// Messages with the CPU each was for, in order.
+    /// Messages with the CPU of each, in order.
     pub messages: Vec<(u32, Vec<u8>)>,
-    /// Sum of what `WRITE`s said was lost.
+    /// Sum of the losses that `WRITE`s reported.
     pub lost: u64,
     /// Long messages that were begun and not completed.
     pub given_up: usize,
@@ -50,24 +51,24 @@ pub struct Store {
     pub waits: Vec<u32>,
     /// Names of channels opened, and whether creating them was allowed.
     pub opened: Vec<(String, bool)>,
-    /// Replies to `WRITE`s that are held back.
+    /// Withheld replies to `WRITE`s.
     pub held: Vec<(Arc<Peer>, u32, WriteReply)>,
 }
 
-/// How a daemon treats its producers.
+/// Treatment of producers by a daemon.
 #[derive(Clone, Debug)]
 pub struct Manners {
     pub geometry: &'static str,
     /// The only channel that exists; others may be created.
     pub existing: &'static str,
-    /// Messages longer than this are dropped, to have something that is.
+    /// Messages longer than this are dropped, so that tests have dropped ones.
     pub dropped_over: usize,
-    /// Batches of messages that start with this are answered when the test says so.
+    /// Batches of messages that start with this are answered when the test releases them.
     pub hold: Option<&'static [u8]>,
-    /// The connection ends after so many frames of messages.
+    /// The connection ends after this many frames of messages.
     pub frames_max: usize,
-    /// What a producer is told that asks for the channel's files, if there are none. By default as from a daemon of
-    /// an older release.
+    /// The refusal of a request for the channel's files, if there are none.
+    /// By default that of an older release.
     pub unshared: (i32, &'static str),
     /// The errno with which messages are refused, if they are.
     pub refused: Option<i32>,
@@ -99,21 +100,21 @@ struct Shared {
     changed: Condvar,
     peers: Mutex<Vec<Arc<Peer>>>,
     accepted: AtomicUsize,
-    /// The files of every channel, and whether messages that come by the socket go there.
+    /// The files of every channel, and whether messages over the socket go there.
     files: Mutex<Option<(Arc<Files>, bool)>>,
-    /// Whether frames of messages are taken from the sockets.
+    /// Whether the daemon takes frames of messages from the sockets.
     open: Mutex<bool>,
     gate: Condvar,
-    /// Nothing is answered any more.
+    /// Whether the daemon has stopped answering.
     ended: AtomicBool,
 }
 
-/// One producer's connection.
+/// The connection of one producer.
 #[derive(Debug)]
 pub struct Peer(OwnedFd);
 
 impl Peer {
-    /// The next packet; `None` at the end.
+    /// Returns the next packet; `None` at the end.
     pub fn receive(&self) -> Option<Vec<u8>> {
         let mut packet = vec![0; FRAME_MAX + 1];
         let len = recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()).ok().filter(|len| *len > 0)?;
@@ -128,7 +129,7 @@ impl Peer {
     pub fn send_with(&self, packet: &[u8], descriptors: &[RawFd]) {
         let rights = [ControlMessage::ScmRights(descriptors)];
         let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
-        // Whoever has gone away does not want it.
+        // A peer that has gone away does not want it.
         let packet = [IoSlice::new(packet)];
         let _ = sendmsg::<()>(self.0.as_raw_fd(), &packet, rights, MsgFlags::MSG_NOSIGNAL, None);
     }
@@ -160,13 +161,13 @@ pub fn open_reply(geometry: &Geometry, created: bool) -> OpenReply {
     }
 }
 
-/// The channel "cpu", without asking for its files: for daemons that follow a script.
+/// Opens the channel "cpu" without asking for its files: for daemons that follow a script.
 pub fn open_by_socket(daemon: &Daemon) -> Channel {
     Channel::builder(&daemon.socket, "cpu").transport(TransportChoice::Socket).open().unwrap()
 }
 
 impl Daemon {
-    /// A well-behaved one.
+    /// Starts a well-behaved daemon.
     pub fn start(dir: &TempDir, manners: Manners) -> Daemon {
         Daemon::start_at(&dir.path().join("socket"), manners)
     }
@@ -175,7 +176,7 @@ impl Daemon {
         Daemon::start_with(socket, move |shared, peer| Session::new(shared, peer, manners.clone()).serve())
     }
 
-    /// One that does anything with its connections.
+    /// Starts a daemon that runs `script` with each connection.
     pub fn start_script(dir: &TempDir, script: impl Fn(&Peer) + Send + Sync + 'static) -> Daemon {
         Daemon::start_script_at(&dir.path().join("socket"), script)
     }
@@ -188,7 +189,7 @@ impl Daemon {
         let fd = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
         bind(fd.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
         listen(&fd, Backlog::MAXCONN).unwrap();
-        // accept(2) does not mind what type of Unix socket it is.
+        // accept(2) accepts any type of Unix socket.
         let listener = Arc::new(UnixListener::from(fd));
         let shared = Arc::new(Shared {
             store: Mutex::default(),
@@ -233,12 +234,12 @@ impl Daemon {
         assert!(!timeout.timed_out(), "{what}: {} messages, {} lost", store.messages.len(), store.lost);
     }
 
-    /// From now on channels have these files, and messages go there.
+    /// Gives channels these files from now on, and writes messages there.
     pub fn share(&self, files: &Arc<Files>) {
         *self.shared.files.lock().unwrap() = Some((files.clone(), true));
     }
 
-    /// From now on channels have these files, and what comes by the socket does not go there.
+    /// Gives channels these files from now on, but does not write messages over the socket there.
     pub fn share_apart(&self, files: &Arc<Files>) {
         *self.shared.files.lock().unwrap() = Some((files.clone(), false));
     }
@@ -247,20 +248,20 @@ impl Daemon {
         self.shared.accepted.load(Ordering::SeqCst)
     }
 
-    /// Whether frames of messages are taken from the sockets from now on.
+    /// Sets whether the daemon takes frames of messages from the sockets.
     pub fn take_messages(&self, take: bool) {
         *self.shared.open.lock().unwrap() = take;
         self.shared.gate.notify_all();
     }
 
-    /// Answers the writes that were held back.
+    /// Answers the withheld writes.
     pub fn release(&self) {
         for (peer, id, reply) in self.store().held.drain(..) {
             peer.send(&reply.frame(0, id));
         }
     }
 
-    /// Ends all connections, but goes on listening.
+    /// Ends all connections, but continues listening.
     pub fn hang_up(&self) {
         self.shared.peers.lock().unwrap().iter().for_each(|peer| peer.hang_up());
     }
@@ -275,7 +276,7 @@ impl Drop for Daemon {
         self.store().held.clear();
         self.hang_up();
         if let Some(thread) = self.thread.take() {
-            // A failed assertion of its own is a failure of the test, which may be failing already.
+            // A failed assertion of the daemon fails the test, which may be failing already.
             if thread.join().is_err() && !thread::panicking() {
                 panic!("the daemon panicked");
             }
@@ -283,12 +284,12 @@ impl Drop for Daemon {
     }
 }
 
-/// A connection of a well-behaved daemon.
+/// Serves a connection as a well-behaved daemon.
 struct Session<'a> {
     shared: &'a Shared,
     peer: &'a Arc<Peer>,
     manners: Manners,
-    /// A message that is not complete yet: its frames' id, its CPU, its bytes.
+    /// An incomplete message: its frames' id, its CPU, its bytes.
     long: Option<(u32, u32, Vec<u8>)>,
     n_frames: usize,
 }
@@ -406,7 +407,7 @@ impl<'a> Session<'a> {
             let message = message.expect("lengths that add up").to_vec();
             hold |= self.manners.hold.is_some_and(|start| message.starts_with(start));
             if let Some((files, true)) = self.files() {
-                // Others may look at the store meanwhile.
+                // Other threads may look at the store meanwhile.
                 drop(store);
                 self.shared.changed.notify_all();
                 let ended = || self.shared.ended.load(Ordering::SeqCst);
@@ -435,7 +436,7 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A listening socket that nobody serves.
+/// Returns a listening socket that no process serves.
 pub fn idle_socket(path: &Path, kind: SockType) -> io::Result<OwnedFd> {
     let fd = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None)?;
     bind(fd.as_raw_fd(), &UnixAddr::new(path)?)?;

@@ -1,15 +1,15 @@
-//! Durations as people write them: `2s`, `100ms`, `0.5`, `1m`.
+//! Durations as users write them: `2s`, `100ms`, `0.5`, `1m`.
 
 use std::time::Duration;
 
 use thiserror::Error;
 
-/// Why a text is not a duration.
+/// The error for a text that is not a duration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not a duration: a number, then nothing, ms, s or m")]
 pub struct DurationError;
 
-/// Reads a duration: a decimal number, then `ms`, `s` or `m`, or nothing for seconds.
+/// Parses a duration: a decimal number, then `ms`, `s` or `m`, or nothing for seconds.
 pub fn parse_duration(text: &str) -> Result<Duration, DurationError> {
     let (number, unit) = match text.find(|c: char| c.is_ascii_alphabetic()) {
         Some(at) => text.split_at(at),
@@ -31,7 +31,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations() {
+    fn duration_is_parsed_and_other_text_refused() {
         for (text, millis) in
             [("5", 5000), ("0.5", 500), ("100ms", 100), ("2s", 2000), ("1m", 60_000), ("0", 0)]
         {

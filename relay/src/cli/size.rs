@@ -1,19 +1,19 @@
-//! Sizes as people write them: `64K`, `1M`, `2G`; powers of 1024.
+//! Sizes as users write them: `64K`, `1M`, `2G`; powers of 1024.
 
 use thiserror::Error;
 
-/// Why a text is not a size.
+/// The error for a text that is not a size.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SizeError {
     /// Not digits followed by at most one of K, M, G.
     #[error("'{0}' is not a size: digits, then at most one of K, M, G (powers of 1024)")]
     Malformed(String),
-    /// More than 64 bits.
+    /// The value exceeds 64 bits.
     #[error("'{0}' is too large")]
     TooLarge(String),
 }
 
-/// Reads a size in bytes: digits, then at most one of `K`, `M`, `G` in either case.
+/// Parses a size in bytes: digits, then at most one of `K`, `M`, `G` in either case.
 pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     let malformed = || SizeError::Malformed(text.to_owned());
     let (digits, unit) = match text.as_bytes().last().ok_or_else(malformed)? {
@@ -29,7 +29,7 @@ pub fn parse_size(text: &str) -> Result<u64, SizeError> {
     digits.parse::<u64>().map_err(|_| too_large())?.checked_mul(unit).ok_or_else(too_large)
 }
 
-/// Writes a size the way [`parse_size`] reads it, with the largest unit that loses nothing.
+/// Writes a size for [`parse_size`], with the largest unit that divides it.
 pub fn format_size(bytes: u64) -> String {
     for (shift, unit) in [(30, 'G'), (20, 'M'), (10, 'K')] {
         if bytes != 0 && bytes.trailing_zeros() >= shift {
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused() {
+    fn malformed_size_is_refused() {
         for text in ["", "K", "1KB", "-1", "+1", "1.5M", " 1", "1 K", "0x10", "é"] {
             assert!(matches!(parse_size(text), Err(SizeError::Malformed(_))), "{text}");
         }
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn format_is_the_inverse() {
+    fn formatted_size_is_parsed() {
         for bytes in [0, 1, 1023, 1024, 1025, 262_144, 1 << 20, 5 << 30, u64::MAX] {
             assert_eq!(parse_size(&format_size(bytes)), Ok(bytes));
         }

@@ -1,7 +1,7 @@
-//! How our programs complain: in one line on standard error, after the program's name.
+//! Reports of wrong usage: one line on standard error, after the program's name.
 
-/// One line of what a command-line parser says of wrong usage in several paragraphs; what it says about usage in
-/// general is left to `--help`.
+/// Joins a command-line parser's paragraphs about an error into one line.
+/// Paragraphs about usage in general are left out; `try --help` is added instead.
 ///
 /// ```text
 /// error: unexpected argument '--foo' found

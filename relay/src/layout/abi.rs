@@ -1,10 +1,11 @@
-//! The layout of a channel's files, to the byte. `relay/docs/FORMAT.md` draws it; this file asserts it.
+//! Layout of a channel's files, to the byte.
+//! `relay/docs/FORMAT.md` draws the layout; this file asserts it.
 //!
-//! A channel has one *control* file and, for each buffer, one *data* file, which is the ring and nothing else.
+//! A channel has one *control* file, and one *data* file for each buffer. A data file holds the ring and nothing else.
 //!
 //! ```text
 //! control   0                 ControlHeader
-//!           buffers_offset    BufferBlock of buffer 0, then its records: two a slot, by parity of the lap
+//!           buffers_offset    BufferBlock of buffer 0, then its records: two for each slot, by parity of the lap
 //!           + buffer_stride   BufferBlock of buffer 1 ...
 //! ```
 //!
@@ -31,7 +32,8 @@ pub const FLAG_OVERWRITE: u32 = 1;
 /// Bit of [`ControlHeader::flags`]: one buffer for all CPUs.
 pub const FLAG_GLOBAL: u32 = 2;
 
-/// Start of a control file. Users of the file go by the offsets and strides it gives, not by constants.
+/// Start of a control file.
+/// Processes that map the file use the offsets and strides in it, not constants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct ControlHeader {
@@ -41,9 +43,9 @@ pub struct ControlHeader {
     pub layout_version: u32,
     /// Size of this header in bytes.
     pub header_len: u32,
-    /// Features without which the file cannot be understood; none are defined yet.
+    /// Bits of features that a process must know to use the file; none are defined yet.
     pub features_required: u64,
-    /// Features that may be ignored; none are defined yet.
+    /// Bits of features that a process may ignore; none are defined yet.
     pub features_optional: u64,
     /// Size of a sub-buffer in bytes.
     pub subbuf_size: u32,
@@ -61,27 +63,30 @@ pub struct ControlHeader {
     pub slot_bits: u8,
     /// Zero.
     pub reserved: [u8; 2],
-    /// Where the first [`BufferBlock`] is, in bytes.
+    /// Offset of the first [`BufferBlock`], in bytes.
     pub buffers_offset: u64,
-    /// From one [`BufferBlock`] to the next, in bytes.
+    /// Distance from one [`BufferBlock`] to the next, in bytes.
     pub buffer_stride: u64,
-    /// From a [`BufferBlock`] to its first [`Record`], in bytes.
+    /// Distance from a [`BufferBlock`] to its first [`Record`], in bytes.
     pub records_offset: u64,
-    /// From one [`Record`] to the next, in bytes; the record of slot s in lap l is number `2 * s + l % 2`.
+    /// Distance from one [`Record`] to the next, in bytes.
+    /// The record of slot s in lap l is number `2 * s + l % 2`.
     pub record_stride: u64,
 }
 
-/// Shared words of one buffer. Each line of 64 bytes has one kind of writer, but for `corrected`.
+/// Shared words of one buffer.
+/// Each line of 64 bytes has one kind of writer. The exception is `corrected`, which the daemon writes.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct BufferBlock {
-    /// Where the writer is: `lap | slot | offset`. SoleWriter on its line; written only on the buffer's CPU.
+    /// Position of the writer: `lap | slot | offset`.
+    /// Alone on its line; written only on the buffer's CPU.
     pub state: AtomicU64,
     pad0: Pad<56>,
-    /// Where the reader is: `lap | slot | bytes_consumed`. Written by the daemon only.
+    /// Position of the reader: `lap | slot | bytes_consumed`. Written by the daemon only.
     pub consumed: AtomicU64,
-    /// Dropped messages, of both counters, when the buffer was last read. This word and the next three have the daemon as
-    /// their only writer; nothing but reports goes by them.
+    /// [`Self::dropped`] plus [`Self::dropped_elsewhere`] when the buffer was last read.
+    /// The daemon is the only writer of this word and the next three; only reports use them.
     pub old_dropped: AtomicU64,
     /// [`Self::too_big`] when the buffer was last read.
     pub old_too_big: AtomicU64,
@@ -90,47 +95,51 @@ pub struct BufferBlock {
     /// [`Self::overwritten_bytes`] when the buffer was last read.
     pub old_overwritten_bytes: AtomicU64,
     pad1: Pad<24>,
-    /// Newest sub-buffer a writer has begun to write into: `lap | slot | 0`. Never decreases.
+    /// Newest sub-buffer that a writer has begun to write into: `lap | slot | 0`.
+    /// Never decreases.
     pub begun: AtomicU64,
     pad2: Pad<56>,
     /// Messages refused because every sub-buffer was full.
     pub dropped: AtomicU64,
-    /// Messages longer than a sub-buffer or the message limit.
+    /// Messages refused because they are longer than a sub-buffer or the message limit.
     pub too_big: AtomicU64,
-    /// Messages refused because they were interrupted each time and could not go another way.
+    /// Messages refused because every try was interrupted and no other way was open.
     pub contended: AtomicU64,
-    /// Times the daemon came upon something in these files that nobody who keeps to the rules writes. Its own doing: what it
-    /// finds here counts for nothing.
+    /// Times the daemon found a value in these files that no correct writer stores.
+    /// A running daemon counts in its own memory and only stores here.
     pub corrected: AtomicU64,
     pad3: Pad<32>,
-    /// Messages the daemon wrote for somebody.
+    /// Messages that the daemon wrote on behalf of producers.
     pub written: AtomicU64,
     /// Bytes given to readers.
     pub read_bytes: AtomicU64,
-    /// Sub-buffers given back by reading.
+    /// Sub-buffers that reading gave back.
     pub read_subbufs: AtomicU64,
     /// Unread bytes lost to newer messages in overwrite mode.
     pub overwritten_bytes: AtomicU64,
-    /// Sub-buffers given up for newer messages before they were given back by reading.
+    /// Sub-buffers given up for newer messages before a reader gave them back.
     pub overwritten_subbufs: AtomicU64,
-    /// Unread bytes thrown away by reset or by a reader that seeks forward.
+    /// Unread bytes discarded by reset, or by a reader that seeks forward.
     pub discarded_bytes: AtomicU64,
-    /// Finished sub-buffers thrown away by reset.
+    /// Finished sub-buffers discarded by reset, or by a reader that seeks forward.
     pub discarded_subbufs: AtomicU64,
-    /// Most finished, unread sub-buffers that were ever seen at a time.
+    /// Highest number of finished, unread sub-buffers seen at one time.
     pub high_water: AtomicU64,
-    /// Messages refused that no thread on the buffer's CPU has counted: lost on a socket, or their CPU not to be had.
+    /// Messages that were lost without a thread on the buffer's CPU to count them.
+    /// They were lost on a socket, or no thread could run on that CPU.
     pub dropped_elsewhere: AtomicU64,
     pad4: Pad<56>,
-    /// Odd while somebody waits for the next switch; each arming takes a new odd value.
+    /// Odd while the daemon waits for the next switch; each arming stores a new odd value.
     pub wake: AtomicU64,
     pad5: Pad<56>,
-    /// Not 0 when the channel is over. Read by writers that switch; the daemon blocks the buffer after setting it.
+    /// Not 0 when the channel has ended. Writers read it when they switch.
+    /// The daemon blocks the buffer after setting it.
     pub closed: AtomicU64,
     pad6: Pad<56>,
 }
 
-/// What is known of one sub-buffer. Written at the switches that begin and finish it, absolute values all.
+/// Record of one sub-buffer.
+/// A writer stores absolute values at the switches that begin and finish the sub-buffer.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct Record {
@@ -140,12 +149,13 @@ pub struct Record {
     pub begin: AtomicU64,
     /// Unused bytes at its end; valid once it is finished.
     pub padding: AtomicU64,
-    /// Messages lost in this buffer, for whatever cause, when it was finished.
+    /// Messages lost in this buffer, for any cause, when it was finished.
     pub lost: AtomicU64,
     reserved: Pad<32>,
 }
 
-/// Bytes without meaning. A peer may store there all the same, and a reference to plain bytes would say that none does.
+/// Bytes without meaning.
+/// A hostile peer may store there, which a reference to plain bytes would exclude.
 #[repr(transparent)]
 struct Pad<const N: usize>([AtomicByte; N]);
 
@@ -161,7 +171,7 @@ impl<const N: usize> fmt::Debug for Pad<N> {
     }
 }
 
-// loom's atomics are larger; nothing else of a model has a layout.
+// loom's atomics are larger, so layouts are asserted outside models only.
 #[cfg(not(loom))]
 const _: () = {
     use std::mem::offset_of;
@@ -214,10 +224,11 @@ const _: () = {
     assert!(offset_of!(Record, lost) == 24);
 };
 
-/// Size of a page: what data files are rounded up to, and what keeps one CPU's block off another's pages.
+/// Size of a page in bytes.
+/// Data files are rounded up to pages, and each CPU's block starts on a page.
 const PAGE: u64 = 4096;
 
-/// The control header of a channel of this geometry with `n_bufs` buffers.
+/// Returns the control header of a channel of this geometry with `n_bufs` buffers.
 pub fn control_header(geometry: &Geometry, n_bufs: usize) -> ControlHeader {
     let widths = Widths::new(geometry);
     let records_len = 2 * geometry.n_subbufs() as u64 * RECORD_LEN as u64;
@@ -249,7 +260,7 @@ impl ControlHeader {
         self.buffers_offset.saturating_add(u64::from(self.n_bufs).saturating_mul(self.buffer_stride))
     }
 
-    /// The geometry and the number of buffers that it claims, if there can be such a channel.
+    /// Returns the geometry and number of buffers in the header, if such a channel can exist.
     pub fn shape(&self) -> Option<(Geometry, usize)> {
         let is = |flag| self.flags & flag != 0;
         let spec = GeometrySpec {
@@ -263,8 +274,9 @@ impl ControlHeader {
         geometry.can_have(n_bufs).then_some((geometry, n_bufs))
     }
 
-    /// Whether this release can use a file with this header for a channel of this geometry: same layout, no feature
-    /// it does not know, and parts that lie where a file of `len` bytes has them.
+    /// Checks that this release can use a control file with this header.
+    /// `geometry` and `n_bufs` are the channel's, `len` is the length of the file in bytes. The layout must be the
+    /// same, no unknown feature required, and every part inside the file.
     pub fn check(&self, geometry: &Geometry, n_bufs: usize, len: u64) -> Result<(), &'static str> {
         let own = control_header(geometry, n_bufs);
         let shape = |h: &ControlHeader| {

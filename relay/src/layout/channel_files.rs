@@ -1,10 +1,10 @@
-//! The files in a state directory: what they are called, opening them, and mapping those that others may have changed.
+//! Files in a state directory: naming, opening and mapping them.
 //!
 //! ```text
 //! ID.control   header, then a block and records for each buffer     ID.data0 ID.data1 ...   the rings
 //! ```
 //!
-//! Nothing is mapped beyond what the geometry takes, however long a file may have been made: mapping takes memory for all of it.
+//! No mapping is longer than the geometry needs, even if the file is: every mapped page takes memory.
 
 use std::fs::File;
 use std::io;
@@ -20,28 +20,28 @@ use crate::layout::geometry::Geometry;
 use crate::memory::mapping::Mapping;
 use crate::ring::buffer::Buffer;
 
-/// What the name of a control file ends with, behind the channel's number.
+/// Suffix of a control file's name, behind the channel's number.
 const CONTROL_SUFFIX: &str = ".control";
-/// Name of the file in a state directory that a daemon at work holds locked.
+/// Name of the lock file in a state directory. A running daemon holds it locked.
 pub const LOCK_FILE: &str = "lock";
 
-/// Name of the control file of the channel with this number.
+/// Returns the name of the control file of the channel with this number.
 pub fn control_name(id: u32) -> String {
     format!("{id}{CONTROL_SUFFIX}")
 }
 
-/// Name of the data file of its buffer number `index`.
+/// Returns the name of the data file of a channel's buffer number `index`.
 pub fn data_name(id: u32, index: usize) -> String {
     format!("{id}.data{index}")
 }
 
-/// The number in the name of a control file.
+/// Returns the channel's number from the name of a control file.
 pub fn id_of_control(name: &str) -> Option<u32> {
     let number = name.strip_suffix(CONTROL_SUFFIX)?;
     number.parse().ok().filter(|id: &u32| id.to_string() == number)
 }
 
-/// Opens a regular file to read it, and nothing else that may have its name.
+/// Opens a file for reading, and refuses whatever is not a regular file.
 pub fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = File::options().read(true).custom_flags(flags.bits()).open(path)?;
@@ -55,29 +55,29 @@ pub fn open_regular(path: &Path) -> io::Result<File> {
 /// Why a channel's file cannot be used.
 #[derive(Debug, Error)]
 pub enum FileError {
-    /// The system says no.
+    /// A system call failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// It has no header.
+    /// The file is shorter than a header.
     #[error("it has {0} bytes")]
     NoHeader(u64),
-    /// It is shorter than its buffer.
+    /// The file is shorter than its buffer.
     #[error("it has {len} bytes instead of {needed}")]
     Short {
-        /// Its length.
+        /// Length of the file in bytes.
         len: u64,
-        /// That of the ring.
+        /// Length that the ring needs, in bytes.
         needed: u64,
     },
-    /// Its header is not that of such a channel, see [`ControlHeader::check`].
+    /// The header does not fit the channel, see [`ControlHeader::check`].
     #[error("{0}")]
     Header(&'static str),
-    /// The control file has no place for this buffer.
+    /// The control file has no room for this buffer's block and records.
     #[error("its part of the control file is missing")]
     NoBlock,
 }
 
-/// How a file is mapped: [`Mapping::new`], or another of these.
+/// The function that maps a file: one of the constructors of [`Mapping`].
 pub type Map = fn(&File, u64) -> io::Result<Mapping>;
 
 /// A mapped control file with the header of its channel.
@@ -99,12 +99,13 @@ impl Control {
         Ok(Control { mapping: Arc::new(mapping), header, geometry, map })
     }
 
-    /// The length that the file should have, in bytes, and the most that is mapped of it.
+    /// Returns the length that the control file should have, in bytes.
+    /// No more than that is mapped.
     pub fn file_len(&self) -> u64 {
         control_header(&self.geometry, self.n_bufs()).control_len()
     }
 
-    /// Number of its buffers.
+    /// Returns the number of buffers.
     pub fn n_bufs(&self) -> usize {
         self.header.n_bufs as usize
     }
@@ -121,7 +122,8 @@ impl Control {
     }
 }
 
-/// What a control file says of itself, for who was told nothing else of the channel. Not to be believed unchecked.
+/// Reads the header of a control file when nothing else is known of the channel.
+/// The header is not checked: the caller must not trust it.
 pub fn header_of(file: &File) -> Result<ControlHeader, FileError> {
     let len = len_with_header(file)?;
     Mapping::on_demand(file, size_of::<ControlHeader>() as u64)?.header().ok_or(FileError::NoHeader(len))
@@ -137,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_files_are_known_by_their_names() {
+    fn control_file_name_gives_the_channel_number() {
         assert_eq!(id_of_control(&control_name(7)), Some(7));
         for name in
             ["7.data0", "07.control", "+7.control", ".control", "x.control", "4294967296.control", "7"]

@@ -9,17 +9,17 @@ use thiserror::Error;
 pub const COMPONENTS_MAX: usize = 4;
 /// Longest component of a channel name in bytes.
 pub const COMPONENT_LEN_MAX: usize = 200;
-/// The channel whose files stand in the root of the mount, as kernel relay's example has it.
+/// The channel whose files are in the root of the mount, named as in kernel relay's example.
 pub const DEFAULT_CHANNEL: &str = "cpu";
 
-/// Why a text is not a channel name.
+/// The error for a text that is not a channel name.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "'{name}' is not a channel name: {COMPONENTS_MAX} components at most, separated by '/', each of 1 to {COMPONENT_LEN_MAX} \
      of A-Z a-z 0-9 . _ - and not starting with . or -"
 )]
 pub struct NameError {
-    /// The refused text, shortened and with control characters escaped, so that it can be shown.
+    /// The refused text, shortened and with control characters escaped.
     pub name: String,
 }
 
@@ -28,33 +28,36 @@ pub struct NameError {
 pub struct ChannelName(String);
 
 impl ChannelName {
-    /// The name as text, components separated by `/`.
+    /// Returns the name as text, components separated by `/`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The components in order; the last one is the base filename.
+    /// Returns the components in order; the last one is the base filename.
     pub fn components(&self) -> impl Iterator<Item = &str> {
         self.0.split('/')
     }
 
-    /// The base filename: buffers appear as this, followed by the CPU's number.
+    /// Returns the base filename.
+    /// The file of a buffer is called this, followed by the CPU's number.
     pub fn base(&self) -> &str {
         self.0.rsplit('/').next().unwrap_or(&self.0)
     }
 
-    /// The directory part, without a slash at its end; empty for a channel in the root.
+    /// Returns the directory part without a trailing slash; empty for a channel in the root.
     pub fn dir(&self) -> &str {
         self.0.rsplit_once('/').map_or("", |(dir, _)| dir)
     }
 
-    /// Whether the two cannot exist together: one would be a directory of the other, or a file name of one
-    /// (its name and digits) could be the name of the other or of its directory.
+    /// Returns whether the two channels cannot exist together.
+    /// Names conflict if one is a directory of the other. They also conflict if a file of one, its name and digits, has
+    /// the path of the other or of the other's directory.
     pub fn conflicts_with(&self, other: &ChannelName) -> bool {
         shared_path(&self.0, &other.0).or_else(|| shared_path(&other.0, &self.0)).is_some()
     }
 
-    /// Returns why a new channel of this name cannot exist beside `other`, and what to do; `None` if it can.
+    /// Returns why a new channel of this name cannot exist beside `other`, and what to do.
+    /// `None` if the two do not conflict.
     pub fn conflict_with(&self, other: &ChannelName) -> Option<String> {
         let what = |cpu: &str, owner: &ChannelName| match cpu {
             "" => format!("the channel {owner}"),
@@ -80,7 +83,7 @@ impl ChannelName {
     }
 }
 
-/// The path that both channels of these names would use, and its digits behind the shorter name.
+/// Returns the path that both channels would use, and its digits behind the shorter name.
 fn shared_path<'n>(short: &str, long: &'n str) -> Option<(&'n str, &'n str)> {
     let rest = long.strip_prefix(short).filter(|rest| !rest.is_empty())?;
     let digits = rest.split('/').next().unwrap_or("");
@@ -119,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn parts() {
+    fn name_splits_into_directory_and_base() {
         let channel = name("app/web/log");
         assert_eq!((channel.dir(), channel.base()), ("app/web", "log"));
         assert_eq!(channel.components().count(), 3);
@@ -127,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn bad_names_are_refused() {
+    fn bad_name_is_refused() {
         let long = "x".repeat(201);
         for bad in [
             "",
@@ -152,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_would_collide_as_paths_conflict() {
+    fn names_that_collide_as_paths_conflict() {
         for (a, b) in [
             ("a", "a1"),
             ("a", "a/b"),
@@ -179,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn conflicts_are_explained() {
+    fn conflict_is_explained_with_advice() {
         for (new, old, expected) in [
             (
                 "app/log2",

@@ -1,4 +1,4 @@
-//! The shape of a channel's buffers: sub-buffer size and count, mode, header, one buffer or one a CPU.
+//! Geometry of a channel: sub-buffer size and count, mode, header, per-CPU or global.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,24 +11,24 @@ use crate::cli::size::{SizeError, format_size, parse_size};
 pub const SUBBUF_SIZE_MAX: u64 = 64 << 20;
 /// Most sub-buffers in a buffer.
 pub const N_SUBBUFS_MAX: u64 = 1 << 16;
-/// Most buffers of a channel: more CPUs than Linux can have.
+/// Most buffers of a channel; Linux cannot have more CPUs.
 pub const N_BUFS_MAX: usize = 1 << 16;
-/// Longest message, in bytes; a sub-buffer may set a lower limit.
+/// Longest message, in bytes; a smaller sub-buffer lowers the limit.
 pub const MESSAGE_MAX: usize = 1 << 20;
-/// `offset` and `slot` together may take this many bits of a buffer's state word; the rest counts laps.
+/// Most bits that `offset` and `slot` take together in a state word; the rest count laps.
 pub const OFFSET_AND_SLOT_BITS_MAX: u32 = 34;
 
-/// Sub-buffer size where none is given, in bytes.
+/// Default sub-buffer size, in bytes.
 pub const SUBBUF_SIZE_DEFAULT: u64 = 256 << 10;
-/// Number of sub-buffers where none is given.
+/// Default number of sub-buffers.
 pub const N_SUBBUFS_DEFAULT: u64 = 4;
 
-/// What happens when every sub-buffer is full.
+/// What a writer does when every sub-buffer is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// New messages are dropped, and counted, until a sub-buffer has been read (the default).
+    /// Drops and counts new messages until a sub-buffer has been read (the default).
     NoOverwrite,
-    /// The oldest sub-buffer is given up for the new message.
+    /// Gives up the oldest sub-buffer for the new message.
     Overwrite,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for Mode {
     }
 }
 
-/// The checked geometry of a channel. Every value is within the limits of this module.
+/// Geometry of a channel. Every value is within the limits of this module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     subbuf_size: u32,
@@ -52,48 +52,50 @@ pub struct Geometry {
 }
 
 impl Geometry {
-    /// Size of a sub-buffer in bytes.
+    /// Returns the size of a sub-buffer in bytes.
     pub fn subbuf_size(&self) -> usize {
         self.subbuf_size as usize
     }
 
-    /// Number of sub-buffers in each buffer.
+    /// Returns the number of sub-buffers in each buffer.
     pub fn n_subbufs(&self) -> usize {
         self.n_subbufs as usize
     }
 
-    /// Zeroed bytes reserved at the start of each sub-buffer; part of the stream that is read.
+    /// Returns the number of zeroed bytes at the start of each sub-buffer.
+    /// Readers get them as part of the stream.
     pub fn header(&self) -> usize {
         self.header as usize
     }
 
-    /// What happens when the buffer is full.
+    /// Returns what a writer does when the buffer is full.
     pub fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Whether the channel has one buffer for all CPUs instead of one for each.
+    /// Returns whether the channel has one buffer for all CPUs instead of one for each.
     pub fn global(&self) -> bool {
         self.global
     }
 
-    /// Whether a channel of this geometry can have so many buffers.
+    /// Returns whether a channel of this geometry can have `n_bufs` buffers.
     pub fn can_have(&self, n_bufs: usize) -> bool {
         if self.global { n_bufs == 1 } else { (1..=N_BUFS_MAX).contains(&n_bufs) }
     }
 
-    /// Longest message that a sub-buffer can take besides its header, in bytes.
+    /// Returns the length in bytes of the longest message that a sub-buffer can hold.
     pub fn message_max(&self) -> usize {
         (self.subbuf_size() - self.header()).min(MESSAGE_MAX)
     }
 
-    /// Size of one buffer's ring in bytes, `n_subbufs * subbuf_size`.
+    /// Returns the size of one buffer's ring in bytes: `n_subbufs * subbuf_size`.
     pub fn buffer_size(&self) -> u64 {
         u64::from(self.subbuf_size) * u64::from(self.n_subbufs)
     }
 }
 
-/// As options write it, `subbuf-size=64K:n-subbufs=8`, with what is not the default after it.
+/// Writes the geometry as an option, `subbuf-size=64K:n-subbufs=8`.
+/// Other values follow if they are not the defaults.
 impl fmt::Display for Geometry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "subbuf-size={}:n-subbufs={}", format_size(self.subbuf_size.into()), self.n_subbufs)?;
@@ -110,7 +112,7 @@ impl fmt::Display for Geometry {
     }
 }
 
-/// Why a geometry is refused.
+/// The error for a geometry that is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum GeometryError {
     /// The size of a sub-buffer is out of range.
@@ -119,7 +121,7 @@ pub enum GeometryError {
     /// The number of sub-buffers is out of range.
     #[error("n-subbufs {0} is out of range: 1 to {N_SUBBUFS_MAX}")]
     NSubbufs(u64),
-    /// Size and number are fine, but not together.
+    /// Size and number are in range, but not their product.
     #[error(
         "{n_subbufs} sub-buffers of {subbuf_size} bytes are too many for one buffer: use fewer or smaller ones"
     )]
@@ -137,15 +139,15 @@ pub enum GeometryError {
         /// Size of a sub-buffer in bytes.
         subbuf_size: u64,
     },
-    /// A value is no size.
+    /// The value of an option is not a size.
     #[error("{key}: {source}")]
     Size {
-        /// The option's name.
+        /// Name of the option.
         key: &'static str,
-        /// What is wrong with its value.
+        /// Why the value is not a size.
         source: SizeError,
     },
-    /// Not an option of a channel.
+    /// The option is not one of a channel's.
     #[error(
         "unknown channel option '{0}': known are subbuf-size=, n-subbufs=, header=, overwrite, no-overwrite, global"
     )]
@@ -155,7 +157,7 @@ pub enum GeometryError {
     Twice(&'static str),
 }
 
-/// A geometry as far as somebody gave it: what is `None` comes from more general options.
+/// The values of a geometry that were given. `None` values come from more general options.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GeometrySpec {
     /// Size of a sub-buffer in bytes.
@@ -164,14 +166,14 @@ pub struct GeometrySpec {
     pub n_subbufs: Option<u64>,
     /// Zeroed bytes reserved at the start of each sub-buffer.
     pub header: Option<u64>,
-    /// What happens when the buffer is full.
+    /// What a writer does when the buffer is full.
     pub mode: Option<Mode>,
     /// One buffer for all CPUs.
     pub global: Option<bool>,
 }
 
 impl From<Geometry> for GeometrySpec {
-    /// Everything is given.
+    /// Sets every value.
     fn from(geometry: Geometry) -> GeometrySpec {
         GeometrySpec {
             subbuf_size: Some(geometry.subbuf_size() as u64),
@@ -184,7 +186,7 @@ impl From<Geometry> for GeometrySpec {
 }
 
 impl GeometrySpec {
-    /// This specification, with what it leaves out taken from `general`.
+    /// Returns this specification, with missing values taken from `general`.
     pub fn or(self, general: &GeometrySpec) -> GeometrySpec {
         GeometrySpec {
             subbuf_size: self.subbuf_size.or(general.subbuf_size),
@@ -195,7 +197,7 @@ impl GeometrySpec {
         }
     }
 
-    /// The checked geometry, with the built-in defaults for what is left out.
+    /// Returns the checked geometry, with built-in defaults for missing values.
     pub fn build(self) -> Result<Geometry, GeometryError> {
         let subbuf_size = self.subbuf_size.unwrap_or(SUBBUF_SIZE_DEFAULT);
         let n_subbufs = self.n_subbufs.unwrap_or(N_SUBBUFS_DEFAULT);
@@ -222,7 +224,8 @@ impl GeometrySpec {
     }
 }
 
-/// Reads `subbuf-size=64K:n-subbufs=8:overwrite:global:header=16`; any part may be missing, `_` is `-`.
+/// Parses `subbuf-size=64K:n-subbufs=8:overwrite:global:header=16`.
+/// Any part may be missing. An `_` in an option's name counts as `-`.
 impl FromStr for GeometrySpec {
     type Err = GeometryError;
 
@@ -255,12 +258,12 @@ fn set_size(field: &mut Option<u64>, key: &'static str, value: &str) -> Result<(
     set(field, key, parse_size(value).map_err(|source| GeometryError::Size { key, source })?)
 }
 
-/// Bits that hold every offset 0 to `subbuf_size + 1`, the last being the mark for *blocked*.
+/// Returns the bits that hold every offset 0 to `subbuf_size + 1`, the mark for *blocked*.
 pub(crate) fn offset_bits(subbuf_size: u64) -> u32 {
     u64::BITS - (subbuf_size + 1).leading_zeros()
 }
 
-/// Bits that hold every slot 0 to `n_subbufs - 1`.
+/// Returns the bits that hold every slot 0 to `n_subbufs - 1`.
 pub(crate) fn slot_bits(n_subbufs: u64) -> u32 {
     u64::BITS - (n_subbufs - 1).leading_zeros()
 }
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_read_in_any_order_and_defaults_fill_in() {
+    fn parts_in_any_order_are_read_and_defaults_fill_in() {
         let geometry = build("overwrite:n_subbufs=8:header=16:global:subbuf-size=64K").unwrap();
         assert_eq!(geometry.subbuf_size(), 65536);
         assert_eq!(geometry.n_subbufs(), 8);
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn more_general_options_fill_what_is_left_out() {
+    fn missing_values_come_from_general_options() {
         let general = "overwrite:n-subbufs=2".parse::<GeometrySpec>().unwrap();
         let own = "no-overwrite:subbuf-size=1K".parse::<GeometrySpec>().unwrap();
         let geometry = own.or(&general).build().unwrap();
@@ -295,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_range_is_refused_by_name() {
+    fn out_of_range_value_is_refused_by_name() {
         for text in ["subbuf-size=0", "n-subbufs=0", "subbuf-size=65M", "n-subbufs=65537"] {
             let message = build(text).unwrap_err().to_string();
             assert!(message.contains("out of range"), "{text}: {message}");
@@ -311,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_geometries_fit_the_state_word() {
+    fn largest_geometries_fit_the_state_word() {
         for text in
             ["subbuf-size=64M:n-subbufs=128", "subbuf-size=64K:n-subbufs=65536", "subbuf-size=1:n-subbufs=1"]
         {

@@ -1,11 +1,11 @@
-//! Which directory a daemon was mounted on: the line `point` of a state file.
+//! Identity of the directory a daemon was mounted on: the line `point` of a state file.
 //!
 //! ```text
-//! DEVICE:INODE:SECONDS.NANOSECONDS PATH      the last two numbers are the directory's birth, left out where it is not known
+//! DEVICE:INODE:SECONDS.NANOSECONDS PATH      the time is the directory's birth; missing if unknown
 //! ```
 //!
-//! A directory that was renamed is known by its numbers. The birth is one of them because file systems give inode numbers
-//! again: a new directory must not be taken for a removed one.
+//! The numbers still identify a directory after it was renamed. File systems reuse inode numbers, so the birth time is
+//! there as well: it tells a new directory from a removed one.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -19,24 +19,25 @@ use std::time::UNIX_EPOCH;
 
 use nix::fcntl::OFlag;
 
-/// A directory that was mounted on.
+/// A directory that a daemon was mounted on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Point {
     device: u64,
     inode: u64,
-    /// Seconds since 1970 and nanoseconds, where the file system knows.
+    /// Birth in seconds and nanoseconds since 1970, if the file system knows it.
     born: Option<(u64, u32)>,
     path: PathBuf,
 }
 
 impl Point {
-    /// Looks at a directory, without setting off an automounter. Nothing may be mounted on it.
+    /// Looks up a directory without triggering an automounter.
+    /// Nothing may be mounted on the directory.
     ///
     /// # Errors
     ///
     /// Those of open(2) and statx(2).
     pub fn of(path: &Path) -> io::Result<Point> {
-        // With O_DIRECTORY an automounter would be asked.
+        // O_PATH alone: with O_DIRECTORY the kernel would trigger an automounter.
         let status = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?.metadata()?;
         let born = status.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         Ok(Point {
@@ -47,12 +48,13 @@ impl Point {
         })
     }
 
-    /// Its path when it was looked at.
+    /// Returns the directory's path when it was looked up.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether both are one directory, whatever its path. False where no birth is known.
+    /// Returns whether both are the same directory, under any path.
+    /// False if the birth time is unknown.
     pub fn is_same_directory(&self, other: &Point) -> bool {
         let numbers = |point: &Point| (point.device, point.inode, point.born);
         self.born.is_some() && numbers(self) == numbers(other)
@@ -69,7 +71,7 @@ impl fmt::Display for Point {
     }
 }
 
-/// A text is no [`Point`].
+/// The error for a text that is not a [`Point`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NoPoint;
 
@@ -94,7 +96,7 @@ impl FromStr for Point {
     }
 }
 
-/// Undoes [`slice::escape_ascii`].
+/// Reverses [`slice::escape_ascii`].
 fn unescape(mut text: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(text.len());
     loop {
@@ -146,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn renamed_directory_is_the_same_and_new_one_is_not() {
+    fn renamed_directory_is_the_same_but_new_one_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir(at("a")).unwrap();
@@ -158,6 +160,6 @@ mod tests {
         std::fs::create_dir(at("b")).unwrap();
         assert!(!before.is_same_directory(&Point::of(&at("b")).unwrap()));
         let unknown = Point { born: None, ..before };
-        assert!(!unknown.is_same_directory(&unknown), "its number may have been given again");
+        assert!(!unknown.is_same_directory(&unknown), "the inode number may have been reused");
     }
 }

@@ -1,23 +1,25 @@
-//! Where a mount's socket and state directory are, from its mount point alone.
+//! Paths of a mount's socket and state directory, derived from its mount point alone.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the symbolic link to the socket, relative to the mount point.
 pub const SOCKET_LINK: &str = ".relay/socket";
-/// Mount point where none is named.
+/// The default mount point.
 const MOUNT_DEFAULT: &str = "/mnt/relay";
-/// Environment variable that names the mount point or the socket for programs that are not told.
+/// Environment variable that names the mount point or the socket.
 pub const MOUNT_ENV: &str = "RELAYFS";
 
-/// The mount point, or the socket, for who was not told one: what the environment names, unless that is empty, or the default.
+/// Returns the mount point or socket for programs without an explicit one.
+/// The environment variable names it; if that is unset or empty, the default applies.
 pub fn mount_by_environment() -> PathBuf {
     let named = std::env::var_os(MOUNT_ENV).filter(|path| !path.is_empty());
     named.map_or_else(|| MOUNT_DEFAULT.into(), PathBuf::from)
 }
 
-/// A mount point's name as systemd-escape(1) `--path` writes it: `/mnt/relay` gives `mnt-relay`. Names longer
-/// than a file name may be are cut and told apart by a hash of the whole.
+/// Returns a mount point's name as `systemd-escape --path` writes it.
+/// `/mnt/relay` gives `mnt-relay`. A name longer than a file name may be is cut, and a hash of the whole path keeps it
+/// distinct.
 pub fn instance_name(mount_point: &Path) -> String {
     const LEN_MAX: usize = 200;
     let bytes = mount_point.as_os_str().as_bytes();
@@ -36,7 +38,7 @@ pub fn instance_name(mount_point: &Path) -> String {
         }
     }
     if name.is_empty() {
-        name.push('-'); // the root directory, as systemd has it
+        name.push('-'); // the root directory, as in systemd
     }
     if name.len() > LEN_MAX {
         name.truncate(LEN_MAX - 17);
@@ -45,20 +47,20 @@ pub fn instance_name(mount_point: &Path) -> String {
     name
 }
 
-/// Where the state directories of users are, each user's in one called [`state_dirs_name`].
+/// Directory of the users' state directories; each user has one called [`state_dirs_name`].
 pub const STATE_BASE: &str = "/dev/shm";
 
-/// Name of the directory that has a user's state directories: `relayfs-UID`.
+/// Returns the name of the directory with a user's state directories: `relayfs-UID`.
 pub fn state_dirs_name(uid: u32) -> String {
     format!("relayfs-{uid}")
 }
 
-/// The state directory of a mount: `/dev/shm/relayfs-UID/NAME`.
+/// Returns the state directory of a mount: `/dev/shm/relayfs-UID/NAME`.
 pub fn state_dir(mount_point: &Path, uid: u32) -> PathBuf {
     Path::new(STATE_BASE).join(state_dirs_name(uid)).join(instance_name(mount_point))
 }
 
-/// A path as a word of a command that people may copy into a shell.
+/// Returns a path quoted as one word of a shell command.
 pub fn shell_word(path: &Path) -> String {
     let text = path.to_string_lossy();
     let is_plain = |c: char| c.is_alphanumeric() || "/._-+:@%=,".contains(c);
@@ -69,19 +71,21 @@ pub fn shell_word(path: &Path) -> String {
     }
 }
 
-/// The socket of a mount, alone in its directory: `/run/relayfs/NAME/socket` for root, below `runtime_dir`
-/// (`$XDG_RUNTIME_DIR`) for a user, and in the user's own directory on /dev/shm where that is not set.
+/// Returns the path of a mount's socket, the only file in its directory.
+/// For root that is `/run/relayfs/NAME/socket`. For another user it lies below `runtime_dir` (`$XDG_RUNTIME_DIR`), or
+/// below the user's directory on /dev/shm if there is none.
 pub fn socket_path(mount_point: &Path, uid: u32, runtime_dir: Option<&Path>) -> PathBuf {
     let base = match runtime_dir {
         _ if uid == 0 => PathBuf::from("/run/relayfs"),
         Some(dir) => dir.join("relayfs"),
-        // An instance name never starts with a dot, so this is none.
+        // An instance name never starts with a dot, so `.run` cannot collide with one.
         None => Path::new(STATE_BASE).join(state_dirs_name(uid)).join(".run"),
     };
     base.join(instance_name(mount_point)).join("socket")
 }
 
-/// FNV-1a, 64 bit: stable over releases, unlike the standard library's hasher.
+/// Hashes with FNV-1a, 64 bit.
+/// Unlike the standard library's hasher it is stable over releases.
 fn fnv1a(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &b| (hash ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3))
 }
@@ -92,7 +96,7 @@ mod tests {
 
     /// Expected values printed by `systemd-escape --path`.
     #[test]
-    fn instance_names_are_those_of_systemd_escape() {
+    fn instance_name_is_that_of_systemd_escape() {
         for (path, name) in [
             ("/mnt/relay", "mnt-relay"),
             ("/mnt//relay/", "mnt-relay"),
@@ -106,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn long_names_stay_file_names_and_differ() {
+    fn long_instance_names_are_cut_and_stay_distinct() {
         let long = |last: &str| format!("/{}/{last}", "d".repeat(250));
         let (a, b) = (instance_name(Path::new(&long("a"))), instance_name(Path::new(&long("b"))));
         assert!(a.len() <= 200 && b.len() <= 200);
@@ -114,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn odd_paths_are_quoted_for_a_shell() {
+    fn odd_path_is_quoted_for_a_shell() {
         for (path, word) in [
             ("/mnt/relay", "/mnt/relay"),
             ("/a b", "'/a b'"),
@@ -127,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn sockets_stand_alone_in_their_directory() {
+    fn socket_is_alone_in_its_directory() {
         let mount = Path::new("/mnt/relay");
         let path = |uid, dir| socket_path(mount, uid, dir).display().to_string();
         assert_eq!(path(0, Some(Path::new("/x"))), "/run/relayfs/mnt-relay/socket");

@@ -5,31 +5,35 @@
 //! |  lap: times around the ring, >= 30 bits  |  slot: 0..n_subbufs  |  offset       |
 //! ```
 //!
-//! The widths are fixed for a channel. `offset` runs to `subbuf_size + 1`, the kernel's mark for *blocked*: the last
-//! sub-buffer is finished and there was no room to start the next. The next sub-buffer is `slot + 1`, or slot 0 of
-//! the next lap: right for every number of sub-buffers, without a division. Because the lap has the highest bits,
-//! differences of words, taken modulo 2^64 and read as signed, stay right when the lap wraps.
+//! A channel's widths never change. `offset` runs to `subbuf_size + 1`, the kernel's mark for *blocked*: the last
+//! sub-buffer is finished and there was no room to start the next. The next sub-buffer is `slot + 1`, or slot 0 of the
+//! next lap, for every number of sub-buffers and without a division.
+//!
+//! The lap has the highest bits. Differences of words, modulo 2^64 and read as signed, therefore stay right when the
+//! lap wraps.
 
 use crate::layout::geometry::{Geometry, offset_bits, slot_bits};
 
-/// A place in a buffer's history; what its parts are, only the channel's [`Widths`] know.
+/// A position in a buffer's history.
+/// Only the channel's [`Widths`] can split it into its parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Position(pub u64);
 
-/// How a channel's positions are divided, and the arithmetic on them.
+/// Widths of the parts of a channel's positions, and arithmetic on positions.
 #[derive(Clone, Copy, Debug)]
 pub struct Widths {
     offset_bits: u32,
     slot_bits: u32,
     subbuf_size: u64,
     n_subbufs: u64,
-    /// The offset's bits, and as many as the slot has, at the low end; kept for the way of every message.
+    /// Mask of the offset's bits. This and the next are stored because every message needs them.
     offset_mask: u64,
+    /// Mask of the slot's bits, shifted down.
     slot_mask: u64,
 }
 
 impl Widths {
-    /// The widths of a channel of this geometry.
+    /// Returns the widths for a channel of this geometry.
     pub fn new(geometry: &Geometry) -> Widths {
         let (subbuf_size, n_subbufs) = (geometry.subbuf_size() as u64, geometry.n_subbufs() as u64);
         let (offset_bits, slot_bits) = (offset_bits(subbuf_size), slot_bits(n_subbufs));
@@ -43,74 +47,76 @@ impl Widths {
         }
     }
 
-    /// Number of bits of the offset, lowest in the word.
+    /// Returns the number of bits of the offset, lowest in the word.
     pub fn offset_bits(&self) -> u32 {
         self.offset_bits
     }
 
-    /// Number of bits of the slot, between offset and lap.
+    /// Returns the number of bits of the slot, between offset and lap.
     pub fn slot_bits(&self) -> u32 {
         self.slot_bits
     }
 
-    /// Puts a position together. The lap wraps.
+    /// Packs a position. The lap wraps.
     pub fn pack(&self, lap: u64, slot: u64, offset: u64) -> Position {
         debug_assert!(slot < self.n_subbufs && offset <= self.subbuf_size + 1);
         Position((lap.unbounded_shl(self.lap_shift())) | (slot << self.offset_bits) | offset)
     }
 
-    /// Times around the ring.
+    /// Returns the lap: times around the ring.
     pub fn lap(&self, position: Position) -> u64 {
         position.0 >> self.lap_shift()
     }
 
-    /// Which sub-buffer of the ring; never out of the ring, whatever the word says.
+    /// Returns the slot in the ring. It is clamped to the ring, even if the word is hostile.
     pub fn slot(&self, position: Position) -> usize {
         let slot = (position.0 >> self.offset_bits) & self.slot_mask;
         slot.min(self.n_subbufs - 1) as usize
     }
 
-    /// Bytes in the sub-buffer before the position, [`Widths::blocked`] aside; never more than its size.
+    /// Returns the bytes in the sub-buffer before the position, at most its size.
+    /// 0 if the position is blocked.
     pub fn offset(&self, position: Position) -> usize {
         if self.blocked(position) { 0 } else { self.raw_offset(position).min(self.subbuf_size) as usize }
     }
 
-    /// Whether the sub-buffer could not be started for lack of room.
+    /// Returns whether the sub-buffer is *blocked*: it could not be started for lack of room.
     pub fn blocked(&self, position: Position) -> bool {
         self.raw_offset(position) == self.subbuf_size + 1
     }
 
-    /// Whether the word is a position at all: its slot and its offset are ones that there are.
+    /// Returns whether the word is a valid position: slot and offset are in range.
     pub fn is_sound(&self, position: Position) -> bool {
         let slot = (position.0 >> self.offset_bits) & self.slot_mask;
         slot < self.n_subbufs && self.raw_offset(position) <= self.subbuf_size + 1
     }
 
-    /// The same sub-buffer at another offset.
+    /// Returns a position in the same sub-buffer at another offset.
     pub fn at(&self, position: Position, offset: usize) -> Position {
         Position(position.0 & !self.offset_mask | offset as u64)
     }
 
-    /// The same sub-buffer, marked as blocked.
+    /// Returns a position in the same sub-buffer, marked as blocked.
     pub fn at_blocked(&self, position: Position) -> Position {
         Position(position.0 & !self.offset_mask | (self.subbuf_size + 1))
     }
 
-    /// Where in the ring `len` bytes more go, and where they end; `None` if they do not fit the sub-buffer, or it is
-    /// blocked. `len` is not longer than a message may be. A hostile word may give a place behind the ring.
+    /// Returns where in the ring `len` more bytes go, and the position behind them.
+    /// `None` if the bytes do not fit the sub-buffer, or it is blocked. `len` must not exceed the message limit. A
+    /// hostile word may lead to an offset behind the ring.
     #[inline(always)]
     pub fn append(&self, position: Position, len: usize) -> Option<(usize, Position)> {
-        // Blocked is one more than full, so nothing fits. Offset and length are far from overflowing.
+        // A blocked offset is one more than a full one, so nothing fits. Offset plus length cannot overflow.
         let offset = self.raw_offset(position);
         if offset + len as u64 > self.subbuf_size {
             return None;
         }
-        // No sum of bits of a word overflows: slot and offset have at most 34 of them.
+        // Neither product nor sum overflows: slot and offset together have at most 34 bits.
         let slot = position.0.wrapping_shr(self.offset_bits) & self.slot_mask;
         Some(((slot * self.subbuf_size + offset) as usize, Position(position.0 + len as u64)))
     }
 
-    /// Start of the next sub-buffer.
+    /// Returns the start of the next sub-buffer.
     pub fn next(&self, position: Position) -> Position {
         if self.slot(position) as u64 + 1 < self.n_subbufs {
             Position((position.0 & !self.offset_mask).wrapping_add(1 << self.offset_bits))
@@ -119,38 +125,39 @@ impl Widths {
         }
     }
 
-    /// Start of the first slot of the next lap.
+    /// Returns the start of the first slot of the next lap.
     pub fn next_lap(&self, position: Position) -> Position {
         self.pack(self.lap(position).wrapping_add(1), 0, 0)
     }
 
-    /// Start of the oldest sub-buffer that is not the one at `newest`, nor overwritten when `newest` was begun.
-    /// With one sub-buffer in the ring that is `newest` itself. May lie before the first sub-buffer ever.
+    /// Returns the start of the oldest sub-buffer that is still whole when `newest` is begun.
+    /// With one sub-buffer in the ring the result is `newest` itself. It may lie before the first sub-buffer ever.
     ///
-    /// With 3 slots and `newest` in slot 1 of lap 5, it is slot 2 of lap 4; in slot 2, slot 0 of lap 5.
+    /// With 3 slots and `newest` in slot 1 of lap 5, the result is slot 2 of lap 4. With `newest` in slot 2, it is slot
+    /// 0 of lap 5.
     pub fn oldest(&self, newest: Position) -> Position {
         self.next(Position(newest.0.wrapping_sub(1u64.unbounded_shl(self.lap_shift()))))
     }
 
-    /// Whether the sub-buffer of `a` comes before that of `b`.
+    /// Returns whether the sub-buffer of `a` comes before that of `b`.
     pub fn before(&self, a: Position, b: Position) -> bool {
         self.distance(a, b) > 0
     }
 
-    /// Whether a writer may not begin the sub-buffer of `next`, because a full ring from `consumed` on is unread:
-    /// exactly the kernel's `produced - consumed >= n_subbufs`.
+    /// Returns whether a writer must not begin the sub-buffer of `next`.
+    /// Then a full ring behind `consumed` is unread. This is exactly the kernel's `produced - consumed >= n_subbufs`.
     pub fn full(&self, next: Position, consumed: Position) -> bool {
         self.distance(consumed, next) >= 1i64.unbounded_shl(self.lap_shift())
     }
 
-    /// Number of sub-buffers from that of `from` to that of `to`; negative if `to` is before it.
+    /// Returns the number of sub-buffers from `from` to `to`; negative if `to` comes first.
     pub fn count(&self, from: Position, to: Position) -> i64 {
         let laps = ((to.0 & self.lap_mask()).wrapping_sub(from.0 & self.lap_mask())).cast_signed()
             >> self.lap_shift();
         laps * self.n_subbufs as i64 + self.slot(to) as i64 - self.slot(from) as i64
     }
 
-    /// Signed difference of the words without their offsets.
+    /// Returns the signed difference of the words without their offsets.
     fn distance(&self, from: Position, to: Position) -> i64 {
         let mask = !self.offset_mask;
         (to.0 & mask).wrapping_sub(from.0 & mask).cast_signed()
@@ -184,7 +191,7 @@ mod tests {
         [(1, 1), (64, 1), (8192, 2), (1000, 3), (100, 5), (64, 8), (64 << 20, 128)];
 
     #[test]
-    fn parts_come_back() {
+    fn packed_parts_are_unpacked() {
         for (size, n) in RINGS {
             let w = widths(size, n);
             for (lap, slot, offset) in [(0, 0, 0), (7, n - 1, size), ((1 << 30) - 1, n - 1, 0)] {
@@ -196,9 +203,9 @@ mod tests {
         }
     }
 
-    /// Ten laps from just below the end of the lap field: counting, order and fullness never notice the wrap.
+    /// Goes ten laps from just below the end of the lap field.
     #[test]
-    fn arithmetic_survives_the_end_of_the_lap_field() {
+    fn wrapped_lap_keeps_count_order_and_fullness() {
         for (size, n) in RINGS {
             let w = widths(size, n);
             let lap_max = u64::MAX >> w.lap_shift();
@@ -221,17 +228,17 @@ mod tests {
         }
     }
 
-    /// A `consumed` that is ahead of the writer, as reset leaves it for a moment, means room.
+    /// A reset leaves `consumed` ahead of the writer for a moment. That means room.
     #[test]
-    fn consumed_ahead_is_room() {
+    fn consumed_ahead_of_writer_is_room() {
         let w = widths(64, 3);
         let p = w.pack(4, 1, 0);
         assert!(!w.full(w.next(p), w.next_lap(p)));
     }
 
-    /// Whatever a word says, slot and offset stay inside the ring.
+    /// Slot and offset of any word stay inside the ring.
     #[test]
-    fn hostile_words_are_clamped() {
+    fn hostile_word_is_clamped() {
         let w = widths(100, 5);
         for word in [u64::MAX, 0x7fff, 0x3ff] {
             assert!(w.slot(Position(word)) < 5);

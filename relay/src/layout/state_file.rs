@@ -1,5 +1,5 @@
-//! The file `state` in a state directory: which channels there are, so that the next daemon, or who looks at what a dead one
-//! left, finds them.
+//! The file `state` in a state directory: the list of channels.
+//! The next daemon finds the channels by it, and so does a reader of what a dead daemon left behind.
 //!
 //! ```text
 //! relayfs-state 1
@@ -12,14 +12,18 @@
 //! channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log
 //! ```
 //!
-//! `end clean` is there if the last daemon ended by itself.
+//! The line `end clean` exists if the last daemon ended without being killed or crashing.
 //!
-//! `salt` is mixed into inode numbers, so that the files of another directory's channels have others. A file without it is
-//! an older release's, whose inode numbers had none: it counts as 0.
+//! `salt` is mixed into inode numbers, so that channels of different directories have different ones. A file of an
+//! older release has no salt, and its inode numbers were not mixed; it counts as 0.
 //!
-//! A line of `channel` has its number, which its files are called by; whether it lives as long as the daemon (`permanent`) or
-//! as somebody holds it (`held`); size and number of sub-buffers, bytes of header, mode, `percpu` or `global`, number of
-//! buffers, and name. It is text for the sake of people who look at what a crash has left.
+//! A line `channel` has these words:
+//! * the number that the files' names begin with
+//! * the lifetime: that of the daemon (`permanent`), or as long as a process holds the channel (`held`)
+//! * size and number of sub-buffers, bytes of header, mode, `percpu` or `global`
+//! * number of buffers, and name
+//!
+//! The file is text so that people can read it after a crash.
 
 use std::fmt::Write as _;
 use std::io::{self, Read};
@@ -34,37 +38,40 @@ use crate::{ChannelName, Geometry, GeometrySpec, Mode};
 
 /// Name of the file in the state directory.
 pub const STATE_FILE: &str = "state";
-/// Longest file of this kind, in bytes: a line of 1 KiB at most for each of as many channels as a daemon may have.
+/// Longest state file, in bytes.
+/// A daemon's highest number of channels takes at most 1 KiB each.
 pub const STATE_FILE_MAX: usize = 64 << 20;
 
-/// First line: what it is, and the version of this form.
+/// First line: the kind of file and the version of its format.
 const MAGIC: &str = "relayfs-state 1";
 
-/// What the file says.
+/// Contents of a state file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StateFile {
-    /// What was mounted on, see [`crate::layout::mount_point::Point`]. Any text, where a peer has written it.
+    /// The mount point, see [`crate::layout::mount_point::Point`].
+    /// Any text, if a peer has written it.
     pub point: String,
-    /// How many daemons there have been, one after another.
+    /// Number of daemons so far, one after another.
     pub epoch: u32,
-    /// Highest number that was given to a channel or directory.
+    /// Highest number that a channel or directory was given.
     pub last_id: u32,
-    /// Whether the last daemon ended by itself: it was not killed, and did not crash.
+    /// Whether the last daemon ended without being killed or crashing.
     pub ended: bool,
-    /// What inode numbers are mixed with; 0 is not written.
+    /// Number that inode numbers are mixed with; 0 is not written.
     pub salt: u32,
     /// The channels.
     pub channels: Vec<ChannelEntry>,
-    /// What channels that are gone had counted, by the names of `stats`.
+    /// Counters of channels that no longer exist, by their names in `stats`.
     pub gone: Vec<(String, u64)>,
 }
 
 /// A channel in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChannelEntry {
-    /// Its number: its files are `ID.control`, `ID.data0`, ...
+    /// Its number. Its files are `ID.control`, `ID.data0`, ...
     pub id: u32,
-    /// Whether it lived as long as its daemon. For people to see: the next daemon goes by its own command line.
+    /// Whether the channel lived as long as its daemon.
+    /// For people only: the next daemon uses its command line.
     pub permanent: bool,
     /// Its shape.
     pub geometry: Geometry,
@@ -74,16 +81,16 @@ pub struct ChannelEntry {
     pub name: ChannelName,
 }
 
-/// Why a text is not a state file.
+/// The error for a text that is not a state file.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum StateFileError {
-    /// It begins otherwise.
+    /// The first line is wrong.
     #[error("it does not begin with '{MAGIC}': another release's, or no state file")]
     Magic,
-    /// It is longer than any.
+    /// The text is longer than a state file can be.
     #[error("it is longer than {STATE_FILE_MAX} bytes")]
     TooLong,
-    /// A line makes no sense.
+    /// A line cannot be parsed.
     #[error("line {line}: {what}")]
     Line {
         /// Number of the line, from 1.
@@ -91,29 +98,30 @@ pub enum StateFileError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// Channels cannot be told apart.
+    /// Numbers or names of channels collide.
     #[error("{0}")]
     Channels(&'static str),
-    /// A line that must be there is missing.
+    /// A required line is missing.
     #[error("there is no line '{0}'")]
     Missing(&'static str),
 }
 
 impl StateFile {
-    /// Reads the file of a state directory; `None` if there is none. The error is for people, and names the file.
+    /// Reads the file of a state directory; `None` if it does not exist.
+    /// The error names the file.
     pub fn read(dir: &Path) -> Result<Option<StateFile>, String> {
         let path = dir.join(STATE_FILE);
-        let said = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        let with_path = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         let file = match open_regular(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            result => result.map_err(|error| said(&error))?,
+            result => result.map_err(|error| with_path(&error))?,
         };
         let mut text = String::new();
-        file.take(STATE_FILE_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| said(&error))?;
-        StateFile::parse(&text).map(Some).map_err(|error| said(&error))
+        file.take(STATE_FILE_MAX as u64 + 1).read_to_string(&mut text).map_err(|error| with_path(&error))?;
+        StateFile::parse(&text).map(Some).map_err(|error| with_path(&error))
     }
 
-    /// Reads the file's text. Whoever may write it is not trusted: all that is given back makes sense.
+    /// Parses the text of a state file. The text is not trusted: every value returned is valid.
     pub fn parse(text: &str) -> Result<StateFile, StateFileError> {
         if text.len() > STATE_FILE_MAX {
             return Err(StateFileError::TooLong);
@@ -163,7 +171,7 @@ impl StateFile {
         Ok(state)
     }
 
-    /// Channels are told apart by their numbers and their names.
+    /// Checks that no two channels share a number or collide by name.
     fn check_channels(&self) -> Result<(), StateFileError> {
         let mut ids: Vec<u32> = self.channels.iter().map(|channel| channel.id).collect();
         ids.sort_unstable();
@@ -183,7 +191,7 @@ impl StateFile {
         Err(StateFileError::Channels(wrong))
     }
 
-    /// The file's text.
+    /// Returns the text of the file.
     pub fn to_text(&self) -> String {
         let mut text = String::new();
         self.write_to(&mut text).expect("writing to a string");
@@ -214,7 +222,7 @@ impl StateFile {
 }
 
 impl ChannelEntry {
-    /// What comes behind the word `channel`.
+    /// Parses the words behind `channel`.
     fn parse(text: &str) -> Option<ChannelEntry> {
         let words: Vec<&str> = text.split(' ').collect();
         let [id, life, size, n_subbufs, header, mode, scope, n_bufs, name] = words.as_slice() else {
@@ -246,8 +254,9 @@ impl ChannelEntry {
     }
 }
 
-/// Whether one of the names is a directory of another, or another but for digits. A name conflicts with what it begins with,
-/// so only that is looked for: all with all would take too long for a file of the longest length.
+/// Returns whether two of the names conflict, see [`ChannelName::conflicts_with`].
+/// A name conflicts only with its own prefixes, so only prefixes are looked up. Comparing all pairs would take too long
+/// for the longest file.
 fn exclude_each_other(sorted: &[&ChannelName]) -> bool {
     let is_there = |text: &str| sorted.binary_search_by(|name| name.as_str().cmp(text)).ok();
     sorted.iter().any(|name| {
@@ -257,7 +266,7 @@ fn exclude_each_other(sorted: &[&ChannelName]) -> bool {
     })
 }
 
-/// A number as we write it: no sign, no leading zeros, so that a text has one meaning and a meaning one text.
+/// Parses a number without sign or leading zeros, so that each value has exactly one text.
 fn parse<T: FromStr + ToString>(text: &str) -> Option<T> {
     text.parse().ok().filter(|n: &T| n.to_string() == text)
 }
@@ -270,7 +279,7 @@ mod tests {
         channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log\nchannel 7 held 4096 2 16 overwrite global 1 b\n";
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_state_is_read() {
         let state = StateFile::parse(SAMPLE).unwrap();
         assert_eq!((state.epoch, state.last_id, state.salt, state.channels.len()), (3, 7, 9, 2));
         let older = StateFile::parse(&SAMPLE.replace("salt 9\n", "")).unwrap();
@@ -284,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused_by_its_line() {
+    fn invalid_text_is_refused_with_its_line() {
         let message = |from: &str, to: &str| {
             let text = SAMPLE.replacen(from, to, 1);
             assert_ne!(text, SAMPLE, "{from}");
@@ -326,9 +335,9 @@ mod tests {
         assert_eq!(StateFile::parse(&"x".repeat(STATE_FILE_MAX + 1)), Err(StateFileError::TooLong));
     }
 
-    /// A file of about the longest length does not take for ever.
+    /// A file of nearly the longest length is parsed within the time of a test.
     #[test]
-    fn many_channels_are_read_quickly() {
+    fn long_file_is_parsed() {
         let head = SAMPLE.lines().take(3).map(|line| format!("{line}\n")).collect::<String>();
         let text = (1..=100_000).fold(format!("{head}last_id 100000\n"), |text, id| {
             text + &format!("channel {id} held 64 2 0 no-overwrite percpu 2 a/b{id}x\n")
@@ -336,9 +345,9 @@ mod tests {
         assert_eq!(StateFile::parse(&text).unwrap().channels.len(), 100_000);
     }
 
-    /// Whatever one byte is changed to, the file is refused, or it says what is written there.
+    /// Changes every byte to every value of ASCII.
     #[test]
-    fn no_change_of_a_byte_is_misunderstood() {
+    fn changed_byte_is_refused_or_read_exactly() {
         for at in 0..SAMPLE.len() {
             for byte in 0..128 {
                 let mut bytes = SAMPLE.as_bytes().to_vec();

@@ -1,7 +1,7 @@
-//! Bytes that other processes may change while they are looked at.
+//! Bytes that other processes may change at any time.
 //!
-//! A `&[u8]` promises the compiler that its bytes stay as they are, so Rust code never gets one of shared memory. It gets a [`Lent`],
-//! which copies, compares by copying, and passes the address to the kernel.
+//! A `&[u8]` promises the compiler that its bytes stay as they are, so Rust code never gets one of shared memory. It
+//! gets a [`Lent`], which copies, compares by copying, and passes its address to the kernel.
 #![allow(unsafe_code)]
 
 use std::fmt;
@@ -12,7 +12,7 @@ use std::ptr::NonNull;
 
 use crate::memory::sync::AtomicByte;
 
-/// Bytes of a ring, or of memory of this process, that are valid for `'a` and may change meanwhile.
+/// Bytes of a ring, or of private memory, that are valid for `'a` and may change meanwhile.
 #[derive(Clone, Copy)]
 pub struct Lent<'a> {
     at: NonNull<u8>,
@@ -21,26 +21,25 @@ pub struct Lent<'a> {
 }
 
 impl<'a> Lent<'a> {
-    /// The `len` bytes at `at`.
+    /// Lends the `len` bytes at `at`.
     ///
-    /// # Safety
-    /// They are readable for all of `'a`. Other threads and processes may store there.
+    /// # Safety The bytes are readable for all of `'a`. Other threads and processes may store there.
     #[cfg(not(loom))]
     pub(crate) unsafe fn new(at: NonNull<u8>, len: usize) -> Lent<'a> {
         Lent { at, len, _of: PhantomData }
     }
 
-    /// Number of bytes.
+    /// Returns the number of bytes.
     pub fn len(self) -> usize {
         self.len
     }
 
-    /// Whether there are no bytes.
+    /// Returns whether there are no bytes.
     pub fn is_empty(self) -> bool {
         self.len == 0
     }
 
-    /// The bytes from `from` on; none if there are not as many.
+    /// Returns the bytes from `from` on, or none if `from` is behind the end.
     pub fn skip(self, from: usize) -> Lent<'a> {
         let from = from.min(self.len);
         // SAFETY: `from <= len`, so the result stays inside the bytes, or is their end.
@@ -48,7 +47,8 @@ impl<'a> Lent<'a> {
         Lent { at, len: self.len - from, _of: PhantomData }
     }
 
-    /// Appends a copy of the bytes to `out`. False, and nothing is appended, if there is no memory for them.
+    /// Appends a copy of the bytes to `out`.
+    /// False, and nothing is appended, if there is no memory for them.
     pub fn copy_to(self, out: &mut Vec<u8>) -> bool {
         if out.try_reserve(self.len).is_err() {
             return false;
@@ -62,7 +62,7 @@ impl<'a> Lent<'a> {
         true
     }
 
-    /// A copy of the bytes.
+    /// Returns a copy of the bytes.
     pub fn to_vec(self) -> Vec<u8> {
         let mut copy = Vec::with_capacity(self.len);
         self.copy_to(&mut copy);
@@ -76,14 +76,14 @@ impl<'a> Lent<'a> {
         usize::try_from(written).map_err(|_| io::Error::last_os_error())
     }
 
-    /// Calls `pass` with the bytes as a slice, for an interface that takes nothing else.
+    /// Calls `pass` with the bytes as a slice, for an interface that takes only slices.
     ///
-    /// `pass` must hand the slice to a system call that reads it, and must not look at its bytes: they may change at any time,
-    /// which a slice rules out for all code that the compiler sees. Where Rust code looks at the bytes, use
+    /// `pass` must hand the slice to a system call that reads it, and must not look at its bytes. They may change at
+    /// any time, which a slice rules out for all code that the compiler sees. Code that looks at the bytes uses
     /// [`copy_to`](Self::copy_to).
     pub fn pass_to_kernel<R>(self, pass: impl FnOnce(&[u8]) -> R) -> R {
-        // SAFETY: readable for `'a` by `new`. That the bytes stay as they are, no process can promise; but `pass` hands their address
-        // to the kernel alone, so no load of the program's depends on it.
+        // SAFETY: readable for `'a` by `new`. No process can promise that the bytes stay as they are. But `pass` hands
+        // their address to the kernel alone, so no load of the program depends on it.
         pass(unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) })
     }
 }
@@ -100,7 +100,7 @@ impl<'a, const N: usize> From<&'a [u8; N]> for Lent<'a> {
     }
 }
 
-/// Compares a copy.
+/// Compares with a copy of the bytes.
 impl<T: AsRef<[u8]> + ?Sized> PartialEq<T> for Lent<'_> {
     fn eq(&self, other: &T) -> bool {
         self.len == other.as_ref().len() && self.to_vec() == other.as_ref()
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parts_and_copies_have_the_bytes() {
+    fn part_and_copy_have_the_bytes() {
         let lent = Lent::from(b"abcdef");
         assert_eq!((lent.len(), lent.is_empty()), (6, false));
         assert_eq!(lent, b"abcdef");

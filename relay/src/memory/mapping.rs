@@ -1,12 +1,14 @@
-//! Memory shared with other processes. In this crate, only `rseq.rs` and `lent.rs` have `unsafe` besides.
+//! Memory shared with other processes.
+//! In this crate only `rseq.rs` and `lent.rs` have `unsafe` besides.
 //!
-//! Bytes that somebody else may change at any time are never borrowed as plain Rust values. Control words are
-//! reached as atomics through [`Mapping::get`]; payload likewise through [`Mapping::bytes`], or it is copied in and out as
-//! raw bytes. [`Mapping::lend`] gives a [`Lent`], which is copied or passed to the kernel. `shm/bus.rs` has the handler of SIGBUS.
+//! Bytes that another process may change at any time are never borrowed as plain Rust values. Control words are reached
+//! as atomics through [`Mapping::get`]. Payload is reached as atomics through [`Mapping::bytes`], or copied in and out
+//! as raw bytes. [`Mapping::lend`] gives a [`Lent`], which is copied or passed to the kernel. `mapping/sigbus.rs` has
+//! the handler of SIGBUS.
 //!
-//! By the letter of the memory model a copy of bytes that others store meanwhile is a data race: it has no copy of atomic bytes
-//! yet. As sequence locks do, we rely on a plain copy being emitted for one, and the compiler knowing nothing of the bytes; what
-//! may have been torn is thrown away by the protocol, not looked at.
+//! By the letter of the memory model, a copy of bytes that another process stores meanwhile is a data race: the model
+//! has no copy of atomic bytes yet. Like sequence locks, this code relies on two facts: the compiler emits a plain copy
+//! for a copy, and knows nothing of the bytes. The protocol discards bytes that may be torn, and never looks at them.
 #![allow(unsafe_code)]
 
 mod sigbus;
@@ -26,13 +28,13 @@ use crate::layout::abi::{BufferBlock, ControlHeader, Record};
 use crate::memory::lent::Lent;
 use crate::memory::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
-/// How much is made present at a time, in bytes: a millisecond or so.
+/// Bytes populated at a time, which takes about a millisecond.
 const POPULATE_LEN: usize = 4 << 20;
 
 /// Types that may be reached by reference in shared memory.
 ///
 /// # Safety
-/// Every bit pattern is valid, and every field that anybody writes is an atomic.
+/// Every bit pattern is valid, and every field that any process writes is an atomic.
 pub unsafe trait Shared {}
 
 // SAFETY: only atomics.
@@ -45,7 +47,7 @@ unsafe impl Shared for Record {}
 pub struct Mapping {
     base: NonNull<u8>,
     len: usize,
-    /// For the handler of SIGBUS, if this process has it. Only gone while it is dropped.
+    /// Entry for the handler of SIGBUS, if this process installed it. `None` during `drop`.
     listed: Option<Listed>,
 }
 
@@ -63,14 +65,15 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// The same, to be looked at only: whoever writes there gets SIGSEGV.
+    /// Maps like [`Mapping::new`], but read-only: a store there raises SIGSEGV.
     pub fn read_only(file: &File, len: u64) -> io::Result<Mapping> {
         let mapping = Mapping::of_file(file, len, ProtFlags::PROT_READ)?;
         mapping.populate(libc::MADV_POPULATE_READ);
         Ok(mapping)
     }
 
-    /// The same, but each page comes when it is looked at: for files whose own word is all that says how long they should be.
+    /// Maps read-only, and populates each page at its first access.
+    /// It is for files whose length only their own header states.
     pub fn on_demand(file: &File, len: u64) -> io::Result<Mapping> {
         Mapping::of_file(file, len, ProtFlags::PROT_READ)
     }
@@ -84,22 +87,23 @@ impl Mapping {
         Ok(mapping)
     }
 
-    /// Has the pages present, as far as they are there. Piece by piece, for meanwhile no other thread of the process can change its
-    /// address space, which is what an allocation often takes.
+    /// Populates the pages that the file has.
+    /// It works piece by piece: meanwhile no other thread of the process can change the address space, as many
+    /// allocations do.
     fn populate(&self, advice: libc::c_int) {
         for at in (0..self.len).step_by(POPULATE_LEN) {
             let len = POPULATE_LEN.min(self.len - at);
             // SAFETY: `at < self.len`, so the result stays inside the mapping.
             let from = unsafe { self.base.add(at) };
-            // SAFETY: the pages are our own mapping's, and populating changes no byte. Where it fails, as before Linux 5.14, they are
-            // present from the first access on.
+            // SAFETY: the pages are our own mapping's, and populating changes no byte. If it fails, as before Linux
+            // 5.14, the pages are populated at their first access.
             if unsafe { libc::madvise(from.as_ptr().cast(), len, advice) } != 0 {
                 return;
             }
         }
     }
 
-    /// Maps `len` zeroed bytes of no file: a buffer for this process alone, as tests use it.
+    /// Maps `len` zeroed bytes without a file: private memory, for tests.
     pub fn anonymous(len: u64) -> io::Result<Mapping> {
         let len = map_len(len)?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -108,7 +112,7 @@ impl Mapping {
         Ok(Mapping { base: base.cast(), len: len.get(), listed: None })
     }
 
-    /// The shared value at `offset`, or `None` if it does not lie inside the mapping or is not aligned.
+    /// Returns the shared value at `offset`; `None` if it is outside the mapping or not aligned.
     pub fn get<T: Shared>(&self, offset: usize) -> Option<&T> {
         let at = self.address(offset, size_of::<T>())?.cast::<T>();
         if !at.is_aligned() {
@@ -122,7 +126,7 @@ impl Mapping {
         Some(unsafe { at.as_ref() })
     }
 
-    /// Writes the header of a control file that nobody else has been given yet.
+    /// Writes the header of a control file that no other process has yet.
     pub fn put_header(&self, header: ControlHeader) {
         let at =
             self.address(0, size_of::<ControlHeader>()).expect("a control file is longer than its header");
@@ -130,16 +134,17 @@ impl Mapping {
         unsafe { at.cast::<ControlHeader>().write(header) }
     }
 
-    /// The header of a control file, as it is now: a copy, and nothing in it is to be believed unchecked.
+    /// Returns a copy of a control file's present header.
+    /// The caller must check every value in it.
     pub fn header(&self) -> Option<ControlHeader> {
         let at = self.address(0, size_of::<ControlHeader>())?;
         // SAFETY: in bounds by `address()`, aligned as the start of a page, and every bit pattern is a valid header;
-        // volatile, since somebody may be changing it.
+        // volatile, since another process may be changing it.
         Some(unsafe { at.cast::<ControlHeader>().read_volatile() })
     }
 
-    /// Lets go of the file, whose memory may then be freed. The addresses stay valid: who still writes there does so
-    /// to zeroed memory of its own that nobody looks at.
+    /// Detaches from the file, whose memory may then be freed.
+    /// The addresses stay valid: stores there reach zeroed private memory that no reader looks at.
     pub fn retire(&self) -> io::Result<()> {
         let len = map_len(self.len as u64)?;
         let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
@@ -150,12 +155,13 @@ impl Mapping {
         Ok(())
     }
 
-    /// Whether a page of it was replaced because the file has none there any more, see [`outlive_truncation`].
+    /// Returns whether a page was replaced because the file lost it, see [`outlive_truncation`].
     pub fn is_torn(&self) -> bool {
         self.listed.as_ref().is_some_and(|listed| listed.entry().is_torn())
     }
 
-    /// The `len` bytes at `offset`, which others may be changing; `None` if they are not in the mapping.
+    /// Returns the `len` bytes at `offset`, or `None` if they are outside the mapping.
+    /// Other processes may be changing them.
     pub fn bytes(&self, offset: usize, len: usize) -> Option<&[AtomicU8]> {
         let at = self.address(offset, len)?.cast::<AtomicU8>();
         // SAFETY: valid for `len` bytes by `address()`, alive while `self` is borrowed, of a type without alignment or invalid
@@ -163,9 +169,10 @@ impl Mapping {
         Some(unsafe { std::slice::from_raw_parts(at.as_ptr(), len) })
     }
 
-    /// Copies `bytes` to `offset`. False, and nothing is copied, if they would not lie inside the mapping.
+    /// Copies `bytes` to `offset`.
+    /// False, and nothing is copied, if they do not lie inside the mapping.
     ///
-    /// The caller is the only writer of these bytes; readers of other processes may look at them meanwhile.
+    /// The caller is the only writer of these bytes; readers in other processes may look at them meanwhile.
     pub fn copy_in(&self, offset: usize, bytes: &[u8]) -> bool {
         let Some(to) = self.address(offset, bytes.len()) else { return false };
         // SAFETY: `to` is valid for `bytes.len()` bytes by `address()`; a Rust slice never overlaps the mapping, since
@@ -174,7 +181,7 @@ impl Mapping {
         true
     }
 
-    /// Zeroes `len` bytes at `offset`, on the same terms as [`Mapping::copy_in`].
+    /// Zeroes `len` bytes at `offset`, under the conditions of [`Mapping::copy_in`].
     pub fn zero(&self, offset: usize, len: usize) -> bool {
         let Some(to) = self.address(offset, len) else { return false };
         // SAFETY: `to` is valid for `len` bytes by `address()`.
@@ -182,11 +189,10 @@ impl Mapping {
         true
     }
 
-    /// Appends the `len` bytes at `offset` to `out`. False, and nothing is appended, if they are not in the mapping, or there is
-    /// no memory.
+    /// Appends the `len` bytes at `offset` to `out`.
+    /// False, and nothing is appended, if they are outside the mapping or there is no memory.
     ///
-    /// A writer may be changing them meanwhile; whoever copies checks afterwards whether one was, and throws the
-    /// copy away then.
+    /// A writer may be changing them meanwhile. The caller checks that afterwards, and then discards the copy.
     pub fn copy_out(&self, offset: usize, len: usize, out: &mut Vec<u8>) -> bool {
         let Some(from) = self.address(offset, len) else { return false };
         if out.try_reserve(len).is_err() {
@@ -201,18 +207,18 @@ impl Mapping {
         true
     }
 
-    /// Lends the `len` bytes at `offset`; `None` if they are not in the mapping. With it a reply goes from the ring to the reader
-    /// without a copy of ours.
+    /// Lends the `len` bytes at `offset`; `None` if they are outside the mapping.
+    /// A reply then goes from the ring to the reader without a copy in this process.
     ///
-    /// The kernel would refuse pages of a file that another process has truncated, and the reader would wait for ever. So each
-    /// page is looked at before, and is there again then, see [`outlive_truncation`].
+    /// The kernel would refuse pages of a file that another process has truncated, and the reader would wait for ever.
+    /// So this function reads a byte of each page first, which restores the page, see [`outlive_truncation`].
     pub fn lend(&self, offset: usize, len: usize) -> Option<Lent<'_>> {
         let from = self.address(offset, len)?;
-        // The first byte, and the first of each further page: `offset` may be in the middle of one.
+        // The first byte, and the first of each further page: `offset` may be in the middle of a page.
         let further = (offset + 1).next_multiple_of(PAGE)..offset + len;
         for at in [offset].into_iter().filter(|_| len > 0).chain(further.step_by(PAGE)) {
             if let Some(byte) = self.address(at, 1) {
-                // SAFETY: inside the mapping by `address()`; volatile, since the value is not what it is about.
+                // SAFETY: inside the mapping by `address()`; volatile, since the load matters and its value does not.
                 let _ = unsafe { byte.read_volatile() };
             }
         }
@@ -220,7 +226,8 @@ impl Mapping {
         Some(unsafe { Lent::new(from, len) })
     }
 
-    /// Address of `offset`, if `len` bytes from there lie inside the mapping; for those who copy by themselves.
+    /// Returns the address of `offset` if `len` bytes from there lie inside the mapping.
+    /// It is for callers that copy without this type.
     #[inline(always)]
     pub(crate) fn address(&self, offset: usize, len: usize) -> Option<NonNull<u8>> {
         if offset.checked_add(len)? > self.len {
@@ -231,7 +238,7 @@ impl Mapping {
     }
 }
 
-/// A shared value, found once. Keeps its mapping alive.
+/// A shared value whose place is looked up once. It keeps its mapping alive.
 #[derive(Debug)]
 pub struct Located<T: Shared> {
     at: NonNull<T>,
@@ -239,7 +246,7 @@ pub struct Located<T: Shared> {
 }
 
 impl<T: Shared> Located<T> {
-    /// The shared value at `offset` of `mapping`, see [`Mapping::get`].
+    /// Looks up the shared value at `offset` of `mapping`, see [`Mapping::get`].
     pub fn new(mapping: &Arc<Mapping>, offset: usize) -> Option<Located<T>> {
         Some(Located { at: mapping.get::<T>(offset)?.into(), _mapping: mapping.clone() })
     }
@@ -249,7 +256,7 @@ impl<T: Shared> Deref for Located<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: it came from a reference into the mapping, which is kept, and stays where it is.
+        // SAFETY: `at` came from a reference into the mapping, which `self` keeps, and which does not move.
         unsafe { self.at.as_ref() }
     }
 }
@@ -267,7 +274,7 @@ unsafe impl<T: Shared + Sync> Sync for Located<T> {}
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // First: the addresses will be others'.
+        // First: after munmap the addresses may belong to another mapping.
         self.listed = None;
         // SAFETY: base and len are what mmap returned, and no reference outlives `self`.
         let result = unsafe { munmap(self.base.cast(), self.len) };
@@ -275,19 +282,21 @@ impl Drop for Mapping {
     }
 }
 
-/// Where threads on a buffer's CPU append: a sub-buffer's position, its offset zero, and its address in this process, which
-/// they alone store and load, in restartable sequences, and both at once, to which end they are aligned.
+/// The sub-buffer that threads on a buffer's CPU append to.
+/// `begin` is its position with offset zero, `address` its address in this process. Only those threads store and load
+/// the two, in restartable sequences. They store both at once, hence the alignment.
 #[derive(Debug)]
 #[repr(C, align(16))]
 pub(crate) struct Window {
     begin: AtomicU64,
     address: AtomicPtr<u8>,
-    /// The sub-buffer's size in bytes, or 0 when nothing is to be appended any more.
+    /// Size of the sub-buffer in bytes, or 0 to stop appends.
     size: AtomicUsize,
 }
 
 impl Window {
-    /// That of a ring's first sub-buffer in lap 0, which was checked to be inside the ring.
+    /// Returns the window of a ring's first sub-buffer in lap 0.
+    /// The caller has checked that the ring holds it.
     pub(crate) fn new(ring: &Mapping, subbuf_size: usize) -> Window {
         Window {
             begin: AtomicU64::new(0),
@@ -297,7 +306,7 @@ impl Window {
     }
 
     pub(crate) fn close(&self) {
-        // Relaxed: it becomes 0 at some time, no matter when.
+        // Relaxed: writers may see the 0 at any later time.
         self.size.store(0, Ordering::Relaxed);
     }
 }

@@ -1,8 +1,8 @@
-//! What stands in for shared memory under loom: the same words as loom's atomics, and payload that it watches.
+//! Replaces shared memory under loom: words are loom's atomics, and loom watches the payload.
 //!
-//! Payload bytes are `UnsafeCell`s, so that a missing happens-before edge fails a model even where no wrong value can be
-//! read. In overwrite mode a reader copies bytes that a writer may be changing and throws the copy away; there they are
-//! atomics, and the model checks values.
+//! Payload bytes are `UnsafeCell`s, so that a missing happens-before edge fails a model even if no load gets a wrong
+//! value. In overwrite mode a reader copies bytes that a writer may be changing, and discards the copy. There the bytes
+//! are atomics, and the model checks values.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -18,7 +18,7 @@ use crate::layout::abi::{BLOCK_LEN, BUFFERS_OFFSET, BufferBlock, ControlHeader, 
 use crate::memory::lent::Lent;
 use crate::ring::scheduler_model::before_store;
 
-/// Sub-buffers a model's buffer may have.
+/// Most sub-buffers in a model's buffer.
 const N_SUBBUFS_MAX: usize = 4;
 
 thread_local! {
@@ -26,14 +26,15 @@ thread_local! {
     static RACY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Says whether the payload of buffers that this thread makes from now on may be read while it is written.
+/// Sets whether payload may be read while it is written.
+/// This applies to buffers that the calling thread makes from now on.
 pub fn set_racy(racy: bool) {
     RACY.set(racy);
 }
 
-/// Types that live in a model's control file.
+/// Types in a model's control file.
 pub trait Shared: Sized {
-    /// The value at an offset.
+    /// Returns the value at an offset.
     fn find(control: &Control, offset: usize) -> Option<&Self>;
 }
 
@@ -62,7 +63,7 @@ pub struct Control {
 pub enum Mapping {
     /// A control file.
     Control(Box<Control>),
-    /// A ring that is not read while it is written, and copies that were lent of it.
+    /// A ring that is not read while it is written, and the copies lent of it.
     Ring(Vec<UnsafeCell<u8>>, Mutex<Vec<Box<[u8]>>>),
     /// A ring that may be read while it is written.
     RacyRing(Vec<AtomicU8>),
@@ -74,7 +75,7 @@ unsafe impl Sync for Mapping {}
 unsafe impl Send for Mapping {}
 
 impl Mapping {
-    /// A control file if it is long enough for one, else a ring.
+    /// Creates a control file if `len` is large enough for one, else a ring.
     pub fn anonymous(len: u64) -> io::Result<Mapping> {
         let ring = 0..len;
         Ok(if len >= BUFFERS_OFFSET as u64 {
@@ -87,17 +88,17 @@ impl Mapping {
         })
     }
 
-    /// The shared value at `offset`.
+    /// Returns the shared value at `offset`.
     pub fn get<T: Shared>(&self, offset: usize) -> Option<&T> {
         if let Mapping::Control(control) = self { T::find(control, offset) } else { None }
     }
 
-    /// A model has no file, hence no header.
+    /// Returns `None`: a model has no file, hence no header.
     pub fn header(&self) -> Option<ControlHeader> {
         None
     }
 
-    /// Nothing to let go of.
+    /// Does nothing: a model has no file.
     pub fn retire(&self) -> io::Result<()> {
         Ok(())
     }
@@ -143,7 +144,7 @@ impl Mapping {
         before_store();
         match self {
             Mapping::Control(_) => return false,
-            // SAFETY: loom fails the model if anybody else accesses the cell at the same time.
+            // SAFETY: loom fails the model if another thread accesses the cell at the same time.
             Mapping::Ring(cells, _) => cells[at].with_mut(|cell| unsafe { *cell = byte }),
             Mapping::RacyRing(bytes) => bytes[at].store(byte, Ordering::Relaxed),
         }
@@ -153,14 +154,14 @@ impl Mapping {
     fn load(&self, at: usize) -> Option<u8> {
         match self {
             Mapping::Control(_) => None,
-            // SAFETY: loom fails the model if anybody writes the cell at the same time.
+            // SAFETY: loom fails the model if another thread writes the cell at the same time.
             Mapping::Ring(cells, _) => Some(cells[at].with(|cell| unsafe { *cell })),
             Mapping::RacyRing(bytes) => Some(bytes[at].load(Ordering::Relaxed)),
         }
     }
 }
 
-/// A shared value, looked for each time.
+/// A shared value whose place is looked up at each access.
 #[derive(Debug)]
 pub struct Located<T> {
     offset: usize,
@@ -169,7 +170,7 @@ pub struct Located<T> {
 }
 
 impl<T: Shared> Located<T> {
-    /// The shared value at `offset` of `mapping`.
+    /// Looks up the shared value at `offset` of `mapping`.
     pub fn new(mapping: &Arc<Mapping>, offset: usize) -> Option<Located<T>> {
         mapping.get::<T>(offset)?;
         Some(Located { offset, mapping: mapping.clone(), _of: std::marker::PhantomData })
@@ -190,16 +191,16 @@ impl<T: Shared> Deref for Located<T> {
     }
 }
 
-/// Nothing: no sequences run in models.
+/// Empty: no sequences run in models.
 #[derive(Debug)]
 pub(crate) struct Window;
 
 impl Window {
-    /// Nothing.
+    /// Does nothing.
     pub(crate) fn new(_: &Mapping, _: usize) -> Window {
         Window
     }
 
-    /// Nothing.
+    /// Does nothing.
     pub(crate) fn close(&self) {}
 }

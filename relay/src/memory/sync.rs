@@ -1,5 +1,4 @@
-//! The one door to atomics: everything in this crate that is shared goes through here, so that loom's types take the
-//! place of the standard library's when models run.
+//! The atomics of this crate. Models replace the standard library's types with loom's here.
 
 #[cfg(loom)]
 pub(crate) use crate::ring::scheduler_model::AtomicU64;

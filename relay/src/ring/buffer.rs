@@ -1,12 +1,14 @@
-//! One CPU's buffer as this process sees it: its words in the control file, its ring in the data file.
+//! One CPU's buffer: its words in the mapped control file, its ring in the data file.
+
+pub mod doorbell;
 
 use std::sync::Arc;
 
 use crate::layout::abi::{self, BufferBlock, ControlHeader, Record};
-use crate::layout::geometry::Geometry;
+use crate::layout::geometry::{Geometry, Mode};
 use crate::layout::position::{Position, Widths};
 use crate::memory::mapping::{Located, Mapping, Window};
-use crate::memory::sync::{AtomicU64, Ordering};
+use crate::memory::sync::{AtomicU64, Ordering, fence};
 
 /// A mapped buffer. Cheap to clone; all clones are the same buffer.
 #[derive(Debug)]
@@ -14,7 +16,8 @@ pub struct Buffer {
     window: Window,
     control: Arc<Mapping>,
     block: Located<BufferBlock>,
-    /// Where the first record is in the control file, and how far it is to the next.
+    /// Offset of the first record in the control file.
+    /// The next field is the distance to the next record.
     records_at: usize,
     record_stride: usize,
     data: Arc<Mapping>,
@@ -23,8 +26,8 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// The buffer number `index` of a channel: its part of the control file, which has this header, and its data file.
-    /// `None` if the mappings are too short for it. The header was checked, see [`ControlHeader::check`].
+    /// Returns buffer number `index` of a channel, or `None` if the mappings are too short.
+    /// `header` is that of the control file, and was checked, see [`ControlHeader::check`].
     pub fn new(
         control: Arc<Mapping>,
         data: Arc<Mapping>,
@@ -45,7 +48,7 @@ impl Buffer {
         Some(Buffer { window, control, block, records_at, record_stride, data, geometry, widths })
     }
 
-    /// A buffer in memory of this process alone, ready for use, whose history begins at `lap`.
+    /// Creates a buffer in private memory, ready for use, whose history begins at `lap`.
     pub fn anonymous(geometry: Geometry, lap: u64) -> std::io::Result<Buffer> {
         let header = abi::control_header(&geometry, 1);
         let control = Arc::new(Mapping::anonymous(header.control_len())?);
@@ -55,133 +58,153 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// From now on nothing is appended by means of this value, but for messages of no bytes: [`Appended::Elsewhere`] is the
-    /// answer.
+    /// Stops appends through this value; empty messages may still pass.
+    /// Later appends return [`Appended::Elsewhere`].
     ///
     /// [`Appended::Elsewhere`]: crate::ring::writer::Appended::Elsewhere
     pub fn stop_appending(&self) {
         self.window.close();
     }
 
-    /// Lets go of the files, see [`Mapping::retire`].
+    /// Detaches from the files, see [`Mapping::retire`].
     pub fn retire(&self) -> std::io::Result<()> {
         self.control.retire()?;
         self.data.retire()
     }
 
-    /// A buffer that was ended, see [`crate::ring::writer::Writer::close`], is not any more: who took it over serves it.
+    /// Opens a buffer that an earlier daemon ended, see [`crate::ring::writer::Writer::close`].
     pub fn reopen(&self) {
-        // Relaxed: who still finds it closed goes away, and comes back.
+        // Relaxed: a producer that still finds the buffer closed detaches and comes back.
         self.block().closed.store(0, Ordering::Relaxed);
     }
 
-    /// Ends a buffer that this process cannot write: producers find out at their next switch.
+    /// Ends a buffer that this process cannot write: producers notice at their next switch.
     pub fn announce_end(&self) {
-        // Relaxed: a producer that still finds it open writes until a later switch.
+        // Relaxed: a producer that still finds the buffer open writes until a later switch.
         self.block().closed.store(1, Ordering::Relaxed);
     }
 
-    /// Ends a buffer that somebody has damaged, from whatever CPU: who writes it comes to a switch with its next message,
-    /// looks, and finds it closed. That this may come in the middle of somebody's change does not matter any more.
+    /// Ends a corrupted buffer from any CPU.
+    /// The stored state sends every writer to a switch with its next message, and there it finds the buffer closed. The
+    /// store may interrupt a writer's change, which does not matter any more.
     pub fn condemn(&self) {
         let block = self.block();
-        // Relaxed, and Release behind it: who finds the state, finds it closed.
+        // Relaxed, and Release behind it: a writer that finds this state also finds the buffer closed.
         block.closed.store(1, Ordering::Relaxed);
         let state = Position(block.state.load(Ordering::Relaxed));
         block.state.store(self.widths.at_blocked(self.widths.next(state)).0, Ordering::Release);
     }
 
-    /// Whether this process has met a truncation of its files, see [`outlive_truncation`](crate::memory::mapping::outlive_truncation).
+    /// Returns whether another process truncated the files.
+    /// See [`outlive_truncation`](crate::memory::mapping::outlive_truncation).
     #[cfg(not(loom))]
     pub fn is_torn(&self) -> bool {
         self.control.is_torn() || self.data.is_torn()
     }
 
-    /// Makes a zeroed buffer that nobody uses yet ready for use: empty, at the start of `lap`.
+    /// Makes a zeroed buffer ready for use: empty, at the start of `lap`.
+    /// No other thread may use the buffer yet.
     pub fn init(&self, lap: u64) {
         let start = self.widths.pack(lap, 0, 0);
         let inside = self.data.zero(self.ring_offset(start), self.geometry.header());
         debug_assert!(inside, "the ring was checked in new");
-        // Relaxed: whoever hands the buffer to other threads or processes orders that.
+        // Relaxed: the code that hands the buffer to other threads or processes orders these stores.
         let block = self.block();
         block.begun.store(start.0, Ordering::Relaxed);
         block.consumed.store(start.0, Ordering::Relaxed);
         block.state.store(self.widths.at(start, self.geometry.header()).0, Ordering::Relaxed);
     }
 
-    /// The channel's geometry.
+    /// Returns the channel's geometry.
     pub fn geometry(&self) -> &Geometry {
         &self.geometry
     }
 
-    /// How the channel's positions are divided.
+    /// Returns the widths of the channel's positions.
     pub fn widths(&self) -> &Widths {
         &self.widths
     }
 
-    /// The shared words.
+    /// Returns the shared words.
     #[inline]
     pub fn block(&self) -> &BufferBlock {
         &self.block
     }
 
-    /// The record of the sub-buffer at `position`.
+    /// Returns the record of the sub-buffer at `position`.
     pub fn record(&self, position: Position) -> &Record {
         let number = 2 * self.widths.slot(position) + (self.widths.lap(position) & 1) as usize;
         let at = self.records_at + number * self.record_stride;
         self.control.get(at).expect("first and last record were checked in new, and slots are clamped")
     }
 
-    /// Whether every sub-buffer is finished, or begun, and not given back, as far as this thread sees.
+    /// Returns whether every sub-buffer is begun or finished, and none given back.
+    /// Another thread may see a newer state.
     pub fn is_full(&self) -> bool {
         let block = self.block();
-        // Relaxed, both: an answer that may be old by the time it is heard.
+        // Relaxed, both: the answer may be old by the time the caller uses it.
         let state = Position(block.state.load(Ordering::Relaxed));
         let consumed = Position(block.consumed.load(Ordering::Relaxed));
         self.widths.full(self.widths.at(state, 0), consumed)
     }
 
-    /// Messages lost in this buffer so far, for whatever cause.
+    /// Returns the messages lost in this buffer so far, for any cause.
     pub fn lost(&self) -> u64 {
         let block = self.block();
-        // Relaxed: a sum of counters that stand for themselves.
+        // Relaxed: the counters are independent, and so is their sum.
         [&block.dropped, &block.too_big, &block.contended, &block.dropped_elsewhere]
             .iter()
             .fold(0, |sum, counter| sum.wrapping_add(counter.load(Ordering::Relaxed)))
     }
 
-    /// Counts messages that the daemon wrote for somebody.
+    /// Counts messages that the daemon wrote on behalf of producers.
     pub fn count_written(&self, n: u64) {
         add(&self.block().written, n);
     }
 
-    /// Counts messages that were interrupted each time they were tried.
+    /// Counts messages whose tries were all interrupted.
     pub fn count_contended(&self, n: u64) {
         add(&self.block().contended, n);
     }
 
-    /// Counts messages that are lost without their CPU having been asked.
+    /// Counts messages that were lost without a try on their CPU.
     pub fn count_dropped_elsewhere(&self, n: u64) {
         add(&self.block().dropped_elsewhere, n);
     }
 
-    /// The ring.
+    /// Returns the ring.
     #[inline(always)]
     pub(crate) fn data(&self) -> &Mapping {
         &self.data
     }
 
-    /// Where this process's threads append.
+    /// Returns the window that this process's threads append through.
     #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
     #[inline(always)]
     pub(crate) fn window(&self) -> &Window {
         &self.window
     }
 
-    /// Where `position` is in the ring, in bytes.
+    /// Returns the offset of `position` in the ring, in bytes.
     #[inline(always)]
     pub(crate) fn ring_offset(&self, position: Position) -> usize {
         self.widths.slot(position) * self.geometry.subbuf_size() + self.widths.offset(position)
+    }
+
+    /// Whether the writer has begun to overwrite the sub-buffer at `position`; never in no-overwrite mode.
+    pub(crate) fn lapped(&self, position: Position) -> bool {
+        if self.geometry().mode() == Mode::NoOverwrite {
+            return false;
+        }
+        // F, pairs with E: what was copied or looked up before, comes before the look at `begun`.
+        fence(Ordering::Acquire);
+        self.widths().before(position, self.oldest_whole())
+    }
+
+    /// The oldest sub-buffer that no writer has begun to overwrite.
+    pub(crate) fn oldest_whole(&self) -> Position {
+        // Acquire: what is found there was written before the writer went on to `begun`.
+        self.widths().oldest(Position(self.block().begun.load(Ordering::Acquire)))
     }
 }
 
@@ -200,7 +223,8 @@ impl Clone for Buffer {
     }
 }
 
-/// Adds to a counter that only this thread adds to, or whose adders exclude each other.
+/// Adds to a counter.
+/// Only the calling thread adds to this counter, or the threads that do exclude each other.
 pub(crate) fn add(counter: &AtomicU64, n: u64) {
     // Relaxed: the count says nothing about other memory.
     counter.fetch_add(n, Ordering::Relaxed);

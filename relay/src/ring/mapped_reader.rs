@@ -1,89 +1,92 @@
-//! Looking at one buffer in a mapping of one's own: what a reader does that is not the daemon. It gets whole finished
-//! sub-buffers where they lie, and asks the daemon to have them back; it only ever loads.
+//! The reader of a mapped buffer in a process other than the daemon.
+//! It finds whole finished sub-buffers in place, and asks the daemon to take them back. It only loads from the mapping.
 
 use crate::layout::position::Position;
 use crate::memory::lent::Lent;
 use crate::memory::sync::{AtomicU8, Ordering, fence};
 use crate::ring::buffer::Buffer;
 
-/// Tries at looking at something that a writer keeps overwriting.
+/// Tries to read records that a writer keeps overwriting.
 const TRIES_MAX: u32 = 1000;
 
-/// One buffer, seen from outside.
+/// The reading end of one buffer, for a process that maps the buffer.
 #[derive(Debug)]
 pub struct MappedReader {
     buffer: Buffer,
-    /// Where the next sub-buffer begins, or goes on.
+    /// Position of the next byte to take.
     cursor: Position,
-    /// Number of the first sub-buffer that was taken and is not given back, and how many were.
+    /// Number of the first sub-buffer taken and not given back, and the count of them.
     taken: Option<(u64, u64)>,
 }
 
-/// A finished sub-buffer, where it lies.
+/// A finished sub-buffer, in place.
 #[derive(Clone, Copy, Debug)]
 pub struct SubBuffer<'a> {
     buffer: &'a Buffer,
     position: Position,
-    /// How many were finished before it since the channel was created.
+    /// Number of sub-buffers finished before it since the channel was created.
     pub number: u64,
-    /// Bytes that were written to the buffer before its own since the channel was created.
+    /// Number of bytes written to the buffer before its own since the channel was created.
     pub begin: u64,
-    /// Whether there was no further finished one behind it.
+    /// Whether no finished sub-buffer was behind it.
     pub is_last: bool,
-    /// Bytes in it, padding aside.
+    /// Number of bytes in it without padding.
     len: usize,
 }
 
 impl MappedReader {
-    /// A view of what is unread. The mappings behind `buffer` may be read-only.
+    /// Creates a reader that begins with the unread part.
+    /// The mappings behind `buffer` may be read-only.
     pub fn new(buffer: Buffer) -> MappedReader {
-        let mut view = MappedReader { buffer, cursor: Position(0), taken: None };
-        view.go_back();
-        view
+        let mut mapped = MappedReader { buffer, cursor: Position(0), taken: None };
+        mapped.go_back();
+        mapped
     }
 
-    /// The next finished sub-buffer, if there is one. In overwrite mode some may have been passed over, see their numbers.
+    /// Returns the next finished sub-buffer, if there is one.
+    /// In overwrite mode some may have been skipped, which shows in their numbers.
     pub fn next_finished(&mut self) -> Option<SubBuffer<'_>> {
         let (position, number, begin, len) = self.find()?;
         self.cursor = self.buffer.widths().next(position);
         let first = self.taken.filter(|(first, count)| first.wrapping_add(*count) == number);
-        // What was passed over has given itself back.
+        // The writer has taken skipped sub-buffers, so there is nothing to give back for them.
         self.taken = Some(first.map_or((number, 1), |(first, count)| (first, count + 1)));
         let is_last = !self.has_finished();
         Some(SubBuffer { buffer: &self.buffer, position, number, begin, is_last, len })
     }
 
-    /// Whether there is a finished sub-buffer.
+    /// Returns whether there is a finished sub-buffer.
     pub fn has_finished(&self) -> bool {
         self.buffer.widths().before(self.cursor, self.state())
     }
 
-    /// What to give back: the number of the first sub-buffer that was taken, and how many were, if any. To be followed by
-    /// [`MappedReader::go_back`] if that is refused.
+    /// Returns the range to give back: number of the first taken sub-buffer, and their count.
+    /// If the daemon refuses the range, call [`MappedReader::go_back`].
     pub fn take_back(&mut self) -> Option<(u64, u64)> {
         self.taken.take()
     }
 
-    /// Undoes [`MappedReader::take_back`], of which nobody knows what it came to: its daemon has died.
+    /// Undoes [`MappedReader::take_back`] when the daemon has died.
+    /// Whether it took the range is unknown.
     pub fn keep_taken(&mut self, (first, count): (u64, u64)) {
         self.taken = Some((first, count));
     }
 
-    /// Another daemon goes on with the same buffer. What was taken still has to be given back, unless the last one has had
-    /// it all.
+    /// Continues with another daemon on the same buffer.
+    /// Taken sub-buffers are still to give back, unless the last daemon took all of them.
     pub fn settle(&mut self) {
         if !self.buffer.widths().before(self.consumed(), self.cursor) {
             self.taken = None;
         }
     }
 
-    /// Bytes of the buffer that were read or lost since the channel was created, by what the daemon says, who says it a moment
-    /// after it has been so. `None` if that cannot be found out: the writer overwrites what tells it.
+    /// Returns the bytes read or lost since the channel was created, as published by the daemon.
+    /// The daemon publishes a moment later than it reads. `None` if the writer overwrites the record that is needed.
     pub fn consumed_bytes(&self) -> Option<u64> {
         let widths = self.buffer.widths();
         (0..TRIES_MAX).find_map(|_| {
             let consumed = self.consumed();
-            // Relaxed: who has said that it is consumed has found the record before.
+            // Relaxed: the daemon loaded this record before it published `consumed`.
             let begin = self.buffer.record(consumed).begin.load(Ordering::Relaxed);
             let later = self.consumed();
             let is_its_record = widths.count(consumed, later) == 0 && !self.buffer.lapped(consumed);
@@ -91,19 +94,20 @@ impl MappedReader {
         })
     }
 
-    /// Goes to what is unread by what the daemon says: somebody else has been reading.
+    /// Moves to the first unread byte as the daemon published it.
+    /// For use after another reader has read.
     pub fn go_back(&mut self) {
         self.taken = None;
         self.cursor = self.consumed();
     }
 
-    /// Whether the channel is over, so that nothing will come but what is there.
+    /// Returns whether the channel has ended, so that no more data will come.
     pub fn is_closed(&self) -> bool {
-        // Acquire: what was written before is seen.
+        // Acquire: everything written before the end is visible.
         self.buffer.block().closed.load(Ordering::Acquire) != 0
     }
 
-    /// Position, number, stream position and length of the next finished sub-buffer.
+    /// Returns position, number, stream position and length of the next finished sub-buffer.
     fn find(&mut self) -> Option<(Position, u64, u64, usize)> {
         let (widths, size) = (self.buffer.widths(), self.buffer.geometry().subbuf_size());
         for _ in 0..TRIES_MAX {
@@ -114,16 +118,16 @@ impl MappedReader {
                 return None;
             }
             let record = self.buffer.record(self.cursor);
-            // Relaxed: the state that was loaded orders them.
+            // Relaxed: the load of `state` orders them.
             let padding = record.padding.load(Ordering::Relaxed).min(size as u64) as usize;
             let number = record.number.load(Ordering::Relaxed);
             let begin = record.begin.load(Ordering::Relaxed);
             let consumed = self.consumed();
             if widths.before(self.cursor, consumed) {
-                // Somebody else has read it, or a reset passed over it: it may have been written again, and the record be
-                // that of another one, which we have not seen and must not give back.
+                // Another reader has read it, or a reset passed over it. A writer may have begun it again, and its
+                // record may describe a later sub-buffer, which this reader has not seen and must not give back.
                 if self.taken.is_some() {
-                    return None; // let whoever took it ask, and be told
+                    return None; // the caller first gives back what it took, and is refused
                 }
                 self.cursor = consumed;
                 continue;
@@ -137,10 +141,11 @@ impl MappedReader {
         None
     }
 
-    /// Where the daemon's reader is. What was looked up before was right if that is not behind it yet.
+    /// Returns the position of the daemon's reader.
+    /// Records read before are right if it is not past them.
     fn consumed(&self) -> Position {
         fence(Ordering::Acquire);
-        // Acquire: what the daemon found before, we do.
+        // Acquire: everything that the daemon found before is visible here.
         Position(self.buffer.block().consumed.load(Ordering::Acquire))
     }
 
@@ -151,23 +156,24 @@ impl MappedReader {
 }
 
 impl SubBuffer<'_> {
-    /// Number of bytes, padding aside.
+    /// Returns the number of bytes, without padding.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are no bytes.
+    /// Returns whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Its bytes where they lie. A writer that keeps to the rules leaves them alone in no-overwrite mode; others share the
-    /// memory all the same, hence atomics.
+    /// Returns its bytes in place.
+    /// A correct writer does not change them in no-overwrite mode. Other processes share the memory all the same, hence
+    /// atomics.
     pub fn bytes(&self) -> &[AtomicU8] {
         self.buffer.data().bytes(self.buffer.ring_offset(self.position), self.len).unwrap_or_default()
     }
 
-    /// Lends its bytes, to be copied, or to be passed to the kernel where they lie.
+    /// Lends its bytes, to copy them or to pass them to the kernel in place.
     pub fn lend(&self) -> Option<Lent<'_>> {
         self.buffer.data().lend(self.buffer.ring_offset(self.position), self.len)
     }
@@ -177,8 +183,8 @@ impl SubBuffer<'_> {
         self.buffer.data().copy_out(self.buffer.ring_offset(self.position), self.len, out);
     }
 
-    /// Whether no writer has begun to overwrite it: what was copied before is right. Always so in no-overwrite mode, until
-    /// it is given back.
+    /// Returns whether no writer has begun to overwrite it, so that an earlier copy is right.
+    /// Always true in no-overwrite mode until the sub-buffer is given back.
     pub fn is_whole(&self) -> bool {
         !self.buffer.lapped(self.position)
     }
@@ -205,151 +211,151 @@ mod tests {
     }
 
     #[test]
-    fn sub_buffers_are_seen_once_and_given_back_by_number() {
+    fn finished_sub_buffers_are_seen_once_and_given_back_by_number() {
         let buffer = buffer("subbuf-size=8:n-subbufs=3");
         let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-        let mut view = MappedReader::new(buffer.clone());
-        assert!(view.next_finished().is_none());
+        let mut mapped = MappedReader::new(buffer.clone());
+        assert!(mapped.next_finished().is_none());
         for message in [b"aaaaa", b"bbbbb", b"ccccc"] {
             writer.write(message).unwrap();
         }
-        assert_eq!(text(view.next_finished().unwrap()), "aaaaa");
-        let second = view.next_finished().unwrap();
+        assert_eq!(text(mapped.next_finished().unwrap()), "aaaaa");
+        let second = mapped.next_finished().unwrap();
         assert_eq!((second.number, second.len(), second.is_whole()), (1, 5, true));
-        assert!(view.next_finished().is_none(), "the third is not finished");
-        assert_eq!(view.take_back(), Some((0, 2)));
+        assert!(mapped.next_finished().is_none(), "the third is not finished");
+        assert_eq!(mapped.take_back(), Some((0, 2)));
         assert_eq!(reader.consume(Some(0), 2), Ok(true));
         assert_eq!(reader.consume(Some(0), 1), Err(ConsumeError::Stale { next: 2 }));
         assert_eq!(reader.consume(Some(2), 1), Err(ConsumeError::TooMany { finished: 0 }));
         writer.flush().unwrap();
-        assert_eq!(text(view.next_finished().unwrap()), "ccccc");
-        assert_eq!(view.take_back(), Some((2, 1)));
-        assert_eq!(view.take_back(), None);
+        assert_eq!(text(mapped.next_finished().unwrap()), "ccccc");
+        assert_eq!(mapped.take_back(), Some((2, 1)));
+        assert_eq!(mapped.take_back(), None);
     }
 
     #[test]
-    fn what_was_partly_read_is_seen_from_there_on_and_counts_as_one() {
+    fn partly_read_sub_buffer_is_seen_from_there_and_counts_as_one() {
         let buffer = buffer("subbuf-size=8:n-subbufs=3");
         let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
         writer.write(b"abcdefg").unwrap();
         writer.flush().unwrap();
         reader.read(3, &mut Vec::new(), |bytes| assert_eq!(bytes, b"abc"));
-        let mut view = MappedReader::new(buffer.clone());
-        assert_eq!(view.consumed_bytes(), Some(3));
-        let next = view.next_finished().unwrap();
+        let mut mapped = MappedReader::new(buffer.clone());
+        assert_eq!(mapped.consumed_bytes(), Some(3));
+        let next = mapped.next_finished().unwrap();
         assert_eq!((next.begin, text(next)), (3, "defg".to_owned()));
-        assert_eq!(reader.consume(view.take_back().map(|(from, _)| from), 1), Ok(true));
+        assert_eq!(reader.consume(mapped.take_back().map(|(from, _)| from), 1), Ok(true));
         assert_eq!(reader.unread(), 0);
         assert_eq!(buffer.block().read_bytes.load(Ordering::Relaxed), 7);
     }
 
     #[test]
-    fn what_somebody_else_has_read_is_not_seen_again_nor_given_back_for_another() {
+    fn sub_buffer_read_by_another_reader_is_not_seen_or_given_back() {
         for mode in ["no-overwrite", "overwrite"] {
             let buffer = buffer(&format!("subbuf-size=8:n-subbufs=3:{mode}"));
             let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-            let mut view = MappedReader::new(buffer.clone());
+            let mut mapped = MappedReader::new(buffer.clone());
             let mut pass = |text: &[u8]| {
                 writer.write(text).unwrap();
                 writer.flush().unwrap();
                 reader.read(10, &mut Vec::new(), |bytes| assert_eq!(bytes, text));
             };
-            // Twice round the ring: the record where the view is has another number by now.
+            // Twice around the ring: the record at the cursor has another number by now.
             (0..6).for_each(|_| pass(b"theirs"));
             writer.write(b"ours").unwrap();
-            assert!(view.next_finished().is_none(), "{mode}");
+            assert!(mapped.next_finished().is_none(), "{mode}");
             writer.flush().unwrap();
-            let next = view.next_finished().unwrap();
+            let next = mapped.next_finished().unwrap();
             assert_eq!((next.number, text(next)), (6, "ours".to_owned()), "{mode}");
-            // Taken, and read by somebody else: who took it has to ask first.
+            // Taken here, and read by another reader: this one has to give it back first.
             reader.read(10, &mut Vec::new(), |bytes| assert_eq!(bytes, b"ours"));
             writer.write(b"more").unwrap();
             writer.flush().unwrap();
             reader.read(10, &mut Vec::new(), |_| {});
             writer.write(b"last").unwrap();
             writer.flush().unwrap();
-            assert!(view.next_finished().is_none(), "{mode}");
-            assert_eq!(view.take_back(), Some((6, 1)), "{mode}");
+            assert!(mapped.next_finished().is_none(), "{mode}");
+            assert_eq!(mapped.take_back(), Some((6, 1)), "{mode}");
             assert_eq!(reader.consume(Some(6), 1), Err(ConsumeError::Stale { next: 8 }));
-            view.go_back();
-            assert_eq!(text(view.next_finished().unwrap()), "last", "{mode}");
+            mapped.go_back();
+            assert_eq!(text(mapped.next_finished().unwrap()), "last", "{mode}");
         }
     }
 
-    /// A daemon that dies in the middle of it may have had what was given back, or not.
+    /// The dying daemon may or may not have taken the range.
     #[test]
-    fn what_is_given_back_to_a_dying_daemon_is_given_back_once() {
+    fn range_given_to_dying_daemon_is_given_back_once() {
         let buffer = buffer("subbuf-size=8:n-subbufs=4");
         let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-        let mut view = MappedReader::new(buffer.clone());
+        let mut mapped = MappedReader::new(buffer.clone());
         for message in [b"aaaaa", b"bbbbb", b"ccccc"] {
             writer.write(message).unwrap();
         }
-        assert_eq!(text(view.next_finished().unwrap()), "aaaaa");
-        let taken = view.take_back().unwrap();
-        view.keep_taken(taken);
-        view.settle();
-        assert_eq!(text(view.next_finished().unwrap()), "bbbbb", "it goes on where it was");
-        assert_eq!(view.take_back(), Some((0, 2)), "and nobody has had it");
+        assert_eq!(text(mapped.next_finished().unwrap()), "aaaaa");
+        let taken = mapped.take_back().unwrap();
+        mapped.keep_taken(taken);
+        mapped.settle();
+        assert_eq!(text(mapped.next_finished().unwrap()), "bbbbb", "it continues where it was");
+        assert_eq!(mapped.take_back(), Some((0, 2)), "and the daemon has not taken it");
         assert_eq!(reader.consume(Some(0), 2), Ok(true));
-        view.keep_taken((0, 2));
-        view.settle();
-        assert_eq!(view.take_back(), None, "somebody has");
-        assert_eq!(view.consumed_bytes(), Some(10));
+        mapped.keep_taken((0, 2));
+        mapped.settle();
+        assert_eq!(mapped.take_back(), None, "the daemon has taken it");
+        assert_eq!(mapped.consumed_bytes(), Some(10));
     }
 
     #[test]
-    fn what_is_consumed_is_told_in_bytes_as_long_as_it_is_known() {
+    fn consumed_bytes_are_known_until_their_record_is_overwritten() {
         let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
         let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-        let view = MappedReader::new(buffer.clone());
+        let mapped = MappedReader::new(buffer.clone());
         let mut scratch = Vec::new();
         for n in 1..20 {
             writer.write(b"12345").unwrap();
             reader.read(100, &mut scratch, |_| {});
-            assert_eq!(view.consumed_bytes(), Some(5 * n));
+            assert_eq!(mapped.consumed_bytes(), Some(5 * n));
         }
         for _ in 0..3 {
             writer.write(b"12345").unwrap();
         }
-        assert_eq!(view.consumed_bytes(), None, "the writer was there");
+        assert_eq!(mapped.consumed_bytes(), None, "the writer was there");
         reader.read(100, &mut scratch, |_| {});
-        assert_eq!(view.consumed_bytes(), Some(5 * 22));
+        assert_eq!(mapped.consumed_bytes(), Some(5 * 22));
     }
 
     #[test]
-    fn what_a_reset_has_passed_over_is_not_seen() {
+    fn sub_buffer_before_reset_is_not_seen() {
         for mode in ["no-overwrite", "overwrite"] {
             let buffer = buffer(&format!("subbuf-size=8:n-subbufs=3:{mode}"));
             let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-            let mut view = MappedReader::new(buffer.clone());
+            let mut mapped = MappedReader::new(buffer.clone());
             writer.write(b"before").unwrap();
             reader.reset(SoleWriter).unwrap();
-            assert!(view.next_finished().is_none(), "{mode}");
+            assert!(mapped.next_finished().is_none(), "{mode}");
             writer.write(b"behind").unwrap();
             writer.flush().unwrap();
-            let next = view.next_finished().unwrap();
+            let next = mapped.next_finished().unwrap();
             assert_eq!((next.number, text(next)), (0, "behind".to_owned()), "{mode}");
         }
     }
 
     #[test]
-    fn overwritten_ones_are_passed_over_and_known_by_their_numbers() {
+    fn overwritten_sub_buffers_are_skipped_and_numbers_show_it() {
         let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
         let writer = Writer::new(&buffer, SoleWriter);
-        let mut view = MappedReader::new(buffer.clone());
+        let mut mapped = MappedReader::new(buffer.clone());
         writer.write(b"00000").unwrap();
         writer.write(b"11111").unwrap();
-        let first = view.next_finished().unwrap();
+        let first = mapped.next_finished().unwrap();
         assert_eq!((first.number, first.is_whole()), (0, true));
         for n in 2..7 {
             writer.write(n.to_string().repeat(5).as_bytes()).unwrap();
         }
-        let next = view.next_finished().unwrap();
+        let next = mapped.next_finished().unwrap();
         assert_eq!(next.number, 4);
         assert_eq!(text(next), "44444");
         assert_eq!(
-            view.take_back(),
+            mapped.take_back(),
             Some((4, 1)),
             "the first was the writer's before it was ours to give back"
         );

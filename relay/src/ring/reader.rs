@@ -1,14 +1,14 @@
 //! Reading one buffer: the kernel's `relay_file_read`, for the one consumer a buffer has.
 //!
-//! All who read a buffer share one cursor (R1-R4 are the kernel's rules, see `relay/docs/SEMANTICS.md`). A read crosses
+//! All readers of a buffer share one cursor (R1-R4 are the kernel's rules, see `relay/docs/SEMANTICS.md`). A read crosses
 //! sub-buffers, hides their padding, and delivers the unfinished one as far as it is written. A sub-buffer is given
-//! back, *credited*, when it is finished and read to its end; one that was read before it was finished is
-//! credited by a later read.
+//! back, *credited*, when it is finished and read to its end. If it was read before it was finished, a later read
+//! credits it.
 //!
-//! In no-overwrite mode the writer cannot touch what is not yet credited, so bytes go from the ring straight into
-//! the reply, and `consumed` is published after it. In overwrite mode the writer asks nobody: bytes are copied,
-//! then `begun` tells whether they were still whole. What was copied of a sub-buffer but not asked for yet is kept,
-//! so that a message is never cut, even if the writer laps a reader in the middle of one.
+//! In no-overwrite mode the writer cannot touch a sub-buffer before it is credited. So bytes go from the ring straight
+//! into the reply, and `consumed` is published afterwards. In overwrite mode the writer does not wait for the reader.
+//! So bytes are copied, and then `begun` tells whether they were still whole. The reader keeps the rest of a copied
+//! sub-buffer, so that a message is never cut, even if the writer laps a reader in the middle of one.
 
 use std::collections::TryReserveError;
 
@@ -35,44 +35,46 @@ use crate::memory::sync::{AtomicU64, Ordering, fence};
 use crate::ring::buffer::{Buffer, add};
 use crate::ring::writer::{Executor, RetriesExhausted, Writer};
 
-/// Tries at looking at something that a writer keeps overwriting, before going on with what there is.
+/// Tries to read words that a writer keeps changing, before the reader uses the last value.
 const TRIES_MAX: u32 = 1000;
-/// Bytes a reader that seeks forward passes over at a time.
+/// Bytes that a reader seeking forward skips at a time.
 const SKIP_LEN: usize = 1 << 20;
 
 /// The reading end of a buffer.
 #[derive(Debug)]
 pub struct Reader {
     buffer: Buffer,
-    /// Next byte to deliver: sub-buffer and bytes consumed of it.
+    /// Position of the next byte to deliver: sub-buffer and bytes consumed of it.
     cursor: Position,
     /// Stream position of the cursor.
     stream: u64,
     /// Start of the first sub-buffer since the last reset, or since this reader began.
     floor: Position,
-    /// Overwrite mode: a validated copy of the rest of the cursor's sub-buffer, delivered up to `pending_at`.
+    /// Overwrite mode: a validated copy of the rest of the cursor's sub-buffer.
+    /// It is delivered up to `pending_at`.
     pending: Vec<u8>,
     pending_at: usize,
-    /// What is taken now, nobody gets: a reader seeks forward.
+    /// Whether a reader seeks forward, so that bytes passed are discarded and not read.
     skipping: bool,
-    /// Sub-buffers given back since it began to.
+    /// Sub-buffers given back since `skipping` was set.
     given_back: usize,
-    /// What others are found to have written that they should not.
+    /// Checks of the words that peers write.
     checks: Checks,
 }
 
-/// How far a sub-buffer can be read.
+/// The readable part of a sub-buffer.
 struct Readable {
     /// Bytes of data in it, from its start.
     len: usize,
-    /// Whether it is finished, so that there will never be more.
+    /// Whether it is finished, so that its data is complete.
     finished: bool,
 }
 
 impl Reader {
-    /// The reading end of `buffer`, where the last one left off. There must be only one at a time.
+    /// Creates the reading end of `buffer`, which continues where the last one stopped.
+    /// There must be only one at a time.
     pub fn new(buffer: Buffer) -> Reader {
-        // Relaxed: written by the daemon only, which is who reads.
+        // Relaxed: only the daemon writes it, and the daemon is the reader.
         let cursor = Position(buffer.block().consumed.load(Ordering::Relaxed));
         let begin = buffer.record(cursor).begin.load(Ordering::Relaxed);
         let stream = begin.wrapping_add(buffer.widths().offset(cursor) as u64);
@@ -91,13 +93,13 @@ impl Reader {
         }
     }
 
-    /// The buffer this reads.
+    /// Returns the buffer.
     pub fn buffer(&self) -> &Buffer {
         &self.buffer
     }
 
-    /// Reads up to `count` bytes from the cursor on, and passes them to `reply`. `reply` is always called once. `scratch` holds what cannot be replied straight from the ring.
-    /// Returns whether a sub-buffer was given back.
+    /// Reads up to `count` bytes from the cursor on, and calls `reply` with them exactly once.
+    /// `scratch` holds bytes that cannot be passed straight from the ring. Returns whether a sub-buffer was given back.
     pub fn read(&mut self, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(Lent<'_>)) -> bool {
         let consumed = self.cursor;
         self.note_high_water();
@@ -114,15 +116,16 @@ impl Reader {
             }
         };
         self.publish();
-        // Behind that: what a reader that dies in between has not counted, the next one counts, see `resume`.
+        // After `publish`: if this reader dies in between, the next one counts the bytes, see `resume`.
         add(&self.buffer.block().read_bytes, len as u64);
         self.buffer.widths().before(consumed, self.cursor)
     }
 
-    /// Notes the losses so far, so that a later reader can report what is new. For the daemon, after each reading.
+    /// Notes the losses so far, so that a later reader can report new ones.
+    /// The daemon calls it after each read.
     pub fn note_losses(&self) {
         let block = self.buffer.block();
-        // Relaxed: counters say nothing of other memory, and nothing but reports goes by these.
+        // Relaxed: counters say nothing about other memory, and only reports use these.
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let dropped = get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere));
         block.old_dropped.store(dropped, Ordering::Relaxed);
@@ -131,7 +134,8 @@ impl Reader {
         block.old_overwritten_bytes.store(get(&block.overwritten_bytes), Ordering::Relaxed);
     }
 
-    /// Gets the memory that reading `count` bytes may take, so that reading them cannot fail for want of it.
+    /// Reserves the memory that reading `count` bytes may take.
+    /// A read of as many bytes then cannot fail for lack of memory.
     pub fn reserve(&mut self, count: usize, scratch: &mut Vec<u8>) -> Result<(), TryReserveError> {
         scratch.clear();
         scratch.try_reserve(count)?;
@@ -142,13 +146,13 @@ impl Reader {
         Ok(())
     }
 
-    /// Stream position of the cursor: the next byte to deliver.
+    /// Returns the stream position of the cursor: that of the next byte to deliver.
     pub fn position(&self) -> u64 {
         self.stream
     }
 
-    /// Passes over the bytes before stream position `target`, as far as there are any: what seeking forward does. They
-    /// are given to `passed` in pieces, with their stream positions. Returns whether a sub-buffer was given back.
+    /// Skips the bytes before stream position `target`, as far as they exist: a seek forward.
+    /// `passed` gets them in pieces, with their stream positions. Returns whether a sub-buffer was given back.
     pub fn skip_to(
         &mut self,
         target: u64,
@@ -179,24 +183,26 @@ impl Reader {
                 self.read_in_place(len, scratch, |bytes| passed(at, bytes))
             };
             discarded += skipped as u64;
-            // Each of these calls passes over as many sub-buffers as one may, so together they may not over as many again.
+            // Each of these calls may give back a ring of sub-buffers, so all of them together must be bounded.
             if self.stream == at || self.given_back > self.steps_max() {
                 break;
             }
         }
         self.skipping = false;
         self.publish();
-        // Behind that, as for a read: nothing may be counted as lost that the next reader still finds.
+        // After `publish`, as for a read: bytes that the next reader still finds must not count as lost.
         add(&self.buffer.block().discarded_bytes, discarded);
         self.buffer.widths().before(consumed, self.cursor)
     }
 
-    /// Whether a finished sub-buffer waits: the kernel's condition for POLLIN, `produced != consumed` (R5).
+    /// Returns whether a finished sub-buffer waits.
+    /// That is the kernel's condition for POLLIN, `produced != consumed` (R5).
     pub fn has_finished(&self) -> bool {
         self.buffer.widths().before(self.cursor, self.state())
     }
 
-    /// Finished sub-buffers that are not given back yet; at most the number there are.
+    /// Returns the number of finished sub-buffers that are not given back yet.
+    /// It is clamped to the number that a ring has.
     pub fn n_finished(&self) -> u64 {
         self.n_finished_from(self.cursor)
     }
@@ -206,12 +212,13 @@ impl Reader {
         n.clamp(0, self.buffer.geometry().n_subbufs() as i64).cast_unsigned()
     }
 
-    /// Sub-buffers finished since the channel was created.
+    /// Returns the number of sub-buffers finished since the channel was created.
     pub fn produced(&self) -> u64 {
         self.stable(|buffer, state| buffer.record(state).number.load(Ordering::Relaxed))
     }
 
-    /// Bytes written since the channel was created, the unfinished sub-buffer included: the size of the file.
+    /// Returns the bytes written since the channel was created: the size of the file.
+    /// The unfinished sub-buffer counts.
     pub fn size(&self) -> u64 {
         self.stable(|buffer, state| {
             let begin = buffer.record(state).begin.load(Ordering::Relaxed);
@@ -219,13 +226,14 @@ impl Reader {
         })
     }
 
-    /// Bytes written but not delivered or lost yet. In overwrite mode, what the writer has already given up is still
-    /// in it until a read finds out.
+    /// Returns the bytes written but not yet delivered or lost.
+    /// In overwrite mode this includes bytes that the writer has given up, until a read notices.
     pub fn unread(&self) -> u64 {
         self.size().saturating_sub(self.stream)
     }
 
-    /// Bytes that a read can still deliver. Not counted: what the writer has overwritten, and a header with nothing behind it.
+    /// Returns the bytes that a read can still deliver.
+    /// Overwritten bytes do not count, nor does a header without a message behind it.
     pub fn unread_data(&self) -> u64 {
         if !self.has_unfinished() && self.n_finished() == 0 {
             return 0;
@@ -234,31 +242,33 @@ impl Reader {
         self.unread().saturating_sub(overwritten)
     }
 
-    /// Whether something has been written to the current sub-buffer, which a flush would finish.
+    /// Returns whether the current sub-buffer has data, which a flush would finish.
     pub fn has_unfinished(&self) -> bool {
         self.buffer.widths().offset(self.state()) > self.buffer.geometry().header()
     }
 
-    /// Whether the current sub-buffer, and no finished one, has bytes that were not delivered yet. Its header counts for nothing.
+    /// Returns whether the current sub-buffer has undelivered bytes, and no finished one has.
+    /// Its header does not count.
     pub fn has_unread_unfinished(&self) -> bool {
         let (widths, state) = (self.buffer.widths(), self.state());
         let delivered = widths.offset(self.cursor).max(self.buffer.geometry().header());
         widths.at(state, 0) == widths.at(self.cursor, 0) && widths.offset(state) > delivered
     }
 
-    /// Raises the high-water mark to what is there now. Fullness falls only when something is read, so looking
-    /// before that, and when somebody asks, misses nothing.
+    /// Raises the high-water mark to the present number of finished sub-buffers.
+    /// The number falls only when sub-buffers are given back. Calls before that, and before reports, miss no maximum.
     pub fn note_high_water(&self) {
         let n_finished = self.n_finished();
         let before = self.buffer.block().high_water.fetch_max(n_finished, Ordering::Relaxed);
         self.check_high_water(before, n_finished);
     }
 
-    /// Forgets everything unread and starts over at an empty ring (W8). `run` is a writer of the buffer.
-    pub fn reset(&mut self, run: impl Executor) -> Result<(), RetriesExhausted> {
+    /// Discards everything unread and starts over with an empty ring (W8).
+    /// `executor` is that of a writer of the buffer.
+    pub fn reset(&mut self, executor: impl Executor) -> Result<(), RetriesExhausted> {
         self.note_high_water();
         if self.buffer.geometry().mode() == Mode::Overwrite {
-            // What the writer has taken before is not the reset's doing; what was kept of it, is.
+            // The reset does not discard what the writer has already taken. It does discard the kept copy.
             let kept = self.pending.len() - self.pending_at;
             add(&self.buffer.block().discarded_bytes, kept as u64);
             self.advance(kept);
@@ -267,15 +277,15 @@ impl Reader {
         }
         let block = self.buffer.block();
         let n_finished = self.n_finished();
-        let start = match Writer::new(&self.buffer, run).reset() {
+        let start = match Writer::new(&self.buffer, executor).reset() {
             Ok(start) => start,
             Err(contended) => {
                 self.expect_consumed();
-                self.publish(); // and with it takes back what a try that was interrupted may have said
+                self.publish(); // replaces a `consumed` that an interrupted try may have stored
                 return Err(contended);
             }
         };
-        // What was written up to the reset itself, which others may have gone on doing.
+        // The reset discards everything written before it, also by writers during this call.
         let begin = self.buffer.record(start).begin.load(Ordering::Relaxed);
         add(&block.discarded_bytes, begin.saturating_sub(self.stream));
         add(&block.discarded_subbufs, n_finished);
@@ -284,9 +294,10 @@ impl Reader {
         Ok(())
     }
 
-    /// R1-R3 for a ring whose unread part nobody changes. Returns the number of bytes passed to `reply`.
+    /// Applies R1-R3 to a ring whose unread part does not change.
+    /// Returns the number of bytes passed to `reply`.
     fn read_in_place(&mut self, count: usize, scratch: &mut Vec<u8>, reply: impl FnOnce(Lent<'_>)) -> usize {
-        // The first run of bytes that lie one after the other in the ring; further ones are gathered behind it.
+        // The first run of contiguous bytes in the ring; further runs are gathered in `scratch` behind it.
         let mut run: Option<(usize, usize)> = None;
         let mut left = count;
         self.credit();
@@ -328,7 +339,8 @@ impl Reader {
         count - left
     }
 
-    /// R1: gives back the sub-buffers that are finished and read to their end, all-padding ones included.
+    /// Gives back sub-buffers that are finished and read to their end (R1).
+    /// All-padding ones are among them.
     fn credit(&mut self) {
         for _ in 0..self.steps_max() {
             let readable = self.readable();
@@ -339,13 +351,13 @@ impl Reader {
         }
     }
 
-    /// Sub-buffers that one call looks at: more than a ring has, unless the writer is very much faster. A peer that does
-    /// not keep to the rules could say that there are any number, all empty.
+    /// Returns the most sub-buffers that one call looks at.
+    /// Only a very much faster writer makes a call need more. A hostile peer could claim any number of empty ones.
     fn steps_max(&self) -> usize {
         2 * self.buffer.geometry().n_subbufs() + TRIES_MAX as usize
     }
 
-    /// Gives the cursor's sub-buffer back.
+    /// Gives back the cursor's sub-buffer.
     fn give_back(&mut self) {
         self.cursor = self.buffer.widths().next(self.cursor);
         self.check_next();
@@ -354,14 +366,14 @@ impl Reader {
         add(if self.skipping { &block.discarded_subbufs } else { &block.read_subbufs }, 1);
     }
 
-    /// How far the cursor's sub-buffer can be read now.
+    /// Returns how far the cursor's sub-buffer can be read now.
     fn readable(&self) -> Readable {
         let readable = self.readable_at(self.cursor, self.state());
         self.check_readable(&readable);
         readable
     }
 
-    /// How far the sub-buffer at `position` can be read when the writer is at `state`.
+    /// Returns how far the sub-buffer at `position` can be read when the writer is at `state`.
     fn readable_at(&self, position: Position, state: Position) -> Readable {
         let widths = self.buffer.widths();
         if widths.before(position, state) {
@@ -384,22 +396,23 @@ impl Reader {
 
     fn publish(&self) {
         self.check_consumed();
-        // C, pairs with D in the writer: our loads from the sub-buffers come before they can be written again.
+        // C, pairs with D in the writer: our loads from the sub-buffers come before a writer can overwrite them.
         self.buffer.block().consumed.store(self.cursor.0, Ordering::Release);
     }
 
     fn state(&self) -> Position {
-        // B, pairs with A in the writer: not weaker, or bytes and records behind the position could be old ones.
+        // B, pairs with A in the writer: not weaker, or bytes and records before the position could be old ones.
         Position(self.buffer.block().state.load(Ordering::Acquire))
     }
 
-    /// Something that belongs to the writer's position, read while that did not go to another sub-buffer.
+    /// Returns the result of `look` for the writer's position.
+    /// The writer stays in its sub-buffer during the look.
     fn stable<T>(&self, look: impl Fn(&Buffer, Position) -> T) -> T {
         let mut n_tries = 0;
         loop {
             let state = self.state();
             let value = look(&self.buffer, state);
-            // Keeps the look before the second load, as F does.
+            // Orders the look before the second load, as F does.
             fence(Ordering::Acquire);
             let (later, widths) = (self.state(), self.buffer.widths());
             n_tries += 1;

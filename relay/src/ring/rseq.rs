@@ -1,26 +1,28 @@
-//! Restartable sequences, rseq(2): a short run of instructions that the kernel starts over, by jumping to a handler,
-//! if its thread was preempted, migrated or got a signal inside it. So a thread that checks its CPU at the start of
-//! a sequence is alone on that CPU until the end of it, without a lock.
+//! Restartable sequences, rseq(2): the executor of writers that share a CPU.
 //!
-//! x86-64 with a C library that registers its threads (glibc 2.35 and later). Elsewhere, and for threads that are not
-//! registered, there are no sequences, and messages go by the socket. The library's symbols are looked up at run
-//! time, so that programs start with any.
+//! A sequence is a short run of instructions. If its thread is preempted, migrated or gets a signal inside it, the
+//! kernel jumps to a handler, which starts over. A thread that checks its CPU at the start of a sequence is therefore
+//! alone on that CPU until the end, without a lock.
 //!
-//! Each sequence here is, in the words of librseq (`append` loads the state as well, instead of comparing it):
+//! It needs x86-64 and a C library that registers its threads (glibc 2.35 and later). Elsewhere, and for unregistered
+//! threads, there are no sequences, and messages go over the socket. The library's symbols are looked up at run time,
+//! so that programs start with any C library.
+//!
+//! The steps of each sequence, in librseq's terms (`append` loads the state instead of comparing it):
 //!
 //! ```text
 //! rseq_cs <- descriptor                              last instruction before the sequence
 //! start:   if rseq.cpu_id != cpu      goto failed
 //!          if *state != from          goto failed
-//!          stores, zeroes, bytes of the message      mean nothing until the commit
+//!          stores, zeroes, bytes of the message      no reader looks there before the commit
 //! commit:  *state <- to                              last instruction of the sequence
-//! end:     rseq_cs <- 0                              on every way out, or a later dlclose leaves a wild pointer
+//! end:     rseq_cs <- 0                              on every exit, or a later dlclose leaves a wild pointer
 //! failed:  rseq_cs <- 0
 //! ```
 //!
-//! Stores on x86-64 become visible in their order, string stores before later plain ones too, so the commit is a
-//! release (A in `writer.rs`), and `begun`, the last of the stores, is seen before the bytes (E). Nothing but `rseq_cs`
-//! is ever written in the thread's area. A debugger that steps through a sequence aborts it each time.
+//! Stores on x86-64 become visible in program order; string stores also come before later plain ones. So the commit is
+//! a release (A in `writer.rs`), and `begun`, the last of the stores, is seen before the bytes (E). The code writes
+//! nothing but `rseq_cs` in the thread's area. A debugger that steps through a sequence aborts it each time.
 #![allow(unsafe_code)]
 
 use std::arch::asm;
@@ -31,20 +33,21 @@ use crate::memory::sync::{AtomicIsize, AtomicU64, Ordering};
 use crate::ring::buffer::Buffer;
 use crate::ring::writer::{Appended, Executor, Sequence};
 
-/// From this length on, `rep movsb` copies; it is what processors do best with much.
+/// From this length on, `rep movsb` copies, which processors do best with long copies.
 const REP_MOVSB_MIN: usize = 2048;
 
-/// From the thread pointer to the thread's area; 0 before the first look, `ABSENT` where there is none.
+/// Distance from the thread pointer to the thread's area; `ABSENT` if there is none.
+/// 0 before the first look.
 static AREA_OFFSET: AtomicIsize = AtomicIsize::new(0);
 const ABSENT: isize = isize::MIN;
 
-/// The knowledge that this process's threads are registered, and where each has its area.
+/// Proof that this process's threads are registered, and the distance to each thread's area.
 #[derive(Clone, Copy, Debug)]
 pub struct Sequences {
     offset: isize,
 }
 
-/// A thread that believes itself to be on a CPU, and writes only as long as that is so.
+/// An executor for a thread on a CPU; it changes nothing once the thread has left that CPU.
 #[derive(Clone, Copy, Debug)]
 pub struct RseqExecutor {
     sequences: Sequences,
@@ -52,9 +55,9 @@ pub struct RseqExecutor {
 }
 
 impl Sequences {
-    /// Whether threads can run sequences in this process.
+    /// Returns whether threads of this process can run sequences.
     pub fn find() -> Option<Sequences> {
-        // Relaxed: the offset is the same for whoever finds it out.
+        // Relaxed: every thread finds the same offset.
         let offset = match AREA_OFFSET.load(Ordering::Relaxed) {
             0 => find_area(),
             offset => offset,
@@ -62,12 +65,14 @@ impl Sequences {
         (offset != ABSENT).then_some(Sequences { offset })
     }
 
-    /// The CPU the calling thread is on at this moment, or a number larger than any if it is not registered.
+    /// Returns the CPU of the calling thread at this moment.
+    /// The number is above that of any CPU if the thread is not registered.
     #[inline(always)]
     pub fn cpu(self) -> usize {
         let cpu: usize;
-        // SAFETY: the C library has an area for every thread, registered or not, at this distance from where fs points; the
-        // kernel keeps its second word up to date, which may change between any two instructions, hence not `pure`.
+        // SAFETY: the C library has an area for every thread, registered or not, at this distance from where fs points.
+        // The kernel keeps the area's second word up to date, which may change between any two instructions, hence not
+        // `pure`.
         unsafe {
             asm!("mov {:e}, fs:[{} + 4]", out(reg) cpu, in(reg) self.offset,
                 options(nostack, preserves_flags, readonly))
@@ -75,14 +80,14 @@ impl Sequences {
         cpu
     }
 
-    /// Whichever thread calls, as a writer of the buffer of `cpu`.
+    /// Returns an executor that writes the buffer of `cpu` for the calling thread.
     #[inline(always)]
     pub fn on(self, cpu: usize) -> RseqExecutor {
         RseqExecutor { sequences: self, cpu }
     }
 }
 
-/// Asks the C library where it put the area.
+/// Asks the C library for the offset of the area.
 #[cold]
 fn find_area() -> isize {
     // SAFETY: dlsym takes a terminated name; the handle means all libraries loaded.
@@ -101,8 +106,8 @@ fn find_area() -> isize {
     found
 }
 
-/// The copy inside a sequence: rcx bytes from rsi to rdi, by overlapping moves of the largest fitting size.
-/// Uses {tmp}, rdi, rsi, rcx, xmm0-7; goes on at 60.
+/// Copies rcx bytes from rsi to rdi inside a sequence.
+/// The moves overlap and have the largest fitting size. Uses {tmp}, rdi, rsi, rcx, xmm0-7; continues at 60.
 macro_rules! copy {
     () => {
         "
@@ -180,7 +185,8 @@ macro_rules! copy {
     };
 }
 
-/// A place where a test may let a writer die: with `ud2`, if its number is in `relay_kill_at`. Nothing in other builds.
+/// A point where a test can kill the writer: `ud2` if its number is in `relay_kill_at`.
+/// Empty in other builds.
 #[cfg(feature = "kill-points")]
 macro_rules! kill_point {
     ($number:literal) => {
@@ -194,21 +200,23 @@ macro_rules! kill_point {
     };
 }
 
-/// Number of the place where the writer dies; 0 is none.
+/// Number of the point where the writer dies; 0 for none.
 // SAFETY: no other symbol has this name.
 #[cfg(feature = "kill-points")]
 #[unsafe(no_mangle)]
 #[allow(non_upper_case_globals, reason = "it is named in assembly")]
 static relay_kill_at: crate::memory::sync::AtomicU32 = crate::memory::sync::AtomicU32::new(0);
 
-/// Lets this process die at a place in its next sequence: 1 before anything, 2 with the descriptor installed, 3 after
-/// the words of a switch are stored, 4 right before the commit, 5 right after it.
+/// Kills this process at a point of its next sequence.
+/// 1: before anything; 2: with the descriptor installed; 3: after the words of a switch are stored; 4: right before the
+/// commit; 5: right after it.
 #[cfg(feature = "kill-points")]
 pub fn die_at(point: u32) {
     relay_kill_at.store(point, Ordering::SeqCst);
 }
 
-/// What the kernel wants to find before an abort handler, as the number that glibc registered with.
+/// The signature before an abort handler: the number that glibc registered with.
+/// The kernel checks it.
 macro_rules! signature {
     () => {
         ".byte 0x0f, 0xb9, 0x3d\n.long 0x53053053\n"
@@ -237,7 +245,8 @@ macro_rules! begin {
     };
 }
 
-/// What follows the commit: leaves 1 in {tmp}, or 0 after an abort or a failed check, and no descriptor installed.
+/// The code behind the commit.
+/// Leaves 1 in {tmp}, or 0 after an abort or a failed check, and no descriptor installed.
 macro_rules! end {
     () => {
         concat!(
@@ -257,7 +266,7 @@ macro_rules! end {
     };
 }
 
-/// What a switch needs, where its sequence finds it.
+/// The operands of a switch, in memory for its sequence.
 #[repr(C)]
 struct Switch {
     cpu: usize,
@@ -343,8 +352,8 @@ impl Executor for RseqExecutor {
             return;
         };
         let begin = widths.at(position, 0).0;
-        // SAFETY: as in `append`; the one store is to the window, which is aligned to its size, so that no interruption can
-        // leave half of it behind. That it failed is seen at the next message.
+        // SAFETY: as in `append`; the one store is to the window, which is aligned to its size, so that no interruption
+        // leaves half of it. A failed store shows at the next message.
         unsafe {
             asm!(
                 "movq {both}, {begin}",

@@ -1,8 +1,10 @@
-//! Steps of a model's threads: a thread that is killed before any of its stores, and threads of one CPU that come between
-//! each other at any load, but never within a sequence.
+//! Scheduling of a model's threads: kills before any store, preemption at any load.
 //!
-//! Both need places where something may happen, and these are the atomics of `sync.rs`, whose place [`AtomicU64`] takes.
-//! The code that is run remains the real one.
+//! A thread can be killed before any of its stores. Threads of one CPU can preempt each other at any load, but not
+//! within a sequence.
+//!
+//! Both need points where they can happen: the atomics of `sync.rs`, which [`AtomicU64`] replaces. The code under test
+//! is the real code.
 
 use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -16,24 +18,26 @@ use crate::ring::buffer::Buffer;
 use crate::ring::writer::{Appended, Executor, Sequence, SoleWriter};
 
 loom::lazy_static! {
-    /// Held by the thread that runs on the one CPU that a model has.
+    /// The only CPU of a model; the thread that runs on it holds this.
     static ref CPU: Mutex<()> = Mutex::new(());
 }
 
 loom::thread_local! {
-    /// Stores that this thread may still make before it dies.
+    /// Stores that this thread may still make before it is killed.
     static LEFT: Cell<Option<u32>> = Cell::new(None);
-    /// The CPU, if this thread has it and may be made to give it up.
+    /// The CPU, if this thread runs on it and may be preempted.
     static HELD: RefCell<Option<MutexGuard<'static, ()>>> = RefCell::new(None);
 }
 
-/// What unwinds a thread that is killed.
+/// The panic payload that unwinds a killed thread.
 struct Killed;
 
-/// Does something, and dies of it before the store number `stores`, counted from 0. `None`: it died.
+/// Runs `act`, and kills the thread before store number `stores`, counted from 0.
+/// `None`: it was killed.
 pub fn dies_at<T>(stores: u32, act: impl FnOnce() -> T) -> Option<T> {
     LEFT.with(|left| left.set(Some(stores)));
-    // Nothing that it leaves half done is looked at, but for what is shared: that is the point.
+    // Only shared memory is looked at afterwards. Changes that the killed thread left half done there are the subject of the
+    // test.
     let result = catch_unwind(AssertUnwindSafe(act));
     LEFT.with(|left| left.set(None));
     match result {
@@ -43,7 +47,7 @@ pub fn dies_at<T>(stores: u32, act: impl FnOnce() -> T) -> Option<T> {
     }
 }
 
-/// Does something on the CPU, which other threads that do so may take over at each load, and before each sequence.
+/// Runs `act` on the CPU. Other threads on it may run at each load, and before each sequence.
 pub fn on_cpu<T>(act: impl FnOnce() -> T) -> T {
     take_cpu();
     let result = catch_unwind(AssertUnwindSafe(act));
@@ -51,7 +55,7 @@ pub fn on_cpu<T>(act: impl FnOnce() -> T) -> T {
     result.unwrap_or_else(|cause| resume_unwind(cause))
 }
 
-/// A store is about to be made.
+/// Kills the thread if its stores are used up. Called before each store.
 pub(crate) fn before_store() {
     let left = LEFT.with(Cell::get);
     if left == Some(0) {
@@ -60,7 +64,7 @@ pub(crate) fn before_store() {
     LEFT.with(|cell| cell.set(left.map(|left| left - 1)));
 }
 
-/// Others may run now.
+/// Lets other threads of the CPU run.
 fn preempt() {
     if HELD.with(RefCell::take).is_some() {
         take_cpu();
@@ -68,12 +72,12 @@ fn preempt() {
 }
 
 fn take_cpu() {
-    // Poisoned by one that was killed with it, which is nothing to the next.
+    // Poisoned by a thread that was killed with it, which does not concern the next.
     let guard = CPU.lock().unwrap_or_else(PoisonError::into_inner);
     HELD.with(|held| held.replace(Some(guard)));
 }
 
-/// Does something that is not interrupted.
+/// Runs `act` without preemption.
 fn uninterrupted<T>(act: impl FnOnce() -> T) -> T {
     preempt();
     let guard = HELD.with(RefCell::take);
@@ -82,7 +86,7 @@ fn uninterrupted<T>(act: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A thread in [`on_cpu`]: what restartable sequences amount to.
+/// The executor of a thread in [`on_cpu`]; it behaves like restartable sequences.
 #[derive(Clone, Copy, Debug)]
 pub struct RseqExecutor;
 
@@ -106,11 +110,11 @@ fn is_at(buffer: &Buffer, state: u64) -> bool {
     buffer.block().state.load(Ordering::Relaxed) == state
 }
 
-/// loom's, with places where something may happen.
+/// loom's atomic with points of preemption and of kills.
 #[derive(Debug, Default)]
 pub struct AtomicU64(Word);
 
-/// As the standard library's.
+/// Each method works as the standard library's.
 #[allow(missing_docs)]
 impl AtomicU64 {
     pub fn load(&self, order: Ordering) -> u64 {

@@ -1,13 +1,14 @@
 //! Writing into one buffer: append, switch, flush, reset.
 //!
-//! The rule everything hangs on: **only a thread on the buffer's CPU writes to it, and it is not interrupted**. The kernel
-//! has this by switching interrupts off, we have it by restartable sequences ([`crate::ring::rseq`]), or by being the only
-//! thread that writes at all ([`SoleWriter`]). So there is no reserve and commit: a message is copied behind `state`, where
-//! nobody looks, and one store to `state` makes it part of the stream. It is there, whole, or it is not there at all.
+//! Everything depends on one rule: **only a thread on the buffer's CPU writes to it, and it is not interrupted**. The
+//! kernel keeps this rule by switching interrupts off. Producers keep it by restartable sequences
+//! ([`crate::ring::rseq`]), or by being the only writing thread ([`SoleWriter`]). So there is no reserve and commit. A
+//! message is copied behind `state`, where no reader looks, and one store to `state` makes it part of the stream. The
+//! whole message is there, or none of it.
 //!
-//! Each change is one sequence: stores that mean nothing until the last one, the store to `state`, and none of them at all
-//! unless `state` is still what the change was made for. The branches are the kernel's (`relay_write`,
-//! `relay_switch_subbuf`); Wn are its rules in `relay/docs/SEMANTICS.md`.
+//! Each change is one sequence. Its stores mean nothing until the last one, the store to `state`. It makes no store at
+//! all unless `state` is still what the change was prepared for. The branches are the kernel's (`relay_write`,
+//! `relay_switch_subbuf`); Wn are the numbers of its rules in `relay/docs/SEMANTICS.md`.
 //!
 //! ```text
 //! A  state, Release        with B, the reader's Acquire: bytes and records before it are visible behind it
@@ -27,76 +28,106 @@ use crate::memory::sync::{AtomicU64, Ordering, fence};
 use crate::ring::buffer::Buffer;
 use crate::ring::subbuf_start::{SubbufInfo, SubbufStart};
 
-/// Tries at a change that is interrupted each time, before it is given up.
+/// Tries of one change before the writer gives it up.
 const TRIES_MAX: u32 = 64;
 
-/// What became of a message.
+/// The result of writing a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WriteResult {
-    /// It is in the buffer.
+    /// The message is in the buffer.
     Written,
     /// Every sub-buffer is full.
     Full,
-    /// No sub-buffer could ever hold it.
+    /// No sub-buffer can ever hold the message.
     TooBig,
-    /// The channel is over.
+    /// The channel has ended.
     Closed,
 }
 
-/// What a write or flush did.
+/// The effect of a write or flush.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outcome {
-    /// What became of the message. If it was not written, nobody has counted it yet.
+    /// The result for the message. If it was not written, no counter has it yet.
     pub placed: WriteResult,
-    /// Whether a sub-buffer was finished: whoever polls wants to know.
+    /// Whether a sub-buffer was finished, so that pollers must be woken.
     pub switched: bool,
 }
 
-/// A change was interrupted each time it was tried, or this thread is not on the buffer's CPU. Nothing was changed.
+/// What one try at a write came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// The write is done, or refused.
+    Done(Outcome),
+    /// Something came in between. Nothing was changed: try again.
+    Interrupted,
+    /// The message fits the current sub-buffer, and the writer knows now where that is. Nothing was changed: append it.
+    Located,
+}
+
+impl Attempt {
+    /// Returns the outcome, or nothing if the caller has to try again.
+    pub fn done(self) -> Option<Outcome> {
+        match self {
+            Attempt::Done(outcome) => Some(outcome),
+            Attempt::Interrupted | Attempt::Located => None,
+        }
+    }
+
+    fn done_without_switch(placed: WriteResult) -> Attempt {
+        Attempt::Done(Outcome { placed, switched: false })
+    }
+}
+
+/// Every try of a change was interrupted, or the thread is not on the buffer's CPU.
+/// Nothing was changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("interrupted each time, or not on the buffer's CPU")]
 pub struct RetriesExhausted;
 
-/// How changes are made. False: nothing was changed, look again.
+/// The way a thread changes a buffer. False: nothing was changed, look at the buffer again.
 pub trait Executor: Copy {
-    /// Copies a message of at most [`MESSAGE_MAX`] bytes behind the last one and moves the state on, if it fits there.
+    /// Copies a message behind the last one and advances the state, if the message fits.
+    /// The message has at most [`MESSAGE_MAX`] bytes.
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended;
-    /// A message fits the sub-buffer at `position`, but was not appended for not knowing where that is.
+    /// Notes where the sub-buffer at `position` is, for later appends.
+    /// The message would have fitted there, but `append` did not know the place.
     fn locate(&self, buffer: &Buffer, position: Position);
-    /// A change that finishes or begins a sub-buffer.
+    /// Applies a change that finishes or begins a sub-buffer.
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool;
-    /// Adds to a counter that others on this CPU add to as well.
+    /// Adds to a counter that other threads on this CPU add to as well.
     fn count(&self, counter: &AtomicU64, n: u64) -> bool;
 }
 
-/// What became of a message that was to be put behind the last one.
+/// The result of appending a message behind the last one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
-    /// It is there.
+    /// The message is in the buffer.
     Done,
-    /// Something came in between. Nothing was changed, look again.
+    /// The sequence was interrupted. Nothing was changed, look at the buffer again.
     Interrupted,
-    /// It does not fit the current sub-buffer, or it is not known where that is. Nothing was changed.
+    /// The message does not fit the current sub-buffer, or the place of that is unknown.
+    /// Nothing was changed.
     Elsewhere,
 }
 
-/// The only writer of its buffer, so that nothing can come between the steps of a change.
+/// The only writer of its buffer: no other thread can come between the steps of a change.
 #[derive(Clone, Copy, Debug)]
 pub struct SoleWriter;
 
-/// A thread that others let write for them: by restartable sequences where there are any, since producers may be writing
-/// the same buffer; elsewhere nobody else can, and it is alone.
+/// An executor for a thread that writes on behalf of producers.
+/// Where there are restartable sequences it uses them, since producers may write the same buffer. Elsewhere no producer
+/// can, and the thread is the only writer.
 #[derive(Clone, Copy, Debug)]
 pub enum AnyExecutor {
     /// The only writer.
     SoleWriter,
-    /// One of those on this CPU.
+    /// One of several writers on this CPU.
     #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
     RseqExecutor(crate::ring::rseq::RseqExecutor),
 }
 
 impl AnyExecutor {
-    /// The calling thread, which is on `cpu`; without one it is the only writer.
+    /// Returns the executor for the calling thread on `cpu`. Without a CPU it is the only writer.
     pub fn on(cpu: Option<usize>) -> AnyExecutor {
         #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
         if let (Some(cpu), Some(sequences)) = (cpu, crate::ring::rseq::Sequences::find()) {
@@ -106,7 +137,7 @@ impl AnyExecutor {
         AnyExecutor::SoleWriter
     }
 
-    /// Whether the calling thread can write a buffer together with others.
+    /// Returns whether the calling thread can write a buffer together with other threads.
     pub fn can_share() -> bool {
         !matches!(AnyExecutor::on(Some(0)), AnyExecutor::SoleWriter)
     }
@@ -115,17 +146,17 @@ impl AnyExecutor {
 /// A change that finishes or begins a sub-buffer.
 #[derive(Debug)]
 pub struct Sequence<'a> {
-    /// Where the buffer must still be.
+    /// The state that the buffer must still have.
     pub(crate) from: Position,
     pub(crate) stores: Stores<'a>,
-    /// The header to zero, a range of the ring.
+    /// The header to zero: a range of the ring.
     pub(crate) zero: Range<usize>,
-    /// What it begins with instead of zeroes; no more than there are.
+    /// First bytes of the header, which replace zeroes; not longer than the header.
     pub(crate) start: &'a [u8],
-    /// Where the message goes in the ring.
+    /// Offset of the message in the ring.
     pub(crate) message_at: usize,
     pub(crate) message: &'a [u8],
-    /// Where the buffer is afterwards.
+    /// The state of the buffer afterwards.
     pub(crate) to: Position,
 }
 
@@ -160,87 +191,88 @@ impl<'a> Stores<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Writer<'a, R> {
     buffer: &'a Buffer,
-    run: R,
+    executor: R,
 }
 
 impl<'a, R: Executor> Writer<'a, R> {
-    /// The writing end of `buffer` for whoever `run` is.
+    /// Creates the writing end of `buffer` for the thread of `executor`.
     #[inline(always)]
-    pub fn new(buffer: &'a Buffer, run: R) -> Writer<'a, R> {
-        Writer { buffer, run }
+    pub fn new(buffer: &'a Buffer, executor: R) -> Writer<'a, R> {
+        Writer { buffer, executor }
     }
 
-    /// Writes one message: wholly, or not at all (W1, W4). `None`: interrupted, nothing was changed.
-    pub fn try_write(&self, message: &[u8]) -> Option<Outcome> {
+    /// Writes one message wholly, or not at all (W1, W4).
+    pub fn try_write(&self, message: &[u8]) -> Attempt {
         if message.len() <= MESSAGE_MAX {
             match self.append(message) {
-                Appended::Done => return Some(Outcome { placed: WriteResult::Written, switched: false }),
-                Appended::Interrupted => return None,
+                Appended::Done => return Attempt::done_without_switch(WriteResult::Written),
+                Appended::Interrupted => return Attempt::Interrupted,
                 Appended::Elsewhere => {}
             }
         }
         self.write_elsewhere(message)
     }
 
-    /// The way of almost every message, of at most [`MESSAGE_MAX`] bytes: behind the last one.
+    /// Appends a message of at most [`MESSAGE_MAX`] bytes behind the last one.
+    /// Almost every message takes this path.
     #[inline(always)]
     pub fn append(&self, message: &[u8]) -> Appended {
-        self.run.append(self.buffer, message)
+        self.executor.append(self.buffer, message)
     }
 
-    /// [`Writer::try_write`] after [`Appended::Elsewhere`].
-    pub fn write_elsewhere(&self, message: &[u8]) -> Option<Outcome> {
+    /// Continues [`Writer::try_write`] after [`Appended::Elsewhere`].
+    pub fn write_elsewhere(&self, message: &[u8]) -> Attempt {
         self.write_elsewhere_if(message, None)
     }
 
-    /// The same, asking `gate` before a sub-buffer is begun. Who is refused finds the current one finished all the same, and the
-    /// buffer blocked, as if all were full.
-    pub fn write_elsewhere_if(&self, message: &[u8], gate: Option<&mut SubbufStart<'_>>) -> Option<Outcome> {
+    /// Continues [`Writer::try_write`], and calls `callback` before a sub-buffer begins.
+    /// If that refuses, the current sub-buffer is finished all the same, and the buffer blocked, as if all were full.
+    pub fn write_elsewhere_if(&self, message: &[u8], callback: Option<&mut SubbufStart<'_>>) -> Attempt {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
-        // W2.a. Longer than the header leaves room for is W2.e, which the switch decides.
+        // W2.a. A message that only the header makes too long is W2.e, which the switch decides.
         if message.len() > buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
-            return Some(Outcome { placed: WriteResult::TooBig, switched: false });
+            return Attempt::done_without_switch(WriteResult::TooBig);
         }
         let from = self.state();
         if widths.append(from, message.len()).is_some() {
-            self.run.locate(buffer, from);
-            return None;
+            self.executor.locate(buffer, from);
+            return Attempt::Located;
         }
-        self.switch(from, message, gate)
+        self.switch(from, message, callback).map_or(Attempt::Interrupted, Attempt::Done)
     }
 
-    /// Counts a message of `len` bytes as dropped that finds every sub-buffer full, as one before it has (W5). False: it is not so, or not
-    /// for certain, and nothing was done.
+    /// Counts a message of `len` bytes as dropped if the buffer is blocked and still full (W5).
+    /// False: the buffer is not blocked, or this is not certain, and nothing was done.
     #[inline(always)]
     pub fn drop_if_blocked(&self, len: usize) -> bool {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         let (from, block) = (self.state(), buffer.block());
         len <= buffer.geometry().subbuf_size()
             && widths.blocked(from)
-            // Relaxed: nothing is written on the strength of these.
+            // Relaxed: no write depends on these.
             && widths.full(widths.at(from, 0), Position(block.consumed.load(Ordering::Relaxed)))
             && block.closed.load(Ordering::Relaxed) == 0
-            && self.run.count(&block.dropped, 1)
+            && self.executor.count(&block.dropped, 1)
     }
 
-    /// Finishes the current sub-buffer, even an empty one, and starts the next if there is room (W7). `None`:
-    /// interrupted, nothing was changed.
+    /// Finishes the current sub-buffer, even if empty, and starts the next if it has room (W7).
+    /// `None`: interrupted, nothing was changed.
     pub fn try_flush(&self) -> Option<Outcome> {
         self.switch(self.state(), &[], None)
     }
 
-    /// [`Writer::try_write`] until it succeeds, a bounded number of times.
+    /// Calls [`Writer::try_write`] until it succeeds, a bounded number of times.
     pub fn write(&self, message: &[u8]) -> Result<Outcome, RetriesExhausted> {
-        (0..TRIES_MAX).find_map(|_| self.try_write(message)).ok_or(RetriesExhausted)
+        (0..TRIES_MAX).find_map(|_| self.try_write(message).done()).ok_or(RetriesExhausted)
     }
 
-    /// [`Writer::try_flush`] until it succeeds, a bounded number of times.
+    /// Calls [`Writer::try_flush`] until it succeeds, a bounded number of times.
     pub fn flush(&self) -> Result<Outcome, RetriesExhausted> {
         (0..TRIES_MAX).find_map(|_| self.try_flush()).ok_or(RetriesExhausted)
     }
 
-    /// [`Writer::write`] that counts what was too big. What was refused for lack of room is the caller's to count, who
-    /// may rather try again.
+    /// Writes like [`Writer::write`], and counts a message that is too big.
+    /// A message refused for lack of room is the caller's to count, since the caller may try again.
     pub fn place(&self, message: &[u8]) -> Result<Outcome, RetriesExhausted> {
         let outcome = self.write(message)?;
         if outcome.placed == WriteResult::TooBig && !self.count(1, |block| &block.too_big) {
@@ -249,40 +281,44 @@ impl<'a, R: Executor> Writer<'a, R> {
         Ok(outcome)
     }
 
-    /// Adds `n` to one of the buffer's counters. False: not on its CPU, or interrupted each time.
+    /// Adds `n` to one of the buffer's counters.
+    /// False: not on its CPU, or every try was interrupted.
     pub fn count(&self, n: u64, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) -> bool {
         let counter = counter(self.buffer.block());
-        (0..TRIES_MAX).any(|_| self.run.count(counter, n))
+        (0..TRIES_MAX).any(|_| self.executor.count(counter, n))
     }
 
-    /// Goes to the first slot of the next lap, leaving everything behind (W8), and returns where that is. The reader, who
-    /// calls, is taken along: a `consumed` that is ahead for a moment just means room.
+    /// Moves to the first slot of the next lap, and discards everything before it (W8).
+    /// Returns the new position.
+    /// The caller is the reader, whose `consumed` moves as well. A `consumed` that is ahead for a moment just means
+    /// room.
     pub(crate) fn reset(&self) -> Result<Position, RetriesExhausted> {
         let buffer = self.buffer;
         let done = (0..TRIES_MAX).find_map(|_| {
             let from = self.state();
             let start = buffer.widths().next_lap(from);
             let mut stores = Stores::none(buffer);
-            // C, pairs with D: in the sequence, so that nobody finds room who would not if it fails.
+            // C, pairs with D: inside the sequence, so that a failed reset does not show room to any writer.
             stores.push(&buffer.block().consumed, start.0);
-            // The sub-buffer left behind is not *produced*, so it is not closed: the new one takes over its number,
-            // and begins where the stream is.
+            // The sub-buffer left behind is not *produced*, so it is not closed. The new one takes over its number and
+            // begins at the writer's stream position.
             let number = buffer.record(from).number.load(Ordering::Relaxed);
             self.open_record(&mut stores, start, number, self.end(from));
             stores.push(&buffer.block().begun, start.0);
-            self.run.switch(buffer, &self.beginning(from, stores, start, &[], &[])).then_some(start)
+            self.executor.switch(buffer, &self.beginning(from, stores, start, &[], &[])).then_some(start)
         });
         done.ok_or(RetriesExhausted)
     }
 
-    /// Ends the buffer: every later write finds it blocked, looks, and is told [`WriteResult::Closed`].
+    /// Ends the buffer: every later write returns [`WriteResult::Closed`].
+    /// Such a write finds the buffer blocked, and therefore looks at `closed`.
     ///
-    /// The state changes even if the buffer is blocked already, by an empty sub-buffer: a writer that was interrupted
-    /// after its look at `closed`, and for which there is room by now, would go on from the same state, and all who come
-    /// after it would append there without a look.
+    /// The state changes even if the buffer is blocked already: it moves on by an empty sub-buffer. Otherwise a writer
+    /// interrupted after its look at `closed`, for which there is room by now, would continue from the same state. All
+    /// later writers would append there without a look.
     pub fn close(&self) -> Result<(), RetriesExhausted> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
-        // Relaxed, both: before the state, which is what sends writers here.
+        // Relaxed, both: stored before the state, which sends writers to `switch`, where they look.
         let is_closed = buffer.block().closed.load(Ordering::Relaxed) != 0;
         buffer.block().closed.store(1, Ordering::Relaxed);
         let done = (0..TRIES_MAX).any(|_| {
@@ -290,16 +326,21 @@ impl<'a, R: Executor> Writer<'a, R> {
             if is_closed && widths.blocked(from) {
                 return true;
             }
-            self.run.switch(buffer, &self.blocking(from, widths.next(from)))
+            self.executor.switch(buffer, &self.blocking(from, widths.next(from)))
         });
         done.then_some(()).ok_or(RetriesExhausted)
     }
 
-    /// W2, after a.
+    /// Applies W2, after step a. `None`: interrupted, nothing was changed.
     #[inline(never)]
-    fn switch(&self, from: Position, message: &[u8], gate: Option<&mut SubbufStart<'_>>) -> Option<Outcome> {
+    fn switch(
+        &self,
+        from: Position,
+        message: &[u8],
+        callback: Option<&mut SubbufStart<'_>>,
+    ) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
-        // Relaxed: the daemon sets it before it blocks the buffer, and the look at the state came first (Acquire).
+        // Relaxed: the daemon sets it before it blocks the buffer, and the load of the state came first (Acquire).
         if buffer.block().closed.load(Ordering::Relaxed) != 0 {
             return Some(Outcome { placed: WriteResult::Closed, switched: false });
         }
@@ -310,9 +351,9 @@ impl<'a, R: Executor> Writer<'a, R> {
         let is_full = || widths.full(next, Position(buffer.block().consumed.load(Ordering::Acquire)));
         let mut full = geometry.mode() == Mode::NoOverwrite && is_full();
         let mut start = None;
-        if let (Some(gate), false) = (gate, full) {
+        if let (Some(callback), false) = (callback, full) {
             let padding = if closes { geometry.subbuf_size() - widths.offset(from) } else { 0 };
-            start = gate(SubbufInfo { padding, full: is_full(), header: geometry.header() });
+            start = callback(SubbufInfo { padding, full: is_full(), header: geometry.header() });
             full = start.is_none();
         }
         let start =
@@ -321,7 +362,7 @@ impl<'a, R: Executor> Writer<'a, R> {
             return Some(Outcome { placed: WriteResult::Full, switched: false }); // W5
         }
         if full {
-            let done = self.run.switch(buffer, &self.blocking(from, next));
+            let done = self.executor.switch(buffer, &self.blocking(from, next));
             return done.then_some(Outcome { placed: WriteResult::Full, switched: true }); // W2.c
         }
         let mut stores = Stores::none(buffer);
@@ -332,10 +373,10 @@ impl<'a, R: Executor> Writer<'a, R> {
         let fits = message.len() <= geometry.subbuf_size() - geometry.header();
         let sequence = self.beginning(from, stores, next, start, if fits { message } else { &[] }); // W2.d, W2.e
         let placed = if fits { WriteResult::Written } else { WriteResult::TooBig };
-        self.run.switch(buffer, &sequence).then_some(Outcome { placed, switched: closes })
+        self.executor.switch(buffer, &sequence).then_some(Outcome { placed, switched: closes })
     }
 
-    /// The change that starts the sub-buffer at `next`: header, message.
+    /// Returns the change that starts the sub-buffer at `next`: header, message.
     fn beginning<'s>(
         &self,
         from: Position,
@@ -350,7 +391,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         Sequence { from, stores, zero: at..at + header, start, message_at: at + header, message, to }
     }
 
-    /// The change that ends the sub-buffer at `from` and does not start the one at `next`.
+    /// Returns the change that ends the sub-buffer at `from` without starting the one at `next`.
     fn blocking(&self, from: Position, next: Position) -> Sequence<'a> {
         let buffer = self.buffer;
         let mut stores = Stores::none(buffer);
@@ -359,7 +400,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         Sequence { from, stores, zero: 0..0, start: &[], message_at, message: &[], to }
     }
 
-    /// What is to be said of the sub-buffer at `from`, which ends here, and of the next.
+    /// Adds the stores that record the end of the sub-buffer at `from`, and the start of the next.
     fn close_record(&self, stores: &mut Stores<'a>, from: Position, next: Position) {
         let buffer = self.buffer;
         let record = buffer.record(from);
@@ -370,23 +411,23 @@ impl<'a, R: Executor> Writer<'a, R> {
         self.open_record(stores, next, number, self.end(from));
     }
 
-    /// What is to be said of a sub-buffer that is not reached yet. Its record is not the one a reader may still need:
-    /// the sub-buffer in the same slot one lap ago has the other of the slot's two.
+    /// Adds the stores that record the start of a sub-buffer that is not reached yet.
+    /// A reader may still need the record of the same slot one lap ago, which is the other of the slot's two.
     fn open_record(&self, stores: &mut Stores<'a>, position: Position, number: u64, begin: u64) {
         let record = self.buffer.record(position);
         stores.push(&record.number, number);
         stores.push(&record.begin, begin);
     }
 
-    /// Stream position of the writer at `position`.
+    /// Returns the stream position of the writer at `position`.
     fn end(&self, position: Position) -> u64 {
         let begin = self.buffer.record(position).begin.load(Ordering::Relaxed);
         begin.wrapping_add(self.buffer.widths().offset(position) as u64)
     }
 
     fn state(&self) -> Position {
-        // Acquire, for the sake of `closed`: who finds the buffer blocked because it is closed, finds it closed. For the
-        // rest Relaxed would do: it was stored on this CPU, or the change that is made for it fails.
+        // Acquire, because of `closed`: a writer that finds the buffer blocked by its end also finds it closed.
+        // Otherwise Relaxed would do: the state was stored on this CPU, or the change prepared for it fails.
         Position(self.buffer.block().state.load(Ordering::Acquire))
     }
 }
@@ -428,11 +469,11 @@ impl Executor for AnyExecutor {
 impl Executor for SoleWriter {
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
         let state = &buffer.block().state;
-        // Relaxed: nobody else stores it.
+        // Relaxed: no other thread stores it.
         let from = Position(state.load(Ordering::Relaxed));
         let Some((at, to)) = buffer.widths().append(from, message.len()) else { return Appended::Elsewhere };
         if !buffer.data().copy_in(at, message) {
-            return Appended::Interrupted; // somebody has damaged the state, which leads out of the ring
+            return Appended::Interrupted; // a corrupted state that leads out of the ring
         }
         // A, pairs with B.
         state.store(to.0, Ordering::Release);
@@ -443,15 +484,15 @@ impl Executor for SoleWriter {
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
         if buffer.block().state.load(Ordering::Relaxed) != sequence.from.0 {
-            return false; // somebody has damaged it
+            return false; // a peer has corrupted it
         }
         for (word, value) in sequence.stores.as_slice() {
-            // Release, for the sake of `begun`, the last of them: a reader that goes by it (E, Acquire in
-            // `oldest_whole`) finds the records before it; and of `consumed` in a reset (C). The others A orders for who
-            // goes by `state`.
+            // Release, because of `begun`, the last of them: a reader that loads it (E, Acquire in `oldest_whole`)
+            // finds the records before it. Release also because of `consumed` in a reset (C). For a reader that loads
+            // `state`, A orders the other words.
             word.store(*value, Ordering::Release);
         }
-        // E, pairs with F: stores into the sub-buffer may not become visible before `begun`.
+        // E, pairs with F: stores into the sub-buffer must not become visible before `begun`.
         fence(Ordering::Release);
         if !buffer.data().zero(sequence.zero.start, sequence.zero.len())
             || !buffer.data().copy_in(sequence.zero.start, sequence.start)

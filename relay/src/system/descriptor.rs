@@ -1,12 +1,12 @@
-//! Descriptors that a library holds inside a program which gives numbers to descriptors as well.
+//! Descriptors of a library inside a program that uses descriptor numbers too.
 //!
-//! * No descriptor of the library is 0, 1 or 2. A program that was started without standard streams prints all the same, and
-//!   what it prints must not land in a socket or in a control file.
-//! * A number is no identity. A program that becomes a daemon closes descriptors it never opened, and its own files and
-//!   sockets get their numbers. The library knows each of its descriptors by what only that one has, and asks before it
-//!   writes to a number or closes it. What is not the library's any more is forgotten.
+//! * No descriptor of the library is 0, 1 or 2. A program started without standard streams prints all the same, and its
+//!   output must not land in a socket or in a control file.
+//! * A number is not an identity. A program that becomes a daemon closes descriptors it never opened, and its own files
+//!   and sockets get their numbers. The library therefore remembers a property that only its own descriptor has, and
+//!   checks it before it writes to the number or closes it. A descriptor that fails the check is forgotten.
 //!
-//! Between the question and the write another thread of the program may still close the descriptor and open another one.
+//! Between check and write, another thread of the program may still close the descriptor and open another one.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -21,50 +21,53 @@ use rustix::io::{fcntl_dupfd_cloexec, fcntl_getfd};
 use rustix::net::sockopt::socket_cookie;
 use rustix::stdio::{stderr, stdin, stdout};
 
-/// The lowest number that is no standard stream's.
+/// The lowest number behind those of the standard streams.
 const FIRST: RawFd = 3;
-/// Marks an eventfd or a timerfd as the library's. It means nothing there, so programs do not set it.
+/// Flag that marks an eventfd or a timerfd as the library's.
+/// It has no effect there, so programs do not set it.
 const MARK: OFlag = OFlag::O_APPEND;
 
-/// Runs `make`, which makes descriptors, while 0, 1 and 2 are taken: so none of these is among what it makes.
+/// Runs `make` while 0, 1 and 2 are in use.
+/// None of the descriptors that it makes gets these numbers.
 pub fn away_from_stdio<T>(make: impl FnOnce() -> T) -> T {
     let mut placeholders = Vec::new();
     while [stdin(), stdout(), stderr()].iter().any(|stream| fcntl_getfd(stream).is_err()) {
-        // Nothing can be read from it or written to it.
+        // O_PATH: no process can read from it or write to it.
         let opened = OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open("/");
         match opened {
             Ok(placeholder) if placeholder.as_raw_fd() < FIRST => placeholders.push(placeholder),
-            // Out of descriptors; or another thread has taken the free one meanwhile.
+            // No descriptor is left; or another thread has taken the free number.
             _ => break,
         }
     }
     make()
 }
 
-/// Opens a file under a number that is no standard stream's.
+/// Opens a file under a number above the standard streams.
 pub fn open(options: &OpenOptions, path: impl AsRef<std::path::Path>) -> io::Result<File> {
     let file = away_from_stdio(|| options.open(path))?;
     above_stdio(file.into()).map(File::from)
 }
 
-/// Moves a descriptor to 3 or above, close-on-exec, if it is below.
+/// Moves a descriptor below 3 to 3 or above, close-on-exec.
 pub fn above_stdio(fd: OwnedFd) -> io::Result<OwnedFd> {
     if fd.as_raw_fd() >= FIRST { Ok(fd) } else { Ok(fcntl_dupfd_cloexec(&fd, FIRST)?) }
 }
 
-/// What only one descriptor's open file has.
+/// A property that only one descriptor's open file has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Identity {
-    /// The number that the kernel gives to a socket and never gives again.
+    /// The cookie that the kernel gives to a socket and never reuses.
     Socket(u64),
     /// Device and inode number.
     Inode(u64, u64),
-    /// Device and inode number of all that have no name: eventfds, timerfds and their like share them. Ours has [`MARK`].
+    /// Device and inode number of a file without a name; ours also has [`MARK`].
+    /// All eventfds, timerfds and the like share these numbers.
     Marked(u64, u64),
 }
 
 impl Identity {
-    /// Marks what can only be known by a mark.
+    /// Returns the descriptor's identity, and marks the descriptor if it has no other.
     fn make(fd: &OwnedFd) -> io::Result<Identity> {
         let found = fstat(fd)?;
         let kind = SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT;
@@ -76,7 +79,7 @@ impl Identity {
         Ok(cookie.map_or(Identity::Inode(found.st_dev, found.st_ino), Identity::Socket))
     }
 
-    /// Whether the descriptor has it.
+    /// Returns whether the descriptor has this identity.
     fn is_of(self, fd: BorrowedFd<'_>) -> bool {
         let inode = || fstat(fd).ok().map(|found| (found.st_dev, found.st_ino));
         match self {
@@ -93,20 +96,20 @@ fn flags(fd: BorrowedFd<'_>) -> nix::Result<OFlag> {
     fcntl(fd, FcntlArg::F_GETFL).map(OFlag::from_bits_retain)
 }
 
-/// A descriptor that is kept from one call of the library to the next.
+/// A descriptor that the library keeps from one call to the next.
 ///
-/// It is closed with this, if it is still the library's then.
+/// `drop` closes it if it is still the library's.
 #[derive(Debug)]
 pub struct HeldFd {
-    /// `None` only while it is dropped.
+    /// `None` only during `drop`.
     fd: Option<OwnedFd>,
     identity: Identity,
-    /// Tells it from others that had the same number.
+    /// Distinguishes it from earlier holders of the same number.
     serial: u64,
 }
 
 impl HeldFd {
-    /// Takes a descriptor, and moves it to 3 or above if it is below.
+    /// Takes a descriptor, and moves it to 3 or above.
     pub fn new(fd: OwnedFd) -> io::Result<HeldFd> {
         let fd = above_stdio(fd)?;
         let identity = Identity::make(&fd)?;
@@ -114,13 +117,14 @@ impl HeldFd {
         Ok(HeldFd { fd: Some(fd), identity, serial })
     }
 
-    /// The descriptor, if it is still the library's.
+    /// Returns the descriptor, if it is still the library's.
     pub fn get(&self) -> Option<BorrowedFd<'_>> {
         self.fd.as_ref().map(AsFd::as_fd).filter(|fd| self.identity.is_of(*fd))
     }
 }
 
-/// The number, whatever it means to the program now. What is written to it, and read from it, goes by [`HeldFd::get`].
+/// Returns the number, even if the program uses it for another file now.
+/// Reads and writes use [`HeldFd::get`].
 impl AsFd for HeldFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.fd {
@@ -133,18 +137,19 @@ impl AsFd for HeldFd {
 impl Drop for HeldFd {
     fn drop(&mut self) {
         let Some(fd) = self.fd.take() else { return };
-        // Locked to the end, or the number could be another `HeldFd`'s before it is looked at.
+        // Locked to the end: otherwise another `HeldFd` could take the number before the check.
         let mut holders = holders();
         let is_latest = holders.remove(fd.as_raw_fd(), self.serial);
         if !(is_latest && self.identity.is_of(fd.as_fd())) {
-            // The program's, or another `HeldFd`'s.
+            // It belongs to the program, or to another `HeldFd`.
             let _ = fd.into_raw_fd();
         }
     }
 }
 
-/// Which numbers are held. A number that is given to the library a second time was taken from the first holder, which may
-/// not be able to tell: two connections can have the same control file.
+/// The numbers that are held.
+/// If the library gets a number again, the program took it from the first holder. The first holder may not notice: two
+/// connections can have the same control file.
 #[derive(Debug)]
 struct Holders {
     last_serial: u64,
@@ -155,7 +160,7 @@ struct Holders {
 static HOLDERS: Mutex<Holders> = Mutex::new(Holders { last_serial: 0, latest: BTreeMap::new() });
 
 fn holders() -> MutexGuard<'static, Holders> {
-    // Whatever panicked, the table is whole.
+    // No panic leaves the table half changed.
     HOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -166,7 +171,7 @@ impl Holders {
         self.last_serial
     }
 
-    /// Whether it was the latest.
+    /// Removes a holder, and returns whether it was the latest.
     fn remove(&mut self, number: RawFd, serial: u64) -> bool {
         let is_latest = self.latest.get(&number) == Some(&serial);
         if is_latest {

@@ -1,7 +1,7 @@
 //! The kernel's table of mounts, `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
 //!
-//! Asking the table instead of the paths matters: a path below a dead or a hanging FUSE mount cannot be
-//! asked without an error or without hanging, and a path alone does not tell one mount from the next.
+//! The table answers where paths cannot. Looking up a path below a dead or hanging FUSE mount fails or hangs, and a
+//! path alone does not distinguish one mount from the next.
 
 use std::ffi::OsString;
 use std::fs::{File, OpenOptions};
@@ -15,40 +15,41 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::system::descriptor::{self, away_from_stdio};
 
-/// File system type of our mounts, in /proc/mounts and in fstab.
+/// File system type of relayfs mounts, in /proc/mounts and in fstab.
 pub const FS_TYPE: &str = "fuse.relayfsd";
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
-/// What is missing, and what to do, where there is no table.
+/// The error text where /proc is missing.
 const NO_PROC: &str = "/proc is not mounted: mount -t proc proc /proc";
 
 /// One line of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Of this mount, as long as it exists; numbers are used again afterwards.
+    /// Number of this mount while it exists; the kernel reuses numbers.
     pub id: u64,
-    /// The mount this one is mounted on.
+    /// Number of the mount that this one is mounted on.
     pub parent: u64,
-    /// `major:minor` of the superblock, for FUSE one for each daemon.
+    /// `major:minor` of the superblock; FUSE has one for each daemon.
     pub device: String,
-    /// Where it is mounted.
+    /// Path of the mount point.
     pub point: PathBuf,
-    /// Type of the file system, with the subtype of FUSE's.
+    /// Type of the file system, with FUSE's subtype.
     pub fs_type: String,
-    /// What was named as its source.
+    /// Source, as the mount's creator named it.
     pub source: String,
     /// Options of the superblock, comma-separated.
     pub super_options: String,
 }
 
-/// The real path of a mount point, without asking anything that is mounted there.
+/// Returns the real path of a mount point, without a request to a file system mounted there.
 pub fn resolve(path: &Path) -> io::Result<PathBuf> {
-    // realpath(3) only reads links, so a dead mount is in its way only where a slash or dot at the end
-    // says to go in; the components leave those out.
+    // realpath(3) only reads links. A dead mount is in its way only if a slash or dot at the end asks it to enter. The
+    // components leave those out.
     path.components().collect::<PathBuf>().canonicalize()
 }
 
-/// Opens the table, to read it or to poll it for changes. The error says so if /proc is not mounted.
+/// Opens the table, to read it or to poll it for changes.
+/// The error says if /proc is not mounted.
 pub fn open() -> io::Result<File> {
     descriptor::open(OpenOptions::new().read(true), MOUNTINFO).map_err(explained)
 }
@@ -60,19 +61,20 @@ fn explained(error: io::Error) -> io::Error {
     }
 }
 
-/// All mounts of this process's mount namespace.
+/// Returns all mounts of this process's mount namespace.
 pub fn read() -> io::Result<Vec<Entry>> {
     Ok(parse(&away_from_stdio(|| std::fs::read(MOUNTINFO)).map_err(explained)?))
 }
 
-/// The mount that a path lookup of `point` ends in, if something is mounted exactly there.
+/// Returns the mount that a path lookup of `point` ends in.
+/// `None` if no file system is mounted exactly there.
 pub fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
     let here = || entries.iter().filter(|entry| entry.point == point);
-    // Of mounts stacked on one point, the one that carries no other. (The first root is its own parent.)
+    // Of mounts stacked on one point, take the one without another on it. (The first root is its own parent.)
     here().find(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
 }
 
-/// Blocks until the given mount has left the table: unmounted, lazily or not.
+/// Blocks until the given mount has left the table, unmounted lazily or not.
 pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
     let mut file = open()?;
     let mut table = Vec::new();
@@ -83,8 +85,8 @@ pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
         if !parse(&table).iter().any(|entry| entry.id == id && entry.device == device) {
             return Ok(());
         }
-        // The kernel compares with the state this descriptor has last polled, so a change since the
-        // reading above is not missed.
+        // The kernel compares with the state at this descriptor's last poll, so a change since the read above is not
+        // missed.
         let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
@@ -108,7 +110,7 @@ fn parse_line(line: &[u8]) -> Option<Entry> {
     Some(Entry { id, parent, device, point, fs_type: text()?, source: text()?, super_options: text()? })
 }
 
-/// Undoes the kernel's octal escapes of space, tab, newline, backslash and `#`.
+/// Reverses the kernel's octal escapes of space, tab, newline, backslash and `#`.
 fn unescape(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
@@ -140,7 +142,7 @@ torn line\n\
 44 27 0:41 / /mnt/x/y rw - tmpfs tmpfs rw\n";
 
     #[test]
-    fn fields_are_found_and_unescaped() {
+    fn fields_of_a_line_are_unescaped() {
         let entries = parse(TABLE);
         assert_eq!(entries.len(), 5);
         assert_eq!(
@@ -158,7 +160,7 @@ torn line\n\
     }
 
     #[test]
-    fn of_stacked_mounts_the_upper_one_counts() {
+    fn topmost_of_stacked_mounts_is_found() {
         let entries = parse(TABLE);
         assert_eq!(topmost(&entries, Path::new("/mnt/x")).unwrap().id, 43);
         assert_eq!(topmost(&entries, Path::new("/mnt/x/y")).unwrap().id, 44);
@@ -166,13 +168,13 @@ torn line\n\
     }
 
     #[test]
-    fn escapes_that_are_none_stay() {
+    fn invalid_escapes_stay() {
         assert_eq!(unescape(b"a\\04"), b"a\\04");
         assert_eq!(unescape(b"\\400\\"), b"\\400\\");
     }
 
     #[test]
-    fn the_table_of_this_process_has_a_root() {
+    fn table_of_this_process_has_a_root() {
         assert!(topmost(&read().unwrap(), Path::new("/")).is_some());
     }
 }

@@ -1,11 +1,11 @@
-//! Signals whose default action a program replaces because another process, a limit or a terminal causes them.
+//! Signals whose default action a program replaces.
 #![allow(unsafe_code)]
 
 use std::io;
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// Has a write beyond the limit of file size fail with EFBIG, instead of ending the process by SIGXFSZ.
+/// Makes a write beyond the file size limit fail with EFBIG, without SIGXFSZ.
 ///
 /// A program that this process executes later has the default action again.
 pub fn report_size_limit() -> io::Result<()> {
@@ -17,14 +17,15 @@ pub fn report_size_limit() -> io::Result<()> {
 
 extern "C" fn do_nothing(_: libc::c_int) {}
 
-/// Ignores a signal, given by its number. A program that this process executes later ignores it too.
+/// Ignores a signal, given by its number.
+/// A program that this process executes later ignores it too.
 pub fn ignore(signal: libc::c_int) -> io::Result<()> {
     // SAFETY: no handler.
     let before = unsafe { libc::signal(signal, libc::SIG_IGN) };
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Whether this process ignores a signal, as one that was started by nohup(1) does.
+/// Returns whether this process ignores a signal, as a process started by nohup(1) does.
 pub fn is_ignored(signal: libc::c_int) -> bool {
     // SAFETY: all zeroes is a valid `sigaction`.
     let mut now: libc::sigaction = unsafe { std::mem::zeroed() };

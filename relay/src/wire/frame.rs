@@ -22,14 +22,16 @@
 //! ERROR    u32 errno   text (UTF-8)
 //! ```
 //!
-//! `SHARE` asks for the channel's files, to write them directly. Its replies, all with its id, bring descriptors: the
-//! first the control file and the bell (an eventfd of this connection; a reader's is a timer), then, as do further ones,
-//! data files number `first` to `first + count - 1`; the last brings the last file. With [`SHARE_READ`] they can only be
-//! read, and the bell is rung by the daemon: once after each `WATCH`, when its buffer has finished sub-buffers or is over.
-//! `CONSUME` gives `count` of them back, if the first is number `from`.
+//! `SHARE` asks for the channel's files, to write them directly. Its replies all have its id, and bring descriptors.
+//! The first reply begins with the control file and the bell, an eventfd of this connection. Data files follow, and
+//! further replies bring more: numbers `first` to `first + count - 1`. The last reply brings the last file.
 //!
-//! A reply has its request's type with [`REPLY_BIT`] set and the request's id; a refusal is an `ERROR` with that
-//! id. Every request is answered but `WRITE`, which is answered only if [`WRITE_REPLY`] is set.
+//! With [`SHARE_READ`] the files can only be read, and the bell is a timer that the daemon rings. It rings once after
+//! each `WATCH`, when the buffer has finished sub-buffers or the channel has ended. `CONSUME` gives `count` sub-buffers
+//! back, if the first is number `from`.
+//!
+//! A reply has its request's type with [`REPLY_BIT`] set, and the request's id. A refusal is an `ERROR` with that id.
+//! The daemon answers every request; a `WRITE` only if [`WRITE_REPLY`] is set.
 
 mod answer;
 mod fields;
@@ -50,7 +52,8 @@ pub use open::Open;
 pub use packet::{Frame, FrameError, FrameType, begin, finish};
 pub use write::{Messages, Write};
 
-/// Largest frame, header included, in bytes. Senders stay below the packet limit of an untuned system.
+/// Largest frame, header included, in bytes.
+/// It stays below the packet limit of an untuned system.
 pub const FRAME_MAX: usize = 64 << 10;
 /// Length of the header before every body, in bytes.
 pub const HEADER_LEN: usize = 12;
@@ -58,7 +61,7 @@ pub const HEADER_LEN: usize = 12;
 pub const MAGIC: [u8; 8] = *b"relayfs\n";
 /// The version of this protocol; peers agree on the highest that both speak.
 pub const VERSION: u16 = 1;
-/// Longest text of an `ERROR`, in bytes; longer ones are cut.
+/// Longest text of an `ERROR`, in bytes; senders cut longer texts.
 pub const ERROR_TEXT_MAX: usize = 4096;
 
 /// Longest answer of a daemon, in bytes: a refusal with the longest text.
@@ -66,26 +69,26 @@ pub const ANSWER_MAX: usize = HEADER_LEN + 4 + ERROR_TEXT_MAX;
 
 /// Set in the type of a reply.
 pub const REPLY_BIT: u16 = 0x8000;
-/// Flag of `SHARE`: to read the files, not to write them.
+/// Flag of `SHARE`: for reading the files only.
 pub const SHARE_READ: u16 = 1;
-/// Flag of `OPEN`: create the channel if there is none of that name.
+/// Flag of `OPEN`: create the channel if it does not exist.
 pub const OPEN_CREATE: u16 = 1;
-/// Flag of `WRITE`: answer when every message is written or dropped.
+/// Flag of `WRITE`: answer once every message is written or dropped.
 pub const WRITE_REPLY: u16 = 1;
-/// Flag of `WRITE`: the frame's only message is longer than the frame and goes on in the next frame of this id,
-/// whose body, after the same fixed part, is just more bytes.
+/// Flag of `WRITE`: the only message of the frame continues in the next frame of this id.
+/// The body of that frame has the same fixed part, followed by more bytes of the message.
 pub const WRITE_MORE: u16 = 2;
 
-/// Most descriptors that come with one frame.
+/// Most descriptors in one frame.
 pub const DESCRIPTORS_MAX: usize = 32;
-/// Descriptors before those of data files in the first reply to `SHARE`: control file and bell.
+/// Descriptors before the data files in the first reply to `SHARE`: control file and bell.
 pub const SHARE_FIRST_EXTRA: usize = 2;
 
 /// `cpu` of a `FLUSH` that means every buffer.
 pub const ALL_CPUS: u32 = u32::MAX;
-/// `wait_ms` of a `WRITE` that waits for room as long as it takes.
+/// `wait_ms` of a `WRITE` that waits for room without a limit.
 pub const WAIT_FOREVER: u32 = u32::MAX;
-/// `header` of an `OPEN` that leaves it to the daemon; for sizes and counts 0 does that.
+/// `header` of an `OPEN` that leaves the value to the daemon; sizes and counts use 0.
 pub const HEADER_DEFAULT: u32 = u32::MAX;
 
 /// Length of a `WRITE`'s fixed part, in bytes.

@@ -1,5 +1,6 @@
-//! The clients' end of the socket: finding it, connecting to it, packets out and in. Nothing here waits unless told how
-//! long.
+//! The clients' end of the socket: finding it, connecting, sending and receiving packets.
+//!
+//! No call waits longer than its caller says.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, IoSliceMut};
@@ -21,26 +22,26 @@ use crate::layout::paths::SOCKET_LINK;
 use crate::system::descriptor::{self, HeldFd, above_stdio, away_from_stdio};
 use crate::wire::frame::{Body, DESCRIPTORS_MAX, Refusal};
 
-/// What is asked for the queue of sent packets, in bytes; the system grants what it allows. The usual default holds
-/// fewer than 300 small messages, too few for a burst while the daemon wakes up.
+/// Size asked for the queue of sent packets, in bytes; the system grants what it allows.
+/// The usual default holds fewer than 300 small messages, too few for a burst while the daemon wakes up.
 const SEND_QUEUE: usize = 1 << 20;
 
-/// When to stop waiting; `None` is never.
+/// The end of a wait; `None` means no end.
 pub type Deadline = Option<Instant>;
 
-/// Why a packet was not sent.
+/// The reason for which a packet was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
-    /// No room in the socket now.
+    /// The socket has no room now.
     Full,
-    /// The connection is over.
+    /// The connection has ended.
     Gone,
 }
 
-/// Why nothing can be mounted there.
+/// Cause of [`ConnectError::NotMounted`] for a path where nothing can be mounted.
 const NEITHER: &str = "it is neither a directory nor a socket";
 
-/// What to do where no relayfs is mounted.
+/// Returns the advice for a path without a mounted relayfs.
 fn advice(path: &str, why: &str) -> String {
     if why == NEITHER {
         "name the mount point or the socket of a relayfs".to_owned()
@@ -49,7 +50,7 @@ fn advice(path: &str, why: &str) -> String {
     }
 }
 
-/// Why there is no connection to a daemon.
+/// The reason for which there is no connection to a daemon.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// There is no relayfs at this path.
@@ -59,10 +60,10 @@ pub enum ConnectError {
     NotMounted {
         /// The path that was given as mount point.
         path: String,
-        /// What is there instead.
+        /// Why no relayfs is mounted there.
         why: &'static str,
     },
-    /// A mount whose daemon is dead.
+    /// The mount's daemon has died.
     #[error(
         "the daemon of {path} has died and left its mount behind: start 'relayfsd {path}' again, or umount it"
     )]
@@ -70,7 +71,7 @@ pub enum ConnectError {
         /// The mount point.
         path: String,
     },
-    /// Nobody listens on the socket.
+    /// No process listens on the socket.
     #[error(
         "no daemon answers on {socket}: it has ended, or the socket's directory is not visible here (a container needs it \
          bind-mounted beside the mount point)"
@@ -80,64 +81,64 @@ pub enum ConnectError {
         socket: String,
     },
     /// The socket's permissions do not let this user in.
-    #[error("not permitted to use {socket}: relayfsd's --group or --socket-mode decide who may send")]
+    #[error("not permitted to use {socket}: relayfsd's --group or --socket-mode decide which users may send")]
     Forbidden {
         /// The socket.
         socket: String,
     },
-    /// Somebody listens there, and ended the conversation.
+    /// A process listens there, but ended the connection.
     #[error("{socket} hung up without an answer: its daemon is ending, or it is not a relayfs socket")]
     HungUp {
         /// The socket.
         socket: String,
     },
-    /// Somebody listens there and says nothing.
+    /// A process listens there, but does not answer.
     #[error(
         "no answer within {seconds} seconds on {socket}: its daemon stands still, or it is not a relayfs socket"
     )]
     Silent {
         /// The socket.
         socket: String,
-        /// How long it was waited for.
+        /// Time spent waiting.
         seconds: u64,
     },
-    /// Somebody listens there who does not speak the protocol.
+    /// A process listens there, but does not speak the protocol.
     #[error("{socket} is not a relayfs socket: {why}")]
     NotOurs {
         /// The socket.
         socket: String,
-        /// How one can tell.
+        /// Why it is not one.
         why: String,
     },
-    /// The system says no.
+    /// A system call failed.
     #[error("cannot {doing} {}: {source}", path.display())]
     Io {
-        /// What was tried.
+        /// The operation that failed.
         doing: &'static str,
-        /// On what.
+        /// The object of the operation.
         path: PathBuf,
         /// The error.
         source: io::Error,
     },
 }
 
-/// What the daemon gives as its reason when it refuses something.
+/// The daemon's reason for a refusal.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{text}")]
 pub struct Refused {
     /// An errno.
     pub errno: i32,
-    /// For people.
+    /// Text for people.
     pub text: String,
 }
 
-/// A connected socket. It is over, too, when the program has closed its descriptor: nothing is sent to what has the number
-/// now, or taken from it.
+/// A connected socket. It counts as ended if the program has closed its descriptor.
+/// The number may be that of another file then, and no packet is sent or received there.
 #[derive(Debug)]
 pub struct Socket(HeldFd);
 
 impl Socket {
-    /// Connects, waiting at most `wait` for a listener whose queue is full.
+    /// Connects, and waits at most `wait` for a listener whose queue is full.
     pub fn connect(path: &Path, wait: Duration) -> Result<Socket, ConnectError> {
         let shown = || path.display().to_string();
         try_connect(path, wait).map_err(|errno| match errno {
@@ -150,7 +151,7 @@ impl Socket {
         })
     }
 
-    /// Sends one packet, at once or not at all.
+    /// Sends one packet at once, or not at all.
     pub fn send(&self, packet: &[u8]) -> Result<(), SendError> {
         let Some(fd) = self.0.get() else { return Err(SendError::Gone) };
         loop {
@@ -163,11 +164,11 @@ impl Socket {
         }
     }
 
-    /// Takes one packet: its length, which exceeds the buffer's if it was cut; `None` if there is none yet; 0 when
-    /// the connection is over.
+    /// Receives one packet, and returns its length; `None` if no packet has arrived.
+    /// The length exceeds the buffer's if the packet was cut. It is 0 if the connection has ended.
     pub fn receive(&self, packet: &mut [u8]) -> Option<usize> {
         let Some(fd) = self.0.get() else { return Some(0) };
-        // A peer that closes with packets unread leaves one ECONNRESET, told before what it had sent.
+        // A peer that closes with packets unread leaves one ECONNRESET, which comes before its last packets.
         let mut was_reset = false;
         loop {
             match socket::recv(fd.as_raw_fd(), packet, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_TRUNC) {
@@ -180,8 +181,8 @@ impl Socket {
         }
     }
 
-    /// Takes one packet with the descriptors that come with it, all of them 3 or above and close-on-exec; otherwise as
-    /// [`Self::receive`]. What cannot be moved there is left out.
+    /// Receives one packet with its descriptors, all of them 3 or above and close-on-exec.
+    /// Descriptors that cannot be moved there are left out. Otherwise like [`Self::receive`].
     pub fn receive_with_descriptors(&self, packet: &mut [u8]) -> Option<(usize, Vec<OwnedFd>)> {
         use rustix::io::Errno;
         let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC | RecvFlags::CMSG_CLOEXEC;
@@ -209,22 +210,22 @@ impl Socket {
         }
     }
 
-    /// Whether the other end has hung up, whatever may still be there to receive.
+    /// Returns whether the other end has hung up, even if there are packets left to receive.
     pub fn is_over(&self) -> bool {
         let Some(fd) = self.0.get() else { return true };
-        // POLLHUP needs no asking for. An interruption, the only possible failure, says nothing.
+        // POLLHUP is always reported. An interruption, the only possible failure, gives no answer.
         let mut fds = [PollFd::new(fd, PollFlags::empty())];
         poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
     }
 
-    /// Waits until the socket can do what `events` says, or is over. `false`: time ran out.
+    /// Waits until `events` occur or the connection ends. `false`: the deadline passed.
     pub fn wait(&self, events: PollFlags, deadline: Deadline) -> bool {
         loop {
             let timeout = match deadline {
                 None => PollTimeout::NONE,
                 Some(at) => {
                     let left = at.saturating_duration_since(Instant::now());
-                    // Rounded up: a wait that ends early would be repeated with 0, again and again.
+                    // Rounded up: a wait that ends early would be repeated with 0 many times.
                     PollTimeout::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(PollTimeout::MAX)
                 }
             };
@@ -237,10 +238,11 @@ impl Socket {
         }
     }
 
-    /// Ends the connection: whoever waits on it wakes up. What has arrived can still be received.
+    /// Ends the connection and wakes every thread that waits on it.
+    /// Packets that have arrived can still be received.
     pub fn shut_down(&self) {
         if let Some(fd) = self.0.get() {
-            // Fails only if it is over anyway.
+            // Fails only if the connection has ended anyway.
             let _ = socket::shutdown(fd.as_raw_fd(), Shutdown::Both);
         }
     }
@@ -256,7 +258,7 @@ fn try_connect(path: &Path, wait: Duration) -> nix::Result<Socket> {
     let _ = socket::setsockopt(&fd, sockopt::SndBuf, &SEND_QUEUE);
     match UnixAddr::new(path) {
         Ok(address) => connect_within(&fd, &address, wait)?,
-        // An address holds 107 bytes of path; through its directory any path can be named.
+        // An address holds 107 bytes of path; an open directory shortens any path.
         Err(Errno::ENAMETOOLONG) => {
             let (dir, name) = path.parent().zip(path.file_name()).ok_or(Errno::ENAMETOOLONG)?;
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
@@ -270,15 +272,15 @@ fn try_connect(path: &Path, wait: Duration) -> nix::Result<Socket> {
     HeldFd::new(fd).map(Socket).map_err(failed)
 }
 
-/// Connects, waiting at most `wait` for a place in the listener's queue. A signal interrupts the call with nothing done, so it is
-/// called again, for the time that is left.
+/// Connects, and waits at most `wait` for a place in the listener's queue.
+/// A signal interrupts the call before it has done anything, so it is repeated for the time that is left.
 fn connect_within(socket: &OwnedFd, address: &UnixAddr, wait: Duration) -> nix::Result<()> {
     let deadline = Instant::now().checked_add(wait);
     loop {
         if !wait.is_zero() {
             let left = deadline.map_or(Duration::MAX, |at| at.saturating_duration_since(Instant::now()));
             let seconds = i64::try_from(left.as_secs()).unwrap_or(i64::MAX);
-            // At least one: none at all would be for ever.
+            // At least one: zero would mean no limit.
             let micros = if seconds == 0 { left.subsec_micros().max(1) } else { left.subsec_micros() };
             socket::setsockopt(socket, sockopt::SendTimeout, &TimeVal::new(seconds, micros.into()))?;
         }
@@ -289,12 +291,13 @@ fn connect_within(socket: &OwnedFd, address: &UnixAddr, wait: Duration) -> nix::
     }
 }
 
-/// The socket of a mount: behind the link in its tree, or `mount` itself if that is a socket.
+/// Returns the socket of a mount: the target of the link in its tree.
+/// If `mount` is itself a socket, that is returned.
 pub fn find(mount: &Path) -> Result<PathBuf, ConnectError> {
     let path = || mount.display().to_string();
     let not_mounted = |why| ConnectError::NotMounted { path: path(), why };
     let failed = |error: io::Error, absent| match error.raw_os_error().map(Errno::from_raw) {
-        // The second in the middle of dying.
+        // ECONNABORTED comes while the daemon is dying.
         Some(Errno::ENOTCONN | Errno::ECONNABORTED) => ConnectError::Stale { path: path() },
         Some(Errno::ENOENT | Errno::ENOTDIR) => not_mounted(absent),
         _ => ConnectError::Io { doing: "look into", path: mount.into(), source: error },
@@ -308,22 +311,22 @@ pub fn find(mount: &Path) -> Result<PathBuf, ConnectError> {
     }
     let link = mount.join(SOCKET_LINK);
     match fs::read_link(&link) {
-        // Relative to the link's own directory; an absolute target replaces all of that.
+        // Relative to the link's own directory; an absolute target replaces that directory.
         Ok(target) => Ok(link.with_file_name(target)),
-        // Not a link: the socket itself, bind-mounted there.
+        // Not a link: the socket itself is bind-mounted there.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(link),
         Err(error) => Err(failed(error, "it is an ordinary directory")),
     }
 }
 
-/// The number, to be polled and for nothing else: what has it may be the program's.
+/// Returns the number, for poll(2) only. It may belong to another file of the program.
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
-/// What an `ERROR` says, made fit for a terminal.
+/// Decodes an `ERROR`, and escapes control characters for the terminal.
 pub fn refusal(body: &[u8]) -> Result<Refused, String> {
     let Refusal { errno, text } = Refusal::decode(body).map_err(|error| error.to_string())?;
     let mut shown = String::with_capacity(text.len());
@@ -338,7 +341,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn texts_of_refusals_are_made_harmless() {
+    fn control_characters_of_refusal_are_escaped() {
         let mut body = 2u32.to_le_bytes().to_vec();
         body.extend_from_slice("no channel 'ä'\x1b[2J\n".as_bytes());
         assert_eq!(refusal(&body), Ok(Refused { errno: 2, text: "no channel 'ä'\\u{1b}[2J\\n".into() }));

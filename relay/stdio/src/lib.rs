@@ -1,8 +1,8 @@
-//! Whether a command has the standard streams it needs.
+//! Checks that a command has the standard streams it needs.
 //!
-//! Rust's runtime opens /dev/null in place of a standard stream that is closed when a program starts. What is printed there
-//! is lost without an error, and input ends at once. So a function of this crate runs before the runtime does, and notes
-//! which streams are closed. A stream that is /dev/null because the caller wants it so stays what it is.
+//! Rust's runtime opens /dev/null in place of a standard stream that is closed when a program starts. Output there is
+//! lost without an error, and input ends at once. So a function of this crate runs before the runtime, and notes which
+//! streams are closed. A stream that the caller has set to /dev/null stays as it is.
 //!
 //! For commands only: a library must not have code that runs before a program's `main`.
 #![allow(unsafe_code)]
@@ -15,13 +15,13 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{F_GETFD, STDIN_FILENO, STDOUT_FILENO};
 use thiserror::Error;
 
-/// Why a standard stream cannot be used.
+/// The reason for which a standard stream cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum StreamError {
-    /// There was no standard input when the program was started.
+    /// Standard input was closed when the program started.
     #[error("standard input is closed")]
     NoInput,
-    /// There was no standard output.
+    /// Standard output was closed when the program started.
     #[error("standard output is closed")]
     NoOutput,
     /// Standard input cannot be read.
@@ -41,19 +41,19 @@ static CLOSED: AtomicU8 = AtomicU8::new(0);
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = note;
 
-/// Needs nothing of the runtime, which is not there yet.
+/// Notes the closed streams. It must not use the runtime, which is not initialised yet.
 extern "C" fn note() {
     for fd in 0..=2 {
         // SAFETY: reads the flags of a descriptor, if there is one.
         if unsafe { libc::fcntl(fd, F_GETFD) } < 0 {
-            // Relaxed: the only thread yet.
+            // Relaxed: this is the only thread so far.
             CLOSED.fetch_or(1 << fd, Ordering::Relaxed);
         }
     }
 }
 
 fn was_closed(fd: RawFd) -> bool {
-    // Relaxed: stored before there were threads.
+    // Relaxed: stored before other threads existed.
     CLOSED.load(Ordering::Relaxed) & (1 << fd) != 0
 }
 
@@ -73,8 +73,8 @@ pub fn output() -> Result<(), StreamError> {
     if is_open_for(&io::stdout(), OFlag::O_WRONLY) { Ok(()) } else { Err(StreamError::UnwritableOutput) }
 }
 
-/// Runs `print`, which prints help or a version on standard output. Returns why it could not. That the reader wants no more
-/// of it is no error.
+/// Runs `print`, which writes help or a version to standard output, and returns its error.
+/// A reader that closes the pipe early causes no error.
 pub fn print(print: impl FnOnce() -> io::Result<()>) -> Result<(), String> {
     output().map_err(|error| error.to_string())?;
     match print().and_then(|()| io::stdout().flush()) {

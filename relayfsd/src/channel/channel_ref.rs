@@ -8,14 +8,14 @@ use super::Channel;
 
 /// Removes channels that have no holder any more.
 pub(crate) trait Release: Send + Sync {
-    /// The last holder of a channel has let go. Another one may hold the channel again by now, see [`Channel::is_held`].
+    /// Called after the last holder's drop. The channel may have a new holder by now, see [`Channel::is_held`].
     fn release(&self, channel: &Arc<Channel>);
 }
 
-/// Holds a channel: for a producer's connection, an open file, a message under way.
+/// Holds a channel, for a producer's connection, an open file, or a message in flight.
 pub(crate) struct ChannelRef {
     channel: Arc<Channel>,
-    /// Gone at the daemon's end, when nothing is removed any more.
+    /// Does not upgrade when the daemon ends: channels are not removed then.
     release: Weak<dyn Release>,
 }
 
@@ -29,9 +29,11 @@ impl ChannelRef {
 }
 
 impl Channel {
-    /// Whether there is a holder. With the lock that [`Release::release`] takes, the answer stays true as long as that is no.
+    /// Returns whether the channel has a holder.
+    ///
+    /// For a caller with the lock that [`Release::release`] takes, the answer "no" stays true until the caller unlocks.
     pub(crate) fn is_held(&self) -> bool {
-        // Acquire, with the Release in `drop`: what those wrote who left before is seen.
+        // Acquire, with the Release in `drop`: this thread sees what earlier holders wrote before they were dropped.
         self.holders.load(Ordering::Acquire) > 0
     }
 }
@@ -52,7 +54,7 @@ impl Deref for ChannelRef {
 
 impl Drop for ChannelRef {
     fn drop(&mut self) {
-        // AcqRel: the last holder, which looks, sees what all wrote that let go before.
+        // AcqRel: the last holder, which looks, sees what all earlier holders wrote before they were dropped.
         if self.channel.holders.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(release) = self.release.upgrade()
         {

@@ -1,14 +1,17 @@
-//! What of a file's bytes processes have got by read(2), so that it is known when all of them were delivered.
+//! Records which bytes of a file processes have got by read(2), to know when all are delivered.
 //!
-//! It counts for the open file that got it. Programs that divide a file among processes, each of which opens it, read further than
-//! they need: together they may have read all while some of them have not begun.
+//! Bytes count for the open file that a process got them through, not for all open files together. Some programs divide
+//! a file among processes, each of which opens it. Such processes read further than they need. Together they may have
+//! read the whole file while some of them have not begun.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// Most ranges that are kept for a process, and most processes: what is delivered beyond that does not count. Programs that
-/// read a file from end to end, in any order of blocks, need a few.
+/// Most ranges that are kept for a process. Deliveries beyond that do not count.
+///
+/// Programs that read a file from end to end, in any order of blocks, need a few ranges.
 const RANGES_MAX: usize = 1024;
+/// Most pairs of an open file and a process. Deliveries to further processes do not count.
 const PROCESSES_MAX: usize = 1024;
 
 /// A set of positions, as ranges that neither overlap nor touch, in order.
@@ -20,7 +23,7 @@ struct Ranges(Vec<Range<u64>>);
 pub(crate) enum Ended {
     /// It closed the file, or exited.
     Closed,
-    /// A signal killed it: nothing says that it has used what it got.
+    /// A signal killed the process: it may not have used what it got.
     Killed,
 }
 
@@ -32,22 +35,22 @@ struct Got {
     closed: bool,
 }
 
-/// What was delivered of a file.
+/// The bytes of a file that were delivered.
 pub(crate) struct Delivered {
     len: u64,
     /// By open file and process.
     got: HashMap<(u64, u64), Got>,
-    /// Whether it was said that all is delivered.
+    /// Whether [`Self::close`] has said that all bytes are delivered.
     is_complete: bool,
 }
 
 impl Delivered {
-    /// Nothing yet of a file of this length.
+    /// Creates a record for a file of this length, with nothing delivered.
     pub(crate) fn new(len: u64) -> Delivered {
         Delivered { len, got: HashMap::new(), is_complete: false }
     }
 
-    /// A process gets a range of bytes.
+    /// Records that a process gets a range of bytes.
     pub(crate) fn add(&mut self, file: u64, process: u64, range: Range<u64>) {
         if self.got.len() >= PROCESSES_MAX && !self.has_read(file, process) {
             return;
@@ -57,12 +60,14 @@ impl Delivered {
         got.ranges.add(range);
     }
 
-    /// Whether a process got anything through an open file.
+    /// Returns whether a process got any bytes through an open file.
     pub(crate) fn has_read(&self, file: u64, process: u64) -> bool {
         self.got.contains_key(&(file, process))
     }
 
-    /// A process closes an open file. Returns whether that has delivered all bytes now, the first time that one has.
+    /// Records that a process closes an open file.
+    ///
+    /// Returns true once: when all bytes have been delivered through one open file.
     pub(crate) fn close(&mut self, file: u64, process: u64, ended: Ended) -> bool {
         match ended {
             Ended::Killed => drop(self.got.remove(&(file, process))),
@@ -78,14 +83,14 @@ impl Delivered {
         self.is_complete
     }
 
-    /// An open file is no more.
+    /// Forgets an open file that is closed.
     pub(crate) fn forget(&mut self, file: u64) {
         self.got.retain(|(of, _), _| *of != file);
     }
 }
 
 impl Ranges {
-    /// Adds a range; it is merged with those it touches.
+    /// Adds a range, and merges it with those it touches.
     fn add(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -120,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn all_bytes_count_when_their_reader_closes() {
+    fn file_is_delivered_when_its_reader_closes() {
         let mut delivered = Delivered::new(100);
         delivered.add(1, 7, 50..100);
         delivered.add(1, 7, 0..50);
@@ -131,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_reader_got_nothing() {
+    fn reads_of_killed_reader_do_not_count() {
         let mut delivered = Delivered::new(100);
         delivered.add(1, 7, 0..60);
         assert!(!delivered.close(1, 7, Ended::Closed), "a first descriptor");
@@ -145,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn each_open_file_counts_alone_and_its_processes_together() {
+    fn processes_of_one_open_file_count_together() {
         let mut delivered = Delivered::new(100);
         delivered.add(1, 7, 0..60);
         delivered.add(2, 7, 60..100);
@@ -158,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn reading_on_after_a_close_does_not_count_until_the_next() {
+    fn reads_after_a_close_count_at_the_next_close() {
         let mut delivered = Delivered::new(100);
         delivered.add(1, 7, 0..60);
         assert!(!delivered.close(1, 7, Ended::Closed), "one of two descriptors");
@@ -168,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_bounded() {
+    fn number_of_ranges_and_processes_is_bounded() {
         let mut delivered = Delivered::new(1 << 40);
         for i in 0..10_000 {
             delivered.add(1, 7, 2 * i..2 * i + 1);
@@ -177,11 +182,11 @@ mod tests {
         assert_eq!(delivered.got.len(), PROCESSES_MAX);
         assert_eq!(delivered.got[&(1, 7)].ranges.0.len(), RANGES_MAX);
         delivered.add(1, 7, 0..1 << 40);
-        assert!(delivered.close(1, 7, Ended::Closed), "one that holds them all is kept");
+        assert!(delivered.close(1, 7, Ended::Closed), "a range that covers the others is kept");
     }
 
     #[test]
-    fn an_empty_file_is_never_delivered() {
+    fn empty_file_is_never_delivered() {
         let mut delivered = Delivered::new(0);
         delivered.add(1, 7, 0..0);
         assert!(!delivered.close(1, 7, Ended::Closed));

@@ -1,4 +1,4 @@
-//! A channel's files in the state directory: made, found again after another daemon's end, given to producers, removed.
+//! A channel's files in the state directory: creates, finds, marks and removes them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -16,37 +16,37 @@ use relay::memory::mapping::Mapping;
 pub(crate) struct Files(Vec<PathBuf>);
 
 impl Files {
-    /// Those of the channel with number `id`.
+    /// Returns the paths for the channel with number `id`.
     pub(crate) fn of(dir: &Path, id: u32, n_bufs: usize) -> Files {
         let control = dir.join(control_name(id));
         Files([control].into_iter().chain((0..n_bufs).map(|index| dir.join(data_name(id, index)))).collect())
     }
 
-    /// The control file's path.
+    /// Returns the control file's path.
     pub(crate) fn control(&self) -> &Path {
         &self.0[0]
     }
 
-    /// The paths of the data files.
+    /// Returns the data files' paths.
     pub(crate) fn data(&self) -> &[PathBuf] {
         &self.0[1..]
     }
 
-    /// All paths.
+    /// Returns all paths.
     pub(crate) fn all(&self) -> &[PathBuf] {
         &self.0
     }
 
-    /// Removes all of them that are there.
+    /// Removes those of the files that exist.
     pub(crate) fn remove(&self) {
         for path in &self.0 {
-            // Whatever is wrong with the directory was said by who uses it; there is nobody to tell here.
+            // The daemon reports errors of the directory where it uses the files; a second report here would not help.
             let _ = fs::remove_file(path);
         }
     }
 }
 
-/// Files that are being made, and are removed if that fails.
+/// Files that are being created. Dropping this removes them, unless `keep` was called.
 pub(crate) struct Made(Option<Files>);
 
 impl Made {
@@ -71,11 +71,11 @@ impl Drop for Made {
     }
 }
 
-/// Creates and maps a file of `len` zero bytes, with all its memory allocated now: later there might be none.
+/// Creates and maps a file of `len` zero bytes. It allocates all memory now: later there might be none.
 pub(crate) fn create(path: &Path, len: u64) -> io::Result<Mapping> {
     let file: File = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
     let len_signed = i64::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?;
-    // tmpfs stops for a signal to whichever thread, and starts over.
+    // tmpfs gives up for a signal to any thread. The next call starts over.
     while let Err(errno) = fallocate(&file, FallocateFlags::empty(), 0, len_signed) {
         if errno != Errno::EINTR {
             return Err(errno.into());
@@ -84,7 +84,7 @@ pub(crate) fn create(path: &Path, len: u64) -> io::Result<Mapping> {
     Mapping::new(&file, len)
 }
 
-/// Opens and maps a file that another daemon of this user's has left, if it is what that made.
+/// Opens and maps a file that an earlier daemon of this user left. Fails if the file is not as that daemon made it.
 pub(crate) fn find(path: &Path, len: u64) -> Result<Mapping, String> {
     let said = |error: io::Error| format!("{}: {error}", path.display());
     let file =
@@ -104,13 +104,15 @@ pub(crate) fn find(path: &Path, len: u64) -> Result<Mapping, String> {
     Err(format!("{}: {wrong}", path.display()))
 }
 
-/// Marks a control file as opened for a producer by the daemon of this epoch. The mark belongs to the open file, which the
-/// producer is about to be given, and is there until the last process that has it closes it.
+/// Marks a control file as opened for a producer by the daemon of this epoch.
+///
+/// The mark belongs to the open file, which the daemon then gives to the producer. The mark stays until the last
+/// process that has the open file closes it.
 pub(crate) fn mark(control: &File, epoch: u32) -> nix::Result<()> {
     fcntl(control, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, epoch.into(), 1))).map(drop)
 }
 
-/// Whether a producer that a daemon of an earlier epoch gave the control file to still has it.
+/// Returns whether a producer still has the control file from a daemon of an earlier epoch.
 pub(crate) fn has_earlier_marks(control: &Path, epoch: u32) -> io::Result<bool> {
     let file = OpenOptions::new().read(true).write(true).open(control)?;
     let mut found = lock(libc::F_WRLCK, 0, epoch.into());

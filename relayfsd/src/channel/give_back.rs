@@ -1,11 +1,12 @@
-//! Gives back sub-buffers that a reader of a mapping has read.
+//! Gives back sub-buffers that a reader has read from a mapping.
 
 use relay::ring::reader::ConsumeError;
 
 use super::Channel;
 
 impl Channel {
-    /// Gives back `count` sub-buffers of a buffer, the first of which has number `from`, where that is given.
+    /// Gives back `count` sub-buffers of a buffer. With `from`, the first of them must have that number.
+    ///
     /// Returns whether a batch waits for the room that this makes.
     pub(crate) fn give_back(&self, cpu: usize, from: Option<u64>, count: u64) -> Result<bool, ConsumeError> {
         let mut side = self.read_side(cpu);

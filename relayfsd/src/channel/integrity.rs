@@ -1,8 +1,9 @@
-//! Channels whose files somebody has damaged who was trusted with them.
+//! Detects channels whose shared files a trusted process has corrupted.
 //!
-//! What can be corrected is, by the reader, and told once a second at most. Where files were truncated, or words say where
-//! nobody can be, nothing that is found there is anybody's message any more: the channel is *broken*. It stays where it is,
-//! so that people see why, but is neither read nor written, until somebody has it made anew.
+//! The reader corrects what it can, and the daemon logs that once a second at most. Truncated files and impossible
+//! positions cannot be corrected: no message there can be trusted, and the channel is *broken*. The daemon keeps a
+//! broken channel in the tree, so that people see why. It neither reads nor writes the channel, until a user has it
+//! recreated.
 
 use std::fs;
 use std::ops::{Deref, DerefMut};
@@ -15,41 +16,41 @@ use relay::memory::mapping::truncations_met;
 
 use crate::channel::{Channel, ReadSide};
 
-/// At most as often it is told that something of a channel was corrected.
+/// Shortest time between two log lines about corrections in a channel.
 const TELL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is known of a channel's damage.
+/// What the daemon knows about a channel's damage.
 #[derive(Default)]
 pub(crate) struct Damage {
     /// Why the channel is broken, if it is.
     broken: OnceLock<String>,
-    /// Called when that becomes known.
+    /// Called once, when the daemon finds the channel broken.
     on_broken: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// Truncations met by the daemon, here or elsewhere, when it was last looked whether any was here.
+    /// Number of truncations that the daemon had met, in any channel, at the last check of this channel.
     truncations_seen: AtomicUsize,
     /// The daemon closes the channel's buffers, or gives them up.
     ending: AtomicBool,
-    /// When corrections were last told.
+    /// When corrections were last logged.
     told: Mutex<Option<Instant>>,
 }
 
-/// A buffer's reading side, with the one lock it has.
+/// A buffer's read side, with its lock.
 pub(crate) struct ReadGuard<'a> {
     channel: &'a Channel,
     cpu: usize,
-    /// Only gone while it is dropped.
+    /// `None` only while the guard is dropped.
     side: Option<MutexGuard<'a, ReadSide>>,
 }
 
 impl<'a> ReadGuard<'a> {
-    /// What the lock of a buffer's reading side protects, looked at before anybody goes by it.
+    /// Checks a locked read side before the caller trusts it.
     pub(crate) fn new(channel: &'a Channel, cpu: usize, side: MutexGuard<'a, ReadSide>) -> ReadGuard<'a> {
         if channel.damage().broken.get().is_none()
             && let Err(unsound) = side.reader.check_words()
         {
             channel.set_broken(format!("buffer {cpu}: {unsound}"));
         }
-        // Only the daemon closes a channel, and it says so before.
+        // Only the daemon closes a channel, and it sets `ending` first.
         if !channel.damage().ending.load(Ordering::Acquire) {
             side.reader.deny_closed();
         }
@@ -75,7 +76,7 @@ impl Drop for ReadGuard<'_> {
     fn drop(&mut self) {
         let Some(mut side) = self.side.take() else { return };
         let corrected = side.reader.corrected();
-        // What was met while the lock was held is known from then on.
+        // This also checks for truncations that the daemon met while this guard had the lock.
         let broken = self.channel.is_broken();
         if corrected != side.corrected_told && !broken && self.channel.may_tell() {
             let new = corrected.wrapping_sub(side.corrected_told);
@@ -91,22 +92,22 @@ impl Drop for ReadGuard<'_> {
 }
 
 impl Channel {
-    /// Sets what is called once when the channel is found broken, by whoever finds it, with a buffer locked.
+    /// Sets the callback for a channel that is found broken. The thread that finds it calls with a buffer locked.
     pub(crate) fn on_broken(&self, call: Box<dyn Fn() + Send + Sync>) {
-        // Set once, when it is made.
+        // Set once, when the channel is created.
         let _ = self.damage().on_broken.set(call);
     }
 
-    /// Whether the channel is broken, as far as anybody who looked at its memory could know.
+    /// Returns whether the channel is broken, as far as looks at its memory have shown.
     pub(crate) fn is_broken(&self) -> bool {
         self.broken_reason().is_some()
     }
 
-    /// Why it is, if it is.
+    /// Returns why the channel is broken, if it is.
     pub(crate) fn broken_reason(&self) -> Option<&str> {
         let damage = self.damage();
         let met = truncations_met();
-        // Acquire, with the Release below: who need not look, sees what was found.
+        // Acquire, with the Release below: a thread that need not check sees what the check found.
         if damage.truncations_seen.load(Ordering::Acquire) != met {
             if (0..self.n_bufs()).any(|cpu| self.buffer(cpu).is_torn()) {
                 self.measure(None);
@@ -117,8 +118,10 @@ impl Channel {
         damage.broken.get().map(String::as_str)
     }
 
-    /// The same after a look at the length of the control file and of the data file of `cpu`, or of all: for who begins to use
-    /// the channel.
+    /// Checks the files' lengths, and returns whether the channel is broken.
+    ///
+    /// The check covers the control file and the data file of `cpu`, or all. Callers that begin to use the channel need
+    /// it.
     pub(crate) fn is_broken_or_cut(&self, cpu: Option<usize>) -> bool {
         if !self.is_broken() {
             self.measure(cpu);
@@ -126,7 +129,9 @@ impl Channel {
         self.is_broken()
     }
 
-    /// The same after a look at all buffers' words: a reset that only found the damage would leave the channel broken.
+    /// Checks all buffers' words and the files' lengths, and returns whether the channel is broken.
+    ///
+    /// A reset needs this: a reset that only found the damage would leave the channel broken.
     pub(crate) fn is_found_broken(&self) -> bool {
         (0..self.n_bufs()).for_each(|cpu| drop(self.read_side(cpu)));
         self.is_broken_or_cut(None)
@@ -140,7 +145,7 @@ impl Channel {
         let paths = self.paths();
         let wanted = |index| index == 0 || cpu.is_none_or(|cpu| index == cpu + 1);
         for (index, path) in paths.iter().enumerate().filter(|(index, _)| wanted(*index)) {
-            // One that cannot be found may be used by who has it.
+            // A file that was removed can still be used by processes that have it open.
             let found = fs::symlink_metadata(path).map_or(u64::MAX, |status| status.len());
             if found < len(index) {
                 let path = path.display();
@@ -153,7 +158,7 @@ impl Channel {
         }
     }
 
-    /// Nothing of it is believed any more.
+    /// Marks the channel as broken: wakes its pollers, condemns its buffers, and calls the callback.
     fn set_broken(&self, why: String) {
         if self.damage().broken.set(why).is_err() {
             return;
@@ -168,12 +173,12 @@ impl Channel {
         }
     }
 
-    /// From now on the buffers may be closed.
+    /// Allows the buffers to be closed from now on.
     pub(crate) fn set_ending(&self) {
         self.damage().ending.store(true, Ordering::Release);
     }
 
-    /// It takes the place of a channel of which something may just have been told.
+    /// Takes over from `before`, which this channel replaces, when corrections were last logged.
     pub(crate) fn tell_no_sooner_than(&self, before: &Channel) {
         let told = *before.damage().told.lock().unwrap_or_else(PoisonError::into_inner);
         *self.damage().told.lock().unwrap_or_else(PoisonError::into_inner) = told;
@@ -189,7 +194,7 @@ impl Channel {
     }
 }
 
-/// What people can do about a broken channel.
+/// Says what people can do about a broken channel.
 pub(crate) fn remedy(name: &relay::ChannelName) -> String {
     format!("write 1 to .relay/channels/{name}/reset to recreate it")
 }

@@ -1,4 +1,4 @@
-//! Who waits for a channel's buffers, and how they are told.
+//! Waiters for a channel's buffers, and how the daemon wakes them.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
@@ -7,25 +7,25 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::Channel;
 
-/// Wakes somebody who polls.
+/// Wakes a poller.
 pub(crate) type Wake = Box<dyn FnOnce() + Send>;
 
-/// What poll(2) says.
+/// The answer to poll(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum PollState {
-    /// Nothing is finished.
+    /// No sub-buffer is finished.
     Idle,
     /// A finished sub-buffer waits.
     Readable,
     /// The channel is closed.
     Closed,
-    /// Its files are damaged.
+    /// The channel's files are damaged.
     Broken,
 }
 
 /// Asks the daemon's first thread to look at the buffers that processes wait for, see `registry/flush_timer.rs`.
 pub(crate) struct Looks {
-    /// Whether looks were asked for, and continue.
+    /// Whether a thread has asked for looks since the last one.
     wanted: AtomicBool,
     sender: Sender<()>,
     receiver: Receiver<()>,
@@ -40,25 +40,27 @@ impl Looks {
     /// Asks for looks: a waiter was stored.
     pub(crate) fn ask(&self) {
         if !self.wanted.swap(true, Ordering::SeqCst) {
-            // One that is there already does as well.
+            // If the queue is full, the first thread has a request already.
             let _ = self.sender.try_send(());
         }
     }
 
-    /// Returns where something comes when looks are asked for.
+    /// Returns the receiver that gets a message when a thread asks for looks.
     pub(crate) fn asked(&self) -> Receiver<()> {
         self.receiver.clone()
     }
 
-    /// The first thread has looked: the next waiter has to ask again.
+    /// Called by the first thread after a look: the next waiter has to ask again.
     pub(crate) fn done(&self) {
         self.wanted.store(false, Ordering::SeqCst);
     }
 }
 
 impl Channel {
-    /// What poll(2) says of a buffer. With `wake`, that is called once at its next switch or end; it is stored
-    /// *before* the look, so that a switch in between is not missed.
+    /// Returns the answer to poll(2) for a buffer.
+    ///
+    /// `wake` is called once, at the buffer's next switch or at its end. It is stored *before* the look at the buffer,
+    /// so that the poller does not miss a switch in between.
     pub(crate) fn poll(&self, cpu: usize, file: u64, wake: Option<Wake>) -> PollState {
         if let Some(wake) = wake {
             let mut waiters = self.waiters(cpu);
@@ -85,12 +87,12 @@ impl Channel {
         }
     }
 
-    /// Forgets what an open file wanted to be told.
+    /// Forgets the waiter of an open file.
     pub(crate) fn forget_waiter(&self, cpu: usize, file: u64) {
         self.waiters(cpu).retain(|(who, _)| *who != file);
     }
 
-    /// Tells everybody who polls a buffer to look again.
+    /// Wakes all pollers of a buffer: they look again.
     pub(crate) fn wake(&self, cpu: usize) {
         let waiters = std::mem::take(&mut *self.waiters(cpu));
         for (_, wake) in waiters {
@@ -98,8 +100,10 @@ impl Channel {
         }
     }
 
-    /// Tells those who poll, if there is something: a producer that writes by itself has rung, or has gone. Where a reader
-    /// was faster and there is nothing any more, those who poll go on waiting, and producers have to ring again.
+    /// Wakes the pollers of buffers that have a finished sub-buffer.
+    ///
+    /// The caller found that a direct producer has rung, or is gone. Where a reader was faster and nothing is left, the
+    /// pollers wait on, and producers have to ring again.
     pub(crate) fn wake_readable(&self) {
         for cpu in 0..self.n_bufs() {
             if self.waiters(cpu).is_empty() {
@@ -118,16 +122,16 @@ impl Channel {
 
     /// Sets where a thread with a new waiter asks for looks.
     pub(crate) fn set_looks(&self, looks: Arc<Looks>) {
-        // Set once, when it is made.
+        // Set once, when the channel is created.
         let _ = self.looks.set(looks);
     }
 
-    /// Whether a process may wait for one of the buffers.
+    /// Returns whether a process may be waiting for one of the buffers.
     pub(crate) fn is_polled(&self) -> bool {
         self.polled.load(Ordering::SeqCst)
     }
 
-    /// The buffers that a process waits for while an unfinished sub-buffer has the only unread data.
+    /// Returns the buffers that a process waits for, and whose only unread data is in an unfinished sub-buffer.
     pub(crate) fn polled_unfinished(&self) -> Vec<usize> {
         if !self.polled.swap(false, Ordering::SeqCst) {
             return Vec::new();
@@ -156,10 +160,10 @@ mod tests {
     use super::*;
     use crate::channel::Named;
 
-    /// A producer rings for a sub-buffer that a reader has taken when the daemon comes to look: who polls must hear of the
-    /// next one.
+    /// A producer rings for a sub-buffer. A reader takes it before the daemon looks. The next ring must wake the
+    /// poller.
     #[test]
-    fn a_ring_that_a_reader_was_faster_than_is_not_the_last() {
+    fn ring_after_a_faster_reader_wakes_the_poller() {
         let dir = tempfile::tempdir().unwrap();
         let geometry = GeometrySpec::default().build().unwrap();
         let named = Named { id: 1, name: "cpu".parse().unwrap(), geometry, permanent: true, maker: None };
@@ -172,7 +176,7 @@ mod tests {
         assert!(matches!(channel.poll(0, 7, Some(Box::new(told))), PollState::Idle));
         let switch = || {
             Writer::new(channel.buffer(0), SoleWriter).flush().unwrap();
-            channel.buffer(0).wake_wanted().expect("somebody polls").rung();
+            channel.buffer(0).wake_wanted().expect("a process polls").rung();
         };
         switch();
         channel.read_side(0).reader.read(1, &mut Vec::new(), |_| {});

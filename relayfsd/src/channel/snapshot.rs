@@ -1,4 +1,4 @@
-//! Frozen copies of buffers: what `snapshot/cpuN` shows, from the first who opens it until the last who closes it.
+//! Frozen copies of buffers: what `snapshot/cpuN` shows, from its first open to its last close.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -7,20 +7,23 @@ use crate::hold_point;
 use crate::policy::quota::{Quota, Reservation};
 use crate::process::free_later;
 
-/// A copy of a buffer.
+/// A frozen copy of a buffer.
 pub(crate) struct Snapshot {
     bytes: Vec<u8>,
     _memory: Reservation,
 }
 
-/// The copy of a buffer that is open, if one is. All opens of a file share what the kernel caches of it, so there is one
-/// at a time.
+/// A buffer's open copy, if there is one.
+///
+/// All opens of a file share the bytes that the kernel caches for it. So a buffer has one copy at a time.
 #[derive(Default)]
 pub(crate) struct SnapshotSlot(Mutex<Weak<Snapshot>>);
 
 impl Snapshot {
-    /// Takes a copy of a buffer, or shares the open one; the flag says whether it is new. On the copier's thread, which
-    /// alone takes copies, one after another. An errno if there is no memory for it.
+    /// Copies a buffer, or shares the open copy. The flag says whether the copy is new.
+    ///
+    /// Runs on the copier's thread, which alone takes copies, one after another. Fails with an errno if memory is
+    /// short.
     pub(crate) fn take(
         memory: &Arc<Quota>,
         channel: &ChannelRef,
@@ -37,7 +40,7 @@ impl Snapshot {
         let memory = memory.claim(0, extent.max()).map_err(|_| no_memory())?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
-        // The lock is let go after each sub-buffer: the writer and the socket's thread may be waiting for it.
+        // The lock is released after each sub-buffer: the writer and the socket's thread may be waiting for it.
         while channel.read_side(cpu).reader.snapshot_part(&mut extent, &mut bytes) {
             hold_point!("snapshot-part");
         }
@@ -55,7 +58,7 @@ impl Snapshot {
 }
 
 impl Drop for Snapshot {
-    /// The last close is a file operation, and freeing a large copy takes long.
+    /// Frees the bytes on another thread: that takes long, and this thread serves files.
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         let size = bytes.capacity() as u64;
@@ -64,12 +67,12 @@ impl Drop for Snapshot {
 }
 
 impl SnapshotSlot {
-    /// The copy that is open, if one is.
+    /// Returns the open copy, if there is one.
     pub(crate) fn shared(&self) -> Option<Arc<Snapshot>> {
         self.lock().upgrade()
     }
 
-    /// Size of the copy that is open, in bytes.
+    /// Returns the size of the open copy, in bytes.
     pub(crate) fn len(&self) -> Option<u64> {
         self.shared().map(|snapshot| snapshot.bytes.len() as u64)
     }

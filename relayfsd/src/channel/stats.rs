@@ -1,26 +1,26 @@
-//! What is counted of a buffer, a channel, and of those that are gone; as text.
+//! Counters of a buffer, of a channel, and of removed channels; and their text.
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::channel::Channel;
 
-/// Makes [`Counts`] of a list of numbers: each with its name in the files, and what becomes of two of them.
+/// Defines [`Counts`] from a list of counters: each with its name in the files, and how two values are added.
 macro_rules! counts {
     ($($name:ident: $together:ident,)*) => {
-        /// The numbers of one buffer, or of all of them.
+        /// The counters of one buffer, or the sums of several.
         #[derive(Clone, Copy, Debug, Default)]
         pub(crate) struct Counts {
             $(pub(crate) $name: u64,)*
         }
 
         impl Counts {
-            /// Names and values.
+            /// Returns the counters' names and values.
             pub(crate) fn named(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$((stringify!($name), self.$name)),*].into_iter()
             }
 
-            /// Sets the number of a name, if there is one of that name.
+            /// Sets the counter of a name, if there is one.
             pub(crate) fn set(&mut self, name: &str, value: u64) {
                 match name {
                     $(stringify!($name) => self.$name = value,)*
@@ -28,7 +28,7 @@ macro_rules! counts {
                 }
             }
 
-            /// Adds another's numbers.
+            /// Adds the counters of another.
             pub(crate) fn add(&mut self, other: &Counts) {
                 $(self.$name = self.$name.$together(other.$name);)*
             }
@@ -36,7 +36,8 @@ macro_rules! counts {
     };
 }
 
-// In the order of the file. Names are never removed or given another meaning. Peers have a hand in the numbers, so sums may wrap.
+// In the order of the file. Names are never removed or given another meaning. Peers can write the counters, so sums
+// wrap.
 counts! {
     produced: wrapping_add,
     consumed: wrapping_add,
@@ -60,7 +61,7 @@ counts! {
 }
 
 impl Counts {
-    /// One line a number: `prefix.name value`.
+    /// Writes a line for each counter: `prefix.name value`.
     pub(crate) fn write_to(&self, prefix: &str, text: &mut String) {
         for (name, value) in self.named() {
             writeln!(text, "{prefix}.{name} {value}").expect("writing to a string");
@@ -69,15 +70,15 @@ impl Counts {
 }
 
 impl Channel {
-    /// The numbers of one buffer.
+    /// Returns the counters of one buffer.
     pub(crate) fn counts(&self, cpu: usize) -> Counts {
         let side = self.read_side(cpu);
         side.reader.note_high_water();
         let block = side.reader.buffer().block();
-        // Relaxed: counters say nothing of other memory.
+        // Relaxed: counters say nothing about other memory.
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let produced = side.reader.produced();
-        // Before the size is looked at, so that no more is overwritten than was written.
+        // Before the size is read: so no more bytes count as overwritten than as written.
         let overwritten = side.reader.overwritten_unread();
         Counts {
             produced,
@@ -102,14 +103,14 @@ impl Channel {
         }
     }
 
-    /// The numbers of all buffers together.
+    /// Returns the sums over all buffers.
     pub(crate) fn total(&self) -> Counts {
         let mut total = Counts::default();
         (0..self.n_bufs()).for_each(|cpu| total.add(&self.counts(cpu)));
         total
     }
 
-    /// The text of the `stats` file. Buffers are called `cpuN` whatever the channel's base filename is.
+    /// Returns the text of the `stats` file. It calls buffers `cpuN`, whatever the channel's base filename is.
     pub(crate) fn stats(&self) -> String {
         let mut text = String::new();
         for cpu in 0..self.n_bufs() {
@@ -125,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_set_and_added_by_their_names() {
+    fn counters_are_set_and_added_by_name() {
         let (mut all, mut more) = (Counts::default(), Counts::default());
         for (name, _) in all.named() {
             all.set(name, 2);
@@ -137,6 +138,6 @@ mod tests {
             assert_eq!(value, if name == "high_water" { 3 } else { 5 }, "{name}");
         }
         all.add(&Counts { bytes: u64::MAX, ..Counts::default() });
-        assert_eq!(all.bytes, 4, "a number that a peer has made up is no reason to end");
+        assert_eq!(all.bytes, 4, "a sum with a number that a peer made up wraps");
     }
 }

@@ -1,8 +1,9 @@
-//! `take/cpuN`: an ordinary file with what a buffer had unread when it was opened, consumed when it has been read.
+//! `take/cpuN`: an ordinary file with a copy of a buffer's unread data, which is consumed once it was read.
 //!
-//! All programs that open the file meanwhile share the copy. It is freed with the last close. `delivered.rs` notes what
-//! programs get of it. When one open file has got all, the range of the stream that the copy covers is given back, once. From
-//! then on the file's name means another inode with another copy. Programs that still have the old one see it unchanged.
+//! The first open makes the copy. All programs that open the file meanwhile share the copy, and the last close frees
+//! it. `delivered.rs` records which bytes programs get. When one open file has got all bytes, the daemon gives back the
+//! range of the stream that the copy covers, once. From then on the file's name means another inode with another copy.
+//! Programs that still have the old file open see it unchanged.
 
 use std::fs::File;
 use std::io;
@@ -19,14 +20,14 @@ use crate::channel::delivered::{Delivered, Ended};
 use crate::policy::quota::{Quota, Reservation};
 use crate::process::killed::{is_killed, process_of};
 
-/// Numbers that the copies of a buffer have, from 0 on and then again. They are a part of inode numbers.
+/// Number of numbers for the copies of a buffer. They begin at 0, are used again, and are a part of inode numbers.
 pub(crate) const N_COPIES: u32 = 1 << 10;
 
-/// A copy of what was unread, and what programs have got of it.
+/// A copy of a buffer's unread data, and which of its bytes programs have got.
 pub(crate) struct Take {
     channel: ChannelRef,
     cpu: usize,
-    /// Which of the buffer's copies it is: a part of the inode number.
+    /// The copy's number: a part of the inode number.
     copy: u32,
     file: File,
     len: u64,
@@ -36,29 +37,31 @@ pub(crate) struct Take {
     _memory: Reservation,
 }
 
-/// The copies of a buffer that are open.
+/// The open copies of a buffer.
 #[derive(Default)]
 pub(crate) struct TakeSlot {
     copies: Mutex<Copies>,
-    /// Held while a copy is made, which takes as long as it is large. `copies` is not.
+    /// Held while a thread makes a copy, which takes long for a large one. `copies` is not held meanwhile.
     making: Mutex<()>,
 }
 
 #[derive(Default)]
 struct Copies {
-    /// The one that the file's name means now; it may not be made yet.
+    /// The copy that the file's name means now. It may not be made yet.
     current: (u32, Weak<Take>),
-    /// Those before it that are still open. They are opened again by `/proc/PID/fd`.
+    /// Earlier copies that are still open. Programs can open them again by `/proc/PID/fd`.
     past: Vec<(u32, Weak<Take>)>,
     consumed: Option<Consumed>,
 }
 
-/// What the file was like that was consumed last. Some programs look once more at a file that they have just copied, and
-/// throw their copy away if its size or time have changed. So the process that consumed it finds both under the file's
-/// name, until it opens that again.
+/// Size and time of the copy that was consumed last.
+///
+/// Some programs call stat(2) again on a file that they have just copied. They throw their copy away if size or time
+/// have changed. So the process that consumed the file finds both under the file's name, until it opens that name
+/// again.
 #[derive(Clone, Copy)]
 struct Consumed {
-    /// A number that no copy has, since what is opened next is another one.
+    /// A number that no copy has: the next open is of another copy.
     number: u32,
     by: u32,
     len: u64,
@@ -66,8 +69,10 @@ struct Consumed {
 }
 
 impl Take {
-    /// Opens a buffer's copy number `copy`: shares it if it is open, or makes it. Fails with an errno: ESTALE if the file's
-    /// name means another copy by now, ENOMEM if there is no memory for it.
+    /// Opens a buffer's copy number `copy`: shares the copy if it is open, or makes it.
+    ///
+    /// Fails with an errno: ESTALE if the file's name means another copy by now, ENOMEM if there is no memory for the
+    /// copy.
     pub(crate) fn open(
         memory: &Arc<Quota>,
         channel: &ChannelRef,
@@ -101,7 +106,7 @@ impl Take {
             .map_err(|_| no_memory())?;
         loop {
             part.clear();
-            // The lock is let go after each sub-buffer: the writer and the socket's thread may wait for it.
+            // The lock is released after each sub-buffer: the writer and the socket's thread may wait for it.
             let more = channel.read_side(cpu).reader.take_part(&mut taken, &mut part);
             file.write_all_at(&part, (taken.len() - part.len()) as u64).map_err(|_| no_memory())?;
             if !more {
@@ -118,7 +123,7 @@ impl Take {
         Ok(Take { channel: channel.clone(), cpu, copy, file, len, mtime, taken, delivered, _memory: memory })
     }
 
-    /// Returns the stream position of its first byte.
+    /// Returns the stream position of the copy's first byte.
     fn begin(&self) -> u64 {
         let [kept, from_ring] = self.taken.ranges();
         if kept.is_empty() { from_ring.start } else { kept.start }
@@ -129,12 +134,12 @@ impl Take {
         self.file.try_clone()
     }
 
-    /// Returns the buffer it is a copy of.
+    /// Returns the channel and the buffer of the copy.
     pub(crate) fn buffer(&self) -> (&ChannelRef, usize) {
         (&self.channel, self.cpu)
     }
 
-    /// read(2) by a process, for open file number `file`: passes the bytes, or an errno, to `reply`, once.
+    /// Serves read(2) of a process on open file number `file`: passes bytes, or an errno, to `reply`, once.
     pub(crate) fn read(
         &self,
         file: u64,
@@ -152,17 +157,18 @@ impl Take {
         if let Err(error) = self.file.read_exact_at(&mut bytes, at) {
             return reply(Err(errno_of(error)));
         }
-        // Before the reply: as soon as the process has that, it can close the file.
+        // Before the reply: as soon as the process has the reply, it can close the file.
         self.delivered().add(file, process, at..at + count);
         reply(Ok(Lent::from(&bytes[..])));
     }
 
-    /// A process closes a descriptor of open file number `file`, or ends. `thread`: the thread that does it. Returns whether a
-    /// batch waits for room that this makes.
+    /// Handles that a thread closes a descriptor of open file number `file`, or that its process ends.
+    ///
+    /// Returns whether a batch waits for room that this makes.
     pub(crate) fn flush(&self, file: u64, process: u64, thread: u32) -> bool {
         let mut delivered = self.delivered();
         if !delivered.has_read(file, process) {
-            return false; // most have not: they have inherited the descriptor
+            return false; // most processes that close have only inherited the descriptor
         }
         let ended = if is_killed(thread) { Ended::Killed } else { Ended::Closed };
         let all = delivered.close(file, process, ended);
@@ -170,18 +176,22 @@ impl Take {
         all && self.consume(process_of(thread).unwrap_or(thread))
     }
 
-    /// Open file number `file` is closed by all.
+    /// Handles the last close of open file number `file`.
     pub(crate) fn release(&self, file: u64) {
         self.delivered().forget(file);
     }
 
-    /// Gives back what the copy has, when process `by` has closed it. Returns whether a batch waits for the room.
+    /// Gives back the copy's range after process `by` has closed it. Returns whether a batch waits for the room.
     fn consume(&self, by: u32) -> bool {
         if self.channel.is_broken() {
             return false;
         }
         let mut side = self.channel.read_side(self.cpu);
+        let before = side.reader.position();
         let freed = side.reader.consume_taken(&self.taken);
+        if side.reader.position() != before {
+            side.reader.note_losses();
+        }
         let room = freed && std::mem::take(&mut side.parked);
         drop(side);
         let mut copies = self.channel.take_slot(self.cpu).lock();
@@ -197,10 +207,12 @@ impl Take {
 }
 
 impl TakeSlot {
-    /// Returns the number of the copy that the file's name means now. `read_to` is the reader's position in the stream: a
-    /// copy of which other readers have read a part is not shared with more programs.
+    /// Returns the number of the copy that the file's name means now.
+    ///
+    /// `read_to` is the reader's position in the stream. If other readers have read a part of the open copy, no more
+    /// programs share that copy.
     pub(crate) fn current(&self, read_to: u64) -> u32 {
-        // Dropped without the lock: it may be the last to hold its channel.
+        // Dropped without the lock: the copy may be the last holder of its channel.
         let open = self.lock().current.1.upgrade();
         let mut copies = self.lock();
         if let Some(open) = open.as_ref().filter(|open| open.begin() < read_to) {
@@ -209,13 +221,13 @@ impl TakeSlot {
         copies.current.0
     }
 
-    /// Returns the number of the copy that the file's name means for a thread of the process that has consumed the last one.
+    /// Returns the number that the name means for a thread of the process that consumed the last copy.
     pub(crate) fn consumed_by(&self, thread: u32) -> Option<u32> {
         let consumed = self.lock().consumed?;
         (process_of(thread) == Some(consumed.by)).then_some(consumed.number)
     }
 
-    /// Returns size and time of a copy that is open, or was consumed last.
+    /// Returns size and time of an open copy, or of the one that was consumed last.
     pub(crate) fn stat(&self, copy: u32) -> Option<(u64, SystemTime)> {
         let copies = self.lock();
         if let Some(consumed) = copies.consumed.filter(|consumed| consumed.number == copy) {
@@ -237,13 +249,15 @@ impl TakeSlot {
 }
 
 impl Copies {
-    /// Returns a copy that is open.
+    /// Returns an open copy.
     fn get(&self, copy: u32) -> Option<Arc<Take>> {
         let all = || self.past.iter().chain([&self.current]);
         all().find(|(number, _)| *number == copy)?.1.upgrade()
     }
 
-    /// Returns a copy that is open, or nothing if it is to be made. ESTALE: neither.
+    /// Returns an open copy, or nothing if the caller has to make the copy.
+    ///
+    /// Fails with ESTALE if the copy is neither open nor the one that the name means.
     fn find(&mut self, copy: u32) -> Result<Option<Arc<Take>>, i32> {
         if self.consumed.is_some_and(|consumed| consumed.number == copy) {
             self.consumed = None;
@@ -254,8 +268,9 @@ impl Copies {
         }
     }
 
-    /// Lets the name mean another copy, if it still means copy number `copy`. With every number in use, which takes as many
-    /// open files, it still means that one.
+    /// Lets the name mean another copy, if it still means copy number `copy`.
+    ///
+    /// If every number is in use, which takes as many open files, the name keeps its meaning.
     fn renew(&mut self, copy: u32) {
         self.past.retain(|(_, take)| take.strong_count() > 0);
         if self.current.0 == copy
@@ -265,7 +280,7 @@ impl Copies {
         }
     }
 
-    /// Returns a number that no copy has, as far from the last ones as there is.
+    /// Returns an unused number, as far as possible from the numbers used last.
     fn unused(&self) -> Option<u32> {
         let consumed = self.consumed.map(|consumed| consumed.number);
         let used = |number: u32| {

@@ -316,13 +316,18 @@ impl StateDir {
         unreachable!("there are more numbers than files")
     }
 
-    /// Removes something in it.
+    /// Removes something in it, unless it is gone already: a start that waits no more removes its [`WANTED_FILE`].
     pub(crate) fn remove_entry(&self, path: &Path) -> Result<(), DirError> {
         let result = match path.symlink_metadata() {
             Ok(status) if status.is_dir() => std::fs::remove_dir_all(path),
             _ => std::fs::remove_file(path),
         };
-        result.map_err(|source| DirError::Io { path: path.to_owned(), source })
+        match result {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(DirError::Io { path: path.to_owned(), source })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -370,8 +375,10 @@ fn entries(dir: &Dir) -> Result<Vec<PathBuf>, DirError> {
     Ok(paths)
 }
 
+/// Returns whether the directory has nothing but the lock and [`WANTED_FILE`]. A start that waits for an ending daemon may make
+/// the latter when the ending daemon has just removed everything.
 fn dir_is_empty(dir: &Dir) -> Result<bool, DirError> {
-    Ok(entries(dir)?.is_empty())
+    Ok(entries(dir)?.iter().all(|path| path.file_name().is_some_and(|name| name == WANTED_FILE)))
 }
 
 #[cfg(test)]

@@ -1,28 +1,24 @@
 //! Open files: what read, write and poll do with them. FUSE comes in as closures only.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Instant;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use relay::memory::lent::Lent;
 
 use crate::channel::snapshot::Snapshot;
 use crate::channel::take::Take;
 use crate::channel::{ChannelRef, PollState, Wake};
-use crate::kill_point;
 use crate::policy::quota::{Quota, Reservation};
+use crate::tree::buffer_file::OpenBuffer;
 use crate::tree::consumed_file::consume;
-use crate::tree::endless_copy::Spin;
 use crate::tree::inode::{ControlFile, Node, PerCpu};
 use crate::tree::msg_file;
-use crate::tree::read_history::ReadHistory;
 use crate::tree::{Tree, VERSION_TEXT, consumed_text};
-use crate::writers::{Unavailable, Writers, flush_all, reset_all};
+use crate::writers::{Unavailable, flush_all, reset_all};
 
 /// How much all open files together keep, in bytes. Where there is no more, files keep less, and nothing else changes.
 const KEEP_ALL_MAX: usize = 64 << 20;
@@ -64,21 +60,6 @@ pub(crate) enum Source {
     UntilClosed(io::Result<File>),
 }
 
-/// A buffer's open file.
-pub(crate) struct OpenBuffer {
-    pub(crate) channel: ChannelRef,
-    pub(crate) cpu: usize,
-    /// Whether it was opened for reading.
-    readable: bool,
-    past: Mutex<ReadHistory>,
-    spin: Mutex<Spin>,
-}
-
-thread_local! {
-    /// Where replies are gathered that do not lie in one piece in the ring.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 /// The result of a write(2), told when it is known: an errno, or nothing.
 pub(crate) type Written = Box<dyn FnOnce(Result<(), i32>) + Send>;
 
@@ -94,13 +75,7 @@ impl OpenFile {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 let cpu = cpu as usize;
                 whole(&channel, Some(cpu))?;
-                Ok(OpenFile::Buffer(OpenBuffer {
-                    channel,
-                    cpu,
-                    readable,
-                    past: Mutex::new(ReadHistory::new(room)),
-                    spin: Mutex::default(),
-                }))
+                Ok(OpenFile::Buffer(OpenBuffer::new(channel, cpu, readable, room)))
             }
             Node::PerCpu { channel, dir, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
@@ -173,7 +148,7 @@ impl OpenFile {
     /// Told when the kernel was refused bytes for its cache.
     pub(crate) fn refuse_fill(&self) {
         if let OpenFile::Buffer(buffer) = self {
-            buffer.spin.lock().unwrap_or_else(PoisonError::into_inner).refuse();
+            buffer.refuse_fill();
         }
     }
 
@@ -279,78 +254,6 @@ impl OpenFile {
             OpenFile::Take(take) => take.release(number),
             _ => {}
         }
-    }
-}
-
-impl OpenBuffer {
-    fn read(&self, writers: &Writers, at: u64, count: usize, reply: impl FnOnce(Result<Lent<'_>, i32>)) {
-        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.channel.is_broken() {
-            return reply(Err(libc::EIO));
-        }
-        if past.keeps(at) {
-            return reply(Ok(past.again(at, count).into()));
-        }
-        if past.has_dropped(at) {
-            return reply(Err(libc::ESPIPE));
-        }
-        if past.begins_after(at) {
-            past.begin_at(at);
-            return reply(Ok(Lent::from(&[])));
-        }
-        let room = SCRATCH.with_borrow_mut(|scratch| {
-            let mut side = self.channel.read_side(self.cpu);
-            if self.channel.is_broken() {
-                reply(Err(libc::EIO));
-                return false;
-            }
-            if side.reader.reserve(count, scratch).is_err() {
-                reply(Err(libc::ENOMEM));
-                return false;
-            }
-            // An offset of another stream, or of nothing yet: what is unread is left for others.
-            if at > side.reader.size() {
-                reply(Ok(Lent::from(&[])));
-                return false;
-            }
-            let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
-            if side.reader.position() < at {
-                reply(Ok(Lent::from(&[]))); // there is not as much yet
-                return skipped && std::mem::take(&mut side.parked);
-            }
-            let consumed_to = side.reader.position();
-            let freed = side.reader.read(count, scratch, |bytes| {
-                // What is not there any more was found out by now.
-                if self.channel.is_broken() {
-                    return reply(Err(libc::EIO));
-                }
-                kill_point!("read-found");
-                match self.padding(at, count, consumed_to, bytes.is_empty()) {
-                    0 => reply(Ok(bytes)),
-                    len => reply(Ok(Lent::from(&vec![0; len][..]))),
-                }
-                past.add(at, bytes, false);
-                kill_point!("read-replied");
-            });
-            kill_point!("read-published");
-            side.reader.note_losses();
-            (skipped || freed) && std::mem::take(&mut side.parked)
-        });
-        if room {
-            writers.make_room(&self.channel, self.cpu);
-        }
-    }
-
-    /// Zeroes for a read that otherwise gets nothing, if its program would ask for ever, see `endless_copy.rs`.
-    fn padding(&self, at: u64, count: usize, consumed_to: u64, is_empty: bool) -> usize {
-        let mut spin = self.spin.lock().unwrap_or_else(PoisonError::into_inner);
-        if !is_empty {
-            spin.clear();
-        }
-        if is_empty && at < consumed_to {
-            return spin.end_of_file(at, count, consumed_to, Instant::now());
-        }
-        0
     }
 }
 

@@ -1,8 +1,9 @@
-//! Forks while a channel is open, and writes to CPU 0 from both processes: "before" and "after" from the parent,
-//! "child" from the child.
+//! Forks while a channel is open, and writes to CPU 0 from both processes.
 //!
-//! `test-fork MOUNT` has an answer for each message. `test-fork MOUNT direct` writes directly and asks nobody: having
-//! opened the channel it says so and waits for a line, and after that it does not need the daemon any more.
+//! The parent writes "before" and "after", the child "child".
+//!
+//! `test-fork MOUNT` waits for the daemon's answer to each message. `test-fork MOUNT direct` writes directly. It prints
+//! a line when the channel is open and waits for a line; after that it needs no daemon.
 
 use std::io::stdin;
 use std::process::exit;

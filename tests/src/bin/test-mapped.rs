@@ -1,4 +1,4 @@
-//! Prints the finished sub-buffers of all CPUs of a channel, as a reader of mappings finds them: MOUNT CHANNEL.
+//! Prints the finished sub-buffers of a channel from mappings: `test-mapped MOUNT CHANNEL`.
 
 use std::error::Error;
 use std::io::{Write, stdout};

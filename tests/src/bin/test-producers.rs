@@ -1,8 +1,11 @@
-//! A process with several threads that write numbered messages in batches through one `Channel`, and report what was
-//! answered: a line "PRODUCER THREAD FIRST COUNT WRITTEN BYTES" on standard output for every batch.
+//! Writes batches of numbered messages from several threads, and reports the answers.
 //!
-//! `test-producers MOUNT CHANNEL PRODUCER THREADS BATCHES wait|drop LEN_MAX direct|socket`; 0 batches are as many as there
-//! is time for.
+//! All threads write through one `Channel`.
+//!
+//! It prints a line "PRODUCER THREAD FIRST COUNT WRITTEN BYTES" for every batch.
+//!
+//! `test-producers MOUNT CHANNEL PRODUCER THREADS BATCHES wait|drop LEN_MAX direct|socket`; BATCHES 0 writes until it
+//! is killed.
 
 use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
 use relayfs_tests::direct::assert_direct;
@@ -10,7 +13,7 @@ use relayfs_tests::numbered::{LEN_MIN, Random, Tag, message};
 
 /// Most messages of a batch.
 const BATCH_MAX: usize = 64;
-/// Longest message of most batches, in bytes; one in sixteen consists of a single one up to LEN_MAX.
+/// Longest message of most batches, in bytes. One batch in sixteen is a single message of up to LEN_MAX bytes.
 const SHORT_MAX: usize = 300;
 
 fn main() {
@@ -40,7 +43,7 @@ fn write(channel: &Channel, mut tag: Tag, batches: u32, wait: Wait, len_max: usi
     let mut n_batches = 0;
     while batches == 0 || n_batches < batches {
         n_batches += 1;
-        // To one CPU, to the other, or to whichever this thread runs on.
+        // To a chosen CPU's buffer, or to that of the CPU on which this thread runs.
         let cpu = Some(random.below(channel.n_bufs() + 1)).filter(|cpu| *cpu < channel.n_bufs());
         let first = tag.seq;
         let mut messages = Vec::new();

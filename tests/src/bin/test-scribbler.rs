@@ -1,8 +1,10 @@
-//! Writes at random all over the files of a channel, as somebody whom the daemon trusted with them might: STATE_DIR CHANNEL
-//! SECONDS. Says at the end how often it has stored something, and in how many channels of that name, one after the other.
+//! Writes at random over a channel's files, as a process that the daemon trusted with them might.
 //!
-//! Half of the time it stores what cannot be told from a mistake: positions, numbers and paddings near the right ones. The
-//! other half anything anywhere, the header included.
+//! `test-scribbler STATE_DIR CHANNEL SECONDS`. Prints at the end how many stores it made, and in how many successive
+//! channels of that name.
+//!
+//! Half of the time it stores plausible mistakes: positions, numbers and paddings near the right ones. In the other
+//! half it stores any byte anywhere, the header included.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -17,9 +19,9 @@ use relay::layout::state_file::{ChannelEntry, STATE_FILE, StateFile};
 use relay::memory::mapping::Mapping;
 use relayfs_tests::numbered::Random;
 
-/// Stores between two looks whether the channel is still that one.
+/// Stores between two checks whether the channel was replaced.
 const STORES_PER_LOOK: usize = 2000;
-/// Looks during which all stores are of one kind.
+/// Number of checks after which the kind of stores changes.
 const LOOKS_PER_KIND: u64 = 20;
 
 fn main() -> ExitCode {
@@ -46,7 +48,7 @@ fn run() -> Result<(), Box<dyn Error>> {
             channels += u64::from(target.is_some());
         }
         let Some(target) = &target else {
-            std::thread::yield_now(); // it is being made
+            std::thread::yield_now(); // the channel is being created
             continue;
         };
         looks += 1;
@@ -63,7 +65,7 @@ fn run() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What the state file says of a channel. It is replaced as a whole, so it is always one.
+/// Reads a channel's entry in the state file. The file is replaced atomically, so it is always whole.
 fn entry(dir: &Path, name: &str) -> Option<ChannelEntry> {
     let state = StateFile::parse(&fs::read_to_string(dir.join(STATE_FILE)).ok()?).ok()?;
     state.channels.into_iter().find(|channel| channel.name.as_str() == name)
@@ -99,7 +101,7 @@ impl Target {
         })
     }
 
-    /// A few bytes anywhere.
+    /// Stores a few random bytes at a random place.
     fn scribble(&self, random: &mut Random) {
         let (mapping, len) =
             if random.below(2) == 0 { &self.control } else { &self.data[random.below(self.n_bufs)] };
@@ -108,7 +110,7 @@ impl Target {
         bytes.iter().for_each(|byte| byte.store(random.next() as u8, Ordering::Relaxed));
     }
 
-    /// A word such as there might be.
+    /// Stores a plausible value in a random word.
     fn nudge(&self, random: &mut Random) {
         let block_at =
             self.header.buffers_offset + random.below(self.n_bufs) as u64 * self.header.buffer_stride;

@@ -1,11 +1,14 @@
-//! A user who tries what he should not. Run by another user than the daemon's, it says what came of each attempt, a line each.
+//! Tries what another user may not do, and prints the result of each attempt on a line.
 //!
-//! * `test-stranger connect SOCKET COUNT`: connects so often, and says what was answered, and how often in a row. Keeps the
-//!   connections until its standard input ends.
-//! * `test-stranger create SOCKET COUNT GEOMETRY...`: the same with new channels on one connection: subbuf_size, n_subbufs.
-//! * `test-stranger open FILE COUNT`: the same with opening a file.
-//! * `test-stranger watch SOCKET CHANNEL`: asks for a channel's files to read, and, whatever the answer, to be told of what comes
-//!   and to have something given back.
+//! The tests run it as another user than the daemon's.
+//!
+//! * `test-stranger connect SOCKET COUNT`: connects COUNT times, and prints the answers, each with the number of its
+//!   repetitions in a row. Keeps the connections until its standard input ends.
+//! * `test-stranger create SOCKET COUNT GEOMETRY...`: creates channels on one connection, with subbuf_size and
+//!   n_subbufs.
+//! * `test-stranger open FILE COUNT`: opens a file COUNT times.
+//! * `test-stranger watch SOCKET CHANNEL`: asks for a channel's files to read. Whatever the answer, asks to be notified
+//!   of data and to give sub-buffers back.
 //! * `test-stranger scribble SOCKET CHANNEL`: gets the files of a channel to read, and tries to write them.
 #![allow(unsafe_code)]
 
@@ -60,7 +63,9 @@ fn main() {
     }
 }
 
-/// Tries something so often, tells equal answers in a row as one, and keeps what it has got until it is told to end.
+/// Repeats an attempt, and prints equal answers in a row as one.
+///
+/// Keeps the results until standard input ends.
 fn repeat<T>(count: &str, mut attempt: impl FnMut(usize) -> (T, String)) {
     let (mut kept, mut answers) = (Vec::new(), Vec::<(String, usize)>::new());
     for i in 0..count.parse().expect("a count") {
@@ -79,7 +84,7 @@ fn repeat<T>(count: &str, mut attempt: impl FnMut(usize) -> (T, String)) {
 }
 
 fn greet(peer: &Peer) -> String {
-    // Who is turned away is told so before.
+    // The send may fail: the daemon may refuse a peer, and close, before its first request.
     let _ = peer.try_send(&hello(1, 1), MsgFlags::empty());
     answer(peer)
 }
@@ -149,7 +154,7 @@ fn scribble(path: &Path, channel: &str) {
     }
 }
 
-/// Says what came of each way to change a file of which one has a descriptor.
+/// Prints the result of each way to change a file by its descriptor.
 fn attack(what: &str, descriptor: OwnedFd) {
     let say = |attempt: &str, result: Result<(), Errno>| {
         println!("{what} {attempt}: {}", result.map_or_else(|errno| errno.to_string(), |()| "done".into()));
@@ -163,7 +168,7 @@ fn attack(what: &str, descriptor: OwnedFd) {
     say("fchown", fchown(&descriptor, Some(Uid::current()), Some(Gid::current())));
     let len = NonZeroUsize::new(4096).expect("not zero");
     let map = |protection| {
-        // SAFETY: nobody has what is mapped but the calls below, which do not look at it.
+        // SAFETY: only the calls below use the mapping, and they do not access its memory.
         unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, descriptor.as_fd(), 0) }
     };
     say("map to write", map(ProtFlags::PROT_READ | ProtFlags::PROT_WRITE).map(drop));

@@ -1,7 +1,7 @@
-//! Closes standard streams and then uses the Rust libraries: nothing that they open is one of them.
+//! Checks that the Rust libraries open no descriptor below 3 when those are closed.
 //!
-//! `test-streams MASK MOUNT CHANNEL`: bit N of MASK closes descriptor N. Says on descriptor 2, or with its exit status, what is
-//! wrong.
+//! `test-streams MASK MOUNT CHANNEL`: bit N of MASK closes descriptor N. A failure is reported on descriptor 2, if it
+//! is open, and by the exit status.
 
 use std::env;
 use std::fs;
@@ -19,7 +19,7 @@ fn main() {
     for fd in &closed {
         close(*fd).expect("a standard stream");
     }
-    // Listing them takes one.
+    // Readlink on each path, because listing the directory would open a descriptor.
     let look = || {
         for fd in &closed {
             let found = fs::read_link(format!("/proc/self/fd/{fd}"));
@@ -40,7 +40,7 @@ fn main() {
     look();
 }
 
-/// What a program prints there goes nowhere.
+/// Checks that output to the closed descriptors goes nowhere.
 fn print(closed: &[RawFd]) {
     for fd in closed {
         let printed = fs::write(format!("/proc/self/fd/{fd}"), "printed by the program\n");

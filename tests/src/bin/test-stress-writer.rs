@@ -1,9 +1,12 @@
-//! Four threads that write messages of all lengths straight into a channel's buffers, each interrupted every 100 us by a
-//! signal and moved from CPU to CPU all the time, by itself and by another thread, until they are told to stop or the
-//! process is killed. What they have done is in the file PROGRESS.
+//! Writes messages into a channel's buffers from threads under signals and migrations.
 //!
-//! `test-stress-writer MOUNT CHANNEL PROGRESS NUMBER LEN_MIN LEN_MAX handler|plain`: with `handler`, each signal's handler
-//! writes a message as well. A process NUMBER has the writers from 8 * NUMBER on.
+//! Four threads write messages of all lengths directly.
+//!
+//! A signal interrupts each thread every 100 us. The thread itself and another thread move it from CPU to CPU all the
+//! time. The process runs until it is asked to stop or is killed. The file PROGRESS has its counts.
+//!
+//! `test-stress-writer MOUNT CHANNEL PROGRESS NUMBER LEN_MIN LEN_MAX handler|plain`: with `handler`, the signal handler
+//! writes a message too. Process NUMBER has the writers from 8 * NUMBER on.
 #![allow(unsafe_code)]
 
 use std::cell::Cell;
@@ -24,16 +27,16 @@ use relayfs_tests::known::Pattern;
 use relayfs_tests::numbered::Random;
 use relayfs_tests::progress::{Progress, STREAMS, THREADS, get, raise};
 
-/// Between two signals to a thread.
+/// Time between two signals to a thread.
 const TICK: Duration = Duration::from_micros(100);
-/// Longest message of a signal handler, which makes it on its stack.
+/// Longest message of a signal handler, which builds it on its stack.
 const HANDLER_LEN_MAX: usize = 2048;
-/// A thread changes its CPUs about once in so many messages.
+/// Messages, on average, between two changes of a thread's CPUs by itself.
 const MESSAGES_PER_MOVE: usize = 500;
-/// Another thread changes some thread's CPUs this often.
+/// Time between two changes of a thread's CPUs by another thread.
 const MOVE_INTERVAL: Duration = Duration::from_micros(300);
 
-/// What all threads use, and their signal handlers.
+/// The data that all threads and their signal handlers use.
 struct Job {
     channel: Channel,
     pattern: Pattern,
@@ -73,7 +76,7 @@ fn main() {
     });
     assert_eq!(job.channel.transport(), Transport::Shared);
     let action = SigAction::new(SigHandler::Handler(on_tick), SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handler keeps to what may be done in one, see there.
+    // SAFETY: the handler does only what a signal handler may do, see there.
     unsafe { sigaction(Signal::SIGUSR1, &action) }.expect("a handler");
 
     let threads: [OnceLock<Pid>; THREADS] = std::array::from_fn(|_| OnceLock::new());
@@ -95,8 +98,8 @@ fn main() {
             job.change_cpus(tid, &mut random);
         }
     });
-    // What went to the daemon is done then, and what got lost on the way is counted. A daemon that shares no buffers has had nothing
-    // of this process.
+    // The flush waits for messages that went to the daemon, and counts those that were lost. A daemon that shares no
+    // buffers has received none of this process.
     if let Err(error) = job.channel.flush() {
         assert!(error.to_string().contains("relayfsd has no restartable sequences"), "{error}");
     }
@@ -104,7 +107,7 @@ fn main() {
 
 fn write(job: &Job, thread: usize) {
     THREAD.set(thread);
-    // Dropped when this thread ends, so that no signal comes after that.
+    // Dropped at the end of this thread, so that no signal comes later.
     let _ticks = ticks();
     let (writer, stream) = job.stream(2 * thread);
     let mut random = Random::new(writer.into());
@@ -129,7 +132,7 @@ fn write(job: &Job, thread: usize) {
     }
 }
 
-/// All lengths from `min` to `max`, mostly short ones if there are any.
+/// A random length from `min` to `max`, mostly short if short lengths are allowed.
 fn random_len(random: &mut Random, min: usize, max: usize) -> usize {
     let most = match random.below(100) {
         _ if min > HANDLER_LEN_MAX => max,
@@ -151,7 +154,7 @@ fn ticks() -> Timer {
     timer
 }
 
-/// Counts the signal and perhaps writes a message: all without locks and memory, and `errno` is left as it was.
+/// Counts the signal and perhaps writes a message. Takes no lock, allocates nothing, and keeps `errno`.
 extern "C" fn on_tick(_: libc::c_int) {
     let errno = Errno::last_raw();
     let thread = THREAD.get();
@@ -188,7 +191,7 @@ impl Job {
         (self.number * STREAMS as u32 + index as u32, self.progress.stream(index))
     }
 
-    /// False: there was no room. Nothing else may happen; and a handler must not panic.
+    /// Writes a message; false if there was no room. Other errors abort, since a handler must not panic.
     fn write(&self, message: &[u8]) -> bool {
         match self.channel.write(message) {
             Ok(()) => true,
@@ -197,7 +200,7 @@ impl Job {
         }
     }
 
-    /// Lets a thread run on one CPU only, or on all.
+    /// Allows a thread one random CPU, or all.
     fn change_cpus(&self, tid: Pid, random: &mut Random) {
         let choice = random.below(self.cpus.len() + 1);
         let cpus = self.cpus.get(choice).map_or(&self.cpus[..], std::slice::from_ref);

@@ -1,6 +1,7 @@
-//! Loads a library that has the producer in it, writes by it under signals, unloads it, and goes on, again and again. A
-//! thread that still had the address of one of the library's sequences would end at its next interruption then, since
-//! the kernel looks there. Prints how many messages were written.
+//! Loads a library with the producer, writes under signals, and unloads it, in a loop.
+//!
+//! A thread that still had the address of one of the library's sequences would crash at its next interruption, since
+//! the kernel reads there. Prints how many messages were written.
 //!
 //! `test-unload MOUNT LIBRARY ROUNDS MESSAGE`
 #![allow(unsafe_code)]
@@ -15,14 +16,14 @@ use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
 use nix::time::ClockId;
 use nix::unistd::gettid;
 
-/// Between two signals.
+/// Time between two signals.
 const TICK: Duration = Duration::from_micros(100);
-/// Messages of a round under signals.
+/// Messages in a round under signals.
 const MESSAGES: usize = 300;
-/// How long a round goes on without the library.
+/// Time that a round continues without the library.
 const AFTER: Duration = Duration::from_millis(3);
 
-// SAFETY: what its callers owe, `tests/examples/test-plugin.rs` says, as for the next two.
+// SAFETY: `tests/examples/test-plugin.rs` says what callers owe to this and the next two functions.
 type Open = unsafe extern "C" fn(*const c_char) -> *mut c_void;
 // SAFETY: as above.
 type Write = unsafe extern "C" fn(*const c_void, *const u8, usize) -> c_int;
@@ -63,12 +64,12 @@ fn main() {
         for _ in 0..MESSAGES {
             written += plugin.write(channel, message.as_bytes());
         }
-        // No signal from here on, which would let the kernel forget the address in time.
+        // No signal from here on: an interruption would make the kernel forget the address in time.
         ticks.thread_block().expect("blocking a signal");
         written += plugin.write(channel, message.as_bytes());
-        // Who forgets to close is unloaded all the same, and right after the write.
+        // In every other round the channel is not closed, and the unload follows right after the write.
         if round.is_multiple_of(2) {
-            // SAFETY: nobody uses it any more.
+            // SAFETY: the channel is not used any more.
             unsafe { (plugin.close)(channel) };
         }
         plugin.unload();
@@ -85,7 +86,7 @@ fn main() {
 
 extern "C" fn on_tick(_: c_int) {}
 
-/// Whether any of the library is in this process.
+/// Whether the library is mapped in this process.
 fn is_loaded(library: &str) -> bool {
     fs::read_to_string("/proc/self/maps").expect("our own mappings").contains(library)
 }

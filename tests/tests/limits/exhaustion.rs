@@ -101,11 +101,14 @@ fn no_room_on_the_file_system() {
     eventually("its files' end", || fs::read_dir(&state).unwrap().count() < n_files);
     fs::remove_file(filler).unwrap();
     assert!(create(&mount, "subbuf-size=4K:n-subbufs=2", "new").status.success());
-    // Open at once: a channel that is read to its end goes with its last open file.
+    // Both are open before one is read: the channel goes with what is unread.
     let mut files = ["new0", "new1"].map(|file| File::open(mount.path(file)).unwrap());
-    let mut unread = Vec::new();
-    files.iter_mut().for_each(|file| assert!(file.read_to_end(&mut unread).is_ok()));
-    assert_eq!(unread, b"x\n");
+    let mut got = Vec::new();
+    for file in &mut files {
+        file.read_to_end(&mut got).unwrap();
+    }
+    drop(files);
+    assert_eq!(got, b"x\n");
     assert_eq!(mount.send(0, &[b"x"]).written, 1);
     assert_eq!(mount.read("cpu0"), b"x");
     honest.end();

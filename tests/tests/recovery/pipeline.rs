@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::{ChildStdin, Command, Stdio};
 
 use nix::sys::signal::Signal;
-use relayfs_tests::{Mount, Process, direct, eventually, exit_code, program, text};
+use relayfs_tests::{Mount, Process, direct, eventually, exit_code, interruptible, program, text};
 
 const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4"];
 
@@ -22,6 +22,7 @@ impl Pipeline {
         let said = mount.beside("said");
         let mut command = Command::new(program("relay-producer"));
         command.arg("-m").arg(mount.point()).arg("--cpu=0").args(args);
+        let mut command = interruptible(&command);
         command.stdin(Stdio::piped()).stderr(File::create(&said).expect("a file"));
         let mut process = Process::start(direct::with_sequences(&mut command));
         let input = process.child().stdin.take();

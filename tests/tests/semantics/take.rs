@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::process::Command;
 use std::thread;
 
 use nix::errno::Errno;
@@ -14,7 +15,7 @@ use relay_producer::{BatchOptions, Wait};
 use relayfs_tests::lines::{Twins, assert_same};
 use relayfs_tests::take::{cat, read_bytes, run_on_take, take_of};
 use relayfs_tests::users::where_users_mount;
-use relayfs_tests::{Mount, exit_code, stdout_of, text, tool};
+use relayfs_tests::{Mount, exit_code, program, run, stdout_of, text, tool};
 
 /// A small buffer, whose unfinished sub-buffer has something, too.
 fn small(more: &[&str]) -> Mount {
@@ -166,6 +167,21 @@ fn an_overwriting_buffer_gives_what_is_unread_and_whole() {
     assert_eq!(take(&mount).len(), 400);
     let stats = mount.stats("cpu");
     assert_eq!(stats["cpu0.bytes"], stats["cpu0.read_bytes"] + stats["cpu0.overwritten_bytes"]);
+}
+
+/// A report of losses is about the gap before what a reader gets. A take that is consumed is a reading, one that is not is none.
+#[test]
+fn losses_before_a_consumed_take_are_reported_once() {
+    let mount = small(&[]);
+    let content = write(&mount, "abcdefgh");
+    assert_eq!(mount.send(0, &[&[b'i'; 50]]).dropped, 1);
+    let noted = || mount.stats("cpu")["cpu0.old_dropped"];
+    let mut part = [0; 50];
+    File::open(take_of(&mount, "cpu", 0)).unwrap().read_exact(&mut part).unwrap();
+    assert_eq!(noted(), 0, "nothing was consumed");
+    assert_eq!((take(&mount), noted()), (content, 1));
+    let read = run(Command::new(program("audience")).arg("-m").arg(mount.point()));
+    assert_eq!((text(&read.stdout), text(&read.stderr)), (String::new(), String::new()));
 }
 
 /// A batch that waits for room gets what a take has freed.

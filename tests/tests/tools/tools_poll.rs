@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
-use relayfs_tests::{Mount, Process, eventually, exit_code, tool};
+use relayfs_tests::{Mount, Process, eventually, exit_code, interruptible, tool};
 
 const MESSAGES: [&[u8]; 3] = [b"one\n", b"and another\n", b"the last\n"];
 
@@ -17,13 +17,6 @@ fn take(source: &mut impl Read, expected: &[u8]) {
     let mut got = vec![0; expected.len()];
     source.read_exact(&mut got).expect("what was written");
     assert_eq!(got, expected);
-}
-
-/// The command with the default action at SIGINT: the test's own starter may ignore that signal, which programs inherit.
-fn interruptible(command: &Command) -> Command {
-    let mut wrapped = tool("env", "coreutils");
-    wrapped.arg("--default-signal=INT").arg(command.get_program()).args(command.get_args());
-    wrapped
 }
 
 /// Starts a program that shows the buffer of CPU 0, and checks that it shows each message soon, until a signal ends it.

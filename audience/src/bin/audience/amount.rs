@@ -1,4 +1,4 @@
-//! Numbers of bytes as people read them.
+//! Formats numbers of bytes for people.
 
 /// Formats a number of bytes: `512 B`, `1.5 KiB`, `230.0 MiB`.
 pub(crate) fn amount(bytes: f64) -> String {

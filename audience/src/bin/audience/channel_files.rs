@@ -1,7 +1,7 @@
 //! A channel as files: `cpu` is MOUNT/cpu0, MOUNT/cpu1, ...; `app/log` is MOUNT/app/log0, ...
 //!
-//! A channel has a file for every configured CPU, or, if it is global, only that of number 0. So we count the
-//! CPUs, as the classic reader does, and take the files that there are.
+//! A channel has a file for every configured CPU; a global channel has only the file of number 0. So the reader counts
+//! the CPUs, as the classic reader does, and takes the files that exist.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
@@ -23,27 +23,27 @@ pub(crate) struct CpuFile {
     pub(crate) cpu: usize,
     pub(crate) path: PathBuf,
     pub(crate) file: File,
-    /// What one read asks for, in bytes, as far as the file is concerned.
+    /// The file's block size: the bytes that one read should ask for.
     pub(crate) block_size: u64,
     /// Device and inode number.
     id: (u64, u64),
 }
 
 impl CpuFile {
-    /// Opens the file of a path, which is a CPU's.
+    /// Opens the file of a CPU.
     pub(crate) fn open(cpu: usize, path: PathBuf) -> Result<CpuFile, Failure> {
         let file = File::open(&path).map_err(|error| Failure::open(&path, error))?;
         let found = file.metadata().map_err(|error| Failure::read(&path, error))?;
         Ok(CpuFile { cpu, path, file, block_size: found.blksize(), id: (found.dev(), found.ino()) })
     }
 
-    /// What tells this file from another one of its path.
+    /// Identifies this file, to tell it from a later file of the same path.
     pub(crate) fn identity(&self) -> Identity {
         Identity { path: self.path.clone(), id: self.id }
     }
 }
 
-/// A path and which file it was.
+/// A path, and the file that it named.
 #[derive(Debug)]
 pub(crate) struct Identity {
     path: PathBuf,
@@ -51,8 +51,9 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Whether the path is another file's now. A mount that was detached while we read lives on, unseen by
-    /// everybody else, until we close its files.
+    /// Whether the path names another file now, or none.
+    ///
+    /// A mount that was detached during reading lives on, invisible to other processes, until its files are closed.
     pub(crate) fn was_replaced(&self) -> bool {
         match fs::metadata(&self.path) {
             Ok(found) => (found.dev(), found.ino()) != self.id,
@@ -61,7 +62,7 @@ impl Identity {
     }
 }
 
-/// Where a channel is.
+/// The mount point and the name of a channel.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     pub(crate) mount: PathBuf,
@@ -84,7 +85,7 @@ impl Place {
         self.control_path("stats")
     }
 
-    /// Opens the files of all CPUs, or of one, in the order of their numbers. `NoChannel` if there are none.
+    /// Opens the files of all CPUs, or of one, ordered by CPU. `NoChannel` if there are none.
     pub(crate) fn open(&self, only: Option<usize>) -> Result<Vec<CpuFile>, Failure> {
         let mut files = Vec::new();
         for cpu in wanted(only) {
@@ -97,7 +98,7 @@ impl Place {
         if files.is_empty() { Err(self.nothing(only)?) } else { Ok(files) }
     }
 
-    /// Why there is no file of any CPU, or of this one.
+    /// The reason why no CPU, or not the CPU that was named, has a file.
     pub(crate) fn nothing(&self, only: Option<usize>) -> Result<Failure, Failure> {
         let cpus = cpus::count();
         let has: Vec<usize> = (0..cpus).filter(|&cpu| self.cpu_path(cpu).exists()).collect();
@@ -109,11 +110,11 @@ impl Place {
     }
 }
 
-/// The numbers of all CPUs, or the one that is named.
+/// The numbers of all CPUs, or only the number that the caller named.
 pub(crate) fn wanted(only: Option<usize>) -> Range<usize> {
     match only {
         Some(cpu) => cpu..cpu.saturating_add(1),
-        // Those that are offline count.
+        // CPUs that are offline count too.
         None => 0..cpus::count(),
     }
 }
@@ -122,16 +123,18 @@ fn channels_dir(mount: &Path) -> PathBuf {
     mount.join(".relay/channels")
 }
 
-/// Names of the channels there are, sorted; as far as we may see them.
+/// The names of the channels that the caller may see, sorted.
 pub(crate) fn known(mount: &Path) -> Vec<String> {
     let mut names = Vec::new();
-    // What cannot be listed is left out: this only makes messages better.
+    // Directories that cannot be listed are left out: the names only improve messages.
     let _ = collect(&channels_dir(mount), "", COMPONENTS_MAX, &mut names);
     names.sort_unstable();
     names
 }
 
-/// A directory that holds a file `stats` is a channel. (One that holds a directory of that name is not.)
+/// Collects the names of the channels below a directory.
+///
+/// A directory with a regular file `stats` is a channel; a directory with a directory `stats` is not.
 fn collect(dir: &Path, prefix: &str, depth: usize, names: &mut Vec<String>) -> io::Result<()> {
     if depth == 0 {
         return Ok(());
@@ -169,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn paths() {
+    fn paths_are_below_the_mount() {
         let log = place(Path::new("/mnt/relay"), "app/log");
         assert_eq!(log.cpu_path(10), Path::new("/mnt/relay/app/log10"));
         assert_eq!(log.stats_path(), Path::new("/mnt/relay/.relay/channels/app/log/stats"));

@@ -1,8 +1,9 @@
-//! The classic reader: every file to its end, one after the other. With `--snapshot`, of every file a copy, which
-//! consumes nothing.
+//! The classic reader: reads every file to its end, one after the other.
 //!
-//! Where nothing is mounted, a reader that mounts would take over what the last daemon left, and consume it. So that is
-//! printed instead; only where there is none is something mounted.
+//! With `--snapshot` it reads a copy of every file, which consumes nothing.
+//!
+//! If nothing is mounted, a daemon that the reader starts would take over the buffers of the last daemon, and the
+//! reader would consume them. So the reader prints the left buffers instead, and mounts only if there are none.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -24,9 +25,9 @@ use crate::post_mortem;
 use crate::signals::{self, Stop};
 use crate::unread;
 
-/// How long a daemon that is just starting or ending is waited for.
+/// Longest wait for a daemon that is starting or ending.
 const SETTLE_MAX: Duration = Duration::from_secs(5);
-/// Time between two looks at whether it has.
+/// Time between two checks of that daemon.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// What there is to read at a mount point.
@@ -37,18 +38,18 @@ enum There {
     Nothing,
 }
 
-/// Reads what there is, mounting and unmounting if nothing is mounted, and nothing is left over.
+/// Reads the channel, or what the last daemon left. If there is neither, mounts before and unmounts after.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let mount = &options.what.mount;
     match look_at(mount)? {
-        // Nothing to clean up, so a signal may end us as it ends cat.
+        // There is nothing to clean up, so a signal may end this process as it ends cat.
         There::Mounted => return read(options, None),
         There::LeftOver(dir) => return post_mortem::run_instead(&dir, &options.what),
         There::Nothing => check_unused(mount)?,
     }
     let own = Arc::new(OwnMount::default());
     let shared = own.clone();
-    // Before we mount: from then on no signal may leave the mount behind.
+    // Before the mount: from then on no signal may leave the mount behind.
     let stop = signals::catch(Some(signals::END_MAX), move || {
         if let Err(failure) = shared.unmount() {
             output::say(failure);
@@ -73,7 +74,7 @@ fn look_at(mount: &Path) -> Result<There, Failure> {
         }
         let Some(dir) = post_mortem::find::of_mount(mount) else { return Ok(There::Nothing) };
         let is_at_work = post_mortem::daemon_at_work(&dir.join(LOCK_FILE)).is_some();
-        // A daemon that has ended in between may have removed the directory, its lock at last.
+        // A daemon that ended in between may have removed its directory, the lock last.
         if Instant::now() >= deadline || !is_at_work && post_mortem::find::holds_channels(&dir) {
             return Ok(There::LeftOver(dir));
         }
@@ -87,7 +88,7 @@ fn read(options: &Options, stop: Option<&Stop>) -> Result<(), Failure> {
         if options.snapshot { look(options, &mut output, stop) } else { consume(options, &mut output, stop) }
     };
     let copied = match copy() {
-        // Created between the two looks: nothing has been read yet.
+        // The channel was created between the two checks: nothing has been read yet.
         Err(Failure::NoChannel { channel, known, .. })
             if known.iter().any(|name| *name == channel.as_str()) =>
         {
@@ -95,7 +96,7 @@ fn read(options: &Options, stop: Option<&Stop>) -> Result<(), Failure> {
         }
         result => result,
     }?;
-    // A caller that has named what to read knows what it wants.
+    // A caller that names a channel or a CPU needs no hint.
     let is_default = options.what.channel.as_str() == DEFAULT_CHANNEL && options.what.cpu.is_none();
     if copied == 0
         && is_default
@@ -106,8 +107,10 @@ fn read(options: &Options, stop: Option<&Stop>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// All files are closed when this returns, as unmounting needs; and none before, since a channel that nobody
-/// holds may go as soon as it is empty, and its counters with it.
+/// Reads all files to their ends, and then reports the losses.
+///
+/// All files are closed when this returns, since unmounting needs that. None is closed before: an empty channel that
+/// has no open file may be removed, and its counters with it.
 fn consume(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Result<u64, Failure> {
     let place = options.what.place();
     let mut files = place.open(options.what.cpu)?;
@@ -122,7 +125,7 @@ fn consume(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Resul
     Ok(copied)
 }
 
-/// The frozen copies, one after the other: each takes its share of the daemon's memory while it is open.
+/// Reads the frozen copies, one after the other: each takes memory of the daemon while it is open.
 fn look(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Result<u64, Failure> {
     let place = options.what.place();
     let (mut found, mut copied) = (false, 0);
@@ -141,7 +144,7 @@ fn look(options: &Options, output: &mut Output, stop: Option<&Stop>) -> Result<u
     if found { Ok(copied) } else { Err(place.nothing(options.what.cpu)?) }
 }
 
-/// Copies a file to its end. Returns how many bytes.
+/// Copies a file to its end. Returns the number of bytes.
 fn copy(file: &mut CpuFile, output: &mut Output, stop: Option<&Stop>) -> Result<u64, Failure> {
     let mut copied = 0;
     loop {

@@ -1,4 +1,4 @@
-//! Why the reader stops before the end.
+//! The reasons why the reader stops early.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,19 +13,19 @@ use crate::signals::Signal;
 /// Most channels that a message lists.
 const LISTED_MAX: usize = 20;
 
-/// Why the reader stops before the end. All but the first two are for people.
+/// Why the reader stops early. All reasons except the first two are printed.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
-    /// Nobody reads what we write.
-    #[error("nobody reads the output")]
+    /// The reader of our output has gone.
+    #[error("the reader of the output has gone")]
     OutputClosed,
-    /// A signal asked us to end.
+    /// A signal asked the process to end.
     #[error("interrupted by signal {0}")]
     Interrupted(Signal),
-    /// There is no output; nothing was read.
+    /// Standard output is closed; nothing was read.
     #[error("{0}: nothing was read; redirect it, for instance to /dev/null")]
     NoOutput(#[from] relay_stdio::StreamError),
-    /// Output failed in another way. `lost` are the bytes that were read and not written.
+    /// Writing failed in another way. `lost` is the number of bytes that were read and not written.
     #[error("cannot write to standard output: {source}{}", kept(*.lost, ""))]
     Output { source: io::Error, lost: usize },
     /// A system call that should always succeed.
@@ -66,10 +66,10 @@ pub(crate) enum Failure {
          --state-dir says, and one that ended with nothing unread has left none; --state without a path lists them", .0.display()
     )]
     NoState(PathBuf),
-    /// A channel of which there is nothing to read.
+    /// Nothing of a left channel can be read.
     #[error("{0}")]
     Left(String),
-    #[error("not all that {} holds of the channel is sound, see above; the rest was read", .0.display())]
+    #[error("the channel's files in {} are damaged, see above; the rest was read", .0.display())]
     Damaged(PathBuf),
     #[error("{} holds a recording already; name another directory, or remove it", .0.display())]
     Recorded(PathBuf),
@@ -82,7 +82,7 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// The same failure, where what was read is consumed by no reading.
+    /// The same failure for a read that consumes nothing, so that no bytes are lost.
     pub(crate) fn without_loss(self) -> Failure {
         match self {
             Failure::Output { source, .. } => Failure::Output { source, lost: 0 },
@@ -94,7 +94,7 @@ impl Failure {
         Failure::Open { path: path.to_owned(), source }
     }
 
-    /// A recording's file, or its directory, without any loss.
+    /// A failure of a recording's file or directory, without lost bytes.
     pub(crate) fn record(path: &Path, source: impl Into<io::Error>) -> Failure {
         Failure::Record { path: path.to_owned(), source: source.into(), lost: 0 }
     }
@@ -108,9 +108,9 @@ impl Failure {
     }
 }
 
-/// The other channels, in parentheses; nothing if there are none or they may not be listed.
+/// The other channels, in parentheses; empty if there are none or they may not be listed.
 fn listed(missing: &ChannelName, known: &[String]) -> String {
-    // One that has appeared since it was looked for is not listed as another.
+    // A channel that was created since the failed look is not listed as another channel.
     let others: Vec<&str> =
         known.iter().map(String::as_str).filter(|name| *name != missing.as_str()).collect();
     match others.len() {
@@ -146,7 +146,7 @@ fn advice(error: &io::Error) -> &'static str {
     }
 }
 
-/// What became of the messages when they could not be written. `unlost` is said if none are lost.
+/// What happened to data that could not be written. `unlost` is the text if no bytes are lost.
 fn kept(lost: usize, unlost: &str) -> String {
     match lost {
         0 => unlost.to_owned(),
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_channels_are_told_with_the_known_ones() {
+    fn unknown_channel_is_reported_with_existing_channels() {
         let failure = |known: Vec<String>| {
             let channel = "app/log".parse().unwrap();
             Failure::NoChannel { channel, mount: "/mnt/relay".into(), known }.to_string()

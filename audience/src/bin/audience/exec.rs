@@ -1,4 +1,4 @@
-//! `--exec`: runs a program with the library preloaded that has its mount(2) know the type relayfs.
+//! `--exec`: runs a program with a preloaded library that makes mount(2) know the type relayfs.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
@@ -13,11 +13,11 @@ use thiserror::Error;
 use crate::mount;
 
 const LIBRARY: &str = "librelayfs_preload.so";
-/// Where it is, seen from the directory of this program.
+/// Directories of the library, relative to the directory of this program.
 const PLACES: [&str; 2] = ["", "../lib/relayfs"];
-/// What ld.so(8) preloads.
+/// The variable that names the libraries that ld.so(8) preloads.
 const PRELOAD_ENV: &str = "LD_PRELOAD";
-/// Where the library finds relayfsd.
+/// The variable that tells the library where relayfsd is.
 const DAEMON_ENV: &str = "RELAYFSD";
 
 /// Why the program does not run.
@@ -34,7 +34,9 @@ pub(crate) enum ExecError {
 }
 
 impl ExecError {
-    /// As env(1), nice(1) and their like end, so that a script can tell it from a failure of the program's.
+    /// Exit status as of env(1) and nice(1).
+    ///
+    /// So a script can tell it from a failure of the program.
     pub(crate) fn status(&self) -> u8 {
         match self {
             ExecError::Program { source, .. } if source.kind() == io::ErrorKind::NotFound => 127,
@@ -44,7 +46,7 @@ impl ExecError {
     }
 }
 
-/// Becomes the program, and returns if that cannot be.
+/// Replaces this process by the program. Returns only if that fails.
 pub(crate) fn exec(program: &OsStr, args: &[OsString]) -> ExecError {
     let library = match library() {
         Ok(library) => library,
@@ -70,7 +72,7 @@ fn library() -> Result<PathBuf, ExecError> {
     Ok(library)
 }
 
-/// Ours before what is to be preloaded anyway.
+/// Puts our library before the libraries that the environment names.
 fn preloaded(library: PathBuf, others: Option<OsString>) -> OsString {
     let mut names = library.into_os_string();
     if let Some(others) = others.filter(|others| !others.is_empty()) {
@@ -85,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_preloaded_stays() {
+    fn libraries_of_the_environment_stay_preloaded() {
         let preloaded = |others: Option<&str>| preloaded("/l/x.so".into(), others.map(OsString::from));
         assert_eq!(preloaded(None), "/l/x.so");
         assert_eq!(preloaded(Some("")), "/l/x.so");

@@ -1,4 +1,4 @@
-//! `--follow`: reads all CPUs' files until a signal comes or nobody reads our output.
+//! `--follow`: reads all CPUs' files until a signal comes or the reader of our output has gone.
 //!
 //! ```text
 //!            .---- no such channel, or it has gone: every 0.2 s, ---.
@@ -8,13 +8,15 @@
 //!                               '------------------'
 //! ```
 //!
-//! poll(2) tells of finished sub-buffers, reading also gives the unfinished one, so every round reads every
-//! file, whatever poll said. That puts a bound on how late a message appears: the time between two rounds.
+//! poll(2) reports finished sub-buffers only, but a read also returns the unfinished one. So every round reads every
+//! file, whatever poll said. The time between two rounds bounds how late a message appears.
 //!
-//! Nothing is polled without a rest that will not change: a file whose channel has gone reports POLLERR for
-//! ever, so it is read to its end and closed, and before it is opened again there is a pause. When files are
-//! ready and yet give nothing, time after time, as files on a disk do at their end, polling leaves them out
-//! for a moment. (Buffers that are flushed while they are empty do the same, so: not too soon, and not for long.)
+//! No file is polled without a pause when its state will not change:
+//!
+//! - A file whose channel has gone reports POLLERR forever. It is read to its end and closed, and there is a pause
+//!   before it is opened again.
+//! - Files on a disk are always ready and give nothing at their end. After many such rounds, polling leaves the files
+//!   out for a moment. Empty buffers that are flushed look alike, so this takes many rounds and lasts a short time.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -31,22 +33,23 @@ use crate::output::{self, Output};
 use crate::signals::{self, Stop};
 use crate::wait_for_channel::{BROKEN, LOOK_AGAIN, Mounts, if_there, means_gone, missing, poll_timeout};
 
-/// Least time between two looks at the loss counters. A channel that goes with its daemon takes with it what it
-/// counted since the last one.
+/// Least time between two reads of the loss counters. Counts since the last read are lost when the channel goes with
+/// its daemon.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
-/// Most bytes that one CPU gets in one round, for a writer that is faster than our output. Well above the
-/// usual capacity of a buffer: who stops before the end may stop inside a message, and the next CPU's would
-/// follow.
+/// Most bytes of one CPU in one round, for a writer that is faster than our output.
+///
+/// It is well above the usual capacity of a buffer: a stop before the end may be inside a message, which the next CPU's
+/// messages would then follow.
 const ROUND_MAX: usize = 64 << 20;
-/// How often in a row files may be ready and give nothing before they are left alone for a moment. Each flush
-/// of a sub-buffer of which we had read all, or which is empty, is such a time.
+/// Most rounds in a row in which files are ready and give nothing, before a pause. A flush causes such a round if the
+/// sub-buffer is empty or was read already.
 const FUTILE_MAX: usize = 50;
-/// How long after a signal a last read may take.
+/// Longest time for the last read after a signal.
 const LAST_READ_MAX: Duration = Duration::from_secs(1);
 
-/// Follows the channel until the end.
+/// Follows the channel until a signal or the end of the output.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
-    // Only for its errors: what is no directory will not become a mount point.
+    // Only for its errors: a path that is no directory will not become a mount point.
     is_mounted(&options.what.mount)?;
     let stop = signals::catch(Some(signals::END_MAX), || {})?;
     let place = options.what.place();
@@ -60,7 +63,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     result
 }
 
-/// Why the files of a channel are read no more.
+/// Why the reading of a channel's files ended.
 #[derive(Debug, PartialEq, Eq)]
 enum Over {
     /// A signal came, and the last read is done.
@@ -69,7 +72,7 @@ enum Over {
     Gone,
 }
 
-/// What polling came to.
+/// Result of a poll.
 #[derive(Debug, Default)]
 struct Polled {
     /// Some file can be read.
@@ -84,7 +87,7 @@ struct Follower<'a> {
     stop: Stop,
     output: Output,
     tally: Tally,
-    /// Whether we have said that we wait, since there was a channel.
+    /// Whether the wait for a channel was announced. Reset when there is a channel.
     waiting_told: bool,
 }
 
@@ -98,7 +101,7 @@ impl Follower<'_> {
                     self.tally.begin(&self.place.stats_path());
                 }
                 let over = self.follow(&mut files);
-                // Before the files are closed, which may be all that keeps the channel.
+                // Before the files are closed: they may be all that keeps the channel.
                 self.tally.add(&self.place.stats_path());
                 if over? == Over::Stopped {
                     return Ok(());
@@ -106,7 +109,7 @@ impl Follower<'_> {
             } else if !std::mem::replace(&mut self.waiting_told, true) {
                 output::say(missing(&self.place));
             }
-            // A channel that comes later starts its counters in our time.
+            // The counters of a channel that comes later begin at zero, while we run.
             first = false;
             self.poll(&[], Some(&mounts), LOOK_AGAIN)?;
             if self.stop.caught().is_some() {
@@ -115,7 +118,7 @@ impl Follower<'_> {
         }
     }
 
-    /// Reads and polls until it is over.
+    /// Reads and polls until a signal comes or the channel has gone.
     fn follow(&mut self, files: &mut [CpuFile]) -> Result<Over, Failure> {
         let first = files.first().map(CpuFile::identity);
         let mut counted = Instant::now();
@@ -124,7 +127,7 @@ impl Follower<'_> {
         let mut polled = Polled::default();
         let mut futile = 0;
         loop {
-            // Asked for before the round, so that the last round reads what was written before the signal.
+            // Checked before the round, so that the last round reads all that was written before the signal.
             let stopping = self.stop.caught().is_some();
             let begun = Instant::now();
             let mut got = 0;
@@ -148,7 +151,7 @@ impl Follower<'_> {
                 (counted, uncounted) = (Instant::now(), 0);
             }
             futile = if polled.ready && got == 0 { futile + 1 } else { 0 };
-            // So that no message waits longer than an interval, counted from the beginning of the round.
+            // Counted from the beginning of the round, so that no message waits longer than the interval.
             let rest = self.options.interval.saturating_sub(begun.elapsed());
             polled = if futile < FUTILE_MAX {
                 self.poll(files, None, rest)?
@@ -159,12 +162,12 @@ impl Follower<'_> {
                 polled.gone |= first.as_ref().is_some_and(Identity::was_replaced);
                 looked = Instant::now();
             }
-            // One that is being closed can still be opened, but has gone at once.
+            // A channel that is closing can still be opened, but goes at once.
             self.waiting_told &= polled.gone;
         }
     }
 
-    /// What one file has now, onto standard output. Returns how many bytes.
+    /// Copies the present content of a file to standard output. Returns the number of bytes.
     fn copy(&mut self, file: &mut CpuFile) -> Result<usize, Failure> {
         let mut total = 0;
         while total < ROUND_MAX {
@@ -188,12 +191,12 @@ impl Follower<'_> {
         fds.extend(files.iter().map(|file| PollFd::new(file.file.as_fd(), PollFlags::POLLIN)));
         fds.extend(mounts.map(Mounts::poll_fd));
         match poll(&mut fds, poll_timeout(time)) {
-            // Stopped and continued: a round more does no harm.
+            // The process was stopped and continued: one more round does no harm.
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(Failure::system("poll", errno)),
         }
         let has = |fd: &PollFd, flags| fd.revents().is_some_and(|events| events.intersects(flags));
-        // The reader of our pipe has gone. We would notice at the next message, which may be long in coming.
+        // The reader of our pipe has gone. Without this check, only the next message would show it, perhaps much later.
         if has(&fds[1], BROKEN) {
             return Err(Failure::OutputClosed);
         }

@@ -1,10 +1,9 @@
-//! What a channel lost, from its file `stats`: lines such as `cpu1.dropped 3`.
+//! The losses of a channel, from its file `stats`: lines such as `cpu1.dropped 3`.
 //!
-//! Beside each count there is what it was when the buffer was last read, `cpu1.old_dropped 2`. A reader reports the
-//! difference, so a loss is reported once, by the reader that comes after it.
+//! `stats` also has each count as it was when the buffer was last read: `cpu1.old_dropped 2`. A reader reports the
+//! difference. So each loss is reported once, by the next reader.
 //!
-//! Counters never decrease while a channel lives. One that did starts again from zero: the daemon is another
-//! one.
+//! Counters never decrease while a channel lives. A counter that did has started again from zero, with another daemon.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,13 +16,13 @@ use relay::ring::reader::Reader;
 
 use crate::output;
 
-/// Why messages are dropped, and what helps.
+/// Why messages are dropped, and the remedy.
 const NO_ROOM: &str = ": the buffer was full; read more often, or raise --n-subbufs";
-/// Why messages are too big, and what helps.
+/// Why messages are too big, and the remedy.
 const TOO_BIG: &str =
     ": longer than a sub-buffer or than 1 MiB; write shorter messages, or raise --subbuf-size";
 
-/// One buffer's losses, or those of several.
+/// The losses of a buffer, or of several buffers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Losses {
     /// Messages refused because all sub-buffers were full.
@@ -37,7 +36,7 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
-    /// What the counters of a buffer say that is looked at without its daemon.
+    /// The losses by a buffer's counters, read without its daemon.
     pub(crate) fn of(reader: &Reader) -> Losses {
         let block = reader.buffer().block();
         // Relaxed: the counts say nothing about other memory.
@@ -51,7 +50,7 @@ impl Losses {
         }
     }
 
-    /// What they were when the buffer was last read.
+    /// The losses that the last reader of the buffer has seen.
     pub(crate) fn before(reader: &Reader) -> Losses {
         let block = reader.buffer().block();
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -63,7 +62,7 @@ impl Losses {
         }
     }
 
-    /// What was lost since an earlier look. A counter that went back started again.
+    /// The losses since an earlier look. A counter that decreased has started again from zero.
     pub(crate) fn since(&self, last: &Losses) -> Losses {
         let grown = |last: u64, now: u64| now.checked_sub(last).unwrap_or(now);
         Losses {
@@ -74,7 +73,7 @@ impl Losses {
         }
     }
 
-    /// Counts by cause, without those that are zero; and advice where there is some.
+    /// The counts that are not zero, by cause, each with advice if there is any.
     fn causes(&self) -> impl Iterator<Item = (String, &'static str)> {
         let cause = |count: u64, unit: &str, what: &str, advice| {
             let s = if count == 1 { "" } else { "s" };
@@ -84,7 +83,7 @@ impl Losses {
             cause(self.dropped, "message", "dropped", NO_ROOM),
             cause(self.too_big, "message", "too big", TOO_BIG),
             cause(self.contended, "message", "interrupted each time", ""),
-            // Overwriting is what such a channel is for: no advice.
+            // A channel in overwrite mode overwrites on purpose, so there is no advice.
             cause(self.overwritten_bytes, "byte", "overwritten before they were read", ""),
         ]
         .into_iter()
@@ -108,18 +107,18 @@ impl fmt::Display for Losses {
     }
 }
 
-/// Losses by the buffer's number.
+/// Losses by CPU.
 type Counters = BTreeMap<usize, Losses>;
 
 /// One look at the counters.
 #[derive(Debug, Default)]
 struct Look {
     now: Counters,
-    /// What they were when each buffer was last read.
+    /// The losses that each buffer's last reader has seen.
     before: Counters,
 }
 
-/// Adds up what is lost from one look at the counters to the next.
+/// Adds up the losses from one look at the counters to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     last: Counters,
@@ -127,21 +126,23 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    /// Of what was lost altogether, by the buffers' numbers.
+    /// A tally with known losses, by CPU.
     pub(crate) fn of_all(total: BTreeMap<usize, Losses>) -> Tally {
         Tally { last: Counters::new(), total }
     }
 
-    /// Begins with what was lost since the buffers were last read. For a reader that has read nothing yet. Does nothing if the
-    /// counters cannot be read.
+    /// Makes the tally count from the time at which the buffers were last read.
+    ///
+    /// For a reader that has read nothing yet. Does nothing if the counters cannot be read.
     pub(crate) fn begin(&mut self, stats: &Path) {
         if let Some(look) = read(stats) {
             self.last = look.before;
         }
     }
 
-    /// Adds what was lost since the last look: everything, if there was none. Does nothing if the counters
-    /// cannot be read.
+    /// Adds the losses since the last look, or all losses if there was none.
+    ///
+    /// Does nothing if the counters cannot be read.
     pub(crate) fn add(&mut self, stats: &Path) {
         if let Some(look) = read(stats) {
             self.add_counters(look.now);
@@ -156,7 +157,7 @@ impl Tally {
         self.last = now;
     }
 
-    /// Tells the losses of all CPUs, or of one, on standard error. Silent if there are none.
+    /// Prints the losses of all CPUs, or of one, on standard error. Prints nothing if there are none.
     pub(crate) fn tell(&self, only: Option<usize>) {
         self.lines(only).iter().for_each(output::say);
     }
@@ -170,13 +171,13 @@ impl Tally {
             .collect()
     }
 
-    /// What one CPU's buffer lost.
+    /// The losses of one CPU's buffer.
     pub(crate) fn of(&self, cpu: usize) -> Losses {
         self.total.get(&cpu).copied().unwrap_or_default()
     }
 }
 
-/// The losses of several buffers together.
+/// Adds the losses of several buffers.
 impl Sum for Losses {
     fn sum<I: Iterator<Item = Losses>>(all: I) -> Losses {
         all.fold(Losses::default(), |mut sum, losses| {
@@ -186,12 +187,12 @@ impl Sum for Losses {
     }
 }
 
-/// `None` if the file cannot be read: then there is nothing to tell.
+/// Reads `stats`. `None` if the file cannot be read: then there is nothing to report.
 fn read(stats: &Path) -> Option<Look> {
     fs::read_to_string(stats).ok().map(|text| parse(&text))
 }
 
-/// Parses `stats`. Lines of other forms, and unknown names, are left out.
+/// Parses the text of `stats`. Skips unknown names and lines of another form.
 fn parse(text: &str) -> Look {
     let mut look = Look::default();
     for line in text.lines() {
@@ -212,7 +213,7 @@ fn parse(text: &str) -> Look {
     look
 }
 
-/// Splits `cpu1.dropped 3` into the buffer's number, the name and the value. `None`: the line has another form.
+/// Splits `cpu1.dropped 3` into CPU, name and value. `None` if the line has another form.
 pub(crate) fn split(line: &str) -> Option<(usize, &str, u64)> {
     let (name, value) = line.split_once(' ')?;
     let (cpu, name) = name.split_once('.')?;
@@ -227,7 +228,7 @@ mod tests {
                          cpu10.dropped 1\ntotal.dropped 13\n";
 
     #[test]
-    fn losses_are_told_by_cpu_and_cause() {
+    fn losses_are_reported_by_cpu_and_cause() {
         let mut tally = Tally::default();
         tally.add_counters(parse(STATS).now);
         let expected = [
@@ -242,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_add_up_and_are_said_in_one_line() {
+    fn losses_add_up_in_one_line() {
         let mut tally = Tally::default();
         tally.add_counters(parse(STATS).now);
         assert_eq!(tally.of(2).to_string(), "nothing lost");
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_malformed_or_unknown_is_skipped() {
+    fn malformed_or_unknown_lines_are_skipped() {
         let text = "\ncpu\ncpu0\ncpu0.dropped\ncpu0.dropped x\ncpu0.dropped -1\ncpux.dropped 1\ncpu.dropped 1\n\
                     0.dropped 1\ncpu0.dropped.max 7\ncpu99999999999999999999.dropped 1\ncpu0.new_one 5\n";
         let mut tally = Tally::default();
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_before_the_last_reading_are_not_told_again() {
+    fn losses_before_last_reading_are_not_reported_again() {
         let dir = tempfile::tempdir().unwrap();
         let stats = dir.path().join("stats");
         let text =
@@ -285,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn counters_that_went_back_started_again() {
+    fn decreased_counters_count_from_zero() {
         let mut tally = Tally { last: parse("cpu0.dropped 100\n").now, ..Tally::default() };
         tally.add_counters(parse("cpu0.dropped 103\n").now);
         tally.add_counters(parse("cpu0.dropped 2\n").now);

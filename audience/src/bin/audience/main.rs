@@ -1,10 +1,11 @@
-//! `audience`: reads every per-CPU file of a relay channel onto standard output, and thereby consumes it.
+//! `audience`: reads a relay channel's per-CPU files to standard output, and consumes them.
 //!
-//! What the classic audience.c does: mount if needed, count the CPUs, read each `cpuN` to its end, and
-//! unmount what it mounted. With `--follow` it goes on reading until it is interrupted, with `--snapshot` it
-//! consumes nothing, with `--state` it reads what a dead daemon has left. It opens, polls and reads files, as any
-//! program may; only `audience record`, which writes one file for each CPU, takes the buffers' mappings where the
-//! daemon gives them, by the library beside this.
+//! It does what the classic audience.c does: mounts if needed, counts the CPUs, reads each `cpuN` to its end, and
+//! unmounts what it mounted. With `--follow` it reads until it is interrupted. With `--snapshot` it consumes nothing.
+//! With `--state` it reads the buffers that a dead daemon left.
+//!
+//! It opens, polls and reads files, as any program may. Only `audience record`, which writes a file for each CPU, maps
+//! the buffers if the daemon shares them, by the library of this package.
 
 mod amount;
 mod channel_files;
@@ -30,11 +31,11 @@ use relay::cli::usage_error::of_usage;
 use crate::error::Failure;
 use crate::options::{Action, Options};
 
-/// Exit status of wrong usage.
+/// Exit status for wrong usage.
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    // Where that fails, the limit ends the program, as it would any.
+    // If this fails, the limit ends the program, as it would end any program.
     let _ = relay::system::signals::report_size_limit();
     let options = match Options::read() {
         Ok(options) => options,
@@ -71,7 +72,7 @@ fn main() -> ExitCode {
         (None, None) => drain::run(&options),
     };
     match result {
-        // Whoever read our output has what they want, as in `audience | head`: no reason to complain.
+        // The reader of our output has what it wants, as in `audience | head`: no reason to complain.
         Ok(()) | Err(Failure::OutputClosed) => ExitCode::SUCCESS,
         Err(Failure::Interrupted(signal)) => signals::die_of(signal),
         Err(failure) => {

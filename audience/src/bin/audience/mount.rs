@@ -1,4 +1,4 @@
-//! Whether relayfs is mounted, and mounting it where it is not.
+//! Checks whether relayfs is mounted, and mounts it if not.
 
 pub(crate) mod start_daemon;
 pub(crate) mod unmount;
@@ -20,13 +20,14 @@ use crate::mount::start_daemon::{DAEMON, appears, run};
 use crate::mount::unmount::unmount;
 use crate::output;
 
-/// Whether relayfs is mounted at the path. A mount whose daemon has gone does not count: relayfsd replaces
-/// it.
+/// Whether relayfs is mounted at the path.
+///
+/// A mount whose daemon has gone does not count: relayfsd replaces it.
 pub(crate) fn is_mounted(path: &Path) -> Result<bool, Failure> {
     match fs::metadata(path) {
         Ok(what) if what.file_type().is_socket() => return Err(Failure::Socket(path.to_owned())),
         Ok(what) if !what.is_dir() => return Err(Failure::NotDirectory(path.to_owned())),
-        // Without allow_other nobody else may look even at the root of the mount.
+        // Without allow_other, other users may not even look at the root of the mount.
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {}
         Err(_) => return Ok(false),
         Ok(_) => {}
@@ -34,7 +35,7 @@ pub(crate) fn is_mounted(path: &Path) -> Result<bool, Failure> {
     Ok(fs::read(path.join(".relay/version")).is_ok() || listed_type(path).is_some_and(|kind| kind == FS_TYPE))
 }
 
-/// Checks that a path, on which nothing is mounted, is an empty directory. Nothing else is mounted over.
+/// Checks that a path without a mount is an empty directory. The reader mounts over nothing else.
 pub(crate) fn check_unused(path: &Path) -> Result<(), Failure> {
     let mut entries = match fs::read_dir(path) {
         Ok(entries) => entries,
@@ -52,26 +53,26 @@ pub(crate) fn check_unused(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// The same of a path that was looked at before.
+/// Whether relayfs is mounted at a path that was checked before.
 fn is_usable(path: &Path) -> bool {
     is_mounted(path).unwrap_or(false)
 }
 
-/// The type of the mount that the kernel lists at the path, of several the visible one.
+/// The type of the mount that the kernel lists at the path; of several mounts, the visible one.
 pub(crate) fn listed_type(path: &Path) -> Option<String> {
     let path = mountinfo::resolve(path).unwrap_or_else(|_| absolute(path));
     let entries = mountinfo::read().ok()?;
     mountinfo::topmost(&entries, &path).map(|entry| entry.fs_type.clone())
 }
 
-/// What we mounted ourselves, and have to unmount. Shared with the thread that takes signals.
+/// The mount that this process made and has to unmount. Shared with the thread that takes signals.
 #[derive(Debug, Default)]
 pub(crate) struct OwnMount(Mutex<Option<PathBuf>>);
 
 impl OwnMount {
-    /// Has relayfsd mount the path. If somebody else does so meanwhile, that is as good, and theirs.
+    /// Runs relayfsd to mount the path. A mount that another process makes meanwhile is used, and left mounted.
     pub(crate) fn mount(&self, path: &Path) -> Result<(), Failure> {
-        // Held all the time: whoever wants to unmount at the same time comes after us.
+        // The lock is held throughout: an unmount at the same time comes after the mount.
         let mut own = self.lock();
         let path = absolute(path);
         match run_daemon(&path) {
@@ -88,21 +89,21 @@ impl OwnMount {
         }
     }
 
-    /// Unmounts, once, what we mounted, if we did.
+    /// Unmounts the mount that this process made, once, if there is one.
     pub(crate) fn unmount(&self) -> Result<(), Failure> {
         let mut own = self.lock();
         own.take().map_or(Ok(()), |path| unmount(&path))
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<PathBuf>> {
-        // Whatever panicked, the path is whole.
+        // A panic elsewhere leaves the path whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Runs relayfsd, which returns when the mount is usable. The error is its own, in one line.
+/// Runs relayfsd, which returns when the mount is usable. The error is relayfsd's message, in one line.
 fn run_daemon(path: &Path) -> Result<(), String> {
-    // Ours goes with us; another one may be in PATH.
+    // The relayfsd beside this program fits it; the one in PATH may be another release.
     let program = beside_us().unwrap_or_else(|| DAEMON.into());
     let ended = run(Command::new(&program).arg(path)).map_err(|error| match error.kind() {
         ErrorKind::NotFound => format!("there is no {DAEMON} beside this program or in PATH"),
@@ -122,10 +123,10 @@ pub(crate) fn beside_us() -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-/// Without resolving links, which needs a path that works. Never begins with a dash.
+/// Makes a path absolute without resolving links, which needs a path that works. The result never begins with a dash.
 fn absolute(path: &Path) -> PathBuf {
     path::absolute(path).unwrap_or_else(|_| {
-        // An empty path, or no working directory: whoever gets it tells.
+        // An empty path, or no working directory: the next call that uses the path reports it.
         if path.as_os_str().as_bytes().starts_with(b"-") {
             Path::new(".").join(path)
         } else {
@@ -151,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_directory_is_refused() {
+    fn path_that_is_no_directory_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (socket, file) = (dir.path().join("socket"), dir.path().join("file"));
         let _listener = UnixListener::bind(&socket).unwrap();

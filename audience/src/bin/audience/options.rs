@@ -1,6 +1,6 @@
 //! The command line.
 //!
-//! In all our programs `-` and `_` mean the same in the names of options.
+//! In the option names of all our programs, `-` and `_` are equivalent.
 
 use std::ffi::OsString;
 use std::num::NonZero;
@@ -22,18 +22,19 @@ const INTERVAL_MIN: f64 = 0.001;
 /// Longest time between two readings, in seconds: a day.
 const INTERVAL_MAX: f64 = 86_400.0;
 
-/// The option after which everything belongs to a program.
+/// The option after which all arguments belong to a program.
 const EXEC: &str = "--exec";
 const EXEC_WITH_VALUE: &str = "--exec=";
 
-/// Reads a relay channel, CPU by CPU, onto standard output; what was read is consumed.
+/// Read a relay channel to standard output, CPU by CPU, and consume what is read.
 ///
-/// What was read is gone, for every reader. The output goes CPU by CPU, not by time: first all that CPU 0's
-/// file holds, then CPU 1's, and so on; messages of one CPU stay in the order in which they were written.
+/// Data that one reader has read is gone for all readers. The output is ordered by CPU, not by time: first all of CPU
+/// 0's file, then CPU 1's, and so on. Messages of one CPU stay in the order in which they were written.
 ///
-/// If nothing is mounted there, it prints what the last daemon left, as --state does, and consumes nothing. If nothing is
-/// left either, and the directory is empty, it runs relayfsd to mount it, and unmounts it at the end. With --follow it
-/// waits for the mount instead. At the end it says on standard error what the channel lost since it was last read.
+/// If nothing is mounted, audience prints what the last daemon left, as --state does, and consumes nothing. If nothing
+/// is left either, and the directory is empty, audience runs relayfsd to mount it, and unmounts it at the end. With
+/// --follow it waits for the mount instead. At the end it reports on standard error what the channel lost since it was
+/// last read.
 ///
 /// `audience record` records a channel into files, one for each CPU; see `audience record --help`.
 #[derive(Debug, Parser)]
@@ -42,10 +43,10 @@ pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) what: What,
 
-    /// Go on reading until interrupted; wait for a channel that is not there, or goes away with its daemon
+    /// Read until interrupted; wait for a channel that does not exist or has gone
     ///
-    /// However the daemon ended: if another one is started on the mount point, it goes on there, and says that it waits
-    /// until then. What a daemon that died was just delivering may be printed twice.
+    /// audience waits after any end of the daemon, reports that it waits, and continues when another daemon is started
+    /// on the mount point. Messages that a daemon was delivering when it died may be printed twice.
     #[arg(short, long)]
     pub(crate) follow: bool,
 
@@ -53,29 +54,30 @@ pub(crate) struct Options {
     #[arg(long, value_name = "SECONDS", default_value = "0.2", value_parser = interval, requires = "follow")]
     pub(crate) interval: Duration,
 
-    /// Print what the buffers hold, and consume nothing
+    /// Print the content of the buffers, and consume nothing
     #[arg(long, conflicts_with = "follow")]
     pub(crate) snapshot: bool,
 
-    /// Print what a daemon that is gone has left of this mount point, or in this state directory; consume nothing
+    /// Print what a dead daemon left, by mount point or state directory; consume nothing
     ///
-    /// Without a path: list what is left, also of mount points that are gone. No daemon is needed, and none is asked. It
-    /// prints what is unread, or with overwrite mode all that is still there. A state directory is
-    /// /dev/shm/relayfs-UID/NAME, or what relayfsd's --state-dir names. Also for refused-N in it, where the next daemon
-    /// puts what it does not trust. Channels that nothing names go by their numbers: -c 1.
+    /// Without a path: list what daemons left, also for mount points that are gone. No daemon is needed, and none is
+    /// asked. It prints unread data, or in overwrite mode all data that is still in the buffers. A state directory is
+    /// /dev/shm/relayfs-UID/NAME, or the directory that relayfsd --state-dir names. A directory refused-N in it works
+    /// too: the next daemon puts there what it does not trust. Channels without a name are named by number: -c 1.
     #[arg(long, value_name = "PATH", num_args = 0..=1, conflicts_with_all = ["follow", "snapshot", "mount"])]
     pub(crate) state: Option<Option<PathBuf>>,
 
-    /// Run a program to which mount(2) knows the type relayfs
+    /// Run a program for which mount(2) knows the type relayfs
     ///
-    /// For programs that were written for a relayfs in the kernel. If one is there, mounting it is EBUSY and unmounting it
-    /// EINVAL, and nothing happens to it; otherwise relayfsd is started, and ends with the program's umount. All that
-    /// follows belongs to the program, whose exit status is the result; 127 and 126 say that there is none, or that it
-    /// cannot be run. Neither programs that are linked statically nor set-user-ID ones can be helped so.
+    /// For programs that were written for a relayfs in the kernel. If a relayfs is mounted already, mount(2) fails with
+    /// EBUSY, umount(2) fails with EINVAL, and the mount stays. Otherwise relayfsd is started, and ends at the
+    /// program's umount(2). All further arguments belong to the program, and its exit status is the result. Exit status
+    /// 127: the program does not exist; 126: it cannot be run. Statically linked and set-user-ID programs cannot be
+    /// helped this way.
     #[arg(long, value_name = "PROGRAM [ARG]...", exclusive = true)]
     pub(crate) exec: Option<OsString>,
 
-    /// The program of `--exec`, and its arguments; empty without.
+    /// The program of `--exec` and its arguments; empty without `--exec`.
     #[arg(skip)]
     pub(crate) program: Vec<OsString>,
 
@@ -83,35 +85,37 @@ pub(crate) struct Options {
     pub(crate) action: Option<Action>,
 }
 
-/// What else there is to do.
+/// The subcommands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
-    /// Records a channel into files, one for each CPU
+    /// Record a channel into files, one for each CPU
     ///
-    /// The files are DIR/cpu0, DIR/cpu1, and so on. What was recorded is consumed. It ends at SIGINT (Ctrl-C), SIGTERM or after --duration, and then takes along what
-    /// the buffers hold at that moment; a second signal ends it at once. A channel that is not there, or goes away, is
-    /// waited for. The files hold the messages as they were written, back to back, and are for their owner alone.
+    /// The files are DIR/cpu0, DIR/cpu1, and so on. What is recorded is consumed. The recording ends at SIGINT
+    /// (Ctrl-C), at SIGTERM or after --duration. It then includes what the buffers hold at that moment; a second signal
+    /// ends it at once. It waits for a channel that does not exist or has gone. The files hold the messages as they
+    /// were written, back to back; only their owner can read them.
     ///
-    /// When the disk is full it ends with an error: the files keep what they have, and what is not in them is still in the
-    /// buffers. At the end it says what was recorded, and what the channel lost since it was last read. Exit status: 0 when it ended as
-    /// it was told to, whatever was lost; 1 after an error; 2 for wrong usage.
+    /// When the disk is full the recording ends with an error. The files keep their content, and everything else is
+    /// still in the buffers. At the end it reports what was recorded, and what the channel lost since it was last read.
+    /// Exit status: 0 after a normal end, even with losses; 1 after an error; 2 for wrong usage. status: 0 when it
+    /// ended as it was told to, whatever was lost; 1 after an error; 2 for wrong usage.
     Record(Record),
 }
 
-/// What is recorded, where to, and until when.
+/// The options of a recording.
 #[derive(Debug, Args)]
 pub(crate) struct Record {
     #[command(flatten)]
     pub(crate) what: What,
 
-    /// Directory for the files, made if there is none; one that holds a recording is refused
+    /// Directory for the files, created if missing; refused if it holds a recording
     #[arg(short, long, value_name = "DIR")]
     pub(crate) output: PathBuf,
 
-    /// Begin another file when one has this size: cpu0.000000, cpu0.000001, ... [units: K, M, G]
+    /// Begin another file at this size: cpu0.000000, cpu0.000001, ... [units: K, M, G]
     ///
-    /// A file ends with a whole message, so it may be somewhat longer. (Only where the reader cannot keep up for so
-    /// long that a file reaches twice the size, a message may go on in the next one.)
+    /// A file ends with a whole message, so it may be a little longer. If the reader falls behind for so long that a
+    /// file reaches twice the size, a message may continue in the next file.
     #[arg(long, alias = "rotate_size", value_name = "SIZE", value_parser = nonzero_size)]
     pub(crate) rotate_size: Option<u64>,
 
@@ -123,12 +127,12 @@ pub(crate) struct Record {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) duration: Option<Duration>,
 
-    /// How often to say how it goes, 0 for never [default: 1s on a terminal, otherwise 10s]
+    /// Time between two reports, 0 for none [default: 1s on a terminal, otherwise 10s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub(crate) progress: Option<Duration>,
 }
 
-/// What is read.
+/// The options that say what is read.
 #[derive(Debug, Args)]
 pub(crate) struct What {
     /// Where relayfs is mounted [default: $RELAYFS, or /mnt/relay]
@@ -145,12 +149,12 @@ pub(crate) struct What {
 }
 
 impl Options {
-    /// The options of this process. Help is an error, too, one that prints itself.
+    /// Parses the options of this process. A request for help is an error too, which prints itself.
     pub(crate) fn read() -> Result<Options, clap::Error> {
         Options::parse_all(std::env::args_os().collect())
     }
 
-    /// What follows `--exec` is nothing that we should understand, so the parser does not see it.
+    /// Parses options; hides the arguments after `--exec` from the parser, since they are not ours.
     fn parse_all(mut args: Vec<OsString>) -> Result<Options, clap::Error> {
         let is_exec = |arg: &OsString| arg == EXEC || arg.as_bytes().starts_with(EXEC_WITH_VALUE.as_bytes());
         let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
@@ -159,7 +163,7 @@ impl Options {
         let n_ours = (at + if args[at] == EXEC { 2 } else { 1 }).min(args.len());
         let rest = args.split_off(n_ours);
         if args.len() == at + 2 {
-            // Joined, for the program's name may begin with a dash.
+            // Joined, because the program's name may begin with a dash.
             let program = args.remove(at + 1);
             args[at] = [EXEC_WITH_VALUE.as_ref(), program.as_os_str()].into_iter().collect();
         }
@@ -186,7 +190,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 fn nonzero_size(text: &str) -> Result<u64, String> {
     match parse_size(text) {
-        Ok(0) => Err("a file has at least 1 byte".to_owned()),
+        Ok(0) => Err("a file needs a size of at least 1 byte".to_owned()),
         other => other.map_err(|error| error.to_string()),
     }
 }
@@ -198,7 +202,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_consistent() {
+    fn command_line_is_consistent() {
         Options::command().debug_assert();
     }
 
@@ -233,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_left_is_read_without_a_mount() {
+    fn state_conflicts_with_options_of_a_mount() {
         let parse = |args: &[&str]| Options::try_parse_from([&["audience", "--state", "d"], args].concat());
         assert!(parse(&["-c", "app/log", "--cpu", "1"]).is_ok());
         let listing = Options::try_parse_from(["audience", "--state"]).unwrap();
@@ -244,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn recording_has_options_of_its_own() {
+    fn record_has_separate_options() {
         let parse = |args: &[&str]| Options::try_parse_from([&["audience"], args].concat());
         assert!(parse(&["record", "-o", "d", "-c", "app/log", "--cpu", "1", "--rotate_size=1M"]).is_ok());
         assert!(parse(&["record"]).is_err(), "no directory");
@@ -256,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn what_follows_exec_belongs_to_the_program() {
+    fn arguments_after_exec_belong_to_the_program() {
         let parse = |args: &[&str]| {
             let args = ["audience"].iter().chain(args).map(OsString::from).collect();
             Options::parse_all(args).map(|options| options.program)

@@ -1,4 +1,4 @@
-//! Standard output, unbuffered, and what we say on standard error.
+//! Unbuffered standard output, and messages on standard error.
 
 use std::fmt::Display;
 use std::fs::File;
@@ -13,12 +13,13 @@ use crate::channel_files::CpuFile;
 use crate::error::Failure;
 use crate::read_buffer::Block;
 
-/// Checks whether standard output takes what is printed, as far as that can be known before.
+/// Checks whether standard output can be written, as far as that can be known in advance.
 pub(crate) fn check() -> Result<(), Failure> {
     relay_stdio::output()?;
     let out = standard_output()?;
     let is_device = out.metadata().is_ok_and(|found| found.file_type().is_char_device());
-    // /dev/full refuses even that. A pipe or a file says nothing, and in a socket it would be a message.
+    // /dev/full refuses even an empty write. Pipes and files accept it always, and a socket would send an empty
+    // message.
     if is_device {
         (&out).write(&[]).map(drop).map_err(|source| Failure::Output { source, lost: 0 })
     } else {
@@ -26,7 +27,7 @@ pub(crate) fn check() -> Result<(), Failure> {
     }
 }
 
-/// Standard output as a file: the standard library's own handle looks for line ends, and copies.
+/// Standard output as a file: the standard library's handle buffers lines and copies.
 fn standard_output() -> Result<File, Failure> {
     let out = io::stdout().as_fd().try_clone_to_owned();
     out.map(File::from).map_err(|source| Failure::Output { source, lost: 0 })
@@ -39,7 +40,7 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Standard output, which was found usable by [`check`].
+    /// Opens standard output, which [`check`] found usable.
     pub(crate) fn new() -> Result<Output, Failure> {
         Ok(Output { out: standard_output()?, block: Block::default() })
     }
@@ -49,13 +50,12 @@ impl Output {
         self.out.as_fd()
     }
 
-    /// Writes all of the bytes, which are somewhere else, too, to standard output.
+    /// Writes all of the bytes. A failure loses nothing, since the bytes are also elsewhere.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
         write_all(&mut self.out, bytes).map_err(Failure::without_loss)
     }
 
-    /// One read from the file and all of it onto standard output. Returns how many bytes; 0 if there was
-    /// nothing to read.
+    /// Reads once from the file and writes all of it. Returns the number of bytes; 0 if there was nothing to read.
     pub(crate) fn copy_some(&mut self, from: &mut CpuFile) -> Result<usize, Failure> {
         let got = self.block.read(from)?;
         write_all(&mut self.out, got)?;
@@ -63,8 +63,9 @@ impl Output {
     }
 }
 
-/// As `Write::write_all`, and patient with a descriptor that somebody made non-blocking: what was read is
-/// gone from the relay, so giving up would lose it.
+/// Writes all bytes, as `Write::write_all`, but also waits for a non-blocking descriptor.
+///
+/// The bytes are consumed already, so an early end would lose them.
 fn write_all(out: &mut File, mut bytes: &[u8]) -> Result<(), Failure> {
     let failed = |source: io::Error, rest: &[u8]| Failure::Output { source, lost: rest.len() };
     while !bytes.is_empty() {
@@ -86,7 +87,7 @@ fn write_all(out: &mut File, mut bytes: &[u8]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// One line on standard error. If that fails there is nobody left to tell.
+/// Prints one line on standard error. A failure is ignored: no other place is left to report it.
 pub(crate) fn say(message: impl Display) {
     let _ = writeln!(io::stderr(), "audience: {message}");
 }

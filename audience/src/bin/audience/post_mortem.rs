@@ -1,9 +1,10 @@
-//! `--state`: what a daemon that is gone has left in its state directory: the black box after the crash. No daemon is asked,
-//! nothing is consumed, and nothing is changed.
+//! `--state`: reads what a dead daemon left in its state directory: the black box.
 //!
-//! The same as a snapshot: what is unread, or in overwrite mode all that is still whole. Producers may be writing all the while,
-//! as they do when their daemon has died. None of the files is believed: what they say is checked, what is wrong with them is
-//! told, and the rest is read.
+//! It asks no daemon, consumes nothing, and changes nothing.
+//!
+//! It prints the same as a snapshot: all unread data, or in overwrite mode all data that is still whole. Producers may
+//! be writing meanwhile, as they do after their daemon has died. It trusts none of the files: it checks their content,
+//! reports what is wrong, and reads the rest.
 
 pub(crate) mod find;
 mod list;
@@ -29,21 +30,26 @@ use crate::losses::{Losses, Tally};
 use crate::options::What;
 use crate::output::{Output, say};
 
-/// Tries at getting a buffer before somebody reads it.
+/// Most tries to copy a buffer before a daemon reads from it.
 const TRIES_MAX: u32 = 16;
 
-/// Prints what is left of a channel in a state directory, or in that of a mount point; without either, lists what is left.
+/// Prints what is left of a channel; without a path, lists what is left.
+///
+/// `path` is a state directory, or a mount point whose state directory is meant.
+/// left.
 pub(crate) fn run(path: Option<&Path>, what: &What) -> Result<(), Failure> {
     outlive_truncation().map_err(|error| Failure::system("handle a signal", error))?;
     let Some(path) = path else { return list::run() };
     if find::is_state_dir(path) {
         return print(path, what);
     }
-    // Where there is none, its own error says what is wrong with the path.
+    // If no directory is found, opening the path itself fails, with an error that says why.
     print(&find::of_mount_of_anybody(path).unwrap_or_else(|| path.to_owned()), what)
 }
 
-/// The same for a mount point without a mount, whose last daemon has left this directory.
+/// Prints what the last daemon of an unmounted mount point left of a channel.
+///
+/// `dir` is that daemon's state directory.
 pub(crate) fn run_instead(dir: &Path, what: &What) -> Result<(), Failure> {
     let (mount, word) = (what.mount.display(), shell_word(&what.mount));
     say(format_args!(
@@ -72,14 +78,14 @@ fn print(dir: &Path, what: &What) -> Result<(), Failure> {
     if is_damaged { Err(Failure::Damaged(dir.to_owned())) } else { Ok(()) }
 }
 
-/// Which channels a state directory holds.
+/// The channels in a state directory.
 struct Found<'d> {
     dir: &'d Path,
-    /// By the file that names them.
+    /// The channels that the state file names.
     named: Vec<ChannelEntry>,
-    /// Numbers of those that it does not name.
+    /// Numbers of the channels that the state file does not name.
     nameless: Vec<u32>,
-    /// What is wrong with that file.
+    /// What is wrong with the state file.
     complaint: Option<String>,
 }
 
@@ -102,7 +108,7 @@ impl Found<'_> {
         Ok(Found { dir, named, nameless: ids, complaint })
     }
 
-    /// The number of the channel that is meant, and what the file says of it. One without a name goes by its number.
+    /// Finds a channel: its number, and its entry in the state file. A channel without a name is found by its number.
     fn pick(&self, what: &What) -> Result<(u32, Option<&ChannelEntry>), Failure> {
         if let Some(entry) = self.named.iter().find(|entry| entry.name == what.channel) {
             return Ok((entry.id, Some(entry)));
@@ -126,7 +132,7 @@ struct LeftChannel<'d> {
 }
 
 impl LeftChannel<'_> {
-    /// Opens it. If the header contradicts what was said of the channel, which is a complaint, it goes by the header.
+    /// Opens the control file. If its header contradicts the state file, adds a complaint and trusts the header.
     fn open<'d>(
         dir: &'d Path,
         id: u32,
@@ -147,7 +153,7 @@ impl LeftChannel<'_> {
             Some(Ok(control)) => control,
             Some(Err(why)) => {
                 let control = own().map_err(|_| said(&why))?;
-                complain(format!("{why}, by '{STATE_FILE}'; it goes by what it says itself"));
+                complain(format!("{why}, by '{STATE_FILE}'; its own header is used instead"));
                 control
             }
         };
@@ -158,8 +164,7 @@ impl LeftChannel<'_> {
         Ok(LeftChannel { dir, id, control })
     }
 
-    /// Prints the buffers one after the other, and then what was lost. Returns whether something is damaged, which has been
-    /// told.
+    /// Prints the buffers one after the other, and then the losses. Returns whether damage was found and reported.
     fn print(&self, what: &What) -> Result<bool, Failure> {
         let n_bufs = self.control.n_bufs();
         let cpus = match what.cpu {
@@ -187,7 +192,7 @@ impl LeftChannel<'_> {
             };
             let (reader, unsound) = Reader::look(buffer);
             if let Some(unsound) = unsound {
-                complain(format!("{}: {unsound}; what there is may be wrong", path.display()));
+                complain(format!("{}: {unsound}; its content may be wrong", path.display()));
             }
             match copy(reader) {
                 Ok((reader, bytes)) => {
@@ -201,7 +206,7 @@ impl LeftChannel<'_> {
         Ok(is_damaged)
     }
 
-    /// A buffer, mapped to be looked at only, and the path of its ring.
+    /// Maps a buffer, to look at only; returns the path of its ring too.
     fn buffer(&self, cpu: usize) -> Result<(PathBuf, Buffer), String> {
         let path = self.dir.join(data_name(self.id, cpu));
         let said = |error: &dyn std::fmt::Display| format!("cannot read {}: {error}", path.display());
@@ -211,14 +216,16 @@ impl LeftChannel<'_> {
     }
 }
 
-/// What a buffer holds, and the reader whose place it begins at. A daemon that is at work may be reading, and what it has read
-/// is overwritten then: so it is copied again.
+/// Copies the content of a buffer; returns also the reader at whose position the copy begins.
+///
+/// A running daemon may be reading at the same time, and producers may then overwrite what was read. In that case the
+/// buffer is copied again.
 fn copy(mut reader: Reader) -> Result<(Reader, Vec<u8>), &'static str> {
     let mut bytes = Vec::new();
     for _ in 0..TRIES_MAX {
         let extent = reader.snapshot_extent();
         bytes.clear();
-        bytes.try_reserve_exact(extent.max()).map_err(|_| "there is no memory for a copy of it")?;
+        bytes.try_reserve_exact(extent.max()).map_err(|_| "there is not enough memory for a copy")?;
         reader.snapshot(extent, &mut bytes);
         let (later, _) = Reader::look(reader.buffer().clone());
         let was_read = later.position() != reader.position();
@@ -230,15 +237,16 @@ fn copy(mut reader: Reader) -> Result<(Reader, Vec<u8>), &'static str> {
     Ok((reader, bytes))
 }
 
-/// The process that has the file locked, if there is one that we may see. Not by locking it, if only for a moment: a
-/// daemon that starts would give up.
+/// The process that holds the lock on a file, if this process may see it.
+///
+/// The lock is not tried, not even for a moment: a daemon that starts in that moment would give up.
 pub(crate) fn daemon_at_work(lock: &Path) -> Option<u32> {
     let found = fs::symlink_metadata(lock).ok()?;
     let id = format!("{:02x}:{:02x}:{}", major(found.dev()), minor(found.dev()), found.ino());
     holder(&fs::read_to_string("/proc/locks").ok()?, &id)
 }
 
-/// From `12: FLOCK  ADVISORY  WRITE 4711 00:1a:1234 0 EOF`, one a line.
+/// Finds the holder in lines such as `12: FLOCK  ADVISORY  WRITE 4711 00:1a:1234 0 EOF`.
 fn holder(locks: &str, id: &str) -> Option<u32> {
     locks.lines().find_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -252,7 +260,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn holders_of_locks_are_found() {
+    fn exclusive_holder_of_a_lock_is_found() {
         let locks = "1: POSIX  ADVISORY  WRITE 8 00:1a:77 0 EOF\n2: FLOCK  ADVISORY  READ 9 00:1a:77 0 EOF\n\
                      3: -> FLOCK  ADVISORY  WRITE 10 00:1a:77 0 EOF\n4: FLOCK  ADVISORY  WRITE 4711 00:1a:77 0 EOF\n";
         assert_eq!(holder(locks, "00:1a:77"), Some(4711));

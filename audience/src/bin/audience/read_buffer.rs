@@ -1,18 +1,18 @@
-//! What one read(2) brings.
+//! The memory for one read(2), aligned so that FUSE does not divide the read.
 
 use std::io::{ErrorKind, Read};
 
 use crate::channel_files::CpuFile;
 use crate::error::Failure;
 
-/// Least bytes asked for in one read. It is the most that FUSE gives.
+/// Least bytes asked for in one read: the most that FUSE returns.
 const READ_MIN: usize = 1 << 20;
-/// Most bytes asked for in one read, whatever a file calls its block size.
+/// Most bytes asked for in one read, for any block size of a file.
 const READ_MAX: usize = 16 << 20;
-/// Of which a page's size is a divisor, everywhere.
+/// A multiple of every machine's page size.
 const ALIGNMENT: usize = 64 << 10;
 
-/// Memory for one read, used again and again.
+/// Memory for one read, reused for the next.
 #[derive(Debug, Default)]
 pub(crate) struct Block {
     /// Has room for one read after its first aligned byte.
@@ -20,19 +20,18 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// How many bytes one read of a file asks for: what the file would like, or what we find better.
+    /// Bytes that one read of a file asks for: the file's block size, within our limits.
     pub(crate) fn len(file: &CpuFile) -> usize {
         usize::try_from(file.block_size).unwrap_or(READ_MAX).clamp(READ_MIN, READ_MAX)
     }
 
-    /// One read from the file; empty if there was nothing to read.
+    /// Reads once from the file. The result is empty if there was nothing to read.
     pub(crate) fn read(&mut self, from: &mut CpuFile) -> Result<&[u8], Failure> {
         let len = Block::len(from);
         if self.bytes.len() < len + ALIGNMENT {
             self.bytes.resize(len + ALIGNMENT, 0);
         }
-        // A buffer that begins within a page touches one page more, and FUSE would cut a read of 1 MiB in
-        // two.
+        // A buffer that begins inside a page touches one page more, and FUSE would divide a read of 1 MiB.
         let start = self.bytes.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
         loop {
             match from.file.read(&mut self.bytes[start..start + len]) {

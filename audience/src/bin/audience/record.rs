@@ -1,11 +1,11 @@
-//! `audience record`: a thread for each CPU, from its buffer into a file of its own.
+//! `audience record`: a thread for each CPU copies its buffer into a separate file.
 //!
 //! ```text
 //!            .----- no such channel, or it has gone: every 0.2 s, ------.
 //!            v          and when something has been mounted             |
 //!   wait for the channel --> a thread for each CPU --> one ends by itself, a signal, or the time is over
 //!                                                                       |
-//!                            flush, take what there is, say what came of it
+//!                            flush, record what is left, report the result
 //! ```
 
 mod lane;
@@ -36,24 +36,28 @@ use progress::{Progress, Recorded};
 use recording::{Recording, Rotation, prepare};
 use source::{Left, Source};
 
-/// Time between two looks at the loss counters: a channel that goes with its daemon takes with it what it counted since
-/// the last one.
+/// Time between two reads of the loss counters. Counts since the last read are lost when the channel goes with its
+/// daemon.
 const COUNT_AGAIN: Duration = Duration::from_secs(1);
 
-/// How long there may be files and yet no daemon to say of which buffers, before they are recorded all the same: one that
-/// ends serves its files for a moment, but another one's socket may also be where we do not see it.
+/// Longest wait for the next daemon to identify its buffers.
+///
+/// After that they are recorded as new buffers.
+///
+/// A daemon that is ending still serves its files for a moment. But the socket of a running daemon may also be at a
+/// place that this program does not see, so the wait has a limit.
 const NEXT_DAEMON_MAX: Duration = Duration::from_secs(5);
 
-/// Records until the end.
+/// Records until a signal, the time limit, or an error.
 pub(crate) fn run(options: &Record) -> Result<(), Failure> {
-    // Only for its errors: what is no directory will not become a mount point.
+    // Only for its errors: a path that is no directory will not become a mount point.
     is_mounted(&options.what.mount)?;
     prepare(&options.output)?;
     let mut recorder = Recorder {
         options,
         place: options.what.place(),
         stop: signals::catch(None, || {})?,
-        // A time that no clock reaches is no limit.
+        // A time beyond the clock's range is no limit.
         end: options.duration.and_then(|duration| Instant::now().checked_add(duration)),
         recordings: BTreeMap::new(),
         left: BTreeMap::new(),
@@ -73,19 +77,19 @@ struct Recorder<'a> {
     options: &'a Record,
     place: Place,
     stop: Stop,
-    /// When the time is over.
+    /// When `--duration` is over.
     end: Option<Instant>,
-    /// By CPU; from one daemon to the next.
+    /// By CPU; kept from one daemon to the next.
     recordings: BTreeMap<usize, Recording>,
-    /// How far the last daemon's buffers were recorded, by CPU.
+    /// By CPU, how far the last daemon's buffers were recorded.
     left: BTreeMap<usize, Left>,
-    /// Since when there are files again, and yet nobody who says of which buffers.
+    /// Since when there are files again, but no daemon that identifies their buffers.
     left_since: Option<Instant>,
     tally: Tally,
     progress: Progress,
 }
 
-/// What each CPU's thread counts.
+/// By CPU, the bytes that its thread has recorded.
 type Totals = Vec<(usize, Arc<AtomicU64>)>;
 
 impl Recorder<'_> {
@@ -106,7 +110,7 @@ impl Recorder<'_> {
                     self.progress.say(missing(&self.place));
                 }
             }
-            // A channel that comes later starts its counters in our time.
+            // The counters of a channel that comes later begin at zero, while we run.
             first = false;
             if self.is_over() {
                 return Ok(());
@@ -115,7 +119,7 @@ impl Recorder<'_> {
         }
     }
 
-    /// Records these files until the end, or the channel's.
+    /// Records these files until the recording is over or the channel has gone.
     fn record(&mut self, files: Vec<CpuFile>) -> Result<(), Failure> {
         let dir = &self.options.output;
         let rotation = self
@@ -143,7 +147,7 @@ impl Recorder<'_> {
         };
         self.left_since = None;
         let halt = &Halt::new()?;
-        // Out of `self`, of which the threads get a part.
+        // Moved out of `self`, because the threads borrow them.
         let mut recordings = std::mem::take(&mut self.recordings);
         let totals: Totals = totals(&recordings);
         let (sources, result) = thread::scope(|scope| {
@@ -169,14 +173,15 @@ impl Recorder<'_> {
             let (sources, results): (Vec<_>, Vec<_>) = ends.unzip();
             (sources, results.into_iter().fold(watched, Result::and))
         });
-        // Before the files are closed, which may be all that keeps the channel.
+        // Before the files are closed: they may be all that keeps the channel.
         self.tally.add(&self.place.stats_path());
         self.left.extend(sources.into_iter().filter_map(|(cpu, source)| Some((cpu, source.leave()?))));
         self.recordings = recordings;
         result
     }
 
-    /// Until it is over, or the channel has gone, or a thread has ended. If it is over, flushes.
+    /// Waits until the recording is over, the channel has gone, or a thread has ended. Flushes if the recording is
+    /// over.
     fn watch(
         &mut self,
         first: Option<&Identity>,
@@ -209,7 +214,7 @@ impl Recorder<'_> {
         self.stop.caught().is_some() || self.end.is_some_and(|end| Instant::now() >= end)
     }
 
-    /// Waits, until something has been mounted, or it is over, at the most.
+    /// Waits this time at most; ends early when something is mounted or the recording is over.
     fn rest(&self, time: Duration, mounts: Option<&Mounts>) -> Result<(), Failure> {
         let left = self.end.map_or(time, |end| end.saturating_duration_since(Instant::now()).min(time));
         let mut fds = vec![PollFd::new(self.stop.as_fd(), PollFlags::empty())];
@@ -230,17 +235,18 @@ fn totals(recordings: &BTreeMap<usize, Recording>) -> Totals {
 }
 
 fn recorded(totals: &Totals) -> Vec<Recorded> {
-    // Relaxed: numbers to look at.
+    // Relaxed: the numbers are only shown, and order nothing else.
     totals.iter().map(|(cpu, total)| (*cpu, total.load(Ordering::Relaxed))).collect()
 }
 
-/// Has every unfinished sub-buffer finished, so that nothing of it is left to be waited for. Who may not, or whose
-/// channel has just gone, gets what can be read without.
+/// Finishes every unfinished sub-buffer, so that all its content can be recorded.
+///
+/// Errors are ignored: without the right, or without the channel, the recording takes what it can read unflushed.
 fn flush(place: &Place) {
     let _ = fs::write(place.control_path("flush"), "1");
 }
 
-/// Most bytes that a buffer of the channel holds.
+/// The capacity of each buffer of the channel, in bytes.
 fn capacity(place: &Place) -> u64 {
     let number = |file| fs::read_to_string(place.control_path(file)).ok()?.trim().parse::<u64>().ok();
     number("subbuf_size")

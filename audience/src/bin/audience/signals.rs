@@ -1,11 +1,10 @@
-//! SIGINT and SIGTERM, where we have something to do before we end: a last read, or an unmount.
+//! Catches SIGINT and SIGTERM, for commands that end with a last read, or an unmount.
 //!
-//! The first one asks the main thread to end. That may be stuck, as in writing to a pipe that nobody empties:
-//! at a second signal, or some seconds later, another thread ends the program instead. (Only at the second
-//! signal while it records: what is in the buffers takes the time it takes to be written.)
+//! The first signal asks the main thread to end. That thread may be stuck, for instance in a write to a full pipe.
+//! Another thread therefore ends the program at a second signal, or some seconds later. While a recording runs, only a
+//! second signal does: writing what is in the buffers takes its time.
 //!
-//! (To block the signals and read them from a signalfd would be simpler, but what we run would inherit the
-//! block.)
+//! Blocked signals and a signalfd would be simpler, but the programs that this one runs would inherit the block.
 
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -20,22 +19,22 @@ use signal_hook::low_level::emulate_default_handler;
 
 use crate::error::Failure;
 
-/// How long the main thread usually has to end after the first signal.
+/// Usual time limit for the main thread to end after the first signal.
 pub(crate) const END_MAX: Duration = Duration::from_secs(3);
 
 /// A signal's number.
 pub(crate) type Signal = i32;
 
-/// Tells whether a signal has asked us to end.
+/// Says whether a signal has asked this process to end.
 #[derive(Debug)]
 pub(crate) struct Stop {
     caught: Arc<OnceLock<(Signal, Instant)>>,
-    /// Hangs up with the first signal, and stays so.
+    /// Hangs up at the first signal, and stays so.
     hung_up: PipeReader,
 }
 
 impl Stop {
-    /// The signal, and when it came.
+    /// The first signal, and when it came.
     pub(crate) fn caught(&self) -> Option<(Signal, Instant)> {
         self.caught.get().copied()
     }
@@ -46,8 +45,10 @@ impl Stop {
     }
 }
 
-/// From now on signals ask us to end, within this time, if there is any limit but a second signal. `clean_up` is
-/// for the end that cannot wait for the main thread.
+/// Catches signals from now on; each asks the process to end.
+///
+/// The process ends within `end_max` of the first signal; `None`: only a second signal ends it by force. Such an end
+/// does not wait for the main thread, so it calls `clean_up`.
 pub(crate) fn catch(
     end_max: Option<Duration>,
     clean_up: impl Fn() + Send + Sync + 'static,
@@ -67,10 +68,10 @@ pub(crate) fn catch(
             if line.take().is_none() {
                 end(signal);
             }
-            let _ = tell.set((signal, Instant::now())); // the first one stays
+            let _ = tell.set((signal, Instant::now())); // the first signal stays
             let Some(end_max) = end_max else { continue };
             let end = end.clone();
-            // If there is no thread for it, there is still the second signal.
+            // If no thread can be started, a second signal still ends the process.
             let _ = thread::Builder::new().spawn(move || {
                 thread::sleep(end_max);
                 end(signal);
@@ -81,8 +82,8 @@ pub(crate) fn catch(
     Ok(Stop { caught, hung_up })
 }
 
-/// Ends as if the signal had never been caught, so that whoever started us sees what happened.
+/// Ends as if the signal had never been caught, so that the parent process sees the cause.
 pub(crate) fn die_of(signal: Signal) -> ! {
     let _ = emulate_default_handler(signal);
-    process::exit(128 + signal) // not reached, unless the kernel does not let us
+    process::exit(128 + signal) // reached only if the default action cannot be taken
 }

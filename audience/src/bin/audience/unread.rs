@@ -1,4 +1,4 @@
-//! Which other channels have unread data, for a reader whose channel has none.
+//! Finds other channels with unread data, for a reader whose channel has none.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,9 +12,9 @@ use crate::amount::amount;
 use crate::channel_files::{Place, known};
 use crate::losses::split;
 
-/// Most channels that are looked into.
+/// Most channels that are checked.
 const LOOKED_AT_MAX: usize = 100;
-/// Most channels that are named.
+/// Most channels that the message names.
 const NAMED_MAX: usize = 5;
 
 /// Returns a line about the other channels with unread data; `None` if there are none.
@@ -38,7 +38,7 @@ pub(crate) fn elsewhere(place: &Place) -> Option<String> {
     ))
 }
 
-/// Unread bytes of all the channel's buffers. `None` if the channel has gone or its files may not be read.
+/// Unread bytes in all buffers of a channel. `None` if the channel has gone or its files may not be read.
 fn unread(place: &Place) -> Option<u64> {
     let mut header = [0; 4];
     let control = File::open(place.control_path("control")).ok()?;
@@ -46,7 +46,7 @@ fn unread(place: &Place) -> Option<u64> {
     Some(unread_of(&fs::read_to_string(place.stats_path()).ok()?, u32::from_le_bytes(header).into()))
 }
 
-/// The same by the text of `stats`. A buffer in which only a sub-buffer's header is unread has nothing to read.
+/// Unread bytes by the text of `stats`. A buffer in which only a sub-buffer's header is unread counts as empty.
 fn unread_of(stats: &str, header: u64) -> u64 {
     let mut buffers: BTreeMap<usize, u64> = BTreeMap::new();
     for (cpu, name, value) in stats.lines().filter_map(split) {
@@ -65,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unread_is_what_was_written_and_neither_read_nor_lost() {
+    fn unread_bytes_are_neither_read_nor_lost() {
         let stats = "cpu0.bytes 100\ncpu0.read_bytes 60\ncpu0.overwritten_bytes 10\ncpu0.discarded_bytes 5\n\
                      cpu1.bytes 16\ncpu1.read_bytes 0\ntotal.bytes 116\n";
         assert_eq!(unread_of(stats, 16), 25, "a header alone is nothing");

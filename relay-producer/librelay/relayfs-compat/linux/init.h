@@ -1,4 +1,4 @@
-/* What a relay module takes from the kernel's linux/init.h: nothing is thrown away after the start. See module.h. */
+/* The kernel's linux/init.h as relay modules use it: no code is discarded after the start. See module.h. */
 #ifndef RELAYFS_COMPAT_INIT_H
 #define RELAYFS_COMPAT_INIT_H
 

@@ -1,4 +1,4 @@
-/* What a relay module takes from the kernel's linux/kernel.h: printk, onto standard error. See module.h. */
+/* The kernel's linux/kernel.h as relay modules use it: printk writes to standard error. See module.h. */
 #ifndef RELAYFS_COMPAT_KERNEL_H
 #define RELAYFS_COMPAT_KERNEL_H
 
@@ -9,7 +9,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
-/* The system's own, which headers of the C library include. */
+/* The system's header of this name, which headers of the C library include. */
 #if defined(__has_include_next)
 #if __has_include_next(<linux/kernel.h>)
 #include_next <linux/kernel.h>
@@ -28,7 +28,7 @@
 #define KERN_DEFAULT ""
 #define KERN_CONT KERN_SOH "c"
 
-/* Without the level that may stand in front, also as "<6>". */
+/* Removes a level at the start, also one like "<6>". */
 static __attribute__((unused, format(printf, 1, 2))) int printk(const char *format, ...)
 {
 	va_list args;

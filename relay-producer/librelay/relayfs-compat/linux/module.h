@@ -1,10 +1,10 @@
 /*
- * What a relay module takes from the kernel's linux/module.h, for modules that are compiled into shared objects and run by
- * `relay-producer --load`:
+ * The kernel's linux/module.h as relay modules use it. Such a module is compiled into a shared object, which
+ * `relay-producer --load` runs:
  *
  *     cc -shared -fPIC -I/usr/local/include/relayfs-compat -o hello-mod.so hello-mod.c
  *
- * This directory is for them alone: others would miss the system's own headers of these names.
+ * This directory is for modules only: other programs would miss the system's headers of these names.
  */
 #ifndef RELAYFS_COMPAT_MODULE_H
 #define RELAYFS_COMPAT_MODULE_H
@@ -18,7 +18,7 @@
 #include <linux/kernel.h>
 #include <linux/string.h>
 
-/* A module has these two, by these names or by module_init and module_exit. */
+/* A module has these two functions, by these names or by module_init and module_exit. */
 int init_module(void);
 void cleanup_module(void);
 
@@ -28,7 +28,7 @@ void cleanup_module(void);
 struct module;
 #define THIS_MODULE ((struct module *)0)
 
-/* Declarations of nothing: what they say is for tools that look into files of the kernel's. */
+/* Empty declarations: these texts are for tools that inspect the kernel's module files. */
 #define MODULE_LICENSE(text) struct module
 #define MODULE_DESCRIPTION(text) struct module
 #define MODULE_AUTHOR(text) struct module

@@ -1,4 +1,4 @@
-/* The name that linux/relay.h had when relayfs was a file system of its own. See module.h. */
+/* The name of linux/relay.h when relayfs was a separate file system. See module.h. */
 #ifndef RELAYFS_COMPAT_RELAYFS_FS_H
 #define RELAYFS_COMPAT_RELAYFS_FS_H
 

@@ -14,78 +14,81 @@ use relay::layout::paths::mount_by_environment;
 use relay::{ChannelName, GeometrySpec};
 use relay_producer::{TransportChoice, Wait};
 
-/// The options that are about messages, which a module writes itself.
+/// Options about messages.
+/// A module writes its messages itself, so `--load` excludes these options.
 const OF_MESSAGES: [&str; 10] =
     ["channel", "create", "cpu", "no_newline", "null", "chunk", "wait", "flush", "transport", "messages"];
 
-/// Writes messages into a relay channel.
+/// Write messages into a relay channel
 ///
-/// Every MESSAGE, with a newline after it, is one message; without any, every line of standard input is one, its
-/// newline included.
+/// Each MESSAGE, followed by a newline, is one message. Without a MESSAGE, each line of standard input is one, with its
+/// newline.
 #[derive(Debug, Parser)]
 #[command(
     name = "relay-producer",
     version,
     after_help = "\
-A message that does not fit is dropped, and counted; --wait waits for a reader instead. `_` in an option's name is `-`.
-If relayfsd ends meanwhile, standard input that is a pipe, a socket or a terminal waits for the next one, for ever;
-MESSAGEs and files wait 10 s, beyond --wait.
+A message without room is dropped and counted; --wait waits for a reader instead.
+GEOMETRY is subbuf-size=64K:n-subbufs=8:overwrite:global:header=16; the daemon has
+defaults for missing parts. `_` in an option's name counts as `-`.
+If relayfsd ends meanwhile, input from a pipe, a socket or a terminal waits for the
+next one without limit; MESSAGEs and files wait 10 s, beyond --wait.
+--load runs init_module at the start, and cleanup_module at SIGINT (Ctrl-C) or
+SIGTERM; a second signal does not wait for it.
 
 Exit status: 0 all written, 1 error, 2 wrong usage, 3 some messages dropped."
 )]
 pub(crate) struct Options {
-    /// Mount point of a relayfs, or its socket [default: $RELAYFS, else /mnt/relay]
+    /// Mount point or socket of a relayfs [default: $RELAYFS, else /mnt/relay]
     #[arg(short, long, value_name = "PATH")]
     pub(crate) mount: Option<PathBuf>,
 
-    /// Channel to write to
+    /// Write to this channel
     #[arg(short, long, value_name = "NAME", default_value = DEFAULT_CHANNEL)]
     pub(crate) channel: ChannelName,
 
-    /// Create the channel if there is none; GEOMETRY is like subbuf-size=64K:n-subbufs=8:overwrite:global:header=16,
-    /// and what it leaves out is the daemon's default
+    /// Create the channel if it does not exist
     #[arg(long, value_name = "GEOMETRY", num_args = 0..=1, require_equals = true, default_missing_value = "")]
     pub(crate) create: Option<GeometrySpec>,
 
-    /// Write to the buffer of this CPU [default: the CPU it runs on]
+    /// Write to the buffer of this CPU [default: the CPU that the command runs on]
     #[arg(long, value_name = "N")]
     pub(crate) cpu: Option<usize>,
 
-    /// No newline after MESSAGE
+    /// Add no newline to a MESSAGE
     #[arg(short, long)]
     pub(crate) no_newline: bool,
 
-    /// Messages on standard input end with a NUL byte, which is part of them, instead of a newline
+    /// End messages on standard input at a NUL byte, which is part of them
     #[arg(short = '0', long, conflicts_with_all = ["chunk", "messages"])]
     pub(crate) null: bool,
 
-    /// Standard input is cut into messages of SIZE bytes (K, M, G: powers of 1024)
+    /// Cut standard input into messages of SIZE bytes (K, M, G: powers of 1024)
     #[arg(long, value_name = "SIZE", value_parser = chunk_size, conflicts_with = "messages")]
     pub(crate) chunk: Option<usize>,
 
-    /// Wait for room in the buffer instead of dropping, for ever or for so long: 5, 0.5, 100ms, 2s, 1m
+    /// Wait for room instead of dropping, at most DURATION: 5, 0.5, 100ms, 2s, 1m
     #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true, value_parser = wait,
           default_missing_value = "")]
     pub(crate) wait: Option<Wait>,
 
-    /// At the end, finish the current sub-buffer of every CPU
+    /// Finish the current sub-buffer of every CPU at the end
     #[arg(long)]
     pub(crate) flush: bool,
 
-    /// How messages get into the buffers
+    /// Choose how messages get into the buffers
     #[arg(long, value_enum, value_name = "HOW", default_value = "auto")]
     pub(crate) transport: TransportArg,
 
-    /// Say which channel, geometry and transport it is, and if that is the socket, why
+    /// Print channel, geometry and transport, and why the transport is the socket
     #[arg(short, long)]
     pub(crate) verbose: bool,
 
-    /// Run a module that was written for the kernel, compiled into this shared object: its init_module now, and its
-    /// cleanup_module at SIGINT (Ctrl-C) or SIGTERM; a second signal does not wait for it
+    /// Run a module written for the kernel, compiled into this shared object
     #[arg(long, value_name = "MODULE.so", conflicts_with_all = OF_MESSAGES)]
     pub(crate) load: Option<PathBuf>,
 
-    /// With --load: end after this time: 500ms, 10s, 5m
+    /// End the module after this time: 500ms, 10s, 5m
     #[arg(long = "for", value_name = "DURATION", requires = "load", conflicts_with_all = OF_MESSAGES,
           value_parser = parse_duration)]
     pub(crate) duration: Option<Duration>,
@@ -98,7 +101,7 @@ pub(crate) struct Options {
 /// `--transport`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TransportArg {
-    /// Write into shared buffers where that is possible, else send to the daemon
+    /// Write into shared buffers if possible, else send to the daemon
     Auto,
     /// Write into shared buffers, or fail
     Shared,
@@ -117,18 +120,18 @@ impl From<TransportArg> for TransportChoice {
 }
 
 impl Options {
-    /// The options of this process. Help is an error, too, one that prints itself.
+    /// Parses the options of this process. Help is an error, too, which prints itself.
     pub(crate) fn read() -> Result<Options, clap::Error> {
         Options::try_parse_from(dashed(env::args_os()))
     }
 
-    /// The mount point or socket that is meant.
+    /// Returns the mount point or socket to use.
     pub(crate) fn mount(&self) -> PathBuf {
         self.mount.clone().unwrap_or_else(mount_by_environment)
     }
 }
 
-/// `_` is `-` in the names of long options, up to the `--` that ends them.
+/// Replaces `_` by `-` in the names of long options, up to the `--` that ends them.
 fn dashed(args: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     let mut ended = false;
     args.map(move |arg| {
@@ -170,12 +173,12 @@ mod tests {
     }
 
     #[test]
-    fn the_options_are_consistent() {
+    fn options_are_consistent() {
         Options::command().debug_assert();
     }
 
     #[test]
-    fn values_are_optional_where_they_say_so_and_never_eat_a_message() {
+    fn optional_value_never_takes_a_message() {
         let options = parse(&["--create", "--wait", "hello"]).unwrap();
         assert_eq!(options.create, Some(GeometrySpec::default()));
         assert_eq!(options.wait, Some(Wait::Forever));
@@ -186,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn underscores_are_dashes_in_names_and_nowhere_else() {
+    fn underscore_is_a_dash_in_option_names_only() {
         let options = parse(&["--no_newline", "--channel=my_log", "a_b", "--", "--c_d"]).unwrap();
         assert!(options.no_newline);
         assert_eq!(options.channel.as_str(), "my_log");
@@ -194,14 +197,14 @@ mod tests {
     }
 
     #[test]
-    fn a_module_has_a_place_and_a_time() {
+    fn module_takes_mount_and_time() {
         let options = parse(&["--load", "m.so", "--for=2s", "-v", "-m", "/x"]).unwrap();
         assert_eq!(options.duration, Some(Duration::from_secs(2)));
         assert_eq!(options.mount(), PathBuf::from("/x"));
     }
 
     #[test]
-    fn what_makes_no_sense_is_refused() {
+    fn contradictory_options_are_refused() {
         for args in [
             &["--chunk=0"][..],
             &["--chunk=1X"],

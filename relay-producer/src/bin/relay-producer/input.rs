@@ -1,5 +1,6 @@
-//! Cuts standard input into messages: big reads, no memory of their own for messages, and nothing held back when the
-//! input pauses.
+//! Cuts standard input into messages.
+//!
+//! It uses large reads, allocates no memory for messages, and holds no message back when the input pauses.
 
 use std::io::{self, Read};
 use std::os::fd::AsFd;
@@ -7,32 +8,33 @@ use std::os::fd::AsFd;
 use memchr::memchr_iter;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Bytes asked for at once.
+/// Bytes of one read.
 const READ_SIZE: usize = 256 << 10;
 
-/// Where a message ends.
+/// The end of a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// After each of these bytes, which belong to the messages they end.
     After(u8),
-    /// After so many bytes.
+    /// After this many bytes.
     Every(usize),
 }
 
-/// Who takes the messages.
+/// The receiver of the messages.
 pub(crate) trait Sink {
-    /// What can go wrong with that.
+    /// The error of the receiver.
     type Error: From<io::Error>;
     /// Takes a message, the `number`th, counted from 1.
     fn message(&mut self, number: u64, message: &[u8]) -> Result<(), Self::Error>;
-    /// Hears of a message that is over the limit and was skipped.
+    /// Takes note of a message over the limit, which was skipped.
     fn skipped(&mut self, number: u64) -> Result<(), Self::Error>;
-    /// There is no more input at the moment.
+    /// Called when there is no more input at the moment.
     fn pause(&mut self) -> Result<(), Self::Error>;
 }
 
-/// Feeds `sink` with all messages of `source`. Those of more than `limit` bytes are skipped, or, if they happen to be
-/// in memory as a whole, left to the sink; never is more than the limit and one read in memory.
+/// Feeds `sink` with all messages of `source`.
+/// Messages of more than `limit` bytes are skipped; one that happens to be in memory as a whole is left to the sink.
+/// Memory holds at most the limit and one read.
 pub(crate) fn feed<R: Read + AsFd, S: Sink>(
     mut source: R,
     cut: Cut,
@@ -42,7 +44,7 @@ pub(crate) fn feed<R: Read + AsFd, S: Sink>(
     let mut buffer = vec![0; limit + READ_SIZE];
     // Bytes of an unfinished message at the start of the buffer.
     let mut kept = 0;
-    // Whether the beginning of the message that is being read was thrown away.
+    // Whether the beginning of the present message was discarded.
     let mut skipping = false;
     let mut number = 1;
     loop {
@@ -95,9 +97,9 @@ pub(crate) fn feed<R: Read + AsFd, S: Sink>(
     }
 }
 
-/// Whether a read would find something at once; the end counts as something.
+/// Returns whether a read would return at once; the end of input counts.
 fn has_more(source: &impl AsFd) -> bool {
-    // Should poll fail, whatever is next will tell why.
+    // If poll fails, the next read tells why.
     poll(&mut [PollFd::new(source.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) != Ok(0)
 }
 
@@ -138,7 +140,7 @@ mod tests {
         }
     }
 
-    /// Gives its bytes out in pieces of one length. The descriptor is any one.
+    /// Returns its bytes in pieces of one length. The descriptor can be any.
     struct Pieces<'a>(&'a [u8], usize, io::Stdin);
 
     impl Read for Pieces<'_> {
@@ -161,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_keep_their_newline_and_the_last_one_may_lack_it() {
+    fn lines_keep_their_newline_if_they_have_one() {
         for read in 1..20 {
             let got = events(b"one\n\ntwo\nthree", Cut::After(b'\n'), 100, read);
             let lines = [&b"one\n"[..], b"\n", b"two\n", b"three"];
@@ -186,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_over_the_limit_is_skipped_and_counted_and_the_rest_goes_on() {
+    fn line_over_the_limit_is_skipped() {
         let long = "x".repeat(3 * READ_SIZE);
         let text = format!("first\n{long}\nthird\n{long}");
         for read in [1000, 4099, READ_SIZE] {
@@ -203,7 +205,7 @@ mod tests {
         );
     }
 
-    /// Tells of every pause, and of nothing else.
+    /// Sends a signal at every pause, and ignores messages.
     struct Pauses(mpsc::Sender<()>);
 
     impl Sink for Pauses {
@@ -223,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_noticed_while_the_input_stays_open() {
+    fn pause_of_open_input_is_noticed() {
         let (input, mut output) = io::pipe().unwrap();
         let (sender, pauses) = mpsc::channel();
         let feeder = thread::spawn(move || feed(input, Cut::After(b'\n'), 100, &mut Pauses(sender)));

@@ -1,4 +1,4 @@
-//! The command `relay-producer`: messages from its arguments or from standard input into a channel.
+//! The command `relay-producer`: writes arguments or standard input into a channel.
 
 mod cli;
 mod input;
@@ -23,7 +23,7 @@ use input::{Cut, Sink, feed};
 const USAGE: u8 = 2;
 const DROPPED: u8 = 3;
 
-/// Why not everything was tried.
+/// The reason for which the command stopped early.
 #[derive(Debug, Error)]
 enum Failure {
     #[error("{error}{}", open_advice(.error))]
@@ -43,7 +43,7 @@ enum Failure {
     Midway { cause: Box<Failure>, written: u64 },
 }
 
-/// What an option of this command can do about a channel that cannot be opened.
+/// Returns the option of this command that helps with a channel that cannot be opened.
 fn open_advice(error: &OpenError) -> &'static str {
     match error {
         OpenError::Refused(refused) if refused.errno == Errno::ENOENT as i32 => "; use --create to create it",
@@ -52,7 +52,7 @@ fn open_advice(error: &OpenError) -> &'static str {
 }
 
 fn main() -> ExitCode {
-    // Where that fails, the limit ends the program, as it would any.
+    // If this fails, the limit ends the program by SIGXFSZ.
     let _ = relay::system::signals::report_size_limit();
     let options = match Options::read() {
         Ok(options) => options,
@@ -95,7 +95,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Writes the messages. Returns what became of them, and the longest message of the channel, in bytes.
+/// Writes the messages.
+/// Returns their counts, and the length of the channel's longest message in bytes.
 fn run(options: &Options) -> Result<(Counts, usize), Failure> {
     if options.messages.is_empty() {
         relay_stdio::input()?;
@@ -141,22 +142,22 @@ fn run(options: &Options) -> Result<(Counts, usize), Failure> {
     outcome.map(|counts| (counts, max)).map_err(|cause| Failure::Midway { cause: Box::new(cause), written })
 }
 
-/// A batch, and what is said of messages that are too long for it.
+/// A batch, and the limit that is reported for messages that are too long.
 struct Producer {
     batch: Batch,
     /// Longest message of the channel, in bytes.
     message_max: usize,
 }
 
-/// Whether input comes as it is written: from a pipe, a socket or a terminal. A program that writes it would get a SIGPIPE if
-/// this one ended with its daemon.
+/// Returns whether input is a pipe, a socket or a terminal, where it comes as it is written.
+/// The program that writes it would get a SIGPIPE if this one ended with its daemon.
 fn is_stream(input: &impl AsFd) -> io::Result<bool> {
     let kind = SFlag::from_bits_truncate(fstat(input)?.st_mode) & SFlag::S_IFMT;
     Ok([SFlag::S_IFIFO, SFlag::S_IFSOCK, SFlag::S_IFCHR].contains(&kind))
 }
 
 impl Producer {
-    /// Waits for the next daemon, for as long as it takes, and says so.
+    /// Makes the batch wait for the next daemon without limit, and report that.
     fn outlive_daemons(&mut self, mount: PathBuf) {
         let mount = mount.display().to_string();
         self.batch.outlive_daemons(move |event| match event {
@@ -200,7 +201,7 @@ impl Sink for Producer {
 
     fn message(&mut self, number: u64, message: &[u8]) -> Result<(), Failure> {
         if message.len() > self.message_max {
-            // Pushed all the same, as far as it can be: the daemon is to count it.
+            // Pushed all the same: the daemon counts it if it gets there.
             self.tell_skipped(number);
         }
         Ok(self.batch.push(message)?)
@@ -217,7 +218,8 @@ impl Sink for Producer {
     }
 }
 
-/// What was dropped, why, and what helps that was not tried. `max` is the longest message of the channel, in bytes.
+/// Describes the dropped messages, causes and remedies.
+/// `max` is the channel's longest message, in bytes.
 fn losses(Counts { written, dropped, too_big }: Counts, wait: Wait, max: usize) -> String {
     let mut causes = Vec::new();
     if dropped > 0 {
@@ -236,7 +238,7 @@ fn losses(Counts { written, dropped, too_big }: Counts, wait: Wait, max: usize) 
     format!("{} of {total} messages dropped: {}", total.saturating_sub(written), causes.join(", "))
 }
 
-/// One line on stderr. A stderr that takes nothing is no reason to fail.
+/// Writes one line to standard error. A failure to write it is ignored.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "relay-producer: {line}");
 }

@@ -1,5 +1,6 @@
-//! Giving back sub-buffers that were read by other means: in a mapping. The kernel's `relay_subbufs_consumed`, which
-//! clients call there, for clients that are processes, and may not be alone.
+//! Giving back sub-buffers read in a mapping: the kernel's `relay_subbufs_consumed`.
+//!
+//! The kernel's clients call that function directly. Here the clients are processes, and there may be several.
 
 use thiserror::Error;
 
@@ -8,32 +9,35 @@ use crate::layout::position::Position;
 use crate::memory::sync::Ordering;
 use crate::ring::buffer::add;
 
-/// Why nothing was given back.
+/// The reason for which no sub-buffer was given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum ConsumeError {
-    /// The next sub-buffer to be read is another one: somebody else was there first, or the writer.
+    /// The next unread sub-buffer is another one.
+    /// Another reader or the writer took the expected one.
     #[error("the next sub-buffer is number {next}")]
     Stale {
-        /// Its number.
+        /// Number of the next unread sub-buffer.
         next: u64,
     },
-    /// So many are not finished.
+    /// Fewer sub-buffers are finished.
     #[error("only {finished} sub-buffers are finished")]
     TooMany {
-        /// How many are.
+        /// Number of finished sub-buffers.
         finished: u64,
     },
 }
 
 impl Reader {
-    /// Number of the next sub-buffer to be found in a mapping: how many were finished before it since the channel was
-    /// created. In overwrite mode that is the oldest that is still whole.
+    /// Returns the number of the next sub-buffer that a mapping can see.
+    /// The number counts the sub-buffers finished before it since the channel was created. In overwrite mode the next
+    /// sub-buffer is the oldest that is still whole.
     pub fn next_number(&self) -> u64 {
         self.number_of(self.next_whole())
     }
 
-    /// Gives back `count` finished sub-buffers, a partly read one counting as one, if the first of them has number `from`,
-    /// where that is given. Returns whether any was; an error changes nothing.
+    /// Gives back `count` finished sub-buffers; a partly read one counts as one.
+    /// If `from` is given, it must be the number of the first of them. Returns whether any was given back; an error
+    /// changes nothing.
     pub fn consume(&mut self, from: Option<u64>, count: u64) -> Result<bool, ConsumeError> {
         let (consumed, first) = (self.cursor, self.next_whole());
         let next = self.number_of(first);
@@ -48,7 +52,7 @@ impl Reader {
             return Ok(false);
         }
         self.note_high_water();
-        self.drop_pending(); // of the first of them, or of one that the writer has taken meanwhile
+        self.drop_pending(); // belongs to the first of them, or to one that the writer has taken
         let widths = *self.buffer.widths();
         let end = (0..count).fold(widths.at(first, 0), |position, _| widths.next(position));
         for _ in 0..self.steps_max() {
@@ -57,7 +61,7 @@ impl Reader {
             }
             let unread = self.readable().len.saturating_sub(widths.offset(self.cursor));
             if self.lapped() {
-                // These are gone, and counted.
+                // `catch_up` counts the overwritten ones.
                 if !self.catch_up() {
                     break;
                 }
@@ -71,7 +75,7 @@ impl Reader {
         Ok(widths.before(consumed, self.cursor))
     }
 
-    /// The cursor, unless the writer was there first.
+    /// Returns the cursor, or the oldest whole sub-buffer if the writer has lapped the cursor.
     fn next_whole(&self) -> Position {
         if self.lapped() { self.buffer.oldest_whole() } else { self.cursor }
     }

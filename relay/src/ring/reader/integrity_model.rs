@@ -1,4 +1,6 @@
-//! Takes the place of `integrity.rs` in models, where everybody keeps to the rules: looks more would only be more orders to try.
+//! Replaces `integrity.rs` in models, whose threads are all correct.
+//!
+//! The loads of checks would only add orders to try.
 
 use super::{Readable, Reader};
 use crate::layout::position::Position;

@@ -1,24 +1,22 @@
-//! Reading in overwrite mode: the writer asks nobody, so bytes are copied, and then `begun` tells whether they were still whole.
+//! Reading in overwrite mode: copies bytes, then checks by `begun` that they were whole.
 
 use super::{Reader, TRIES_MAX};
-use crate::layout::geometry::Mode;
-use crate::layout::position::Position;
 use crate::memory::sync::{Ordering, fence};
-use crate::ring::buffer::{Buffer, add};
+use crate::ring::buffer::add;
 
-/// What the writer has overwritten before it was read.
+/// The unread part that the writer has overwritten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overwritten {
-    /// Bytes.
+    /// Number of bytes.
     pub bytes: u64,
-    /// Sub-buffers, also those of which a part was read.
+    /// Number of sub-buffers, partly read ones included.
     pub subbufs: u64,
 }
 
 impl Reader {
-    /// What the writer has overwritten and no read has found out yet, so that no counter has it.
+    /// Returns the overwritten part that no read has noticed and no counter has yet.
     ///
-    /// The next read counts at least as much. What is kept of a copy is not lost: the next read delivers that first.
+    /// The next read counts at least as much. Bytes in a kept copy are not lost: the next read delivers them first.
     pub fn overwritten_unread(&self) -> Overwritten {
         let mut seen = Overwritten::default();
         for _ in 0..TRIES_MAX {
@@ -27,7 +25,8 @@ impl Reader {
             }
             let state = self.state();
             let oldest = self.buffer.oldest_whole();
-            // Where a single sub-buffer is being begun, no more is known than that all before the writer's is lost.
+            // While a writer begins the only sub-buffer, all before the writer's position is lost, and no more is
+            // known.
             let first = if self.buffer.widths().before(state, oldest) { state } else { oldest };
             let begin = self.buffer.record(first).begin.load(Ordering::Relaxed);
             let kept = (self.pending.len() - self.pending_at) as u64;
@@ -35,16 +34,19 @@ impl Reader {
                 bytes: begin.saturating_sub(self.stream.saturating_add(kept)),
                 subbufs: self.buffer.widths().count(self.cursor, first).max(0).cast_unsigned(),
             };
-            // F, pairs with E: the record is that of `first` unless the writer has gone on by then.
+            // F, pairs with E: the record is that of `first` unless the writer has moved on by then. The record
+            // of the writer's own sub-buffer is written again before `begun` moves, but behind `state`.
             fence(Ordering::Acquire);
-            if self.buffer.oldest_whole() == oldest {
+            let is_old = first != oldest && self.buffer.widths().before(state, self.state());
+            if self.buffer.oldest_whole() == oldest && !is_old {
                 break;
             }
         }
         seen
     }
 
-    /// R1-R3 for a ring that the writer may overwrite at any moment. Fills `out`, which is empty, up to `count`.
+    /// Applies R1-R3 to a ring that the writer may overwrite at any moment.
+    /// Fills `out`, which is empty, up to `count`.
     pub(super) fn read_copied(&mut self, count: usize, out: &mut Vec<u8>) {
         self.deliver_pending(count, out);
         let mut lapped = 0;
@@ -57,7 +59,7 @@ impl Reader {
                 return;
             }
             if self.skipping && self.stream != at {
-                return; // how far there is to go yet, `count` does not say any more
+                return; // `count` no longer is the distance to the target
             }
             let readable = self.readable();
             let len = readable.len.saturating_sub(self.buffer.widths().offset(self.cursor));
@@ -80,7 +82,8 @@ impl Reader {
         }
     }
 
-    /// Appends the `len` bytes at the cursor to `out`, unless the writer has begun to overwrite their sub-buffer.
+    /// Appends the `len` bytes at the cursor to `out`, and returns whether they are whole.
+    /// False: the writer has begun to overwrite their sub-buffer, and nothing was appended.
     pub(super) fn copy_whole(&self, len: usize, out: &mut Vec<u8>) -> bool {
         let old_len = out.len();
         let copied = self.buffer.data().copy_out(self.buffer.ring_offset(self.cursor), len, out);
@@ -91,7 +94,7 @@ impl Reader {
         whole
     }
 
-    /// Moves bytes kept from an earlier copy to `out`, at most until that has `count`.
+    /// Moves bytes of an earlier copy to `out`, until `out` has `count` or the copy is used up.
     pub(super) fn deliver_pending(&mut self, count: usize, out: &mut Vec<u8>) {
         let rest = &self.pending[self.pending_at..];
         let len = rest.len().min(count - out.len());
@@ -100,7 +103,7 @@ impl Reader {
         self.advance(len);
         if len > 0 && self.pending_at == self.pending.len() {
             self.drop_pending();
-            // Reading the last byte of a finished sub-buffer credits it, if it is still there to ask.
+            // Reading the last byte of a finished sub-buffer credits it, if the writer has not overwritten its record.
             let readable = self.readable();
             let read_to_end = readable.finished && self.buffer.widths().offset(self.cursor) == readable.len;
             if read_to_end && !self.lapped() {
@@ -109,13 +112,13 @@ impl Reader {
         }
     }
 
-    /// Frees the copy too: it may be as large as a sub-buffer.
+    /// Frees the kept copy, which may be as large as a sub-buffer.
     pub(super) fn drop_pending(&mut self) {
         (self.pending, self.pending_at) = (Vec::new(), 0);
     }
 
-    /// Overwrite mode: goes to the oldest sub-buffer that is still whole, if the cursor's is not (R2). The kernel
-    /// gives up that sub-buffer as soon as the next one is begun. False: there is none.
+    /// Moves the cursor to the oldest whole sub-buffer if its own is overwritten (R2).
+    /// The kernel gives up a sub-buffer as soon as the next one is begun. False: no sub-buffer is whole.
     pub(super) fn catch_up(&mut self) -> bool {
         if !self.lapped() {
             return true;
@@ -123,15 +126,15 @@ impl Reader {
         let mut oldest = self.buffer.oldest_whole();
         let mut begin = 0;
         for _ in 0..TRIES_MAX {
-            // With a single sub-buffer that is the one a writer was about to begin. Should it have died of that, others
-            // append before it, and where it will begin is not known yet.
+            // In a ring of one, the oldest is the sub-buffer that a writer was about to begin. If that writer died,
+            // other writers append before it, and where it will begin is not known yet.
             let state = self.state();
             if self.buffer.widths().before(state, oldest) {
                 self.check_begun(state, oldest);
                 return false;
             }
             begin = self.buffer.record(oldest).begin.load(Ordering::Relaxed);
-            // F, pairs with E: the record is that of `oldest` unless the writer has gone on by then.
+            // F, pairs with E: the record is that of `oldest` unless the writer has moved on by then.
             fence(Ordering::Acquire);
             let later = self.buffer.oldest_whole();
             if later == oldest {
@@ -140,7 +143,7 @@ impl Reader {
             oldest = later;
         }
         if self.buffer.widths().before(oldest, self.cursor) {
-            self.check_back(); // the writer does not go back, so this is not its doing
+            self.check_back(); // a correct writer never moves `begun` back
             return false;
         }
         let block = self.buffer.block();
@@ -154,27 +157,8 @@ impl Reader {
         true
     }
 
-    /// Whether the writer has begun to overwrite the cursor's sub-buffer.
+    /// Returns whether the writer has begun to overwrite the cursor's sub-buffer.
     pub(super) fn lapped(&self) -> bool {
         self.buffer.lapped(self.cursor)
-    }
-}
-
-/// For [`MappedReader`](crate::ring::mapped_reader::MappedReader) as well.
-impl Buffer {
-    /// Whether the writer has begun to overwrite the sub-buffer at `position`; never in no-overwrite mode.
-    pub(crate) fn lapped(&self, position: Position) -> bool {
-        if self.geometry().mode() == Mode::NoOverwrite {
-            return false;
-        }
-        // F, pairs with E: what was copied or looked up before, comes before the look at `begun`.
-        fence(Ordering::Acquire);
-        self.widths().before(position, self.oldest_whole())
-    }
-
-    /// The oldest sub-buffer that no writer has begun to overwrite.
-    pub(crate) fn oldest_whole(&self) -> Position {
-        // Acquire: what is found there was written before the writer went on to `begun`.
-        self.widths().oldest(Position(self.block().begun.load(Ordering::Acquire)))
     }
 }

@@ -1,7 +1,7 @@
-//! Going on with a buffer that another reader has left, perhaps by dying in the middle of something.
+//! Resuming a buffer that another reader has left, perhaps by dying in the middle of a read.
 //!
-//! What it left may have been written by anybody who had the files, so each number is checked against the others before
-//! it is gone by. Producers may go on writing all the while.
+//! Any process with the files may have written what the other reader left. Each number is therefore checked against the
+//! others before the reader uses it. Producers may keep writing during the checks.
 
 use thiserror::Error;
 
@@ -11,38 +11,38 @@ use crate::layout::position::Position;
 use crate::memory::sync::Ordering;
 use crate::ring::buffer::Buffer;
 
-/// What is wrong with a buffer that was left.
+/// The fault of a buffer that was left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Unsound {
-    /// A word is no position of a channel of this geometry.
+    /// A word is not a position in a channel of this geometry.
     #[error("its word '{word}' says {value:#x}, which is no position in it")]
     Word {
-        /// The word's name.
+        /// Name of the word.
         word: &'static str,
-        /// What it says.
+        /// Value of the word.
         value: u64,
     },
-    /// Reader and writer are where they cannot be at the same time.
+    /// Reader and writer are further apart than a buffer allows.
     #[error("the reader is {0} sub-buffers behind the writer, which cannot be")]
     Apart(i64),
-    /// The sub-buffer begun last is not near the writer's.
+    /// The newest begun sub-buffer is not near the writer's.
     #[error("the writer has begun a sub-buffer {0} away from its own")]
     Begun(i64),
-    /// More was read of a sub-buffer than there is in it.
+    /// More bytes were read of a sub-buffer than it has.
     #[error("{offset} bytes are read of a sub-buffer of {len}")]
     ReadBeyond {
         /// Bytes read.
         offset: usize,
-        /// Bytes there are.
+        /// Bytes in the sub-buffer.
         len: usize,
     },
-    /// What is said of one sub-buffer does not go with what is said of the next.
+    /// The record of one sub-buffer does not fit that of the next.
     #[error("the record of sub-buffer {0} does not go with the next one's")]
     Record(u64),
-    /// The counters tell of more bytes than were written.
+    /// The counters have more bytes than were written.
     #[error("{counted} bytes are counted as read or lost, of {size} that were written")]
     Counters {
-        /// Bytes the counters tell of.
+        /// Sum of the counters of bytes.
         counted: u64,
         /// Bytes written.
         size: u64,
@@ -50,11 +50,11 @@ pub enum Unsound {
 }
 
 impl Reader {
-    /// The reading end of a buffer where the last one left off, after a look at all that it goes by. There must be only one
-    /// at a time.
+    /// Checks a buffer that an earlier reader left, and creates its reading end.
+    /// There must be only one at a time.
     ///
-    /// What the last one had replied but not counted is counted now. If it was about to reset the buffer, that is left to
-    /// be done: see [`Reader::is_half_reset`].
+    /// Counts the bytes that the last reader had replied but not counted. A reset that it had begun stays undone: see
+    /// [`Reader::is_half_reset`].
     pub fn resume(buffer: Buffer) -> Result<Reader, Unsound> {
         let mut reader = Reader::new(buffer);
         if let Some(read_bytes) = reader.check()? {
@@ -63,16 +63,16 @@ impl Reader {
         Ok(reader)
     }
 
-    /// The same for who looks, without asking the daemon if there is one, and changes nothing: only for snapshots and the
-    /// like. A buffer that is not sound is read as well as it can be.
+    /// Creates a reading end for an observer that does not ask the daemon and changes nothing.
+    /// It is for snapshots and the like. An unsound buffer is read as far as possible.
     pub fn look(buffer: Buffer) -> (Reader, Option<Unsound>) {
         let mut reader = Reader::new(buffer);
         let unsound = reader.check().err();
         (reader, unsound)
     }
 
-    /// Checks all that the reader goes by, and finds out what it did not know. Returns what the counter of read bytes has to
-    /// be set to, if to anything.
+    /// Checks all words that the reader uses, and derives its missing values.
+    /// Returns the new value of the counter of read bytes, if it has to change.
     fn check(&mut self) -> Result<Option<u64>, Unsound> {
         self.look_back();
         let (state, begun) = self.state_and_begun();
@@ -80,13 +80,13 @@ impl Reader {
         let widths = *self.buffer.widths();
         let n_subbufs = self.buffer.geometry().n_subbufs() as i64;
         let block = self.buffer.block();
-        // Relaxed: counters, and only who reads writes these.
+        // Relaxed: counters, and only the reader writes these.
         let get = |counter: &crate::memory::sync::AtomicU64| counter.load(Ordering::Relaxed);
         let lost = get(&block.overwritten_bytes).wrapping_add(get(&block.discarded_bytes));
         let counted = get(&block.read_bytes).wrapping_add(lost);
         let size = self.size();
-        // Of a sub-buffer that is overwritten, or not begun yet, there is no record; one of a lap ago may be gone where a
-        // buffer was ended while blocked.
+        // An overwritten sub-buffer, or one not begun yet, has no record. The record of one lap ago may be gone where a
+        // blocked buffer was ended.
         let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
         if behind < 0 || behind > n_subbufs || self.lapped() {
             if counted > size {
@@ -110,13 +110,13 @@ impl Reader {
         Ok(Some(self.stream - lost))
     }
 
-    /// Whether the last reader died between the steps of a [`reset`](Reader::reset), which is then to be done again before
-    /// anything else.
+    /// Returns whether the last reader died between the steps of a [`reset`](Reader::reset).
+    /// The caller must then reset again before anything else.
     pub fn is_half_reset(&self) -> bool {
         self.buffer.widths().before(self.state(), self.cursor)
     }
 
-    /// Both words as they were at one time, unless the writer never stops.
+    /// Returns both words as of one time, unless the writer never pauses.
     fn state_and_begun(&self) -> (Position, Position) {
         let begun = || Position(self.buffer.block().begun.load(Ordering::Acquire));
         let mut seen = (self.state(), begun());
@@ -130,7 +130,7 @@ impl Reader {
         seen
     }
 
-    /// How many sub-buffers the reader is behind the writer; negative after half a reset.
+    /// Returns the number of sub-buffers from reader to writer; negative after half a reset.
     fn check_positions(&self, state: Position, begun: Position) -> Result<i64, Unsound> {
         let widths = self.buffer.widths();
         let n_subbufs = self.buffer.geometry().n_subbufs() as i64;
@@ -142,7 +142,7 @@ impl Reader {
         }
         let behind = widths.count(self.cursor, state);
         let half_reset = self.cursor == widths.next_lap(state);
-        // Ending a blocked buffer goes one further than a writer would.
+        // Ending a blocked buffer moves the state one further than a writer would.
         let may_be = match self.buffer.geometry().mode() {
             Mode::NoOverwrite => (0..2 * n_subbufs + 1).contains(&behind),
             Mode::Overwrite => behind >= 0,
@@ -157,13 +157,14 @@ impl Reader {
         Ok(behind)
     }
 
-    /// Numbers and stream positions of what is unread follow one another. Nobody changes them while it is unread.
+    /// Checks that numbers and stream positions of unread sub-buffers follow one another.
+    /// No writer changes them while they are unread.
     fn check_records(&self, state: Position, behind: i64) -> Result<(), Unsound> {
         let buffer = &self.buffer;
         let mut position = self.cursor;
         for _ in 0..behind {
             let next = buffer.widths().next(position);
-            if !self.goes_on(position, next) {
+            if !self.records_follow(position, next) {
                 return Err(Unsound::Record(buffer.record(position).number.load(Ordering::Relaxed)));
             }
             position = next;

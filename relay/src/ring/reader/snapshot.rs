@@ -1,37 +1,38 @@
-//! A copy of what a buffer holds, which consumes nothing.
+//! Snapshot: a copy of a buffer's contents that consumes nothing.
 
 use super::Reader;
 use crate::layout::geometry::Mode;
 use crate::layout::position::Position;
 use crate::memory::sync::Ordering;
 
-/// Tries at getting anything at all of a ring that the writer goes round faster than it can be copied.
+/// Tries to copy anything from a ring that the writer overwrites faster than that.
 const TRIES_MAX: u32 = 16;
 
-/// How far a snapshot goes, so that memory for it can be had before it is taken; and how far it has been taken.
+/// The range of a snapshot, and how far it has been copied.
+/// It is known before the copy, so that memory can be reserved.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
-    /// Where the writer was.
+    /// Position of the writer when the snapshot began.
     end: Position,
-    /// Bytes that a snapshot up to there takes at most.
+    /// Most bytes that a snapshot up to `end` has.
     max: usize,
-    /// The next sub-buffer. `None`: the first.
+    /// The next sub-buffer to copy. `None`: the first.
     at: Option<Position>,
     /// Sub-buffers looked at since the first.
     n_taken: usize,
-    /// How often it was begun again.
+    /// Number of times the copy has started over.
     n_tries: u32,
 }
 
 impl Extent {
-    /// Bytes that a snapshot takes at most.
+    /// Returns the most bytes that a snapshot has.
     pub fn max(&self) -> usize {
         self.max
     }
 }
 
 impl Reader {
-    /// Bytes that a snapshot would have, as of now; in overwrite mode, at most.
+    /// Returns the bytes that a snapshot would have now, in overwrite mode at most.
     pub fn snapshot_len(&self) -> u64 {
         match self.buffer.geometry().mode() {
             Mode::NoOverwrite => self.unread().min(self.buffer.geometry().buffer_size()),
@@ -39,11 +40,11 @@ impl Reader {
         }
     }
 
-    /// How far a snapshot goes that begins now. In overwrite mode the writer may be gone round the ring before it is taken,
-    /// and it goes further then.
+    /// Returns the range of a snapshot that begins now.
+    /// In overwrite mode the writer may lap the snapshot, whose range then moves on.
     pub fn snapshot_extent(&self) -> Extent {
         let end = self.state();
-        // After `end`, so not less than there is up to it.
+        // After `end`, so that it covers at least the bytes up to `end`.
         let max = match self.buffer.geometry().mode() {
             Mode::NoOverwrite => self.snapshot_len(),
             Mode::Overwrite => self.buffer.geometry().buffer_size(),
@@ -51,15 +52,17 @@ impl Reader {
         Extent { end, max: max.try_into().unwrap_or(usize::MAX), at: None, n_taken: 0, n_tries: 0 }
     }
 
-    /// Copies what is unread, or in overwrite mode all that is still whole, read or not, since the last reset; up to the
-    /// last message before the extent's end. `out` is empty.
+    /// Copies the unread bytes up to the last message before the extent's end.
+    /// `out` must be empty. In overwrite mode it copies everything since the last reset that is still whole, read or
+    /// not.
     pub fn snapshot(&self, mut extent: Extent, out: &mut Vec<u8>) {
         while self.snapshot_part(&mut extent, out) {}
     }
 
-    /// Copies one sub-buffer of a snapshot, behind what `out` has of it, and returns whether there is more. For those with whom
-    /// others wait for the reader: they need not wait for all of a ring. What others read, reset or overwrite between two parts
-    /// is left out, and all before, so that what is there goes on from byte to byte.
+    /// Copies one sub-buffer of a snapshot, and returns whether there is more.
+    /// The bytes are appended to `out`, which has the earlier parts. Callers copy in parts so that others wait for the
+    /// reader only briefly. Bytes that others read, reset or overwrite between two parts are left out, with all before
+    /// them. The copy therefore has no gap.
     pub fn snapshot_part(&self, extent: &mut Extent, out: &mut Vec<u8>) -> bool {
         let widths = self.buffer.widths();
         let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
@@ -76,7 +79,7 @@ impl Reader {
             None => self.cursor,
         };
         let readable = self.readable_at(at, extent.end);
-        // More than `max` would be the doing of a peer that does not keep to the rules.
+        // Only a hostile peer can make it more than `max`.
         let len = readable.len.saturating_sub(widths.offset(at)).min(extent.max - out.len());
         self.buffer.data().copy_out(self.buffer.ring_offset(at), len, out);
         if self.buffer.lapped(at) {
@@ -87,7 +90,7 @@ impl Reader {
         if readable.finished && extent.n_taken <= self.buffer.geometry().n_subbufs() {
             return true;
         }
-        // A writer may have gone round the ring before anything could be copied.
+        // The writer may have lapped the whole copy.
         extent.n_tries += 1;
         if !overwrite || !out.is_empty() || self.size() == 0 || extent.n_tries >= TRIES_MAX {
             return false;
@@ -96,13 +99,14 @@ impl Reader {
         true
     }
 
-    /// Finds, for a reader that begins with a buffer that was in use, how far back the last reset was, if it is not
-    /// overwritten. Where one was, the records do not go on: it passes over slots, and leaves behind a sub-buffer that was not
-    /// finished, and whose number the next one takes over. (With next to nothing written since the creation or the last resets, an
-    /// old record may seem to go on after all. Then some of what was reset shows again, and nothing is missing.)
+    /// Finds the last reset of a used buffer, and sets `floor` behind it.
+    /// If its place is overwritten, `floor` is the oldest whole sub-buffer.
+    /// A reset skips slots and leaves an unfinished sub-buffer, whose number the next one takes over. So the records
+    /// across a reset do not follow one another. Shortly after the creation or the last resets an old record may seem
+    /// to follow all the same. Then some bytes from before the reset show again, and none are missing.
     pub(super) fn look_back(&mut self) {
         if self.buffer.geometry().mode() == Mode::NoOverwrite {
-            return; // there is nothing before the cursor
+            return; // a snapshot begins at the cursor
         }
         let widths = self.buffer.widths();
         let (mut at, state) = (self.buffer.oldest_whole(), self.state());
@@ -112,19 +116,19 @@ impl Reader {
                 break;
             }
             let next = widths.next(at);
-            if !self.goes_on(at, next) {
+            if !self.records_follow(at, next) {
                 floor = next;
             }
             at = next;
         }
-        // Half a reset is one.
+        // Half a reset counts as a reset.
         self.floor = if widths.before(state, self.cursor) { widths.at(self.cursor, 0) } else { floor };
     }
 
-    /// Whether the records of two sub-buffers say that the second followed the first, which is finished.
-    pub(super) fn goes_on(&self, first: Position, second: Position) -> bool {
+    /// Returns whether the records show that `second` followed `first`, which is finished.
+    pub(super) fn records_follow(&self, first: Position, second: Position) -> bool {
         let (first, second) = (self.buffer.record(first), self.buffer.record(second));
-        // Relaxed: `state` or `begun`, loaded before with Acquire, are behind them.
+        // Relaxed: an earlier Acquire load of `state` or `begun` orders them.
         let get = |word: &crate::memory::sync::AtomicU64| word.load(Ordering::Relaxed);
         let len = (self.buffer.geometry().subbuf_size() as u64).checked_sub(get(&first.padding));
         let end = len.and_then(|len| get(&first.begin).checked_add(len));

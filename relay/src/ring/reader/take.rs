@@ -1,4 +1,4 @@
-//! A copy of what is unread that can be consumed as a whole, once all of its bytes were delivered.
+//! Take: a copy of the unread part, consumed as a whole once all bytes are delivered.
 
 use std::ops::Range;
 
@@ -8,25 +8,26 @@ use crate::layout::position::Position;
 use crate::memory::sync::Ordering;
 use crate::ring::buffer::add;
 
-/// Attempts at a copy of a ring that its writer goes round faster than it can be copied.
+/// Attempts at a copy of a ring that the writer overwrites faster than the copy proceeds.
 const ATTEMPTS_MAX: u32 = 16;
 
-/// What a take covers of the stream, and how far it has been copied.
+/// The range of a take, and how far it has been copied.
 #[derive(Clone, Debug)]
 pub struct Taken {
-    /// Where the writer was, and its stream position.
+    /// Position of the writer when the take began. The next field is its stream position.
     end: Position,
     to: u64,
     /// First sub-buffer copied from the ring.
     first: Position,
     /// Next sub-buffer to copy. `None`: the copy begins at the cursor.
     at: Option<Position>,
-    /// Overwrite mode: what the reader keeps of its sub-buffer, and how long that is. The copy begins with it.
+    /// Overwrite mode: stream positions of the copy that the reader keeps.
+    /// The next field is its length. The take begins with it.
     kept: Range<u64>,
     n_kept: usize,
     /// Bytes copied.
     len: usize,
-    /// Bytes it has at most.
+    /// Most bytes that the copy can have.
     max: usize,
     n_attempts: u32,
     /// Sub-buffers looked at.
@@ -34,7 +35,7 @@ pub struct Taken {
 }
 
 impl Taken {
-    /// Returns the bytes that the copy takes at most.
+    /// Returns the most bytes that the copy can have.
     pub fn max(&self) -> usize {
         self.max
     }
@@ -49,7 +50,8 @@ impl Taken {
         self.len == 0
     }
 
-    /// Returns the stream positions of the copy's bytes. Between the two runs the writer has overwritten some.
+    /// Returns the stream positions of the copy's bytes, in two runs.
+    /// The writer has overwritten the bytes between them.
     pub fn ranges(&self) -> [Range<u64>; 2] {
         let from_ring = (self.len - self.n_kept) as u64;
         [self.kept.clone(), self.to.saturating_sub(from_ring)..self.to]
@@ -67,11 +69,11 @@ impl Reader {
         self.unread().saturating_sub(self.overwritten_unread().bytes).min(self.take_max())
     }
 
-    /// Begins a take, which ends where the writer is now.
+    /// Begins a take, which ends at the writer's present position.
     pub fn take(&self) -> Taken {
         let (end, to) = self.writer_at();
         let max = match self.buffer.geometry().mode() {
-            // After `end`, so not less than there is up to it.
+            // After `end`, so that it covers at least the bytes up to `end`.
             Mode::NoOverwrite => self.take_len(),
             Mode::Overwrite => self.take_max(),
         };
@@ -79,10 +81,11 @@ impl Reader {
         Taken { end, to, first: end, at: None, kept: 0..0, n_kept: 0, len: 0, max, n_attempts: 0, n_steps: 0 }
     }
 
-    /// Copies one sub-buffer of a take to `out`, which is empty, and returns whether there is more.
+    /// Copies one sub-buffer of a take to the empty `out`, and returns whether there is more.
     ///
-    /// The bytes belong at `taken.len() - out.len()` of the copy, and end it: what was copied behind that is void. Other
-    /// readers may read between two parts, and writers overwrite. Then the copy begins later, without a gap in it.
+    /// The bytes belong at `taken.len() - out.len()` of the copy, and end it: bytes copied earlier for a place behind
+    /// that are void. Between two parts other readers may read, and writers may overwrite. Then the copy begins later,
+    /// without a gap.
     pub fn take_part(&self, taken: &mut Taken, out: &mut Vec<u8>) -> bool {
         let widths = self.buffer.widths();
         let at = match taken.at {
@@ -90,7 +93,7 @@ impl Reader {
             _ => self.take_begin(taken, out),
         };
         let readable = self.readable_at(at, taken.end);
-        // More than `max` would be the doing of a peer that does not keep to the rules.
+        // Only a hostile peer can make it more than `max`.
         let len = readable.len.saturating_sub(widths.offset(at)).min(taken.max - taken.len);
         let n_kept = out.len();
         self.buffer.data().copy_out(self.buffer.ring_offset(at), len, out);
@@ -102,7 +105,7 @@ impl Reader {
         }
         taken.n_steps += 1;
         if taken.n_steps > ATTEMPTS_MAX as usize * (self.steps_max() + 1) {
-            // No writer does that. There is nothing to rely on.
+            // No correct writer does that, so no part of the copy is reliable.
             out.clear();
             (taken.kept, taken.n_kept, taken.len) = (0..0, 0, 0);
             return false;
@@ -110,7 +113,7 @@ impl Reader {
         if readable.finished {
             return true;
         }
-        // A writer may have gone round the ring before anything could be copied.
+        // The writer may have lapped the whole copy.
         taken.n_attempts += 1;
         let again = self.buffer.lapped(taken.end) && taken.n_attempts < ATTEMPTS_MAX;
         if again {
@@ -120,7 +123,8 @@ impl Reader {
         again
     }
 
-    /// Begins the copy at the cursor, with what the reader keeps of its sub-buffer. Returns what comes next in the ring.
+    /// Begins the copy at the cursor, with the reader's kept copy.
+    /// Returns the next sub-buffer in the ring.
     fn take_begin(&self, taken: &mut Taken, out: &mut Vec<u8>) -> Position {
         let widths = self.buffer.widths();
         out.extend_from_slice(&self.pending[self.pending_at..]);
@@ -131,17 +135,17 @@ impl Reader {
         taken.first
     }
 
-    /// Gives back all of a take that no other reader has given back before. Its bytes count as read. Returns whether a
-    /// sub-buffer was given back.
+    /// Gives back the whole take, as far as no other reader has given it back before.
+    /// Its bytes count as read. Returns whether a sub-buffer was given back.
     pub fn consume_taken(&mut self, taken: &Taken) -> bool {
         let widths = *self.buffer.widths();
         let (consumed, end) = (self.cursor, widths.at(taken.end, widths.offset(taken.end)));
         let n_passed = widths.count(consumed, end);
-        // Other readers have read it, or it was reset.
+        // Another reader has read it, or a reset discarded it.
         let is_over = taken.is_empty()
             || n_passed < 0
             || n_passed == 0 && widths.offset(end) <= widths.offset(consumed);
-        // A writer does not go back, so the second is the doing of a peer that does not keep to the rules.
+        // A correct writer does not go back; only a hostile peer makes the second condition true.
         if is_over || widths.before(self.state(), end) {
             return false;
         }
@@ -157,7 +161,7 @@ impl Reader {
             self.give_back();
         }
         self.publish();
-        // Behind that, as for a read.
+        // After `publish`, as for a read.
         let block = self.buffer.block();
         add(&block.read_bytes, read);
         add(&block.overwritten_bytes, passed - read);
@@ -168,7 +172,7 @@ impl Reader {
 
     fn take_max(&self) -> u64 {
         let geometry = self.buffer.geometry();
-        // The ring, and what the reader keeps besides.
+        // The ring, and the reader's kept copy besides.
         geometry.buffer_size()
             + if geometry.mode() == Mode::Overwrite { geometry.subbuf_size() as u64 } else { 0 }
     }

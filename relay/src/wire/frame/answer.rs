@@ -1,4 +1,4 @@
-//! Replies that carry no numbers: done, and refused.
+//! Replies without numbers: done, and refused.
 
 use super::fields::{Fields, Number};
 use super::{Body, ERROR_TEXT_MAX, FrameError, FrameType, begin, finish};
@@ -16,7 +16,7 @@ pub fn done(kind: FrameType, id: u32) -> Vec<u8> {
 pub struct Refusal {
     /// An errno.
     pub errno: i32,
-    /// For people: what, on what, why, what to do.
+    /// Text for people: object, what failed, cause, what to do.
     pub text: String,
 }
 

@@ -1,8 +1,8 @@
-//! The bodies of frames, field after field.
+//! Encoding and decoding of bodies, field by field.
 
 use super::{FrameError, FrameType, MAGIC, begin, finish};
 
-/// A body that can be written and read.
+/// A frame body that can be encoded and decoded.
 pub trait Body<'a>: Sized {
     /// The type of the frames with this body.
     const KIND: FrameType;
@@ -13,7 +13,7 @@ pub trait Body<'a>: Sized {
     /// Reads the body of a frame.
     fn decode(body: &'a [u8]) -> Result<Self, FrameError>;
 
-    /// A whole frame with this body.
+    /// Returns a whole frame with this body.
     fn frame(&self, flags: u16, id: u32) -> Vec<u8> {
         let mut out = Vec::new();
         begin(&mut out, Self::KIND, Self::REPLY, flags, id);
@@ -23,7 +23,7 @@ pub trait Body<'a>: Sized {
     }
 }
 
-/// What is left to read of a frame.
+/// The rest of a frame that is still to be read.
 pub(super) struct Fields<'a>(pub(super) &'a [u8]);
 
 impl<'a> Fields<'a> {
@@ -45,12 +45,12 @@ impl<'a> Fields<'a> {
         (self.array()? == MAGIC).then_some(())
     }
 
-    /// All that is left.
+    /// Returns all bytes that are left.
     pub(super) fn rest(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.0)
     }
 
-    /// Reads a whole body of the type `what`: bytes beyond it are as wrong as missing ones.
+    /// Decodes a whole body of the type `what`. Bytes behind it are as wrong as missing ones.
     pub(super) fn all<T>(
         body: &'a [u8],
         what: &'static str,
@@ -61,7 +61,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// A number of a body, little-endian.
+/// A little-endian number in a body.
 pub(super) trait Number: Sized {
     /// Appends the number to a frame.
     fn put(self, out: &mut Vec<u8>);

@@ -1,9 +1,10 @@
-//! Bodies that are a few numbers, one after another: what stands here is their documentation, their layout and their code.
+//! Bodies that are a list of numbers. Each list here is documentation, layout and code.
 
 use super::fields::{Fields, Number};
 use super::{Body, FrameError, FrameType};
 
-/// Makes a struct and its [`Body`] of a list of numbers: `KIND request` or `KIND reply`, then the fields in their order.
+/// Makes a struct and its [`Body`] from a list of numbers.
+/// The list begins with `KIND request` or `KIND reply`; the fields follow in their order.
 macro_rules! bodies {
     ($(
         $(#[$doc:meta])*
@@ -35,7 +36,7 @@ macro_rules! bodies {
 }
 
 bodies! {
-    /// The channel that was opened, with its real geometry.
+    /// The opened channel, with its real geometry.
     OpenReply: Open reply "open reply" {
         /// Number of the channel in later frames of this connection.
         channel: u32,
@@ -47,7 +48,7 @@ bodies! {
         header: u32,
         /// 1 no-overwrite, 2 overwrite.
         mode: u8,
-        /// 1 one buffer a CPU, 2 global.
+        /// 1 one buffer for each CPU, 2 global.
         scope: u8,
         /// 1 if this request created the channel.
         created: u16,
@@ -55,13 +56,13 @@ bodies! {
         n_bufs: u32,
     }
 
-    /// What became of the messages of a `WRITE`.
+    /// The results for the messages of a `WRITE`.
     WriteReply: Write reply "write reply" {
         /// Messages now in the buffer.
         written: u64,
         /// Messages dropped because every sub-buffer was full.
         dropped: u64,
-        /// Messages dropped because no sub-buffer could ever hold them.
+        /// Messages dropped because no sub-buffer can ever hold them.
         too_big: u64,
     }
 
@@ -95,7 +96,7 @@ bodies! {
         count: u32,
     }
 
-    /// Asks for one ring of the bell when a buffer has a finished sub-buffer.
+    /// Asks for one ring of the bell once a buffer has a finished sub-buffer.
     Watch: Watch request "watch" {
         /// The channel's number.
         channel: u32,
@@ -109,7 +110,7 @@ bodies! {
         channel: u32,
         /// The CPU of the buffer.
         cpu: u32,
-        /// Number of the first of them since the channel was created.
+        /// Number of the first of these sub-buffers since the channel was created.
         from: u64,
         /// Number of sub-buffers.
         count: u64,

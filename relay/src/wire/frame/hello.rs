@@ -1,4 +1,4 @@
-//! HELLO, with which a connection begins, and its reply.
+//! HELLO, the first frame of a connection, and its reply.
 
 use super::fields::{Fields, Number};
 use super::{Body, FrameError, FrameType, MAGIC};
@@ -35,7 +35,7 @@ impl Body<'_> for Hello {
     }
 }
 
-/// What the daemon says of itself.
+/// The daemon's version, limits and features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HelloReply {
     /// The version that both sides use from now on.

@@ -1,10 +1,10 @@
-//! OPEN, which attaches to a channel or creates it.
+//! OPEN: attaches to a channel or creates it.
 
 use super::fields::{Fields, Number};
 use super::{Body, FrameError, FrameType};
 
-/// Asks for a channel. A zero (for `header`, [`HEADER_DEFAULT`](super::HEADER_DEFAULT)) leaves a value to the daemon;
-/// the geometry counts only if the channel is created.
+/// Asks for a channel. The geometry counts only if the request creates the channel.
+/// A zero leaves a value to the daemon; for `header` that is [`HEADER_DEFAULT`](super::HEADER_DEFAULT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Open<'a> {
     /// Size of a sub-buffer in bytes.
@@ -15,7 +15,7 @@ pub struct Open<'a> {
     pub header: u32,
     /// 1 no-overwrite, 2 overwrite.
     pub mode: u8,
-    /// 1 one buffer a CPU, 2 global.
+    /// 1 one buffer for each CPU, 2 global.
     pub scope: u8,
     /// The channel's name, unchecked.
     pub name: &'a [u8],

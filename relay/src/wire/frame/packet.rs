@@ -1,11 +1,11 @@
-//! A frame as a packet: its header, and the body as bytes.
+//! A frame as a packet: its header, and its body as bytes.
 
 use thiserror::Error;
 
 use super::fields::{Fields, Number};
 use super::{FRAME_MAX, REPLY_BIT};
 
-/// What a frame is.
+/// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum FrameType {
@@ -21,7 +21,7 @@ pub enum FrameType {
     Close = 5,
     /// Asks for a channel's files.
     Share = 6,
-    /// Asks to be told of a buffer's finished sub-buffers.
+    /// Asks for a ring of the bell once a buffer has finished sub-buffers.
     Watch = 7,
     /// Gives sub-buffers back that were read in a mapping.
     Consume = 8,
@@ -38,13 +38,13 @@ impl FrameType {
     }
 }
 
-/// Why a packet is no frame, or a body not what its type says.
+/// The error for a packet that is not a frame, or a body that does not fit its type.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum FrameError {
-    /// Shorter than a header.
+    /// The packet is shorter than a header.
     #[error("packet of {0} bytes is shorter than a frame header")]
     Short(usize),
-    /// The length in the header is not the packet's, or over the limit.
+    /// The length in the header exceeds the limit, or is not the packet's.
     #[error("frame says {said} bytes, the packet has {got}")]
     Length {
         /// Length in the header.
@@ -52,7 +52,7 @@ pub enum FrameError {
         /// Length of the packet.
         got: usize,
     },
-    /// A type this side does not know.
+    /// This side does not know the type.
     #[error("unknown frame type {0:#x}")]
     UnknownType(u16),
     /// The body does not have the form of its type.
@@ -60,23 +60,23 @@ pub enum FrameError {
     Malformed(&'static str),
 }
 
-/// A received frame, its body still to be decoded.
+/// A received frame; its body is not decoded yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// What it is.
+    /// Its type.
     pub kind: FrameType,
     /// Whether it answers a request.
     pub reply: bool,
-    /// Flags, by type.
+    /// Flags, whose meaning depends on the type.
     pub flags: u16,
-    /// Chosen by whoever asks; a reply repeats it.
+    /// Chosen by the sender of the request; the reply repeats it.
     pub id: u32,
-    /// What follows the header.
+    /// The bytes behind the header.
     pub body: &'a [u8],
 }
 
 impl<'a> Frame<'a> {
-    /// Splits a packet. An unknown type is reported with the frame's id, so that it can be answered.
+    /// Splits a packet. The error has the frame's id, so that a refusal can answer it.
     pub fn decode(packet: &'a [u8]) -> Result<Frame<'a>, (u32, FrameError)> {
         let mut fields = Fields(packet);
         let (Some(len), Some(kind), Some(flags), Some(id)): (Option<u32>, Option<u16>, _, _) =
@@ -92,7 +92,7 @@ impl<'a> Frame<'a> {
     }
 }
 
-/// Starts a frame in `out`, which is emptied; [`finish`] completes it.
+/// Starts a frame in `out`, which is emptied first; [`finish`] completes it.
 pub fn begin(out: &mut Vec<u8>, kind: FrameType, reply: bool, flags: u16, id: u32) {
     out.clear();
     0u32.put(out);
@@ -101,7 +101,7 @@ pub fn begin(out: &mut Vec<u8>, kind: FrameType, reply: bool, flags: u16, id: u3
     id.put(out);
 }
 
-/// Completes a frame begun with [`begin`]: fills in its length.
+/// Completes a frame started by [`begin`]: fills in its length.
 pub fn finish(out: &mut [u8]) {
     let len = (out.len() as u32).to_le_bytes();
     out[..4].copy_from_slice(&len);

@@ -1,19 +1,20 @@
-//! What OPEN and its reply say of a channel's shape, as everything else has it.
+//! Conversion between a channel's shape in OPEN and its reply, and the types of this crate.
 
 use crate::wire::frame::{HEADER_DEFAULT, Open, OpenReply};
 use crate::{ChannelName, Geometry, GeometrySpec, Mode};
 
-// 0 is the daemon's to choose.
+// 0 leaves the value to the daemon.
 const NO_OVERWRITE: u8 = 1;
 const OVERWRITE: u8 = 2;
 const PER_CPU: u8 = 1;
 const GLOBAL: u8 = 2;
 
-/// Largest size that a frame can say, in bytes: one more leaves it to the daemon.
+/// Largest size that a frame can carry, in bytes. One more leaves the value to the daemon.
 const SIZE_MAX: u32 = HEADER_DEFAULT - 1;
 
 impl<'a> Open<'a> {
-    /// The request for a channel of this shape. A size that a frame has no room for, no channel has: another such stands for it.
+    /// Creates the request for a channel of this shape.
+    /// No channel has a size above what a frame can carry, so such a size is replaced by another invalid one.
     pub fn new(name: &'a ChannelName, spec: &GeometrySpec) -> Open<'a> {
         let given = |size: Option<u64>, none| size.map_or(none, |size| size.min(u64::from(SIZE_MAX)) as u32);
         Open {
@@ -26,7 +27,7 @@ impl<'a> Open<'a> {
         }
     }
 
-    /// The shape that is asked for.
+    /// Returns the requested shape.
     pub fn spec(&self) -> GeometrySpec {
         let given = |size: u32, none| (size != none).then_some(u64::from(size));
         GeometrySpec {
@@ -40,7 +41,7 @@ impl<'a> Open<'a> {
 }
 
 impl OpenReply {
-    /// The reply for a channel of this shape.
+    /// Creates the reply for a channel of this shape.
     pub fn new(channel: u32, geometry: &Geometry, n_bufs: usize, created: bool) -> OpenReply {
         OpenReply {
             channel,
@@ -54,7 +55,7 @@ impl OpenReply {
         }
     }
 
-    /// The channel's geometry and number of buffers, if there can be such a channel.
+    /// Returns the channel's geometry and number of buffers, if such a channel can exist.
     pub fn shape(&self) -> Option<(Geometry, usize)> {
         let spec = GeometrySpec {
             subbuf_size: Some(self.subbuf_size.into()),
@@ -103,7 +104,7 @@ mod tests {
         ["", "subbuf-size=4K", "n-subbufs=2:header=0", "overwrite:global", "header=16:no-overwrite"];
 
     #[test]
-    fn shapes_survive_the_round_trip() {
+    fn encoded_shape_is_decoded() {
         let name: ChannelName = "app/log".parse().unwrap();
         for shape in SHAPES {
             let spec: GeometrySpec = shape.parse().unwrap();
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_that_no_channel_has_is_none() {
+    fn impossible_shape_is_refused() {
         let geometry = GeometrySpec::default().build().unwrap();
         let reply = OpenReply::new(7, &geometry, 2, true);
         for wrong in [

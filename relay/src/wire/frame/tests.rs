@@ -1,4 +1,4 @@
-//! What holds for frames of every type.
+//! Tests of frames of every type.
 
 use std::fmt::Debug;
 
@@ -10,13 +10,13 @@ fn round_trip<'a, B: Body<'a> + PartialEq + Debug>(body: &B, frame: &'a [u8]) {
     assert_eq!((decoded.flags, decoded.id), (5, 77));
     assert_eq!(&B::decode(decoded.body).unwrap(), body);
     for end in 0..decoded.body.len().min(24) {
-        // Whatever a cut body decodes to, it is not this one, and nothing panics.
+        // A cut body may decode, but not to this body, and nothing panics.
         assert_ne!(B::decode(&decoded.body[..end]).ok().as_ref(), Some(body));
     }
 }
 
 #[test]
-fn every_body_survives_the_round_trip() {
+fn every_encoded_body_is_decoded() {
     macro_rules! check {
         ($($body:expr),* $(,)?) => { $( let body = $body; round_trip(&body, &body.frame(5, 77)); )* };
     }
@@ -48,7 +48,7 @@ fn every_body_survives_the_round_trip() {
 
 /// The bytes on the wire, as `relay/docs/PROTOCOL.md` draws them.
 #[test]
-fn a_frame_to_the_byte() {
+fn frame_has_the_documented_bytes() {
     let frame =
         Write { channel: 1, cpu: 2, wait_ms: 0, lost: 3, messages: b"\x02\0\0\0hi" }.frame(WRITE_REPLY, 7);
     let expected: &[u8] =
@@ -57,7 +57,7 @@ fn a_frame_to_the_byte() {
 }
 
 #[test]
-fn broken_packets_are_told_apart() {
+fn broken_packet_is_refused_with_its_cause() {
     assert_eq!(Frame::decode(b"abc"), Err((0, FrameError::Short(3))));
     let mut frame = Close { channel: 1 }.frame(0, 9);
     frame.push(0);

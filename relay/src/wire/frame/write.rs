@@ -1,19 +1,19 @@
-//! WRITE, and its messages.
+//! WRITE and its messages.
 
 use super::fields::{Fields, Number};
 use super::{Body, FrameError, FrameType};
 
-/// Messages for one buffer. `messages` is checked by whoever walks it, see [`Messages`].
+/// Messages for one buffer. [`Messages`] checks the field `messages` while walking it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Write<'a> {
     /// The channel's number from [`OpenReply`](super::OpenReply).
     pub channel: u32,
-    /// The CPU whose buffer is meant; ignored by global channels.
+    /// The CPU of the buffer; ignored by global channels.
     pub cpu: u32,
-    /// How long to wait for room, in milliseconds: 0 not at all, [`WAIT_FOREVER`](super::WAIT_FOREVER) as long as it
-    /// takes.
+    /// Time to wait for room, in milliseconds.
+    /// 0: no waiting. [`WAIT_FOREVER`](super::WAIT_FOREVER): no limit.
     pub wait_ms: u32,
-    /// Messages the producer had to drop since its last frame, because the socket was full.
+    /// Messages that the producer dropped since its last frame because the socket was full.
     pub lost: u32,
     /// Messages, each with its length before it; or a piece of one, see [`WRITE_MORE`](super::WRITE_MORE).
     pub messages: &'a [u8],
@@ -36,7 +36,8 @@ impl<'a> Body<'a> for Write<'a> {
     }
 }
 
-/// Walks the messages of a `WRITE`. A length that exceeds what is left ends the walk with an error.
+/// Walks the messages of a `WRITE`.
+/// A length that exceeds the rest ends the walk with an error.
 #[derive(Clone, Copy, Debug)]
 pub struct Messages<'a>(pub &'a [u8]);
 
@@ -59,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_walked_and_bad_lengths_end_the_walk() {
+    fn bad_length_ends_the_walk() {
         let mut walk = Messages(b"\x01\0\0\0a\0\0\0\0\x02\0\0\0bc");
         for message in [&b"a"[..], b"", b"bc"] {
             assert_eq!(walk.next(), Some(Ok(message)));

@@ -45,6 +45,25 @@ fn a_named_directory_that_was_there_stays() {
     assert!(!new.exists());
 }
 
+/// A start that waits for a daemon marks its directory, perhaps in the moment between the end of the lock and that of the directory.
+#[test]
+fn directory_with_a_waiting_starts_mark_alone_is_claimed_and_removed() {
+    let base = tempfile::tempdir().unwrap();
+    let place = Place::below(&[base.path()], &base.path().join("state"));
+    fs::create_dir(place.path()).unwrap();
+    want(&place);
+    let state = StateDir::claim(&place).unwrap();
+    unwant(&place);
+    assert!(!state.keep.get(), "nothing was left");
+    want(&place);
+    drop(state);
+    assert!(!place.path().exists());
+    fs::create_dir(place.path()).unwrap();
+    want(&place);
+    fs::write(place.path().join("other"), "").unwrap();
+    assert!(matches!(StateDir::claim(&place), Err(DirError::NotEmpty(path)) if path == place.path()));
+}
+
 #[test]
 fn links_and_directories_open_to_others_are_refused() {
     let base = tempfile::tempdir().unwrap();

@@ -1,5 +1,6 @@
-//! Running the system's programs to their end: relayfsd, which mounts, and fusermount3, which unmounts. The command and the
-//! library in `preload/` both have this file.
+//! Runs relayfsd, which mounts, and fusermount3, which unmounts, to their ends.
+//!
+//! The command and the library in `preload/` both contain this file.
 
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -13,19 +14,21 @@ use relay::system::descriptor::away_from_stdio;
 
 /// The daemon that mounts.
 pub(crate) const DAEMON: &str = "relayfsd";
-/// The set-user-ID helper that unmounts for those who may not.
+/// The set-user-ID helper that unmounts for users that may not.
 pub(crate) const FUSERMOUNT: &str = "fusermount3";
-/// How long we give a daemon that was started at the same time as ours, and first, to become usable.
+/// Longest wait for a daemon of another process.
+///
+/// That daemon was started at the same time as ours, and came first.
 const OTHERS_START_MAX: Duration = Duration::from_millis(250);
-/// Time between two looks at whether it is.
+/// Time between two checks of that daemon.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// Most bytes of a complaint that are read.
+/// Most bytes that are read of a program's standard error.
 const SAID_MAX: u64 = 64 << 10;
 
-/// What a program came to.
+/// How a program ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
-    /// `None`: we have our children reaped by others, or by nobody, and cannot know.
+    /// `None` if unknown: this process ignores SIGCHLD, or another part of it reaped the child.
     pub(crate) status: Option<ExitStatus>,
     /// The lines of its standard error, without relayfsd's name.
     pub(crate) said: Vec<String>,
@@ -37,15 +40,15 @@ impl Ended {
         match self.status {
             _ if !self.said.is_empty() => self.said.join("; "),
             Some(status) => status.to_string(),
-            None => "it failed, and nobody waits for this program's children".to_owned(),
+            None => "its exit status is unknown: this program ignores or reaps its children".to_owned(),
         }
     }
 }
 
-/// Runs a program to its end, and not for as long as what it has left running: that has inherited what we gave to it.
+/// Runs a program to its end. Does not wait for processes that the program leaves running.
 pub(crate) fn run(command: &mut Command) -> io::Result<Ended> {
-    // What it says goes into a file: a pipe can be full, and has no end as long as somebody has it open.
-    // The program that the library is in may have closed its standard streams.
+    // Its messages go into a file. A pipe may fill up, and has no end while a process that was left running holds it
+    // open. The program that contains this library may have closed its standard streams.
     let (mut stderr, mut child) = away_from_stdio(|| {
         let stderr = File::from(memfd_create(c"stderr", MFdFlags::MFD_CLOEXEC)?);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.try_clone()?);
@@ -64,7 +67,7 @@ pub(crate) fn run(command: &mut Command) -> io::Result<Ended> {
     Ok(Ended { status, said })
 }
 
-/// Whether somebody else's mount becomes usable within a short time.
+/// Whether another process's mount becomes usable within a short time.
 pub(crate) fn appears(mut is_usable: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + OTHERS_START_MAX;
     while !is_usable() {

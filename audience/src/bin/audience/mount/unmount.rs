@@ -1,4 +1,4 @@
-//! Unmounting what we mounted.
+//! Unmounts the mount that this process made.
 
 use std::path::Path;
 use std::process::Command;
@@ -12,20 +12,21 @@ use crate::error::Failure;
 use crate::mount::listed_type;
 use crate::mount::start_daemon::{Ended, FUSERMOUNT, run};
 
-/// How long we wait for others who use the mount, before we unmount it under them.
+/// Longest wait for other processes that use the mount, before it is detached.
 const BUSY_MAX: Duration = Duration::from_secs(2);
 /// Time between two tries.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
-/// What one try came to.
+/// Result of one try.
 enum Tried {
     Done,
     Busy(String),
     Refused(String),
 }
 
-/// Unmounts. While somebody uses the mount, tries again for some time; then detaches it, so that it is gone
-/// from the tree at once and ends when they do.
+/// Unmounts. While other processes use the mount, tries again for some time, and then detaches it.
+///
+/// A detached mount is gone from the tree at once, and ends when those processes have closed their files.
 pub(crate) fn unmount(path: &Path) -> Result<(), Failure> {
     let deadline = Instant::now() + BUSY_MAX;
     loop {
@@ -44,7 +45,7 @@ fn try_unmount(path: &Path, lazy: bool) -> Tried {
     let flags =
         if lazy { MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH } else { MntFlags::UMOUNT_NOFOLLOW };
     match umount2(path, flags) {
-        // EINVAL: no mount there, any more.
+        // EINVAL: nothing is mounted there any more.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Tried::Done,
         Err(Errno::EPERM) => by_helper(path, lazy),
         Err(errno @ Errno::EBUSY) => Tried::Busy(errno.desc().to_owned()),
@@ -52,12 +53,12 @@ fn try_unmount(path: &Path, lazy: bool) -> Tried {
     }
 }
 
-/// For those who may not unmount.
+/// Unmounts by fusermount3, for a user that may not call umount(2).
 fn by_helper(path: &Path, lazy: bool) -> Tried {
     match run(Command::new(FUSERMOUNT).arg("-u").args(lazy.then_some("-z")).arg("--").arg(path)) {
         Ok(Ended { status: Some(status), .. }) if status.success() => Tried::Done,
         Ok(_) if listed_type(path).is_none() => Tried::Done,
-        // Its exit status does not tell why; to be busy is the usual reason.
+        // The exit status does not say why. The usual reason is that the mount is busy.
         Ok(ended) => Tried::Busy(ended.reason()),
         Err(error) => Tried::Refused(format!("cannot run {FUSERMOUNT} (package fuse3): {error}")),
     }

@@ -1,4 +1,4 @@
-//! `--state` without a path: lists what daemons have left, also of mount points that are gone.
+//! `--state` without a path: lists what daemons have left, also for mount points that are gone.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -20,7 +20,9 @@ pub(super) fn run() -> Result<(), Failure> {
         find::refused_in(&dir).iter().for_each(|refused| describe(refused, &mut text));
     }
     if text.is_empty() {
-        say("no relayfsd has left anything that you can read (with --state-dir it may have, elsewhere)");
+        say(
+            "no relayfsd has left anything that you can read; for a relayfsd with --state-dir DIR use --state DIR",
+        );
     }
     Output::new()?.write(text.as_bytes())
 }
@@ -33,7 +35,7 @@ fn describe(dir: &Path, text: &mut String) {
     let name = point
         .as_ref()
         .map_or("an unknown mount point".to_owned(), |point| point.path().display().to_string());
-    // A dead mount is there, though it cannot be looked at.
+    // The path of a dead mount exists, though stat(2) fails on it.
     let is_gone =
         point.is_some_and(|point| fs::symlink_metadata(point.path()).is_err_and(|error| is_missing(&error)));
     let gone = if is_gone { "; the directory is gone" } else { "" };
@@ -72,14 +74,14 @@ fn describe_channels(found: &Found, text: &mut String) {
 }
 
 fn line(text: &mut String, line: std::fmt::Arguments) {
-    // Paths may have any characters.
+    // Paths may contain control characters.
     let plain = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
     let line: String = line.to_string().chars().map(plain).collect();
     writeln!(text, "{line}").expect("writing to a string");
 }
 
 impl LeftChannel<'_> {
-    /// Bytes that were written and not read, in the buffers that can be looked at.
+    /// Unread bytes in all buffers that can be mapped.
     fn unread(&self, complaints: &mut Vec<String>) -> u64 {
         let unread = (0..self.control.n_bufs()).map(|cpu| match self.buffer(cpu) {
             Ok((path, buffer)) => {

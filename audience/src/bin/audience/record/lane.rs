@@ -1,4 +1,4 @@
-//! One CPU's thread: from its buffer into its file.
+//! The thread of one CPU: copies its buffer into its file.
 //!
 //! ```text
 //!   make room in the file --> take a block --> write it --> that was all? --no--> again
@@ -6,8 +6,8 @@
 //!          '----- a sub-buffer is finished, or a second is over -'
 //! ```
 //!
-//! Who came back at once whenever there is something would read few messages at a time, for as long as it is faster
-//! than the writers. A finished sub-buffer is worth the way; and once a second, so is what there is.
+//! A thread that looked again at once would read few messages at a time while it is faster than the writers. So it
+//! looks when a sub-buffer is finished, and otherwise once a second.
 
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::AsFd;
@@ -26,8 +26,8 @@ use crate::wait_for_channel::{BROKEN, LOOK_AGAIN, means_gone, poll_timeout};
 
 /// Longest time between two looks at a buffer whose sub-buffer does not fill.
 const LOOK_AT_LEAST: Duration = Duration::from_secs(1);
-/// How often in a row a source may be ready and give nothing before it is left alone for a moment: buffers that are
-/// flushed while they are empty do that, and files that are no buffers do it for ever.
+/// Most rounds in a row in which a source is ready and gives nothing, before a pause. Empty buffers that are flushed do
+/// that, and files that are no buffers do it forever.
 const FUTILE_MAX: u32 = 50;
 
 /// Tells all threads to end.
@@ -45,9 +45,9 @@ impl Halt {
         Ok(Halt { set: AtomicBool::new(false), hung_up, line: Mutex::new(Some(line)) })
     }
 
-    /// From now on.
+    /// Tells the threads to end, from now on.
     pub(crate) fn set(&self) {
-        // Release, with the Acquire of who looks: what was flushed before is found by the last reads.
+        // Release, with the Acquire of `is_set`: the last reads find what was flushed before.
         self.set.store(true, Ordering::Release);
         self.line.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -57,8 +57,10 @@ impl Halt {
     }
 }
 
-/// Records until told to end, or until the channel has gone. From then on it takes what there is, which is at most
-/// `capacity` bytes, up to the end of a message: writers that go on would keep it for ever.
+/// Records until `halt` is set, or the channel has gone, and then takes what is left.
+///
+/// That rest is limited to `capacity` bytes, up to the end of a message. Without a limit, writers that continue would
+/// keep the thread forever.
 pub(crate) fn record(
     source: &mut Source,
     recording: &mut Recording,
@@ -70,7 +72,7 @@ pub(crate) fn record(
     let mut last = 0;
     let mut whole = true;
     loop {
-        // Asked for before looking, so that the last look sees what was written before.
+        // Checked before the look, so that the last look sees everything written before.
         let ending = gone || halt.is_set();
         if ending && last >= capacity && (whole || last / 2 >= capacity) {
             return Ok(());
@@ -97,7 +99,7 @@ pub(crate) fn record(
     }
 }
 
-/// Waits until there is something to do. Returns whether the channel has gone.
+/// Waits for data, the end, or the next look. Returns whether the channel has gone.
 fn wait(source: &Source, halt: &Halt, look: bool) -> Result<bool, Failure> {
     let mut fds = vec![PollFd::new(halt.hung_up.as_fd(), PollFlags::empty())];
     fds.extend(look.then(|| PollFd::new(source.as_fd(), PollFlags::POLLIN)));

@@ -1,6 +1,6 @@
-//! What a recording says while it goes on, and at its end: a line for each CPU, and one for all.
+//! Reports on a recording, during it and at its end: a line for each CPU, and a line for all.
 //!
-//! On a terminal the lines are written over the last ones.
+//! On a terminal a report overwrites the last report.
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
@@ -11,25 +11,27 @@ use crate::amount::amount;
 use crate::losses::{Losses, Tally};
 use crate::output::say;
 
-/// Time between two reports, where none is named.
+/// Time between two reports if the caller names none.
 const EVERY_ON_TERMINAL: Duration = Duration::from_secs(1);
 const EVERY_ELSEWHERE: Duration = Duration::from_secs(10);
-/// Most CPUs that have a line of their own on a terminal, which cannot write over what has gone off its upper end.
+/// Most CPUs with separate lines on a terminal.
+///
+/// Lines that have scrolled off its top cannot be overwritten.
 const LINES_MAX: usize = 16;
 
-/// A CPU and the bytes recorded of it.
+/// A CPU, and the bytes recorded from it.
 pub(crate) type Recorded = (usize, u64);
 
-/// Reports while it goes on.
+/// Prints the reports.
 #[derive(Debug)]
 pub(crate) struct Progress {
     terminal: bool,
-    /// `None`: never.
+    /// Time between two reports; `None` for no reports.
     every: Option<Duration>,
     since: Instant,
-    /// When the last report was, and what had been recorded then.
+    /// The time of the last report, and what had been recorded then.
     last: (Instant, Vec<Recorded>),
-    /// Lines on the terminal that the next ones are written over.
+    /// Lines on the terminal that the next report overwrites.
     shown: usize,
 }
 
@@ -42,12 +44,12 @@ impl Progress {
         Progress { terminal, every, since: now, last: (now, Vec::new()), shown: 0 }
     }
 
-    /// In which time the next report is due, if one is to come.
+    /// Time until the next report is due; `None` if none will come.
     pub(crate) fn due_in(&self) -> Option<Duration> {
         self.every.map(|every| every.saturating_sub(self.last.0.elapsed()))
     }
 
-    /// Reports.
+    /// Prints a report.
     pub(crate) fn report(&mut self, recorded: Vec<Recorded>, tally: &Tally) {
         let time = self.last.0.elapsed();
         let before = |cpu| self.last.1.iter().find(|(c, _)| *c == cpu).map_or(0, |(_, bytes)| *bytes);
@@ -67,7 +69,7 @@ impl Progress {
         lines.push(format!("total: {}, {since} s", line(total, grown.iter().sum(), losses)));
         if self.terminal {
             self.clear();
-            // Lines that are too long are cut: a second row would not be written over.
+            // Line wrap is off, so that long lines are cut: a second row would not be overwritten.
             let rows: String = lines.iter().map(|line| format!("{line}\n")).collect();
             let _ = write!(io::stderr(), "\x1b[?7l{rows}\x1b[?7h");
             self.shown = lines.len();
@@ -77,22 +79,22 @@ impl Progress {
         self.last = (Instant::now(), recorded);
     }
 
-    /// Says something else.
+    /// Prints a message in place of the last report.
     pub(crate) fn say(&mut self, message: impl Display) {
         self.clear();
         say(message);
     }
 
-    /// Takes the last report off the terminal.
+    /// Removes the last report from the terminal.
     fn clear(&mut self) {
         if self.shown > 0 {
-            // From the first column: a Ctrl-C is shown as ^C.
+            // From the first column: the terminal may have printed ^C.
             let _ = write!(io::stderr(), "\r\x1b[{}A\x1b[J", self.shown);
             self.shown = 0;
         }
     }
 
-    /// Says what came of it all.
+    /// Prints the final report.
     pub(crate) fn end(&mut self, dir: &Path, recorded: &[Recorded], tally: &Tally) {
         self.clear();
         for (cpu, bytes) in recorded {

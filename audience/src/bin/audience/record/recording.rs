@@ -1,4 +1,4 @@
-//! What is recorded of one CPU: a file, or several that follow each other.
+//! The recording of one CPU: a file, or several consecutive files.
 //!
 //! ```text
 //! one file                  DIR/cpu0
@@ -6,9 +6,10 @@
 //! --rotate-count 2                           DIR/cpu0.000001  DIR/cpu0.000002
 //! ```
 //!
-//! What has been read from a buffer is nowhere else, so there has to be a place for it before: the file system is asked
-//! for room ahead of the file's end, without making the file longer, and what is left of it at the end is given back.
-//! Where it cannot be asked (NFS before 4.2, for one), a write that fails loses the block in hand, and we say so.
+//! Bytes that were read from a buffer exist nowhere else, so the room for them is reserved before. The file system
+//! reserves it behind the file's end, without making the file longer. The unused rest is returned at the end. If the
+//! file system cannot reserve room (NFS before 4.2, for example), a failed write loses the current block, and the error
+//! says so.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
@@ -24,19 +25,21 @@ use relay::memory::lent::Lent;
 
 use crate::error::Failure;
 
-/// How many blocks the file system is asked for at a time, if it has them.
+/// Blocks reserved at a time, if the file system has the room.
 const BLOCKS_AHEAD: u64 = 4;
-/// Digits of a file's number, at least.
+/// Least digits of a file's number.
 const DIGITS: usize = 6;
-/// Who may read a recording: nobody who might not have read the buffers.
+/// Mode of a recording: only its owner reads it.
+///
+/// Other users might not have been allowed to read the buffers.
 const MODE: u32 = 0o600;
 
-/// When another file begins, and how many are kept.
+/// When another file begins, and how many files are kept.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rotation {
-    /// Size of a file that is long enough, in bytes.
+    /// Size at which a file is long enough, in bytes.
     pub(crate) size: u64,
-    /// How many files are kept, if not all.
+    /// How many files are kept; `None` for all.
     pub(crate) keep: Option<u64>,
 }
 
@@ -46,7 +49,7 @@ pub(crate) struct Recording {
     dir: PathBuf,
     cpu: usize,
     rotation: Option<Rotation>,
-    /// Number of the current file, where they have numbers.
+    /// Number of the current file, if files have numbers.
     number: u64,
     current: Current,
     /// Bytes recorded in all files.
@@ -59,13 +62,13 @@ struct Current {
     path: PathBuf,
     file: File,
     len: u64,
-    /// Up to where there is room for sure; `None` if the file system does not say.
+    /// Position up to which room is reserved; `None` if the file system cannot reserve room.
     room: Option<u64>,
-    /// Whether it ends with a whole message.
+    /// Whether the file ends with a whole message.
     whole: bool,
 }
 
-/// Makes the directory if there is none. One that holds a recording is an error.
+/// Creates the directory if it does not exist. Refuses a directory that holds a recording.
 pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
     match fs::create_dir(dir) {
         Ok(()) => return Ok(()),
@@ -81,7 +84,7 @@ pub(crate) fn prepare(dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether a file's name is one of ours: `cpu0`, `cpu12.000003`.
+/// Whether a file's name is that of a recording: `cpu0`, `cpu12.000003`.
 fn is_recording(name: &str) -> bool {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     name.strip_prefix("cpu").is_some_and(|rest| match rest.split_once('.') {
@@ -91,20 +94,19 @@ fn is_recording(name: &str) -> bool {
 }
 
 impl Recording {
-    /// Begins an empty one.
+    /// Begins an empty recording.
     pub(crate) fn new(dir: &Path, cpu: usize, rotation: Option<Rotation>) -> Result<Recording, Failure> {
         let current = Current::new(dir, path_of(dir, cpu, rotation.map(|_| 0)))?;
         let dir = dir.to_owned();
         Ok(Recording { dir, cpu, rotation, number: 0, current, total: Arc::default() })
     }
 
-    /// Bytes recorded so far, for others to look at.
+    /// The counter of bytes recorded so far, for other threads to read.
     pub(crate) fn total(&self) -> Arc<AtomicU64> {
         self.total.clone()
     }
 
-    /// Sees to it that the next block, of at most this many bytes, can be recorded: in another file, if this one is
-    /// long enough.
+    /// Reserves room for the next block, of at most `len` bytes. Begins another file first if this file is long enough.
     pub(crate) fn make_room(&mut self, len: usize) -> Result<(), Failure> {
         if let Some(rotation) = self.rotation {
             let Current { len, whole, .. } = self.current;
@@ -121,7 +123,7 @@ impl Recording {
         if let Some(old) = keep.and_then(|keep| next.checked_sub(keep)) {
             let path = path_of(&self.dir, self.cpu, Some(old));
             match fs::remove_file(&path) {
-                // Who moves files away has their reasons.
+                // A file that is missing was moved away by the user, which is no error.
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(Failure::record(&path, error));
                 }
@@ -133,7 +135,7 @@ impl Recording {
         Ok(())
     }
 
-    /// Appends a block. `whole`: it ends with a whole message. `consumed`: it is nowhere else.
+    /// Appends a block. `whole`: it ends with a whole message. `consumed`: no other copy of it exists.
     pub(crate) fn append(&mut self, bytes: Lent<'_>, whole: bool, consumed: bool) -> Result<(), Failure> {
         let current = &mut self.current;
         if !consumed {
@@ -152,10 +154,10 @@ impl Recording {
             }
         };
         let written = (bytes.len() - rest.len()) as u64;
-        // What is not consumed will be read again, all of it.
+        // A block that is not consumed will be read again, all of it.
         let kept = if result.is_err() && !consumed { 0 } else { written };
         current.len += kept;
-        // Relaxed: a number to look at, of which nothing else depends.
+        // Relaxed: the number is only shown, and orders nothing else.
         self.total.fetch_add(kept, Ordering::Relaxed);
         current.whole = whole;
         result.map_err(|source| {
@@ -168,7 +170,7 @@ impl Recording {
     }
 }
 
-/// What was reserved and not used is given back.
+/// Returns the room that was reserved and not used.
 impl Drop for Recording {
     fn drop(&mut self) {
         self.current.give_back_room();
@@ -179,7 +181,7 @@ impl Current {
     fn new(dir: &Path, path: PathBuf) -> Result<Current, Failure> {
         let opened = OpenOptions::new().write(true).create_new(true).mode(MODE).open(&path);
         let file = opened.map_err(|error| match error.kind() {
-            // Somebody else began one since we looked.
+            // Another process has begun a recording since the check.
             ErrorKind::AlreadyExists => Failure::Recorded(dir.to_owned()),
             _ => Failure::record(&path, error),
         })?;
@@ -190,7 +192,7 @@ impl Current {
         self.check_limit(len)?;
         let failure = |errno| Failure::record(&self.path, errno);
         let Some(room) = self.room else { return Ok(()) };
-        // Bytes that are not consumed need none, and have gone beyond.
+        // Bytes that are not consumed need no room, and may already lie behind the reserved room.
         if room.saturating_sub(self.len) >= len {
             return Ok(());
         }
@@ -202,14 +204,14 @@ impl Current {
         Ok(())
     }
 
-    /// To go beyond the limit of a file's size would be a signal.
+    /// Fails if `len` more bytes exceed the limit of a file's size, where a write would raise a signal.
     fn check_limit(&self, len: u64) -> Result<(), Failure> {
         let limit = getrlimit(Resource::RLIMIT_FSIZE).map_or(u64::MAX, |(soft, _)| soft);
         let fits = len <= limit.saturating_sub(self.len);
         if fits { Ok(()) } else { Err(Failure::record(&self.path, Errno::EFBIG)) }
     }
 
-    /// Has the file system keep room for so many bytes from the end on; returns up to where there is some now.
+    /// Reserves room for `len` bytes behind the end. Returns the position up to which room is reserved now.
     fn allocate(&self, len: u64) -> Result<u64, Errno> {
         let offset = |n: u64| i64::try_from(n).map_err(|_| Errno::EFBIG);
         loop {
@@ -221,14 +223,14 @@ impl Current {
         }
     }
 
-    /// Room that is not given back is nothing but wasted, so failure is ignored.
+    /// Returns the unused room. A failure is ignored: it only wastes the room.
     fn give_back_room(&self) {
         if self.room.is_some_and(|room| room > self.len) {
             self.cut();
         }
     }
 
-    /// Ends the file where what it has to keep ends.
+    /// Cuts the file behind the bytes that it keeps.
     fn cut(&self) {
         let _ = self.file.set_len(self.len);
     }
@@ -253,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn recordings_are_known_by_their_names() {
+    fn recordings_are_recognized_by_name() {
         for name in ["cpu0", "cpu12", "cpu1.000000", "cpu1.1234567"] {
             assert!(is_recording(name), "{name}");
         }
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_with_a_recording_is_refused_and_another_is_not() {
+    fn only_directory_with_recording_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (new, file) = (dir.path().join("new"), dir.path().join("new/cpu3"));
         prepare(&new).unwrap();
@@ -278,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn files_end_with_whole_messages_unless_they_get_twice_as_long() {
+    fn files_end_with_whole_messages_up_to_twice_their_size() {
         let dir = tempfile::tempdir().unwrap();
         let mut recording = Recording::new(dir.path(), 1, Some(Rotation { size: 10, keep: None })).unwrap();
         let mut append = |bytes: &[u8], whole| {
@@ -300,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_files_are_kept() {
+    fn rotation_keeps_newest_files() {
         let dir = tempfile::tempdir().unwrap();
         let rotation = Rotation { size: 1, keep: Some(2) };
         let mut recording = Recording::new(dir.path(), 0, Some(rotation)).unwrap();
@@ -313,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn bytes_that_stay_in_the_buffer_need_no_room_before() {
+    fn unconsumed_bytes_need_no_reserved_room() {
         let dir = tempfile::tempdir().unwrap();
         let mut recording = Recording::new(dir.path(), 0, None).unwrap();
         for _ in 0..3 {
@@ -327,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn reserved_room_makes_no_file_longer_and_is_given_back() {
+    fn reserved_room_is_returned_and_makes_no_file_longer() {
         use std::os::unix::fs::MetadataExt;
         let dir = tempfile::tempdir().unwrap();
         let mut recording = Recording::new(dir.path(), 0, None).unwrap();

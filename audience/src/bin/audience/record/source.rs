@@ -1,8 +1,11 @@
-//! Where a CPU's bytes come from when they are recorded: whole finished sub-buffers from the buffer's mapping, if that is to
-//! be had, go into the recording where they lie, and are given back when they are there. What is not finished is read.
+//! The source of a CPU's bytes for a recording: the buffer's mapping, or else its file.
 //!
-//! A daemon that dies takes with it whether it has noted what it had replied last, or was given back. So we count what
-//! is recorded, in bytes of the stream, and when another daemon goes on with the same buffers, have it begin behind that.
+//! Finished sub-buffers are recorded directly from the mapping, if there is one, and are given back once they are in
+//! the recording. Unfinished data is read from the file.
+//!
+//! When a daemon dies, it may not have noted its last reply, or the last sub-buffers that were given back.
+//! So the source counts the stream bytes that are recorded. If another daemon continues with the same buffers, the
+//! source makes it begin behind them. that.
 
 use std::io::{Error, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -15,41 +18,44 @@ use crate::channel_files::{CpuFile, Place};
 use crate::error::Failure;
 use crate::read_buffer::Block;
 
-/// Records a block.
+/// The function that records a block.
 pub(crate) type RecordBlock<'r> = dyn FnMut(Bytes<'_>) -> Result<(), Failure> + 'r;
 
-/// A block.
+/// A block of bytes to record.
 #[derive(Debug)]
 pub(crate) struct Bytes<'a> {
-    /// As they are recorded. They may be in shared memory.
+    /// The bytes, which may be in shared memory.
     pub(crate) bytes: Lent<'a>,
-    /// Whether it ends with a whole message.
+    /// Whether the block ends with a whole message.
     pub(crate) whole: bool,
-    /// Whether that was all there was: whoever comes back at once finds little.
+    /// Whether no more data is left for now, so that an immediate next look would find little.
     pub(crate) all: bool,
-    /// Whether it is nowhere else any more.
+    /// Whether the block is consumed, so that no other copy of it exists.
     pub(crate) consumed: bool,
 }
 
-/// One buffer, from which blocks of bytes are taken, one after the other.
+/// A buffer from which blocks of bytes are taken, one after the other.
 #[derive(Debug)]
 pub(crate) struct Source {
     file: CpuFile,
     block: Block,
-    /// Its mapping.
+    /// The reader of the buffer's mapping.
     reader: Option<Reader>,
-    /// Whether nothing can be given back by means of the mapping any more: the daemon is ending, and may yet serve the file.
+    /// Whether sub-buffers of the mapping can no longer be given back. The daemon is ending, and may still serve the
+    /// file. file.
     is_cut_off: bool,
-    /// How far it is recorded: at least so many bytes of the stream were recorded, or were others' before.
+    /// Stream position below which every byte was recorded, or consumed by other readers.
     done: u64,
-    /// Whether the file has to be read before anything else, because the daemon may be behind that.
+    /// Whether the file has to be read next.
+    ///
+    /// The daemon may not yet have passed what is recorded.
     is_behind: bool,
-    /// Whether the next block is to be one of the mapping, for which no place was made: it stays where it is until it is
-    /// recorded.
+    /// Whether the next block comes from the mapping. It stays in the buffer until it is recorded, so no room was
+    /// reserved.
     from_mapping: bool,
 }
 
-/// How far a buffer was recorded when its daemon went.
+/// How far a buffer was recorded when its daemon ended.
 #[derive(Debug)]
 pub(crate) struct Left {
     id: BuffersId,
@@ -57,11 +63,12 @@ pub(crate) struct Left {
 }
 
 impl Source {
-    /// The source for a buffer's file. If it is the one that was `left`, what is recorded of it is not recorded again. `None` if
-    /// that cannot be found out, since the daemon of the file is about to go.
+    /// Opens the source for a buffer's file. Skips what is recorded already if the buffer is the one in `left`.
+    ///
+    /// `None` if the buffer cannot be identified, since the daemon of the file is about to end.
     pub(crate) fn open(place: &Place, mut file: CpuFile, left: Option<&Left>) -> Option<Source> {
         let reader = Reader::open_cpu(&place.mount, place.channel.as_str(), file.cpu).ok();
-        // The file may be of a mount that is gone, and the mapping of the next one.
+        // The file may belong to a mount that is gone, and the mapping to the next mount.
         let reader = reader.filter(|_| !file.identity().was_replaced());
         if reader.is_none() && left.is_some() {
             return None;
@@ -70,7 +77,7 @@ impl Source {
         let left = left.filter(|left| reader.as_ref().is_some_and(|reader| *reader.buffers_id() == left.id));
         let mut is_behind = false;
         if let Some(left) = left.filter(|left| left.done > done) {
-            // Reading from there on passes over what is before. If that cannot be, some of it is recorded twice.
+            // A read from that position skips what is before it. If seeking fails, some bytes are recorded twice.
             is_behind = file.file.seek(SeekFrom::Start(left.done)).is_ok();
             done = left.done;
         }
@@ -86,24 +93,25 @@ impl Source {
         })
     }
 
-    /// What the next daemon's source has to know.
+    /// What the source for the next daemon needs to know.
     pub(crate) fn leave(self) -> Option<Left> {
         self.reader.map(|reader| Left { id: reader.buffers_id().clone(), done: self.done })
     }
 
-    /// Most bytes that looking for the next block consumes, so that there must be a place for them before; asked each time.
+    /// Most bytes that the next call of [`Source::next`] consumes. Room for them must exist before that call.
+    /// time.
     pub(crate) fn consumes(&mut self) -> usize {
         let cpu = self.file.cpu;
         self.from_mapping = !self.is_behind && self.mapping().is_some_and(|reader| reader.has_finished(cpu));
         if self.from_mapping { 0 } else { Block::len(&self.file) }
     }
 
-    /// Hands the next block to `record`, unless there is nothing at the moment: false. If that fails, so does this.
+    /// Passes the next block to `record`; returns false if there is no data now. Fails if `record` fails.
     pub(crate) fn next(&mut self, record: &mut RecordBlock<'_>) -> Result<bool, Failure> {
         if self.from_mapping { self.next_mapped(record) } else { self.next_read(record) }
     }
 
-    /// What polls as readable when there is something to record, and as broken when there will be no more.
+    /// A descriptor that polls as readable when there is data, and as broken when no more will come.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.file.as_fd()
     }
@@ -116,7 +124,7 @@ impl Source {
         let found = len > 0;
         if found {
             record(Bytes { bytes: bytes.into(), whole: all, all, consumed: true })?;
-            // They began there, or further on.
+            // The bytes began at `done`, or behind it.
             self.done = self.done.saturating_add(len);
         } else if !was_behind {
             return Ok(false);
@@ -143,9 +151,9 @@ impl Source {
         }
         self.done = self.done.max(end);
         match reader.release(cpu) {
-            // Somebody else has read the same: it is recorded, and they have it too.
+            // Another reader has read the sub-buffer too: both have it.
             Ok(()) | Err(ReadError::Stale) => Ok(true),
-            // The file, if it is still served, passes over it, and has the rest.
+            // The file, if it is still served, skips what is recorded and returns the rest.
             Err(ReadError::Gone) => {
                 self.is_cut_off = true;
                 self.is_behind = self.file.file.seek(SeekFrom::Start(self.done)).is_ok();
@@ -155,8 +163,9 @@ impl Source {
         }
     }
 
-    /// The mapping, if sub-buffers may be taken from it: in overwrite mode, what is looked at may be overwritten before it is
-    /// written down; a read() checks that.
+    /// The mapping, if sub-buffers may be taken from it.
+    ///
+    /// In overwrite mode a sub-buffer may be overwritten while it is being recorded; a read() detects that.
     fn mapping(&mut self) -> Option<&mut Reader> {
         let reader = self.reader.as_mut().filter(|_| !self.is_cut_off);
         reader.filter(|reader| reader.geometry().mode() == Mode::NoOverwrite)

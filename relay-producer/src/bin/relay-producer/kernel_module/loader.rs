@@ -1,7 +1,7 @@
-//! `--load`: a module as it was written for the kernel, compiled with the headers of `include/relayfs-compat` into a shared
-//! object, runs in this process: its `init_module` at the start, its `cleanup_module` at the end.
+//! Loading a kernel module.
 //!
-//! This file is the border to the loader.
+//! The module is a shared object compiled with the headers of `include/relayfs-compat`. Its `init_module` runs in this
+//! process at the start, its `cleanup_module` at the end. Only this file calls the dynamic loader.
 #![allow(unsafe_code)]
 
 use std::env;
@@ -13,33 +13,34 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 use relay::layout::paths::MOUNT_ENV;
 
-/// The library that modules call, by the name that the loader knows, and that of the file which a build makes.
+/// File names of the library that modules call: its soname, and the name that a build makes.
 const LIBRARY: [&str; 2] = ["librelay.so.0", concat!("librelay.so.", env!("CARGO_PKG_VERSION"))];
-/// Where it is, seen from the directory of this program.
+/// Directories of the library, relative to that of this program.
 const PLACES: [&str; 2] = ["", "../lib"];
 
-/// What a module is, as soon as it is loaded. It stays until the process ends.
+/// A loaded module. It stays loaded until the process ends.
 #[derive(Debug)]
 pub(crate) struct Module {
     init: extern "C" fn() -> c_int,
-    /// A module without it cannot be unloaded from a kernel; here the process can still end.
+    /// A kernel cannot unload a module without it; this process can still end.
     cleanup: Option<extern "C" fn()>,
 }
 
 impl Module {
-    /// Loads a file, and what it needs of us. Nothing of the module runs but its constructors. The error is for people.
+    /// Loads a module and the library that it needs.
+    /// Only the module's constructors run. The error is for people.
     ///
-    /// `mount` is where its channels will be; the caller has no other thread that reads the environment.
+    /// `mount` is the mount point of its channels. The caller has no other thread that reads the environment.
     pub(crate) fn load(file: &Path, mount: &OsStr) -> Result<Module, String> {
-        // SAFETY: this process has no other threads but the one that waits for signals, which asks for no variable.
+        // SAFETY: the only other thread of this process waits for signals, and reads no variable.
         unsafe { env::set_var(MOUNT_ENV, mount) };
-        // For modules that are not linked with it. Others find it by its name, since it is there.
+        // For modules that are not linked with the library. Other modules find it by its name, since it is loaded.
         load_library()?;
-        // With a slash in it, or the loader would search for it; and the name that is known of the object.
+        // With a slash in it: otherwise the loader would search for it. It is also the name that dladdr reports.
         let path = file.canonicalize().map_err(|error| error.to_string())?;
         let path = c_string(path.as_os_str())?;
         let handle = open(&path, libc::RTLD_NOW | libc::RTLD_LOCAL).map_err(|error| {
-            // The file is named anyway.
+            // The caller names the file.
             let error = error.strip_prefix(&format!("{}: ", path.to_string_lossy())).unwrap_or(&error);
             let hint =
                 if error.starts_with("undefined") { "" } else { "; a module is made by cc -shared -fPIC" };
@@ -49,15 +50,15 @@ impl Module {
         let init = find(c"init_module")
             .ok_or("there is no init_module in it: neither a function of this name nor module_init()")?;
         let cleanup = find(c"cleanup_module");
-        // SAFETY: not null, by `symbol`, and by `is_from` the module's own; that what it calls so is a function of this type, its
-        // author promises, as for a kernel. The module stays loaded: nobody closes `handle`.
+        // SAFETY: not null, by `symbol`, and the module's own, by `is_from`. The module's author promises that this
+        // name is a function of this type, as for a kernel. The module stays loaded: no code closes `handle`.
         let init = unsafe { transmute::<*mut c_void, extern "C" fn() -> c_int>(init) };
-        // SAFETY: as for `init`: not null, or `symbol` would not have found it, and the module's own, by `is_from`.
+        // SAFETY: as for `init`: not null, by `symbol`, and the module's own, by `is_from`.
         let cleanup = cleanup.map(|cleanup| unsafe { transmute::<*mut c_void, extern "C" fn()>(cleanup) });
         Ok(Module { init, cleanup })
     }
 
-    /// Runs the module's `init_module`: 0, or a negative error number.
+    /// Runs the module's `init_module`. Returns 0, or a negative error number.
     pub(crate) fn init(&self) -> c_int {
         (self.init)()
     }
@@ -70,7 +71,7 @@ impl Module {
     }
 }
 
-/// Loads the library, so that all that is loaded later finds its functions.
+/// Loads the library, so that objects loaded later find its functions.
 fn load_library() -> Result<(), String> {
     let dir = env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()));
     let beside = PLACES.iter().flat_map(|place| LIBRARY.map(|name| Path::new(place).join(name)));
@@ -85,18 +86,18 @@ fn c_string(text: &OsStr) -> Result<CString, String> {
 }
 
 fn open(path: &CStr, flags: c_int) -> Result<*mut c_void, String> {
-    // SAFETY: what is loaded runs its constructors in this process, which is what it is loaded for.
+    // SAFETY: the object's constructors run in this process, which is the purpose of loading it.
     let handle = unsafe { libc::dlopen(path.as_ptr(), flags) };
     if handle.is_null() { Err(last_error()) } else { Ok(handle) }
 }
 
 fn last_error() -> String {
-    // SAFETY: no demands; the loader keeps an error for each thread.
+    // SAFETY: no preconditions; the loader keeps an error for each thread.
     let error: *const c_char = unsafe { libc::dlerror() };
     if error.is_null() {
         return "the loader does not say why".to_owned();
     }
-    // SAFETY: not null, so a string of the loader's, which stays until it is asked the next time.
+    // SAFETY: not null, so a string of the loader's, which stays until the next call.
     unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned()
 }
 
@@ -106,11 +107,11 @@ fn symbol(handle: *mut c_void, name: &CStr) -> Option<*mut c_void> {
     (!address.is_null()).then_some(address)
 }
 
-/// Whether it is the object of this path that the address lies in. (The loader also searches what the object needs, and
-/// the C library has an `init_module` of its own: the system call.)
+/// Returns whether the address lies in the object of this path.
+/// The loader also searches the objects that it needs, and the C library has an `init_module`: the system call.
 fn is_from(address: *mut c_void, path: &CStr) -> bool {
     let mut info = MaybeUninit::<libc::Dl_info>::zeroed();
-    // SAFETY: the second is a place to write to.
+    // SAFETY: the second argument is writable memory.
     if unsafe { libc::dladdr(address, info.as_mut_ptr()) } == 0 {
         return false;
     }

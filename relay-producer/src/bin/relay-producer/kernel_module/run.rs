@@ -1,4 +1,4 @@
-//! The life of a module: loaded, initialised, there until it is told to go, cleaned up.
+//! Life of a module: load, initialise, wait for a signal or the time, clean up.
 
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
@@ -15,10 +15,10 @@ use thiserror::Error;
 use crate::kernel_module::loader::Module;
 use crate::say;
 
-/// What ends a module.
+/// The signals that end a module.
 const SIGNALS: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
 
-/// Why a module did not run.
+/// The reason for which a module did not run.
 #[derive(Debug, Error)]
 pub(crate) enum ModuleError {
     #[error("cannot load {}: {reason}", path.display())]
@@ -29,7 +29,7 @@ pub(crate) enum ModuleError {
     Signals(Errno),
 }
 
-/// Runs a module until a signal comes, or the time is over.
+/// Runs a module until a signal comes or the time has passed.
 pub(crate) fn run(
     file: &Path,
     mount: &Path,
@@ -43,7 +43,7 @@ pub(crate) fn run(
     if verbose {
         say(&format!("{}: loaded", file.display()));
     }
-    // A signal that came meanwhile is there already.
+    // A signal that came earlier is in the channel already.
     match time {
         Some(time) => match end.recv_timeout(time) {
             Ok(()) | Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
@@ -59,7 +59,7 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// What `init_module` returned.
+/// Checks the result of `init_module`.
 fn check(returned: c_int, file: &Path, mount: &Path) -> Result<(), ModuleError> {
     if returned >= 0 {
         if returned > 0 {
@@ -74,7 +74,7 @@ fn check(returned: c_int, file: &Path, mount: &Path) -> Result<(), ModuleError> 
         Errno::UnknownErrno => format!("it returned {returned}"),
         errno => errno.desc().to_owned(),
     };
-    // Modules take any failure of relay_open() for a lack of memory. Most often there is no daemon.
+    // Modules report any failure of relay_open() as a lack of memory. Most often there is no daemon.
     let why = match Channel::open(mount, DEFAULT_CHANNEL) {
         Err(OpenError::Connect(error)) => format!("; {error}"),
         _ => String::new(),
@@ -82,19 +82,20 @@ fn check(returned: c_int, file: &Path, mount: &Path) -> Result<(), ModuleError> 
     Err(ModuleError::Init { path: file.to_owned(), what, why })
 }
 
-/// From now on no thread of this process ends by the signals: the first of them is told to the receiver, and leaves the
-/// module the time it takes; the second ends the process at once, as the first would have done.
+/// Blocks the signals in all threads, and returns a receiver of the first one.
+/// After the first signal the module has as long as it takes. The second one ends the process at once, as the first
+/// would have.
 fn catch_signals() -> Result<Receiver<()>, Errno> {
     let signals = SigSet::from_iter(SIGNALS);
     signals.thread_block()?;
     let (sender, receiver) = sync_channel(1);
-    // Threads have the blocked signals of whoever starts them.
+    // A thread inherits the blocked signals of the thread that starts it.
     thread::spawn(move || {
         let mut told = false;
         while let Ok(signal) = signals.wait() {
             if told {
-                // To this thread, the only one that does not block it, for the moment. Shells have the programs in
-                // their background ignore SIGINT, and then it takes more.
+                // To this thread, the only one that does not block the signal now. Shells make programs in the
+                // background ignore SIGINT; then SIGKILL follows.
                 let _ = signals.thread_unblock();
                 let _ = raise(signal);
                 let _ = raise(Signal::SIGKILL);

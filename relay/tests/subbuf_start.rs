@@ -1,4 +1,4 @@
-//! Being asked before a sub-buffer is begun: what is told, what is refused, and what the sub-buffer begins with.
+//! The callback before a sub-buffer begins: its arguments, refusal and header.
 
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
@@ -11,13 +11,13 @@ use relay::ring::writer::{AnyExecutor, Executor, Outcome, SoleWriter, WriteResul
 
 type Check = fn(&dyn Fn(&Buffer, &[u8], Answer<'_>) -> WriteResult);
 
-/// As a writer that is alone, and by restartable sequences.
+/// Runs the check with a sole writer, and with restartable sequences.
 fn both(check: Check) {
     check(&|buffer, message, answer| write(buffer, SoleWriter, message, answer));
     by_sequences(check);
 }
 
-/// Unless the C library was told to register nothing.
+/// Runs the check with restartable sequences, unless the C library registers no threads.
 fn by_sequences(check: Check) {
     if AnyExecutor::can_share() {
         let cpu = sched_getcpu().unwrap();
@@ -36,7 +36,7 @@ fn write(buffer: &Buffer, run: impl Executor, message: &[u8], answer: Answer<'_>
     let once = || -> Option<Outcome> {
         match writer.append(message) {
             relay::ring::writer::Appended::Elsewhere => {
-                writer.write_elsewhere_if(message, Some(&mut *answer))
+                writer.write_elsewhere_if(message, Some(&mut *answer)).done()
             }
             relay::ring::writer::Appended::Done => {
                 Some(Outcome { placed: WriteResult::Written, switched: false })
@@ -64,7 +64,7 @@ fn start(bytes: &[u8]) -> Option<SubbufHeader> {
 }
 
 #[test]
-fn nobody_is_asked_for_what_fits() {
+fn message_that_fits_calls_no_callback() {
     both(|write| {
         let buffer = buffer("subbuf-size=8:n-subbufs=2:overwrite");
         for text in ["abc", "defgh", ""] {
@@ -75,7 +75,7 @@ fn nobody_is_asked_for_what_fits() {
 }
 
 #[test]
-fn who_is_asked_is_told_and_what_is_answered_begins_the_sub_buffer() {
+fn callback_gets_the_switch_and_fills_the_header() {
     both(|write| {
         let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite:header=2");
         let mut reader = Reader::new(buffer.clone());
@@ -92,13 +92,13 @@ fn who_is_asked_is_told_and_what_is_answered_begins_the_sub_buffer() {
         assert_eq!(send("hijklm"), WriteResult::Written);
         assert_eq!(send("nopqrst"), WriteResult::TooBig);
         assert_eq!(told, [(1, false, 2), (4, false, 2), (0, true, 2)]);
-        // The oldest is given up; the newest has nothing but its header.
+        // The oldest is given up; the newest has only its header.
         assert_eq!(read(&mut reader), "<>fg<>hijklm<>");
     });
 }
 
 #[test]
-fn refused_it_is_as_if_all_were_full() {
+fn refused_sub_buffer_counts_as_full() {
     both(|write| {
         let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
         let mut reader = Reader::new(buffer.clone());
@@ -114,14 +114,14 @@ fn refused_it_is_as_if_all_were_full() {
         assert_eq!(refuse("j"), WriteResult::Full);
         assert_eq!(asked, 2);
         assert_eq!((reader.produced(), read(&mut reader)), (1, "abcde".to_owned()));
-        // Who does not ask goes on.
+        // A writer without a callback continues.
         assert_eq!(Writer::new(&buffer, SoleWriter).write(b"k").unwrap().placed, WriteResult::Written);
         assert_eq!(read(&mut reader), "k");
     });
 }
 
 #[test]
-fn a_full_buffer_that_does_not_overwrite_refuses_before_anybody_is_asked() {
+fn full_no_overwrite_buffer_refuses_before_the_callback() {
     both(|write| {
         let buffer = buffer("subbuf-size=8:n-subbufs=2");
         let mut asked = 0;
@@ -140,13 +140,13 @@ fn a_full_buffer_that_does_not_overwrite_refuses_before_anybody_is_asked() {
 }
 
 #[test]
-fn what_came_in_between_is_asked_about_anew() {
+fn interrupted_switch_calls_the_callback_again() {
     by_sequences(|write| {
         let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite:header=1");
         let mut padding = Vec::new();
         let mut answer = |switching: SubbufInfo| {
             padding.push(switching.padding);
-            // Somebody else on this CPU, as long as there is room.
+            // Another thread on this CPU, as long as there is room.
             if padding.len() < 3 {
                 let here = AnyExecutor::on(Some(sched_getcpu().unwrap()));
                 assert_eq!(Writer::new(&buffer, here).write(b"x").unwrap().placed, WriteResult::Written);

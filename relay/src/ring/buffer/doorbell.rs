@@ -1,6 +1,6 @@
-//! Waking the daemon, by producers that map a buffer, when somebody polls it.
+//! The doorbell: direct producers wake the daemon while a process polls the buffer.
 //!
-//! `wake` is odd while the daemon wants to know of the next switch; each arming takes a new odd value.
+//! `wake` is odd while the daemon waits for the next switch; each arming stores a new odd value.
 //!
 //! ```text
 //! daemon:   wake <- odd         G     writer:   state <- ..  (a switch)
@@ -8,16 +8,18 @@
 //!           look at state                       w <- wake; if odd: ring the bell, wake: w -> w + 1
 //! ```
 //!
-//! G: each arming takes a value that no ring under way has, so that a late one does not undo it.
-//! H with J: of the two looks at least one sees what the other side stored, so either the daemon finds the switch or the
-//! writer finds the word odd; nothing weaker than full fences orders a store before a later load of something else. The
-//! bell rings *before* the word is made even: a writer that is killed in between leaves one ring too many, never one too
-//! few. The compare-and-exchange cannot undo a newer arming, which has another value. Nobody waits: one load a switch.
+//! G: each arming stores a value that no ring in progress has, so that a late ring does not undo a newer arming. H with
+//! J: at least one side sees what the other side stored. Either the daemon finds the switch, or the writer finds the
+//! word odd. Only full fences order a store before a later load of another word.
+//!
+//! The bell rings *before* the word becomes even. A writer killed in between leaves one ring too many, never one too
+//! few. The compare-and-exchange cannot undo a newer arming, which has another value. No thread waits: the price is one
+//! load a switch.
 
 use crate::memory::sync::{Ordering, fence};
 use crate::ring::buffer::Buffer;
 
-/// A writer's promise to ring; consumed by [`WakeWanted::rung`].
+/// A writer's duty to ring; [`WakeWanted::rung`] ends it.
 #[derive(Debug)]
 #[must_use]
 pub struct WakeWanted<'a> {
@@ -26,17 +28,17 @@ pub struct WakeWanted<'a> {
 }
 
 impl Buffer {
-    /// Asks writers to ring the bell at the next switch. To be followed by a look at the buffer: what was switched
-    /// before, nobody rings for.
+    /// Asks writers to ring the bell at the next switch.
+    /// The caller must look at the buffer afterwards: no writer rings for an earlier switch.
     pub fn arm(&self) {
         let wake = &self.block().wake;
-        // Relaxed, both: the fence orders it. One indivisible step, so that the new value differs from every older one.
+        // Relaxed, both: the fence orders them. One atomic step, so that the new value differs from every older one.
         let _ =
             wake.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |now| Some((now | 1).wrapping_add(2)));
         fence(Ordering::SeqCst); // H, pairs with J
     }
 
-    /// After a switch: whether the bell is to be rung.
+    /// Returns a duty to ring if the daemon waits. Call it after a switch.
     pub fn wake_wanted(&self) -> Option<WakeWanted<'_>> {
         fence(Ordering::SeqCst); // J, pairs with H
         // Relaxed: ordered by the fence.
@@ -46,10 +48,10 @@ impl Buffer {
 }
 
 impl WakeWanted<'_> {
-    /// The bell has been rung: others need not.
+    /// Records that the bell has rung, so that other writers need not ring.
     pub fn rung(self) {
         let wake = &self.buffer.block().wake;
-        // Relaxed: whether it succeeds only decides who else rings. A failure is a newer arming, which stays.
+        // Relaxed: success only decides whether other writers ring as well. Failure means a newer arming, which stays.
         let _ = wake.compare_exchange(
             self.armed,
             self.armed.wrapping_add(1),
@@ -65,7 +67,7 @@ mod tests {
     use crate::ring::buffer::Buffer;
 
     #[test]
-    fn one_ring_for_each_arming_and_a_late_one_does_not_undo_a_newer() {
+    fn late_ring_does_not_undo_newer_arming() {
         let buffer = Buffer::anonymous(GeometrySpec::default().build().unwrap(), 0).unwrap();
         assert!(buffer.wake_wanted().is_none());
         buffer.arm();
