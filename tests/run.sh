@@ -77,7 +77,7 @@ step cargo test --workspace --locked --no-fail-fast
 # directly goes by the socket. That changes nothing for the other rooms, and the processes of `stress` have sequences in any case.
 without_sequences() { step env GLIBC_TUNABLES=glibc.pthread.rseq=0 cargo test --workspace --locked --no-fail-fast "$@"; }
 # The ring, and the producer's library and command.
-without_sequences --test reference --test gate --test hostile_writer --test shared --test opening --test survival --test writing \
+without_sequences --test reference --test subbuf_start --test hostile_writer --test shared --test opening --test survival --test writing \
     --test daemon_gone --test descriptors --test descriptors_taken --test fork --test command
 # On a mount: the kernel's rules for what is written, the producers, the next daemon, and the C library.
 without_sequences --test semantics --test transport --test recovery --test c_api -- \

@@ -12,6 +12,7 @@ use relayfs_tests::{program, stdout_of, text, workspace};
 /// Words of code, and the only files that may have them. What stands behind `//` does not count.
 const CONFINED: &[(&str, &[&str])] = &[
     ("fuser::", &["relayfsd/src/fuse/fs.rs"]),
+    ("env!(\"CARGO\")", &["tests/src/librelay.rs"]), // no test builds anything
     (
         "unsafe",
         &[
@@ -181,6 +182,22 @@ fn no_test_sleeps() {
         found.extend(sleeping.map(|(line, _)| format!("{}:{line}", source.path)));
     }
     none("wait for a condition instead", found);
+}
+
+/// Tests of the room `stress` would disturb each other.
+#[test]
+fn stress_tests_take_turns() {
+    let mut found = Vec::new();
+    for source in sources().iter().filter(|source| source.path.starts_with("tests/tests/stress/")) {
+        for test in source.text.split("#[test]\n").skip(1) {
+            let mut lines = test.lines();
+            let head = lines.next().expect("a function");
+            if lines.next() != Some("    let _turn = turn();") {
+                found.push(format!("{}: {head}", source.path));
+            }
+        }
+    }
+    none("no turn taken at the start", found);
 }
 
 /// Its minor releases have each changed its API.

@@ -231,6 +231,7 @@ fn the_command_goes_on() {
         assert_eq!(exit_code(producer.wait()), 0);
         let expected: String = (0..n_lines).map(|n| format!("a line with the number {n}\n")).collect();
         assert_eq!(got, expected);
-        assert_eq!(producer.stderr().lines().count(), 1, "what -v says");
+        let said = producer.stderr();
+        assert_eq!(said.lines().count(), 1, "what -v says: {said}");
     }
 }

@@ -126,7 +126,7 @@ fn every_case_is_passed() {
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
 
     let script = "
-        $nobody relayfsd -o default_permissions --subbuf-size=8192 --n-subbufs=2 relay
+        $nobody relayfsd --discard -o default_permissions --subbuf-size=8192 --n-subbufs=2 relay
         $nobody PROGRAM --mapping none relay cpu; echo \"# status $?\"
         $nobody fusermount3 -u relay
         while ls -A /dev/shm | grep -q .; do :; done

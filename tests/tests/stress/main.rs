@@ -1,7 +1,7 @@
 //! Tests that take the machine for themselves: full load, daemons killed again and again, CPUs that go away.
 //!
-//! A test belongs here if it measures what a process has, or changes what other tests rely on. Every test of this
-//! room begins with [`turn`], so that one runs at a time.
+//! A test belongs here if it counts its own process's descriptors, or changes what other tests rely on. Each begins
+//! with [`turn`], so that one test runs at a time.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
