@@ -42,8 +42,7 @@ impl Reader {
         let script = format!(
             "
 import os, signal, sys, threading, time
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+for number in signal.valid_signals() - {{signal.SIGKILL, signal.SIGSTOP}}: signal.signal(number, signal.SIG_DFL)
 f = open(sys.argv[1], 'rb', buffering=0)
 {more}
 while f.read(50000): pass
