@@ -17,10 +17,11 @@
 //!                          also sees that the sub-buffer was begun again, and throws the copy away
 //! ```
 
+mod outcome;
+
 use std::ops::Range;
 
-use thiserror::Error;
-
+pub use self::outcome::{Attempt, Outcome, RetriesExhausted, WriteResult};
 use crate::layout::abi::BufferBlock;
 use crate::layout::geometry::{MESSAGE_MAX, Mode};
 use crate::layout::position::Position;
@@ -30,59 +31,6 @@ use crate::ring::subbuf_start::{SubbufInfo, SubbufStart};
 
 /// Tries of one change before the writer gives it up.
 const TRIES_MAX: u32 = 64;
-
-/// The result of writing a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WriteResult {
-    /// The message is in the buffer.
-    Written,
-    /// Every sub-buffer is full.
-    Full,
-    /// No sub-buffer can ever hold the message.
-    TooBig,
-    /// The channel has ended.
-    Closed,
-}
-
-/// The effect of a write or flush.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// The result for the message. If it was not written, no counter has it yet.
-    pub placed: WriteResult,
-    /// Whether a sub-buffer was finished, so that pollers must be woken.
-    pub switched: bool,
-}
-
-/// What one try at a write came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attempt {
-    /// The write is done, or refused.
-    Done(Outcome),
-    /// Something came in between. Nothing was changed: try again.
-    Interrupted,
-    /// The message fits the current sub-buffer, and the writer knows now where that is. Nothing was changed: append it.
-    Located,
-}
-
-impl Attempt {
-    /// Returns the outcome, or nothing if the caller has to try again.
-    pub fn done(self) -> Option<Outcome> {
-        match self {
-            Attempt::Done(outcome) => Some(outcome),
-            Attempt::Interrupted | Attempt::Located => None,
-        }
-    }
-
-    fn done_without_switch(placed: WriteResult) -> Attempt {
-        Attempt::Done(Outcome { placed, switched: false })
-    }
-}
-
-/// Every try of a change was interrupted, or the thread is not on the buffer's CPU.
-/// Nothing was changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("interrupted each time, or not on the buffer's CPU")]
-pub struct RetriesExhausted;
 
 /// The way a thread changes a buffer. False: nothing was changed, look at the buffer again.
 pub trait Executor: Copy {

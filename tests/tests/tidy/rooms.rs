@@ -35,7 +35,7 @@ const CRATES: &[(&str, &[Room])] = &[
     (
         "relay/src/",
         &[
-            ("wire", &["layout", "system"]),
+            ("wire", &["cli", "layout", "system"]),
             ("ring", &["layout", "memory"]),
             ("layout", &["cli", "memory", "ring"]),
             ("memory", &["layout", "ring"]),
