@@ -392,7 +392,7 @@ impl Registry {
         // Acquire, with the Release of those who left before: what they wrote is seen.
         let held = channel.holders.load(Ordering::Acquire) > 0;
         let has_unread = || channel.unread() > 0 && !channel.is_broken();
-        if held || channel.permanent() || channel.is_inherited() || channels.closed || has_unread() {
+        if held || channel.permanent() || channel.is_inherited() || channels.ending || has_unread() {
             return;
         }
         if channels.remove(channel) {

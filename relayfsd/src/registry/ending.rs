@@ -1,6 +1,7 @@
 //! The channels at the daemon's end: which stay for the next daemon, and which go.
 //!
 //! ```text
+//! begin_end   connections that are cut let go of no channel, since their producers may write on
 //! close_all   nothing is opened any more, pollers wake; with --discard every channel ends here
 //!   ...       files that are open are read on, until they are closed or their time is over
 //! finish      no read is under way any more; what has something unread, or a live producer, stays
@@ -20,6 +21,12 @@ use crate::writers;
 pub(super) const CLOSE_MAX: Duration = Duration::from_millis(500);
 
 impl Registry {
+    /// Keeps every channel until [`Self::finish`] decides. To be called before connections are cut: a channel that only they
+    /// held may have a live producer that writes it directly, and would lose what comes.
+    pub(crate) fn begin_end(&self) {
+        self.lock().ending = true;
+    }
+
     /// Ends opening, and wakes pollers. With [`Keep::Nothing`] ends the channels and returns what they had unread; otherwise
     /// producers write on, and [`Self::finish`] decides.
     pub(crate) fn close_all(self: &Arc<Self>, keep: Keep) -> Vec<Left> {

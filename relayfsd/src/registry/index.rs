@@ -23,6 +23,8 @@ pub(super) struct Channels {
     /// What channels that are gone had counted.
     pub(super) gone: Counts,
     pub(super) closed: bool,
+    /// The daemon ends: no channel goes before [`Registry::finish`](super::Registry::finish) has looked at it.
+    pub(super) ending: bool,
     /// How many channels listings have looked at.
     #[cfg(test)]
     pub(super) looked_at: std::cell::Cell<usize>,
