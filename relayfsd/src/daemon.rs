@@ -344,6 +344,7 @@ impl Session {
     fn close(&mut self, keep: Keep) {
         self.socket = None;
         if let Some(server) = self.server.take() {
+            self.registry.begin_end();
             server.stop();
             self.writers.settle(SETTLE_MAX);
             let discarded = self.registry.close_all(keep);

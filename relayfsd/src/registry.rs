@@ -390,7 +390,7 @@ impl Registry {
         if channel.is_held()
             || channel.permanent()
             || channel.is_inherited()
-            || channels.closed
+            || channels.ending
             || has_unread()
         {
             return;

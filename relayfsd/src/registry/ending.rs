@@ -1,6 +1,7 @@
 //! Ends the channels with the daemon: some stay for the next daemon, the others are removed.
 //!
 //! ```text
+//! begin_end   connections that are cut let go of no channel, since their producers may write on
 //! close_all   no channel can be opened any more, pollers wake; with --discard every channel ends here
 //!   ...       readers read their open files on, until they close them or the time is over
 //! finish      no read is in flight any more; channels with unread data or a live producer stay
@@ -20,6 +21,14 @@ use crate::writers;
 pub(super) const CLOSE_MAX: Duration = Duration::from_millis(500);
 
 impl Registry {
+    /// Keeps every channel until [`Self::finish`] decides.
+    ///
+    /// The caller cuts the connections afterwards. A channel that only they held may have a live producer, whose
+    /// messages would be lost.
+    pub(crate) fn begin_end(&self) {
+        self.lock().ending = true;
+    }
+
     /// Stops opening, and wakes pollers.
     ///
     /// With [`Keep::Nothing`], ends the channels and returns what they had unread. Otherwise producers write on, and

@@ -26,6 +26,8 @@ pub(super) struct Channels {
     /// Sums of the counters of removed channels.
     pub(super) gone: Counts,
     pub(super) closed: bool,
+    /// The daemon ends: no channel goes before [`Registry::finish`](super::Registry::finish) has looked at it.
+    pub(super) ending: bool,
     /// Number of channels that listings have looked at.
     #[cfg(test)]
     pub(super) looked_at: std::cell::Cell<usize>,

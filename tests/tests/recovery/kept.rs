@@ -116,13 +116,17 @@ fn a_flight_recorder_stays() {
     assert!(mount.read("cpu0") == shown);
 }
 
-/// A live producer writes on over the end and the next start, without an error or a loss, though all was read.
+/// A live producer writes on over the end and the next start, without an error or a loss, though all was read: to a channel of
+/// the command line, and to one that it has created.
 #[test]
 fn live_producers_write_on() {
-    for how in ["SIGTERM", "umount", "umount -l"] {
+    let is_direct = !is_without_sequences();
+    for (name, how) in
+        ["cpu", "made"].into_iter().flat_map(|name| ["SIGTERM", "umount", "umount -l"].map(|how| (name, how)))
+    {
         let mut mount = Mount::with_sequences(ARGS);
-        let channel = Channel::open(mount.point(), "cpu").unwrap();
-        let is_direct = !is_without_sequences();
+        let channel = Channel::builder(mount.point(), name).create(true).open().unwrap();
+        let file = format!("{name}0");
         let mut expected = String::new();
         let mut write = |text: &str| {
             if is_direct {
@@ -131,19 +135,22 @@ fn live_producers_write_on() {
             }
         };
         write("before ");
-        mount.read("cpu0");
+        mount.read(&file);
         let said = end(&mut mount, how);
-        let told = if is_direct { line(&mount, "cpu 0 bytes (a producer writes on)") } else { String::new() };
-        assert_eq!(said, told, "{how}");
+        let left = format!("{name} 0 bytes (a producer writes on)");
+        let told = if is_direct { line(&mount, &left) } else { String::new() };
+        assert_eq!(said, told, "{name}, {how}");
         write("meanwhile ");
         mount.restart_with_sequences(ARGS);
         write("afterwards");
-        let expected = expected.replace("before ", "");
-        assert_eq!(text(&mount.read("cpu0")), expected, "{how}");
-        assert_eq!(mount.stats("cpu")["total.dropped"], 0, "{how}");
+        if is_direct || name == "cpu" {
+            let expected = expected.replace("before ", "");
+            assert_eq!(text(&mount.read(&file)), expected, "{name}, {how}");
+            assert_eq!(mount.stats(name)["total.dropped"], 0, "{name}, {how}");
+        }
         drop(channel);
-        assert_eq!(end(&mut mount, how), "", "{how}: it is gone");
-        assert!(!state_dir(&mount).exists(), "{how}");
+        assert_eq!(end(&mut mount, how), "", "{name}, {how}: it is gone");
+        assert!(!state_dir(&mount).exists(), "{name}, {how}");
     }
 }
 
