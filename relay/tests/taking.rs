@@ -154,6 +154,29 @@ fn kept_rest_of_an_overwritten_sub_buffer_is_taken() {
     assert_eq!(reader.unread(), 0);
 }
 
+/// A reader that reads on while a take is made may keep bytes that were written after the take began. They are not its own.
+#[test]
+fn bytes_kept_from_behind_a_take_are_not_in_it() {
+    let buffer = buffer("subbuf-size=8:n-subbufs=4:overwrite");
+    let mut reader = Reader::new(buffer.clone());
+    write(&buffer, &["aaaaa"]);
+    for _ in 0..2 {
+        Writer::new(&buffer, SoleWriter).flush().unwrap();
+    }
+    write(&buffer, &["bb"]);
+    let mut got = Vec::new();
+    let (taken, bytes) = take(&mut reader, |reader| {
+        if got.is_empty() {
+            write(&buffer, &["cc"]);
+            got = read(reader, 6);
+        }
+    });
+    assert_eq!((got.as_slice(), bytes.as_slice()), (&b"aaaaab"[..], &b"b"[..]));
+    reader.consume_taken(&taken);
+    assert_eq!((reader.position(), read(&mut reader, 100).as_slice()), (7, &b"cc"[..]));
+    assert_eq!(counters(&buffer)[..3], [9, 0, 0]);
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Write(usize),

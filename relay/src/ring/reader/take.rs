@@ -127,7 +127,16 @@ impl Reader {
     /// Returns the next sub-buffer in the ring.
     fn take_begin(&self, taken: &mut Taken, out: &mut Vec<u8>) -> Position {
         let widths = self.buffer.widths();
-        out.extend_from_slice(&self.pending[self.pending_at..]);
+        let kept = &self.pending[self.pending_at..];
+        // A reader that has read on since the take began may keep bytes from behind its end.
+        let max = if widths.before(self.cursor, taken.end) {
+            kept.len()
+        } else if widths.before(taken.end, self.cursor) {
+            0
+        } else {
+            widths.offset(taken.end).saturating_sub(widths.offset(self.cursor))
+        };
+        out.extend_from_slice(&kept[..kept.len().min(max)]);
         let behind = widths.at(self.cursor, widths.offset(self.cursor) + out.len());
         taken.kept = self.stream..self.stream.saturating_add(out.len() as u64);
         (taken.n_kept, taken.len) = (out.len(), out.len());
