@@ -226,7 +226,8 @@ fn two_channels(cpu: usize) {
 /// Over the socket, a message that cannot be sent is an error.
 fn sends() {
     let dir = tempdir().unwrap();
-    let daemon = Daemon::start(&dir, Manners { geometry: "subbuf-size=256K:n-subbufs=2", ..Manners::default() });
+    let daemon =
+        Daemon::start(&dir, Manners { geometry: "subbuf-size=256K:n-subbufs=2", ..Manners::default() });
     let channel = open_by_socket(&daemon);
     channel.write(b"before").unwrap();
     channel.flush().unwrap();

@@ -176,5 +176,5 @@ fn files_and_starts_do_not_wait() {
     let mut command = Command::new(program("relay-producer"));
     let output = relayfs_tests::run_with_input(command.arg("-m").arg(mount.point()), b"line\n");
     assert_eq!(exit_code(output.status), 1);
-    assert!(relayfs_tests::text(&output.stderr).contains("has died and left its mount behind: start "));
+    assert!(relayfs_tests::text(&output.stderr).contains("has died and left its mount behind: umount it"));
 }
