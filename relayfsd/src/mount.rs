@@ -1,4 +1,4 @@
-//! Checks the mount point, mounts, and unmounts the daemon's own mount and no other.
+//! Checks the mount point, mounts, and unmounts: the daemon's own mount, and dead ones of earlier daemons.
 //!
 //! `daemon` mounts with this room, and `state` asks it whether an earlier daemon is mounted. It uses the options of
 //! `config`. It may not know the tree, FUSE's requests, channels, or the state directory.
@@ -82,7 +82,7 @@ pub(crate) fn is_mounted(point: &Path) -> Result<bool, MountError> {
 
 /// Detaches dead mounts of relayfsd from `point`, and checks that it is a free directory.
 ///
-/// `point` comes from [`resolve`]. The caller has the lock on the mount point: otherwise a mount that another daemon is
+/// `point` comes from [`resolve`]. The caller has the lock of the state directory: otherwise a mount that another daemon is
 /// just making could look dead.
 pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
     for _ in 0..STALE_MAX {

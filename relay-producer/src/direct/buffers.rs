@@ -238,7 +238,7 @@ impl DirectBuffers {
         self.write_elsewhere(INSISTENT_TRIES_MAX, Appended::Interrupted, only, message, drop_if_full)
     }
 
-    /// Returns why a message is not even tried. Counts one that no sub-buffer can hold.
+    /// Returns why a message is not even tried. Counts one that is too big for the channel.
     #[cold]
     #[inline(never)]
     fn refuse(&self, only: Option<usize>, message: &[u8]) -> Direct {

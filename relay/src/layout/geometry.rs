@@ -83,7 +83,7 @@ impl Geometry {
         if self.global { n_bufs == 1 } else { (1..=N_BUFS_MAX).contains(&n_bufs) }
     }
 
-    /// Returns the length in bytes of the longest message that a sub-buffer can hold.
+    /// Returns the length in bytes of the channel's longest message.
     pub fn message_max(&self) -> usize {
         (self.subbuf_size() - self.header()).min(MESSAGE_MAX)
     }

@@ -34,7 +34,7 @@ pub(crate) enum TakeoverError {
 /// Locks the state directory, and with it the mount point.
 ///
 /// Waits for a daemon that was just unmounted, told to end, or killed. Asks a daemon that serves open files after
-/// `umount -l` to end. A running daemon is in the table of mounts.
+/// `umount -l` to end. A dead mount is in the table of mounts too, so the process that holds the lock decides.
 pub(crate) fn claim(point: &Path, place: &Place) -> Result<StateDir, TakeoverError> {
     let deadline = Instant::now() + PREDECESSOR_MAX;
     let claimed = loop {
