@@ -400,6 +400,8 @@ impl Registry {
             if !channel.is_broken() {
                 channels.gone.add(&total);
             }
+            // A producer that has lost its descriptors may still map the buffers: its next messages are refused, not lost.
+            channel.give_up_buffers();
             self.forget(&channels, channel);
             log::info!(
                 "channel {}: gone; {} dropped, {} too big",

@@ -167,12 +167,19 @@ impl Channel {
         }
         let (name, why) = (self.name(), self.damage().broken.get().map_or("", String::as_str));
         log::error!("channel {name}: broken, and not used any more: {why}; {}", remedy(name));
-        self.set_ending();
-        (0..self.n_bufs()).for_each(|cpu| self.buffer(cpu).condemn());
+        self.give_up_buffers();
         (0..self.n_bufs()).for_each(|cpu| self.wake(cpu));
         if let Some(call) = self.damage().on_broken.get() {
             call();
         }
+    }
+
+    /// Ends the buffers, from any thread: the next message of a producer that maps them is refused.
+    ///
+    /// What a producer writes at this moment may be lost.
+    pub(crate) fn give_up_buffers(&self) {
+        self.set_ending();
+        (0..self.n_bufs()).for_each(|cpu| self.buffer(cpu).condemn());
     }
 
     /// Allows the buffers to be closed from now on.

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use relayfs_tests::librelay::Caller;
-use relayfs_tests::{DEADLINE, Mount, text};
+use relayfs_tests::{DEADLINE, Mount, eventually, text};
 
 const WAYS: [&str; 3] = ["close", "range", "dup2"];
 
@@ -71,6 +71,25 @@ fn program_that_closes_all_descriptors_sends_nothing_to_its_own() {
         caller.end();
         assert_eq!(text(&mount.read("app/log0")), "before.after.", "{way} {what}");
     }
+}
+
+/// A channel without holders goes when it is read. Messages behind that are refused, and the next call that may wait creates
+/// the channel again.
+#[test]
+fn channel_that_went_refuses_messages_of_a_program_without_descriptors() {
+    let mount = Mount::with_sequences(&[]);
+    let mut caller = Caller::direct(&mount);
+    caller.expect(&[
+        ("open 0 app/own 4096 8", "0"),
+        ("write 0 before.", "0"),
+        (&format!("take-over close files {}", own(&mount)), "0"),
+    ]);
+    assert_eq!(text(&mount.read("app/own0")), "before.");
+    eventually("the channel goes", || !mount.path("app/own0").exists());
+    caller.expect(&[("write 0 lost", "ENODEV"), ("flush 0", "0"), ("write 0 after.", "0"), ("touched", "0")]);
+    assert_eq!(text(&mount.read("app/own0")), "after.");
+    caller.expect(&[("close 0", "0"), ("touched", "0")]);
+    caller.end();
 }
 
 /// Closed at once: what is lost is lost, and nothing else is closed.
