@@ -400,9 +400,10 @@ impl Registry {
             if !channel.is_broken() {
                 channels.gone.add(&total);
             }
-            // A producer that has lost its descriptors may still map the buffers: its next messages are refused, not lost.
-            channel.give_up_buffers();
             self.forget(&channels, channel);
+            // A producer that has lost its descriptors may still map the buffers: its next messages are refused, not
+            // lost. Behind the removal: a daemon that dies before it leaves a channel that its successor can continue.
+            channel.give_up_buffers();
             log::info!(
                 "channel {}: gone; {} dropped, {} too big",
                 channel.name(),

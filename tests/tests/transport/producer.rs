@@ -573,11 +573,14 @@ fn a_daemon_that_ends_lets_nobody_wait() {
         assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
         drop(stdin);
         if transport == AUTO && !is_without_sequences() {
-            // What waits is with the producer: the next daemon takes it, when there is room.
             mount.restart(&["--subbuf-size", "4096", "--n-subbufs", "1"]);
             assert_eq!(mount.read("cpu0").len(), 4000);
-            assert_eq!(exit_code(waiting.wait()), 0, "{}", waiting.stderr());
-            assert_eq!(mount.read("cpu0").len(), 1000);
+            let code = exit_code(waiting.wait());
+            let (rest, said) = (mount.read("cpu0").len(), waiting.stderr());
+            // A message that the producer still has is taken by the next daemon, when there is room. One that waits inside
+            // the ending daemon is dropped, and reported.
+            let is_dropped = said.contains("1 of 5 messages dropped");
+            assert_eq!((code, rest), if is_dropped { (3, 0) } else { (0, 1000) }, "{said}");
             continue;
         }
         let code = exit_code(waiting.wait());
