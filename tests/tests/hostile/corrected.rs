@@ -152,7 +152,7 @@ fn what_cannot_be_breaks_the_channel() {
     }
 }
 
-/// Damage that no look has found yet is found by `reset`, which makes a channel anew then.
+/// `reset` finds damage that no look has found yet, and recreates the channel.
 #[test]
 fn reset_of_a_channel_with_unseen_damage_makes_it_anew() {
     for mode in ["no-overwrite", "overwrite"] {
