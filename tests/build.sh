@@ -19,8 +19,9 @@ esac
 target_dir=$(target_dir)
 out=$target_dir/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}$dir
 
-cargo build --profile $profile --workspace --locked --quiet --lib --bins --example test-plugin
-# A target directory of its own: the daemon that users get has no such places.
-env -u CARGO_BUILD_TARGET cargo build --package relayfsd --features kill-points --locked --quiet \
-    --target-dir "$target_dir/kill-points"
+cargo build --profile $profile --workspace --locked --quiet --lib --bins --example test-plugin --example service --example timed \
+    --features relay-producer/log,relay-producer/tracing
+# A target directory of its own: the programs that users get have no such places.
+env -u CARGO_BUILD_TARGET cargo build --package relayfsd --package audience --bins \
+    --features relayfsd/kill-points,audience/kill-points --locked --quiet --target-dir "$target_dir/kill-points"
 make --silent -C relay-producer/librelay install PROFILE=$profile PREFIX=/usr DESTDIR="$out/librelay-installed"

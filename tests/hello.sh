@@ -11,7 +11,7 @@ need_fuse
 install_missing
 
 echo "building (the first time takes a few minutes)"
-cargo build --release --locked --quiet --bins || fail "relayfs cannot be built, see above"
+cargo build --release --locked --quiet --bins --package relayfsd --package relay-producer --package audience || fail "relayfs cannot be built, see above"
 PATH=$(target_dir)/release:$PATH
 
 dir=$(mktemp -d)

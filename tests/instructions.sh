@@ -11,11 +11,14 @@ need objdump binutils
 need_rust
 install_missing
 cargo build --release --quiet --locked --package relay-producer --example repeat
-objdump --disassemble --no-show-raw-insn -M intel "$(target_dir)/release/examples/repeat" |
-    awk -v list="${1-}" '
+count() {
+    objdump --disassemble --no-show-raw-insn -M intel "$(target_dir)/release/examples/repeat" |
+        awk -v function_name="$1" -v what="$2" -v list="$3" '
     function die(why) { print "instructions.sh: " why; failed = 1; exit 1 }
+    BEGIN { begin = "^[0-9a-f]+ <.*6repeat" length(function_name) function_name "(17h[0-9a-f]+E)?>:$" }
     # All instructions, by number in their order; at[] finds the one at an address.
-    /^[0-9a-f]+ <.*6repeat6repeat(17h[0-9a-f]+E)?>:$/ { entry = n + 1; entries++ }
+    />:$/ && $0 ~ begin { entry = n + 2; entries++ }
+    />:$/ { n++ } # no instruction: the end of what stands before
     /^ +[0-9a-f]+:\t/ {
         n++
         address = $1
@@ -28,9 +31,9 @@ objdump --disassemble --no-show-raw-insn -M intel "$(target_dir)/release/example
     }
     END {
         if (failed) exit 1
-        if (entries != 1) die(entries + 0 " functions called repeat")
+        if (entries != 1) die(entries + 0 " functions called " function_name)
         # From the copy, which begins with a look at the length and ends with a jump, on until it comes there again.
-        for (i = entry; i <= n && text[i] !~ /^cmp +rcx,0x10$/; i++) continue
+        for (i = entry; i <= n && text[i] !~ /^cmp +rcx,0x10$/ && operation[i] != ""; i++) continue
         copying = copied = i <= n
         for (; i <= n && i && !place[i]; i = to) {
             place[i] = ++last
@@ -48,5 +51,8 @@ objdump --disassemble --no-show-raw-insn -M intel "$(target_dir)/release/example
             if (copies[i]) copy++; else rest++
             if (list != "") print (copies[i] ? "  copy  " : "        ") text[i]
         }
-        print rest " instructions of one message, the loop included, besides " copy + 0 " of the copy"
+        print rest " instructions of one " what ", the loop included, besides " copy + 0 " of the copy"
     }'
+}
+count repeat message "${1-}"
+count text "record of text" "${1-}"

@@ -2,7 +2,7 @@
 # The long forms of the tests that have one: an hour or more in all, so by hand, on a machine with nothing else to do. As root.
 #
 #   sh tests/long.sh          everything
-#   sh tests/long.sh PART     one of: crashes stress soak scribble fuzz mutations sanitize
+#   sh tests/long.sh PART     one of: crashes forward stress soak scribble fuzz mutations sanitize package
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
@@ -23,6 +23,11 @@ crashes() {
     test_for_long RELAYFS_CRASHES=200 crashes::
     test_for_long RELAYFS_CRASHES=200 crashes_recorded::
 }
+# Forwarders, daemons and servers killed, 200 of each: about 1 GiB in a stream.
+forward() {
+    sh tests/build.sh --release || fail "the programs cannot be built, see above"
+    run RELAYFS_FORWARD_ROUNDS=200 cargo test --release --locked --quiet --package relayfs-tests --test forward killed:: -- --nocapture
+}
 # Well over a thousand producers killed, under signals and migrations.
 stress() { test_for_long RELAYFS_STRESS_SECONDS=120 stress::; }
 # Ten minutes at full load: memory, descriptors and threads.
@@ -34,10 +39,12 @@ fuzz() { run RUNS=10000000 sh tests/fuzz.sh; }
 # Each ordering and rule of the buffer weakened; AddressSanitizer and valgrind.
 mutations() { run sh tests/mutations.sh; }
 sanitize() { run sh tests/sanitize.sh; }
+# The Debian package in a fresh root.
+package() { run sh tests/package.sh; }
 
-for part in ${1:-crashes stress soak scribble fuzz mutations sanitize}; do
+for part in ${1:-crashes forward stress soak scribble fuzz mutations sanitize package}; do
     case $part in
-    crashes | stress | soak | scribble | fuzz | mutations | sanitize) "$part" ;;
+    crashes | forward | stress | soak | scribble | fuzz | mutations | sanitize | package) "$part" ;;
     *) fail "there is no part '$part'" ;;
     esac
 done

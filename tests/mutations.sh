@@ -51,11 +51,13 @@ fresh
 failing=$(models unchanged)
 [ -z "$failing" ] || fail "the models fail as it is: $failing"
 
-writer=relay/src/ring/writer.rs reader=relay/src/ring/reader.rs overwrite=relay/src/ring/reader/overwrite.rs buffer=relay/src/ring/buffer.rs wake=relay/src/ring/buffer/doorbell.rs models=relay/tests/models.rs
+writer=relay/src/ring/writer.rs executor=relay/src/ring/writer/executor.rs reader=relay/src/ring/reader.rs overwrite=relay/src/ring/reader/overwrite.rs buffer=relay/src/ring/buffer.rs wake=relay/src/ring/buffer/doorbell.rs models=relay/tests/models.rs
 printf '| what | weakened to | models that fail |\n| --- | --- | --- |\n'
-weaken A-append '`state` after a message: Relaxed' $writer \
-    's/ state\.store(to\.0, Ordering::Release)/ state.store(to.0, Ordering::Relaxed)/'
-weaken A-switch '`state` after a switch: Relaxed' $writer \
+weaken A-append '`state` after a message: Relaxed' $executor \
+    '/fn append(/,/^    }/ s/ state\.store(to\.0, Ordering::Release)/ state.store(to.0, Ordering::Relaxed)/'
+weaken A-record '`state` after a record: Relaxed' $executor \
+    '/fn append_record(/,/^    }/ s/ state\.store(to\.0, Ordering::Release)/ state.store(to.0, Ordering::Relaxed)/'
+weaken A-switch '`state` after a switch: Relaxed' $executor \
     's/state\.store(sequence\.to\.0, Ordering::Release)/state.store(sequence.to.0, Ordering::Relaxed)/'
 weaken B 'the look at `state`: Relaxed' $reader \
     's/block()\.state\.load(Ordering::Acquire)/block().state.load(Ordering::Relaxed)/'
@@ -63,9 +65,9 @@ weaken C '`consumed` after a read: Relaxed' $reader \
     's/consumed\.store(self\.cursor\.0, Ordering::Release)/consumed.store(self.cursor.0, Ordering::Relaxed)/'
 weaken D 'the look at `consumed` in a switch: Relaxed' $writer \
     's/buffer\.block()\.consumed\.load(Ordering::Acquire)/buffer.block().consumed.load(Ordering::Relaxed)/'
-weaken E-words '`begun` and the records: Relaxed' $writer \
+weaken E-words '`begun` and the records: Relaxed' $executor \
     's/word\.store(\*value, Ordering::Release)/word.store(*value, Ordering::Relaxed)/'
-weaken E-fence 'no fence behind `begun`' $writer 's/^ *fence(Ordering::Release);$/();/'
+weaken E-fence 'no fence behind `begun`' $executor 's/^ *fence(Ordering::Release);$/();/'
 weaken F-copy 'no fence between a copy and the look at `begun`' $buffer \
     '/fn lapped/,/^    }/ s/fence(Ordering::Acquire);/();/'
 weaken F-begun 'the look at `begun`: Relaxed' $buffer \
@@ -78,8 +80,8 @@ weaken H 'the fence behind arming: no more than AcqRel' $wake 's/fence(Ordering:
 weaken J 'the fence before the look at `wake`: no more than AcqRel' $wake \
     's/fence(Ordering::SeqCst); \/\/ J/fence(Ordering::AcqRel); \/\/ J/'
 weaken G 'an arming does not take a new value' $wake 's/(now | 1)\.wrapping_add(2)/now | 1/'
-weaken commit 'the position before the bytes' $writer \
-    's/^        if !buffer\.data()\.copy_in(at, message)/        state.store(to.0, Ordering::Release);&/'
+weaken commit 'the position before the bytes' $executor \
+    '/fn append(/,/^    }/ s/^        if !buffer\.data()\.copy_in(at, message)/        state.store(to.0, Ordering::Release);&/'
 weaken begun 'a switch does not tell that it begins a sub-buffer' $writer \
     's/^        stores\.push(&buffer\.block()\.begun, next\.0);$//'
 weaken close-ended 'closing leaves a buffer alone that is blocked' $writer 's/if is_closed \&\& widths\.blocked(from)/if widths.blocked(from)/'
@@ -89,4 +91,9 @@ weaken single 'a reader goes to a sub-buffer that is not begun' $overwrite \
     '/fn catch_up/,/^    }/ s/before(state, oldest)/before(oldest, oldest)/'
 weaken single-losses 'no second look at a state whose record is used again' $overwrite 's/let is_old = .*/let is_old = false;/'
 weaken room 'no second look for room with the lock' $models 's/^                placed = put(&buffer, SoleWriter, 2);$//'
+owners=relay/src/ring/area_owners.rs
+weaken K-ended 'freeing an ended thread'"'"'s area: Relaxed' $owners '/fn free_ended/,/^    }/ s/Ordering::Release/Ordering::Relaxed/'
+weaken K-back 'giving an area back: Relaxed' $owners '/fn give_back/,/^    }/ s/Ordering::Release/Ordering::Relaxed/'
+weaken K-parent 'freeing a parent'"'"'s areas: Relaxed' $owners '/fn free_of_parent/,/^    }/ s/Ordering::Release/Ordering::Relaxed/'
+weaken L 'taking an area: Relaxed' $owners '/fn take/,/^    }/ s/Ordering::Acquire/Ordering::Relaxed/'
 [ -z "$survived" ] || fail "no model defends:$survived"

@@ -25,6 +25,15 @@ install_missing() {
     missing=
 }
 
+# need_python MODULE PACKAGE...: a module that Debian does not have.
+need_python() {
+    module=$1
+    shift
+    python3 -c "import $module" 2>/dev/null && return
+    said=$(python3 -m pip install --quiet --break-system-packages "$@" 2>&1) ||
+        fail "cannot install the Python module $module: $said (pip install $*)"
+}
+
 # A Rust toolchain, in PATH or where rustup puts it, and a linker for it.
 need_rust() {
     command -v cargo >/dev/null 2>&1 || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin

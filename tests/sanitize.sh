@@ -33,7 +33,7 @@ with_address() {
 with_address build --quiet --locked --workspace --bins
 with_address test --quiet --locked --package relayfs-tests --test transport --test hostile --test limits --test semantics -- \
     socket:: socket_peers:: hostile_sockets:: strangers:: exhaustion:: many:: truncated:: read:: poll:: seek:: \
-    --skip what_readers_keep --skip no_memory
+    --skip read_history_is_limited_and_reads_continue --skip exhausted_memory_refuses_large_requests_only
 
 printf '\n== valgrind\n'
 cargo build --workspace --locked --quiet

@@ -109,7 +109,7 @@ impl Reader {
                 Ok(false)
             }
             None => {
-                self.buffers.views.iter_mut().flatten().for_each(MappedReader::settle);
+                self.buffers.views.iter_mut().flatten().for_each(MappedReader::attach_next_daemon);
                 Ok(true)
             }
         }
@@ -163,15 +163,15 @@ impl Reader {
     /// not have received them; [`Reader::reopen`] finds out.
     pub fn release(&mut self, cpu: usize) -> Result<(), ReadError> {
         let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
-        let Some((from, count)) = view.take_back() else { return Ok(()) };
+        let Some((from, count)) = view.give_back_range() else { return Ok(()) };
         let consume = Consume { channel: self.connection.channel, cpu: cpu as u32, from, count };
         match self.connection.request(&consume) {
             Err(ReadError::Refused(refused)) if refused.errno == libc_errno(Errno::ESTALE) => {
-                view.go_back();
+                view.rewind_to_consumed();
                 Err(ReadError::Stale)
             }
             Err(ReadError::Gone) => {
-                view.keep_taken((from, count));
+                view.restore_taken((from, count));
                 Err(ReadError::Gone)
             }
             result => result,
@@ -181,7 +181,7 @@ impl Reader {
     /// Forgets a CPU's taken sub-buffers without giving them back, and continues with unread data.
     ///
     /// A caller that has read the CPU's file in between needs this call.
-    pub fn go_back(&mut self, cpu: usize) -> Result<(), ReadError> {
+    pub fn rewind_to_consumed(&mut self, cpu: usize) -> Result<(), ReadError> {
         let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
         // The daemon publishes a read() as consumed shortly after it replies. Any answer to this request comes later
         // than that.
@@ -189,7 +189,7 @@ impl Reader {
             Ok(()) | Err(ReadError::Refused(_)) => {}
             Err(error) => return Err(error),
         }
-        view.go_back();
+        view.rewind_to_consumed();
         Ok(())
     }
 

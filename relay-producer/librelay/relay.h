@@ -28,7 +28,10 @@
 #ifndef RELAY_H
 #define RELAY_H
 
+#include <stdarg.h>
 #include <stddef.h>
+#include <stdint.h>
+#include <string.h>
 #include <sys/types.h>
 
 #ifdef __cplusplus
@@ -214,6 +217,225 @@ int relay_remove_buf_file(struct dentry *dentry);
  */
 size_t relay_switch_subbuf(struct rchan_buf *buf, size_t length);
 int relay_late_setup_files(struct rchan *chan, const char *base_filename, struct dentry *parent);
+
+/*
+ * Timed channels.
+ *
+ * A timed channel holds records instead of bare messages: each with a time stamp, the thread that wrote it, and an event,
+ * which says what its bytes are. Readers merge the records of all CPUs in one order. relay_write, into a timed channel,
+ * makes a record of bytes, of at most 64 KiB. The functions below fail with ENOTSUP if the channel is not timed.
+ */
+
+/*
+ * relay_open_at for a timed channel. mount may be NULL. An existing channel is opened as it is, also if it is not timed.
+ * ENOTSUP: callbacks has subbuf_start, which no timed channel has.
+ */
+struct rchan *relay_open_timed(const char *mount, const char *base_filename, struct dentry *parent, size_t subbuf_size,
+			       size_t n_subbufs, const struct rchan_callbacks *cb, void *private_data);
+
+enum relay_level { RELAY_ERROR = 1, RELAY_WARN = 2, RELAY_INFO = 3, RELAY_DEBUG = 4, RELAY_TRACE = 5 };
+
+#ifdef __GNUC__
+#define RELAY_PRINTF(text, first) __attribute__((__format__(__printf__, text, first)))
+#define RELAY_INLINE static __inline__
+#else
+#define RELAY_PRINTF(text, first)
+#define RELAY_INLINE static inline
+#endif
+
+/*
+ * Writes a text with its level; otherwise as relay_write. target says which part of the program writes, has at most 255
+ * bytes, and may be NULL. The text is UTF-8, needs no zero byte at its end, and should have no newline there. A text or
+ * target that is longer than a record is cut, and ends with a mark. EINVAL: there is no such level.
+ *
+ * A signal handler may call relay_log as it may call relay_write, if target and text have less than 1 KiB. Each thread
+ * that writes there should have written before: its first record takes system calls.
+ */
+int relay_log(struct rchan *chan, int level, const char *target, const void *text, size_t length);
+
+/* Writes a text without level and target; otherwise as relay_log. Signal handlers must not call it. */
+int relay_text(struct rchan *chan, const void *text, size_t length);
+
+/*
+ * Returns 0 if relay_log and relay_logf would leave a text with this level and target out, since the channel's levels say
+ * so: "echo app::db=debug > /mnt/relay/.relay/channels/app/log/level" counts at once, in all programs. That is no error
+ * there: both return 0. 1: they would write it, or fail. A program need not ask, but may save the work of making a text.
+ * Leaving out takes neither a system call nor memory, also in signal handlers. relay_event heeds the levels too.
+ */
+int relay_log_enabled(struct rchan *chan, int level, const char *target);
+
+/*
+ * relay_log without a target, of a text that printf(3) makes. More than 1023 bytes take memory: ENOMEM. EILSEQ and other
+ * errors of vsnprintf(3). Signal handlers must not call it.
+ */
+int relay_logf(struct rchan *chan, int level, const char *format, ...) RELAY_PRINTF(3, 4);
+int relay_vlogf(struct rchan *chan, int level, const char *format, va_list arguments) RELAY_PRINTF(3, 0);
+
+enum relay_type { RELAY_U64 = 1, RELAY_I64 = 2, RELAY_F64 = 3, RELAY_BOOL = 4, RELAY_STR = 5, RELAY_BYTES = 6 };
+
+/* A field of an event. The name is not empty, and no other field of the event has it. */
+struct relay_field {
+	const char *name;
+	int type;                           /* enum relay_type */
+};
+
+/*
+ * An event of the program. Names have at most 200 bytes, target and file 255. All but name may be 0 or NULL. Texts are
+ * UTF-8.
+ */
+struct relay_definition {
+	const char *name;
+	int level;                          /* enum relay_level */
+	unsigned int line;
+	const char *target;                 /* which part of the program writes it */
+	const char *file;
+	const struct relay_field *fields;
+	size_t n_fields;                    /* at most 32 */
+};
+
+/* A value of a field; relay_u64 and the other functions below make them. */
+struct relay_value {
+	int type;
+	uint64_t bits;                      /* of a number; 0 or 1 */
+	const void *data;                   /* of a text, or bytes */
+	size_t length;
+};
+
+struct relay_event_class;
+
+/*
+ * Defines an event, and waits for the daemon's answer. The same content is the same event, also in other programs, and
+ * has the same address here. The object is the library's. It can be used until the channel is closed. If the daemon is
+ * replaced, the library defines the event again.
+ *
+ * EINVAL: a limit of the definition. ENOSPC or another errno of the daemon: too many events. ETIMEDOUT: no answer.
+ */
+const struct relay_event_class *relay_define(struct rchan *chan, const struct relay_definition *definition);
+
+/*
+ * Writes a record of an event, with a value for each field, in their order; otherwise as relay_write. EINVAL: the values
+ * do not fit the fields, or event was not made by relay_define. EFAULT: a value has no data, and a length. ENOENT: the
+ * daemon does not know the event any more; define it again. Signal handlers must not call it.
+ */
+int relay_event(const struct relay_event_class *event, const struct relay_value *values, size_t n_values);
+
+RELAY_INLINE struct relay_value relay_value_of(int type, uint64_t bits, const void *data, size_t length)
+{
+	struct relay_value value;
+
+	value.type = type;
+	value.bits = bits;
+	value.data = data;
+	value.length = length;
+	return value;
+}
+
+RELAY_INLINE struct relay_value relay_u64(uint64_t number)
+{
+	return relay_value_of(RELAY_U64, number, NULL, 0);
+}
+
+RELAY_INLINE struct relay_value relay_i64(int64_t number)
+{
+	return relay_value_of(RELAY_I64, (uint64_t)number, NULL, 0);
+}
+
+RELAY_INLINE struct relay_value relay_f64(double number)
+{
+	uint64_t bits;
+
+	memcpy(&bits, &number, sizeof(bits));
+	return relay_value_of(RELAY_F64, bits, NULL, 0);
+}
+
+RELAY_INLINE struct relay_value relay_bool(int is)
+{
+	return relay_value_of(RELAY_BOOL, (uint64_t)(is != 0), NULL, 0);
+}
+
+/* A text with a zero byte at its end, which is not part of the value. NULL is an empty text. */
+RELAY_INLINE struct relay_value relay_str(const char *text)
+{
+	return relay_value_of(RELAY_STR, 0, text, text ? strlen(text) : 0);
+}
+
+RELAY_INLINE struct relay_value relay_bytes(const void *data, size_t length)
+{
+	return relay_value_of(RELAY_BYTES, 0, data, length);
+}
+
+/*
+ * A place in the program that logs; RELAY_ERROR and the macros beside it make one for each of their calls. Its address
+ * stands for it, so a place is static.
+ */
+struct relay_site {
+	int level;                          /* enum relay_level */
+	unsigned int line;
+	const char *file;                   /* may be NULL, as target */
+	const char *target;                 /* which part of the program it is; NULL: file and line */
+	const struct relay_event_class *event; /* the library's, NULL at the start */
+	const char *place;                  /* the library's, NULL at the start: file and line */
+	void *reserved;                     /* NULL */
+};
+
+/*
+ * Writes a text as the event of a place: readers get its level, target, file and line; otherwise as relay_log. The first
+ * call for a place defines its event, and waits for the daemon's answer, 1 second at most. A text that is longer than a
+ * record, and one that cannot have an event now, becomes a record of relay_log with the same level and target. The channel's
+ * levels hold as for relay_log, see relay_log_enabled. EINVAL: site
+ * is NULL, or there is no such level. relay_logf_at is to it what relay_logf is to relay_log. Signal handlers must not call
+ * them.
+ */
+int relay_log_at(struct rchan *chan, struct relay_site *site, const void *text, size_t length);
+int relay_logf_at(struct rchan *chan, struct relay_site *site, const char *format, ...) RELAY_PRINTF(3, 4);
+int relay_vlogf_at(struct rchan *chan, struct relay_site *site, const char *format, va_list arguments)
+	RELAY_PRINTF(3, 0);
+
+/*
+ * RELAY_ERROR(chan, format, ...), RELAY_WARN, RELAY_INFO, RELAY_DEBUG and RELAY_TRACE are statements: relay_logf_at for the
+ * place where they stand. A failure sets errno, and a success leaves it as it was. In C89 they need GCC or clang, in C++
+ * a compiler for C++11.
+ *
+ * RELAY_TARGET is the target of the calls behind it. Define it before this file is included, or define it again later.
+ * A call with a level above RELAY_LEVEL_MAX does nothing, and evaluates no argument. A constant level takes the calls out of
+ * the program: cc -DRELAY_LEVEL_MAX=RELAY_INFO. It may also be a variable.
+ */
+#ifndef RELAY_TARGET
+#define RELAY_TARGET NULL
+#endif
+#ifndef RELAY_LEVEL_MAX
+#define RELAY_LEVEL_MAX RELAY_TRACE
+#endif
+#ifdef __cplusplus
+#define RELAY_HAS_MACROS (__cplusplus >= 201103L)
+#elif defined(__GNUC__) || (defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L)
+#define RELAY_HAS_MACROS 1
+#else
+#define RELAY_HAS_MACROS 0
+#endif
+#if RELAY_HAS_MACROS
+#ifdef __GNUC__
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wvariadic-macros"
+#endif
+#define RELAY_LOG_HERE(chan, level_, ...) \
+	do { \
+		if ((int)(level_) <= (int)(RELAY_LEVEL_MAX)) { \
+			static struct relay_site relay_site_ = { \
+				level_, __LINE__, __FILE__, RELAY_TARGET, NULL, NULL, NULL \
+			}; \
+			(void)relay_logf_at(chan, &relay_site_, __VA_ARGS__); \
+		} \
+	} while (0)
+#define RELAY_ERROR(chan, ...) RELAY_LOG_HERE(chan, 1, __VA_ARGS__)
+#define RELAY_WARN(chan, ...) RELAY_LOG_HERE(chan, 2, __VA_ARGS__)
+#define RELAY_INFO(chan, ...) RELAY_LOG_HERE(chan, 3, __VA_ARGS__)
+#define RELAY_DEBUG(chan, ...) RELAY_LOG_HERE(chan, 4, __VA_ARGS__)
+#define RELAY_TRACE(chan, ...) RELAY_LOG_HERE(chan, 5, __VA_ARGS__)
+#ifdef __GNUC__
+#pragma GCC diagnostic pop
+#endif
+#endif
 
 /* relay_open with five arguments: NULL for private_data. In C89 this needs GCC or clang. */
 #if !defined(__cplusplus) && (defined(__GNUC__) || (defined(__STDC_VERSION__) && __STDC_VERSION__ >= 199901L))

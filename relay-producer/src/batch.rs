@@ -7,31 +7,33 @@
 //! It loses no message if the daemon dies meanwhile.
 //!
 //! With shared buffers the batch outlives the connection. A message that needs a daemon waits for the next one, as long
-//! as it would wait for an answer. Messages of frames without an answer may be written or lost; `finish` returns their
-//! number.
+//! as it would wait for an answer. A daemon that ends in order hands back the messages that still wait for room there,
+//! and the batch sends them to the next daemon, before all others. Messages of frames without an answer may be written
+//! or lost; `finish` returns their number.
 
 mod awaiting;
+mod frames;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use relay::wire::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_REPLY, WriteReply};
+use relay::trace::event::{Event as Builtin, id};
+use relay::trace::level::Level;
+use relay::wire::frame::{MESSAGE_PREFIX_LEN, WAIT_FOREVER, WRITE_HAND_BACK, WRITE_REPLY};
 use relay::wire::socket::{Deadline, SendError};
 
 pub use self::awaiting::DaemonEvent;
 use self::awaiting::Outlives;
+use self::frames::{HandedBack, InFlight, WINDOW};
 use crate::direct::buffers::Direct;
+use crate::direct::content::Content;
 use crate::error::RequestError;
 use crate::options::{BatchOptions, Counts, Wait};
-use crate::socket::connection::{Connection, Envelope};
+use crate::socket::connection::{Connection, Envelope, Unsendable};
 use crate::socket::reconnect::Link;
 use crate::socket::replies::Reply;
-use crate::socket::write_frame::WriteFrame;
-
-/// Most frames in flight.
-/// They are few enough that their replies never fill a socket, and enough to keep both sides busy.
-const WINDOW: usize = 8;
+use crate::socket::write_frame::{WireMessage, WriteFrame};
 
 /// A stream of messages with a result for each.
 ///
@@ -49,8 +51,10 @@ pub struct Batch {
     connection: Arc<Connection>,
     options: BatchOptions,
     frame: WriteFrame,
-    /// Ids of the frames without an answer, oldest first, and the number of messages in each.
-    in_flight: VecDeque<(u32, u64)>,
+    /// The frames without an answer, oldest first.
+    in_flight: VecDeque<InFlight>,
+    /// Messages that a daemon has handed back. No later message is written before them.
+    handed_back: HandedBack,
     /// Whether messages are written directly. Then none is gathered, and no frame is in flight.
     direct: bool,
     counts: Counts,
@@ -78,6 +82,7 @@ impl Batch {
             options,
             frame,
             in_flight: VecDeque::with_capacity(WINDOW),
+            handed_back: HandedBack::default(),
             direct: false,
             counts: Counts::default(),
             unanswered: 0,
@@ -87,41 +92,73 @@ impl Batch {
     }
 
     /// Adds a message. A message that is too big is only counted.
+    /// In a timed channel it is a `raw` record.
     #[inline]
     pub fn push(&mut self, message: &[u8]) -> Result<(), RequestError> {
         if !self.direct {
-            return self.gather(message);
+            return self.gather(Content::Bytes(message));
         }
-        match self.write(message) {
+        let direct = match &self.connection.sharing {
+            Ok(shared) => shared.write_bytes(self.options.cpu, message, self.options.wait == Wait::No),
+            Err(_) => Direct::WrongCpu,
+        };
+        if direct != Direct::Written {
+            return self.written_otherwise(direct, Content::Bytes(message));
+        }
+        self.counts.written += 1;
+        Ok(())
+    }
+
+    /// Adds a text to a timed channel, as a `text` record. Other bytes than UTF-8 are written as they are.
+    #[inline]
+    pub fn push_text(&mut self, text: &[u8]) -> Result<(), RequestError> {
+        self.push_content(Content::record(id::TEXT, text))
+    }
+
+    /// Adds a message with level and target to a timed channel, as a `log` record.
+    /// The target has at most 255 bytes. Other bytes than UTF-8 are written as they are.
+    pub fn push_log(&mut self, level: Level, target: &str, text: &[u8]) -> Result<(), RequestError> {
+        let log = Builtin::Log { level: Some(level), target: target.as_bytes(), text };
+        let mut payload = Vec::new();
+        if log.encode_into(&mut payload).is_err() {
+            self.count_too_big();
+            return Ok(());
+        }
+        self.push_content(Content::record(id::LOG, &payload))
+    }
+
+    fn push_content(&mut self, content: Content<'_>) -> Result<(), RequestError> {
+        if !self.direct {
+            return self.gather(content);
+        }
+        match self.write(content) {
             Direct::Written => {
                 self.counts.written += 1;
                 Ok(())
             }
-            direct => self.written_otherwise(direct, message),
+            direct => self.written_otherwise(direct, content),
         }
     }
 
-    #[inline(always)]
-    fn write(&self, message: &[u8]) -> Direct {
-        self.write_if_room(message, self.options.wait == Wait::No)
+    fn write(&self, content: Content<'_>) -> Direct {
+        self.write_if_room(content, self.options.wait == Wait::No)
     }
 
-    #[inline(always)]
-    fn write_if_room(&self, message: &[u8], drop_if_full: bool) -> Direct {
+    fn write_if_room(&self, content: Content<'_>, drop_if_full: bool) -> Direct {
         match &self.connection.sharing {
-            Ok(shared) => shared.write(self.options.cpu, message, drop_if_full),
+            Ok(shared) => shared.write(self.options.cpu, content, drop_if_full),
             Err(_) => Direct::WrongCpu,
         }
     }
 
     /// Handles a direct write that did not simply succeed.
     #[inline(never)]
-    fn written_otherwise(&mut self, mut direct: Direct, message: &[u8]) -> Result<(), RequestError> {
+    fn written_otherwise(&mut self, mut direct: Direct, content: Content<'_>) -> Result<(), RequestError> {
         if direct == Direct::Full && self.options.wait != Wait::No {
-            direct = self.write_when_room(message)?;
+            direct = self.write_when_room(content)?;
         }
-        if direct == Direct::TooLongOrInterrupted && !self.works() {
-            direct = self.insist(message)?;
+        if direct == Direct::NeedsSocket && !self.works() {
+            direct = self.insist(content)?;
         }
         match direct {
             Direct::Written => self.counts.written += 1,
@@ -131,14 +168,17 @@ impl Batch {
             }
             Direct::TooBig => self.counts.too_big += 1,
             Direct::Full => self.counts.dropped += 1,
-            Direct::WrongCpu | Direct::TooLongOrInterrupted => {
+            Direct::OtherKind => return Err(RequestError::NotTimed),
+            // It has been counted as dropped.
+            Direct::NotDefined => self.counts.dropped += 1,
+            Direct::WrongCpu | Direct::NeedsSocket => {
                 self.direct = false;
-                return self.add_to_frame(message);
+                return self.add_to_frame(content);
             }
             Direct::Closed | Direct::Detached if self.outlives() && !self.works() => {
                 self.direct = false;
                 self.find_daemon(None)?;
-                return self.push(message);
+                return self.push_content(content);
             }
             Direct::Closed | Direct::Detached => return Err(RequestError::Disconnected),
         }
@@ -148,33 +188,33 @@ impl Batch {
     /// Waits for room, and writes a message.
     /// [`Direct::Full`]: the wait was too long, and the message is counted.
     #[cold]
-    fn write_when_room(&mut self, message: &[u8]) -> Result<Direct, RequestError> {
-        let (len, written) = (MESSAGE_PREFIX_LEN + message.len(), self.counts.written);
+    fn write_when_room(&mut self, content: Content<'_>) -> Result<Direct, RequestError> {
+        let (len, written) = (MESSAGE_PREFIX_LEN + content.len(), self.counts.written);
         if self.given_up.1 == written && self.given_up.0 >= len {
             // One timed-out wait serves as many messages as a frame would hold.
             self.given_up.0 -= len;
-            return Ok(self.write_or_drop(message));
+            return Ok(self.write_or_drop(content));
         }
         let until = self.options.wait.until();
         let mut direct = Direct::Full;
         while direct == Direct::Full {
             let overdue = until.is_some_and(|at| at <= Instant::now());
             if !overdue && self.await_room(until)? {
-                direct = self.write(message);
+                direct = self.write(content);
                 continue;
             }
             self.given_up = (self.connection.room, written);
             // The daemon has counted a message that it reports as dropped.
-            return Ok(if overdue { self.write_or_drop(message) } else { direct });
+            return Ok(if overdue { self.write_or_drop(content) } else { direct });
         }
         Ok(direct)
     }
 
     /// Writes a message that must not wait any longer.
-    fn write_or_drop(&self, message: &[u8]) -> Direct {
-        match (self.write_if_room(message, true), self.connection.shared()) {
-            (Direct::TooLongOrInterrupted, Some(shared)) if !self.works() => {
-                shared.insist(self.options.cpu, message, true)
+    fn write_or_drop(&self, content: Content<'_>) -> Direct {
+        match (self.write_if_room(content, true), self.connection.shared()) {
+            (Direct::NeedsSocket, Some(shared)) if !self.works() => {
+                shared.insist(self.options.cpu, content, true)
             }
             (direct, _) => direct,
         }
@@ -196,8 +236,9 @@ impl Batch {
         let wait_ms = left.map_or(WAIT_FOREVER, |left| Wait::AtMost(left).millis());
         let id = self.connection.expect();
         let mut nothing = WriteFrame::new(MESSAGE_PREFIX_LEN);
-        nothing.push(b"");
-        let (envelope, deadline) = (Envelope { cpu, flags: WRITE_REPLY, id, wait_ms }, self.deadline());
+        nothing.push(WireMessage::NOTHING);
+        let envelope = Envelope { cpu, flags: WRITE_REPLY | WRITE_HAND_BACK, id, wait_ms };
+        let deadline = self.deadline();
         let connection = &self.connection;
         if let Err(error) = connection.when_room(deadline, || connection.send(&mut nothing, envelope)) {
             connection.forget(id);
@@ -205,21 +246,26 @@ impl Batch {
             return if error == SendError::Gone && self.survives() { Ok(true) } else { Err(error.into()) };
         }
         match connection.reply(id, deadline).and_then(Reply::counts) {
+            // A daemon that hands the empty message back is ending. The next try waits for the next daemon.
+            Ok(counts) if counts.total() == 0 => {
+                self.connection.set_gone();
+                Ok(true)
+            }
             // A wait without limit ends when there is room, or with the channel, which the next try finds.
-            Ok(WriteReply { dropped, .. }) => Ok(dropped == 0 || until.is_none()),
+            Ok(counts) => Ok(counts.dropped == 0 || until.is_none()),
             Err(RequestError::Disconnected) if self.survives() => Ok(true),
             Err(error) => Err(error),
         }
     }
 
     /// Writes a message directly that should go over the socket.
-    /// [`Direct::TooLongOrInterrupted`]: this failed.
+    /// [`Direct::NeedsSocket`]: this failed.
     #[cold]
-    fn insist(&mut self, message: &[u8]) -> Result<Direct, RequestError> {
+    fn insist(&mut self, content: Content<'_>) -> Result<Direct, RequestError> {
         let Some(shared) = self.connection.shared() else { return Ok(Direct::Detached) };
-        let direct = shared.insist(self.options.cpu, message, self.options.wait == Wait::No);
+        let direct = shared.insist(self.options.cpu, content, self.options.wait == Wait::No);
         if direct == Direct::Full && self.options.wait != Wait::No {
-            self.write_when_room(message)
+            self.write_when_room(content)
         } else {
             Ok(direct)
         }
@@ -231,25 +277,27 @@ impl Batch {
 
     /// Adds a message to the frame, unless messages can be written directly again.
     #[inline]
-    fn gather(&mut self, message: &[u8]) -> Result<(), RequestError> {
-        let len = MESSAGE_PREFIX_LEN + message.len();
-        if self.frame.n_messages() == 0 || self.frame.len() + len > self.connection.room {
-            return self.gather_slowly(message);
+    fn gather(&mut self, content: Content<'_>) -> Result<(), RequestError> {
+        if self.frame.n_messages() > 0
+            && let Ok(message) = self.connection.message(content)
+            && self.frame.len() + MESSAGE_PREFIX_LEN + message.len() <= self.connection.room
+        {
+            self.frame.push(message);
+            return Ok(());
         }
-        self.frame.push(message);
-        Ok(())
+        self.gather_slowly(content)
     }
 
     #[cold]
-    fn gather_slowly(&mut self, message: &[u8]) -> Result<(), RequestError> {
+    fn gather_slowly(&mut self, content: Content<'_>) -> Result<(), RequestError> {
         if self.frame.n_messages() > 0 {
             self.send()?;
         }
         if self.becomes_direct()? {
-            let direct = self.write(message);
-            return self.written_otherwise(direct, message);
+            let direct = self.write(content);
+            return self.written_otherwise(direct, content);
         }
-        self.add_to_frame(message)
+        self.add_to_frame(content)
     }
 
     /// Returns to direct writing if this thread can, after waiting for all frames in flight.
@@ -264,22 +312,30 @@ impl Batch {
             None | Some(false) => return Ok(false),
             Some(true) => {}
         }
-        self.collect_all()?;
+        self.settle()?;
         self.direct = true;
         Ok(true)
     }
 
     /// Adds a message to the frame, which is sent first if it has no room.
-    fn add_to_frame(&mut self, message: &[u8]) -> Result<(), RequestError> {
-        if message.len() > self.connection.message_max {
-            self.count_too_big();
-            return Ok(());
-        }
-        if self.frame.len() + MESSAGE_PREFIX_LEN + message.len() > self.connection.room {
+    fn add_to_frame(&mut self, content: Content<'_>) -> Result<(), RequestError> {
+        let message = match self.connection.message(content) {
+            Ok(message) => message,
+            Err(Unsendable::OtherKind) => return Err(RequestError::NotTimed),
+            // A batch has no events of the program, so the first of the two it is.
+            Err(Unsendable::TooBig | Unsendable::NotDefined) => {
+                self.count_too_big();
+                return Ok(());
+            }
+        };
+        let len = MESSAGE_PREFIX_LEN + message.len();
+        if self.frame.n_messages() > 0 && self.frame.len() + len > self.connection.room {
             self.send()?;
+            // Perhaps with another connection.
+            return self.add_to_frame(content);
         }
-        if MESSAGE_PREFIX_LEN + message.len() > self.connection.room {
-            return self.send_long(message);
+        if len > self.connection.room {
+            return self.send_long(content);
         }
         self.frame.push(message);
         Ok(())
@@ -288,7 +344,7 @@ impl Batch {
     /// Counts a message that is too big even for [`push`](Self::push).
     pub fn count_too_big(&mut self) {
         self.counts.too_big += 1;
-        if self.connection.shared().is_some_and(|shared| shared.count_too_big(self.options.cpu)) {
+        if self.connection.shared().is_some_and(|shared| shared.count_too_big(self.options.cpu, 0)) {
             return;
         }
         // The protocol has no other counter for a message that the daemon never saw.
@@ -297,105 +353,10 @@ impl Batch {
         }
     }
 
-    /// Sends the gathered messages.
-    pub fn send(&mut self) -> Result<(), RequestError> {
-        if self.frame.n_messages() == 0 {
-            return Ok(());
-        }
-        let sent = self.by_daemon(Batch::send_frame);
-        self.frame.clear();
-        sent
-    }
-
-    fn send_frame(&mut self) -> Result<(), RequestError> {
-        if self.in_flight.len() >= WINDOW {
-            self.collect(self.deadline())?;
-        }
-        let id = self.connection.expect();
-        let sent = self.deliver(id);
-        self.sent(id, self.frame.n_messages(), sent)
-    }
-
-    fn deliver(&mut self, id: u32) -> Result<(), RequestError> {
-        let envelope = self.envelope(id)?;
-        while !self.in_flight.is_empty() {
-            match self.connection.send(&mut self.frame, envelope) {
-                // The answer to an earlier frame shows that the daemon has emptied the socket up to that frame.
-                Err(SendError::Full) => self.collect(self.deadline())?,
-                sent => return Ok(sent?),
-            }
-        }
-        let (deadline, connection, frame) = (self.deadline(), &self.connection, &mut self.frame);
-        Ok(connection.when_room(deadline, || connection.send(frame, envelope))?)
-    }
-
-    fn send_long(&mut self, message: &[u8]) -> Result<(), RequestError> {
-        self.by_daemon(|batch| batch.try_send_long(message))
-    }
-
-    fn try_send_long(&mut self, message: &[u8]) -> Result<(), RequestError> {
-        // This thread takes no replies while its frames go out.
-        self.collect_all()?;
-        let deadline = self.deadline();
-        let id = self.connection.expect();
-        let sent = self.envelope(id).and_then(|envelope| {
-            let send = || self.connection.send_long(message, envelope, deadline);
-            Ok(self.connection.when_room(deadline, send)?)
-        });
-        self.sent(id, 1, sent)
-    }
-
-    /// Lists a sent frame as in flight, or makes the connection forget one that was not sent.
-    fn sent(&mut self, id: u32, n_messages: u64, sent: Result<(), RequestError>) -> Result<(), RequestError> {
-        match sent {
-            Ok(()) => self.in_flight.push_back((id, n_messages)),
-            Err(_) => self.connection.forget(id),
-        }
-        sent
-    }
-
-    fn envelope(&self, id: u32) -> Result<Envelope, RequestError> {
-        let cpu = self.connection.buffer_of(self.options.cpu)?;
-        Ok(Envelope { cpu, flags: WRITE_REPLY, id, wait_ms: self.options.wait.millis() })
-    }
-
-    /// Waits for the answer to the oldest frame.
-    fn collect(&mut self, deadline: Deadline) -> Result<(), RequestError> {
-        let Some((id, n_messages)) = self.in_flight.pop_front() else { return Ok(()) };
-        match self.connection.reply(id, deadline).and_then(Reply::counts) {
-            Ok(WriteReply { written, dropped, too_big }) => {
-                // The numbers are the daemon's: wrong ones must not end this process.
-                let Counts { written: w, dropped: d, too_big: t } = self.counts;
-                self.counts = Counts {
-                    written: w.saturating_add(written),
-                    dropped: d.saturating_add(dropped),
-                    too_big: t.saturating_add(too_big),
-                };
-                Ok(())
-            }
-            Err(RequestError::Disconnected) if self.survives() => {
-                self.unanswered += n_messages;
-                Ok(())
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Waits for all answers, and returns the first error.
-    fn collect_all(&mut self) -> Result<(), RequestError> {
-        let mut result = Ok(());
-        while !self.in_flight.is_empty() {
-            // A daemon that missed one deadline does not get another one.
-            let overdue = matches!(result, Err(RequestError::NoReply));
-            let deadline = if overdue { Some(Instant::now()) } else { self.deadline() };
-            result = result.and(self.collect(deadline));
-        }
-        result
-    }
-
     /// Sends the gathered messages, waits for all answers, and returns the counts.
     pub fn finish(&mut self) -> Result<Counts, RequestError> {
-        let sent = self.send();
+        let sent = self.send().and_then(|()| self.settle());
+        // After an error, too.
         let collected = self.collect_all();
         let unanswered = match std::mem::take(&mut self.unanswered) {
             0 => Ok(()),
@@ -412,8 +373,8 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        for &(id, _) in &self.in_flight {
-            self.connection.forget(id);
+        for frame in &self.in_flight {
+            self.connection.forget(frame.id);
         }
     }
 }

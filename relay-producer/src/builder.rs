@@ -1,13 +1,17 @@
 //! Opening a channel with options.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use relay::layout::paths::mount_by_environment;
+use relay::trace::directives::Directives;
 use relay::wire::socket::find;
 use relay::{GeometrySpec, Mode};
 
 use crate::channel::Channel;
 use crate::error::OpenError;
+use crate::levels::Levels;
 use crate::socket::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
 use crate::transport::TransportChoice;
 
@@ -19,6 +23,7 @@ pub struct Builder {
     create: bool,
     spec: GeometrySpec,
     transport: TransportChoice,
+    levels: Directives,
 }
 
 impl Builder {
@@ -29,6 +34,7 @@ impl Builder {
             create: false,
             spec: GeometrySpec::default(),
             transport: TransportChoice::Auto,
+            levels: Directives::default(),
         }
     }
 
@@ -57,26 +63,71 @@ impl Builder {
         self
     }
 
+    /// Sets whether a new channel is timed: it then has records with time stamps instead of bare messages.
+    /// An existing channel stays what it is.
+    pub fn timed(mut self, timed: bool) -> Self {
+        self.spec.timed = Some(timed);
+        self
+    }
+
     /// Sets the transport of messages, now and after every loss of the connection.
     pub fn transport(mut self, choice: TransportChoice) -> Self {
         self.transport = choice;
         self
     }
 
+    /// Sets which messages with a level are written, as long as the channel's file `level` says nothing else about them.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), relay_producer::DirectivesError> {
+    /// let builder = relay_producer::Channel::builder("/mnt/relay", "app/log").levels("info,app::db=debug".parse()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn levels(mut self, levels: Directives) -> Self {
+        self.levels = levels;
+        self
+    }
+
+    /// Returns the levels of the program alone.
+    pub(crate) fn own_levels(&self) -> Arc<Levels> {
+        Arc::new(Levels::new(self.levels.clone()))
+    }
+
+    /// Returns the channel's name as it was given.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Opens the channel.
     pub fn open(self) -> Result<Channel, OpenError> {
+        let levels = self.own_levels();
+        self.open_with(levels, OPEN_LIMIT)
+    }
+
+    /// Opens the channel. `levels` are what [`Self::own_levels`] has returned. A daemon has this time to answer.
+    pub(crate) fn open_with(self, levels: Arc<Levels>, limit: Duration) -> Result<Channel, OpenError> {
         let request = OpenRequest {
             name: self.name.parse()?,
             spec: self.spec,
             create: self.create,
             transport: self.transport,
+            definitions: Arc::default(),
+            levels,
         };
         request.check()?;
         let socket = find(&self.mount)?;
-        let handshake = Handshake::begin(&socket, OPEN_LIMIT, None)?;
-        match handshake.advance(&request, Some(Instant::now() + OPEN_LIMIT))? {
+        let handshake = Handshake::begin(&socket, limit, None)?;
+        match handshake.advance(&request, Some(Instant::now() + limit))? {
             Progress::Done(connection) => Ok(Channel::new(self.mount, request, connection)),
-            Progress::Waiting(handshake) => Err(handshake.overdue()),
+            Progress::Waiting(handshake) => Err(handshake.overdue(limit)),
         }
+    }
+}
+
+/// A timed channel of this name, created if it does not exist, of the relayfs that `$RELAYFS` names, else of /mnt/relay.
+impl From<&str> for Builder {
+    fn from(name: &str) -> Builder {
+        Builder::new(&mount_by_environment(), name).create(true).timed(true)
     }
 }

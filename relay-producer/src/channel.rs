@@ -2,28 +2,30 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use std::time::Instant;
 
 use relay::Geometry;
 use relay::ring::subbuf_start::{SubbufHeader, SubbufInfo};
-use relay::wire::frame::{MESSAGE_PREFIX_LEN, WRITE_REPLY, WriteReply};
-use relay::wire::socket::SendError;
+use relay::trace::definition::Definition;
+use relay::trace::event::{Event as Builtin, Stream, id};
+use relay::trace::level::Level;
 
 use crate::batch::Batch;
 use crate::builder::Builder;
 use crate::direct::appender::Appender;
-use crate::direct::buffers::{Direct, DirectBuffers};
+use crate::direct::content::RecordOf;
 use crate::error::{BatchError, OpenError, RequestError, WriteError};
+use crate::event::Event;
 use crate::options::{BatchOptions, Counts, REPLY_LIMIT};
-use crate::socket::connection::{Connection, Envelope};
-use crate::socket::handshake::OpenRequest;
+use crate::record;
+use crate::route::Route;
+use crate::socket::connection::Connection;
+use crate::socket::follow::Act;
+use crate::socket::handshake::{OPEN_LIMIT, OpenRequest};
 use crate::socket::reconnect::{Link, no_connection};
 use crate::socket::replies::Reply;
-use crate::socket::write_frame::WriteFrame;
 use crate::transport::Transport;
-
-/// Longest time of a [`Channel::write`] of a message that exceeds the socket's queue.
-const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 
 /// An open channel.
 ///
@@ -59,9 +61,8 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// in the socket are lost.
 ///
 /// **After fork**, the child's first call makes a new connection and waits for it. With shared buffers the child writes
-/// at once. It gets its connection when it finishes a sub-buffer or first needs the daemon. As with any lock, no other
-/// thread may be inside a call during a fork after which the child uses the channel. A child of vfork must not write. A
-/// child in a new PID namespace where it has its parent's number must open the channel itself.
+/// at once. It gets its connection when it finishes a sub-buffer or first needs the daemon. Other threads may be inside a
+/// call during the fork: the child has other locks than they hold. A child of vfork must not write. A child in a new PID namespace where it has its parent's number must open the channel itself.
 ///
 /// **Descriptors** of this library are 3 or above, and close-on-exec. The program may close them, as daemons close all
 /// they have. Before the library writes to a descriptor or closes it, it checks that the descriptor is still its own.
@@ -77,9 +78,7 @@ const LONG_MESSAGE_LIMIT: Duration = Duration::from_millis(100);
 /// [`flush`](Self::flush).
 #[derive(Debug)]
 pub struct Channel {
-    /// The first buffers; most channels never have others.
-    first: Arc<DirectBuffers>,
-    link: Arc<Link>,
+    route: Route,
     created: bool,
 }
 
@@ -97,8 +96,7 @@ impl Channel {
 
     pub(crate) fn new(mount: PathBuf, request: OpenRequest, connection: Connection) -> Channel {
         let created = connection.created;
-        let link = Link::new(mount, request, connection);
-        Channel { first: Arc::clone(link.buffers().first()), link: Arc::new(link), created }
+        Channel { route: Route::new(Link::new(mount, request, connection)), created }
     }
 
     /// Writes a message into the buffer of the CPU that the caller runs on.
@@ -109,9 +107,11 @@ impl Channel {
     /// it can be sent at all. All other losses count as dropped.
     ///
     /// A message of more than 64 KiB may take up to 0.1 s if the daemon does not keep up.
+    ///
+    /// In a timed channel the message is a `raw` record, of at most 64 KiB.
     #[inline]
     pub fn write(&self, message: &[u8]) -> Result<(), WriteError> {
-        self.write_somewhere(None, message)
+        self.route.write(None, message)
     }
 
     /// Writes a message into the buffer of a given CPU; otherwise like [`write`](Self::write).
@@ -119,173 +119,138 @@ impl Channel {
     ///
     /// A message for another CPU than the caller's goes over the socket, even with shared buffers.
     pub fn write_to(&self, cpu: usize, message: &[u8]) -> Result<(), WriteError> {
-        self.write_somewhere(Some(cpu), message)
+        self.route.write(Some(cpu), message)
+    }
+
+    /// Writes a text into a timed channel, as a `text` record; otherwise like [`write`](Self::write).
+    ///
+    /// A text that is longer than a record is cut, and ends with `…`. A newline at its end belongs to it.
+    #[inline]
+    pub fn text(&self, text: &str) -> Result<(), WriteError> {
+        self.text_bytes(text.as_bytes())
+    }
+
+    /// Writes like [`text`](Self::text). Other bytes than UTF-8 are written as they are.
+    #[inline]
+    pub fn text_bytes(&self, text: &[u8]) -> Result<(), WriteError> {
+        let max = self.route.payload_max();
+        if text.len() > max {
+            return self.long_text(text, max);
+        }
+        self.route.write_record(RecordOf::built_in(id::TEXT), text)
+    }
+
+    #[cold]
+    fn long_text(&self, text: &[u8], max: usize) -> Result<(), WriteError> {
+        self.route.write_record(RecordOf::built_in(id::TEXT), &record::cut(text, max))
+    }
+
+    /// Writes a message with level and target into a timed channel; otherwise like [`write`](Self::write).
+    ///
+    /// `target` says which part of the program writes, such as `app::db`. It has at most 255 bytes. A text that is
+    /// longer than a record is cut, and ends with `…`. Only a message of more than 1 KiB takes memory.
+    ///
+    /// A message that is not [`enabled`](Self::enabled) is left out, which is no error.
+    #[inline]
+    pub fn log(&self, level: Level, target: &str, text: &str) -> Result<(), WriteError> {
+        self.log_bytes(level, target.as_bytes(), text.as_bytes())
+    }
+
+    /// Writes like [`log`](Self::log). Other bytes than UTF-8 are written as they are.
+    #[inline]
+    pub fn log_bytes(&self, level: Level, target: &[u8], text: &[u8]) -> Result<(), WriteError> {
+        if !self.route.levels.enabled(level, target) {
+            return Ok(());
+        }
+        self.log_enabled(level, target, text)
+    }
+
+    /// Returns whether messages with this level and target are written.
+    ///
+    /// The channel's file `level` and [`Builder::levels`] say so: `echo app::db=debug >
+    /// /mnt/relay/.relay/channels/app/log/level` counts at once, in all processes. It costs two loads and a branch, unless
+    /// targets have different levels. A daemon of an older release has no such file.
+    #[inline]
+    pub fn enabled(&self, level: Level, target: &[u8]) -> bool {
+        self.route.levels.enabled(level, target)
+    }
+
+    /// Calls `act` on another thread now, and whenever the levels have changed.
+    pub(crate) fn follow_levels(&self, act: Act) {
+        self.route.link.follow_levels(act);
+    }
+
+    /// Writes a message that is enabled.
+    #[inline(always)]
+    pub(crate) fn log_enabled(&self, level: Level, target: &[u8], text: &[u8]) -> Result<(), WriteError> {
+        record::with_log(level, target, text, self.route.payload_max(), |payload| {
+            self.route.write_record(RecordOf::built_in(id::LOG), payload)
+        })
+    }
+
+    /// Writes a line of another process's output into a timed channel, as an `output` record.
+    /// `tid` is that process's, which the record belongs to. The line has no newline. One that is longer than a record
+    /// is too big.
+    pub fn output(&self, stream: Stream, tid: u32, line: &[u8]) -> Result<(), WriteError> {
+        let mut payload = Vec::new();
+        let output = Builtin::Output { stream: Some(stream), text: line };
+        if output.encode_into(&mut payload).is_err() {
+            return self.route.write_record(RecordOf::built_in(id::OUTPUT), line);
+        }
+        let of = RecordOf { about: Some(tid), ..RecordOf::built_in(id::OUTPUT) };
+        self.route.write_record(of, &payload)
+    }
+
+    /// Defines an event of a timed channel, whose records have typed fields. Waits for the daemon's answer.
+    ///
+    /// The same content is the same event, in all programs. After a loss of the connection the library defines it
+    /// again.
+    pub fn define(&self, definition: Definition) -> Result<Event, RequestError> {
+        Event::define(&self.route, definition, None)
+    }
+
+    /// Defines like [`define`](Self::define), and waits about as long as this at most, and as long again for a new daemon.
+    /// Without a daemon it does not wait.
+    pub fn define_within(&self, definition: Definition, limit: Duration) -> Result<Event, RequestError> {
+        Event::define(&self.route, definition, Some(limit))
+    }
+
+    /// Writes a record of a built-in event, whose payload is composed.
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    #[inline(always)]
+    pub(crate) fn record(&self, id: u16, payload: &[u8]) -> Result<(), WriteError> {
+        self.route.write_record(RecordOf::built_in(id), payload)
+    }
+
+    /// Returns the longest payload of a record, in bytes.
+    #[cfg(any(feature = "log", feature = "tracing"))]
+    #[inline(always)]
+    pub(crate) fn payload_max(&self) -> usize {
+        self.route.payload_max()
     }
 
     /// Returns an [`Appender`] to the first buffers: the path that almost every message takes.
     pub fn appender(&self) -> Appender {
-        Appender::new(&self.first)
+        Appender::new(&self.route.first, &self.route.levels)
     }
 
     /// Writes like [`write`](Self::write), but calls `subbuf_start` before a sub-buffer begins.
     /// The callback gets the CPU and the switch. If it refuses, the message is dropped as if all sub-buffers were full,
     /// and the current one is finished all the same. It may be called several times for one message, and must not write
-    /// to the channel. For a message that goes over the socket it is not called.
+    /// to the channel. For a message that goes over the socket it is not called. A timed channel has no such callback.
     #[inline]
     pub fn write_if(
         &self,
         message: &[u8],
         subbuf_start: &mut dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader>,
     ) -> Result<(), WriteError> {
-        let shared = self.link.buffers().first();
-        match shared.write_if(message, subbuf_start) {
-            Direct::Written => Ok(()),
-            Direct::Detached => {
-                if self.link.buffers().later().is_none() {
-                    // A new connection may bring buffers; without them the socket remains, or nothing.
-                    let _ = self.link.connection(false);
-                }
-                match self.link.buffers().later() {
-                    Some(later) => {
-                        self.written_otherwise(later, later.write_if(message, subbuf_start), None, message)
-                    }
-                    None => self.write_by_socket(None, message, Direct::Detached),
-                }
-            }
-            direct => self.written_otherwise(shared, direct, None, message),
-        }
+        self.route.write_if(message, subbuf_start)
     }
 
     /// Returns whether all sub-buffers of a CPU are full; `None` if the buffers are not shared.
     pub fn is_full(&self, cpu: usize) -> Option<bool> {
-        let buffers = self.link.buffers();
+        let buffers = self.route.link.buffers();
         buffers.first().is_full(cpu).or_else(|| buffers.later()?.is_full(cpu))
-    }
-
-    #[inline(always)]
-    fn write_somewhere(&self, cpu: Option<usize>, message: &[u8]) -> Result<(), WriteError> {
-        match self.first.write(cpu, message, true) {
-            Direct::Written => Ok(()),
-            Direct::Full => Err(WriteError::Full),
-            direct => self.written_otherwise(&self.first, direct, cpu, message),
-        }
-    }
-
-    /// Handles a direct write that did not simply succeed.
-    #[inline(never)]
-    fn written_otherwise(
-        &self,
-        shared: &DirectBuffers,
-        direct: Direct,
-        cpu: Option<usize>,
-        message: &[u8],
-    ) -> Result<(), WriteError> {
-        match direct {
-            Direct::Written => Ok(()),
-            Direct::WrittenUnheard => {
-                // A child gets a new connection; if that fails, the next call tries again. A process that has only lost
-                // the daemon does not look for one here: the next daemon watches the buffers of such processes.
-                if !shared.is_own() {
-                    let _ = self.link.connection(false);
-                }
-                Ok(())
-            }
-            Direct::Full => Err(WriteError::Full),
-            Direct::TooBig => Err(WriteError::TooBig { len: message.len(), max: shared.message_max() }),
-            Direct::Closed => Err(WriteError::Disconnected),
-            Direct::WrongCpu | Direct::TooLongOrInterrupted => self.write_by_socket(cpu, message, direct),
-            Direct::Detached => match self.link.buffers().later() {
-                Some(later) => self.written_otherwise(later, later.write(cpu, message, true), cpu, message),
-                None => self.write_by_socket(cpu, message, direct),
-            },
-        }
-    }
-
-    /// Sends a message to the daemon. `why` is the reason for which it was not written directly.
-    #[cold]
-    fn write_by_socket(&self, cpu: Option<usize>, message: &[u8], mut why: Direct) -> Result<(), WriteError> {
-        let Ok(connection) = self.link.connection(false) else {
-            return self.write_without_daemon(cpu, message, why);
-        };
-        if let (Direct::Detached, Some(shared)) = (why, connection.shared()) {
-            // The connection is new. Later messages will go directly, so this one must too, or they would arrive before
-            // it.
-            why = shared.write(cpu, message, true);
-            if !matches!(why, Direct::WrongCpu | Direct::TooLongOrInterrupted | Direct::Detached) {
-                return self.written_otherwise(shared, why, cpu, message);
-            }
-        }
-        let cpu_given = cpu;
-        let cpu = connection.buffer_of(cpu)?;
-        let (len, max) = (message.len(), connection.geometry.message_max());
-        let too_big = WriteError::TooBig { len, max };
-        if len > connection.message_max {
-            connection.add_lost(cpu, 1);
-            return Err(too_big);
-        }
-        // As above: only this message goes over the socket, and must arrive before the next one.
-        let answered = why == Direct::TooLongOrInterrupted;
-        let (flags, id) =
-            if answered { (WRITE_REPLY, connection.expect()) } else { (0, connection.new_id()) };
-        let envelope = Envelope { cpu, flags, id, wait_ms: 0 };
-        let is_long = MESSAGE_PREFIX_LEN + len > connection.room;
-        let deadline = (is_long || answered).then(|| Instant::now() + LONG_MESSAGE_LIMIT);
-        let sent = if is_long {
-            connection.send_long(message, envelope, deadline)
-        } else {
-            let mut frame = WriteFrame::new(MESSAGE_PREFIX_LEN + len);
-            frame.push(message);
-            connection.send(&mut frame, envelope)
-        };
-        if answered && sent.is_err() {
-            connection.forget(id);
-        }
-        match sent {
-            Ok(()) if answered => match connection.reply(id, deadline) {
-                Ok(Reply::Written(WriteReply { written: 1.., .. })) => Ok(()),
-                Ok(Reply::Written(WriteReply { too_big: 1.., .. })) => Err(too_big),
-                Ok(Reply::Written(_)) => Err(WriteError::Full),
-                Ok(Reply::Refused(refused)) => Err(WriteError::Refused { errno: refused.errno }),
-                // The message is on its way, and may be overtaken.
-                Err(RequestError::NoReply) => Ok(()),
-                Ok(Reply::Done) | Err(_) => Err(WriteError::Disconnected),
-            },
-            Ok(()) => {
-                connection.add_unsynced(cpu);
-                // Sent all the same, so that the buffer's rules apply and the right counter counts it.
-                if len > max { Err(too_big) } else { Ok(()) }
-            }
-            Err(SendError::Full) => {
-                connection.add_lost(cpu, 1);
-                Err(WriteError::Full)
-            }
-            Err(SendError::Gone) => self.write_without_daemon(cpu_given, message, why),
-        }
-    }
-
-    /// Handles a message that could not be sent.
-    /// `why` is the reason for which it was not written directly.
-    #[cold]
-    fn write_without_daemon(
-        &self,
-        cpu: Option<usize>,
-        message: &[u8],
-        why: Direct,
-    ) -> Result<(), WriteError> {
-        let latest = self.link.latest();
-        let Some(shared) = latest.shared().filter(|_| why == Direct::TooLongOrInterrupted) else {
-            return Err(WriteError::Disconnected);
-        };
-        match shared.insist(cpu, message, true) {
-            Direct::Written | Direct::WrittenUnheard => Ok(()),
-            Direct::Full => Err(WriteError::Full),
-            Direct::TooBig => Err(WriteError::TooBig { len: message.len(), max: shared.message_max() }),
-            Direct::TooLongOrInterrupted => {
-                shared.count_contended(cpu);
-                Err(WriteError::Disconnected)
-            }
-            Direct::Closed | Direct::Detached | Direct::WrongCpu => Err(WriteError::Disconnected),
-        }
     }
 
     /// Writes many messages, and waits for the daemon's answers about them.
@@ -304,25 +269,25 @@ impl Channel {
     /// Begins a batch whose messages come one by one.
     pub fn batch(&self, options: BatchOptions) -> Result<Batch, RequestError> {
         // With buffers to write to, the batch can begin without waiting.
-        let may_wait = self.link.latest().shared().is_none();
-        let connection = match self.link.connection(may_wait) {
+        let wait = if self.route.link.latest().shared().is_none() { OPEN_LIMIT } else { Duration::ZERO };
+        let connection = match self.route.link.connection_within(wait) {
             Ok(connection) => connection,
             Err(reason) => {
-                let latest = self.link.latest();
+                let latest = self.route.link.latest();
                 if latest.shared().is_none() {
                     return Err(no_connection(reason));
                 }
                 latest
             }
         };
-        Batch::new(Arc::clone(&self.link), connection, options)
+        Batch::new(Arc::clone(&self.route.link), connection, options)
     }
 
     /// Finishes the current sub-buffer of every CPU.
     /// It comes after all earlier messages through this `Channel`.
     pub fn flush(&self) -> Result<(), RequestError> {
-        self.link.latest().look();
-        let connection = self.link.connection(true).map_err(no_connection)?;
+        self.route.link.latest().look();
+        let connection = self.route.link.connection_within(OPEN_LIMIT).map_err(no_connection)?;
         let deadline = Some(Instant::now() + REPLY_LIMIT);
         let id = connection.expect();
         if let Err(error) = connection.send_flush(id, deadline) {
@@ -332,7 +297,7 @@ impl Channel {
         match connection.reply(id, deadline)? {
             Reply::Done => Ok(()),
             Reply::Refused(refused) => Err(refused.into()),
-            Reply::Written(_) => Err(RequestError::Garbled("counts for a flush".into())),
+            other => Err(RequestError::Garbled(format!("{other:?} for a flush"))),
         }
     }
 
@@ -340,24 +305,29 @@ impl Channel {
     /// Directly written messages are there at once; this call is for those sent over the socket. An error means that
     /// the daemon has gone, or does not answer within 10 s. Messages on their way may then be lost.
     pub fn sync(&self) -> Result<(), RequestError> {
-        let connection = self.link.latest();
+        let connection = self.route.link.latest();
         if connection.is_own() { connection.sync(Some(Instant::now() + REPLY_LIMIT)) } else { Ok(()) }
     }
 
     /// Ends the connection like dropping the channel, while other threads may still use it.
     /// Their later calls fail with `Disconnected`, and a message that they are writing at this moment may be lost.
     pub fn close(&self) {
-        self.link.close();
+        self.route.link.close();
+    }
+
+    /// Returns whether the channel is timed, by the daemon's latest answer.
+    pub fn is_timed(&self) -> bool {
+        self.geometry().timed()
     }
 
     /// Returns the channel's geometry in the daemon's latest answer.
     pub fn geometry(&self) -> Geometry {
-        self.link.latest().geometry
+        self.route.link.latest().geometry
     }
 
     /// Returns the number of the channel's buffers: the number of CPUs, or 1.
     pub fn n_bufs(&self) -> usize {
-        self.link.latest().n_bufs()
+        self.route.link.latest().n_bufs()
     }
 
     /// Returns whether opening it created the channel.
@@ -368,11 +338,11 @@ impl Channel {
     /// Returns the transport of messages.
     /// With shared buffers some still go over the socket: see [`Channel`].
     pub fn transport(&self) -> Transport {
-        if self.link.latest().sharing.is_ok() { Transport::Shared } else { Transport::Socket }
+        if self.route.link.latest().sharing.is_ok() { Transport::Shared } else { Transport::Socket }
     }
 
     /// Returns why the transport is the socket, if it is.
     pub fn why_socket(&self) -> Option<String> {
-        self.link.latest().sharing.as_ref().err().cloned()
+        self.route.link.latest().sharing.as_ref().err().cloned()
     }
 }

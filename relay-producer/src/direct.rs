@@ -4,7 +4,9 @@
 //! frames or how a connection is made.
 
 pub(crate) mod appender;
+pub(crate) mod attachment;
 pub(crate) mod buffers;
+pub(crate) mod content;
 pub(crate) mod doorbell;
 pub(crate) mod generations;
 pub(crate) mod rseq;

@@ -1,6 +1,7 @@
 //! Errors of opening, of writing without waiting, and of requests with an answer.
 
 use nix::errno::Errno;
+use relay::trace::definition::DefinitionError;
 use relay::wire::socket::{ConnectError, Refused, SendError};
 use relay::{GeometryError, NameError};
 use thiserror::Error;
@@ -58,6 +59,17 @@ pub enum WriteError {
         /// Longest message of the channel in bytes.
         max: usize,
     },
+    /// The message is a record and the channel raw; or it comes with a callback, which no timed channel has.
+    #[error("the channel is of the other kind: records need one created with 'timed', callbacks one without")]
+    OtherKind,
+    /// The daemon has not accepted the event's definition in this channel. The loss is counted.
+    #[error(
+        "the daemon does not know the event: it has too many, or another channel; define the event again"
+    )]
+    NotDefined,
+    /// The values are not those of the event's fields.
+    #[error("the values do not fit the event: give one of the right type for each field")]
+    Mismatch,
     /// The channel has no buffer for this CPU.
     #[error(transparent)]
     NoSuchCpu(#[from] NoSuchCpu),
@@ -81,6 +93,12 @@ pub enum RequestError {
     /// The daemon refused the request.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// The definition of an event is not possible.
+    #[error("the event cannot be defined: {0}")]
+    Definition(#[from] DefinitionError),
+    /// The channel is raw: it has no events.
+    #[error("the channel is raw: events and levels need one created with 'timed'")]
+    NotTimed,
     /// The daemon has gone away. Later calls look for a new one.
     #[error("the daemon has gone away")]
     Disconnected,

@@ -22,15 +22,45 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
+//! A *timed* channel holds records with time stamps, in one order over all CPUs:
+//!
+//! ```no_run
+//! use relay_producer::{Channel, Definition, Field, FieldType, Level, Value};
+//!
+//! let channel = Channel::builder("/mnt/relay", "app/trace").create(true).timed(true).open()?;
+//! channel.log(Level::Info, "app::db", "connected")?;
+//! let query = channel.define(Definition {
+//!     name: "query".into(),
+//!     level: Some(Level::Debug),
+//!     target: module_path!().into(),
+//!     file: file!().into(),
+//!     line: line!(),
+//!     fields: vec![Field { name: "rows".into(), kind: FieldType::U64 }],
+//! })?;
+//! query.write(&[Value::U64(3)])?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! A write never raises SIGPIPE and never panics. [`Channel`] says what a write returns when the daemon has gone away.
 
 mod batch;
 mod builder;
 mod channel;
+mod definitions;
 mod direct;
 mod error;
+mod event;
+mod frontend;
+mod levels;
+#[cfg(feature = "log")]
+pub mod log;
 mod options;
+mod panic;
+mod record;
+mod route;
 mod socket;
+#[cfg(feature = "tracing")]
+pub mod tracing;
 mod transport;
 
 pub use batch::{Batch, DaemonEvent};
@@ -39,8 +69,15 @@ pub use channel::Channel;
 pub use direct::appender::Appender;
 pub use direct::buffers::DIRECT_MAX;
 pub use error::{BatchError, NoSuchCpu, OpenError, RequestError, WriteError};
+pub use event::Event;
+pub use frontend::late::FrontendError;
 pub use options::{BatchOptions, Counts, Wait};
+pub use panic::panic_hook;
 pub use relay::ring::subbuf_start::{START_MAX, SubbufHeader, SubbufInfo};
+pub use relay::trace::definition::{Definition, DefinitionError, Field, FieldType, Value};
+pub use relay::trace::directives::{Directives, DirectivesError};
+pub use relay::trace::event::Stream;
+pub use relay::trace::level::Level;
 pub use relay::wire::socket::{ConnectError, Refused};
 pub use relay::{Geometry, GeometrySpec, Mode};
 pub use transport::{Transport, TransportChoice};

@@ -3,6 +3,7 @@
 //! `channel` and `batch` call it. It may not decide by which transport a message goes.
 
 pub(crate) mod connection;
+pub(crate) mod follow;
 pub(crate) mod handshake;
 pub(crate) mod receive_files;
 pub(crate) mod reconnect;

@@ -158,7 +158,7 @@ fn required_shared_transport_is_an_error_without_buffers() {
 fn channel_is_created_only_on_request() {
     let (_dir, daemon) = start(Manners::default());
     let said = complaint(&daemon, &["-c", "app/log", "x"], b"", 1);
-    assert_eq!(said, "relay-producer: no channel 'app/log': there is cpu; use --create to create it\n");
+    assert_eq!(said, "relay-producer: no channel 'app/log' (existing: cpu); use --create to create it\n");
     let args =
         ["-v", "--transport=socket", "-c", "app/log", "--create=subbuf_size=64K:n-subbufs=8:overwrite", "x"];
     let said = complaint(&daemon, &args, b"", 0);

@@ -84,7 +84,7 @@ fn refusal_has_the_daemons_text() {
     let dir = tempdir().unwrap();
     let daemon = Daemon::start(&dir, Manners::default());
     let error = Channel::open(&daemon.socket, "nosuch").unwrap_err();
-    assert_eq!(error.to_string(), "no channel 'nosuch': there is cpu");
+    assert_eq!(error.to_string(), "no channel 'nosuch' (existing: cpu)");
     assert!(matches!(error, OpenError::Refused(refused) if refused.errno == 2));
 }
 

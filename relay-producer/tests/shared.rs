@@ -1,8 +1,12 @@
 //! Messages written directly into shared buffers.
 //!
-//! Without restartable sequences the same calls use the socket; the last test runs all the others in that way.
+//! Without restartable sequences the same calls use the socket. The last two tests run all the others in that way, and
+//! where the library registers the areas of threads.
 
 mod common;
+#[allow(unreachable_pub, reason = "it is a module of another crate as well")]
+#[path = "../../tests/src/refused.rs"]
+mod refused;
 
 use std::os::unix::fs::FileExt;
 use std::process::Command;
@@ -13,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use common::files::{Files, allowed_cpus, n_cpus, pin, pin_anywhere};
 use common::{Daemon, Manners, PATIENCE, geometry, hello_reply, open_reply};
+use refused::{AREAS, NO_AREAS, REFUSED, TUNABLES, without_sequences};
 use relay::wire::frame::{Body, OpenReply, ShareReply};
 use relay_producer::{
     BatchOptions, Channel, ConnectError, OpenError, Transport, TransportChoice, Wait, WriteError,
@@ -489,7 +494,7 @@ fn unusable_files_are_a_reason_for_the_socket() {
         ("control file cannot be used: its parts do not fit", |files| files.control.set_len(4096).unwrap()),
         ("control file cannot be used: it is no control file", |files| overwrite(files, 0, b"R")),
         ("control file cannot be used: its layout is of another release", |files| overwrite(files, 8, &[9])),
-        ("control file cannot be used: its layout is of another release", |files| overwrite(files, 16, &[1])),
+        ("control file cannot be used: its layout is of another release", |files| overwrite(files, 16, &[2])),
         ("control file cannot be used: its geometry", |files| overwrite(files, 36, &[1])),
         ("control file cannot be used: its parts do not fit", |files| overwrite(files, 64, &[0; 8])),
         ("the file of buffer 0 cannot be used: it has 5 bytes", |files| files.data[0].set_len(5).unwrap()),
@@ -555,17 +560,34 @@ fn unknown_layout_or_missing_descriptor_is_a_reason_for_the_socket() {
     }
 }
 
-/// Runs all tests above in a process whose threads are not registered.
-#[test]
-fn without_sequences_every_message_goes_over_the_socket() {
-    const NAME: &str = "without_sequences_every_message_goes_over_the_socket";
-    const SWITCH: &str = "glibc.pthread.rseq=0";
-    if std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables == SWITCH) {
-        return assert!(!can_share());
-    }
+/// Runs all tests above in another process, which has the sequences that `prepare` gives it.
+fn run_all_again(name: &str, prepare: impl FnOnce(&mut Command) -> &mut Command) {
     let mut again = Command::new(std::env::current_exe().unwrap());
-    let output = again.env("GLIBC_TUNABLES", SWITCH).output().unwrap();
+    let output = prepare(again.env(AGAIN, "1")).output().unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}");
-    assert!(said.contains(&format!("test {NAME} ... ok")), "{said}");
+    assert!(said.contains(&format!("test {name} ... ok")), "{said}");
+}
+
+/// Set in the other process.
+const AGAIN: &str = "RELAYFS_TESTS_AGAIN";
+
+/// Where the kernel refuses the areas of threads.
+#[test]
+fn without_sequences_every_message_goes_over_the_socket() {
+    let refused = std::env::var(AREAS).is_ok_and(|areas| areas == REFUSED);
+    assert_eq!(can_share(), !refused);
+    if std::env::var_os(AGAIN).is_none() {
+        run_all_again("without_sequences_every_message_goes_over_the_socket", without_sequences);
+    }
+}
+
+/// Where the C library registers no areas, and this library its own.
+#[test]
+fn with_own_areas_messages_are_written_directly() {
+    if std::env::var_os(AGAIN).is_none() {
+        run_all_again("with_own_areas_messages_are_written_directly", |command| {
+            command.env(TUNABLES, NO_AREAS)
+        });
+    }
 }

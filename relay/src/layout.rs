@@ -8,6 +8,8 @@ pub mod channel_files;
 pub mod channel_name;
 pub mod geometry;
 #[cfg(not(loom))]
+pub mod levels;
+#[cfg(not(loom))]
 pub mod mount_point;
 pub mod paths;
 pub mod position;

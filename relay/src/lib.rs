@@ -7,10 +7,12 @@
 //! This crate does not know FUSE or threads. Of command lines it knows only sizes, durations and usage errors.
 
 pub mod cli;
+pub mod clock;
 pub mod layout;
 pub mod memory;
 pub mod ring;
 pub mod system;
+pub mod trace;
 pub mod wire;
 
 pub use layout::channel_name::{ChannelName, NameError};

@@ -4,6 +4,7 @@
 //! writers and files, direct producers and mapping readers call it. It may not know sockets, users, or which process it
 //! runs in.
 
+pub mod area_owners;
 pub mod buffer;
 #[cfg(not(loom))]
 pub mod mapped_reader;

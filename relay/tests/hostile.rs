@@ -77,11 +77,13 @@ proptest! {
         n_subbufs in 1u64..6,
         header in prop_oneof![Just(0u64), Just(16)],
         overwrite in any::<bool>(),
+        timed in any::<bool>(),
         ops in proptest::collection::vec(op(), 1..60),
     ) {
         let mode = if overwrite { "overwrite" } else { "no-overwrite" };
         let spec: GeometrySpec =
-            format!("subbuf-size={subbuf_size}:n-subbufs={n_subbufs}:header={header}:{mode}").parse().unwrap();
+            if timed { format!("subbuf-size={subbuf_size}:n-subbufs={n_subbufs}:{mode}:timed") }
+            else { format!("subbuf-size={subbuf_size}:n-subbufs={n_subbufs}:header={header}:{mode}") }.parse().unwrap();
         let buffer = Buffer::anonymous(spec.build().unwrap(), 0).unwrap();
         let ring = buffer.geometry().buffer_size();
         let mut reader = Reader::new(buffer.clone());
@@ -123,7 +125,7 @@ proptest! {
                         let Some(sub_buffer) = view.next_finished() else { break };
                         prop_assert!(sub_buffer.bytes().len() <= subbuf_size as usize);
                     }
-                    let _ = (view.take_back(), view.consumed_bytes());
+                    let _ = (view.give_back_range(), view.consumed_bytes());
                     let (left, _) = Reader::look(buffer.clone());
                     let mut copy = Vec::new();
                     let extent = left.snapshot_extent();

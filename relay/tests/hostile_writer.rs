@@ -12,6 +12,7 @@ use std::thread;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
+use relay::clock::Clock;
 use relay::layout::abi::control_header;
 use relay::memory::mapping::Mapping;
 use relay::ring::buffer::Buffer;
@@ -65,9 +66,9 @@ fn untouched(mapping: &Mapping, from: usize) -> bool {
     bytes.iter().all(|byte| byte.load(Ordering::Relaxed) == 0)
 }
 
-fn storm(spec: &str) {
+fn storm(spec: &str, clock: Clock) {
     let geometry: Geometry = spec.parse::<GeometrySpec>().unwrap().build().unwrap();
-    let header = control_header(&geometry, 1);
+    let header = control_header(&geometry, 1).with_clock(clock, 1);
     let (control_len, ring) = (header.control_len() as usize, geometry.buffer_size() as usize);
     let control = Arc::new(Mapping::anonymous((control_len + CANARY) as u64).unwrap());
     let data = Arc::new(Mapping::anonymous((ring + CANARY) as u64).unwrap());
@@ -77,12 +78,8 @@ fn storm(spec: &str) {
     set.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &set).unwrap();
     let here = AnyExecutor::on(Some(0));
-    let off = std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0"));
-    assert_eq!(
-        matches!(here, AnyExecutor::SoleWriter),
-        off,
-        "restartable sequences: glibc 2.35 or later has them"
-    );
+    let off = std::env::var("RELAYFS_TESTS_RSEQ").is_ok_and(|areas| areas == "refused");
+    assert_eq!(matches!(here, AnyExecutor::SoleWriter), off, "restartable sequences: the kernel has them");
     if off {
         return; // then only the daemon writes, in mappings as long as the ring
     }
@@ -104,6 +101,9 @@ fn storm(spec: &str) {
                 Err(_) => refused += 1,
             }
             let _ = writer.drop_if_blocked(message.len());
+            let _ = writer.drop_record_if_blocked(message.len());
+            // Into the wrong kind of buffer as well.
+            let _ = (writer.append(&message), writer.append_record(u64::MAX, &message));
             if number % 64 == 0 {
                 let _ = writer.flush();
                 scribble(&buffer, &mut seed); // also on a machine with a single CPU
@@ -124,6 +124,11 @@ fn hostile_words_cause_no_store_outside_the_ring() {
         "subbuf-size=64:n-subbufs=1",
         "subbuf-size=1000:n-subbufs=7:header=16",
     ] {
-        storm(spec);
+        storm(spec, Clock::Monotonic);
+    }
+    for clock in [Clock::Monotonic, Clock::Tsc].into_iter().filter(|clock| clock.is_readable()) {
+        storm("subbuf-size=100:n-subbufs=5:timed", clock);
+        storm("subbuf-size=4096:n-subbufs=3:overwrite:timed", clock);
+        storm("subbuf-size=64:n-subbufs=1:timed", clock);
     }
 }

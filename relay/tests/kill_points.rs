@@ -12,7 +12,8 @@ use std::sync::atomic::Ordering;
 
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
-use relay::layout::abi;
+use relay::clock::Clock;
+use relay::layout::abi::{self, ControlHeader};
 use relay::memory::mapping::Mapping;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
@@ -24,6 +25,7 @@ const DIR: &str = "RELAY_KILL_POINTS_DIR";
 const SPEC: &str = "RELAY_KILL_POINTS_SPEC";
 const STEPS: &str = "RELAY_KILL_POINTS_STEPS";
 const POINT: &str = "RELAY_KILL_POINTS_POINT";
+const CLOCK: &str = "RELAY_KILL_POINTS_CLOCK";
 
 /// Points of a sequence: before it, three inside, right after the commit.
 const POINTS: std::ops::RangeInclusive<u32> = 1..=5;
@@ -37,23 +39,30 @@ fn geometry(spec: &str) -> Geometry {
     spec.parse::<relay::GeometrySpec>().unwrap().build().unwrap()
 }
 
-fn create(dir: &Path, geometry: &Geometry) -> Buffer {
-    let header = abi::control_header(geometry, 1);
+/// Bytes of a record before its payload.
+const OVERHEAD: usize = 16;
+
+/// Returns the control header of a buffer with this clock, if it is timed.
+fn header(geometry: &Geometry, clock: Clock) -> ControlHeader {
+    abi::control_header(geometry, 1).with_clock(clock, 1)
+}
+
+fn create(dir: &Path, geometry: &Geometry, clock: Clock) -> Buffer {
+    let header = header(geometry, clock);
     for (name, len) in [("control", header.control_len()), ("data", abi::data_len(geometry))] {
         File::create_new(dir.join(name)).unwrap().set_len(len).unwrap();
     }
-    let buffer = open(dir, geometry);
+    let buffer = open(dir, geometry, clock);
     buffer.init(0);
     buffer
 }
 
-fn open(dir: &Path, geometry: &Geometry) -> Buffer {
+fn open(dir: &Path, geometry: &Geometry, clock: Clock) -> Buffer {
     let map = |name: &str| {
         let file = File::options().read(true).write(true).open(dir.join(name)).unwrap();
         Arc::new(Mapping::new(&file, file.metadata().unwrap().len()).unwrap())
     };
-    let header = abi::control_header(geometry, 1);
-    Buffer::new(map("control"), map("data"), *geometry, &header, 0).unwrap()
+    Buffer::new(map("control"), map("data"), *geometry, &header(geometry, clock), 0).unwrap()
 }
 
 /// Binds this thread to its CPU, and returns its executor; children inherit the CPU.
@@ -62,7 +71,7 @@ fn here() -> RseqExecutor {
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-    Sequences::find().expect("a C library that registers restartable sequences (glibc 2.35)").on(cpu)
+    Sequences::find().expect("a kernel that registers restartable sequences").on(cpu)
 }
 
 /// Takes one step: a letter writes a message of it, `!` flushes, `<` reads everything.
@@ -71,6 +80,9 @@ fn step(buffer: &Buffer, run: impl Executor, step: char) {
     match step {
         '!' => drop(writer.flush().unwrap()),
         '<' => drop(read(buffer)),
+        letter if buffer.geometry().timed() => {
+            let _ = writer.write_record(u64::from(letter), &[letter as u8; LEN - OVERHEAD]).unwrap();
+        }
         letter => drop(writer.write(&[letter as u8; LEN]).unwrap()),
     }
 }
@@ -85,6 +97,19 @@ fn read(buffer: &Buffer) -> String {
     Reader::new(buffer.clone()).read(1 << 20, &mut Vec::new(), |got| assert!(got.copy_to(&mut bytes)));
     let mut letters = String::new();
     let mut rest = &bytes[..];
+    if buffer.geometry().timed() {
+        let mut last_stamp = 1;
+        for record in bytes.chunks(LEN) {
+            let word = |at| u64::from_le_bytes(record[at..at + 8].try_into().unwrap());
+            assert!(word(0) >= last_stamp, "stamp {} after {last_stamp}", word(0));
+            let len = LEN - OVERHEAD;
+            assert_eq!(word(8), u64::from(record[LEN - 1]) | (len as u64) << 48, "damaged: {record:?}");
+            assert!(record[OVERHEAD..].iter().all(|byte| *byte == record[LEN - 1]), "damaged: {record:?}");
+            letters.push(char::from(record[LEN - 1]));
+            last_stamp = word(0);
+        }
+        return letters;
+    }
     while let Some(first) = rest.first() {
         if *first == 0 {
             let header = buffer.geometry().header();
@@ -126,7 +151,8 @@ fn seen(buffer: &Buffer) -> Seen {
 fn victim() {
     let Some(dir) = std::env::var_os(DIR) else { return };
     let var = |name: &str| std::env::var(name).unwrap();
-    let buffer = open(Path::new(&dir), &geometry(&var(SPEC)));
+    let clock = Clock::of_number(var(CLOCK).parse().unwrap()).unwrap();
+    let buffer = open(Path::new(&dir), &geometry(&var(SPEC)), clock);
     let all = var(STEPS);
     let (before, last) = all.split_at(all.len() - 1);
     let here = here();
@@ -137,13 +163,14 @@ fn victim() {
 
 /// Kills a process in the last of some steps, and compares its buffer with a private one.
 /// In the private buffer that step was not taken, or, after the commit, was.
-fn dies(spec: &str, all: &str, point: u32, reads_first: bool) {
-    let case = format!("{spec}, {all}, point {point}, reads first: {reads_first}");
+fn dies(spec: &str, clock: Clock, all: &str, point: u32, reads_first: bool) {
+    let case = format!("{spec}, {clock:?}, {all}, point {point}, reads first: {reads_first}");
     let (dir, geometry, here) = (tempfile::tempdir().unwrap(), geometry(spec), here());
-    let (buffer, twin) = (create(dir.path(), &geometry), Buffer::anonymous(geometry, 0).unwrap());
+    let (buffer, twin) = (create(dir.path(), &geometry, clock), Buffer::anonymous(geometry, 0).unwrap());
     let status = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "victim", "--nocapture", "--test-threads=1"])
         .envs([(SPEC, spec), (STEPS, all), (POINT, &point.to_string())])
+        .env(CLOCK, (clock as u32).to_string())
         .env(DIR, dir.path())
         .stdout(std::process::Stdio::null())
         .status()
@@ -201,12 +228,27 @@ fn accounted_for(buffer: &Buffer, case: &str) {
 }
 
 fn dies_anywhere(spec: &str, all: &[&str]) {
+    dies_anywhere_with(spec, Clock::Monotonic, all);
+}
+
+fn dies_anywhere_with(spec: &str, clock: Clock, all: &[&str]) {
     for all in all {
         for point in POINTS {
             for reads_first in [false, true] {
-                dies(spec, all, point, reads_first);
+                dies(spec, clock, all, point, reads_first);
             }
         }
+    }
+}
+
+/// Appends a record with its stamp, or begins a sub-buffer with one.
+#[test]
+fn writer_killed_while_stamping_leaves_whole_records() {
+    for clock in [Clock::Monotonic, Clock::Tsc].into_iter().filter(|clock| clock.is_readable()) {
+        dies_anywhere_with("subbuf-size=100:n-subbufs=3:timed", clock, USUAL);
+        dies_anywhere_with("subbuf-size=100:n-subbufs=2:timed", clock, &["abcde", "abcde<f"]);
+        dies_anywhere_with("subbuf-size=100:n-subbufs=3:overwrite:timed", clock, USUAL);
+        dies_anywhere_with("subbuf-size=100:n-subbufs=3:overwrite:timed", clock, &["abcdefg", "abcd<efghi"]);
     }
 }
 

@@ -9,6 +9,11 @@
 //! of sequences, [`on_cpu`] models it.
 #![cfg(loom)]
 
+#[path = "models/areas.rs"]
+mod areas;
+#[path = "models/timed.rs"]
+mod timed;
+
 use std::cell::RefCell;
 
 use loom::sync::Arc;
@@ -352,11 +357,11 @@ fn parked_batch_is_resumed_when_there_is_room() {
         let buffer = buffer(Mode::NoOverwrite, 2, 1);
         assert_eq!(put(&buffer, SoleWriter, 1), WriteResult::Written);
         let side = Arc::new(Mutex::new(Side { reader: Reader::new(buffer.clone()), parked: false }));
-        let lane_side = side.clone();
-        let lane = thread::spawn(move || {
+        let worker_side = side.clone();
+        let worker = thread::spawn(move || {
             let mut placed = put(&buffer, SoleWriter, 2);
             if placed == WriteResult::Full {
-                let mut side = lane_side.lock().unwrap();
+                let mut side = worker_side.lock().unwrap();
                 placed = put(&buffer, SoleWriter, 2);
                 side.parked = placed == WriteResult::Full;
             }
@@ -369,7 +374,7 @@ fn parked_batch_is_resumed_when_there_is_room() {
             freed && std::mem::take(&mut side.parked)
         };
         let told = (0..2).fold(false, |told, _| read_and_tell() || told);
-        let placed = lane.join().unwrap();
+        let placed = worker.join().unwrap();
         let told = told || read_and_tell();
         assert!(placed == WriteResult::Written || told, "waits for ever");
     });

@@ -105,6 +105,7 @@ fn geometries() -> impl Strategy<Value = Geometry> {
                 header: Some(header.min(subbuf_size - 1)),
                 mode: Some(if overwrite { Mode::Overwrite } else { Mode::NoOverwrite }),
                 global: None,
+                timed: None,
             };
             spec.build().expect("within limits")
         })
@@ -244,7 +245,7 @@ fn look(buffer: &Buffer, reader: &Reader, log: &Log, step: usize) -> Result<(), 
     }
     prop_assert_eq!(number, current, "step {}", step);
     let taken = (current > next).then(|| (next as u64, (current - next) as u64));
-    prop_assert_eq!(view.take_back(), taken, "step {}", step);
+    prop_assert_eq!(view.give_back_range(), taken, "step {}", step);
     prop_assert_eq!(self::counters(buffer), counters, "looking at step {} changed a counter", step);
     // No byte is lost without a count.
     let [read, overwritten, discarded, ..] = counters;

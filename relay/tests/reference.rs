@@ -6,11 +6,17 @@
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 use proptest::prelude::*;
+use relay::clock::Clock;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
 use relay::ring::rseq::{RseqExecutor, Sequences};
 use relay::ring::writer::{AnyExecutor, Executor, Outcome, SoleWriter, WriteResult, Writer};
 use relay::{Geometry, GeometrySpec, Mode};
+
+/// A byte of a stamp, which can be any.
+const STAMP: u16 = 0x100;
+/// Head of every record, without the length.
+const HEAD: u64 = 0x0003_0002_0100;
 
 /// Kernel relay (W and R rules) with our two differences.
 /// All all-padding sub-buffers are skipped. In overwrite mode the rest of a sub-buffer that a read stopped in is kept.
@@ -18,12 +24,12 @@ struct Model {
     geometry: Geometry,
     /// Data of each sub-buffer since creation or reset; the last is the current one.
     /// Headers are included.
-    subbufs: Vec<Vec<u8>>,
+    subbufs: Vec<Vec<u16>>,
     /// Whether the last switch was refused, so that the current sub-buffer does not exist yet.
     blocked: bool,
     consumed: usize,
     bytes_consumed: usize,
-    kept: Vec<u8>,
+    kept: Vec<u16>,
     size: u64,
     dropped: u64,
     too_big: u64,
@@ -48,8 +54,17 @@ impl Model {
         self.subbufs.len() - 1
     }
 
+    /// Writes a message, which is a record's payload in a timed buffer.
     fn write(&mut self, message: &[u8]) -> Outcome {
         let size = self.geometry.subbuf_size();
+        let mut bytes: Vec<u16> = Vec::new();
+        if self.geometry.timed() {
+            let head = HEAD | (message.len() as u64) << 48;
+            bytes.extend([STAMP; 8]);
+            bytes.extend(head.to_le_bytes().map(u16::from));
+        }
+        bytes.extend(message.iter().copied().map(u16::from));
+        let message = &bytes[..];
         if message.len() > size {
             self.too_big += 1;
             return Outcome { placed: WriteResult::TooBig, switched: false };
@@ -86,13 +101,18 @@ impl Model {
         (!self.blocked, switched)
     }
 
-    fn append(&mut self, bytes: &[u8]) {
+    /// Whether a flush leaves the current sub-buffer: one of a timed channel without records.
+    fn flushes_nothing(&self) -> bool {
+        self.geometry.timed() && !self.blocked && self.subbufs[self.produced()].is_empty()
+    }
+
+    fn append(&mut self, bytes: &[u16]) {
         let current = self.produced();
         self.subbufs[current].extend_from_slice(bytes);
         self.size += bytes.len() as u64;
     }
 
-    fn read(&mut self, count: usize) -> Vec<u8> {
+    fn read(&mut self, count: usize) -> Vec<u16> {
         let mut out = Vec::new();
         self.credit();
         self.take_kept(count, &mut out);
@@ -126,7 +146,7 @@ impl Model {
         out
     }
 
-    fn take_kept(&mut self, count: usize, out: &mut Vec<u8>) {
+    fn take_kept(&mut self, count: usize, out: &mut Vec<u16>) {
         let n = self.kept.len().min(count);
         out.extend(self.kept.drain(..n));
         self.bytes_consumed += n;
@@ -171,6 +191,7 @@ enum Op {
 fn ops() -> impl Strategy<Value = Vec<Op>> {
     let op = prop_oneof![
         12 => (0usize..40).prop_map(Op::Write),
+        2 => (40usize..60).prop_map(Op::Write),
         4 => (0usize..12).prop_map(Op::Write),
         3 => Just(Op::Flush),
         6 => (1usize..100).prop_map(Op::Read),
@@ -187,14 +208,18 @@ fn geometries() -> impl Strategy<Value = Geometry> {
         prop_oneof![Just(1u64), Just(2), Just(3), Just(5), Just(8)],
         prop_oneof![3 => Just(0u64), 1 => Just(5)],
         any::<bool>(),
+        prop_oneof![2 => Just(false), 1 => Just(true)],
     )
-        .prop_map(|(subbuf_size, n_subbufs, header, overwrite)| {
+        .prop_map(|(subbuf_size, n_subbufs, header, overwrite, timed)| {
+            // Records are 16 bytes longer than messages, and such sub-buffers have at least 64.
+            let (subbuf_size, header) = if timed { (64 + subbuf_size % 8, 0) } else { (subbuf_size, header) };
             let spec = GeometrySpec {
                 subbuf_size: Some(subbuf_size),
                 n_subbufs: Some(n_subbufs),
                 header: Some(header.min(subbuf_size - 1)),
                 mode: Some(if overwrite { Mode::Overwrite } else { Mode::NoOverwrite }),
                 global: None,
+                timed: Some(timed),
             };
             spec.build().expect("within limits")
         })
@@ -209,35 +234,42 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     #[test]
-    fn buffer_agrees_with_the_kernel_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], ops in ops()) {
+    fn buffer_agrees_with_the_kernel_model(geometry in geometries(), laps_left in prop_oneof![Just(None), (0u64..3).prop_map(Some)], tsc in any::<bool>(), ops in ops()) {
+        let clock = if tsc && Clock::Tsc.is_readable() { Clock::Tsc } else { Clock::Monotonic };
         let lap = laps_left.map_or(0, |left| lap_max(&geometry) - left);
-        history(geometry, lap, &ops, SoleWriter)?;
+        history(geometry, clock, lap, &ops, SoleWriter)?;
         if let Some(on_cpu) = on_this_cpu() {
-            history(geometry, lap, &ops, on_cpu)?;
+            history(geometry, clock, lap, &ops, on_cpu)?;
         }
     }
 }
 
 /// Binds this thread to its CPU, and returns its executor for the buffer of that CPU.
-/// `None` if the C library registers no threads; then the product must know that, too.
+/// `None` if the kernel registers no threads; then the product must know that, too.
 fn on_this_cpu() -> Option<RseqExecutor> {
     let cpu = sched_getcpu().unwrap();
     let thread = Sequences::find();
     assert_eq!(AnyExecutor::can_share(), thread.is_some());
-    if std::env::var("GLIBC_TUNABLES").is_ok_and(|tunables| tunables.contains("glibc.pthread.rseq=0")) {
-        assert!(thread.is_none(), "restartable sequences, though they are switched off");
+    if std::env::var("RELAYFS_TESTS_RSEQ").is_ok_and(|areas| areas == "refused") {
+        assert!(thread.is_none(), "restartable sequences, though they are refused");
         return None;
     }
     let mut cpus = CpuSet::new();
     cpus.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &cpus).unwrap();
-    let thread = thread.expect("a C library that registers restartable sequences (glibc 2.35)");
+    let thread = thread.expect("a kernel that registers restartable sequences");
     Some(thread.on(cpu))
 }
 
 /// Plays one history on the buffer and on the model.
-fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Result<(), TestCaseError> {
-    let buffer = Buffer::anonymous(geometry, lap).unwrap();
+fn history(
+    geometry: Geometry,
+    clock: Clock,
+    lap: u64,
+    ops: &[Op],
+    run: impl Executor,
+) -> Result<(), TestCaseError> {
+    let buffer = Buffer::anonymous_with_clock(geometry, lap, clock).unwrap();
     let (writer, mut reader) = (Writer::new(&buffer, run), Reader::new(buffer.clone()));
     let mut model = Model::new(geometry);
     let mut scratch = Vec::new();
@@ -249,7 +281,11 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Resu
         match op {
             Op::Write(len) => {
                 let message: Vec<u8> = (0..len).map(|i| (step * 7 + i) as u8 | 1).collect();
-                let outcome = writer.write(&message).unwrap();
+                let outcome = if geometry.timed() {
+                    writer.write_record(HEAD, &message).unwrap()
+                } else {
+                    writer.write(&message).unwrap()
+                };
                 prop_assert_eq!(outcome, model.write(&message), "write {} at step {}", len, step);
                 match outcome.placed {
                     WriteResult::Written => {}
@@ -262,7 +298,7 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Resu
                 }
             }
             Op::Flush => {
-                let (open, switched) = model.switch();
+                let (open, switched) = if model.flushes_nothing() { (true, false) } else { model.switch() };
                 let placed = if open { WriteResult::Written } else { WriteResult::Full };
                 prop_assert_eq!(
                     writer.flush().unwrap(),
@@ -276,7 +312,17 @@ fn history(geometry: Geometry, lap: u64, ops: &[Op], run: impl Executor) -> Resu
                 counted_before_last_read = Some(relay_counters::counts(&buffer).read);
                 reader.read(count, &mut scratch, |bytes| assert!(bytes.copy_to(&mut got)));
                 delivered += got.len() as u64;
-                prop_assert_eq!(got, model.read(count), "read {} at step {}", count, step);
+                let expected = model.read(count);
+                let is_equal =
+                    |(got, expected): (&u8, &u16)| *expected == STAMP || *expected == u16::from(*got);
+                prop_assert!(
+                    got.len() == expected.len() && got.iter().zip(&expected).all(is_equal),
+                    "read {} at step {}: {:?} instead of {:?}",
+                    count,
+                    step,
+                    got,
+                    expected
+                );
             }
             Op::Reset => {
                 reader.reset(run).unwrap();

@@ -213,6 +213,7 @@ fn geometries() -> impl Strategy<Value = Geometry> {
                 header: Some(header.min(subbuf_size - 1)),
                 mode: Some(if overwrite { Mode::Overwrite } else { Mode::NoOverwrite }),
                 global: None,
+                timed: None,
             };
             spec.build().expect("within limits")
         },

@@ -2,16 +2,19 @@
 //!
 //! `registry` makes channels and hands out [`ChannelRef`]s, which keep a channel. `writers`, `tree` and `socket` use
 //! them. `poll.rs` has the waiters of a buffer, `stats.rs` the counters, `integrity.rs` what the daemon does about
-//! damage. A reader may make room for a batch that waits. The call then returns true, and its caller tells the writers.
+//! damage, `timed.rs` what timed channels have besides. A reader may make room for a batch that waits. The call then returns true, and its caller tells the writers.
 //! The room uses `policy` for quotas and `process` for what it asks of the system. It may not know the registry, the
 //! writers, the tree, the socket or the state. The lock order is in `registry.rs`.
 
+pub(crate) mod clients;
 pub(crate) mod files;
 pub(crate) mod give_back;
 pub(crate) mod integrity;
+pub(crate) mod recent;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
 pub(crate) mod take;
+pub(crate) mod timed;
 
 mod channel_ref;
 mod delivered;
@@ -22,20 +25,25 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use relay::clock::{Clock, realtime_tick};
 use relay::layout::abi;
+use relay::layout::levels::LEVELS_LEN;
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
 use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, Geometry};
 
 pub(crate) use self::channel_ref::{ChannelRef, Release};
-pub(crate) use self::poll::{Looks, PollState, Wake};
-use crate::channel::files::{Files, FindError, Made};
+pub(crate) use self::poll::{PollState, TimerRequest, Wake};
+use crate::channel::clients::Clients;
+use crate::channel::files::{Files, FindError, NewFiles};
 use crate::channel::integrity::{Damage, ReadGuard};
+use crate::channel::recent::Recent;
 use crate::channel::snapshot::SnapshotSlot;
 use crate::channel::take::TakeSlot;
+use crate::channel::timed::Timed;
 use crate::process::free_later;
 
 /// A channel, with everything the daemon knows about it.
@@ -46,6 +54,10 @@ pub(crate) struct Channel {
     permanent: AtomicBool,
     maker: Option<u32>,
     buffers: Vec<ChannelBuffer>,
+    timed: Option<Timed>,
+    clients: Arc<Clients>,
+    /// The open text of all buffers, if there is one.
+    trace: SnapshotSlot,
     /// Size of the channel's files, in bytes.
     memory: u64,
     created: SystemTime,
@@ -64,9 +76,9 @@ pub(crate) struct Channel {
     /// The daemon's epoch. It marks the producers that got the files from this daemon.
     epoch: u32,
     damage: Damage,
-    /// Set by a thread that stored a waiter; see [`Looks`].
+    /// Set by a thread that stored a waiter; see [`TimerRequest`].
     polled: AtomicBool,
-    looks: OnceLock<Arc<Looks>>,
+    flush_request: OnceLock<Arc<TimerRequest>>,
 }
 
 /// A channel's number, name and geometry.
@@ -95,7 +107,8 @@ impl ChannelBuffer {
     fn new(reader: Reader) -> ChannelBuffer {
         let buffer = reader.buffer().clone();
         let (grown, corrected_told) = ((0, SystemTime::now()), reader.corrected());
-        let read_side = Mutex::new(ReadSide { reader, parked: false, grown, corrected_told });
+        let recent = Recent::default();
+        let read_side = Mutex::new(ReadSide { reader, parked: false, grown, corrected_told, recent });
         ChannelBuffer {
             buffer,
             read_side,
@@ -119,14 +132,20 @@ pub(crate) struct ReadSide {
     grown: (u64, SystemTime),
     /// Corrections that the daemon has logged.
     pub(crate) corrected_told: u64,
+    /// Earlier looks at the counters.
+    pub(crate) recent: Recent,
 }
 
 impl Channel {
     /// Creates a channel: its files below `state_dir`, allocated and mapped.
     pub(crate) fn create(state_dir: &Path, epoch: u32, named: Named, n_bufs: usize) -> io::Result<Channel> {
-        let made = Made::new(Files::of(state_dir, named.id, n_bufs));
+        let made = NewFiles::new(Files::of(state_dir, named.id, n_bufs, named.geometry.timed()));
         let files = made.files();
-        let header = abi::control_header(&named.geometry, n_bufs);
+        let mut header = abi::control_header(&named.geometry, n_bufs);
+        if named.geometry.timed() {
+            let clock = Clock::choose();
+            header = header.with_clock(clock, clock.ticks_per_second());
+        }
         let control = Arc::new(files::create(files.control(), header.control_len())?);
         control.put_header(header);
         let mut buffers = Vec::with_capacity(n_bufs);
@@ -137,7 +156,8 @@ impl Channel {
             buffer.init(0);
             buffers.push(ChannelBuffer::new(Reader::new(buffer)));
         }
-        Ok(Channel::new(epoch, named, buffers, made.keep()))
+        let timed = Timed::create(files, &buffers[0].buffer)?;
+        Ok(Channel::new(epoch, named, buffers, timed, made.keep()))
     }
 
     /// Takes over a channel that an earlier daemon left, and continues where that daemon stopped.
@@ -149,7 +169,7 @@ impl Channel {
         named: Named,
         n_bufs: usize,
     ) -> Result<Channel, FindError> {
-        let files = Files::of(state_dir, named.id, n_bufs);
+        let files = Files::of(state_dir, named.id, n_bufs, named.geometry.timed());
         let expected = abi::control_header(&named.geometry, n_bufs);
         let control = Arc::new(files::find(files.control(), expected.control_len())?);
         let wrong = |reason: &dyn std::fmt::Display| {
@@ -166,17 +186,24 @@ impl Channel {
                 .map_err(|unsound| wrong(&format_args!("buffer {index}: {unsound}")))?;
             buffers.push(ChannelBuffer::new(reader));
         }
+        let timed = Timed::adopt(&files, &buffers[0].buffer)?;
         for ChannelBuffer { buffer, .. } in &buffers {
             buffer.reopen();
         }
-        let channel = Channel::new(epoch, named, buffers, files);
+        let channel = Channel::new(epoch, named, buffers, timed, files);
         channel.inherited.store(true, Ordering::Relaxed);
         // Producers of the last daemon may have the files, and ring the doorbells of that daemon.
         channel.shared.store(true, Ordering::Relaxed);
         Ok(channel)
     }
 
-    fn new(epoch: u32, named: Named, buffers: Vec<ChannelBuffer>, files: Files) -> Channel {
+    fn new(
+        epoch: u32,
+        named: Named,
+        buffers: Vec<ChannelBuffer>,
+        timed: Option<Timed>,
+        files: Files,
+    ) -> Channel {
         let Named { id, name, geometry, permanent, maker } = named;
         Channel {
             id,
@@ -186,7 +213,11 @@ impl Channel {
             maker,
             memory: Channel::memory_needed(&geometry, buffers.len()),
             buffers,
-            created: SystemTime::now(),
+            timed,
+            clients: Arc::default(),
+            trace: SnapshotSlot::default(),
+            // By the clock that stamps losses: none seems to be older than the channel.
+            created: UNIX_EPOCH + Duration::from_nanos(realtime_tick()),
             closed: AtomicBool::new(false),
             holders: AtomicUsize::new(0),
             files: Mutex::new(Some(files)),
@@ -195,13 +226,14 @@ impl Channel {
             epoch,
             damage: Damage::default(),
             polled: AtomicBool::new(false),
-            looks: OnceLock::new(),
+            flush_request: OnceLock::new(),
         }
     }
 
     /// Returns the size of the files of a channel with this geometry, in bytes.
     pub(crate) fn memory_needed(geometry: &Geometry, n_bufs: usize) -> u64 {
-        abi::control_header(geometry, n_bufs).control_len() + n_bufs as u64 * abi::data_len(geometry)
+        let levels = if geometry.timed() { LEVELS_LEN } else { 0 };
+        abi::control_header(geometry, n_bufs).control_len() + n_bufs as u64 * abi::data_len(geometry) + levels
     }
 
     pub(crate) fn id(&self) -> u32 {
@@ -216,13 +248,13 @@ impl Channel {
         &self.geometry
     }
 
-    /// Returns whether the channel lives as long as the daemon.
+    /// Returns whether the channel lives without a holder: as long as the daemon, or until it is removed.
     pub(crate) fn permanent(&self) -> bool {
         // Relaxed: the flag is set while the daemon starts.
         self.permanent.load(Ordering::Relaxed)
     }
 
-    /// Returns the user whose connection created the channel, if this daemon knows.
+    /// Returns the user that created the channel, by a connection or by mkdir(2), if this daemon knows.
     pub(crate) fn maker(&self) -> Option<u32> {
         self.maker
     }
@@ -301,6 +333,11 @@ impl Channel {
         ReadGuard::new(self, cpu, side)
     }
 
+    /// Returns the processes that use the channel.
+    pub(crate) fn clients(&self) -> &Arc<Clients> {
+        &self.clients
+    }
+
     pub(crate) fn damage(&self) -> &Damage {
         &self.damage
     }
@@ -308,6 +345,21 @@ impl Channel {
     /// Returns the slot of a buffer's open snapshot.
     pub(crate) fn snapshot_slot(&self, cpu: usize) -> &SnapshotSlot {
         &self.buffers[cpu].snapshot
+    }
+
+    /// Returns the slot of the open text of all buffers.
+    pub(crate) fn trace_slot(&self) -> &SnapshotSlot {
+        &self.trace
+    }
+
+    /// Returns the size of the open text of all buffers.
+    ///
+    /// If there is none, returns that of their packets: only an open makes the text.
+    pub(crate) fn trace_len(&self) -> u64 {
+        self.trace.len().unwrap_or_else(|| {
+            (0..self.n_bufs())
+                .fold(0, |sum: u64, cpu| sum.saturating_add(self.read_side(cpu).reader.snapshot_len()))
+        })
     }
 
     /// Returns the slot of the open copies of a buffer's unread data.
@@ -318,7 +370,7 @@ impl Channel {
     /// Opens a buffer's data file for reading, or without `cpu` the control file.
     pub(crate) fn open_file(&self, cpu: Option<usize>) -> io::Result<File> {
         let files = self.lock_files();
-        let path = files.as_ref().and_then(|files| files.all().get(cpu.map_or(0, |cpu| cpu + 1)));
+        let path = files.as_ref().and_then(|files| files.mapped().get(cpu.map_or(0, |cpu| cpu + 1)));
         File::open(path.ok_or(io::ErrorKind::NotFound)?)
     }
 
@@ -340,12 +392,13 @@ impl Channel {
     pub(crate) fn share(&self, to_write: bool) -> io::Result<Vec<File>> {
         if to_write {
             self.shared.store(true, Ordering::Relaxed);
+            self.listen_for_activity();
         }
         // Each look clears a false mark that the buffer is closed. With it, the producer would ask for the files
         // without end.
         (0..self.n_bufs()).for_each(|cpu| drop(self.read_side(cpu)));
         let files = self.lock_files();
-        let paths = files.as_ref().ok_or(io::ErrorKind::NotFound)?.all();
+        let paths = files.as_ref().ok_or(io::ErrorKind::NotFound)?.mapped();
         let open = |path| OpenOptions::new().read(true).write(to_write).open(path);
         let opened: Vec<File> = paths.iter().map(open).collect::<io::Result<_>>()?;
         if let Some(control) = opened.first().filter(|_| to_write)
@@ -356,6 +409,13 @@ impl Channel {
             log::debug!("channel {}: cannot mark the control file: {}", self.name, errno.desc());
         }
         Ok(opened)
+    }
+
+    /// Opens a timed channel's file of levels for another process, which may only read it.
+    pub(crate) fn share_levels(&self) -> io::Result<File> {
+        let files = self.lock_files();
+        let [_, _, levels] = files.as_ref().and_then(Files::names).ok_or(io::ErrorKind::NotFound)?;
+        File::open(levels)
     }
 
     /// Returns whether producers may write the channel directly.
@@ -383,7 +443,12 @@ impl Channel {
 
     /// Returns the paths of the channel's files.
     pub(crate) fn paths(&self) -> Vec<PathBuf> {
-        self.lock_files().as_ref().map_or_else(Vec::new, |files| files.all().to_vec())
+        self.lock_files().as_ref().map_or_else(Vec::new, |files| files.all().cloned().collect())
+    }
+
+    /// Returns the paths of the files that processes map: the control file, then the data files.
+    fn mapped_paths(&self) -> Vec<PathBuf> {
+        self.lock_files().as_ref().map_or_else(Vec::new, |files| files.mapped().to_vec())
     }
 
     /// Returns whether the channel has files, so that the next daemon can take it over.
@@ -393,6 +458,7 @@ impl Channel {
 
     /// Removes the channel's files.
     pub(crate) fn remove_files(&self) {
+        self.retire_levels();
         if let Some(files) = self.take_files() {
             files.remove();
         }
@@ -422,6 +488,6 @@ impl Drop for Channel {
     ///
     /// That takes long, and this thread may serve the socket or files.
     fn drop(&mut self) {
-        free_later::elsewhere(std::mem::take(&mut self.buffers), self.memory);
+        free_later::elsewhere((std::mem::take(&mut self.buffers), self.timed.take()), self.memory);
     }
 }

@@ -11,8 +11,8 @@
 //!     still open        or until the next daemon asks for the channels that would stay
 //! ```
 //!
-//! The thread uses timers for three things only: the end has deadlines, `--flush-interval` passes while processes poll,
-//! and the doorbells of orphaned producers are replaced by looks.
+//! The thread uses timers for four things only: the end has deadlines, `--flush-interval` passes while processes poll,
+//! timed channels get an anchor each second while processes use them, and the doorbells of orphaned producers are replaced by looks.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ use sd_notify::NotifyState;
 use thiserror::Error;
 
 use crate::config::options::{Keep, Options};
-use crate::fuse::fs::{self, Fs, Mounted};
+use crate::fuse::fs::{self, Fs, Mounted, REPLY_LOG};
 use crate::kill_point;
 use crate::mount::{self, How, Mount, MountError};
 use crate::process::daemonize::{self, Starter};
@@ -37,7 +37,8 @@ use crate::process::host_limits;
 use crate::process::logging::{self, Log};
 use crate::process::privileges;
 use crate::process::signals::{Asked, Caught};
-use crate::registry::flush_timer::Schedule;
+use crate::registry::anchor_timer::AnchorTimer;
+use crate::registry::flush_timer::FlushTimer;
 use crate::registry::{Limits, OpenError, Registry};
 use crate::socket::event_loop::Server;
 use crate::socket::listener::{self, ListenError, SocketFile};
@@ -79,6 +80,11 @@ pub(crate) enum SessionError {
     Listen(#[from] ListenError),
     #[error("the FUSE session cannot start: {0}")]
     Fuse(io::Error),
+    #[error(
+        "no memory for FUSE's threads, {}: raise the limit of memory (ulimit -v, LimitAS=)",
+        format_size(*.0 as u64)
+    )]
+    Memory(usize),
     #[error("cannot start {what}: {source}")]
     Start { what: &'static str, source: io::Error },
     #[error("mounted, and unmounted again: {0}")]
@@ -99,7 +105,7 @@ impl From<TakeoverError> for SessionError {
 /// Runs the daemon to its end.
 pub(crate) fn run(options: &Options, starter: &mut Starter) -> Result<(), SessionError> {
     mount::check_places(options)?;
-    let log = logging::start(options).map_err(|source| SessionError::Log {
+    let log = logging::start(options, REPLY_LOG).map_err(|source| SessionError::Log {
         path: options.log_file.clone().unwrap_or_else(|| "standard error".into()),
         source,
     })?;
@@ -180,6 +186,7 @@ impl Session {
         registry.settle().map_err(saving)?;
         kill_point!("adopt-opened");
 
+        fs::check_memory(&options.mount).map_err(SessionError::Memory)?;
         let (device, mount) = mount::attach(&point, &options.mount)?;
         let tree = Tree::new(registry.clone(), writers.clone(), socket.path().to_string_lossy().into_owned());
         let mounted = fs::serve(Fs::new(tree, options.access.clone()), device, &options.mount)
@@ -188,9 +195,15 @@ impl Session {
             watch(&mount).map_err(|source| SessionError::Start { what: "watching the mount", source })?;
 
         let connections_max = host_limits::connections_max(options.connections_max);
-        let server =
-            Server::start(listener, registry.clone(), writers.clone(), connections_max, options.sharing)
-                .map_err(|source| SessionError::Start { what: "the server", source })?;
+        let server = Server::start(
+            listener,
+            registry.clone(),
+            writers.clone(),
+            connections_max,
+            options.sharing,
+            options.create_on_write,
+        )
+        .map_err(|source| SessionError::Start { what: "the server", source })?;
         let summary = summary(options, &point, socket.path(), &registry);
         kill_point!("started");
         Ok(Session {
@@ -219,8 +232,11 @@ impl Session {
 
     /// Serves as the first thread until the daemon ends.
     fn serve(mut self, signals: &Receiver<Asked>, log: &Log, options: &Options) -> Result<(), SessionError> {
-        let mut looks = Schedule::new(options.flush_interval, Arc::clone(self.registry.looks()));
-        let asked = looks.asked();
+        let mut flush_timer =
+            FlushTimer::new(options.flush_interval, Arc::clone(self.registry.flush_request()));
+        let flush_asked = flush_timer.asked();
+        let mut anchor_timer = AnchorTimer::new(Arc::clone(self.registry.anchor_request()));
+        let anchor_asked = anchor_timer.asked();
         let mut orphans = if self.registry.has_orphans() { tick(ORPHAN_INTERVAL) } else { never() };
         let mut listened = 0;
         let mut wanted = never();
@@ -244,8 +260,10 @@ impl Session {
                     _ => return self.stop(signals),
                 },
                 recv(self.mounted.ended()) -> _ => return self.ended(),
-                recv(asked) -> _ => looks.plan(),
-                recv(looks.due()) -> _ => looks.look(&self.registry),
+                recv(flush_asked) -> _ => flush_timer.start(),
+                recv(flush_timer.due()) -> _ => flush_timer.flush(&self.registry),
+                recv(anchor_asked) -> _ => anchor_timer.start(),
+                recv(anchor_timer.due()) -> _ => anchor_timer.take(&self.registry),
                 recv(self.unmounted) -> gone => {
                     self.unmounted = never();
                     if gone.is_ok() && self.released() {

@@ -7,3 +7,5 @@
 
 pub(crate) mod fs;
 pub(crate) mod passthrough;
+
+mod permissions;

@@ -6,7 +6,9 @@
 mod channel;
 mod config;
 mod daemon;
+mod doctor;
 mod fuse;
+mod monitor;
 mod mount;
 mod policy;
 mod process;
@@ -20,7 +22,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use config::mount_helper::Helper;
-use config::options::Options;
+use config::options::Request;
 use nix::sys::stat::{Mode, umask};
 use process::daemonize::{Side, Starter};
 
@@ -54,8 +56,9 @@ fn main() -> ExitCode {
         process::daemonize::complain(&message);
         return failure;
     }
-    let options = match Options::parse(helper.args, helper.sloppy) {
-        Ok(options) => options,
+    let options = match Request::parse(helper.args, helper.sloppy) {
+        Ok(Request::Serve(options)) => options,
+        Ok(Request::Doctor(asked)) => return doctor::run(&asked),
         Err(error) if error.use_stderr() => {
             process::daemonize::complain(&relay::cli::usage_error::of_usage(&error.to_string()));
             return usage;
@@ -103,5 +106,18 @@ fn main() -> ExitCode {
             starter.failed(&error.to_string());
             failure
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use crate::config::cli::Cli;
+
+    #[test]
+    fn manual_is_current() {
+        Cli::command().debug_assert();
+        relayfs_manual::check(Cli::command(), 8);
     }
 }

@@ -30,7 +30,8 @@ use crate::config::options::{MountOptions, Options};
 
 /// Exists if the kernel has SELinux, and uses it.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
-const FUSE_DEVICE: &str = "/dev/fuse";
+/// The device of FUSE.
+pub(crate) const FUSE_DEVICE: &str = "/dev/fuse";
 /// Most dead mounts of relayfsd, one upon the other, that a start detaches.
 const STALE_MAX: usize = 16;
 
@@ -44,9 +45,15 @@ pub(crate) fn resolve(path: &Path) -> Result<PathBuf, MountError> {
     })
 }
 
-/// Checks that the mount will cover no path that the daemon or its clients need.
+/// Checks that the mount point is in no relayfs, and that the mount will cover no path that is needed.
+///
+/// A mount inside of a relayfs would hide the channels there, and keep that relayfs busy.
 pub(crate) fn check_places(options: &Options) -> Result<(), MountError> {
     let point = resolve(&options.mount_point)?;
+    let entries = mountinfo::read().map_err(MountError::Table)?;
+    if let Some(outer) = relayfs_around(&entries, &point) {
+        return Err(MountError::Inside { path: point, outer: outer.to_owned() });
+    }
     let places = [
         ("--socket", &options.socket),
         ("--state-dir", &options.state_dir),
@@ -62,6 +69,12 @@ pub(crate) fn check_places(options: &Options) -> Result<(), MountError> {
     Ok(())
 }
 
+/// Returns the mount point of the relayfs that a directory lies in, if it does.
+pub(crate) fn relayfs_around<'a>(entries: &'a [Entry], dir: &Path) -> Option<&'a Path> {
+    let around = mountinfo::around(entries, dir).filter(|entry| entry.fs_type == FS_TYPE);
+    around.map(|entry| entry.point.as_path())
+}
+
 /// Returns the path with links resolved, as far as it exists.
 fn real_path(path: &Path) -> PathBuf {
     let found =
@@ -74,8 +87,18 @@ fn is_dead(error: Option<Errno>) -> bool {
     matches!(error, Some(Errno::ENOTCONN | Errno::ECONNABORTED))
 }
 
-/// Returns whether the table of mounts has a relayfsd there, dead or alive.
-pub(crate) fn is_mounted(point: &Path) -> Result<bool, MountError> {
+/// Returns whether the daemon of the mount at this path is gone. Waits for the daemon's answer if it is not.
+pub(crate) fn is_dead_mount(point: &Path) -> bool {
+    is_dead(stat(point).err())
+}
+
+/// Returns the path of the set-uid helper that mounts for users.
+pub(crate) fn helper() -> Option<PathBuf> {
+    fusermount::find()
+}
+
+/// Returns whether the table of mounts has a relayfs there. Its daemon may be dead.
+pub(crate) fn is_listed_as_relayfs(point: &Path) -> Result<bool, MountError> {
     let entries = mountinfo::read().map_err(MountError::Table)?;
     Ok(mountinfo::topmost(&entries, point).is_some_and(|entry| entry.fs_type == FS_TYPE))
 }
@@ -335,6 +358,6 @@ mod tests {
         assert!(
             matches!(clear(Path::new("/proc")), Err(MountError::Foreign { fs_type, .. }) if fs_type == "proc")
         );
-        assert!(!is_mounted(base.path()).unwrap());
+        assert!(!is_listed_as_relayfs(base.path()).unwrap());
     }
 }

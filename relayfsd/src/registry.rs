@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! Registry: creating --> channels --+
-//! OpenBuffer: past -----------------+--> read_side, a buffer's --+--> waiters, the buffer's
+//! OpenBuffer: history --------------+--> read_side, a buffer's --+--> waiters, the buffer's
 //! TakeSlot: making --+--------------+                            +--> Channel: files; Damage: told
 //!                    +--> copies                                 +--> WorkerQueue: idle
 //! ```
@@ -18,19 +18,23 @@
 //! other lock. Dropping the last [`ChannelRef`] takes `channels`. So a thread that drops one has at most `creating` of
 //! these locks.
 
+pub(crate) mod anchor_timer;
 pub(crate) mod create_queue;
 pub(crate) mod flush_timer;
 
+mod directories;
 mod ending;
 mod error;
+mod gone;
 mod index;
 mod orphans;
 mod recreate;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use relay::layout::channel_name::COMPONENTS_MAX;
 use relay::layout::state_file::StateFile;
@@ -38,7 +42,8 @@ use relay::{ChannelName, Geometry, GeometrySpec};
 
 pub(crate) use self::error::OpenError;
 use self::index::Channels;
-use crate::channel::{Channel, ChannelRef, Looks, Named, Release};
+use crate::channel::stats::Counts;
+use crate::channel::{Channel, ChannelRef, Named, Release, TimerRequest};
 use crate::kill_point;
 use crate::policy::fair_queue::Turns;
 use crate::policy::quota::{self, Quota, QuotaExceeded, Reservation};
@@ -53,6 +58,8 @@ const NAMES_LISTED: usize = 20;
 pub(crate) enum Create {
     /// Create a channel for this user. It lives while it has a holder or unread data.
     ForHolders(u32),
+    /// Create a channel for this user. It lives until it is removed, or the daemon ends.
+    UntilRemoved(u32),
     /// Create a channel that lives as long as the daemon.
     Permanent,
 }
@@ -84,7 +91,10 @@ pub(crate) struct Registry {
     writers: Arc<Writers>,
     creator: Turns,
     copier: Turns,
-    looks: Arc<Looks>,
+    flush_request: Arc<TimerRequest>,
+    anchor_request: Arc<TimerRequest>,
+    /// Quota of connections, once the socket is served.
+    connections: OnceLock<Arc<Quota>>,
 }
 
 impl Registry {
@@ -100,11 +110,8 @@ impl Registry {
         recovered: Recovered,
         writers: Arc<Writers>,
     ) -> io::Result<Arc<Registry>> {
-        let mut channels = Channels {
-            last_id: recovered.state.last_id,
-            gone: orphans::gone(&recovered.state),
-            ..Channels::default()
-        };
+        let mut channels = Channels { last_id: recovered.state.last_id, ..Channels::default() };
+        (channels.gone, channels.gone_by_name) = orphans::gone(&recovered.state);
         let memory = Quota::new(limits.memory as usize);
         for channel in recovered.channels {
             let (name, unread) = (channel.name(), channel.unread());
@@ -130,11 +137,16 @@ impl Registry {
             writers,
             creator: Turns::start("creator")?,
             copier: Turns::start("copier")?,
-            looks: Looks::new(),
+            flush_request: TimerRequest::new(),
+            anchor_request: TimerRequest::new(),
+            connections: OnceLock::new(),
         });
         for channel in registry.all() {
             registry.watch(&channel);
-            registry.hold_id(channel.id()).iter().for_each(|held| registry.finish_resets(held));
+            if let Some(held) = registry.hold_id(channel.id()) {
+                registry.finish_resets(&held);
+                registry.writers.take_anchor(&held);
+            }
             if !channel.may_be_written() {
                 log::warn!(
                     "channel {}: producers of an earlier relayfsd write it directly, and this one has no restartable sequences \
@@ -200,9 +212,12 @@ impl Registry {
         let geometry = spec.or(&self.defaults).build();
         let geometry = geometry.map_err(|source| OpenError::Geometry { name: name.clone(), source })?;
         let n_bufs = if geometry.global() { 1 } else { self.n_cpus };
-        let maker = if let Create::ForHolders(uid) = create { Some(uid) } else { None };
+        let maker = match create {
+            Create::ForHolders(uid) | Create::UntilRemoved(uid) => Some(uid),
+            Create::Permanent => None,
+        };
         let (id, memory) = self.admit(name, &geometry, n_bufs, maker, old)?;
-        let permanent = create == Create::Permanent;
+        let permanent = !matches!(create, Create::ForHolders(_));
         let named = Named { id, name: name.clone(), geometry, permanent, maker };
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
         let channel = Channel::create(&self.state_dir, self.state.epoch, named, n_bufs).map_err(failed)?;
@@ -307,9 +322,35 @@ impl Registry {
         text
     }
 
-    /// Returns where threads with new waiters ask for looks.
-    pub(crate) fn looks(&self) -> &Arc<Looks> {
-        &self.looks
+    /// Returns the counters of channels that are gone, by name and buffer.
+    pub(crate) fn gone_by_name(&self) -> BTreeMap<ChannelName, BTreeMap<u32, Counts>> {
+        self.lock().gone_by_name.all()
+    }
+
+    /// Returns the number of daemons so far that used the state directory.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.state.epoch
+    }
+
+    /// Sets the quota of connections.
+    pub(crate) fn set_connections(&self, connections: Arc<Quota>) {
+        // Set once, when the socket is served.
+        let _ = self.connections.set(connections);
+    }
+
+    /// Returns the number of connections, and the most that there may be.
+    pub(crate) fn connections(&self) -> (usize, usize) {
+        self.connections.get().map_or((0, 0), |quota| (quota.used(), quota.max()))
+    }
+
+    /// Returns where threads with new waiters ask for a flush.
+    pub(crate) fn flush_request(&self) -> &Arc<TimerRequest> {
+        &self.flush_request
+    }
+
+    /// Returns where threads that use timed channels ask for anchors.
+    pub(crate) fn anchor_request(&self) -> &Arc<TimerRequest> {
+        &self.anchor_request
     }
 
     /// Attaches to the channel of a name, if there is one.
@@ -395,22 +436,7 @@ impl Registry {
         {
             return;
         }
-        if channels.remove(channel) {
-            let total = channel.total();
-            if !channel.is_broken() {
-                channels.gone.add(&total);
-            }
-            self.forget(&channels, channel);
-            // A producer that has lost its descriptors may still map the buffers: its next messages are refused, not
-            // lost. Behind the removal: a daemon that dies before it leaves a channel that its successor can continue.
-            channel.give_up_buffers();
-            log::info!(
-                "channel {}: gone; {} dropped, {} too big",
-                channel.name(),
-                total.dropped,
-                total.too_big
-            );
-        }
+        self.remove_locked(&mut channels, channel);
     }
 
     /// Number of channels that listings have looked at.

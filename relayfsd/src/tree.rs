@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! /            cpu0 ... cpuN-1    app/log0 ... app/logN-1
-//! /.relay/     socket  version  stats  channels/
-//! /.relay/channels/app/log/    stats subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/
+//! /.relay/     socket  version  stats  status  metrics  channels/
+//! /.relay/channels/app/log/    stats status subbuf_size n_subbufs mode dropped msg flush reset control consumed/ snapshot/
 //! map/ take/ /.relay/channels/app/log/snapshot/    cpu0 ... cpuN-1
+//! /.relay/channels/app/log/    of a timed channel: clock metadata processes trace level snapshot/metadata
 //! ```
 //!
 //! `fuse` calls this room for every request, and `daemon` creates the tree. The room finds channels in `registry`,
 //! hands jobs to `writers`, and limits open files with `policy`. This room may not know FUSE, the socket or the state.
 
 mod buffer_file;
+mod directories;
 
 pub(crate) mod consumed_file;
 pub(crate) mod endless_copy;
@@ -20,14 +22,22 @@ pub(crate) mod msg_file;
 pub(crate) mod open_file;
 pub(crate) mod read_history;
 
+mod texts;
+
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use relay::layout::abi;
+use relay::trace::packet::HEADER_LEN;
 
+use crate::channel::timed::metadata;
 use crate::channel::{Channel, ChannelRef};
+use crate::monitor::{Daemon, metrics, status};
+use crate::policy::quota::Quota;
 use crate::registry::Registry;
 use crate::tree::inode::{Class, ControlFile, Node, PerCpu};
+use crate::tree::open_file::OPEN_MAX;
+use crate::tree::texts::Texts;
 use crate::writers::Writers;
 
 /// A node's values for stat(2).
@@ -48,11 +58,37 @@ pub(crate) struct Tree {
     /// The target of the link `.relay/socket`.
     socket: String,
     started: SystemTime,
+    since: Instant,
+    /// Quota of open files.
+    open_files: Arc<Quota>,
+    texts: Texts,
 }
 
 impl Tree {
     pub(crate) fn new(registry: Arc<Registry>, writers: Arc<Writers>, socket: String) -> Tree {
-        Tree { registry, writers, socket, started: SystemTime::now() }
+        let open_files = Quota::new(OPEN_MAX);
+        let (started, since) = (SystemTime::now(), Instant::now());
+        Tree { registry, writers, socket, started, since, open_files, texts: Texts::default() }
+    }
+
+    /// Returns the quota of open files.
+    pub(crate) fn open_files(&self) -> &Arc<Quota> {
+        &self.open_files
+    }
+
+    /// Returns the text of `status` or `metrics` for an open.
+    pub(crate) fn text_for_open(&self, node: Node) -> String {
+        self.texts.take(node).unwrap_or_else(|| self.text(node))
+    }
+
+    /// Makes the text of `status` or `metrics`.
+    fn text(&self, node: Node) -> String {
+        let (uptime, open_files) = (self.since.elapsed(), self.open_files.used());
+        let daemon = Daemon { started: self.started, uptime, open_files };
+        match node {
+            Node::Metrics => metrics::text(&self.registry, &daemon),
+            _ => status::of_all(&self.registry, &daemon),
+        }
     }
 
     pub(crate) fn registry(&self) -> &Arc<Registry> {
@@ -81,6 +117,8 @@ impl Tree {
                 "socket" => Some(Node::Socket),
                 "version" => Some(Node::Version),
                 "stats" => Some(Node::Stats),
+                "status" => Some(Node::Status),
+                "metrics" => Some(Node::Metrics),
                 "channels" => Some(Node::ChannelsDir(0)),
                 _ => None,
             },
@@ -91,9 +129,15 @@ impl Tree {
             }
             Node::ChannelDir(channel) => {
                 let file = ControlFile::ALL.into_iter().find(|file| file.name() == name);
+                let is_there =
+                    |file: &ControlFile| self.hold(channel).is_some_and(|held| file.is_of(held.geometry()));
+                let file = file.filter(is_there);
                 let dir = PerCpu::ALL.into_iter().find(|dir| dir.name() == name);
                 file.map(|file| Node::Control { channel, file })
                     .or_else(|| Some(Node::PerCpuDir { channel, dir: dir? }))
+            }
+            Node::PerCpuDir { channel, dir: PerCpu::Snapshot } if name == "metadata" => {
+                self.hold(channel)?.timed().map(|_| Node::SnapshotMetadata { channel })
             }
             Node::PerCpuDir { channel, dir } => {
                 let cpu = canonical_number(name.strip_prefix("cpu")?)?;
@@ -119,15 +163,22 @@ impl Tree {
     pub(crate) fn stat(&self, node: Node) -> Option<NodeStat> {
         let fixed = |class, size, time| NodeStat { class, size, mtime: time, ctime: time };
         Some(match node {
-            Node::Dir(id) | Node::ChannelsDir(id) => {
+            Node::Dir(id) => {
                 self.dir_path(id)?;
                 fixed(Class::Dir, 0, self.started)
+            }
+            Node::ChannelsDir(id) => {
+                self.dir_path(id)?;
+                fixed(Class::ChannelsDir, 0, self.started)
             }
             Node::Relay => fixed(Class::Dir, 0, self.started),
             Node::Socket => fixed(Class::Link, self.socket.len() as u64, self.started),
             Node::Version => fixed(Class::Public, VERSION_TEXT.len() as u64, self.started),
-            Node::Stats => fixed(Class::Private, self.registry.stats().len() as u64, SystemTime::now()),
-            Node::ChannelDir(id) => fixed(Class::Dir, 0, self.hold(id)?.created()),
+            Node::Stats => fixed(Class::Stats, self.registry.stats().len() as u64, SystemTime::now()),
+            Node::Status | Node::Metrics => {
+                fixed(Class::Stats, self.texts.look(node, || self.text(node)), SystemTime::now())
+            }
+            Node::ChannelDir(id) => fixed(Class::ChannelsDir, 0, self.hold(id)?.created()),
             Node::Buffer { channel, cpu } => {
                 let (size, mtime) = self.hold_buffer(channel, cpu)?.size_and_mtime(cpu as usize);
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
@@ -142,7 +193,11 @@ impl Tree {
                 let held = self.hold_buffer(channel, cpu)?;
                 let open = held.snapshot_slot(cpu as usize).len();
                 // The size of a copy that would be made now.
-                let size = open.unwrap_or_else(|| held.read_side(cpu as usize).reader.snapshot_len());
+                let size = open.unwrap_or_else(|| {
+                    let side = held.read_side(cpu as usize);
+                    let packets = held.timed().map_or(0, |_| side.reader.snapshot_packets());
+                    side.reader.snapshot_len() + packets * HEADER_LEN as u64
+                });
                 let mtime = held.size_and_mtime(cpu as usize).1;
                 NodeStat { class: Class::Private, size, mtime, ctime: mtime }
             }
@@ -157,7 +212,10 @@ impl Tree {
                     Some(open) => open,
                     // The size of a copy that an open would make now.
                     None if slot.is_current(copy) => {
-                        let size = held.read_side(cpu as usize).reader.take_len();
+                        let side = held.read_side(cpu as usize);
+                        let packets = held.timed().map_or(0, |_| side.reader.take_packets());
+                        let size = side.reader.take_len() + packets * HEADER_LEN as u64;
+                        drop(side);
                         (size, held.size_and_mtime(cpu as usize).1)
                     }
                     None => return None,
@@ -166,6 +224,16 @@ impl Tree {
             }
             // The files in `take` are `Node::Take`, above.
             Node::PerCpu { dir: PerCpu::Take, .. } => return None,
+            Node::SnapshotMetadata { channel } => {
+                let held = self.hold(channel)?;
+                let size = metadata::len(&held);
+                NodeStat { class: Class::Private, size, mtime: SystemTime::now(), ctime: held.created() }
+            }
+            Node::Control { channel, file: ControlFile::Trace } => {
+                let held = self.hold(channel)?;
+                let mtime = (0..held.n_bufs()).map(|cpu| held.size_and_mtime(cpu).1).max()?;
+                NodeStat { class: Class::Private, size: held.trace_len(), mtime, ctime: mtime }
+            }
             Node::Control { channel, file: ControlFile::Positions } => {
                 let held = self.hold(channel)?;
                 let header = abi::control_header(held.geometry(), held.n_bufs());
@@ -174,15 +242,37 @@ impl Tree {
             Node::Control { channel, file } => {
                 let held = self.hold(channel)?;
                 let class = match file {
-                    ControlFile::Stats | ControlFile::Dropped | ControlFile::Positions => Class::Private,
+                    ControlFile::Stats | ControlFile::Dropped | ControlFile::Status => Class::Stats,
+                    ControlFile::Positions
+                    | ControlFile::Clock
+                    | ControlFile::Metadata
+                    | ControlFile::Processes
+                    | ControlFile::Trace => Class::Private,
                     ControlFile::SubbufSize | ControlFile::NSubbufs | ControlFile::Mode => Class::Public,
                     ControlFile::Msg => Class::Message,
                     ControlFile::Flush | ControlFile::Reset => Class::Owner,
+                    ControlFile::Level => Class::Setting,
                 };
                 // Some programs read no further than this size, so it must be the real one.
-                fixed(class, file.text(&held).len() as u64, held.created())
+                let size = match file {
+                    ControlFile::Metadata => metadata::len(&held),
+                    file => file.text(&held).len() as u64,
+                };
+                fixed(class, size, held.created())
             }
         })
+    }
+
+    /// Returns what a node shows, as far as that decides about its list of groups; `None` for most nodes.
+    pub(crate) fn class(&self, node: Node) -> Option<Class> {
+        let shows_counts = match node {
+            Node::Stats | Node::Status | Node::Metrics => true,
+            Node::Control { file, .. } => {
+                matches!(file, ControlFile::Stats | ControlFile::Dropped | ControlFile::Status)
+            }
+            _ => false,
+        };
+        shows_counts.then_some(Class::Stats)
     }
 
     /// Returns the node that a name means for a thread: names in `take` differ among processes.

@@ -14,16 +14,18 @@ pub(crate) mod worker;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded, unbounded};
+use nix::sched::sched_getcpu;
 use relay::ring::writer::WriteResult;
 use relay::wire::frame::WriteReply;
 use thiserror::Error;
 
 use crate::channel::ChannelRef;
+use crate::channel::timed::{RecordBytes, Timed};
 
 /// Most producers' jobs that wait for one writer. A job is a frame, or one message.
 const QUEUE_LEN: usize = 64;
@@ -37,6 +39,45 @@ pub(crate) enum Wait {
     Until(Instant),
     /// As long as its producer lives.
     Forever,
+    /// No more: messages that do not fit are handed back.
+    HandBack,
+}
+
+/// Tells the batches of one connection that their wait is over.
+#[derive(Default)]
+pub(crate) struct WaitEnd {
+    /// 0, [`Self::GONE`] or [`Self::ENDING`].
+    cause: AtomicU8,
+    /// Whether a batch was handed back. Later ones must not be written before it.
+    handed_back: AtomicBool,
+}
+
+impl WaitEnd {
+    const GONE: u8 = 1;
+    const ENDING: u8 = 2;
+
+    /// Ends the wait because the producer is gone. Returns whether the batches did wait.
+    pub(crate) fn producer_is_gone(&self) -> bool {
+        self.set(WaitEnd::GONE)
+    }
+
+    /// Ends the wait because the daemon ends. Returns whether the batches did wait.
+    pub(crate) fn daemon_ends(&self) -> bool {
+        self.set(WaitEnd::ENDING)
+    }
+
+    fn set(&self, cause: u8) -> bool {
+        // Relaxed: a writer that sees the cause needs to see nothing else, and the queue of the sweep orders the rest.
+        self.cause.compare_exchange(0, cause, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    fn is_set(&self) -> bool {
+        self.cause.load(Ordering::Relaxed) != 0 // as in `set`
+    }
+
+    fn is_of_daemon(&self) -> bool {
+        self.cause.load(Ordering::Relaxed) == WaitEnd::ENDING // as in `set`
+    }
 }
 
 /// Called with the result of writing a producer's messages.
@@ -58,8 +99,10 @@ pub(crate) struct Batch {
     /// Messages that the producer had to drop by itself.
     pub(crate) lost: u64,
     pub(crate) wait: Wait,
-    /// Set when the producer is gone: the batch must not wait any more.
-    pub(crate) cancelled: Arc<AtomicBool>,
+    /// Whether the producer takes messages back that still wait when the daemon ends.
+    pub(crate) hand_back: bool,
+    /// Set when the batch must not wait any more.
+    pub(crate) wait_end: Arc<WaitEnd>,
     /// Called with the result, on the writer's thread.
     pub(crate) done: Option<BatchDone>,
 }
@@ -68,11 +111,12 @@ pub(crate) struct Batch {
 pub(crate) enum Job {
     /// A producer's messages.
     Write(Batch),
-    /// One message from the `msg` file.
+    /// One message from the `msg` file, or a record of the daemon's own, which no client wrote.
     Message {
         channel: ChannelRef,
         cpu: usize,
         bytes: Vec<u8>,
+        is_own: bool,
         done: Box<dyn FnOnce(Result<WriteResult, Unavailable>) + Send>,
     },
     /// Finish the current sub-buffer.
@@ -111,11 +155,14 @@ impl Job {
         self.buffer().is_some_and(|(channel, _)| channel.is_broken())
     }
 
-    /// Fails the job because the daemon is ending.
+    /// Ends the job unserved because the daemon is ending.
     ///
-    /// A producer's messages are dropped, and counted.
+    /// A producer's messages are handed back, or dropped and counted.
     pub(crate) fn abandon(self) {
-        self.refuse(UnavailableCause::Ending);
+        match self {
+            Job::Write(batch) if batch.hand_back => worker::hand_back(batch),
+            job => job.refuse(UnavailableCause::Ending),
+        }
     }
 
     /// Fails the job for any cause, as [`Self::abandon`] does.
@@ -128,10 +175,10 @@ impl Job {
     /// Ends a job for an impossible CPU: jobs that write no message succeed, the others fail.
     pub(crate) fn pass_over(self, why: Unavailable) {
         match self {
-            Job::Flush { done, .. }
-            | Job::FlushUnread { done, .. }
-            | Job::Close { done, .. }
-            | Job::Reset { done, .. } => done(Ok(())),
+            Job::Flush { channel, done, .. }
+            | Job::FlushUnread { channel, done, .. }
+            | Job::Close { channel, done, .. }
+            | Job::Reset { channel, done, .. } => worker::answer(channel, done, Ok(())),
             job => job.fail(why),
         }
     }
@@ -142,12 +189,12 @@ impl Job {
             Job::Write(batch) => worker::drop_batch(batch, why),
             Job::Message { channel, cpu, done, .. } => {
                 channel.buffer(cpu).count_dropped_elsewhere(1);
-                done(Err(why));
+                worker::answer(channel, done, Err(why));
             }
-            Job::Flush { done, .. }
-            | Job::FlushUnread { done, .. }
-            | Job::Close { done, .. }
-            | Job::Reset { done, .. } => done(Err(why)),
+            Job::Flush { channel, done, .. }
+            | Job::FlushUnread { channel, done, .. }
+            | Job::Close { channel, done, .. }
+            | Job::Reset { channel, done, .. } => worker::answer(channel, done, Err(why)),
             Job::Room { .. } | Job::Sweep | Job::Barrier { .. } => {}
         }
     }
@@ -189,8 +236,8 @@ impl fmt::Display for UnavailableCause {
             UnavailableCause::Broken => f.write_str("cannot be written to: the channel is broken"),
             UnavailableCause::Orphans => f.write_str(
                 "is written directly by producers of an earlier relayfsd, and this one cannot write beside them: it has no \
-                 restartable sequences (rseq); end those producers, or start relayfsd where it has (glibc 2.35 or later, without \
-                 GLIBC_TUNABLES=glibc.pthread.rseq=0)",
+                 restartable sequences (rseq); end those producers, or start relayfsd where it has (x86-64, Linux \
+                 4.18 or later, rseq(2) allowed)",
             ),
             UnavailableCause::NoThread(error) => write!(f, "has no thread of the daemon's: {error}"),
         }
@@ -213,7 +260,7 @@ pub(crate) struct Busy(pub(crate) Job);
 /// All writing threads.
 pub(crate) struct Writers {
     /// One for each CPU; the last is for global channels.
-    lanes: Vec<WorkerQueue>,
+    queues: Vec<WorkerQueue>,
     on_room: OnRoom,
 }
 
@@ -231,14 +278,14 @@ struct WorkerQueue {
 impl Writers {
     /// Creates the queues of threads for `n_cpus` CPUs. No thread runs yet.
     pub(crate) fn new(n_cpus: usize) -> Writers {
-        let lane = |cpu| {
+        let queue = |cpu| {
             let (producers, producers_end) = bounded(QUEUE_LEN);
             let (files, files_end) = unbounded();
             let idle = Mutex::new(Some((producers_end, files_end)));
             WorkerQueue { cpu, producers, files, full: Arc::default(), idle }
         };
-        let lanes = (0..n_cpus).map(Some).chain([None]).map(lane).collect();
-        Writers { lanes, on_room: Arc::default() }
+        let queues = (0..n_cpus).map(Some).chain([None]).map(queue).collect();
+        Writers { queues, on_room: Arc::default() }
     }
 
     /// Sets the callback for a full queue that has room again. Writers' threads call it.
@@ -251,15 +298,15 @@ impl Writers {
     ///
     /// If the queue is full, the caller gets the job back, and `on_room` is called when the queue has room.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Busy> {
-        let Some((lane, job)) = self.started_lane(job) else { return Ok(()) };
-        match lane.producers.try_send(job) {
+        let Some((queue, job)) = self.started_queue(job) else { return Ok(()) };
+        match queue.producers.try_send(job) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(job)) => {
                 // SeqCst, as is the thread's swap: the flag is set before the second try. If the queue is full then
                 // too, the thread still has jobs to take. It checks the flag after each job, so it cannot miss the
                 // flag.
-                lane.full.store(true, Ordering::SeqCst);
-                lane.producers.try_send(job).map_err(|error| Busy(error.into_inner()))
+                queue.full.store(true, Ordering::SeqCst);
+                queue.producers.try_send(job).map_err(|error| Busy(error.into_inner()))
             }
             Err(TrySendError::Disconnected(job)) => Err(Busy(job)),
         }
@@ -267,9 +314,9 @@ impl Writers {
 
     /// Hands a job of a mounted file to the writer of its buffer. Never waits and never refuses.
     pub(crate) fn submit_now(&self, job: Job) {
-        if let Some((lane, job)) = self.started_lane(job) {
+        if let Some((queue, job)) = self.started_queue(job) {
             // Cannot fail: the thread keeps its receiving ends for ever.
-            let _ = lane.files.send(job);
+            let _ = queue.files.send(job);
         }
     }
 
@@ -278,19 +325,41 @@ impl Writers {
         self.submit_now(Job::Room { channel: channel.clone(), cpu });
     }
 
-    /// Has every running writer look for batches whose producers are gone.
-    pub(crate) fn sweep(&self) {
-        for lane in self.running() {
-            let _ = lane.files.send(Job::Sweep);
+    /// Takes an anchor of a timed channel. A clock epoch that begins with it gets a record.
+    pub(crate) fn take_anchor(&self, channel: &ChannelRef) {
+        if let Some((reason, record)) = channel.timed().and_then(Timed::take_anchor) {
+            log::info!("channel {}: a clock epoch begins: {reason}", channel.name());
+            self.record(channel, record);
         }
     }
 
-    /// Waits, at most `limit`, until all earlier jobs of producers are done or wait for room.
+    /// Writes a record of the daemon's own to a timed channel, into the buffer of the caller's CPU.
+    pub(crate) fn record(&self, channel: &ChannelRef, record: RecordBytes) {
+        let cpu = sched_getcpu().ok().filter(|cpu| *cpu < channel.n_bufs()).unwrap_or(0);
+        let name = channel.name().clone();
+        let done = Box::new(move |placed: Result<WriteResult, Unavailable>| match placed {
+            Ok(WriteResult::Written) => {}
+            Ok(_) => log::debug!("channel {name}: no room for a record of the daemon"),
+            Err(unavailable) => log::debug!("channel {name}: a record of the daemon: {unavailable}"),
+        });
+        self.submit_now(Job::Message { channel: channel.clone(), cpu, bytes: record, is_own: true, done });
+    }
+
+    /// Has every running writer look for batches whose producers are gone.
+    pub(crate) fn sweep(&self) {
+        for queue in self.running() {
+            let _ = queue.files.send(Job::Sweep);
+        }
+    }
+
+    /// Waits, at most `limit`, until all earlier jobs are done or wait for room.
     pub(crate) fn settle(&self, limit: Duration) {
         let deadline = Instant::now() + limit;
         let (sender, receiver) = bounded(0);
-        for lane in self.running() {
-            let _ = lane.producers.send_deadline(Job::Barrier { _done: sender.clone() }, deadline);
+        for queue in self.running() {
+            // Both queues: a sweep before this call must be done too, and a thread takes from either.
+            let _ = queue.files.send(Job::Barrier { _done: sender.clone() });
+            let _ = queue.producers.send_deadline(Job::Barrier { _done: sender.clone() }, deadline);
         }
         drop(sender);
         // Nothing is ever sent: this ends when the last sender has been dropped.
@@ -298,17 +367,17 @@ impl Writers {
     }
 
     fn running(&self) -> impl Iterator<Item = &WorkerQueue> {
-        self.lanes.iter().filter(|lane| lane.idle.lock().unwrap_or_else(PoisonError::into_inner).is_none())
+        self.queues.iter().filter(|queue| queue.idle.lock().unwrap_or_else(PoisonError::into_inner).is_none())
     }
 
     /// Returns the job's queue, with its thread started.
     ///
     /// Otherwise fails the job and returns `None`.
-    fn started_lane(&self, job: Job) -> Option<(&WorkerQueue, Job)> {
+    fn started_queue(&self, job: Job) -> Option<(&WorkerQueue, Job)> {
         let (channel, cpu) = job.buffer()?;
-        let lane = if channel.geometry().global() { self.lanes.last()? } else { self.lanes.get(cpu)? };
-        match lane.start(&self.on_room) {
-            Ok(()) => Some((lane, job)),
+        let queue = if channel.geometry().global() { self.queues.last()? } else { self.queues.get(cpu)? };
+        match queue.start(&self.on_room) {
+            Ok(()) => Some((queue, job)),
             Err(error) => {
                 job.fail(Unavailable { cpu, why: UnavailableCause::NoThread(Arc::new(error)) });
                 None

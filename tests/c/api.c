@@ -3,6 +3,13 @@
  *
  *   open SLOT NAME SIZE COUNT [HOW]     HOW: five, refuse, admit, full, header=N, global, name=NAME, none, dir=NAME, write
  *   at SLOT MOUNT NAME SIZE COUNT       MOUNT "-" is NULL; NAME "-" too
+ *   timed SLOT MOUNT NAME SIZE COUNT    as at, for a timed channel
+ *   log SLOT LEVEL TARGET TEXT | logf SLOT LEVEL NUMBER TEXT     TARGET "-" is NULL
+ *   logs SLOT LENGTH                    a text of relay_logf with this length
+ *   here SLOT LEVEL TEXT                RELAY_ERROR or another macro, by the level; a place in this file for each
+ *   at-null SLOT                        relay_logf_at without a place
+ *   text SLOT TEXT
+ *   define SLOT NAME [FIELD:TYPE...] | event NAME VALUE...       VALUE of its field; "-" is NULL
  *   write SLOT TEXT | fill SLOT BYTE LENGTH | reserve SLOT TEXT | commit SLOT | thread SLOT TEXT | null SLOT LENGTH
  *   flush, reset, close SLOT | full SLOT CPU | consumed SLOT CPU COUNT
  *   shape SLOT | toobig SLOT | switch | late | calls | go CPU | fork SLOT TEXT | copy SLOT | signal SLOT TEXT
@@ -331,6 +338,88 @@ static void become_daemon(struct rchan *chan, const char *how, const char *dir, 
 	say(status != 0, 0);
 }
 
+/* A callback that no timed channel has. */
+static const struct rchan_callbacks callbacks_of_start = { subbuf_start, NULL, NULL };
+
+static int level_max = RELAY_DEBUG, evaluated;
+
+#define EVENTS 8
+
+/* The events that were defined last. */
+static const struct relay_event_class *classes[EVENTS];
+static struct relay_definition definitions[EVENTS];
+static struct relay_field fields[EVENTS][RELAY_BYTES + 40];
+
+static void define(struct rchan *chan, char **word, int words)
+{
+	static int count;
+	int slot = count++ % EVENTS, i;
+	struct relay_definition *made = &definitions[slot];
+
+	memset(made, 0, sizeof *made);
+	made->name = strdup(word[0]);
+	made->level = RELAY_DEBUG;
+	made->target = "api";
+	made->file = __FILE__;
+	made->line = 7;
+	made->fields = fields[slot];
+	made->n_fields = words - 1;
+	for (i = 1; i < words; i++) {
+		char *type = strchr(word[i], ':');
+
+		*type = 0;
+		fields[slot][i - 1].name = strdup(word[i]);
+		fields[slot][i - 1].type = atoi(type + 1);
+	}
+	classes[slot] = relay_define(chan, made);
+	say(!classes[slot], 0);
+}
+
+static void event(char **word, int words)
+{
+	struct relay_value values[40];
+	int slot, i;
+
+	for (slot = 0; slot < EVENTS; slot++)
+		if (classes[slot] && !strcmp(definitions[slot].name, word[0]))
+			break;
+	if (slot == EVENTS) {
+		say_status(relay_event((const struct relay_event_class *)definitions, NULL, 0));
+		return;
+	}
+	for (i = 1; i < words; i++) {
+		char *text = word[i];
+
+		switch (fields[slot][i - 1].type) {
+		case RELAY_U64: values[i - 1] = relay_u64(strtoull(text, NULL, 10)); break;
+		case RELAY_I64: values[i - 1] = relay_i64(strtoll(text, NULL, 10)); break;
+		case RELAY_F64: values[i - 1] = relay_f64(strtod(text, NULL)); break;
+		case RELAY_BOOL: values[i - 1] = relay_bool(atoi(text)); break;
+		case RELAY_STR: values[i - 1] = relay_str(*text == '-' ? NULL : text); break;
+		default: values[i - 1] = relay_bytes(*text == '-' ? NULL : text, strlen(text));
+		}
+	}
+	say_status(relay_event(classes[slot], words > 1 ? values : NULL, words - 1));
+}
+
+/* Returns errno. */
+static int log_here(struct rchan *chan, int level, const char *text)
+{
+	errno = 0;
+	switch (level) {
+	case RELAY_ERROR: RELAY_ERROR(chan, "%s", text); break;
+	case RELAY_WARN: RELAY_WARN(chan, "%s", text); break;
+#undef RELAY_TARGET
+#define RELAY_TARGET "app::db"
+	case RELAY_INFO: RELAY_INFO(chan, "%s", text); break;
+#undef RELAY_LEVEL_MAX
+#define RELAY_LEVEL_MAX level_max
+	case RELAY_DEBUG: RELAY_DEBUG(chan, "%s", text); break;
+	default: RELAY_TRACE(chan, "%s%d", text, ++evaluated);
+	}
+	return errno;
+}
+
 static void obey(char **word, int words)
 {
 	const char *what = word[0];
@@ -343,6 +432,31 @@ static void obey(char **word, int words)
 		chans[atoi(word[1]) % SLOTS] = relay_open_at(*word[2] == '-' ? NULL : word[2], *word[3] == '-' ? NULL : word[3],
 							     NULL, strtoul(word[4], NULL, 10), strtoul(word[5], NULL, 10), NULL, NULL);
 		say(!chans[atoi(word[1]) % SLOTS], 0);
+	} else if (!strcmp(what, "timed")) {
+		chans[atoi(word[1]) % SLOTS] = relay_open_timed(*word[2] == '-' ? NULL : word[2], word[3], NULL,
+								strtoul(word[4], NULL, 10), strtoul(word[5], NULL, 10),
+								words > 6 ? &callbacks_of_start : NULL, NULL);
+		say(!chans[atoi(word[1]) % SLOTS], 0);
+	} else if (!strcmp(what, "log")) {
+		say_status(relay_log(chan, atoi(word[2]), *word[3] == '-' ? NULL : word[3], *word[4] == '-' ? NULL : word[4],
+				     strlen(word[4])));
+	} else if (!strcmp(what, "enabled")) {
+		printf("%d\n", relay_log_enabled(chan, atoi(word[2]), *word[3] == '-' ? NULL : word[3]));
+	} else if (!strcmp(what, "logf")) {
+		errno = ENOENT;
+		say_status(relay_logf(chan, atoi(word[2]), "%d %s: %m", atoi(word[3]), word[4]));
+	} else if (!strcmp(what, "logs")) {
+		say_status(relay_logf(chan, RELAY_INFO, "%*s", atoi(word[2]), "end"));
+	} else if (!strcmp(what, "here")) {
+		say(log_here(chan, atoi(word[2]), word[3]) != 0, evaluated);
+	} else if (!strcmp(what, "at-null")) {
+		say_status(relay_logf_at(chan, NULL, "x"));
+	} else if (!strcmp(what, "text")) {
+		say_status(relay_text(chan, *word[2] == '-' ? NULL : word[2], strlen(word[2])));
+	} else if (!strcmp(what, "define")) {
+		define(chan, word + 2, words - 2);
+	} else if (!strcmp(what, "event")) {
+		event(word + 1, words - 1);
 	} else if (!strcmp(what, "write")) {
 		say_status(relay_write(chan, word[2], strlen(word[2])));
 	} else if (!strcmp(what, "__write")) {

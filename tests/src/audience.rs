@@ -57,6 +57,21 @@ impl Follower {
         eventually(&format!("{expected:?} to be read"), || self.read() == expected.as_bytes());
     }
 
+    /// Stops the program where it is.
+    pub fn pause(&self) {
+        self.process.signal(Signal::SIGSTOP);
+        let stat = format!("/proc/{}/stat", self.process.pid());
+        eventually("a program that is stopped", || {
+            let stat = fs::read_to_string(&stat).expect("a process of ours");
+            stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T "))
+        });
+    }
+
+    /// Lets it continue.
+    pub fn resume(&self) {
+        self.process.signal(Signal::SIGCONT);
+    }
+
     /// Ends the program as Ctrl-C does, checks that it succeeds, and returns its standard error.
     #[track_caller]
     pub fn end(mut self) -> String {

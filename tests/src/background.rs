@@ -18,7 +18,7 @@ use nix::unistd::{Pid, geteuid};
 use relay::layout::paths;
 use tempfile::TempDir;
 
-use crate::{DEADLINE, LOOK, eventually, is_mounted, program, run, text};
+use crate::{DEADLINE, LOOK, eventually, is_mounted, program, run, text, tool};
 
 /// A directory to mount on. All mounts on it are unmounted at the end of the test.
 #[derive(Debug)]
@@ -97,6 +97,14 @@ impl Place {
     /// Whether something is mounted on it.
     pub fn is_mounted(&self) -> bool {
         is_mounted(&self.point)
+    }
+
+    /// Unmounts it by umount(8).
+    ///
+    /// A file that this process has closed may be open for a moment in a process that another test just starts.
+    #[track_caller]
+    pub fn unmount(&self) {
+        eventually("umount", || run(tool("umount", "mount").arg(&self.point)).status.success());
     }
 
     /// The default directory of the buffers.

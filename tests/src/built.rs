@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// The programs and libraries that users get.
-const PRODUCTS: [&str; 4] = ["relayfsd", "relay-producer", "audience", "librelayfs_preload.so"];
+const PRODUCTS: [&str; 5] =
+    ["relayfsd", "relay-producer", "audience", "relay-forward", "librelayfs_preload.so"];
 
 /// Returns the path of one of the project's programs or libraries.
 #[track_caller]
@@ -31,6 +32,15 @@ pub fn programs() -> PathBuf {
 pub fn mortal_daemon() -> PathBuf {
     let target = profile_dir().parent().expect("target/PROFILE").to_owned();
     up_to_date(target.join("kill-points/debug/relayfsd"))
+}
+
+/// Returns an `audience` that panics at the place which `AUDIENCE_PANIC_AT` names.
+///
+/// The places are those of `audience/src/bin/audience/panic_point.rs`. It is a debug build.
+#[track_caller]
+pub fn panicking_audience() -> PathBuf {
+    let target = profile_dir().parent().expect("target/PROFILE").to_owned();
+    up_to_date(target.join("kill-points/debug/audience"))
 }
 
 /// Returns the directory of the profile that this test was built with: `target/PROFILE`.

@@ -88,7 +88,7 @@ impl Classic {
             until_true() {
                 tries=0
                 until "$@"; do
-                    tries=$((tries + 1)); [ $tries -lt 2000 ] || { echo "not true: $*"; exit 1; }
+                    tries=$((tries + 1)); [ $tries -lt 6000 ] || { echo "not true: $*"; exit 1; }
                     sleep 0.01
                 done
             }

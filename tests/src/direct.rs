@@ -1,7 +1,8 @@
 //! Writes directly: checks whether this process can, and moves to the CPU whose buffer is written.
 //!
-//! The suite also runs with restartable sequences switched off, by `GLIBC_TUNABLES=glibc.pthread.rseq=0`. Tests of
-//! shared buffers then check that the channel uses the socket, and that it gives the reason.
+//! The suite also runs with restartable sequences refused, see [`crate::refused`]. Tests of shared buffers then check
+//! that the channel uses the socket, and that it gives the reason. It runs a third time where the C library registers no
+//! areas, and the project its own. Nothing else differs then.
 
 use std::process::Command;
 
@@ -9,22 +10,26 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use relay_producer::{Channel, Transport};
 
-/// The variable that switches restartable sequences off.
-pub const TUNABLES: &str = "GLIBC_TUNABLES";
-/// The value that switches them off.
-pub const NO_SEQUENCES: &str = "glibc.pthread.rseq=0";
+pub use crate::refused::without_sequences;
+use crate::refused::{AREAS, NO_AREAS, REFUSED, TUNABLES};
+
 /// The reason that a process without restartable sequences uses the socket.
-pub const WHY_NO_SEQUENCES: &str =
-    "the C library registers no restartable sequences: glibc 2.35 and later do, unless glibc.pthread.rseq=0";
+pub const WHY_NO_SEQUENCES: &str = "the kernel refuses restartable sequences, rseq(2): Linux 4.18 and later have them, \
+                                    except under valgrind, gVisor or a seccomp filter without rseq";
 
 /// Whether this process and its children run without restartable sequences.
 pub fn is_without_sequences() -> bool {
-    std::env::var(TUNABLES).is_ok_and(|tunables| tunables.contains(NO_SEQUENCES))
+    std::env::var(AREAS).is_ok_and(|areas| areas == REFUSED)
 }
 
 /// Allows restartable sequences to a command, even if this process has none.
 pub fn with_sequences(command: &mut Command) -> &mut Command {
-    command.env_remove(TUNABLES)
+    if is_without_sequences() { command.env_remove(TUNABLES).env_remove(AREAS) } else { command }
+}
+
+/// Makes the C library of a command register no areas, so that the project registers its own.
+pub fn with_own_areas(command: &mut Command) -> &mut Command {
+    with_sequences(command).env(TUNABLES, NO_AREAS)
 }
 
 /// Checks that a channel is written directly.

@@ -6,9 +6,12 @@ pub mod buffer;
 pub mod built;
 pub mod c;
 pub mod classic;
+pub mod clocks;
 pub mod conformance;
+pub mod ctf;
 pub mod direct;
 pub mod disk;
+pub mod forwarded;
 pub mod honest;
 pub mod known;
 pub mod left;
@@ -17,13 +20,21 @@ pub mod limits;
 pub mod lines;
 pub mod lttng;
 pub mod measure;
+pub mod nats;
 pub mod numbered;
+pub mod pages;
 pub mod peer;
 pub mod peers;
+pub mod perfetto;
 pub mod progress;
+pub mod records;
+pub mod refused;
+pub mod stopped;
 pub mod streams;
 pub mod stress;
 pub mod take;
+pub mod terminal;
+pub mod timed;
 pub mod users;
 
 use std::collections::BTreeMap;
@@ -39,10 +50,10 @@ use nix::unistd::Pid;
 use relay_producer::{BatchOptions, Channel, Counts, TransportChoice};
 use tempfile::TempDir;
 
-pub use built::{mortal_daemon, program, programs};
+pub use built::{mortal_daemon, panicking_audience, program, programs};
 
 /// Longest time that a test waits for anything.
-pub const DEADLINE: Duration = Duration::from_secs(60);
+pub const DEADLINE: Duration = Duration::from_secs(120);
 /// Time between two checks of a condition.
 const LOOK: Duration = Duration::from_millis(2);
 

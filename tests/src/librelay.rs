@@ -23,7 +23,8 @@ pub fn installed() -> PathBuf {
     let package = workspace().join("relay-producer/librelay");
     let compat = fs::read_dir(package.join("relayfs-compat/linux")).expect("the kernel's headers");
     let headers = compat.map(|entry| entry.expect("an entry").path());
-    let files = ["Makefile", "librelay.map", "relay.h", "relay.pc.in"].map(|name| package.join(name));
+    let files = ["Makefile", "librelay.map", "logf.c", "relay.h", "relay.hpp", "relay.pc.in"]
+        .map(|name| package.join(name));
     let archive = up_to_date(profile_dir().join("librelay_c.a"));
     // The file that make(1) installs last.
     let last = root.join("usr/lib/pkgconfig/relay.pc");

@@ -13,14 +13,14 @@ use crate::{Process, private_shell, run, text, workspace};
 /// The text in place of numbers if LTTng is not installed.
 pub const NOT_INSTALLED: &str = "not installed: apt-get install liblttng-ust-dev lttng-tools";
 
-/// Answers each line "LEN N" with nanoseconds and lost events. Overwrites what it records, as a flight recorder.
+/// Answers each line "LEN N" with nanoseconds, lost events and bytes on disk. Overwrites what it records, as a flight recorder.
 const OVERWRITING: &str = r#"
 lttng --quiet create bench --snapshot --output=/dev/shm/lttng
 lttng --quiet enable-channel --userspace --overwrite --subbuf-size=1M --num-subbuf=4 messages
 lttng --quiet enable-event --userspace --channel=messages 'relayfs_bench:*'
 lttng --quiet start
 while read -r len n; do
-    echo "$(taskset -c 0 "$1" "$len" "$n") 0" >&3
+    echo "$(taskset -c 0 "$1" "$len" "$n") 0 0" >&3
 done
 "#;
 
@@ -35,8 +35,9 @@ while read -r len n; do
     lttng --quiet stop 2>&4
     lost=$(lttng list bench | sed -n 's/.*Discarded events: *//p')
     lttng --quiet destroy
+    bytes=$(find /dev/shm/lttng -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum }')
     rm -r /dev/shm/lttng
-    echo "$nanos ${lost:-unknown}" >&3
+    echo "$nanos ${lost:-unknown} ${bytes:-unknown}" >&3
 done
 "#;
 
@@ -47,6 +48,8 @@ pub struct Emitted {
     pub nanos: f64,
     /// Events that are not in the trace.
     pub lost: u64,
+    /// Bytes of the trace's files; 0 if it stays in the buffers.
+    pub bytes: u64,
 }
 
 /// A shell with a session daemon.
@@ -103,8 +106,11 @@ impl Lttng {
         let mut line = String::new();
         answers.read_line(&mut line).expect("an answer");
         let mut words = line.split_whitespace();
-        let emitted =
-            (|| Some(Emitted { nanos: words.next()?.parse().ok()?, lost: words.next()?.parse().ok()? }))();
+        let emitted = (|| {
+            let nanos = words.next()?.parse().ok()?;
+            let (lost, bytes) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
+            Some(Emitted { nanos, lost, bytes })
+        })();
         emitted.unwrap_or_else(|| panic!("what LTTng came to: {line:?}"))
     }
 }

@@ -66,7 +66,13 @@ impl Peer {
     #[track_caller]
     pub fn receive(&self) -> Option<Vec<u8>> {
         let mut packet = vec![0; FRAME_MAX];
-        let len = recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()).expect("an answer in time");
+        let len = loop {
+            match recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()) {
+                // A call with a timeout is not restarted when the process was stopped and continued.
+                Err(Errno::EINTR) => {}
+                received => break received.expect("an answer in time"),
+            }
+        };
         packet.truncate(len);
         (len > 0).then_some(packet)
     }

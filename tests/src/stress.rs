@@ -1,5 +1,6 @@
 //! Starts and checks processes that write shared buffers under signals and migrations.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -9,7 +10,9 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::direct::with_sequences;
+use crate::known::{NUMBERED_MIN, Pattern};
 use crate::progress::{Progress, STREAMS, Stream, get};
+use crate::streams::{Numbers, Received};
 use crate::{Mount, Process, exit_code, program};
 
 /// A running `test-stress-writer` that writes to channel `cpu`.
@@ -98,4 +101,36 @@ impl Done {
     pub fn streams(&self) -> impl Iterator<Item = (u32, &Stream)> {
         (self.number * STREAMS as u32..).zip(self.progress.streams())
     }
+}
+
+/// Checks that the bytes of all buffers have each message whose write returned Ok, once and in order, and nothing else.
+/// Returns the number of bytes.
+#[track_caller]
+pub fn assert_each_once(buffers: impl IntoIterator<Item = Vec<u8>>, done: &[Done]) -> u64 {
+    let pattern = Pattern::default();
+    let mut numbers: BTreeMap<u32, Numbers> = BTreeMap::new();
+    let mut short = [0; NUMBERED_MIN];
+    let mut bytes = 0;
+    for buffer in buffers {
+        let mut received = Received::new(&pattern, false);
+        received.take(&buffer);
+        received.finish();
+        bytes += received.bytes();
+        received
+            .writers
+            .iter()
+            .for_each(|(writer, of_cpu)| numbers.entry(*writer).or_default().merge(of_cpu));
+        short.iter_mut().zip(received.short).for_each(|(sum, count)| *sum += count);
+    }
+    for (writer, stream) in done.iter().flat_map(Done::streams) {
+        let found = numbers.remove(&writer).unwrap_or_default();
+        let count = get(&stream.numbered);
+        assert_eq!((found.end(), found.count()), (count, count), "writer {writer}");
+    }
+    assert!(numbers.is_empty(), "messages of no writer: {:?}", numbers.keys());
+    for (len, found) in short.iter().enumerate().skip(1) {
+        let told: u64 = done.iter().flat_map(Done::streams).map(|(_, stream)| get(&stream.short[len])).sum();
+        assert_eq!(*found, told, "messages of {len} bytes");
+    }
+    bytes
 }

@@ -5,43 +5,29 @@
 
 use std::ffi::{CStr, CString, OsStr, c_char, c_int, c_uint, c_void};
 use std::os::unix::ffi::OsStrExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::ptr::null_mut;
 use std::slice;
 
 use nix::errno::Errno;
 use relay::layout::paths::mount_by_environment;
+use relay::system::next_try::NextTry;
 use relay_producer::{DIRECT_MAX, WriteError};
 
 use crate::callback::{self, Callbacks};
 use crate::control::Control;
-use crate::error;
+use crate::error::{self, failed, guarded, status};
+use crate::event::Events;
 use crate::handle::{Given, Handle, Rchan, RchanBuf};
 use crate::open::{self, Open, Request, absolute};
 use crate::place::{Place, checked, join};
 use crate::reserve;
 
-/// Runs `act`, and turns a panic into an error.
-fn guarded<T>(act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
-    catch_unwind(AssertUnwindSafe(act)).unwrap_or(Err(Errno::EIO))
-}
-
-fn failed<T>(errno: Errno, value: T) -> T {
-    errno.set();
-    value
-}
-
-/// Returns 0, or -1 with errno set.
-fn status(result: Result<(), Errno>) -> c_int {
-    result.map_or_else(|errno| failed(errno, -1), |()| 0)
-}
-
 /// Returns a text from C; `None` for null.
 ///
 /// # Safety The pointer is null, or the text ends with a zero byte.
 // SAFETY: as the doc says.
-unsafe fn text<'a>(text: *const c_char) -> Option<&'a CStr> {
+pub(crate) unsafe fn text<'a>(text: *const c_char) -> Option<&'a CStr> {
     // SAFETY: as the caller promises.
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) })
 }
@@ -65,6 +51,7 @@ struct Arguments<'a> {
     cb: *const c_void,
     callbacks: Callbacks,
     private_data: *mut c_void,
+    is_timed: bool,
 }
 
 fn open_at(arguments: &Arguments) -> Result<*mut Rchan, Errno> {
@@ -85,7 +72,11 @@ fn open_at(arguments: &Arguments) -> Result<*mut Rchan, Errno> {
         n_subbufs: arguments.n_subbufs,
         is_global: false,
         reserved: None,
+        is_timed: arguments.is_timed,
     };
+    if request.is_timed && arguments.callbacks.subbuf_start.is_some() {
+        return Err(Errno::ENOTSUP);
+    }
     let given = Given {
         cb: arguments.cb,
         private_data: arguments.private_data,
@@ -117,7 +108,8 @@ fn open_handle(
     let channel = request.open()?;
     handle.describe(given, open::shape_of(&channel));
     let control = Control::new(&request.mount, &request.name);
-    Ok(handle.publish(Box::new(Open { channel, control, callbacks, file })))
+    let (events, next_try) = (Events::default(), NextTry::default());
+    Ok(handle.publish(Box::new(Open { channel, control, callbacks, file, events, next_try })))
 }
 
 /// Asks the program for a name, and whether the channel is global.
@@ -157,7 +149,7 @@ impl Handle {
 
     #[cold]
     #[inline(never)]
-    fn lost(&self, len: usize, error: WriteError) -> Errno {
+    pub(crate) fn lost(&self, len: usize, error: WriteError) -> Errno {
         if matches!(error, WriteError::TooBig { .. }) {
             self.note_too_big(len);
         }
@@ -199,6 +191,24 @@ pub(crate) unsafe extern "C" fn relay_open_at(
     cb: *const Callbacks,
     private_data: *mut c_void,
 ) -> *mut Rchan {
+    // SAFETY: as the caller promises.
+    unsafe { open_kind(mount, base_filename, parent, (subbuf_size, n_subbufs), cb, private_data, false) }
+}
+
+/// Opens a channel, which is timed if it is a new one and `is_timed`.
+///
+/// # Safety
+/// As [`relay_open`].
+// SAFETY: as the doc says.
+pub(crate) unsafe fn open_kind(
+    mount: *const c_char,
+    base_filename: *const c_char,
+    parent: *const c_void,
+    (subbuf_size, n_subbufs): (usize, usize),
+    cb: *const Callbacks,
+    private_data: *mut c_void,
+    is_timed: bool,
+) -> *mut Rchan {
     reserve::commit_pending();
     let arguments = Arguments {
         // SAFETY: as the caller promises.
@@ -212,6 +222,7 @@ pub(crate) unsafe extern "C" fn relay_open_at(
         // SAFETY: as the caller promises; null is no callbacks.
         callbacks: if cb.is_null() { Callbacks::default() } else { unsafe { cb.read() } },
         private_data,
+        is_timed,
     };
     guarded(|| open_at(&arguments)).unwrap_or_else(|errno| failed(errno, null_mut()))
 }
@@ -308,7 +319,7 @@ pub(crate) unsafe extern "C" fn relay_reserve(chan: *mut Rchan, length: usize) -
     let reserved = guarded(|| {
         let handle = handle?;
         handle.with(|open| {
-            if length > open.channel.geometry().message_max() {
+            if length > open.channel.geometry().payload_max() {
                 handle.note_too_big(length);
                 return Err(Errno::EMSGSIZE);
             }

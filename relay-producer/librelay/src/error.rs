@@ -1,6 +1,8 @@
 //! Errors as errno.
 
+use std::ffi::c_int;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
 use relay_producer::{ConnectError, OpenError, RequestError, WriteError};
@@ -32,6 +34,9 @@ pub(crate) fn of_write(error: WriteError) -> Errno {
     match error {
         WriteError::Full => Errno::ENOSPC,
         WriteError::TooBig { .. } => Errno::EMSGSIZE,
+        WriteError::OtherKind => Errno::ENOTSUP,
+        WriteError::NotDefined => Errno::ENOENT,
+        WriteError::Mismatch => Errno::EINVAL,
         WriteError::NoSuchCpu(_) => Errno::ENXIO,
         WriteError::Disconnected => Errno::ENODEV,
         WriteError::Refused { errno } => Errno::from_raw(errno),
@@ -43,6 +48,8 @@ pub(crate) fn of_request(error: &RequestError) -> Errno {
     match error {
         RequestError::NoSuchCpu(_) => Errno::ENXIO,
         RequestError::Refused(refused) => Errno::from_raw(refused.errno),
+        RequestError::Definition(_) => Errno::EINVAL,
+        RequestError::NotTimed => Errno::ENOTSUP,
         // A garbled answer has ended the connection.
         RequestError::Disconnected
         | RequestError::Unanswered { .. }
@@ -64,4 +71,20 @@ pub(crate) fn of_tree(error: &io::Error) -> Errno {
         Errno::ENOENT | Errno::ENOTDIR | Errno::ENOTCONN | Errno::ECONNABORTED => Errno::ENODEV,
         errno => errno,
     }
+}
+
+/// Runs `act`, and turns a panic into an error.
+pub(crate) fn guarded<T>(act: impl FnOnce() -> Result<T, Errno>) -> Result<T, Errno> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or(Err(Errno::EIO))
+}
+
+/// Sets errno, and returns `value`.
+pub(crate) fn failed<T>(errno: Errno, value: T) -> T {
+    errno.set();
+    value
+}
+
+/// Returns 0, or -1 with errno set.
+pub(crate) fn status(result: Result<(), Errno>) -> c_int {
+    result.map_or_else(|errno| failed(errno, -1), |()| 0)
 }

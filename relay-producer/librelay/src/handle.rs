@@ -16,10 +16,10 @@ use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::ptr::{NonNull, null, null_mut};
 use std::slice;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
-use relay_producer::Appender;
+use relay::system::process_lock::ProcessLock;
+use relay_producer::{Appender, Level};
 
 use crate::error;
 use crate::open::Open;
@@ -30,13 +30,13 @@ const CLOSED_MAX: usize = 256;
 const VERSION: c_uint = 1;
 
 /// Closed channels that a thread was still using at the last check, with their handles.
-static LINGERING: Mutex<Vec<Lingering>> = Mutex::new(Vec::new());
+static LINGERING: ProcessLock<Vec<Lingering>> = ProcessLock::new(Vec::new(), Vec::clone);
 /// The closed handles, in the order in which they were closed.
-static CLOSED: Mutex<VecDeque<&'static Handle>> = Mutex::new(VecDeque::new());
+static CLOSED: ProcessLock<VecDeque<&'static Handle>> = ProcessLock::new(VecDeque::new(), VecDeque::clone);
 
 /// Addresses of memory that is never freed.
 /// Leak checkers do not report memory that is reachable from here.
-static KEPT: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+static KEPT: ProcessLock<Vec<usize>> = ProcessLock::new(Vec::new(), Vec::clone);
 
 /// `struct rchan`.
 #[repr(C)]
@@ -91,7 +91,8 @@ unsafe impl Sync for Handle {}
 // SAFETY: as above; nothing in it belongs to a thread.
 unsafe impl Send for Handle {}
 
-/// A closed channel.
+/// A closed channel. A forked child gets a copy in its own memory, where no code reads the original again.
+#[derive(Clone)]
 struct Lingering {
     handle: &'static Handle,
     /// From `Box::into_raw` in `publish`; no handle has it any more.
@@ -100,6 +101,8 @@ struct Lingering {
 
 // SAFETY: it stands for an `Open` that belongs to this value alone, except for the threads that are counted.
 unsafe impl Send for Lingering {}
+// SAFETY: as above; a reference to it gives no way to the `Open` but through the list's lock for writing.
+unsafe impl Sync for Lingering {}
 
 /// A thread that may be using a channel.
 struct Inside<'a>(&'a AtomicUsize);
@@ -144,7 +147,7 @@ impl Handle {
     /// Returns a closed handle that no other thread has.
     pub(crate) fn take() -> &'static Handle {
         bury();
-        let mut closed = lock(&CLOSED);
+        let mut closed = CLOSED.write();
         if closed.len() > CLOSED_MAX
             && let Some(handle) = closed.pop_front()
         {
@@ -226,6 +229,22 @@ impl Handle {
     #[inline(always)]
     pub(crate) fn append(&self, message: &[u8]) -> bool {
         self.appender().is_some_and(|appender| appender.append(message))
+    }
+
+    /// Appends a `log` record behind the last one, unless it is disabled. False: nothing was done.
+    #[inline(always)]
+    pub(crate) fn append_log(&self, level: Level, target: &[u8], text: &[u8]) -> bool {
+        self.appender()
+            .is_some_and(|appender| !appender.enabled(level, target) || appender.log(level, target, text))
+    }
+
+    /// Returns whether a `log` record is written. False only if it is known to be disabled.
+    #[inline(always)]
+    pub(crate) fn logs(&self, level: Level, target: &[u8]) -> bool {
+        match self.appender() {
+            Some(appender) => appender.enabled(level, target),
+            None => self.with(|open| Ok(open.channel.enabled(level, target))).unwrap_or(true),
+        }
     }
 
     /// Drops a message that was not appended, if the buffer is full. False: nothing was done.
@@ -322,14 +341,14 @@ impl Handle {
         let synced = found.channel.sync().map_err(|error| error::of_request(&error));
         found.channel.close();
         last(found);
-        lock(&LINGERING).push(Lingering { handle: self, open });
+        LINGERING.write().push(Lingering { handle: self, open });
         bury();
         synced
     }
 
     /// Returns a handle that is not, or no longer, needed.
     pub(crate) fn give_back(&'static self) {
-        lock(&CLOSED).push_back(self);
+        CLOSED.write().push_back(self);
     }
 
     /// Notes the length of a message that was too big.
@@ -345,7 +364,7 @@ impl Handle {
 /// Frees the closed channels that no thread uses any more, and makes their handles available.
 fn bury() {
     let free = |lingering: &mut Lingering| lingering.handle.n_inside.load(Ordering::SeqCst) == 0;
-    let over: Vec<Lingering> = lock(&LINGERING).extract_if(.., free).collect();
+    let over: Vec<Lingering> = LINGERING.write().extract_if(.., free).collect();
     for Lingering { handle, open } in over {
         // SAFETY: from `Box::into_raw` in `publish`, and in the list once. No thread was inside after it had been taken
         // out of the handle, so no thread has it: a thread that enters later does not find it there, see `with`.
@@ -356,11 +375,6 @@ fn bury() {
 
 fn keep<T>(address: *mut T) {
     if !address.is_null() {
-        lock(&KEPT).push(address.expose_provenance());
+        KEPT.write().push(address.expose_provenance());
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No panic leaves the lists half changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

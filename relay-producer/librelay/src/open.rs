@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use relay::system::next_try::NextTry;
 use relay::{GeometrySpec, Mode};
 use relay_producer::{Appender, Channel, Transport};
 
 use crate::control::Control;
 use crate::error;
+use crate::event::Events;
 use crate::handle::Shape;
 use crate::place::Place;
 
@@ -22,6 +24,8 @@ pub(crate) struct Request {
     pub(crate) is_global: bool,
     /// Bytes that `subbuf_start` reserved; `None` without that callback.
     pub(crate) reserved: Option<usize>,
+    /// Whether a new channel is timed.
+    pub(crate) is_timed: bool,
 }
 
 /// An open channel with its control files and callbacks.
@@ -32,6 +36,9 @@ pub(crate) struct Open {
     pub(crate) callbacks: crate::callback::Callbacks,
     /// Return value of `create_buf_file`.
     pub(crate) file: Option<&'static Place>,
+    pub(crate) events: Events,
+    /// When the macros may try to define an event.
+    pub(crate) next_try: NextTry,
 }
 
 /// Makes a path absolute, so that it stays the same if the program changes its directory.
@@ -59,10 +66,12 @@ impl Request {
         spec.global = Some(self.is_global);
         spec.header = Some(self.reserved.unwrap_or(0) as u64);
         spec.mode = Some(if self.reserved.is_some() { Mode::Overwrite } else { Mode::NoOverwrite });
+        // Otherwise the daemon decides, as for every program that does not say.
+        spec.timed = self.is_timed.then_some(true);
         let builder = Channel::builder(&self.mount, &self.name).create(true).geometry(spec);
         let channel = builder.open().map_err(|error| error::of_open(&error))?;
         match self.reserved {
-            Some(_) if channel.transport() == Transport::Socket => Err(Errno::ENOTSUP),
+            Some(_) if channel.is_timed() || channel.transport() == Transport::Socket => Err(Errno::ENOTSUP),
             Some(reserved) if reserved > channel.geometry().header() => Err(Errno::EINVAL),
             _ => Ok(channel),
         }

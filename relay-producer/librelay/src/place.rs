@@ -4,14 +4,14 @@
 //! They are never freed: a program has few, and one that was removed can be used again without harm.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use relay::layout::channel_name::COMPONENT_LEN_MAX;
+use relay::system::process_lock::ProcessLock;
 use relay::{ChannelName, NameError};
 
 /// All places, each once.
-static PLACES: Mutex<BTreeSet<&'static Place>> = Mutex::new(BTreeSet::new());
+static PLACES: ProcessLock<BTreeSet<&'static Place>> = ProcessLock::new(BTreeSet::new(), BTreeSet::clone);
 
 /// A path below a mount point.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -21,7 +21,7 @@ impl Place {
     /// Returns the place `name` in `dir`, or in the root.
     pub(crate) fn new(name: &str, dir: Option<&Place>) -> Result<&'static Place, Errno> {
         let place = Place(checked(&join(dir, name))?.as_str().to_owned());
-        let mut places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = PLACES.write();
         if let Some(place) = places.get(&place) {
             return Ok(place);
         }
@@ -32,7 +32,7 @@ impl Place {
 
     /// Returns the place at an address, if there is one.
     pub(crate) fn at(address: usize) -> Option<&'static Place> {
-        let places = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        let places = PLACES.read();
         places.iter().copied().find(|place| std::ptr::from_ref(*place).addr() == address)
     }
 

@@ -85,7 +85,15 @@ fn commit_if(only: Option<&Handle>) -> Option<Result<(), Errno>> {
 #[inline(always)]
 pub(crate) fn is_pending() -> bool {
     // Relaxed: as in `reserve`.
-    PENDING.load(Ordering::Relaxed) != 0 && RESERVED.get()
+    PENDING.load(Ordering::Relaxed) != 0 && has_reserved()
+}
+
+/// Apart from its caller: the address of a thread's variable takes a call in a shared library. The compiler would make
+/// that call for every message.
+#[cold]
+#[inline(never)]
+fn has_reserved() -> bool {
+    RESERVED.get()
 }
 
 /// Writes the message that this thread has reserved and not committed.

@@ -65,7 +65,7 @@ impl Batch {
     /// Uses a new connection if there is one, without waiting for it.
     #[cold]
     pub(super) fn reattach(&mut self) {
-        if let Ok(connection) = self.link.connection(false) {
+        if let Ok(connection) = self.link.connection_now() {
             // If it does not fit this batch, the next message finds out.
             let _ = self.use_connection(connection);
         }
@@ -108,17 +108,21 @@ impl Batch {
             (Ok(old), Ok(new)) => Arc::ptr_eq(old, new),
             _ => false,
         };
-        // The gathered messages must fit a frame of the new connection.
-        if !(is_same || self.outlives()) || connection.room < self.connection.room {
+        // The gathered messages must fit a frame of the new connection, and a channel of its kind.
+        let is_same_kind = connection.geometry.timed() == self.connection.geometry.timed();
+        let has_none = self.frame.n_messages() == 0 && self.handed_back.is_empty();
+        let fits = connection.room >= self.connection.room && (is_same_kind || has_none);
+        if !(is_same || self.outlives()) || !fits {
             return Err(RequestError::Disconnected);
         }
         connection.buffer_of(self.options.cpu)?;
         self.direct &= is_same;
+        self.handed_back.has_new_daemon();
         self.connection = connection;
         Ok(())
     }
 
-    /// Calls `send`, again with the next daemon if this one has gone.
+    /// Sends what was handed back, then calls `send`; again with the next daemon if this one has gone.
     /// `send` must have sent nothing then.
     pub(super) fn by_daemon(
         &mut self,
@@ -128,7 +132,12 @@ impl Batch {
         loop {
             // A child has inherited the socket, but not its replies.
             let own = self.connection.is_own();
-            match if own { send(self) } else { Err(RequestError::Disconnected) } {
+            let sent = if own {
+                self.send_handed_back().and_then(|()| send(self))
+            } else {
+                Err(RequestError::Disconnected)
+            };
+            match sent {
                 Err(RequestError::Disconnected) if self.survives() => self.find_daemon(deadline)?,
                 sent => return sent,
             }

@@ -9,27 +9,24 @@
 //! Code in this file does not wait, allocates no memory, and takes no lock that another thread could hold. So all of it
 //! can run in a signal handler.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+mod writing;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use relay::Geometry;
-use relay::layout::abi::BufferBlock;
-use relay::layout::geometry::MESSAGE_MAX;
 use relay::ring::buffer::Buffer;
-use relay::ring::subbuf_start::{SubbufHeader, SubbufInfo, SubbufStart};
-use relay::ring::writer::{Appended, Attempt, Executor, Outcome, WriteResult, Writer};
+use relay::ring::subbuf_start::{SubbufHeader, SubbufInfo};
+use relay::ring::writer::Executor;
 
+use crate::definitions::new_instance;
+use crate::direct::attachment::Attachment;
 use crate::direct::doorbell::{Doorbell, Endpoints};
-use crate::direct::rseq::Sequences;
+use crate::direct::rseq::{Sequences, ThreadArea};
 
 /// Longest message that is written directly, in bytes.
 /// An interrupted sequence starts over, and a longer one is interrupted more often. The daemon's writers get no
 /// signals.
 pub const DIRECT_MAX: usize = 64 << 10;
-/// Tries of one message before it goes over the socket.
-const TRIES_MAX: u32 = 64;
-/// Tries of a message that should go over the socket, while no daemon is at its other end.
-/// For the longest messages they take about as long as a daemon may.
-const INSISTENT_TRIES_MAX: u32 = 1024;
 /// Refused messages between two checks that the daemon is still there. A power of two.
 /// With every sub-buffer full there are no switches at which to check.
 const REFUSALS_PER_LOOK: usize = 256;
@@ -54,11 +51,15 @@ pub(crate) enum Direct {
     /// The connection has ended, or never brought buffers. Nothing was done.
     Detached,
     /// The calling thread does not write that buffer. Nothing was done.
-    /// It is on another CPU, or cannot run sequences.
+    /// It is on another CPU, cannot run sequences, or cannot read the channel's clock.
     WrongCpu,
-    /// The message is too long for a direct write, or was interrupted too often.
+    /// The message goes over the socket: it is too long for a direct write, or was interrupted too often.
     /// Nothing was done.
-    TooLongOrInterrupted,
+    NeedsSocket,
+    /// The channel is a raw one, and the message a record; or the message is not for a timed one.
+    OtherKind,
+    /// The daemon has given the record's event no id here. The message has been counted.
+    NotDefined,
 }
 
 /// Identity of a control file, under any name.
@@ -79,6 +80,11 @@ pub(crate) struct DirectBuffers {
     over: AtomicBool,
     control: Option<FileId>,
     doorbell: Doorbell,
+    /// One more than the longest payload of a record, in bytes; 0 if the channel is raw.
+    record_below: usize,
+    /// Number by which ids of defined events are found.
+    instance: u32,
+    attachment: Attachment,
 }
 
 /// One CPU's buffer.
@@ -92,7 +98,16 @@ struct CpuBuffer {
 
 impl DirectBuffers {
     /// Wraps the buffers of all CPUs, in order, of the channel with this control file.
-    pub(crate) fn new(buffers: Vec<Buffer>, control: FileId, doorbell: Doorbell) -> DirectBuffers {
+    /// `process` is this process's number there, if the channel is timed.
+    pub(crate) fn new(
+        buffers: Vec<Buffer>,
+        control: FileId,
+        doorbell: Doorbell,
+        process: u32,
+    ) -> DirectBuffers {
+        let timed = buffers.first().map(Buffer::geometry).filter(|geometry| geometry.timed());
+        let record_below = timed.map_or(0, |geometry| geometry.payload_max() + 1);
+        let attachment = if timed.is_some() { Attachment::new(process) } else { Attachment::none() };
         let cpu_buffer = |buffer| CpuBuffer { buffer, refused: AtomicUsize::new(0) };
         DirectBuffers {
             cpu_buffers: buffers.into_iter().map(cpu_buffer).collect(),
@@ -100,6 +115,9 @@ impl DirectBuffers {
             over: AtomicBool::new(false),
             control: Some(control),
             doorbell,
+            record_below,
+            instance: new_instance(),
+            attachment,
         }
     }
 
@@ -111,88 +129,10 @@ impl DirectBuffers {
             over: AtomicBool::new(true),
             control: None,
             doorbell: Doorbell::none(),
+            record_below: 0,
+            instance: new_instance(),
+            attachment: Attachment::none(),
         }
-    }
-
-    /// Writes a message into the buffer of the caller's CPU.
-    /// If `only` is given, the CPU must be that one. With `drop_if_full`, a message without room is counted as dropped.
-    #[inline(always)]
-    pub(crate) fn write(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
-        if message.len() > DIRECT_MAX {
-            return self.refuse(only, message);
-        }
-        let Some((cpu_buffer, here)) = self.here(only) else { return self.refuse(only, message) };
-        match Writer::new(&cpu_buffer.buffer, here).append(message) {
-            Appended::Done => Direct::Written,
-            Appended::Elsewhere if drop_if_full && self.drop_if_blocked(cpu_buffer, here, message.len()) => {
-                Direct::Full
-            }
-            appended => self.write_elsewhere(TRIES_MAX, appended, only, message, drop_if_full),
-        }
-    }
-
-    /// Drops a message without room, if an earlier message found the buffer blocked.
-    /// Writing to full buffers should not cost more than writing to others.
-    #[inline(never)]
-    fn drop_if_blocked<R: Executor>(&self, cpu_buffer: &CpuBuffer, here: R, len: usize) -> bool {
-        // Buffers whose writing has ended stay full for ever.
-        let dropped = !self.is_over() && Writer::new(&cpu_buffer.buffer, here).drop_if_blocked(len);
-        if dropped {
-            self.after_refusal(cpu_buffer);
-        }
-        dropped
-    }
-
-    /// Appends a message behind the last one. False: nothing was done.
-    #[inline(always)]
-    pub(crate) fn append(&self, message: &[u8]) -> bool {
-        message.len() <= DIRECT_MAX
-            && self.here(None).is_some_and(|(cpu_buffer, here)| {
-                Writer::new(&cpu_buffer.buffer, here).append(message) == Appended::Done
-            })
-    }
-
-    /// Drops a message that was not appended, if there is no room. Returns whether it did.
-    pub(crate) fn drop_if_full(&self, message: &[u8]) -> bool {
-        message.len() <= DIRECT_MAX
-            && self
-                .here(None)
-                .is_some_and(|(cpu_buffer, here)| self.drop_if_blocked(cpu_buffer, here, message.len()))
-    }
-
-    /// Writes like [`DirectBuffers::write`], but calls `subbuf_start` before a sub-buffer begins.
-    #[inline(always)]
-    pub(crate) fn write_if(&self, message: &[u8], subbuf_start: &mut CpuSubbufStart<'_>) -> Direct {
-        if message.len() > DIRECT_MAX {
-            return self.refuse(None, message);
-        }
-        let Some((cpu_buffer, here)) = self.here(None) else { return self.refuse(None, message) };
-        match Writer::new(&cpu_buffer.buffer, here).append(message) {
-            Appended::Done => Direct::Written,
-            _ => self.write_elsewhere_if(message, subbuf_start),
-        }
-    }
-
-    #[inline(never)]
-    fn write_elsewhere_if(&self, message: &[u8], subbuf_start: &mut CpuSubbufStart<'_>) -> Direct {
-        if self.is_over() {
-            return Direct::Detached;
-        }
-        for _ in 0..TRIES_MAX {
-            let Some((cpu_buffer, here)) = self.here(None) else { return Direct::WrongCpu };
-            let cpu = self.number(cpu_buffer);
-            let callback: &mut SubbufStart<'_> = &mut |switching| subbuf_start(cpu, switching);
-            let writer = Writer::new(&cpu_buffer.buffer, here);
-            match writer.append(message) {
-                Appended::Done => return Direct::Written,
-                Appended::Interrupted => continue,
-                Appended::Elsewhere => {}
-            }
-            if let Attempt::Done(outcome) = writer.write_elsewhere_if(message, Some(callback)) {
-                return self.settle(cpu_buffer, here, outcome, true);
-            }
-        }
-        Direct::TooLongOrInterrupted
     }
 
     fn number(&self, cpu_buffer: &CpuBuffer) -> usize {
@@ -205,139 +145,55 @@ impl DirectBuffers {
         (!self.is_over()).then(|| cpu_buffer.buffer.is_full())
     }
 
-    /// Continues with a message that was not simply appended, perhaps on another CPU.
-    #[inline(never)]
-    fn write_elsewhere(
-        &self,
-        tries_max: u32,
-        appended: Appended,
-        only: Option<usize>,
-        message: &[u8],
-        drop_if_full: bool,
-    ) -> Direct {
-        if self.is_over() {
-            return Direct::Detached;
-        }
-        let mut append_first = appended == Appended::Interrupted;
-        for _ in 0..tries_max {
-            let Some((cpu_buffer, here)) = self.here(only) else { return Direct::WrongCpu };
-            let writer = Writer::new(&cpu_buffer.buffer, here);
-            let attempt =
-                if append_first { writer.try_write(message) } else { writer.write_elsewhere(message) };
-            match attempt {
-                Attempt::Done(outcome) => return self.settle(cpu_buffer, here, outcome, drop_if_full),
-                Attempt::Interrupted | Attempt::Located => append_first = true,
-            }
-        }
-        Direct::TooLongOrInterrupted
-    }
-
-    /// Writes a message that is [`Direct::TooLongOrInterrupted`], when no daemon can write it.
-    #[cold]
-    pub(crate) fn insist(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
-        self.write_elsewhere(INSISTENT_TRIES_MAX, Appended::Interrupted, only, message, drop_if_full)
-    }
-
-    /// Returns why a message is not even tried. Counts one that is too big for the channel.
-    #[cold]
-    #[inline(never)]
-    fn refuse(&self, only: Option<usize>, message: &[u8]) -> Direct {
-        if self.is_over() {
-            return Direct::Detached;
-        }
-        let Some((cpu_buffer, here)) = self.here(only) else { return Direct::WrongCpu };
-        if message.len() <= cpu_buffer.buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
-            return Direct::TooLongOrInterrupted;
-        }
-        count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
-        Direct::TooBig
-    }
-
-    /// Completes a try that was not interrupted: wakes, counts, and returns the result.
-    #[inline(never)]
-    fn settle<R: Executor>(
-        &self,
-        cpu_buffer: &CpuBuffer,
-        here: R,
-        outcome: Outcome,
-        drop_if_full: bool,
-    ) -> Direct {
-        match outcome.placed {
-            WriteResult::Written => {
-                // Only after a switch that ended a sub-buffer. A waiter waits for an ended one, and a ring without one
-                // would use up its arming.
-                if outcome.switched {
-                    self.after_switch(&cpu_buffer.buffer);
-                    if self.doorbell.is_cut() {
-                        return Direct::WrittenUnheard;
-                    }
-                }
-                Direct::Written
-            }
-            WriteResult::Full => {
-                if drop_if_full {
-                    count_in(&cpu_buffer.buffer, here, |block| &block.dropped);
-                }
-                if outcome.switched {
-                    self.after_switch(&cpu_buffer.buffer);
-                } else {
-                    self.after_refusal(cpu_buffer);
-                }
-                Direct::Full
-            }
-            WriteResult::TooBig => {
-                count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
-                if outcome.switched {
-                    self.after_switch(&cpu_buffer.buffer);
-                } else {
-                    self.after_refusal(cpu_buffer);
-                }
-                Direct::TooBig
-            }
-            WriteResult::Closed => {
-                self.end();
-                Direct::Closed
-            }
-        }
-    }
-
-    /// Counts a message that is too big even for [`Self::write`].
-    /// False: this thread does not write there.
-    pub(crate) fn count_too_big(&self, only: Option<usize>) -> bool {
-        let place = self.here(only);
-        if let Some((cpu_buffer, here)) = place {
-            count_in(&cpu_buffer.buffer, here, |block| &block.too_big);
-        }
-        place.is_some()
-    }
-
-    /// Counts a message whose tries were all interrupted.
-    #[cold]
-    pub(crate) fn count_contended(&self, only: Option<usize>) {
-        if let Some((cpu_buffer, _)) = self.here(only) {
-            cpu_buffer.buffer.count_contended(1);
-        }
-    }
-
     /// Returns whether the caller can write the buffer of its CPU, which must be `only` if given.
     pub(crate) fn is_here(&self, only: Option<usize>) -> bool {
         self.here(only).is_some()
     }
 
-    #[inline(always)]
+    /// Returns the buffer of the caller's CPU, which must be `only` if given.
     fn here(&self, only: Option<usize>) -> Option<(&CpuBuffer, impl Executor + use<>)> {
-        let sequences = self.sequences?;
+        self.buffer_at(self.sequences?.here(), only)
+    }
+
+    /// The same where the C library has registered the calling thread; `None` elsewhere, and [`Self::here`] has to look.
+    #[inline(always)]
+    fn here_by_c_library(&self, only: Option<usize>) -> Option<(&CpuBuffer, impl Executor + use<>)> {
+        self.buffer_at(self.sequences?.of_c_library()?, only)
+    }
+
+    #[inline(always)]
+    fn buffer_at(
+        &self,
+        area: ThreadArea,
+        only: Option<usize>,
+    ) -> Option<(&CpuBuffer, impl Executor + use<>)> {
         // The number exceeds that of the buffers if the thread is not registered.
-        let cpu = sequences.cpu();
+        let cpu = area.cpu();
         if only.is_some_and(|only| only != cpu) {
             return None;
         }
-        Some((self.cpu_buffers.get(cpu)?, sequences.on(cpu)))
+        Some((self.cpu_buffers.get(cpu)?, area.on(cpu)))
     }
 
     /// Returns the length of the channel's longest message, in bytes.
     pub(crate) fn message_max(&self) -> usize {
-        self.cpu_buffers.first().map_or(0, |cpu_buffer| cpu_buffer.buffer.geometry().message_max())
+        self.cpu_buffers.first().map_or(0, |cpu_buffer| cpu_buffer.buffer.geometry().payload_max())
+    }
+
+    /// Returns the length of a timed channel's longest payload, in bytes; 0 if the channel is raw.
+    #[inline(always)]
+    pub(crate) fn record_max(&self) -> usize {
+        self.record_below.saturating_sub(1)
+    }
+
+    /// Returns whether the channel is timed.
+    pub(crate) fn is_timed(&self) -> bool {
+        self.record_below != 0
+    }
+
+    /// Returns the number by which ids of defined events are found.
+    pub(crate) fn instance(&self) -> u32 {
+        self.instance
     }
 
     /// Returns whether writing here has ended.
@@ -364,9 +220,12 @@ impl DirectBuffers {
         self.doorbell.is_cut()
     }
 
-    /// Continues with another connection of this process.
-    pub(crate) fn attach(&self, ends: Endpoints) {
+    /// Continues with another connection of this process, which has this number on a timed channel.
+    pub(crate) fn attach(&self, ends: Endpoints, process: u32) {
         self.doorbell.replace(ends);
+        if self.is_timed() {
+            self.attachment.renew(process);
+        }
     }
 
     /// Ends all writing here.
@@ -439,12 +298,5 @@ impl DirectBuffers {
                 wanted.rung();
             }
         }
-    }
-}
-
-/// Counts a message in a buffer: in the given counter if the thread is still on its CPU.
-fn count_in<R: Executor>(buffer: &Buffer, here: R, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) {
-    if !Writer::new(buffer, here).count(1, counter) {
-        buffer.count_dropped_elsewhere(1);
     }
 }

@@ -6,11 +6,11 @@
 //! If the program has closed the descriptors, the connection counts as ended.
 //!
 //! Code in this file does not wait, except in [`Doorbell::replace`]. The lock is only ever tried. A thread that waits
-//! for it could wait for itself, in a signal handler, or for a thread that does not exist in a forked child.
+//! for it could wait for itself, in a signal handler.
 
 use std::process;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use nix::sys::stat::fstat;
 use nix::unistd::write;
 
 use relay::system::descriptor::HeldFd;
+use relay::system::process_lock::ProcessLock;
 use relay::wire::socket::Socket;
 
 /// Least time between two checks of the connection.
@@ -39,7 +40,7 @@ pub(crate) struct Doorbell {
     /// The process that made the connection.
     pid: AtomicU32,
     /// `None` once closed.
-    ends: RwLock<Option<Endpoints>>,
+    ends: ProcessLock<Option<Arc<Endpoints>>>,
     /// `WHOLE`, `INHERITED` or `CUT`. Changed only by threads that hold the lock.
     state: AtomicU8,
     /// Time of the last check of the connection, in milliseconds since `born`.
@@ -70,7 +71,7 @@ impl Doorbell {
     fn with(ends: Option<Endpoints>) -> Doorbell {
         Doorbell {
             pid: AtomicU32::new(process::id()),
-            ends: RwLock::new(ends),
+            ends: ProcessLock::new(ends.map(Arc::new), Clone::clone),
             state: AtomicU8::new(WHOLE),
             looked: AtomicU64::new(0),
             born: Instant::now(),
@@ -80,13 +81,12 @@ impl Doorbell {
     /// Installs the endpoints of this process's new connection.
     /// Waits for threads that are using the old ones.
     pub(crate) fn replace(&self, new: Endpoints) {
-        let mut ends = self.ends.write().unwrap_or_else(PoisonError::into_inner);
-        let old = ends.replace(new);
-        // Relaxed, both: the lock orders them.
-        self.pid.store(process::id(), Ordering::Relaxed);
-        self.state.store(WHOLE, Ordering::Relaxed);
-        drop(ends);
-        drop(old);
+        let new = Some(Arc::new(new));
+        self.ends.replace(new, || {
+            // Relaxed, both: the lock orders them.
+            self.pid.store(process::id(), Ordering::Relaxed);
+            self.state.store(WHOLE, Ordering::Relaxed);
+        });
     }
 
     /// Whether this process made the connection.
@@ -104,8 +104,8 @@ impl Doorbell {
     /// Rings. False: the daemon may not hear it, or the connection is another process's.
     pub(crate) fn ring(&self) -> bool {
         // Fails only while another thread closes or replaces the endpoints; that thread rings.
-        let Ok(ends) = self.ends.try_read() else { return false };
-        let Some(Endpoints { bell, socket, .. }) = &*ends else { return false };
+        let Some(ends) = self.ends.try_read() else { return false };
+        let Some(Endpoints { bell, socket, .. }) = ends.as_deref() else { return false };
         // Relaxed, here and below: the lock excludes `replace`.
         if self.state.load(Ordering::Relaxed) == CUT {
             return false;
@@ -145,8 +145,8 @@ impl Doorbell {
         }
         self.looked.store(now, Ordering::Relaxed);
         // Fails only while another thread closes or replaces the endpoints.
-        let Ok(ends) = self.ends.try_read() else { return false };
-        let Some(Endpoints { socket, control, .. }) = &*ends else { return true };
+        let Some(ends) = self.ends.try_read() else { return false };
+        let Some(Endpoints { socket, control, .. }) = ends.as_deref() else { return true };
         if socket.is_over() {
             self.state.store(CUT, Ordering::Relaxed);
             // A removed file: no daemon will find it. If the descriptor is lost, the next connection finds out.
@@ -164,8 +164,7 @@ impl Doorbell {
     /// Closes the descriptors, unless other threads keep using them; then `drop` closes them.
     pub(crate) fn close(&self) {
         for _ in 0..CLOSE_TRIES_MAX {
-            if let Ok(mut ends) = self.ends.try_write() {
-                *ends = None;
+            if self.ends.try_replace(None) {
                 return;
             }
             yield_now();

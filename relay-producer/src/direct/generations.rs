@@ -4,8 +4,10 @@
 //! handlers can look at any time. The price is that none are freed before the channel. Those of an ended connection
 //! stay, retired, see [`DirectBuffers::retire`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+
+use once_cell::race::OnceBox;
 
 use crate::direct::buffers::DirectBuffers;
 
@@ -14,7 +16,7 @@ use crate::direct::buffers::DirectBuffers;
 /// further connections use the socket only.
 const BUCKETS: usize = 20;
 
-type Bucket = Box<[OnceLock<Arc<DirectBuffers>>]>;
+type Bucket = Box<[OnceBox<Arc<DirectBuffers>>]>;
 
 /// The buffers of each connection that brought some.
 #[derive(Debug)]
@@ -23,13 +25,13 @@ pub(crate) struct Generations {
     first: Arc<DirectBuffers>,
     /// Number of later buffers. Never decreases.
     n_later: AtomicUsize,
-    later: [OnceLock<Bucket>; BUCKETS],
+    later: [OnceBox<Bucket>; BUCKETS],
 }
 
 impl Generations {
     pub(crate) fn new(first: Option<&Arc<DirectBuffers>>) -> Generations {
         let first = first.map_or_else(|| Arc::new(DirectBuffers::none()), Arc::clone);
-        Generations { first, n_later: AtomicUsize::new(0), later: [const { OnceLock::new() }; BUCKETS] }
+        Generations { first, n_later: AtomicUsize::new(0), later: [const { OnceBox::new() }; BUCKETS] }
     }
 
     /// Returns the first buffers. If writing there has ended, [`Self::later`] has newer ones.
@@ -51,8 +53,8 @@ impl Generations {
         // Relaxed: only callers of this function change it.
         let number = self.n_later.load(Ordering::Relaxed) + 1;
         let Some((bucket, at)) = place(number).filter(|(bucket, _)| *bucket < BUCKETS) else { return false };
-        let places = self.later[bucket].get_or_init(|| (0..1 << bucket).map(|_| OnceLock::new()).collect());
-        let is_new = places[at].set(Arc::clone(shared)).is_ok();
+        let empty = || Box::new((0..1 << bucket).map(|_| OnceBox::new()).collect());
+        let is_new = self.later[bucket].get_or_init(empty)[at].set(Box::new(Arc::clone(shared))).is_ok();
         debug_assert!(is_new, "places are taken in turn");
         self.n_later.store(number, Ordering::Release);
         is_new

@@ -14,16 +14,19 @@ use nix::poll::PollFlags;
 use nix::sched::sched_getcpu;
 use relay::Geometry;
 use relay::layout::geometry::MESSAGE_MAX;
+use relay::system::thread_id::ThisThread;
 use relay::wire::frame::{
     ALL_CPUS, ANSWER_MAX, Body, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, WRITE_REPLY, Write,
 };
 use relay::wire::socket::{Deadline, SendError, Socket};
 
+use crate::definitions::{Defined, new_instance};
 use crate::direct::buffers::DirectBuffers;
+use crate::direct::content::{Content, Form};
 use crate::error::{NoSuchCpu, RequestError};
 use crate::socket::handshake::{FIRST_FREE_ID, Opened};
 use crate::socket::replies::{Replies, Reply};
-use crate::socket::write_frame::{WriteFrame, pieces};
+use crate::socket::write_frame::{WireMessage, WriteFrame, pieces};
 
 /// An open channel on a connected socket.
 #[derive(Debug)]
@@ -43,6 +46,8 @@ pub(crate) struct Connection {
     pid: u32,
     /// The channel's number.
     channel: u32,
+    /// Number by which ids of defined events are found.
+    instance: u32,
     /// Messages lost on their way to each buffer, and not yet reported to the daemon.
     lost: Box<[AtomicU64]>,
     /// Whether frames were sent for each buffer whose effect no sync has waited for.
@@ -54,6 +59,17 @@ pub(crate) struct Connection {
     /// Whether a long message is begun and not completed.
     unfinished: RwLock<bool>,
     replies: Replies,
+}
+
+/// The reason for which a message is not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unsendable {
+    /// The channel is raw, and the message a record.
+    OtherKind,
+    /// The daemon has given the record's event no id.
+    NotDefined,
+    /// It is longer than the daemon takes from a socket.
+    TooBig,
 }
 
 /// Destination and treatment of a frame with messages.
@@ -72,7 +88,11 @@ impl Connection {
         opened: &Opened,
         sharing: Result<Arc<DirectBuffers>, String>,
     ) -> Connection {
-        let Opened { hello, reply, geometry } = opened;
+        let Opened { hello, reply, geometry, ids, .. } = opened;
+        let instance = sharing.as_ref().map_or_else(|_| new_instance(), |shared| shared.instance());
+        for (defined, id) in ids {
+            defined.settle(instance, *id);
+        }
         Connection {
             socket,
             path,
@@ -83,6 +103,7 @@ impl Connection {
             sharing,
             pid: std::process::id(),
             channel: reply.channel,
+            instance,
             lost: (0..reply.n_bufs).map(|_| AtomicU64::new(0)).collect(),
             unsynced: (0..reply.n_bufs).map(|_| AtomicBool::new(false)).collect(),
             syncing: Mutex::default(),
@@ -107,6 +128,24 @@ impl Connection {
         let cpu = cpu.unwrap_or_else(|| sched_getcpu().unwrap_or(0));
         let n_bufs = self.n_bufs();
         if cpu < n_bufs { Ok(cpu) } else { Err(NoSuchCpu { cpu, n_bufs }) }
+    }
+
+    /// Returns the number by which ids of defined events are found.
+    pub(crate) fn instance(&self) -> u32 {
+        self.instance
+    }
+
+    /// Returns a message as a frame carries it.
+    pub(crate) fn message<'a>(&self, content: Content<'a>) -> Result<WireMessage<'a>, Unsendable> {
+        let message = match content {
+            Content::Bytes(payload) if !self.geometry.timed() => WireMessage { head: None, payload },
+            Content::Record(..) if !self.geometry.timed() => return Err(Unsendable::OtherKind),
+            _ => match content.stamped(self.instance, ThisThread::find().id()) {
+                Some(Form::Stamped { head, payload }) => WireMessage { head: Some(head), payload },
+                _ => return Err(Unsendable::NotDefined),
+            },
+        };
+        if message.len() > self.message_max { Err(Unsendable::TooBig) } else { Ok(message) }
     }
 
     /// Returns whether this process made the connection.
@@ -216,7 +255,7 @@ impl Connection {
     /// Waits until `deadline` for room for all of it.
     pub(crate) fn send_long(
         &self,
-        message: &[u8],
+        message: WireMessage<'_>,
         envelope: Envelope,
         deadline: Deadline,
     ) -> Result<(), SendError> {
@@ -256,6 +295,17 @@ impl Connection {
             self.when_room(deadline, || self.report_losses(cpu))?;
         }
         let packet = Flush { channel: self.channel, cpu: ALL_CPUS }.frame(0, id);
+        self.when_room(deadline, || self.send_packet(&packet))
+    }
+
+    /// Sends the definition of an event. Waits until `deadline` for room.
+    pub(crate) fn send_define(
+        &self,
+        defined: &Defined,
+        id: u32,
+        deadline: Deadline,
+    ) -> Result<(), SendError> {
+        let packet = defined.request(self.channel).frame(0, id);
         self.when_room(deadline, || self.send_packet(&packet))
     }
 

@@ -1,25 +1,34 @@
 //! The handshake from a path to an open channel: connect, `HELLO`, `OPEN`, `SHARE`.
+//! On a timed channel `ATTACH` and `LEVELS` come before `SHARE`, and a `DEFINE` for each event that the program has
+//! defined.
 //!
 //! It can be interrupted and continued at any point, so that a producer that must not wait still gets a new connection.
 
+use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::PollFlags;
+use relay::layout::geometry::TIMED_SUBBUF_SIZE_MIN;
+use relay::layout::levels::LEVELS_VERSION;
 use relay::wire::frame::{
-    ANSWER_MAX, Body, Frame, Hello, HelloReply, OPEN_CREATE, Open, OpenReply, Refusal, Share, ShareReply,
-    VERSION,
+    ANSWER_MAX, Attach, AttachReply, Body, DefineReply, Frame, Hello, HelloReply, Levels as AskLevels,
+    LevelsReply, OPEN_CREATE, OPEN_WRITE, Open, OpenReply, Refusal, Share, ShareReply, VERSION,
 };
 use relay::wire::socket::{ConnectError, Deadline, Socket, refusal};
 use relay::{ChannelName, Geometry, GeometryError, GeometrySpec};
 
+use crate::definitions::{Defined, Definitions};
 use crate::direct::buffers::DirectBuffers;
 use crate::error::OpenError;
+use crate::levels::Levels;
 use crate::socket::connection::Connection;
 use crate::socket::receive_files::{FileReceiver, wanted};
+use crate::socket::replies::id_of;
 use crate::transport::TransportChoice;
 
 /// Time for a daemon to open a channel. A slower peer is not a relayfs daemon.
@@ -29,7 +38,8 @@ const FRAME_MAX_LEAST: usize = 512;
 
 const HELLO_ID: u32 = 1;
 const OPEN_ID: u32 = 2;
-const SHARE_ID: u32 = 3;
+/// Of `ATTACH`, `LEVELS`, each `DEFINE`, and `SHARE`: each of them is sent after the answer to the one before.
+const LATER_ID: u32 = 3;
 /// The errno of a daemon whose release does not know a request.
 const NOT_SUPPORTED: i32 = Errno::EOPNOTSUPP as i32;
 /// First id after the handshake.
@@ -42,6 +52,10 @@ pub(crate) struct OpenRequest {
     pub(crate) spec: GeometrySpec,
     pub(crate) create: bool,
     pub(crate) transport: TransportChoice,
+    /// The events that every connection must know.
+    pub(crate) definitions: Arc<Definitions>,
+    /// Which messages are written.
+    pub(crate) levels: Arc<Levels>,
 }
 
 impl OpenRequest {
@@ -50,13 +64,15 @@ impl OpenRequest {
     pub(crate) fn check(&self) -> Result<(), GeometryError> {
         let mut least = self.spec;
         least.n_subbufs.get_or_insert(1);
-        least.subbuf_size.get_or_insert(self.spec.header.map_or(1, |header| header.saturating_add(1)));
+        let smallest = if self.spec.timed == Some(true) { TIMED_SUBBUF_SIZE_MIN } else { 1 };
+        let smallest = self.spec.header.map_or(smallest, |header| smallest.max(header.saturating_add(1)));
+        least.subbuf_size.get_or_insert(smallest);
         least.build().map(drop)
     }
 
     fn frame(&self) -> Vec<u8> {
         let open = Open::new(&self.name, &self.spec);
-        open.frame(if self.create { OPEN_CREATE } else { 0 }, OPEN_ID)
+        open.frame(OPEN_WRITE | if self.create { OPEN_CREATE } else { 0 }, OPEN_ID)
     }
 }
 
@@ -76,6 +92,10 @@ pub(crate) struct Handshake {
 enum Stage {
     Hello,
     Open(HelloReply),
+    Attach(Opened),
+    Levels(Opened),
+    /// The events that are still to be defined; the last one has been sent.
+    Define(Opened, Vec<Arc<Defined>>),
     Share(Opened, Box<FileReceiver>),
 }
 
@@ -85,6 +105,13 @@ pub(crate) struct Opened {
     pub(crate) hello: HelloReply,
     pub(crate) reply: OpenReply,
     pub(crate) geometry: Geometry,
+    n_bufs: usize,
+    /// This process's number on a timed channel; 0 if the daemon gave none.
+    pub(crate) process: u32,
+    /// Ids of the program's events. Those that the daemon has refused have none.
+    pub(crate) ids: Vec<(Arc<Defined>, u16)>,
+    /// The file of a timed channel's levels.
+    levels: Option<File>,
 }
 
 /// State of a handshake after the time it was given.
@@ -114,8 +141,8 @@ impl Handshake {
     }
 
     /// Returns the error for a daemon that has used up its time.
-    pub(crate) fn overdue(&self) -> OpenError {
-        ConnectError::Silent { socket: self.socket_shown(), seconds: OPEN_LIMIT.as_secs() }.into()
+    pub(crate) fn overdue(&self, limit: Duration) -> OpenError {
+        ConnectError::Silent { socket: self.socket_shown(), seconds: limit.as_secs() }.into()
     }
 
     /// Continues until the channel is open or the deadline has passed.
@@ -164,16 +191,52 @@ impl Handshake {
             Stage::Open(hello) => {
                 let reply = self.answer::<OpenReply>(packet, OPEN_ID)?;
                 let (geometry, n_bufs) = reply.shape().ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
-                let opened = Opened { hello, reply, geometry };
-                if let Err(why) = wanted(request.transport, &geometry) {
-                    return self.done(opened, Err(why), request);
+                let opened =
+                    Opened { hello, reply, geometry, n_bufs, process: 0, ids: Vec::new(), levels: None };
+                if !geometry.timed() {
+                    return self.ask_for_files(opened, request);
                 }
-                self.send(&Share { channel: reply.channel }.frame(0, SHARE_ID));
-                let files = FileReceiver::new(geometry, n_bufs, self.mapped.take());
-                Stage::Share(opened, Box::new(files))
+                // Root's daemon may not look.
+                let executable = fs::read_link("/proc/self/exe").unwrap_or_default();
+                let executable = executable.as_os_str().as_bytes();
+                self.send(&Attach { channel: reply.channel, executable }.frame(0, LATER_ID));
+                Stage::Attach(opened)
+            }
+            Stage::Attach(mut opened) => {
+                opened.process = match self.answer::<AttachReply>(packet, LATER_ID) {
+                    Ok(reply) => reply.process,
+                    // Records then have their threads alone.
+                    Err(OpenError::Refused(_)) => 0,
+                    Err(error) => return Err(error),
+                };
+                self.send(&AskLevels { channel: opened.reply.channel }.frame(0, LATER_ID));
+                Stage::Levels(opened)
+            }
+            Stage::Levels(mut opened) => {
+                match self.answer::<LevelsReply>(packet, LATER_ID) {
+                    Ok(LevelsReply { layout_version: LEVELS_VERSION }) => {
+                        opened.levels = descriptors.into_iter().next().map(File::from);
+                    }
+                    // A file of a later layout, or a daemon of an earlier release: only the program's levels count.
+                    Ok(_) | Err(OpenError::Refused(_)) => {}
+                    Err(error) => return Err(error),
+                }
+                return self.define_next(opened, request.definitions.all(), request);
+            }
+            Stage::Define(mut opened, mut left) => {
+                match self.answer::<DefineReply>(packet, LATER_ID) {
+                    Ok(reply) => {
+                        let id = id_of(reply).ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
+                        opened.ids.extend(left.pop().map(|defined| (defined, id)));
+                    }
+                    // A write of this event then fails.
+                    Err(OpenError::Refused(_)) => drop(left.pop()),
+                    Err(error) => return Err(error),
+                }
+                return self.define_next(opened, left, request);
             }
             Stage::Share(opened, mut files) => {
-                match self.answer::<ShareReply>(packet, SHARE_ID) {
+                match self.answer::<ShareReply>(packet, LATER_ID) {
                     Ok(reply) => files.receive(reply, descriptors).map_err(|why| self.not_ours(why))?,
                     Err(OpenError::Refused(refused)) => {
                         let why = match refused.errno {
@@ -185,12 +248,36 @@ impl Handshake {
                     Err(error) => return Err(error),
                 }
                 if files.is_complete() {
-                    let shared = files.finish(&self.socket);
+                    let shared = files.finish(&self.socket, opened.process);
                     return self.done(opened, shared, request);
                 }
                 Stage::Share(opened, files)
             }
         };
+        Ok(Progress::Waiting(self))
+    }
+
+    /// Sends the last of the definitions that are left, or asks for the files if none is left.
+    fn define_next(
+        mut self,
+        opened: Opened,
+        left: Vec<Arc<Defined>>,
+        request: &OpenRequest,
+    ) -> Result<Progress, OpenError> {
+        let Some(defined) = left.last() else { return self.ask_for_files(opened, request) };
+        self.send(&defined.request(opened.reply.channel).frame(0, LATER_ID));
+        self.stage = Stage::Define(opened, left);
+        Ok(Progress::Waiting(self))
+    }
+
+    /// Asks for the channel's buffers, if this process can use them.
+    fn ask_for_files(mut self, opened: Opened, request: &OpenRequest) -> Result<Progress, OpenError> {
+        if let Err(why) = wanted(request.transport, &opened.geometry) {
+            return self.done(opened, Err(why), request);
+        }
+        self.send(&Share { channel: opened.reply.channel }.frame(0, LATER_ID));
+        let files = FileReceiver::new(opened.geometry, opened.n_bufs, self.mapped.take());
+        self.stage = Stage::Share(opened, Box::new(files));
         Ok(Progress::Waiting(self))
     }
 
@@ -203,7 +290,10 @@ impl Handshake {
     ) -> Result<Progress, OpenError> {
         match shared {
             Err(why) if request.transport == TransportChoice::Shared => Err(OpenError::NotShared { why }),
-            shared => Ok(Progress::Done(Connection::new(self.socket, self.path, &opened, shared))),
+            shared => {
+                request.levels.attach(opened.levels.as_ref());
+                Ok(Progress::Done(Connection::new(self.socket, self.path, &opened, shared)))
+            }
         }
     }
 
@@ -235,6 +325,8 @@ impl Handshake {
 
 #[cfg(test)]
 mod tests {
+    use relay::trace::directives::Directives;
+
     use super::*;
 
     fn check(spec: &str) -> Result<(), GeometryError> {
@@ -243,18 +335,27 @@ mod tests {
             spec: spec.parse().unwrap(),
             create: true,
             transport: TransportChoice::Auto,
+            definitions: Arc::default(),
+            levels: Arc::new(Levels::new(Directives::default())),
         }
         .check()
     }
 
     #[test]
     fn geometry_that_no_daemon_can_accept_is_refused() {
-        for good in ["", "subbuf-size=64M", "n-subbufs=65536", "header=300K", "subbuf-size=1:n-subbufs=1"] {
+        for good in
+            ["", "subbuf-size=64M", "n-subbufs=65536", "header=300K", "subbuf-size=1:n-subbufs=1", "timed"]
+        {
             assert_eq!(check(good), Ok(()), "{good}");
         }
-        for bad in
-            ["subbuf-size=0", "n-subbufs=0", "subbuf-size=4G", "header=64M", "subbuf-size=16:header=16"]
-        {
+        for bad in [
+            "subbuf-size=0",
+            "n-subbufs=0",
+            "subbuf-size=4G",
+            "header=64M",
+            "subbuf-size=16:header=16",
+            "timed:header=8",
+        ] {
             assert!(check(bad).is_err(), "{bad}");
         }
     }

@@ -21,6 +21,7 @@ use relay::system::descriptor::HeldFd;
 use relay::wire::frame::{SHARE_FIRST_EXTRA, ShareReply};
 use relay::wire::socket::Socket;
 
+use crate::direct::attachment::why_other_clock;
 use crate::direct::buffers::{DirectBuffers, FileId};
 use crate::direct::doorbell::{Doorbell, Endpoints};
 use crate::direct::rseq::Sequences;
@@ -32,10 +33,8 @@ pub(crate) fn wanted(choice: TransportChoice, geometry: &Geometry) -> Result<(),
         "it was asked for"
     } else if geometry.global() {
         "a global channel is written by the daemon alone"
-    } else if !cfg!(all(target_arch = "x86_64", target_os = "linux")) {
-        "shared buffers need Linux on x86-64"
-    } else if Sequences::find().is_none() {
-        "the C library registers no restartable sequences: glibc 2.35 and later do, unless glibc.pthread.rseq=0"
+    } else if let Some(why) = Sequences::why_none() {
+        why
     } else {
         return Ok(());
     };
@@ -100,7 +99,8 @@ impl FileReceiver {
     }
 
     /// Returns the buffers, or the reason for which they cannot be used.
-    pub(crate) fn finish(self, socket: &Arc<Socket>) -> Result<Arc<DirectBuffers>, String> {
+    /// `process` is this process's number on a timed channel.
+    pub(crate) fn finish(self, socket: &Arc<Socket>, process: u32) -> Result<Arc<DirectBuffers>, String> {
         let control = match (self.unusable, self.control) {
             (None, Some(control)) => control,
             (why, _) => return Err(why.unwrap_or_else(|| "no control file came".into())),
@@ -108,10 +108,16 @@ impl FileReceiver {
         let ends = Endpoints { bell: control.bell, socket: Arc::clone(socket), control: control.file };
         match self.mapped {
             Some(mapped) if control.mapped.is_none() => {
-                mapped.attach(ends);
+                mapped.attach(ends, process);
                 Ok(mapped)
             }
-            _ => Ok(Arc::new(DirectBuffers::new(self.buffers, control.id, Doorbell::new(ends)))),
+            _ => match self.buffers.first().and_then(why_other_clock) {
+                Some(why) => Err(why),
+                None => {
+                    let doorbell = Doorbell::new(ends);
+                    Ok(Arc::new(DirectBuffers::new(self.buffers, control.id, doorbell, process)))
+                }
+            },
         }
     }
 

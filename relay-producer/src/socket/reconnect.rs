@@ -1,24 +1,30 @@
 //! A channel's link to its daemon: the latest connection, and getting the next one.
 
 use std::path::{Path, PathBuf};
-use std::process;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, TryLockError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use once_cell::race::OnceBox;
+use relay::system::process_lock::ProcessLock;
 use relay::wire::socket::{ConnectError, find};
 
+use crate::definitions::Definitions;
 use crate::direct::buffers::DirectBuffers;
 use crate::direct::generations::Generations;
 use crate::error::{OpenError, RequestError};
+use crate::levels::Levels;
 use crate::socket::connection::Connection;
+use crate::socket::follow::{Act, Follower};
 use crate::socket::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
 
 /// Least time between two tries to connect after a loss of the connection.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Least time between two tries of a thread that only waits for a daemon.
 const AWAIT_INTERVAL: Duration = Duration::from_millis(50);
+/// Wait for the answers of a daemon that no message needs.
+const SEARCH_WAIT: Duration = Duration::from_millis(200);
 /// Sleep of such a thread between two looks.
 const AWAIT_SLEEP: Duration = Duration::from_millis(10);
 
@@ -28,20 +34,22 @@ pub(crate) struct Link {
     mount: PathBuf,
     request: OpenRequest,
     /// The latest connection. Locked only to take or replace the `Arc`.
-    current: RwLock<Arc<Connection>>,
+    current: ProcessLock<Option<Arc<Connection>>>,
+    /// The same while a thread replaces `current`: a child that is forked at that moment has it from here.
+    next: ProcessLock<Option<Arc<Connection>>>,
     /// The buffers of the latest connection, for threads that must not lock.
     buffers: Generations,
-    redial: Mutex<Redial>,
+    redial: ProcessLock<Redial>,
     /// Whether the channel was closed, so that no further connection is made.
     closed: AtomicBool,
+    /// The front end that wants to know of changed levels.
+    follower: OnceBox<Follower>,
 }
 
 /// The search for a new daemon.
 #[derive(Debug, Default)]
 struct Redial {
     last_try: Option<Instant>,
-    /// The process that tried.
-    pid: u32,
     pending: Option<Handshake>,
 }
 
@@ -59,16 +67,40 @@ impl Link {
             mount,
             request,
             buffers: Generations::new(connection.sharing.as_ref().ok()),
-            current: RwLock::new(Arc::new(connection)),
-            redial: Mutex::default(),
+            current: ProcessLock::new(Some(Arc::new(connection)), Clone::clone),
+            next: ProcessLock::default(),
+            redial: ProcessLock::new(Redial::default(), |_| Redial::default()),
             closed: AtomicBool::new(false),
+            follower: OnceBox::new(),
         }
+    }
+
+    /// Returns which messages are written.
+    pub(crate) fn levels(&self) -> &Arc<Levels> {
+        &self.request.levels
+    }
+
+    /// Calls `act` on another thread now, and whenever the levels have changed. A link has one such front end.
+    pub(crate) fn follow_levels(self: &Arc<Self>, act: Act) {
+        self.follower.get_or_init(|| Box::new(Follower::new(Arc::downgrade(self), act))).start();
+    }
+
+    /// Returns whether the channel was closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Looks whether the daemon is there, and tries to reach the next one if not. Returns whether one is there.
+    pub(crate) fn look_for_daemon(&self) -> bool {
+        let latest = self.latest();
+        latest.look();
+        latest.works() || self.reconnect(SEARCH_WAIT, RETRY_INTERVAL).is_ok()
     }
 
     /// Ends the connection for good.
     /// Threads inside a call get an error, or have written where no daemon reads.
     pub(crate) fn close(&self) {
-        let mut redial = self.redial.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut redial = self.redial.write();
         // Relaxed: read with the lock.
         self.closed.store(true, Ordering::Relaxed);
         redial.pending = None;
@@ -77,6 +109,7 @@ impl Link {
         if let Ok(shared) = &latest.sharing {
             shared.retire();
         }
+        self.levels().attach(None);
     }
 
     /// Returns the buffers for direct writing.
@@ -84,14 +117,24 @@ impl Link {
         &self.buffers
     }
 
-    pub(crate) fn latest(&self) -> Arc<Connection> {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns the events that the program has defined.
+    pub(crate) fn definitions(&self) -> &Definitions {
+        &self.request.definitions
     }
 
-    /// Returns a connection that works as far as is known.
-    pub(crate) fn connection(&self, may_wait: bool) -> Result<Arc<Connection>, NoConnection> {
+    pub(crate) fn latest(&self) -> Arc<Connection> {
+        let latest = self.current.read().clone().or_else(|| self.next.read().clone());
+        latest.unwrap_or_else(|| unreachable!("one of them has it at any time"))
+    }
+
+    /// Returns a connection that works as far as is known, without waiting for a new daemon.
+    pub(crate) fn connection_now(&self) -> Result<Arc<Connection>, NoConnection> {
+        self.connection_within(Duration::ZERO)
+    }
+
+    /// Returns a connection that works as far as is known. Waits at most this long for the answers of a new daemon.
+    pub(crate) fn connection_within(&self, wait: Duration) -> Result<Arc<Connection>, NoConnection> {
         let latest = self.latest();
-        let wait = if may_wait { OPEN_LIMIT } else { Duration::ZERO };
         if latest.works() { Ok(latest) } else { self.reconnect(wait, RETRY_INTERVAL) }
     }
 
@@ -119,13 +162,10 @@ impl Link {
     /// Waits at most `wait` for answers.
     #[cold]
     fn reconnect(&self, wait: Duration, interval: Duration) -> Result<Arc<Connection>, NoConnection> {
-        let mut redial = match self.redial.try_lock() {
-            Ok(redial) => redial,
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-            Err(TryLockError::WouldBlock) if !wait.is_zero() => {
-                self.redial.lock().unwrap_or_else(PoisonError::into_inner)
-            }
-            Err(TryLockError::WouldBlock) => return Err(None),
+        let mut redial = match self.redial.try_write() {
+            Some(redial) => redial,
+            None if !wait.is_zero() => self.redial.write(),
+            None => return Err(None),
         };
         let latest = self.latest();
         if latest.works() {
@@ -137,9 +177,6 @@ impl Link {
         }
         if self.closed.load(Ordering::Relaxed) {
             return Err(None);
-        }
-        if redial.pid != process::id() {
-            *redial = Redial { pid: process::id(), ..Redial::default() };
         }
         // A child has lost no message yet, and must not lose its first one.
         let wait = if latest.is_own() { wait } else { OPEN_LIMIT };
@@ -167,7 +204,9 @@ impl Link {
             connection.inherit_losses(latest);
         }
         let connection = Arc::new(connection);
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = connection.clone();
+        self.next.replace(Some(connection.clone()), || ());
+        self.current.replace(Some(connection.clone()), || ());
+        self.next.replace(None, || ());
         let mapped = latest.sharing.as_ref().ok();
         let shared = connection.sharing.as_ref().ok();
         let replaced = mapped.filter(|mapped| !shared.is_some_and(|shared| Arc::ptr_eq(shared, mapped)));
@@ -180,6 +219,9 @@ impl Link {
         }
         if let Some(replaced) = replaced {
             replaced.retire();
+        }
+        if let Some(follower) = self.follower.get() {
+            follower.start();
         }
         connection
     }
@@ -198,6 +240,15 @@ impl Link {
                 Handshake::begin(&find(&self.mount)?, wait, mapped)
             }
             begun => begun,
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // The thread that follows the levels ends now, not at its next look.
+        if self.follower.get().is_some() {
+            self.levels().wake();
         }
     }
 }

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use relay::wire::frame::{Body, Frame, FrameType, WriteReply};
+use relay::trace::event::id::DEFINED;
+use relay::wire::frame::{Body, DefineReply, Frame, FrameType, WriteReply};
 use relay::wire::socket::{Deadline, Refused, refusal};
 
 use crate::error::RequestError;
@@ -18,6 +19,8 @@ use crate::error::RequestError;
 pub(crate) enum Reply {
     Written(WriteReply),
     Done,
+    /// The id of a defined event.
+    Defined(u16),
     Refused(Refused),
 }
 
@@ -30,6 +33,10 @@ impl Reply {
                 Reply::Written(WriteReply::decode(frame.body).map_err(|error| error.to_string())?)
             }
             (FrameType::Flush | FrameType::Close, true) => Reply::Done,
+            (FrameType::Define, true) => {
+                let reply = DefineReply::decode(frame.body).map_err(|error| error.to_string())?;
+                Reply::Defined(id_of(reply).ok_or_else(|| format!("{reply:?}"))?)
+            }
             (FrameType::Error, _) => Reply::Refused(refusal(frame.body)?),
             (kind, _) => return Err(format!("an unexpected {kind:?} frame")),
         };
@@ -41,9 +48,14 @@ impl Reply {
         match self {
             Reply::Written(counts) => Ok(counts),
             Reply::Refused(refusal) => Err(refusal.into()),
-            Reply::Done => Err(RequestError::Garbled("no counts for a write".into())),
+            Reply::Done | Reply::Defined(_) => Err(RequestError::Garbled("no counts for a write".into())),
         }
     }
+}
+
+/// Returns the id in an answer, if a defined event can have it.
+pub(crate) fn id_of(reply: DefineReply) -> Option<u16> {
+    u16::try_from(reply.id).ok().filter(|id| *id >= DEFINED)
 }
 
 /// The replies of one connection.

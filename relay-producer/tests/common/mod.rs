@@ -21,8 +21,8 @@ use nix::sys::socket::{
 };
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::wire::frame::{
-    Body, FRAME_MAX, Flush, Frame, FrameType, Hello, HelloReply, Messages, Open, OpenReply, Refusal, Share,
-    WRITE_MORE, WRITE_REPLY, Write, WriteReply, done,
+    Body, FRAME_MAX, Flush, Frame, FrameType, Hello, HelloReply, Messages, OPEN_CREATE, Open, OpenReply,
+    Refusal, Share, WRITE_MORE, WRITE_REPLY, Write, WriteReply, done,
 };
 use relay::{Geometry, GeometrySpec, Mode};
 use relay_producer::{Channel, TransportChoice};
@@ -32,7 +32,7 @@ use files::Files;
 
 /// Longest time that a test waits for a condition.
 /// A longer wait means that something is broken.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// CPUs of the pretended machine: at least as many as any machine that runs the tests.
 pub const N_CPUS: u32 = 1024;
 
@@ -348,10 +348,10 @@ impl<'a> Session<'a> {
     fn open(&self, frame: &Frame<'_>, store: &mut Store) {
         let open = Open::decode(frame.body).unwrap();
         let name = String::from_utf8(open.name.to_vec()).unwrap();
-        let create = frame.flags != 0;
+        let create = frame.flags & OPEN_CREATE != 0;
         let exists = name == self.manners.existing;
         if !exists && !create {
-            let text = format!("no channel '{name}': there is {}", self.manners.existing);
+            let text = format!("no channel '{name}' (existing: {})", self.manners.existing);
             self.peer.send(&Refusal { errno: 2, text }.frame(0, frame.id));
             return;
         }

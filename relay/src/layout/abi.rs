@@ -5,14 +5,22 @@
 //!
 //! ```text
 //! control   0                 ControlHeader
+//!           anchors_offset    AnchorTable, of a timed channel
+//!           threads_offset    ThreadTable, of a timed channel
 //!           buffers_offset    BufferBlock of buffer 0, then its records: two for each slot, by parity of the lap
 //!           + buffer_stride   BufferBlock of buffer 1 ...
 //! ```
 //!
 //! Everything is little-endian and naturally aligned; reserved bytes are zero.
 
+mod anchors;
+mod threads;
+
 use std::fmt;
 
+pub use self::anchors::{AnchorTable, Anchors};
+pub use self::threads::ThreadTable;
+use crate::clock::Clock;
 use crate::layout::geometry::{Geometry, GeometrySpec, Mode};
 use crate::layout::position::Widths;
 use crate::memory::sync::{AtomicByte, AtomicU64};
@@ -21,8 +29,22 @@ use crate::memory::sync::{AtomicByte, AtomicU64};
 pub const CONTROL_MAGIC: [u8; 8] = *b"relayctl";
 /// Version of this layout.
 pub const LAYOUT_VERSION: u32 = 1;
-/// Where the first buffer's block begins in a control file, in bytes.
+/// Length of a raw channel's header in bytes; what [`ControlHeader`] has behind it belongs to timed channels.
+pub const RAW_HEADER_LEN: u32 = 88;
+/// Bit of [`ControlHeader::features_required`]: the buffers hold records with time stamps.
+pub const FEATURE_TIMED: u64 = 1;
+/// Where the first buffer's block begins in a raw channel's control file, in bytes.
 pub const BUFFERS_OFFSET: usize = 4096;
+/// Where the first buffer's block begins in a timed channel's control file, in bytes.
+pub const TIMED_BUFFERS_OFFSET: usize = 49152;
+/// Where the anchors lie in a timed channel's control file, in bytes.
+pub const ANCHORS_OFFSET: usize = 4096;
+/// Where the table of threads lies in a timed channel's control file, in bytes.
+pub const THREADS_OFFSET: usize = 16384;
+/// Most anchors in the table. Models have fewer, since loom watches each word.
+pub const ANCHORS_MAX: usize = if cfg!(loom) { 2 } else { 128 };
+/// Words in the table of threads.
+pub const THREADS_LEN: usize = if cfg!(loom) { 4 } else { 4096 };
 /// Length of a [`BufferBlock`] in bytes.
 pub const BLOCK_LEN: usize = 512;
 /// Length of a [`Record`] in bytes.
@@ -31,6 +53,9 @@ pub const RECORD_LEN: usize = 64;
 pub const FLAG_OVERWRITE: u32 = 1;
 /// Bit of [`ControlHeader::flags`]: one buffer for all CPUs.
 pub const FLAG_GLOBAL: u32 = 2;
+
+/// Bit of [`ControlHeader::flags`]: records with time stamps.
+pub const FLAG_TIMED: u32 = 4;
 
 /// Start of a control file.
 /// Processes that map the file use the offsets and strides in it, not constants.
@@ -41,9 +66,9 @@ pub struct ControlHeader {
     pub magic: [u8; 8],
     /// [`LAYOUT_VERSION`].
     pub layout_version: u32,
-    /// Size of this header in bytes.
+    /// Size of this header in bytes: [`RAW_HEADER_LEN`], or 128 for a timed channel.
     pub header_len: u32,
-    /// Bits of features that a process must know to use the file; none are defined yet.
+    /// Bits of features that a process must know to use the file: [`FEATURE_TIMED`].
     pub features_required: u64,
     /// Bits of features that a process may ignore; none are defined yet.
     pub features_optional: u64,
@@ -53,7 +78,7 @@ pub struct ControlHeader {
     pub n_subbufs: u32,
     /// Zeroed bytes at the start of each sub-buffer.
     pub header: u32,
-    /// [`FLAG_OVERWRITE`], [`FLAG_GLOBAL`].
+    /// [`FLAG_OVERWRITE`], [`FLAG_GLOBAL`], [`FLAG_TIMED`].
     pub flags: u32,
     /// Number of buffers.
     pub n_bufs: u32,
@@ -72,6 +97,18 @@ pub struct ControlHeader {
     /// Distance from one [`Record`] to the next, in bytes.
     /// The record of slot s in lap l is number `2 * s + l % 2`.
     pub record_stride: u64,
+    /// Number of the clock that stamps, see [`Clock`]. A raw channel's header has zeroes from here on, or other bytes.
+    pub clock: u32,
+    /// Zero.
+    pub reserved_clock: u32,
+    /// Ticks of the clock per second, as first measured.
+    pub ticks_per_second: u64,
+    /// Offset of the [`AnchorTable`], in bytes.
+    pub anchors_offset: u64,
+    /// Offset of the [`ThreadTable`], in bytes.
+    pub threads_offset: u64,
+    /// Zero.
+    pub reserved_end: u64,
 }
 
 /// Shared words of one buffer.
@@ -98,7 +135,16 @@ pub struct BufferBlock {
     /// Newest sub-buffer that a writer has begun to write into: `lap | slot | 0`.
     /// Never decreases.
     pub begun: AtomicU64,
-    pad2: Pad<56>,
+    /// Times that a writer found every sub-buffer full where it had found room before.
+    /// This word and the next three are written by any process, atomically; only reports use them.
+    pub full: AtomicU64,
+    /// Bytes that messages refused for lack of room would have taken.
+    pub dropped_bytes: AtomicU64,
+    /// Bytes that the longest of these messages would have taken.
+    pub longest_dropped: AtomicU64,
+    /// Bytes that the longest message of [`Self::too_big`] would have taken.
+    pub longest_too_big: AtomicU64,
+    pad2: Pad<24>,
     /// Messages refused because every sub-buffer was full.
     pub dropped: AtomicU64,
     /// Messages refused because they are longer than a sub-buffer or the message limit.
@@ -108,7 +154,15 @@ pub struct BufferBlock {
     /// Times the daemon found a value in these files that no correct writer stores.
     /// A running daemon counts in its own memory and only stores here.
     pub corrected: AtomicU64,
-    pad3: Pad<32>,
+    /// When [`Self::dropped`] or [`Self::dropped_elsewhere`] changed last, in nanoseconds since 1970; 0: never.
+    /// Any process writes this word and the next three; only reports use them.
+    pub last_dropped: AtomicU64,
+    /// When [`Self::too_big`] changed last.
+    pub last_too_big: AtomicU64,
+    /// When [`Self::contended`] changed last.
+    pub last_contended: AtomicU64,
+    /// When a writer last gave up a sub-buffer that no reader had given back.
+    pub last_overwritten: AtomicU64,
     /// Messages that the daemon wrote on behalf of producers.
     pub written: AtomicU64,
     /// Bytes given to readers.
@@ -151,7 +205,11 @@ pub struct Record {
     pub padding: AtomicU64,
     /// Messages lost in this buffer, for any cause, when it was finished.
     pub lost: AtomicU64,
-    reserved: Pad<32>,
+    /// How many of [`Self::lost`] were too big; timed channels only.
+    pub too_big: AtomicU64,
+    /// Records in the buffer before it since the channel was created; timed channels only.
+    pub messages: AtomicU64,
+    reserved: Pad<16>,
 }
 
 /// Bytes without meaning.
@@ -176,7 +234,7 @@ impl<const N: usize> fmt::Debug for Pad<N> {
 const _: () = {
     use std::mem::offset_of;
 
-    assert!(size_of::<ControlHeader>() == 88);
+    assert!(size_of::<ControlHeader>() == 128);
     assert!(offset_of!(ControlHeader, layout_version) == 8);
     assert!(offset_of!(ControlHeader, header_len) == 12);
     assert!(offset_of!(ControlHeader, features_required) == 16);
@@ -192,6 +250,11 @@ const _: () = {
     assert!(offset_of!(ControlHeader, buffer_stride) == 64);
     assert!(offset_of!(ControlHeader, records_offset) == 72);
     assert!(offset_of!(ControlHeader, record_stride) == 80);
+    assert!(offset_of!(ControlHeader, clock) == RAW_HEADER_LEN as usize);
+    assert!(offset_of!(ControlHeader, ticks_per_second) == 96);
+    assert!(offset_of!(ControlHeader, anchors_offset) == 104);
+    assert!(offset_of!(ControlHeader, threads_offset) == 112);
+    assert!(offset_of!(ControlHeader, reserved_end) == 120);
 
     assert!(size_of::<BufferBlock>() == BLOCK_LEN);
     assert!(offset_of!(BufferBlock, state) == 0);
@@ -201,10 +264,18 @@ const _: () = {
     assert!(offset_of!(BufferBlock, old_contended) == 88);
     assert!(offset_of!(BufferBlock, old_overwritten_bytes) == 96);
     assert!(offset_of!(BufferBlock, begun) == 128);
+    assert!(offset_of!(BufferBlock, full) == 136);
+    assert!(offset_of!(BufferBlock, dropped_bytes) == 144);
+    assert!(offset_of!(BufferBlock, longest_dropped) == 152);
+    assert!(offset_of!(BufferBlock, longest_too_big) == 160);
     assert!(offset_of!(BufferBlock, dropped) == 192);
     assert!(offset_of!(BufferBlock, too_big) == 200);
     assert!(offset_of!(BufferBlock, contended) == 208);
     assert!(offset_of!(BufferBlock, corrected) == 216);
+    assert!(offset_of!(BufferBlock, last_dropped) == 224);
+    assert!(offset_of!(BufferBlock, last_too_big) == 232);
+    assert!(offset_of!(BufferBlock, last_contended) == 240);
+    assert!(offset_of!(BufferBlock, last_overwritten) == 248);
     assert!(offset_of!(BufferBlock, written) == 256);
     assert!(offset_of!(BufferBlock, read_bytes) == 264);
     assert!(offset_of!(BufferBlock, read_subbufs) == 272);
@@ -222,6 +293,11 @@ const _: () = {
     assert!(offset_of!(Record, begin) == 8);
     assert!(offset_of!(Record, padding) == 16);
     assert!(offset_of!(Record, lost) == 24);
+    assert!(offset_of!(Record, too_big) == 32);
+    assert!(offset_of!(Record, messages) == 40);
+
+    assert!(ANCHORS_OFFSET + size_of::<AnchorTable>() <= THREADS_OFFSET);
+    assert!(THREADS_OFFSET + size_of::<ThreadTable>() == TIMED_BUFFERS_OFFSET);
 };
 
 /// Size of a page in bytes.
@@ -229,32 +305,71 @@ const _: () = {
 const PAGE: u64 = 4096;
 
 /// Returns the control header of a channel of this geometry with `n_bufs` buffers.
+/// The clock of a timed channel is [`Clock::Monotonic`] until [`ControlHeader::with_clock`] sets another.
 pub fn control_header(geometry: &Geometry, n_bufs: usize) -> ControlHeader {
     let widths = Widths::new(geometry);
+    let timed = geometry.timed();
+    let if_timed = |value: usize| if timed { value as u64 } else { 0 };
     let records_len = 2 * geometry.n_subbufs() as u64 * RECORD_LEN as u64;
     ControlHeader {
         magic: CONTROL_MAGIC,
         layout_version: LAYOUT_VERSION,
-        header_len: size_of::<ControlHeader>() as u32,
-        features_required: 0,
+        header_len: if timed { size_of::<ControlHeader>() as u32 } else { RAW_HEADER_LEN },
+        features_required: if timed { FEATURE_TIMED } else { 0 },
         features_optional: 0,
         subbuf_size: geometry.subbuf_size() as u32,
         n_subbufs: geometry.n_subbufs() as u32,
         header: geometry.header() as u32,
         flags: if geometry.mode() == Mode::Overwrite { FLAG_OVERWRITE } else { 0 }
-            | if geometry.global() { FLAG_GLOBAL } else { 0 },
+            | if geometry.global() { FLAG_GLOBAL } else { 0 }
+            | if timed { FLAG_TIMED } else { 0 },
         n_bufs: n_bufs as u32,
         offset_bits: widths.offset_bits() as u8,
         slot_bits: widths.slot_bits() as u8,
         reserved: [0; 2],
-        buffers_offset: BUFFERS_OFFSET as u64,
+        buffers_offset: if timed { TIMED_BUFFERS_OFFSET } else { BUFFERS_OFFSET } as u64,
         buffer_stride: (BLOCK_LEN as u64 + records_len).next_multiple_of(PAGE),
         records_offset: BLOCK_LEN as u64,
         record_stride: RECORD_LEN as u64,
+        clock: if timed { Clock::Monotonic as u32 } else { 0 },
+        reserved_clock: 0,
+        ticks_per_second: if timed { NANOSECONDS } else { 0 },
+        anchors_offset: if_timed(ANCHORS_OFFSET),
+        threads_offset: if_timed(THREADS_OFFSET),
+        reserved_end: 0,
     }
 }
 
 impl ControlHeader {
+    /// Sets the clock of a timed channel, and its ticks per second as measured.
+    /// A raw channel's header stays as it is.
+    pub fn with_clock(self, clock: Clock, ticks_per_second: u64) -> ControlHeader {
+        if self.is_timed() { ControlHeader { clock: clock as u32, ticks_per_second, ..self } } else { self }
+    }
+
+    /// Returns the clock that stamps; `None` for a raw channel, or a number that no clock has.
+    pub fn clock(&self) -> Option<Clock> {
+        Clock::of_number(self.clock).filter(|_| self.is_timed())
+    }
+
+    fn is_timed(&self) -> bool {
+        self.features_required & FEATURE_TIMED != 0
+    }
+
+    /// Returns whether clock and tables of a timed channel make sense, and lie before the buffers.
+    fn has_tables(&self) -> bool {
+        let fits = |offset: u64, len: usize| {
+            let end = offset.checked_add(len as u64);
+            offset >= u64::from(self.header_len)
+                && offset.is_multiple_of(align_of::<AtomicU64>() as u64)
+                && end.is_some_and(|end| end <= self.buffers_offset)
+        };
+        self.header_len as usize >= size_of::<ControlHeader>()
+            && self.ticks_per_second > 0
+            && fits(self.anchors_offset, size_of::<AnchorTable>())
+            && fits(self.threads_offset, size_of::<ThreadTable>())
+    }
+
     /// Length of the control file in bytes.
     pub fn control_len(&self) -> u64 {
         self.buffers_offset.saturating_add(u64::from(self.n_bufs).saturating_mul(self.buffer_stride))
@@ -269,6 +384,7 @@ impl ControlHeader {
             header: Some(self.header.into()),
             mode: Some(if is(FLAG_OVERWRITE) { Mode::Overwrite } else { Mode::NoOverwrite }),
             global: Some(is(FLAG_GLOBAL)),
+            timed: Some(is(FLAG_TIMED)),
         };
         let (geometry, n_bufs) = (spec.build().ok()?, self.n_bufs as usize);
         geometry.can_have(n_bufs).then_some((geometry, n_bufs))
@@ -287,11 +403,15 @@ impl ControlHeader {
             .checked_add((2 * u64::from(self.n_subbufs)).saturating_mul(self.record_stride));
         if self.magic != CONTROL_MAGIC {
             Err("it is no control file")
-        } else if self.layout_version != LAYOUT_VERSION || self.features_required != 0 {
+        } else if self.layout_version != LAYOUT_VERSION || self.features_required & !FEATURE_TIMED != 0 {
             Err("its layout is of another release")
-        } else if shape(self) != shape(&own) {
+        } else if shape(self) != shape(&own) || self.features_required != own.features_required {
             Err("its geometry is not the channel's")
-        } else if self.buffers_offset < size_of::<ControlHeader>() as u64
+        } else if geometry.timed() && self.clock().is_none() {
+            Err("its clock is unknown")
+        } else if geometry.timed() && !self.has_tables() {
+            Err("its tables do not fit it")
+        } else if self.buffers_offset < u64::from(own.header_len)
             || self.records_offset < BLOCK_LEN as u64
             || self.record_stride < RECORD_LEN as u64
             || block_len.is_none_or(|len| len > self.buffer_stride)
@@ -304,7 +424,71 @@ impl ControlHeader {
     }
 }
 
+/// Ticks per second of [`Clock::Monotonic`].
+const NANOSECONDS: u64 = 1_000_000_000;
+
 /// Length of a buffer's data file in bytes: the ring, rounded up to whole pages as the kernel does.
 pub fn data_len(geometry: &Geometry) -> u64 {
     geometry.buffer_size().next_multiple_of(PAGE)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn geometry(text: &str) -> Geometry {
+        text.parse::<GeometrySpec>().unwrap().build().unwrap()
+    }
+
+    fn check(header: &ControlHeader, geometry: &Geometry) -> Result<(), &'static str> {
+        header.check(geometry, 2, control_header(geometry, 2).control_len())
+    }
+
+    /// Releases without timed channels accept a raw channel's file.
+    #[test]
+    fn raw_header_has_nothing_of_timed_channels() {
+        let raw = geometry("subbuf-size=4K");
+        let header = control_header(&raw, 2);
+        assert_eq!((header.header_len, header.features_required, header.flags), (88, 0, 0));
+        assert_eq!((header.buffers_offset, header.clock, header.ticks_per_second), (4096, 0, 0));
+        assert_eq!((header.anchors_offset, header.threads_offset), (0, 0));
+        assert_eq!(header.with_clock(Clock::Tsc, 7), header);
+        assert_eq!((check(&header, &raw), header.clock()), (Ok(()), None));
+        // What lies behind the header of another release means nothing.
+        let further = ControlHeader { clock: 77, anchors_offset: u64::MAX, reserved_end: 1, ..header };
+        assert_eq!((check(&further, &raw), further.clock()), (Ok(()), None));
+        assert_eq!(header.shape(), Some((raw, 2)));
+    }
+
+    #[test]
+    fn timed_header_is_refused_unless_clock_and_tables_are_sound() {
+        let timed = geometry("subbuf-size=4K:timed");
+        let header = control_header(&timed, 2);
+        assert_eq!((header.header_len, header.features_required, header.flags), (128, 1, 4));
+        assert_eq!((header.anchors_offset, header.threads_offset), (4096, 16384));
+        assert_eq!((header.buffers_offset, header.clock()), (49152, Some(Clock::Monotonic)));
+        assert_eq!((check(&header, &timed), header.shape()), (Ok(()), Some((timed, 2))));
+        let tsc = header.with_clock(Clock::Tsc, 3_000_000_000);
+        assert_eq!((check(&tsc, &timed), tsc.clock()), (Ok(()), Some(Clock::Tsc)));
+        for (wrong, said) in [
+            (ControlHeader { features_required: 3, ..header }, "its layout is of another release"),
+            (ControlHeader { features_required: 0, ..header }, "its geometry is not the channel's"),
+            (ControlHeader { flags: 0, ..header }, "its geometry is not the channel's"),
+            (ControlHeader { clock: 0, ..header }, "its clock is unknown"),
+            (ControlHeader { clock: 3, ..header }, "its clock is unknown"),
+            (ControlHeader { ticks_per_second: 0, ..header }, "its tables do not fit it"),
+            (ControlHeader { header_len: 88, ..header }, "its tables do not fit it"),
+            (ControlHeader { anchors_offset: 120, ..header }, "its tables do not fit it"),
+            (ControlHeader { anchors_offset: 4097, ..header }, "its tables do not fit it"),
+            (ControlHeader { anchors_offset: 49152, ..header }, "its tables do not fit it"),
+            (ControlHeader { threads_offset: u64::MAX - 7, ..header }, "its tables do not fit it"),
+            (ControlHeader { threads_offset: 16392, ..header }, "its tables do not fit it"),
+            (ControlHeader { buffers_offset: 4096, ..header }, "its tables do not fit it"),
+        ] {
+            assert_eq!(check(&wrong, &timed), Err(said), "{wrong:?}");
+        }
+        let raw = geometry("subbuf-size=4K");
+        assert_eq!(check(&header, &raw), Err("its geometry is not the channel's"));
+        assert_eq!(check(&control_header(&raw, 2), &timed), Err("its geometry is not the channel's"));
+    }
 }

@@ -2,6 +2,8 @@
 //!
 //! ```text
 //! ID.control   header, then a block and records for each buffer     ID.data0 ID.data1 ...   the rings
+//! ID.events    of a timed channel: the events of programs           ID.processes            their processes
+//! ID.levels    of a timed channel: which messages programs write
 //! ```
 //!
 //! No mapping is longer than the geometry needs, even if the file is: every mapped page takes memory.
@@ -33,6 +35,21 @@ pub fn control_name(id: u32) -> String {
 /// Returns the name of the data file of a channel's buffer number `index`.
 pub fn data_name(id: u32, index: usize) -> String {
     format!("{id}.data{index}")
+}
+
+/// Returns the name of the file with the events that programs defined in a timed channel.
+pub fn events_name(id: u32) -> String {
+    format!("{id}.events")
+}
+
+/// Returns the name of the file with the processes of a timed channel.
+pub fn processes_name(id: u32) -> String {
+    format!("{id}.processes")
+}
+
+/// Returns the name of the file with the levels of a timed channel.
+pub fn levels_name(id: u32) -> String {
+    format!("{id}.levels")
 }
 
 /// Returns the channel's number from the name of a control file.

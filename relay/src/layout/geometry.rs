@@ -15,6 +15,14 @@ pub const N_SUBBUFS_MAX: u64 = 1 << 16;
 pub const N_BUFS_MAX: usize = 1 << 16;
 /// Longest message, in bytes; a smaller sub-buffer lowers the limit.
 pub const MESSAGE_MAX: usize = 1 << 20;
+/// Smallest sub-buffer of a timed channel, in bytes.
+pub const TIMED_SUBBUF_SIZE_MIN: u64 = 64;
+/// Bytes of a timed channel's record before its payload: the stamp and the head.
+pub const RECORD_OVERHEAD: usize = 16;
+/// Bytes of a record's head: id, thread and length, without the stamp.
+pub const RECORD_HEAD_LEN: usize = 8;
+/// Longest payload of a record, in bytes; a smaller sub-buffer lowers the limit.
+pub const RECORD_PAYLOAD_MAX: usize = u16::MAX as usize;
 /// Most bits that `offset` and `slot` take together in a state word; the rest count laps.
 pub const OFFSET_AND_SLOT_BITS_MAX: u32 = 34;
 
@@ -49,6 +57,7 @@ pub struct Geometry {
     header: u32,
     mode: Mode,
     global: bool,
+    timed: bool,
 }
 
 impl Geometry {
@@ -78,14 +87,30 @@ impl Geometry {
         self.global
     }
 
+    /// Returns whether the channel holds records with time stamps instead of bare messages.
+    pub fn timed(&self) -> bool {
+        self.timed
+    }
+
     /// Returns whether a channel of this geometry can have `n_bufs` buffers.
     pub fn can_have(&self, n_bufs: usize) -> bool {
         if self.global { n_bufs == 1 } else { (1..=N_BUFS_MAX).contains(&n_bufs) }
     }
 
-    /// Returns the length in bytes of the channel's longest message.
+    /// Returns the length in bytes of the longest message that a WRITE can carry to the channel.
+    /// For a timed channel that is the longest payload with its head before it.
     pub fn message_max(&self) -> usize {
-        (self.subbuf_size() - self.header()).min(MESSAGE_MAX)
+        if self.timed { RECORD_HEAD_LEN + self.payload_max() } else { self.payload_max() }
+    }
+
+    /// Returns the length in bytes of the longest message that a program can write.
+    /// For a timed channel that is a record's payload; the ring adds [`RECORD_OVERHEAD`] bytes.
+    pub fn payload_max(&self) -> usize {
+        if self.timed {
+            (self.subbuf_size() - RECORD_OVERHEAD).min(RECORD_PAYLOAD_MAX)
+        } else {
+            (self.subbuf_size() - self.header()).min(MESSAGE_MAX)
+        }
     }
 
     /// Returns the size of one buffer's ring in bytes: `n_subbufs * subbuf_size`.
@@ -107,6 +132,9 @@ impl fmt::Display for Geometry {
         }
         if self.header != 0 {
             write!(f, ":header={}", self.header)?;
+        }
+        if self.timed {
+            f.write_str(":timed")?;
         }
         Ok(())
     }
@@ -139,6 +167,12 @@ pub enum GeometryError {
         /// Size of a sub-buffer in bytes.
         subbuf_size: u64,
     },
+    /// A timed channel has records alone in its sub-buffers.
+    #[error("a timed channel has no header: say header=0 instead of {0}, or raw instead of timed")]
+    TimedHeader(u64),
+    /// The size of a sub-buffer is too small for records.
+    #[error("subbuf-size {0} is too small for a timed channel: at least {TIMED_SUBBUF_SIZE_MIN} bytes")]
+    TimedSubbufSize(u64),
     /// The value of an option is not a size.
     #[error("{key}: {source}")]
     Size {
@@ -149,12 +183,15 @@ pub enum GeometryError {
     },
     /// The option is not one of a channel's.
     #[error(
-        "unknown channel option '{0}': known are subbuf-size=, n-subbufs=, header=, overwrite, no-overwrite, global"
+        "unknown channel option '{0}': known are subbuf-size=, n-subbufs=, header=, overwrite, no-overwrite, global, timed, raw"
     )]
     Unknown(String),
     /// An option was given twice.
     #[error("channel option '{0}' is given twice")]
     Twice(&'static str),
+    /// One of two options says the opposite of the other.
+    #[error("channel options '{0}' and '{1}' exclude each other")]
+    Opposite(&'static str, &'static str),
 }
 
 /// The values of a geometry that were given. `None` values come from more general options.
@@ -170,6 +207,8 @@ pub struct GeometrySpec {
     pub mode: Option<Mode>,
     /// One buffer for all CPUs.
     pub global: Option<bool>,
+    /// Records with time stamps instead of bare messages.
+    pub timed: Option<bool>,
 }
 
 impl From<Geometry> for GeometrySpec {
@@ -181,6 +220,7 @@ impl From<Geometry> for GeometrySpec {
             header: Some(geometry.header() as u64),
             mode: Some(geometry.mode()),
             global: Some(geometry.global()),
+            timed: Some(geometry.timed()),
         }
     }
 }
@@ -194,6 +234,7 @@ impl GeometrySpec {
             header: self.header.or(general.header),
             mode: self.mode.or(general.mode),
             global: self.global.or(general.global),
+            timed: self.timed.or(general.timed),
         }
     }
 
@@ -214,17 +255,25 @@ impl GeometrySpec {
         if header >= subbuf_size {
             return Err(GeometryError::Header { header, subbuf_size });
         }
+        let timed = self.timed.unwrap_or(false);
+        if timed && header != 0 {
+            return Err(GeometryError::TimedHeader(header));
+        }
+        if timed && subbuf_size < TIMED_SUBBUF_SIZE_MIN {
+            return Err(GeometryError::TimedSubbufSize(subbuf_size));
+        }
         Ok(Geometry {
             subbuf_size: subbuf_size as u32,
             n_subbufs: n_subbufs as u32,
             header: header as u32,
             mode: self.mode.unwrap_or(Mode::NoOverwrite),
             global: self.global.unwrap_or(false),
+            timed,
         })
     }
 }
 
-/// Parses `subbuf-size=64K:n-subbufs=8:overwrite:global:header=16`.
+/// Parses `subbuf-size=64K:n-subbufs=8:overwrite:global:header=16`, or `timed` or `raw` among them.
 /// Any part may be missing. An `_` in an option's name counts as `-`.
 impl FromStr for GeometrySpec {
     type Err = GeometryError;
@@ -240,9 +289,15 @@ impl FromStr for GeometrySpec {
                 ("subbuf-size", Some(value)) => set_size(&mut spec.subbuf_size, "subbuf-size", value)?,
                 ("n-subbufs", Some(value)) => set_size(&mut spec.n_subbufs, "n-subbufs", value)?,
                 ("header", Some(value)) => set_size(&mut spec.header, "header", value)?,
-                ("overwrite", None) => set(&mut spec.mode, "overwrite", Mode::Overwrite)?,
-                ("no-overwrite", None) => set(&mut spec.mode, "no-overwrite", Mode::NoOverwrite)?,
+                ("overwrite", None) => {
+                    set_one_of(&mut spec.mode, Mode::Overwrite, ["overwrite", "no-overwrite"])?
+                }
+                ("no-overwrite", None) => {
+                    set_one_of(&mut spec.mode, Mode::NoOverwrite, ["no-overwrite", "overwrite"])?
+                }
                 ("global", None) => set(&mut spec.global, "global", true)?,
+                ("timed", None) => set_one_of(&mut spec.timed, true, ["timed", "raw"])?,
+                ("raw", None) => set_one_of(&mut spec.timed, false, ["raw", "timed"])?,
                 _ => return Err(GeometryError::Unknown(part.to_owned())),
             }
         }
@@ -252,6 +307,18 @@ impl FromStr for GeometrySpec {
 
 fn set<T>(field: &mut Option<T>, key: &'static str, value: T) -> Result<(), GeometryError> {
     if field.replace(value).is_some() { Err(GeometryError::Twice(key)) } else { Ok(()) }
+}
+
+/// Sets a field that another option sets, too.
+fn set_one_of<T: PartialEq>(
+    field: &mut Option<T>,
+    value: T,
+    [key, opposite]: [&'static str; 2],
+) -> Result<(), GeometryError> {
+    match field {
+        Some(before) if *before != value => Err(GeometryError::Opposite(opposite, key)),
+        _ => set(field, key, value),
+    }
 }
 
 fn set_size(field: &mut Option<u64>, key: &'static str, value: &str) -> Result<(), GeometryError> {
@@ -310,7 +377,31 @@ mod tests {
         assert!(matches!(build("subbuf-size=64M:n-subbufs=4096"), Err(GeometryError::TooLarge { .. })));
         assert!(matches!(build("size=1"), Err(GeometryError::Unknown(_))));
         assert!(matches!(build("global=1"), Err(GeometryError::Unknown(_))));
-        assert!(matches!(build("overwrite:no-overwrite"), Err(GeometryError::Twice(_))));
+        let opposite = build("overwrite:no-overwrite").unwrap_err();
+        assert_eq!(opposite.to_string(), "channel options 'overwrite' and 'no-overwrite' exclude each other");
+    }
+
+    #[test]
+    fn timed_channel_has_room_for_stamp_and_head_and_no_header() {
+        let geometry = build("timed:subbuf-size=64:global").unwrap();
+        assert!(geometry.timed() && !build("raw").unwrap().timed() && !build("").unwrap().timed());
+        assert_eq!((geometry.payload_max(), geometry.message_max()), (48, 56));
+        assert_eq!(geometry.to_string(), "subbuf-size=64:n-subbufs=4:global:timed");
+        let large = build("timed:subbuf-size=1M").unwrap();
+        assert_eq!((large.payload_max(), large.message_max()), (65535, 65543));
+        assert_eq!(build("timed:subbuf-size=63"), Err(GeometryError::TimedSubbufSize(63)));
+        assert_eq!(build("timed:header=1"), Err(GeometryError::TimedHeader(1)));
+        assert!(build("timed:header=0").is_ok() && build("raw:header=1").is_ok());
+        for opposite in ["timed:raw", "raw:timed"] {
+            assert!(matches!(build(opposite), Err(GeometryError::Opposite(_, _))), "{opposite}");
+        }
+        for twice in ["timed:timed", "raw:raw", "overwrite:overwrite"] {
+            assert!(matches!(build(twice), Err(GeometryError::Twice(_))), "{twice}");
+        }
+        assert!(matches!(build("timed=1"), Err(GeometryError::Unknown(_))));
+        let general = "timed:n-subbufs=2".parse::<GeometrySpec>().unwrap();
+        assert!(GeometrySpec::default().or(&general).build().unwrap().timed());
+        assert!(!"raw".parse::<GeometrySpec>().unwrap().or(&general).build().unwrap().timed());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::layout::geometry::{Geometry, offset_bits, slot_bits};
 
 /// A position in a buffer's history.
 /// Only the channel's [`Widths`] can split it into its parts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position(pub u64);
 
 /// Widths of the parts of a channel's positions, and arithmetic on positions.

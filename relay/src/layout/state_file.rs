@@ -20,7 +20,8 @@
 //! A line `channel` has these words:
 //! * the number that the files' names begin with
 //! * the lifetime: that of the daemon (`permanent`), or as long as a process holds the channel (`held`)
-//! * size and number of sub-buffers, bytes of header, mode, `percpu` or `global`
+//! * size and number of sub-buffers, bytes of header, mode
+//! * `percpu` or `global`, for a timed channel `percpu,timed` or `global,timed`
 //! * number of buffers, and name
 //!
 //! The file is text so that people can read it after a crash.
@@ -212,7 +213,7 @@ impl StateFile {
         }
         for ChannelEntry { id, permanent, geometry, n_bufs, name } in &self.channels {
             let life = if *permanent { "permanent" } else { "held" };
-            let scope = if geometry.global() { "global" } else { "percpu" };
+            let scope = scope_of(geometry);
             let (size, n_subbufs) = (geometry.subbuf_size(), geometry.n_subbufs());
             let (header, mode) = (geometry.header(), geometry.mode());
             writeln!(text, "channel {id} {life} {size} {n_subbufs} {header} {mode} {scope} {n_bufs} {name}")?;
@@ -228,6 +229,7 @@ impl ChannelEntry {
         let [id, life, size, n_subbufs, header, mode, scope, n_bufs, name] = words.as_slice() else {
             return None;
         };
+        let (global, timed) = SCOPES.iter().find(|(word, ..)| word == scope).map(|(_, of)| *of)?;
         let spec = GeometrySpec {
             subbuf_size: Some(parse(size)?),
             n_subbufs: Some(parse(n_subbufs)?),
@@ -237,11 +239,8 @@ impl ChannelEntry {
                 "overwrite" => Mode::Overwrite,
                 _ => return None,
             }),
-            global: Some(match *scope {
-                "percpu" => false,
-                "global" => true,
-                _ => return None,
-            }),
+            global: Some(global),
+            timed: Some(timed),
         };
         let permanent = match *life {
             "permanent" => true,
@@ -252,6 +251,19 @@ impl ChannelEntry {
         let n_bufs = parse(n_bufs).filter(|n| geometry.can_have(*n))?;
         Some(ChannelEntry { id: parse(id)?, permanent, geometry, n_bufs, name: name.parse().ok()? })
     }
+}
+
+/// Words of a channel's scope, each with whether the channel is global, and whether it is timed.
+const SCOPES: [(&str, (bool, bool)); 4] = [
+    ("percpu", (false, false)),
+    ("global", (true, false)),
+    ("percpu,timed", (false, true)),
+    ("global,timed", (true, true)),
+];
+
+fn scope_of(geometry: &Geometry) -> &'static str {
+    let of = (geometry.global(), geometry.timed());
+    SCOPES.iter().find(|(_, scope)| *scope == of).expect("all four are there").0
 }
 
 /// Returns whether two of the names conflict, see [`ChannelName::conflicts_with`].
@@ -276,12 +288,13 @@ mod tests {
     use super::*;
 
     const SAMPLE: &str = "relayfs-state 1\npoint 45:1234 /mnt/relay\nepoch 3\nlast_id 7\nsalt 9\nend clean\ngone dropped 12\n\
-        channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log\nchannel 7 held 4096 2 16 overwrite global 1 b\n";
+        channel 1 permanent 65536 8 0 no-overwrite percpu 4 app/log\nchannel 7 held 4096 2 16 overwrite global 1 b\n\
+        channel 6 held 4096 2 0 overwrite percpu,timed 4 c\nchannel 5 held 64 2 0 overwrite global,timed 1 d\n";
 
     #[test]
     fn written_state_is_read() {
         let state = StateFile::parse(SAMPLE).unwrap();
-        assert_eq!((state.epoch, state.last_id, state.salt, state.channels.len()), (3, 7, 9, 2));
+        assert_eq!((state.epoch, state.last_id, state.salt, state.channels.len()), (3, 7, 9, 4));
         let older = StateFile::parse(&SAMPLE.replace("salt 9\n", "")).unwrap();
         assert_eq!(older, StateFile { salt: 0, ..state.clone() });
         assert_eq!(state.point, "45:1234 /mnt/relay");
@@ -289,6 +302,10 @@ mod tests {
         assert_eq!(state.gone, [("dropped".to_owned(), 12)]);
         assert!(state.channels[0].permanent && !state.channels[1].permanent);
         assert_eq!(state.channels[1].geometry.mode(), Mode::Overwrite);
+        assert_eq!(
+            state.channels.iter().map(|entry| entry.geometry.timed()).collect::<Vec<_>>(),
+            [false, false, true, true]
+        );
         assert_eq!(state.to_text(), SAMPLE);
     }
 
@@ -302,7 +319,7 @@ mod tests {
         for (from, to, part) in [
             ("state 1", "state 2", "another release"),
             ("relayfs-state 1\n", "", "another release"),
-            (" b\n", " b", "another release"),
+            (" d\n", " d", "another release"),
             ("epoch 3", "epoch +3", "line 3"),
             ("epoch 3", "epoch 3\nepoch 3", "line 4"),
             ("epoch 3\n", "", "'epoch'"),
@@ -328,6 +345,11 @@ mod tests {
             ("global 1", "global 2", "line 9"),
             ("held", "for ever", "line 9"),
             ("overwrite global", "overwriting global", "line 9"),
+            ("percpu,timed 4", "percpu,timed 0", "line 10"),
+            ("percpu,timed", "timed,percpu", "line 10"),
+            ("percpu,timed", "percpu,", "line 10"),
+            ("0 overwrite percpu,timed", "1 overwrite percpu,timed", "line 10"),
+            ("held 64 2", "held 63 2", "line 11"),
         ] {
             let message = message(from, to);
             assert!(message.contains(part), "{from} -> {to}: {message}");

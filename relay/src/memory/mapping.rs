@@ -24,7 +24,9 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 use self::sigbus::{Listed, PAGE};
 pub use self::sigbus::{outlive_truncation, truncations_met};
-use crate::layout::abi::{BufferBlock, ControlHeader, Record};
+use crate::layout::abi::{AnchorTable, BufferBlock, ControlHeader, Record, ThreadTable};
+use crate::layout::geometry::Geometry;
+use crate::layout::levels::LevelPage;
 use crate::memory::lent::Lent;
 use crate::memory::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
@@ -41,6 +43,12 @@ pub unsafe trait Shared {}
 unsafe impl Shared for BufferBlock {}
 // SAFETY: only atomics.
 unsafe impl Shared for Record {}
+// SAFETY: only atomics.
+unsafe impl Shared for AnchorTable {}
+// SAFETY: only atomics.
+unsafe impl Shared for ThreadTable {}
+// SAFETY: only atomics.
+unsafe impl Shared for LevelPage {}
 
 /// A shared, writable mapping of a file, unmapped when dropped.
 #[derive(Debug)]
@@ -155,6 +163,16 @@ impl Mapping {
         Ok(())
     }
 
+    /// Maps another file in place of this one, read-only: a store there raises SIGSEGV.
+    /// The addresses stay valid, and threads that load there find the values of one file or the other.
+    pub fn replace(&self, file: &File) -> io::Result<()> {
+        let len = map_len(self.len as u64)?;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: as in `retire`; every user of the mapping only loads there, since it was made read-only.
+        unsafe { mmap(Some(self.base.addr()), len, ProtFlags::PROT_READ, flags, file, 0) }?;
+        Ok(())
+    }
+
     /// Returns whether a page was replaced because the file lost it, see [`outlive_truncation`].
     pub fn is_torn(&self) -> bool {
         self.listed.as_ref().is_some_and(|listed| listed.entry().is_torn())
@@ -205,6 +223,13 @@ impl Mapping {
         // SAFETY: the copy above initialised exactly `len` bytes behind the old length.
         unsafe { out.set_len(out.len() + len) }
         true
+    }
+
+    /// Returns the little-endian number at `offset`, as a writer may be changing it; `None` outside the mapping.
+    pub fn u16_at(&self, offset: usize) -> Option<u16> {
+        // Relaxed: the caller orders the look.
+        let byte = |byte: &AtomicU8| byte.load(Ordering::Relaxed);
+        self.bytes(offset, 2).map(|bytes| u16::from_le_bytes([byte(&bytes[0]), byte(&bytes[1])]))
     }
 
     /// Lends the `len` bytes at `offset`; `None` if they are outside the mapping.
@@ -290,24 +315,30 @@ impl Drop for Mapping {
 pub(crate) struct Window {
     begin: AtomicU64,
     address: AtomicPtr<u8>,
-    /// Size of the sub-buffer in bytes, or 0 to stop appends.
+    /// Size of the sub-buffer in bytes, or 0 to stop appends of bare messages.
     size: AtomicUsize,
+    /// The same for records. A buffer has bare messages or records, so one of the two is always 0.
+    record_size: AtomicUsize,
 }
 
 impl Window {
     /// Returns the window of a ring's first sub-buffer in lap 0.
     /// The caller has checked that the ring holds it.
-    pub(crate) fn new(ring: &Mapping, subbuf_size: usize) -> Window {
+    pub(crate) fn new(ring: &Mapping, geometry: &Geometry) -> Window {
+        let size =
+            |timed| AtomicUsize::new(if geometry.timed() == timed { geometry.subbuf_size() } else { 0 });
         Window {
             begin: AtomicU64::new(0),
             address: AtomicPtr::new(ring.base.as_ptr()),
-            size: AtomicUsize::new(subbuf_size),
+            size: size(false),
+            record_size: size(true),
         }
     }
 
     pub(crate) fn close(&self) {
         // Relaxed: writers may see the 0 at any later time.
         self.size.store(0, Ordering::Relaxed);
+        self.record_size.store(0, Ordering::Relaxed);
     }
 }
 

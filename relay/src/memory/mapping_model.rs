@@ -14,7 +14,11 @@ use std::sync::{Arc, Mutex};
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{AtomicU8, Ordering};
 
-use crate::layout::abi::{BLOCK_LEN, BUFFERS_OFFSET, BufferBlock, ControlHeader, RECORD_LEN, Record};
+use crate::layout::abi::{
+    ANCHORS_OFFSET, AnchorTable, BLOCK_LEN, BUFFERS_OFFSET, BufferBlock, ControlHeader, RECORD_LEN, Record,
+    THREADS_OFFSET, TIMED_BUFFERS_OFFSET, ThreadTable,
+};
+use crate::layout::geometry::Geometry;
 use crate::memory::lent::Lent;
 use crate::ring::scheduler_model::before_store;
 
@@ -40,14 +44,26 @@ pub trait Shared: Sized {
 
 impl Shared for BufferBlock {
     fn find(control: &Control, offset: usize) -> Option<&BufferBlock> {
-        (offset == BUFFERS_OFFSET).then_some(&control.block)
+        (offset == control.block_at()).then_some(&control.block)
     }
 }
 
 impl Shared for Record {
     fn find(control: &Control, offset: usize) -> Option<&Record> {
-        let at = offset.checked_sub(BUFFERS_OFFSET + BLOCK_LEN)?;
+        let at = offset.checked_sub(control.block_at() + BLOCK_LEN)?;
         control.records.get(at / RECORD_LEN)
+    }
+}
+
+impl Shared for AnchorTable {
+    fn find(control: &Control, offset: usize) -> Option<&AnchorTable> {
+        control.tables.as_ref().filter(|_| offset == ANCHORS_OFFSET).map(|(anchors, _)| anchors)
+    }
+}
+
+impl Shared for ThreadTable {
+    fn find(control: &Control, offset: usize) -> Option<&ThreadTable> {
+        control.tables.as_ref().filter(|_| offset == THREADS_OFFSET).map(|(_, threads)| threads)
     }
 }
 
@@ -56,6 +72,14 @@ impl Shared for Record {
 pub struct Control {
     block: BufferBlock,
     records: Vec<Record>,
+    /// Of a timed channel.
+    tables: Option<(AnchorTable, ThreadTable)>,
+}
+
+impl Control {
+    fn block_at(&self) -> usize {
+        if self.tables.is_some() { TIMED_BUFFERS_OFFSET } else { BUFFERS_OFFSET }
+    }
 }
 
 /// Memory of a model.
@@ -80,7 +104,8 @@ impl Mapping {
         let ring = 0..len;
         Ok(if len >= BUFFERS_OFFSET as u64 {
             let records = (0..2 * N_SUBBUFS_MAX).map(|_| Record::default()).collect();
-            Mapping::Control(Box::new(Control { block: BufferBlock::default(), records }))
+            let tables = (len > TIMED_BUFFERS_OFFSET as u64).then(Default::default);
+            Mapping::Control(Box::new(Control { block: BufferBlock::default(), records, tables }))
         } else if RACY.get() {
             Mapping::RacyRing(ring.map(|_| AtomicU8::new(0)).collect())
         } else {
@@ -117,6 +142,11 @@ impl Mapping {
     pub fn copy_out(&self, offset: usize, len: usize, out: &mut Vec<u8>) -> bool {
         out.extend((offset..offset + len).filter_map(|at| self.load(at)));
         true
+    }
+
+    /// Returns the little-endian number at `offset`.
+    pub fn u16_at(&self, offset: usize) -> Option<u16> {
+        Some(u16::from_le_bytes([self.load(offset)?, self.load(offset + 1)?]))
     }
 
     /// Lends a copy of the `len` bytes at `offset`.
@@ -197,7 +227,7 @@ pub(crate) struct Window;
 
 impl Window {
     /// Does nothing.
-    pub(crate) fn new(_: &Mapping, _: usize) -> Window {
+    pub(crate) fn new(_: &Mapping, _: &Geometry) -> Window {
         Window
     }
 

@@ -2,9 +2,13 @@
 
 pub mod doorbell;
 
+mod losses;
+mod records;
+
 use std::sync::Arc;
 
-use crate::layout::abi::{self, BufferBlock, ControlHeader, Record};
+use crate::clock::Clock;
+use crate::layout::abi::{self, AnchorTable, BufferBlock, ControlHeader, Record, ThreadTable};
 use crate::layout::geometry::{Geometry, Mode};
 use crate::layout::position::{Position, Widths};
 use crate::memory::mapping::{Located, Mapping, Window};
@@ -23,6 +27,27 @@ pub struct Buffer {
     data: Arc<Mapping>,
     geometry: Geometry,
     widths: Widths,
+    timed: Option<Timed>,
+}
+
+/// What a buffer of a timed channel has besides.
+#[derive(Clone, Debug)]
+struct Timed {
+    clock: Clock,
+    ticks_per_second: u64,
+    anchors: Located<AnchorTable>,
+    threads: Located<ThreadTable>,
+}
+
+impl Timed {
+    fn new(control: &Arc<Mapping>, header: &ControlHeader) -> Option<Timed> {
+        Some(Timed {
+            clock: header.clock()?,
+            ticks_per_second: header.ticks_per_second,
+            anchors: Located::new(control, usize::try_from(header.anchors_offset).ok()?)?,
+            threads: Located::new(control, usize::try_from(header.threads_offset).ok()?)?,
+        })
+    }
 }
 
 impl Buffer {
@@ -44,13 +69,21 @@ impl Buffer {
         control.get::<Record>(last_record)?;
         data.address(0, usize::try_from(geometry.buffer_size()).ok()?)?;
         let widths = Widths::new(&geometry);
-        let window = Window::new(&data, geometry.subbuf_size());
-        Some(Buffer { window, control, block, records_at, record_stride, data, geometry, widths })
+        let window = Window::new(&data, &geometry);
+        let timed = if geometry.timed() { Some(Timed::new(&control, header)?) } else { None };
+        Some(Buffer { window, control, block, records_at, record_stride, data, geometry, widths, timed })
     }
 
     /// Creates a buffer in private memory, ready for use, whose history begins at `lap`.
+    /// Records of a timed one have stamps of CLOCK_MONOTONIC.
     pub fn anonymous(geometry: Geometry, lap: u64) -> std::io::Result<Buffer> {
+        Buffer::anonymous_with_clock(geometry, lap, Clock::Monotonic)
+    }
+
+    /// Creates a buffer like [`Buffer::anonymous`], with another clock if the channel is timed.
+    pub fn anonymous_with_clock(geometry: Geometry, lap: u64, clock: Clock) -> std::io::Result<Buffer> {
         let header = abi::control_header(&geometry, 1);
+        let header = header.with_clock(clock, header.ticks_per_second);
         let control = Arc::new(Mapping::anonymous(header.control_len())?);
         let data = Arc::new(Mapping::anonymous(geometry.buffer_size())?);
         let buffer = Buffer::new(control, data, geometry, &header, 0).expect("mappings of the right length");
@@ -120,6 +153,28 @@ impl Buffer {
         &self.geometry
     }
 
+    /// Returns the clock that stamps the buffer's records; `None` for a raw channel.
+    #[inline(always)]
+    pub fn clock(&self) -> Option<Clock> {
+        self.timed.as_ref().map(|timed| timed.clock)
+    }
+
+    /// Returns the ticks per second of a timed channel's clock, as first measured.
+    pub fn ticks_per_second(&self) -> Option<u64> {
+        self.timed.as_ref().map(|timed| timed.ticks_per_second)
+    }
+
+    /// Returns a timed channel's anchors, which all its buffers share.
+    pub fn anchors(&self) -> Option<&AnchorTable> {
+        self.timed.as_ref().map(|timed| &*timed.anchors)
+    }
+
+    /// Returns a timed channel's table of threads, which all its buffers share.
+    #[inline(always)]
+    pub fn threads(&self) -> Option<&ThreadTable> {
+        self.timed.as_ref().map(|timed| &*timed.threads)
+    }
+
     /// Returns the widths of the channel's positions.
     pub fn widths(&self) -> &Widths {
         &self.widths
@@ -162,16 +217,6 @@ impl Buffer {
         add(&self.block().written, n);
     }
 
-    /// Counts messages whose tries were all interrupted.
-    pub fn count_contended(&self, n: u64) {
-        add(&self.block().contended, n);
-    }
-
-    /// Counts messages that were lost without a try on their CPU.
-    pub fn count_dropped_elsewhere(&self, n: u64) {
-        add(&self.block().dropped_elsewhere, n);
-    }
-
     /// Returns the ring.
     #[inline(always)]
     pub(crate) fn data(&self) -> &Mapping {
@@ -211,7 +256,7 @@ impl Buffer {
 impl Clone for Buffer {
     fn clone(&self) -> Buffer {
         Buffer {
-            window: Window::new(&self.data, self.geometry.subbuf_size()),
+            window: Window::new(&self.data, &self.geometry),
             control: self.control.clone(),
             block: self.block.clone(),
             records_at: self.records_at,
@@ -219,6 +264,7 @@ impl Clone for Buffer {
             data: self.data.clone(),
             geometry: self.geometry,
             widths: self.widths,
+            timed: self.timed.clone(),
         }
     }
 }

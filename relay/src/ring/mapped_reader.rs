@@ -28,10 +28,24 @@ pub struct SubBuffer<'a> {
     pub number: u64,
     /// Number of bytes written to the buffer before its own since the channel was created.
     pub begin: u64,
+    /// Messages lost in the buffer up to its end, for any cause.
+    pub lost: u64,
+    /// How many of them were too big; timed channels only.
+    pub too_big: u64,
     /// Whether no finished sub-buffer was behind it.
     pub is_last: bool,
     /// Number of bytes in it without padding.
     len: usize,
+}
+
+/// What the record of a finished sub-buffer says.
+struct Found {
+    position: Position,
+    number: u64,
+    begin: u64,
+    len: usize,
+    lost: u64,
+    too_big: u64,
 }
 
 impl MappedReader {
@@ -39,20 +53,20 @@ impl MappedReader {
     /// The mappings behind `buffer` may be read-only.
     pub fn new(buffer: Buffer) -> MappedReader {
         let mut mapped = MappedReader { buffer, cursor: Position(0), taken: None };
-        mapped.go_back();
+        mapped.rewind_to_consumed();
         mapped
     }
 
     /// Returns the next finished sub-buffer, if there is one.
     /// In overwrite mode some may have been skipped, which shows in their numbers.
     pub fn next_finished(&mut self) -> Option<SubBuffer<'_>> {
-        let (position, number, begin, len) = self.find()?;
+        let Found { position, number, begin, len, lost, too_big } = self.find()?;
         self.cursor = self.buffer.widths().next(position);
         let first = self.taken.filter(|(first, count)| first.wrapping_add(*count) == number);
         // The writer has taken skipped sub-buffers, so there is nothing to give back for them.
         self.taken = Some(first.map_or((number, 1), |(first, count)| (first, count + 1)));
         let is_last = !self.has_finished();
-        Some(SubBuffer { buffer: &self.buffer, position, number, begin, is_last, len })
+        Some(SubBuffer { buffer: &self.buffer, position, number, begin, lost, too_big, is_last, len })
     }
 
     /// Returns whether there is a finished sub-buffer.
@@ -60,21 +74,21 @@ impl MappedReader {
         self.buffer.widths().before(self.cursor, self.state())
     }
 
-    /// Returns the range to give back: number of the first taken sub-buffer, and their count.
-    /// If the daemon refuses the range, call [`MappedReader::go_back`].
-    pub fn take_back(&mut self) -> Option<(u64, u64)> {
+    /// Forgets the taken sub-buffers, and returns their range: number of the first, and their count.
+    /// The caller gives the range back to the daemon. If the daemon refuses it, call [`MappedReader::rewind_to_consumed`].
+    pub fn give_back_range(&mut self) -> Option<(u64, u64)> {
         self.taken.take()
     }
 
-    /// Undoes [`MappedReader::take_back`] when the daemon has died.
+    /// Undoes [`MappedReader::give_back_range`] when the daemon has died.
     /// Whether it took the range is unknown.
-    pub fn keep_taken(&mut self, (first, count): (u64, u64)) {
+    pub fn restore_taken(&mut self, (first, count): (u64, u64)) {
         self.taken = Some((first, count));
     }
 
-    /// Continues with another daemon on the same buffer.
+    /// Continues with the next daemon on the same buffer.
     /// Taken sub-buffers are still to give back, unless the last daemon took all of them.
-    pub fn settle(&mut self) {
+    pub fn attach_next_daemon(&mut self) {
         if !self.buffer.widths().before(self.consumed(), self.cursor) {
             self.taken = None;
         }
@@ -96,7 +110,7 @@ impl MappedReader {
 
     /// Moves to the first unread byte as the daemon published it.
     /// For use after another reader has read.
-    pub fn go_back(&mut self) {
+    pub fn rewind_to_consumed(&mut self) {
         self.taken = None;
         self.cursor = self.consumed();
     }
@@ -107,8 +121,8 @@ impl MappedReader {
         self.buffer.block().closed.load(Ordering::Acquire) != 0
     }
 
-    /// Returns position, number, stream position and length of the next finished sub-buffer.
-    fn find(&mut self) -> Option<(Position, u64, u64, usize)> {
+    /// Finds the next finished sub-buffer.
+    fn find(&mut self) -> Option<Found> {
         let (widths, size) = (self.buffer.widths(), self.buffer.geometry().subbuf_size());
         for _ in 0..TRIES_MAX {
             if self.buffer.lapped(self.cursor) {
@@ -122,6 +136,8 @@ impl MappedReader {
             let padding = record.padding.load(Ordering::Relaxed).min(size as u64) as usize;
             let number = record.number.load(Ordering::Relaxed);
             let begin = record.begin.load(Ordering::Relaxed);
+            let lost = record.lost.load(Ordering::Relaxed);
+            let too_big = record.too_big.load(Ordering::Relaxed).min(lost);
             let consumed = self.consumed();
             if widths.before(self.cursor, consumed) {
                 // Another reader has read it, or a reset passed over it. A writer may have begun it again, and its
@@ -135,7 +151,8 @@ impl MappedReader {
             if !self.buffer.lapped(self.cursor) {
                 let offset = widths.offset(self.cursor);
                 let len = (size - padding).saturating_sub(offset);
-                return Some((self.cursor, number, begin.wrapping_add(offset as u64), len));
+                let (position, begin) = (self.cursor, begin.wrapping_add(offset as u64));
+                return Some(Found { position, number, begin, len, lost, too_big });
             }
         }
         None
@@ -164,6 +181,21 @@ impl SubBuffer<'_> {
     /// Returns whether there are no bytes.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// Returns the number of bytes at its start that are the rest of a record, which another reader has read in part.
+    /// All of them if no record begins there. 0 in a raw channel.
+    pub fn cut(&self) -> usize {
+        let widths = self.buffer.widths();
+        let (offset, begin) = (widths.offset(self.position), widths.at(self.position, 0));
+        let mut at = 0;
+        while self.buffer.geometry().timed() && at < offset {
+            match self.buffer.record_end(begin, at).filter(|next| *next <= offset + self.len) {
+                Some(next) => at = next,
+                None => return self.len,
+            }
+        }
+        at.saturating_sub(offset)
     }
 
     /// Returns its bytes in place.
@@ -223,14 +255,14 @@ mod tests {
         let second = mapped.next_finished().unwrap();
         assert_eq!((second.number, second.len(), second.is_whole()), (1, 5, true));
         assert!(mapped.next_finished().is_none(), "the third is not finished");
-        assert_eq!(mapped.take_back(), Some((0, 2)));
+        assert_eq!(mapped.give_back_range(), Some((0, 2)));
         assert_eq!(reader.consume(Some(0), 2), Ok(true));
         assert_eq!(reader.consume(Some(0), 1), Err(ConsumeError::Stale { next: 2 }));
         assert_eq!(reader.consume(Some(2), 1), Err(ConsumeError::TooMany { finished: 0 }));
         writer.flush().unwrap();
         assert_eq!(text(mapped.next_finished().unwrap()), "ccccc");
-        assert_eq!(mapped.take_back(), Some((2, 1)));
-        assert_eq!(mapped.take_back(), None);
+        assert_eq!(mapped.give_back_range(), Some((2, 1)));
+        assert_eq!(mapped.give_back_range(), None);
     }
 
     #[test]
@@ -244,9 +276,40 @@ mod tests {
         assert_eq!(mapped.consumed_bytes(), Some(3));
         let next = mapped.next_finished().unwrap();
         assert_eq!((next.begin, text(next)), (3, "defg".to_owned()));
-        assert_eq!(reader.consume(mapped.take_back().map(|(from, _)| from), 1), Ok(true));
+        assert_eq!(reader.consume(mapped.give_back_range().map(|(from, _)| from), 1), Ok(true));
         assert_eq!(reader.unread(), 0);
         assert_eq!(buffer.block().read_bytes.load(Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn losses_are_those_up_to_the_sub_buffers_end() {
+        let buffer = buffer("subbuf-size=64:n-subbufs=2:timed");
+        let writer = Writer::new(&buffer, SoleWriter);
+        let mut mapped = MappedReader::new(buffer.clone());
+        for len in [10, 100] {
+            let head = crate::trace::record::Head { id: 0, tid: 1, len };
+            writer.place_record(head.to_word(), &vec![b'x'; len.into()]).unwrap();
+        }
+        writer.flush().unwrap();
+        let first = mapped.next_finished().unwrap();
+        assert_eq!((first.number, first.lost, first.too_big), (0, 1, 1));
+    }
+
+    #[test]
+    fn rest_of_a_record_that_was_read_in_part_is_cut() {
+        let buffer = buffer("subbuf-size=128:n-subbufs=3:timed");
+        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
+        for _ in 0..3 {
+            let head = crate::trace::record::Head { id: 0, tid: 1, len: 4 };
+            writer.place_record(head.to_word(), b"text").unwrap();
+        }
+        writer.flush().unwrap();
+        for (read, cut, len) in [(0, 0, 60), (5, 15, 55), (15, 0, 40), (39, 1, 1)] {
+            reader.read(read, &mut Vec::new(), |_| {});
+            let mut mapped = MappedReader::new(buffer.clone());
+            let next = mapped.next_finished().unwrap();
+            assert_eq!((next.cut(), next.len()), (cut, len), "{read} bytes more");
+        }
     }
 
     #[test]
@@ -275,9 +338,9 @@ mod tests {
             writer.write(b"last").unwrap();
             writer.flush().unwrap();
             assert!(mapped.next_finished().is_none(), "{mode}");
-            assert_eq!(mapped.take_back(), Some((6, 1)), "{mode}");
+            assert_eq!(mapped.give_back_range(), Some((6, 1)), "{mode}");
             assert_eq!(reader.consume(Some(6), 1), Err(ConsumeError::Stale { next: 8 }));
-            mapped.go_back();
+            mapped.rewind_to_consumed();
             assert_eq!(text(mapped.next_finished().unwrap()), "last", "{mode}");
         }
     }
@@ -292,15 +355,15 @@ mod tests {
             writer.write(message).unwrap();
         }
         assert_eq!(text(mapped.next_finished().unwrap()), "aaaaa");
-        let taken = mapped.take_back().unwrap();
-        mapped.keep_taken(taken);
-        mapped.settle();
+        let taken = mapped.give_back_range().unwrap();
+        mapped.restore_taken(taken);
+        mapped.attach_next_daemon();
         assert_eq!(text(mapped.next_finished().unwrap()), "bbbbb", "it continues where it was");
-        assert_eq!(mapped.take_back(), Some((0, 2)), "and the daemon has not taken it");
+        assert_eq!(mapped.give_back_range(), Some((0, 2)), "and the daemon has not taken it");
         assert_eq!(reader.consume(Some(0), 2), Ok(true));
-        mapped.keep_taken((0, 2));
-        mapped.settle();
-        assert_eq!(mapped.take_back(), None, "the daemon has taken it");
+        mapped.restore_taken((0, 2));
+        mapped.attach_next_daemon();
+        assert_eq!(mapped.give_back_range(), None, "the daemon has taken it");
         assert_eq!(mapped.consumed_bytes(), Some(10));
     }
 
@@ -355,7 +418,7 @@ mod tests {
         assert_eq!(next.number, 4);
         assert_eq!(text(next), "44444");
         assert_eq!(
-            mapped.take_back(),
+            mapped.give_back_range(),
             Some((4, 1)),
             "the first was the writer's before it was ours to give back"
         );

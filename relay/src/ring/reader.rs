@@ -15,18 +15,22 @@ use std::collections::TryReserveError;
 mod consume;
 #[cfg_attr(loom, path = "reader/integrity_model.rs")]
 mod integrity;
+mod marks;
+mod messages;
 mod overwrite;
 mod resume;
 mod snapshot;
 mod take;
 
 pub use consume::ConsumeError;
+pub use marks::Mark;
 pub use overwrite::Overwritten;
 pub use resume::Unsound;
 pub use snapshot::Extent;
 pub use take::Taken;
 
 use integrity::Checks;
+use messages::Counted;
 
 use crate::layout::geometry::Mode;
 use crate::layout::position::Position;
@@ -60,6 +64,8 @@ pub struct Reader {
     given_back: usize,
     /// Checks of the words that peers write.
     checks: Checks,
+    /// How far the records of the writer's sub-buffer were counted.
+    counted: Counted,
 }
 
 /// The readable part of a sub-buffer.
@@ -90,6 +96,7 @@ impl Reader {
             skipping: false,
             given_back: 0,
             checks,
+            counted: Counted::default(),
         }
     }
 

@@ -95,6 +95,10 @@ impl Executor for RseqExecutor {
         uninterrupted(|| SoleWriter.append(buffer, message))
     }
 
+    fn append_record(&self, buffer: &Buffer, head: u64, payload: &[u8]) -> Appended {
+        uninterrupted(|| SoleWriter.append_record(buffer, head, payload))
+    }
+
     fn locate(&self, _: &Buffer, _: Position) {}
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {

@@ -17,79 +17,25 @@
 //!                          also sees that the sub-buffer was begun again, and throws the copy away
 //! ```
 
+mod executor;
+mod message;
 mod outcome;
 
 use std::ops::Range;
 
+pub use self::executor::{AnyExecutor, Appended, Executor, SoleWriter};
+pub use self::message::Message;
+use self::message::with_len;
 pub use self::outcome::{Attempt, Outcome, RetriesExhausted, WriteResult};
 use crate::layout::abi::BufferBlock;
-use crate::layout::geometry::{MESSAGE_MAX, Mode};
+use crate::layout::geometry::{MESSAGE_MAX, Mode, RECORD_OVERHEAD, RECORD_PAYLOAD_MAX};
 use crate::layout::position::Position;
-use crate::memory::sync::{AtomicU64, Ordering, fence};
+use crate::memory::sync::{AtomicU64, Ordering};
 use crate::ring::buffer::Buffer;
 use crate::ring::subbuf_start::{SubbufInfo, SubbufStart};
 
 /// Tries of one change before the writer gives it up.
 const TRIES_MAX: u32 = 64;
-
-/// The way a thread changes a buffer. False: nothing was changed, look at the buffer again.
-pub trait Executor: Copy {
-    /// Copies a message behind the last one and advances the state, if the message fits.
-    /// The message has at most [`MESSAGE_MAX`] bytes.
-    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended;
-    /// Notes where the sub-buffer at `position` is, for later appends.
-    /// The message would have fitted there, but `append` did not know the place.
-    fn locate(&self, buffer: &Buffer, position: Position);
-    /// Applies a change that finishes or begins a sub-buffer.
-    fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool;
-    /// Adds to a counter that other threads on this CPU add to as well.
-    fn count(&self, counter: &AtomicU64, n: u64) -> bool;
-}
-
-/// The result of appending a message behind the last one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Appended {
-    /// The message is in the buffer.
-    Done,
-    /// The sequence was interrupted. Nothing was changed, look at the buffer again.
-    Interrupted,
-    /// The message does not fit the current sub-buffer, or the place of that is unknown.
-    /// Nothing was changed.
-    Elsewhere,
-}
-
-/// The only writer of its buffer: no other thread can come between the steps of a change.
-#[derive(Clone, Copy, Debug)]
-pub struct SoleWriter;
-
-/// An executor for a thread that writes on behalf of producers.
-/// Where there are restartable sequences it uses them, since producers may write the same buffer. Elsewhere no producer
-/// can, and the thread is the only writer.
-#[derive(Clone, Copy, Debug)]
-pub enum AnyExecutor {
-    /// The only writer.
-    SoleWriter,
-    /// One of several writers on this CPU.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-    RseqExecutor(crate::ring::rseq::RseqExecutor),
-}
-
-impl AnyExecutor {
-    /// Returns the executor for the calling thread on `cpu`. Without a CPU it is the only writer.
-    pub fn on(cpu: Option<usize>) -> AnyExecutor {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-        if let (Some(cpu), Some(sequences)) = (cpu, crate::ring::rseq::Sequences::find()) {
-            return AnyExecutor::RseqExecutor(sequences.on(cpu));
-        }
-        let _ = cpu;
-        AnyExecutor::SoleWriter
-    }
-
-    /// Returns whether the calling thread can write a buffer together with other threads.
-    pub fn can_share() -> bool {
-        !matches!(AnyExecutor::on(Some(0)), AnyExecutor::SoleWriter)
-    }
-}
 
 /// A change that finishes or begins a sub-buffer.
 #[derive(Debug)]
@@ -103,7 +49,7 @@ pub struct Sequence<'a> {
     pub(crate) start: &'a [u8],
     /// Offset of the message in the ring.
     pub(crate) message_at: usize,
-    pub(crate) message: &'a [u8],
+    pub(crate) message: Message<'a>,
     /// The state of the buffer afterwards.
     pub(crate) to: Position,
 }
@@ -117,7 +63,7 @@ pub(crate) struct Stores<'a> {
 
 impl Sequence<'_> {
     /// Most words that a change stores besides the state.
-    pub(crate) const STORES_MAX: usize = 5;
+    pub(crate) const STORES_MAX: usize = 7;
 }
 
 impl<'a> Stores<'a> {
@@ -150,15 +96,27 @@ impl<'a, R: Executor> Writer<'a, R> {
     }
 
     /// Writes one message wholly, or not at all (W1, W4).
+    /// In a timed buffer the message is a record's head and payload, like in a WRITE; see [`Message::of_wire`].
     pub fn try_write(&self, message: &[u8]) -> Attempt {
-        if message.len() <= MESSAGE_MAX {
-            match self.append(message) {
-                Appended::Done => return Attempt::done_without_switch(WriteResult::Written),
-                Appended::Interrupted => return Attempt::Interrupted,
-                Appended::Elsewhere => {}
-            }
+        self.try_message(self.of_wire(message))
+    }
+
+    /// Writes one record wholly, or not at all. The ring puts the stamp in front, and the payload's length into `head`.
+    pub fn try_write_record(&self, head: u64, payload: &[u8]) -> Attempt {
+        self.try_message(Message::record(head, payload))
+    }
+
+    fn try_message(&self, message: Message<'_>) -> Attempt {
+        let appended = match message {
+            Message::Bare(bytes) if bytes.len() <= MESSAGE_MAX => self.append(bytes),
+            Message::Bare(_) => Appended::Elsewhere,
+            Message::Record { head, payload } => self.append_record(head, payload),
+        };
+        match appended {
+            Appended::Done => Attempt::done_without_switch(WriteResult::Written),
+            Appended::Interrupted => Attempt::Interrupted,
+            Appended::Elsewhere => self.elsewhere(message, None),
         }
-        self.write_elsewhere(message)
     }
 
     /// Appends a message of at most [`MESSAGE_MAX`] bytes behind the last one.
@@ -168,21 +126,57 @@ impl<'a, R: Executor> Writer<'a, R> {
         self.executor.append(self.buffer, message)
     }
 
+    /// Stamps a record and appends it behind the last one.
+    /// Almost every record takes this path. The payload's length replaces that in `head`.
+    ///
+    /// A buffer of a raw channel takes no records: the result is [`Appended::Elsewhere`].
+    #[inline(always)]
+    pub fn append_record(&self, head: u64, payload: &[u8]) -> Appended {
+        if payload.len() > RECORD_PAYLOAD_MAX {
+            return Appended::Elsewhere;
+        }
+        self.executor.append_record(self.buffer, with_len(head, payload.len()), payload)
+    }
+
     /// Continues [`Writer::try_write`] after [`Appended::Elsewhere`].
     pub fn write_elsewhere(&self, message: &[u8]) -> Attempt {
         self.write_elsewhere_if(message, None)
     }
 
+    /// Continues [`Writer::try_write_record`] after [`Appended::Elsewhere`].
+    pub fn write_record_elsewhere(&self, head: u64, payload: &[u8]) -> Attempt {
+        self.write_record_elsewhere_if(head, payload, None)
+    }
+
     /// Continues [`Writer::try_write`], and calls `callback` before a sub-buffer begins.
     /// If that refuses, the current sub-buffer is finished all the same, and the buffer blocked, as if all were full.
     pub fn write_elsewhere_if(&self, message: &[u8], callback: Option<&mut SubbufStart<'_>>) -> Attempt {
+        self.elsewhere(self.of_wire(message), callback)
+    }
+
+    /// Continues [`Writer::try_write_record`] like [`Writer::write_elsewhere_if`].
+    pub fn write_record_elsewhere_if(
+        &self,
+        head: u64,
+        payload: &[u8],
+        callback: Option<&mut SubbufStart<'_>>,
+    ) -> Attempt {
+        self.elsewhere(Message::record(head, payload), callback)
+    }
+
+    fn elsewhere(&self, message: Message<'_>, callback: Option<&mut SubbufStart<'_>>) -> Attempt {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
+        let geometry = buffer.geometry();
         // W2.a. A message that only the header makes too long is W2.e, which the switch decides.
-        if message.len() > buffer.geometry().subbuf_size().min(MESSAGE_MAX) {
+        if message.is_too_big(geometry) {
             return Attempt::done_without_switch(WriteResult::TooBig);
         }
         let from = self.state();
-        if widths.append(from, message.len()).is_some() {
+        if widths.append(from, message.len_in_ring()).is_some() {
+            if message.is_nothing() && geometry.timed() {
+                // There is room, which is all that was asked: the window has none for bare messages.
+                return Attempt::done_without_switch(WriteResult::Written);
+            }
             self.executor.locate(buffer, from);
             return Attempt::Located;
         }
@@ -195,23 +189,52 @@ impl<'a, R: Executor> Writer<'a, R> {
     pub fn drop_if_blocked(&self, len: usize) -> bool {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         let (from, block) = (self.state(), buffer.block());
-        len <= buffer.geometry().subbuf_size()
+        let dropped = len <= buffer.geometry().subbuf_size()
             && widths.blocked(from)
             // Relaxed: no write depends on these.
             && widths.full(widths.at(from, 0), Position(block.consumed.load(Ordering::Relaxed)))
             && block.closed.load(Ordering::Relaxed) == 0
-            && self.executor.count(&block.dropped, 1)
+            && self.executor.count(&block.dropped, 1);
+        if dropped {
+            buffer.note_dropped(len);
+        }
+        dropped
+    }
+
+    /// Counts a record with a payload of `len` bytes as dropped, like [`Writer::drop_if_blocked`].
+    #[inline(always)]
+    pub fn drop_record_if_blocked(&self, len: usize) -> bool {
+        len <= RECORD_PAYLOAD_MAX && self.drop_if_blocked(RECORD_OVERHEAD + len)
     }
 
     /// Finishes the current sub-buffer, even if empty, and starts the next if it has room (W7).
+    /// An empty one of a timed channel stays: it has nothing for a reader, and records need its room.
     /// `None`: interrupted, nothing was changed.
     pub fn try_flush(&self) -> Option<Outcome> {
-        self.switch(self.state(), &[], None)
+        let (from, widths) = (self.state(), self.buffer.widths());
+        if self.buffer.geometry().timed() && !widths.blocked(from) && widths.offset(from) == 0 {
+            return Some(Outcome { placed: WriteResult::Written, switched: false });
+        }
+        self.switch(from, Message::Bare(&[]), None)
     }
 
     /// Calls [`Writer::try_write`] until it succeeds, a bounded number of times.
     pub fn write(&self, message: &[u8]) -> Result<Outcome, RetriesExhausted> {
-        (0..TRIES_MAX).find_map(|_| self.try_write(message).done()).ok_or(RetriesExhausted)
+        self.write_message(self.of_wire(message))
+    }
+
+    /// Calls [`Writer::try_write_record`] until it succeeds, a bounded number of times.
+    pub fn write_record(&self, head: u64, payload: &[u8]) -> Result<Outcome, RetriesExhausted> {
+        self.write_message(Message::record(head, payload))
+    }
+
+    fn write_message(&self, message: Message<'_>) -> Result<Outcome, RetriesExhausted> {
+        // Each try looks at the clock again.
+        (0..TRIES_MAX).find_map(|_| self.try_message(message).done()).ok_or(RetriesExhausted)
+    }
+
+    fn of_wire<'m>(&self, message: &'m [u8]) -> Message<'m> {
+        Message::of_wire(self.buffer.geometry(), message)
     }
 
     /// Calls [`Writer::try_flush`] until it succeeds, a bounded number of times.
@@ -222,9 +245,21 @@ impl<'a, R: Executor> Writer<'a, R> {
     /// Writes like [`Writer::write`], and counts a message that is too big.
     /// A message refused for lack of room is the caller's to count, since the caller may try again.
     pub fn place(&self, message: &[u8]) -> Result<Outcome, RetriesExhausted> {
-        let outcome = self.write(message)?;
-        if outcome.placed == WriteResult::TooBig && !self.count(1, |block| &block.too_big) {
-            self.buffer.count_dropped_elsewhere(1);
+        self.place_message(self.of_wire(message))
+    }
+
+    /// Writes like [`Writer::write_record`], and counts a record that is too big.
+    pub fn place_record(&self, head: u64, payload: &[u8]) -> Result<Outcome, RetriesExhausted> {
+        self.place_message(Message::record(head, payload))
+    }
+
+    fn place_message(&self, message: Message<'_>) -> Result<Outcome, RetriesExhausted> {
+        let outcome = self.write_message(message)?;
+        if outcome.placed == WriteResult::TooBig {
+            if !self.count(1, |block| &block.too_big) {
+                self.buffer.count_dropped_elsewhere(1);
+            }
+            self.buffer.note_too_big(message.len_in_ring());
         }
         Ok(outcome)
     }
@@ -251,9 +286,11 @@ impl<'a, R: Executor> Writer<'a, R> {
             // The sub-buffer left behind is not *produced*, so it is not closed. The new one takes over its number and
             // begins at the writer's stream position.
             let number = buffer.record(from).number.load(Ordering::Relaxed);
-            self.open_record(&mut stores, start, number, self.end(from));
+            self.open_record(&mut stores, start, number, from);
             stores.push(&buffer.block().begun, start.0);
-            self.executor.switch(buffer, &self.beginning(from, stores, start, &[], &[])).then_some(start)
+            self.executor
+                .switch(buffer, &self.beginning(from, stores, start, &[], Message::Bare(&[])))
+                .then_some(start)
         });
         done.ok_or(RetriesExhausted)
     }
@@ -284,7 +321,7 @@ impl<'a, R: Executor> Writer<'a, R> {
     fn switch(
         &self,
         from: Position,
-        message: &[u8],
+        message: Message<'_>,
         callback: Option<&mut SubbufStart<'_>>,
     ) -> Option<Outcome> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
@@ -297,7 +334,8 @@ impl<'a, R: Executor> Writer<'a, R> {
         let next = if closes { widths.next(from) } else { widths.at(from, 0) };
         // D, pairs with C: not weaker, or our stores into the slot could overtake the reader's loads from it.
         let is_full = || widths.full(next, Position(buffer.block().consumed.load(Ordering::Acquire)));
-        let mut full = geometry.mode() == Mode::NoOverwrite && is_full();
+        let has_no_room = geometry.mode() == Mode::NoOverwrite && is_full();
+        let mut full = has_no_room;
         let mut start = None;
         if let (Some(callback), false) = (callback, full) {
             let padding = if closes { geometry.subbuf_size() - widths.offset(from) } else { 0 };
@@ -311,6 +349,9 @@ impl<'a, R: Executor> Writer<'a, R> {
         }
         if full {
             let done = self.executor.switch(buffer, &self.blocking(from, next));
+            if done && has_no_room {
+                buffer.note_full();
+            }
             return done.then_some(Outcome { placed: WriteResult::Full, switched: true }); // W2.c
         }
         let mut stores = Stores::none(buffer);
@@ -318,10 +359,16 @@ impl<'a, R: Executor> Writer<'a, R> {
             self.close_record(&mut stores, from, next);
         }
         stores.push(&buffer.block().begun, next.0);
-        let fits = message.len() <= geometry.subbuf_size() - geometry.header();
-        let sequence = self.beginning(from, stores, next, start, if fits { message } else { &[] }); // W2.d, W2.e
+        let fits = message.len_in_ring() <= geometry.subbuf_size() - geometry.header();
+        let message = if fits { message } else { Message::Bare(&[]) };
+        let gives_up = geometry.mode() == Mode::Overwrite && is_full();
+        let sequence = self.beginning(from, stores, next, start, message); // W2.d, W2.e
         let placed = if fits { WriteResult::Written } else { WriteResult::TooBig };
-        self.executor.switch(buffer, &sequence).then_some(Outcome { placed, switched: closes })
+        let done = self.executor.switch(buffer, &sequence);
+        if done && gives_up {
+            buffer.note_overwritten();
+        }
+        done.then_some(Outcome { placed, switched: closes })
     }
 
     /// Returns the change that starts the sub-buffer at `next`: header, message.
@@ -331,11 +378,11 @@ impl<'a, R: Executor> Writer<'a, R> {
         stores: Stores<'s>,
         next: Position,
         start: &'s [u8],
-        message: &'s [u8],
+        message: Message<'s>,
     ) -> Sequence<'s> {
         let (widths, header) = (self.buffer.widths(), self.buffer.geometry().header());
         let at = self.buffer.ring_offset(next);
-        let to = widths.at(next, header + message.len());
+        let to = widths.at(next, header + message.len_in_ring());
         Sequence { from, stores, zero: at..at + header, start, message_at: at + header, message, to }
     }
 
@@ -345,7 +392,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         let mut stores = Stores::none(buffer);
         self.close_record(&mut stores, from, next);
         let (message_at, to) = (buffer.ring_offset(next), buffer.widths().at_blocked(next));
-        Sequence { from, stores, zero: 0..0, start: &[], message_at, message: &[], to }
+        Sequence { from, stores, zero: 0..0, start: &[], message_at, message: Message::Bare(&[]), to }
     }
 
     /// Adds the stores that record the end of the sub-buffer at `from`, and the start of the next.
@@ -355,16 +402,33 @@ impl<'a, R: Executor> Writer<'a, R> {
         let padding = buffer.geometry().subbuf_size() - buffer.widths().offset(from);
         stores.push(&record.padding, padding as u64);
         stores.push(&record.lost, buffer.lost());
+        if buffer.geometry().timed() {
+            // Relaxed, as in `lost`.
+            stores.push(&record.too_big, buffer.block().too_big.load(Ordering::Relaxed));
+        }
         let number = record.number.load(Ordering::Relaxed).wrapping_add(1);
-        self.open_record(stores, next, number, self.end(from));
+        self.open_record(stores, next, number, from);
     }
 
-    /// Adds the stores that record the start of a sub-buffer that is not reached yet.
+    /// Adds the stores that record the start of a sub-buffer that is not reached yet; the writer is at `from`.
     /// A reader may still need the record of the same slot one lap ago, which is the other of the slot's two.
-    fn open_record(&self, stores: &mut Stores<'a>, position: Position, number: u64, begin: u64) {
+    fn open_record(&self, stores: &mut Stores<'a>, position: Position, number: u64, from: Position) {
         let record = self.buffer.record(position);
         stores.push(&record.number, number);
-        stores.push(&record.begin, begin);
+        stores.push(&record.begin, self.end(from));
+        if self.buffer.geometry().timed() {
+            stores.push(&record.messages, self.messages(from));
+        }
+    }
+
+    /// Returns the records in the buffer before `position`, where the writer is.
+    /// The records themselves say how many they are, so a message need not count.
+    fn messages(&self, position: Position) -> u64 {
+        let (buffer, widths) = (self.buffer, self.buffer.widths());
+        // Relaxed: stored on this CPU.
+        let before = buffer.record(position).messages.load(Ordering::Relaxed);
+        let end = if widths.blocked(position) { 0 } else { widths.offset(position) };
+        before.wrapping_add(buffer.count_records(widths.at(position, 0), 0, end).0)
     }
 
     /// Returns the stream position of the writer at `position`.
@@ -377,85 +441,5 @@ impl<'a, R: Executor> Writer<'a, R> {
         // Acquire, because of `closed`: a writer that finds the buffer blocked by its end also finds it closed.
         // Otherwise Relaxed would do: the state was stored on this CPU, or the change prepared for it fails.
         Position(self.buffer.block().state.load(Ordering::Acquire))
-    }
-}
-
-impl Executor for AnyExecutor {
-    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
-        match self {
-            AnyExecutor::SoleWriter => SoleWriter.append(buffer, message),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            AnyExecutor::RseqExecutor(on_cpu) => on_cpu.append(buffer, message),
-        }
-    }
-
-    fn locate(&self, buffer: &Buffer, position: Position) {
-        match self {
-            AnyExecutor::SoleWriter => SoleWriter.locate(buffer, position),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            AnyExecutor::RseqExecutor(on_cpu) => on_cpu.locate(buffer, position),
-        }
-    }
-
-    fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
-        match self {
-            AnyExecutor::SoleWriter => SoleWriter.switch(buffer, sequence),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            AnyExecutor::RseqExecutor(on_cpu) => on_cpu.switch(buffer, sequence),
-        }
-    }
-
-    fn count(&self, counter: &AtomicU64, n: u64) -> bool {
-        match self {
-            AnyExecutor::SoleWriter => SoleWriter.count(counter, n),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
-            AnyExecutor::RseqExecutor(on_cpu) => on_cpu.count(counter, n),
-        }
-    }
-}
-
-impl Executor for SoleWriter {
-    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
-        let state = &buffer.block().state;
-        // Relaxed: no other thread stores it.
-        let from = Position(state.load(Ordering::Relaxed));
-        let Some((at, to)) = buffer.widths().append(from, message.len()) else { return Appended::Elsewhere };
-        if !buffer.data().copy_in(at, message) {
-            return Appended::Interrupted; // a corrupted state that leads out of the ring
-        }
-        // A, pairs with B.
-        state.store(to.0, Ordering::Release);
-        Appended::Done
-    }
-
-    fn locate(&self, _: &Buffer, _: Position) {}
-
-    fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
-        if buffer.block().state.load(Ordering::Relaxed) != sequence.from.0 {
-            return false; // a peer has corrupted it
-        }
-        for (word, value) in sequence.stores.as_slice() {
-            // Release, because of `begun`, the last of them: a reader that loads it (E, Acquire in `oldest_whole`)
-            // finds the records before it. Release also because of `consumed` in a reset (C). For a reader that loads
-            // `state`, A orders the other words.
-            word.store(*value, Ordering::Release);
-        }
-        // E, pairs with F: stores into the sub-buffer must not become visible before `begun`.
-        fence(Ordering::Release);
-        if !buffer.data().zero(sequence.zero.start, sequence.zero.len())
-            || !buffer.data().copy_in(sequence.zero.start, sequence.start)
-            || !buffer.data().copy_in(sequence.message_at, sequence.message)
-        {
-            return false; // as above
-        }
-        // A, pairs with B.
-        buffer.block().state.store(sequence.to.0, Ordering::Release);
-        true
-    }
-
-    fn count(&self, counter: &AtomicU64, n: u64) -> bool {
-        // Relaxed: the count says nothing about other memory.
-        counter.fetch_add(n, Ordering::Relaxed);
-        true
     }
 }

@@ -13,13 +13,15 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::RwLockWriteGuard;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use rustix::io::{fcntl_dupfd_cloexec, fcntl_getfd};
 use rustix::net::sockopt::socket_cookie;
 use rustix::stdio::{stderr, stdin, stdout};
+
+use crate::system::process_lock::ProcessLock;
 
 /// The lowest number behind those of the standard streams.
 const FIRST: RawFd = 3;
@@ -150,18 +152,19 @@ impl Drop for HeldFd {
 /// The numbers that are held.
 /// If the library gets a number again, the program took it from the first holder. The first holder may not notice: two
 /// connections can have the same control file.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 struct Holders {
     last_serial: u64,
     /// The latest holder of each number.
     latest: BTreeMap<RawFd, u64>,
 }
 
-static HOLDERS: Mutex<Holders> = Mutex::new(Holders { last_serial: 0, latest: BTreeMap::new() });
+static HOLDERS: ProcessLock<Holders> =
+    ProcessLock::new(Holders { last_serial: 0, latest: BTreeMap::new() }, Holders::clone);
 
-fn holders() -> MutexGuard<'static, Holders> {
+fn holders() -> RwLockWriteGuard<'static, Holders> {
     // No panic leaves the table half changed.
-    HOLDERS.lock().unwrap_or_else(PoisonError::into_inner)
+    HOLDERS.write()
 }
 
 impl Holders {

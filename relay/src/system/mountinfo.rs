@@ -74,6 +74,11 @@ pub fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
     here().find(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
 }
 
+/// Returns the mount that a directory lies in, without one that is mounted exactly there.
+pub fn around<'a>(entries: &'a [Entry], dir: &Path) -> Option<&'a Entry> {
+    dir.ancestors().skip(1).find_map(|outer| topmost(entries, outer))
+}
+
 /// Blocks until the given mount has left the table, unmounted lazily or not.
 pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
     let mut file = open()?;
@@ -165,6 +170,16 @@ torn line\n\
         assert_eq!(topmost(&entries, Path::new("/mnt/x")).unwrap().id, 43);
         assert_eq!(topmost(&entries, Path::new("/mnt/x/y")).unwrap().id, 44);
         assert_eq!(topmost(&entries, Path::new("/mnt")), None);
+    }
+
+    #[test]
+    fn mount_around_a_directory_is_the_nearest_above() {
+        let entries = parse(TABLE);
+        let around = |path| around(&entries, Path::new(path)).map(|entry| entry.id);
+        assert_eq!(
+            ["/mnt/x/y/z", "/mnt/x/y", "/mnt/x", "/"].map(around),
+            [Some(44), Some(43), Some(27), None]
+        );
     }
 
     #[test]

@@ -19,6 +19,13 @@
 //! reply    empty
 //! CONSUME  u32 channel   u32 cpu   u64 from   u64 count
 //! reply    empty
+//! ATTACH   u32 channel   path of the executable, to the end
+//! reply    u32 process   u32 clock   u64 zero
+//! DEFINE   u32 channel   u8 level   u8 zero   u16 fields   u32 line   name   target   file   then the fields
+//!          a text is u16 length and bytes; a field is u8 type   u8 zero   name
+//! reply    u32 id
+//! LEVELS   u32 channel
+//! reply    u32 layout version   with a descriptor
 //! ERROR    u32 errno   text (UTF-8)
 //! ```
 //!
@@ -30,10 +37,16 @@
 //! each `WATCH`, when the buffer has finished sub-buffers or the channel has ended. `CONSUME` gives `count` sub-buffers
 //! back, if the first is number `from`.
 //!
+//! `ATTACH`, `DEFINE` and `LEVELS` are for timed channels alone. There a message of a `WRITE` is a record without its
+//! stamp: the head of 8 bytes, then the payload. The file that `LEVELS` brings can only be read.
+//!
 //! A reply has its request's type with [`REPLY_BIT`] set, and the request's id. A refusal is an `ERROR` with that id.
-//! The daemon answers every request; a `WRITE` only if [`WRITE_REPLY`] is set.
+//! The daemon answers every request; a `WRITE` only if [`WRITE_REPLY`] is set. With [`WRITE_HAND_BACK`] too, a daemon
+//! that ends may count fewer messages than the frame has. The others are the producer's again.
 
 mod answer;
+mod attach;
+mod define;
 mod fields;
 mod fixed;
 mod hello;
@@ -45,8 +58,13 @@ mod tests;
 mod write;
 
 pub use answer::{Refusal, done};
+pub use attach::Attach;
+pub use define::{Define, DefineField};
 pub use fields::Body;
-pub use fixed::{Close, Consume, Flush, OpenReply, Share, ShareReply, Watch, WriteReply};
+pub use fixed::{
+    AttachReply, Close, Consume, DefineReply, Flush, Levels, LevelsReply, OpenReply, Share, ShareReply,
+    Watch, WriteReply,
+};
 pub use hello::{Hello, HelloReply};
 pub use open::Open;
 pub use packet::{Frame, FrameError, FrameType, begin, finish};
@@ -73,11 +91,18 @@ pub const REPLY_BIT: u16 = 0x8000;
 pub const SHARE_READ: u16 = 1;
 /// Flag of `OPEN`: create the channel if it does not exist.
 pub const OPEN_CREATE: u16 = 1;
+/// Flag of `OPEN`: the sender writes. A daemon with `--create-on-write` creates the channel if it does not exist.
+/// A daemon of an older release ignores the flag.
+pub const OPEN_WRITE: u16 = 2;
 /// Flag of `WRITE`: answer once every message is written or dropped.
 pub const WRITE_REPLY: u16 = 1;
 /// Flag of `WRITE`: the only message of the frame continues in the next frame of this id.
 /// The body of that frame has the same fixed part, followed by more bytes of the message.
 pub const WRITE_MORE: u16 = 2;
+/// Flag of `WRITE`: hand messages back that still wait for room when the daemon ends.
+/// The reply then counts fewer messages than the frame has. The others, its last ones, are the producer's again.
+/// A daemon of an older release ignores the flag, and drops them.
+pub const WRITE_HAND_BACK: u16 = 4;
 
 /// Most descriptors in one frame.
 pub const DESCRIPTORS_MAX: usize = 32;

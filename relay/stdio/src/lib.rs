@@ -1,15 +1,17 @@
-//! Checks that a command has the standard streams it needs.
+//! What the commands share around their options: standard streams, and the options that all of them have.
 //!
 //! Rust's runtime opens /dev/null in place of a standard stream that is closed when a program starts. Output there is
 //! lost without an error, and input ends at once. So a function of this crate runs before the runtime, and notes which
-//! streams are closed. A stream that the caller has set to /dev/null stays as it is.
+//! streams are closed, and whether SIGPIPE is ignored. A stream that the caller has set to /dev/null stays as it is.
 //!
 //! For commands only: a library must not have code that runs before a program's `main`.
 #![allow(unsafe_code)]
 
+pub mod flags;
+
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, RawFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc::{F_GETFD, STDIN_FILENO, STDOUT_FILENO};
@@ -34,6 +36,8 @@ pub enum StreamError {
 
 /// Bit N is set if descriptor N was closed when the program started.
 static CLOSED: AtomicU8 = AtomicU8::new(0);
+/// Whether SIGPIPE was ignored when the program started. The runtime ignores it in any case.
+static IGNORED_PIPE: AtomicBool = AtomicBool::new(false);
 
 // SAFETY: the C library calls the functions of this section, which are of this type, before main(); the section has a
 // pointer's alignment.
@@ -50,9 +54,22 @@ extern "C" fn note() {
             CLOSED.fetch_or(1 << fd, Ordering::Relaxed);
         }
     }
+    // SAFETY: all zeroes is a valid `sigaction`.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: with a null pointer for the new action, nothing is changed; `now` is writable.
+    let asked = unsafe { libc::sigaction(libc::SIGPIPE, std::ptr::null(), &raw mut now) };
+    // Relaxed: as above.
+    IGNORED_PIPE.store(asked == 0 && now.sa_sigaction == libc::SIG_IGN, Ordering::Relaxed);
 }
 
-fn was_closed(fd: RawFd) -> bool {
+/// Returns whether the program's caller ignored SIGPIPE.
+pub fn ignored_pipe() -> bool {
+    // Relaxed: stored before other threads existed.
+    IGNORED_PIPE.load(Ordering::Relaxed)
+}
+
+/// Returns whether a standard stream was closed when the program started.
+pub fn was_closed(fd: RawFd) -> bool {
     // Relaxed: stored before other threads existed.
     CLOSED.load(Ordering::Relaxed) & (1 << fd) != 0
 }

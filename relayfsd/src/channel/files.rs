@@ -8,39 +8,58 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
 use nix::unistd::geteuid;
-use relay::layout::channel_files::{control_name, data_name};
+use relay::layout::channel_files::{control_name, data_name, events_name, levels_name, processes_name};
 use relay::memory::mapping::Mapping;
 use thiserror::Error;
 
-/// The paths of a channel's files: the control file, then one data file for each buffer.
+/// The paths of a channel's files.
 #[derive(Debug)]
-pub(crate) struct Files(Vec<PathBuf>);
+pub(crate) struct Files {
+    /// The control file, then one data file for each buffer.
+    mapped: Vec<PathBuf>,
+    /// The events, the processes and the levels of a timed channel.
+    names: Option<[PathBuf; 3]>,
+}
 
 impl Files {
     /// Returns the paths for the channel with number `id`.
-    pub(crate) fn of(dir: &Path, id: u32, n_bufs: usize) -> Files {
-        let control = dir.join(control_name(id));
-        Files([control].into_iter().chain((0..n_bufs).map(|index| dir.join(data_name(id, index)))).collect())
+    pub(crate) fn of(dir: &Path, id: u32, n_bufs: usize, timed: bool) -> Files {
+        let data = (0..n_bufs).map(|index| dir.join(data_name(id, index)));
+        Files {
+            mapped: [dir.join(control_name(id))].into_iter().chain(data).collect(),
+            names: timed
+                .then(|| [events_name(id), processes_name(id), levels_name(id)].map(|name| dir.join(name))),
+        }
     }
 
     /// Returns the control file's path.
     pub(crate) fn control(&self) -> &Path {
-        &self.0[0]
+        &self.mapped[0]
     }
 
     /// Returns the data files' paths.
     pub(crate) fn data(&self) -> &[PathBuf] {
-        &self.0[1..]
+        &self.mapped[1..]
+    }
+
+    /// Returns the paths of the files that processes map: the control file, then the data files.
+    pub(crate) fn mapped(&self) -> &[PathBuf] {
+        &self.mapped
+    }
+
+    /// Returns the paths of a timed channel's events, of its processes and of its levels.
+    pub(crate) fn names(&self) -> Option<[&Path; 3]> {
+        self.names.as_ref().map(|names| names.each_ref().map(PathBuf::as_path))
     }
 
     /// Returns all paths.
-    pub(crate) fn all(&self) -> &[PathBuf] {
-        &self.0
+    pub(crate) fn all(&self) -> impl Iterator<Item = &PathBuf> {
+        self.mapped.iter().chain(self.names.iter().flatten())
     }
 
     /// Removes those of the files that exist.
     pub(crate) fn remove(&self) {
-        for path in &self.0 {
+        for path in self.all() {
             // The daemon reports errors of the directory where it uses the files; a second report here would not help.
             let _ = fs::remove_file(path);
         }
@@ -48,11 +67,11 @@ impl Files {
 }
 
 /// Files that are being created. Dropping this removes them, unless `keep` was called.
-pub(crate) struct Made(Option<Files>);
+pub(crate) struct NewFiles(Option<Files>);
 
-impl Made {
-    pub(crate) fn new(files: Files) -> Made {
-        Made(Some(files))
+impl NewFiles {
+    pub(crate) fn new(files: Files) -> NewFiles {
+        NewFiles(Some(files))
     }
 
     pub(crate) fn files(&self) -> &Files {
@@ -64,7 +83,7 @@ impl Made {
     }
 }
 
-impl Drop for Made {
+impl Drop for NewFiles {
     fn drop(&mut self) {
         if let Some(files) = &self.0 {
             files.remove();
@@ -97,6 +116,16 @@ pub(crate) enum FindError {
     Unsound(String),
 }
 
+impl FindError {
+    /// Makes the error for a failed system call.
+    pub(crate) fn of(path: &Path, source: io::Error) -> FindError {
+        match is_shortage(&source) {
+            true => FindError::Shortage { path: path.to_owned(), source },
+            false => FindError::Unsound(format!("{}: {source}", path.display())),
+        }
+    }
+}
+
 /// Returns whether an error is about limits of this process or of the system, not about the request.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::EAGAIN))
@@ -106,12 +135,22 @@ pub(crate) fn is_shortage(error: &io::Error) -> bool {
 ///
 /// Fails if the file is not as that daemon made it.
 pub(crate) fn find(path: &Path, len: u64) -> Result<Mapping, FindError> {
-    let said = |source: io::Error| match is_shortage(&source) {
-        true => FindError::Shortage { path: path.to_owned(), source },
-        false => FindError::Unsound(format!("{}: {source}", path.display())),
-    };
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NOFOLLOW).open(path).map_err(said)?;
+    let file = open_own(path)?;
+    let found = file.metadata().map_err(|source| FindError::of(path, source))?.len();
+    if found != len {
+        let path = path.display();
+        return Err(FindError::Unsound(format!("{path}: it has {found} bytes instead of {len}")));
+    }
+    Mapping::new(&file, len).map_err(|source| FindError::of(path, source))
+}
+
+/// Opens a file that an earlier daemon of this user left.
+///
+/// Fails if another process could have made or written it.
+pub(crate) fn open_own(path: &Path) -> Result<File, FindError> {
+    let said = |source: io::Error| FindError::of(path, source);
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(flags).open(path).map_err(said)?;
     let status = file.metadata().map_err(said)?;
     let wrong = if !status.is_file() {
         "it is no file".to_owned()
@@ -119,10 +158,8 @@ pub(crate) fn find(path: &Path, len: u64) -> Result<Mapping, FindError> {
         format!("it belongs to user {}", status.uid())
     } else if status.mode() & 0o077 != 0 || status.nlink() != 1 {
         "others could have written it".to_owned()
-    } else if status.len() != len {
-        format!("it has {} bytes instead of {len}", status.len())
     } else {
-        return Mapping::new(&file, len).map_err(said);
+        return Ok(file);
     };
     Err(FindError::Unsound(format!("{}: {wrong}", path.display())))
 }

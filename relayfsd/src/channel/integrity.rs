@@ -144,7 +144,7 @@ impl Channel {
             0 => abi::control_header(self.geometry(), self.n_bufs()).control_len(),
             _ => abi::data_len(self.geometry()),
         };
-        let paths = self.paths();
+        let paths = self.mapped_paths();
         let wanted = |index| index == 0 || cpu.is_none_or(|cpu| index == cpu + 1);
         for (index, path) in paths.iter().enumerate().filter(|(index, _)| wanted(*index)) {
             // A file that was removed can still be used by processes that have it open.

@@ -23,23 +23,23 @@ pub(crate) enum PollState {
     Broken,
 }
 
-/// Asks the daemon's first thread to look at the buffers that processes wait for.
+/// Asks the daemon's first thread to run a timer, because a process uses a buffer.
 ///
-/// See `registry/flush_timer.rs`.
-pub(crate) struct Looks {
-    /// Whether a thread has asked for looks since the last one.
+/// See `registry/flush_timer.rs` and `registry/anchor_timer.rs`.
+pub(crate) struct TimerRequest {
+    /// Whether a thread has asked since the timer last ran.
     wanted: AtomicBool,
     sender: Sender<()>,
     receiver: Receiver<()>,
 }
 
-impl Looks {
-    pub(crate) fn new() -> Arc<Looks> {
+impl TimerRequest {
+    pub(crate) fn new() -> Arc<TimerRequest> {
         let (sender, receiver) = bounded(1);
-        Arc::new(Looks { wanted: AtomicBool::new(false), sender, receiver })
+        Arc::new(TimerRequest { wanted: AtomicBool::new(false), sender, receiver })
     }
 
-    /// Asks for looks: a waiter was stored.
+    /// Asks the timer to run.
     pub(crate) fn ask(&self) {
         if !self.wanted.swap(true, Ordering::SeqCst) {
             // If the queue is full, the first thread has a request already.
@@ -47,12 +47,12 @@ impl Looks {
         }
     }
 
-    /// Returns the receiver that gets a message when a thread asks for looks.
+    /// Returns the receiver that gets a message when a thread asks.
     pub(crate) fn asked(&self) -> Receiver<()> {
         self.receiver.clone()
     }
 
-    /// Called by the first thread after a look: the next waiter has to ask again.
+    /// Called by the first thread when the timer has run: the next thread has to ask again.
     pub(crate) fn done(&self) {
         self.wanted.store(false, Ordering::SeqCst);
     }
@@ -73,8 +73,8 @@ impl Channel {
             }
             drop(waiters);
             self.polled.store(true, Ordering::SeqCst);
-            if let Some(looks) = self.looks.get() {
-                looks.ask();
+            if let Some(request) = self.flush_request.get() {
+                request.ask();
             }
         }
         let has_finished = self.read_side(cpu).reader.has_finished();
@@ -122,10 +122,10 @@ impl Channel {
         }
     }
 
-    /// Sets where a thread with a new waiter asks for looks.
-    pub(crate) fn set_looks(&self, looks: Arc<Looks>) {
+    /// Sets where a thread with a new waiter asks for a flush.
+    pub(crate) fn set_flush_request(&self, request: Arc<TimerRequest>) {
         // Set once, when the channel is created.
-        let _ = self.looks.set(looks);
+        let _ = self.flush_request.set(request);
     }
 
     /// Returns whether a process may be waiting for one of the buffers.

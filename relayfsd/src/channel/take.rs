@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::SystemTime;
@@ -17,6 +18,7 @@ use relay::ring::reader::Taken;
 
 use crate::channel::ChannelRef;
 use crate::channel::delivered::{Delivered, Ended};
+use crate::channel::timed::packets::Marks;
 use crate::policy::quota::{Quota, Reservation};
 use crate::process::killed::{is_killed, process_of};
 
@@ -54,7 +56,7 @@ struct Copies {
     /// The copy that the file's name means now. It may not be made yet.
     current: (u32, Weak<Take>),
     /// Earlier copies that are still open. Programs can open them again by `/proc/PID/fd`.
-    past: Vec<(u32, Weak<Take>)>,
+    earlier: Vec<(u32, Weak<Take>)>,
     consumed: Option<Consumed>,
 }
 
@@ -102,17 +104,26 @@ impl Take {
         let mtime = channel.size_and_mtime(cpu).1;
         let mut taken = channel.read_side(cpu).reader.take();
         let mut memory = memory.claim(0, taken.max()).map_err(|_| no_memory())?;
-        let file = memfd_create(c"relayfs-take", MFdFlags::MFD_CLOEXEC)
-            .map(File::from)
-            .map_err(|errno| errno as i32)?;
+        let new_file = || {
+            let file = memfd_create(c"relayfs-take", MFdFlags::MFD_CLOEXEC);
+            file.map(File::from).map_err(|errno| errno as i32)
+        };
+        let file = new_file()?;
         let mut part = Vec::new();
         part.try_reserve_exact(taken.max().min(2 * channel.geometry().subbuf_size()))
             .map_err(|_| no_memory())?;
+        let mut marks = Marks::default();
         loop {
             part.clear();
             // The lock is released after each sub-buffer: the writer and the socket's thread may wait for it.
-            let more = channel.read_side(cpu).reader.take_part(&mut taken, &mut part);
-            file.write_all_at(&part, (taken.len() - part.len()) as u64).map_err(|_| no_memory())?;
+            let side = channel.read_side(cpu);
+            let more = side.reader.take_part(&mut taken, &mut part);
+            let from = taken.len() - part.len();
+            if channel.timed().is_some() {
+                marks.add(from, part.len(), side.reader.take_marks(&taken, part.len()));
+            }
+            drop(side);
+            file.write_all_at(&part, from as u64).map_err(|_| no_memory())?;
             if !more {
                 break;
             }
@@ -120,9 +131,27 @@ impl Take {
         if channel.is_broken() {
             return Err(libc::EIO);
         }
-        let len = taken.len() as u64;
+        let (file, len) = match channel.timed() {
+            None => (file, taken.len() as u64),
+            Some(timed) => {
+                memory.grow(marks.packets_max()).map_err(|_| no_memory())?;
+                let packets = new_file()?;
+                let mut len = 0;
+                let part = |range: Range<usize>| {
+                    let mut bytes = vec![0; range.len()];
+                    file.read_exact_at(&mut bytes, range.start as u64).map_err(|_| no_memory())?;
+                    Ok(bytes.into())
+                };
+                marks.packets(channel, timed, cpu, part, |packet| {
+                    packets.write_all_at(packet, len).map_err(|_| no_memory())?;
+                    len += packet.len() as u64;
+                    Ok::<(), i32>(())
+                })?;
+                (packets, len)
+            }
+        };
         file.set_len(len).map_err(errno_of)?;
-        memory.shrink(taken.len());
+        memory.shrink(len as usize);
         let delivered = Mutex::new(Delivered::new(len));
         Ok(Take { channel: channel.clone(), cpu, copy, file, len, mtime, taken, delivered, _memory: memory })
     }
@@ -259,7 +288,7 @@ impl TakeSlot {
 impl Copies {
     /// Returns an open copy.
     fn get(&self, copy: u32) -> Option<Arc<Take>> {
-        let all = || self.past.iter().chain([&self.current]);
+        let all = || self.earlier.iter().chain([&self.current]);
         all().find(|(number, _)| *number == copy)?.1.upgrade()
     }
 
@@ -280,11 +309,11 @@ impl Copies {
     ///
     /// If every number is in use, which takes as many open files, the name keeps its meaning.
     fn renew(&mut self, copy: u32) {
-        self.past.retain(|(_, take)| take.strong_count() > 0);
+        self.earlier.retain(|(_, take)| take.strong_count() > 0);
         if self.current.0 == copy
             && let Some(next) = self.unused()
         {
-            self.past.push(std::mem::replace(&mut self.current, (next, Weak::new())));
+            self.earlier.push(std::mem::replace(&mut self.current, (next, Weak::new())));
         }
     }
 
@@ -294,7 +323,7 @@ impl Copies {
         let used = |number: u32| {
             number == self.current.0
                 || consumed == Some(number)
-                || self.past.iter().any(|(past, _)| *past == number)
+                || self.earlier.iter().any(|(earlier, _)| *earlier == number)
         };
         let last = self.current.0.max(consumed.unwrap_or(0));
         (1..N_COPIES).map(|n| (last + n) % N_COPIES).find(|number| !used(*number))

@@ -10,16 +10,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{ArgAction, CommandFactory, Parser};
+use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
 use relay::cli::duration::parse_duration;
 use relay::cli::size::parse_size;
 use relay::layout::state_file::STATE_FILE_MAX;
+use relay_stdio::flags::{help, version};
 
 use crate::config::mount_options::{Words, parse_mode, split};
 use crate::policy::share_policy::Shared;
 
 /// Default of `--max-connections`.
-const CONNECTIONS_MAX_DEFAULT: usize = 4096;
+pub(crate) const CONNECTIONS_MAX_DEFAULT: usize = 4096;
 
 /// Default of `--max-channels`.
 const CHANNELS_MAX_DEFAULT: usize = 4096;
@@ -36,111 +37,215 @@ const NEVER: &str = "never";
 /// Shortest `--flush-interval`.
 const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
-/// Relay channels for ordinary processes: any process writes messages, readers open one file per CPU.
+/// Groups of options, in `--help` and in the man page.
+const CHANNELS: &str = "Channels";
+const LIMITS: &str = "Limits";
+const ACCESS: &str = "Access";
+const PLACES: &str = "Places";
+const RUNNING: &str = "Running";
+const OTHER: &str = "Other";
+
+/// Mount relay channels for ordinary processes
+///
+/// relayfsd mounts a directory with one file for each CPU. Any process writes messages, by the library, by
+/// relay-producer or by a file. Readers open the files. Reading consumes: each byte goes to one reader.
+///
+/// MOUNTPOINT is the directory to mount on. SOURCE is any name, which /proc/mounts then shows as the source.
+///
+/// relayfsd returns when the file system is usable, and continues in the background. umount(8), or fusermount3 -u, ends
+/// it. What is unread then stays for the next start on the mount point, also after a crash.
+///
+/// Sizes take K, M or G, powers of 1024. Durations are 200ms, 10s, 5m; a number alone is seconds. In every option's name
+/// '-' and '_' are the same. Every long option is also a mount option: -o subbuf_size=64K.
 #[derive(Debug, Parser)]
 #[command(
     name = "relayfsd",
     version,
-    override_usage = "relayfsd [OPTIONS] [SOURCE] MOUNTPOINT",
+    override_usage = "relayfsd [OPTIONS] [SOURCE] MOUNTPOINT\n       relayfsd doctor [MOUNTPOINT]",
     args_override_self = true,
-    after_help = "Sizes take K, M or G (powers of 1024). In every option's name '-' and '_' are the same.\n\
-                  Returns when the file system is usable; umount (or fusermount3 -u) ends the daemon.\n\
-                  Unread data then stays for the next start on the mount point; --discard removes it.\n\
-                  Reading consumes: each byte goes to one reader."
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    disable_help_subcommand = true,
+    subcommand_help_heading = "Commands",
+    disable_help_flag = true,
+    disable_version_flag = true,
+    args = [help(OTHER), version(OTHER)],
+    after_help = "SOURCE is any name, shown in /proc/mounts. Sizes take K, M, G (powers of 1024).\n\
+                  In every option's name '-' and '_' are the same.\n\
+                  Returns when the file system is usable; umount, or fusermount3 -u, ends it.\n\
+                  Unread data then stays for the next start; --discard removes it.\n\
+                  Reading consumes: each byte goes to one reader. See relayfsd(8)."
 )]
 pub(crate) struct Cli {
-    /// Set the size of a sub-buffer in bytes [default: 256K]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Set the size of a sub-buffer [default: 256K]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = CHANNELS)]
     pub(crate) subbuf_size: Option<u64>,
 
-    /// Set the number of sub-buffers in each CPU's buffer [default: 4]
-    #[arg(long, value_name = "COUNT", value_parser = parse_size)]
+    /// Set the sub-buffers of each CPU [default: 4]
+    #[arg(long, value_name = "COUNT", value_parser = parse_size, help_heading = CHANNELS)]
     pub(crate) n_subbufs: Option<u64>,
 
-    /// When full, give up the oldest sub-buffer instead of dropping new messages
-    #[arg(long)]
+    /// When full, give up the oldest messages
+    ///
+    /// Without it a full buffer drops new messages. The oldest are given up by whole sub-buffers.
+    #[arg(long, help_heading = CHANNELS)]
     pub(crate) overwrite: bool,
 
-    /// Reserve zeroed bytes at the start of each sub-buffer [default: 0]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Begin sub-buffers with zeroes [default: 0]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = CHANNELS)]
     pub(crate) header: Option<u64>,
 
-    /// Add a channel, or set the geometry of the default channel, "cpu"; repeatable.
-    /// Example: app/log:subbuf-size=64K:n-subbufs=8:overwrite:global:header=16
-    #[arg(long, value_name = "NAME[:OPTION...]", action = ArgAction::Append)]
+    /// Add a channel, or change "cpu"; repeatable
+    ///
+    /// The options of a channel are subbuf-size=SIZE, n-subbufs=COUNT, overwrite, header=SIZE, global, timed and raw:
+    /// app/log:timed:subbuf-size=64K:n-subbufs=8:overwrite. What is left out is as for all channels. A global channel
+    /// has one buffer for all CPUs. A timed channel stamps each message, see relay(7). The default channel is cpu.
+    #[arg(long, value_name = "NAME[:OPT...]", action = ArgAction::Append, help_heading = CHANNELS)]
     pub(crate) channel: Vec<String>,
 
-    /// Let poll() report data that has waited this long; "never": full sub-buffers
-    #[arg(long, value_name = "DURATION", default_value = FLUSH_INTERVAL_DEFAULT, value_parser = flush_interval)]
+    /// Create a channel when a producer names it
+    ///
+    /// Without it a channel that does not exist is made by mkdir(1) in .relay/channels, by a producer that asks for it,
+    /// as relay-producer --create does, or by --channel. With it every producer that opens a channel to write makes it,
+    /// with the daemon's geometry, within its user's limits. Readers never make a channel.
+    #[arg(long, help_heading = CHANNELS)]
+    pub(crate) create_on_write: bool,
+
+    /// Delay of poll(), or never
+    ///
+    /// While a process sleeps in poll(2), data waits this long at most for its sub-buffer to be finished. With never
+    /// poll reports full sub-buffers alone, as the kernel's relay does.
+    #[arg(long, value_name = "DURATION", default_value = FLUSH_INTERVAL_DEFAULT, value_parser = flush_interval,
+          help_heading = CHANNELS)]
     pub(crate) flush_interval: FlushInterval,
 
-    /// Limit the memory of all channels [default: a quarter of the machine's or cgroup's]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Limit the memory of all channels [default: 1/4]
+    ///
+    /// The default is a quarter of the smallest of the machine's memory, the limit of the daemon's control group, and
+    /// the free space of the state directory.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, help_heading = LIMITS)]
     pub(crate) max_memory: Option<u64>,
 
-    /// Limit the number of channels
-    #[arg(long, value_name = "COUNT", default_value_t = CHANNELS_MAX_DEFAULT, value_parser = channels_max)]
+    /// Limit the channels
+    #[arg(long, value_name = "COUNT", default_value_t = CHANNELS_MAX_DEFAULT, value_parser = channels_max,
+          help_heading = LIMITS)]
     pub(crate) max_channels: usize,
 
-    /// Limit the number of connected producers
-    #[arg(long, value_name = "COUNT", default_value_t = CONNECTIONS_MAX_DEFAULT, value_parser = connections_max)]
+    /// Limit the producers
+    #[arg(long, value_name = "COUNT", default_value_t = CONNECTIONS_MAX_DEFAULT, value_parser = connections_max,
+          help_heading = LIMITS)]
     pub(crate) max_connections: usize,
 
-    /// Let this group read the files and send messages
-    #[arg(long, value_name = "NAME")]
+    /// Let this group read the files and send
+    #[arg(long, value_name = "NAME", help_heading = ACCESS)]
     pub(crate) group: Option<String>,
 
-    /// Set the socket's permissions; 0666 lets any user send [default: 0600, with --group 0660]
-    #[arg(long, value_name = "OCTAL", value_parser = parse_mode)]
+    /// Let this group see status and metrics
+    ///
+    /// It may read status, stats and metrics, and can consume nothing.
+    #[arg(long, value_name = "NAME", help_heading = ACCESS)]
+    pub(crate) stats_group: Option<String>,
+
+    /// Set the socket's mode [default: 0600]
+    ///
+    /// 0666 lets any user send. With --group the default is 0660. The same mode says which users may make a channel by
+    /// mkdir(1).
+    #[arg(long, value_name = "OCTAL", value_parser = parse_mode, help_heading = ACCESS)]
     pub(crate) socket_mode: Option<u32>,
 
-    /// Let these users write the buffers by shared memory: never, owner, group or all
-    #[arg(long, value_name = "WHO", default_value = "group", hide_possible_values = true)]
+    /// Users that get the buffers
+    ///
+    /// Says which users get the buffers, to write them directly: never, owner, group or all. Sharing means trusting: such a process can damage what
+    /// others wrote to the channel. never: none; owner: root and the daemon's user; group: these, and the members of
+    /// --group; all: every user that may connect. Others send by the socket.
+    #[arg(long, value_name = "USERS", default_value = "group", hide_possible_values = true, help_heading = ACCESS)]
     pub(crate) shared: Shared,
 
-    /// Create the socket here [default: /run/relayfs/NAME/socket, for users below $XDG_RUNTIME_DIR]
-    #[arg(long, value_name = "PATH")]
+    /// Create the socket here
+    ///
+    /// By default it is /run/relayfs/NAME/socket, and for a user the same below $XDG_RUNTIME_DIR. NAME is the mount
+    /// point as systemd-escape --path writes it.
+    #[arg(long, value_name = "PATH", help_heading = PLACES)]
     pub(crate) socket: Option<PathBuf>,
 
-    /// Keep the buffers here, on a tmpfs [default: /dev/shm/relayfs-UID/NAME]
-    #[arg(long, value_name = "DIR")]
+    /// Keep the buffers here, on a tmpfs
+    ///
+    /// By default that is /dev/shm/relayfs-UID/NAME.
+    #[arg(long, value_name = "DIR", help_heading = PLACES)]
     pub(crate) state_dir: Option<PathBuf>,
 
-    /// At the end, keep every channel for the next start, also those without unread data
-    #[arg(long, overrides_with = "discard")]
-    pub(crate) keep: bool,
-
-    /// At the end, remove every channel, also those with unread data
-    #[arg(long, overrides_with = "keep")]
-    pub(crate) discard: bool,
-
-    /// Log to this file when in the background [default: syslog]; SIGHUP reopens it
-    #[arg(long, value_name = "FILE")]
+    /// Log here in the background [default: syslog]
+    ///
+    /// The file is made with mode 0640 if need be. SIGHUP opens it again. The variable RUST_LOG says how much is logged.
+    #[arg(long, value_name = "FILE", help_heading = PLACES)]
     pub(crate) log_file: Option<PathBuf>,
 
-    /// Stay in the foreground and log to standard error
-    #[arg(short, long)]
+    /// At the end, keep every channel
+    ///
+    /// The next start on the mount point then has all channels and counts. Without --keep and --discard the channels stay
+    /// that have unread data or a live producer.
+    #[arg(long, overrides_with = "discard", help_heading = RUNNING)]
+    pub(crate) keep: bool,
+
+    /// At the end, remove every channel
+    ///
+    /// That includes unread data.
+    #[arg(long, overrides_with = "keep", help_heading = RUNNING)]
+    pub(crate) discard: bool,
+
+    /// Stay, and log to standard error
+    #[arg(short, long, help_heading = RUNNING)]
     pub(crate) foreground: bool,
 
     /// Log everything; implies -f
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = RUNNING)]
     pub(crate) debug: bool,
 
-    /// Serve file operations with a single thread
-    #[arg(short, long)]
+    /// Serve files with one thread
+    #[arg(short, long, help_heading = RUNNING)]
     pub(crate) single_thread: bool,
 
     /// Say what was mounted, where and how large
-    #[arg(short, long)]
+    #[arg(short, long, help_heading = RUNNING)]
     pub(crate) verbose: bool,
 
-    /// Set mount options: any long option as NAME[=VALUE], and those all file systems share
-    #[arg(short = 'o', value_name = "OPTION[,OPTION...]", action = ArgAction::Append)]
+    /// Set mount options: NAME[=VALUE],...
+    ///
+    /// Any long option is one, and those that all file systems share: ro, rw, noexec, noatime, allow_other, uid=, gid=,
+    /// mode=, fsname=, context= and so on.
+    #[arg(short = 'o', value_name = "OPTION,...", action = ArgAction::Append, help_heading = RUNNING)]
     mount_options: Vec<String>,
 
-    /// Any name as the source in /proc/mounts, then the directory to mount on
-    #[arg(value_name = "MOUNTPOINT", required = true, num_args = 1..=2)]
+    /// Perhaps a source, then the mount point. The usage explains them.
+    #[arg(value_name = "MOUNTPOINT", required = true, num_args = 1..=2, hide = true)]
     pub(crate) operands: Vec<PathBuf>,
+
+    #[command(subcommand)]
+    pub(crate) action: Option<Action>,
+}
+
+/// What relayfsd does besides mounting.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Action {
+    /// Check this machine for what relayfsd needs
+    ///
+    /// For each thing it says whether it works, what it costs if not, and the command that mends it. It changes nothing,
+    /// mounts nothing, and consumes nothing. Run it as the user that mounts.
+    Doctor(Doctor),
+}
+
+/// The options of `relayfsd doctor`.
+#[derive(Clone, Debug, PartialEq, Eq, Args)]
+pub(crate) struct Doctor {
+    /// Look at this state directory
+    ///
+    /// By default that is /dev/shm/relayfs-UID/NAME, as for the daemon.
+    #[arg(long, value_name = "DIR", help_heading = PLACES)]
+    pub(crate) state_dir: Option<PathBuf>,
+
+    /// Mount point [$RELAYFS or /mnt/relay]
+    #[arg(value_name = "MOUNTPOINT", help_heading = PLACES)]
+    pub(crate) mount_point: Option<PathBuf>,
 }
 
 /// `--flush-interval`; `None` is never.
@@ -227,7 +332,8 @@ fn dash_names(arg: &mut OsString) {
 }
 
 fn is_long_option(name: &str) -> bool {
-    Cli::command().get_arguments().any(|arg| arg.get_long() == Some(name))
+    let asks_only = ["help", "version"].contains(&name);
+    !asks_only && Cli::command().get_arguments().any(|arg| arg.get_long() == Some(name))
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use nix::unistd::{Group, getegid, geteuid};
 use relay::layout::channel_name::DEFAULT_CHANNEL;
 use relay::{ChannelName, GeometrySpec, Mode};
 
-use crate::config::cli::{self, Cli};
+use crate::config::cli::{self, Action, Cli, Doctor};
 use crate::config::mount_options::Words;
 use crate::policy::share_policy::Sharing;
 
@@ -26,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) mount_point: PathBuf,
     /// Default geometry of channels.
     pub(crate) general: GeometrySpec,
+    /// Whether every producer that opens a channel to write creates it.
+    pub(crate) create_on_write: bool,
     /// The channels to open at the start, the default first, each with `general` filled in.
     pub(crate) channels: Vec<(ChannelName, GeometrySpec)>,
     /// Longest time that data waits in an unfinished sub-buffer while a process polls.
@@ -59,6 +61,15 @@ pub(crate) struct Options {
     pub(crate) mount: MountOptions,
 }
 
+/// What a command line asks for.
+#[derive(Debug)]
+pub(crate) enum Request {
+    /// Mount, and serve.
+    Serve(Box<Options>),
+    /// Check the machine.
+    Doctor(Doctor),
+}
+
 /// Which channels stay for the next daemon after a clean end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Keep {
@@ -83,6 +94,12 @@ pub(crate) struct Access {
     pub(crate) group_reads: bool,
     /// Permission bits of `cpuN`, if `-o mode=` sets them.
     pub(crate) mode: Option<u32>,
+    /// Write bits, besides the owner's, of the directories in which mkdir(2) makes channels.
+    ///
+    /// Those that may send may also create channels, by the socket. So these are the bits of the socket.
+    pub(crate) makers: u32,
+    /// `--stats-group`: the group that may read `status`, `stats` and `metrics`.
+    pub(crate) stats_gid: Option<u32>,
 }
 
 /// Options for mounting, and for serving requests.
@@ -109,18 +126,25 @@ impl Access {
     }
 }
 
-impl Options {
+impl Request {
     /// Reads a command line, program name included. `sloppy`: unknown mount options are ignored.
     ///
     /// Errors know how to print themselves, and their exit status. `--help` and `--version` are such errors, too.
     pub(crate) fn parse(
         args: impl IntoIterator<Item = OsString>,
         sloppy: bool,
-    ) -> Result<Options, clap::Error> {
+    ) -> Result<Request, clap::Error> {
         let (cli, words) = cli::parse(args, sloppy)?;
-        Options::new(cli, words, geteuid().is_root()).map_err(cli::usage_error)
+        match cli.action {
+            Some(Action::Doctor(doctor)) => Ok(Request::Doctor(doctor)),
+            None => Options::new(cli, words, geteuid().is_root())
+                .map(|options| Request::Serve(Box::new(options)))
+                .map_err(cli::usage_error),
+        }
     }
+}
 
+impl Options {
     fn new(cli: Cli, words: Words, by_root: bool) -> Result<Options, String> {
         let general = GeometrySpec {
             subbuf_size: cli.subbuf_size,
@@ -128,14 +152,18 @@ impl Options {
             header: cli.header,
             mode: cli.overwrite.then_some(Mode::Overwrite),
             global: None,
+            timed: None,
         };
         general.build().map_err(|error| error.to_string())?;
         if words.gid.is_some() && cli.group.is_some() {
             return Err("--group and -o gid= exclude each other".into());
         }
-        let group = cli.group.as_deref().map(group_id).transpose()?;
+        let group_id =
+            |option, name: &Option<String>| name.as_deref().map(|name| group_id(option, name)).transpose();
+        let group = group_id("--group", &cli.group)?;
+        let stats_gid = group_id("--stats-group", &cli.stats_group)?;
         // Root mounts for all users, another user only for that user. A group must enter the mount to read there.
-        let allow_other = by_root || words.allow_other || group.is_some();
+        let allow_other = by_root || words.allow_other || group.is_some() || stats_gid.is_some();
         if words.auto_unmount && !allow_other {
             return Err("-o auto_unmount needs -o allow_other".into());
         }
@@ -144,22 +172,26 @@ impl Options {
             [mount_point] => (mount_point, None),
             _ => return Err("one mount point is needed".into()),
         };
+        let socket_mode = cli.socket_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 });
         let access = Access {
             uid: words.uid.unwrap_or_else(|| geteuid().as_raw()),
             gid: group.or(words.gid).unwrap_or_else(|| getegid().as_raw()),
             group_reads: group.is_some(),
             mode: words.mode,
+            makers: socket_mode & 0o022,
+            stats_gid,
         };
         Ok(Options {
             mount_point: absolute(mount_point)?,
             channels: channels(&cli.channel, &general)?,
             general,
+            create_on_write: cli.create_on_write,
             flush_interval: cli.flush_interval.0,
             memory_max: cli.max_memory,
             channels_max: cli.max_channels,
             connections_max: cli.max_connections,
             socket: cli.socket.as_deref().map(absolute).transpose()?,
-            socket_mode: cli.socket_mode.unwrap_or(if group.is_some() { 0o660 } else { 0o600 }),
+            socket_mode,
             socket_gid: group,
             sharing: Sharing {
                 with: cli.shared,
@@ -226,15 +258,15 @@ fn check_together(name: &ChannelName, other: &ChannelName) -> Result<(), String>
     }
 }
 
-/// Returns the number of a group that is given by name or number.
-fn group_id(group: &str) -> Result<u32, String> {
+/// Returns the number of a group that an option gives by name or number.
+fn group_id(option: &str, group: &str) -> Result<u32, String> {
     if let Ok(gid) = group.parse() {
         return Ok(gid);
     }
     match Group::from_name(group) {
         Ok(Some(group)) => Ok(group.gid.as_raw()),
-        Ok(None) => Err(format!("--group {group}: no such group")),
-        Err(errno) => Err(format!("--group {group}: {}", errno.desc())),
+        Ok(None) => Err(format!("{option} {group}: no such group")),
+        Err(errno) => Err(format!("{option} {group}: {}", errno.desc())),
     }
 }
 
@@ -299,6 +331,7 @@ mod tests {
             ("--socket-mode rw", "'rw' is not a mode"),
             ("--group no-such-group-here", "--group no-such-group-here: no such group"),
             ("--group 0 -o gid=1", "exclude each other"),
+            ("--stats-group no-such-group-here", "--stats-group no-such-group-here: no such group"),
         ] {
             let error = options(&format!("relayfsd /mnt {args}"), true).unwrap_err();
             assert!(error.contains(part), "{args}: {error}");
@@ -321,10 +354,19 @@ mod tests {
     #[test]
     fn group_option_admits_a_group() {
         let options = options("relayfsd src /mnt --group 0 -o uid=7,mode=0444 -s -d", false).unwrap();
-        let access = Access { uid: 7, gid: 0, group_reads: true, mode: Some(0o444) };
+        let access =
+            Access { uid: 7, gid: 0, group_reads: true, mode: Some(0o444), makers: 0o020, stats_gid: None };
         assert_eq!(options.access, access);
         assert_eq!((options.socket_mode, options.socket_gid), (0o660, Some(0)));
         assert_eq!((options.mount.threads, options.mount.fsname.as_str()), (1, "src"));
         assert!(options.foreground && options.mount.allow_other);
+    }
+
+    #[test]
+    fn stats_group_enters_the_mount_and_reads_no_messages() {
+        let options = options("relayfsd /mnt --stats_group 5", false).unwrap();
+        assert_eq!((options.access.stats_gid, options.access.group_reads), (Some(5), false));
+        assert_eq!((options.access.buffer_mode(), options.socket_mode), (0o400, 0o600));
+        assert!(options.mount.allow_other);
     }
 }

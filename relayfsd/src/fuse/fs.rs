@@ -9,7 +9,6 @@
 
 use std::convert::Infallible;
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -28,24 +27,30 @@ use fuser::{
 
 use crate::channel::{PollState, Wake};
 use crate::config::options::{Access, MountOptions};
-use crate::fuse::passthrough::{self, Backings};
-use crate::tree::inode::{Class, Node, PerCpu};
+use crate::fuse::passthrough::Behind;
+use crate::fuse::permissions;
+use crate::tree::inode::Node;
 use crate::tree::listing::{self, Entry};
 use crate::tree::open_file::{OpenFiles, Source};
 use crate::tree::{NodeStat, Tree};
 
+/// Target of fuser's log records about replies that the kernel does not take.
+/// Such a request was interrupted, or ended by the unmount.
+pub(crate) const REPLY_LOG: &str = "fuser::reply";
 /// Names and attributes change at any time, so the kernel asks each time.
 const TTL: Duration = Duration::ZERO;
 /// Size that programs like cat ask for at a time: the most that one request can carry.
 const IO_SIZE: u32 = 1 << 20;
 
+/// Memory that fuser takes for a thread's requests, in bytes. It aborts the process if it does not get it.
+const REQUEST_BUFFER: usize = (16 << 20) + 4096;
+/// Memory of a thread besides, in bytes: its stack, and what it allocates first.
+const THREAD_MEMORY: usize = 4 << 20;
+
 /// Most file systems that may lie on each other below a mapped file: the kernel's limit.
 ///
 /// The channels' files are on tmpfs, unless `--state-dir` says otherwise.
 const STACK_DEPTH: u32 = 2;
-
-/// Stands for the inodes of all files that must not be mapped: no node has it.
-const ALL_UNMAPPED: u64 = 0;
 
 /// The mounted tree.
 pub(crate) struct Fs {
@@ -53,45 +58,21 @@ pub(crate) struct Fs {
     access: Access,
     files: Arc<OpenFiles>,
     /// Created when the kernel has announced its capabilities.
-    behind: Arc<Behind>,
+    behind: Arc<Behind<BackingId>>,
     /// Dropped when the session ends.
     alive: Option<Sender<Infallible>>,
 }
 
-/// The files that the kernel maps in place of the tree's.
-#[derive(Default)]
-struct Behind {
-    /// Whether the kernel can map files without the daemon.
-    passthrough: bool,
-    /// The file behind those that must not be mapped.
-    unmappable: Option<File>,
-    backings: Backings<BackingId>,
-}
-
-impl Behind {
-    /// Replies to an open, from any thread.
-    fn answer(&self, ino: INodeNo, opened: Result<(u64, Source), i32>, reply: ReplyOpen) {
-        let (handle, source) = match opened {
-            Ok((number, source)) => (FileHandle(number), source),
-            Err(errno) => return reply.error(Errno::from_i32(errno)),
-        };
-        let flags = flags_of(&source);
-        // A backing file takes CAP_SYS_ADMIN. Without it, programs can still read the file.
-        let backing = match source {
-            _ if !self.passthrough => None,
-            Source::Us | Source::Cache { .. } => None,
-            Source::UsUnmapped => self
-                .unmappable
-                .as_ref()
-                .map(|file| self.backings.open(ALL_UNMAPPED, handle.0, || reply.open_backing(file))),
-            Source::UsAndFile(behind) | Source::UntilClosed(behind) => {
-                Some(self.backings.open(ino.0, handle.0, || reply.open_backing(behind?)))
-            }
-        };
-        match backing {
-            Some(Ok(backing)) => reply.opened_passthrough(handle, flags, &backing),
-            _ => reply.opened(handle, flags),
-        }
+/// Replies to an open, from any thread.
+fn answer(behind: &Behind<BackingId>, ino: INodeNo, opened: Result<(u64, Source), i32>, reply: ReplyOpen) {
+    let (handle, source) = match opened {
+        Ok((number, source)) => (FileHandle(number), source),
+        Err(errno) => return reply.error(Errno::from_i32(errno)),
+    };
+    let flags = flags_of(&source);
+    match behind.of_source(ino.0, handle.0, source, |file| reply.open_backing(file)) {
+        Some(Ok(backing)) => reply.opened_passthrough(handle, flags, &backing),
+        _ => reply.opened(handle, flags),
     }
 }
 
@@ -106,51 +87,11 @@ impl Fs {
         }
     }
 
-    fn attr(&self, node: Node, stat: &NodeStat) -> FileAttr {
-        let group_bits = |bits: u16| if self.access.group_reads { bits >> 3 } else { 0 };
-        let (kind, perm) = match stat.class {
-            Class::Dir => (FileType::Directory, 0o755),
-            Class::Link => (FileType::Symlink, 0o777),
-            Class::Private => (FileType::RegularFile, 0o400 | group_bits(0o400)),
-            Class::Reader => (FileType::RegularFile, 0o600 | group_bits(0o600)),
-            Class::Public => (FileType::RegularFile, 0o444),
-            Class::Message => (FileType::RegularFile, 0o200 | group_bits(0o200)),
-            Class::Owner => (FileType::RegularFile, 0o200),
-        };
-        let perm = match (node, self.access.mode) {
-            (
-                Node::Buffer { .. }
-                | Node::PerCpu { dir: PerCpu::Snapshot | PerCpu::Map, .. }
-                | Node::Take { .. },
-                Some(mode),
-            ) => mode as u16,
-            _ => perm,
-        };
-        FileAttr {
-            ino: self.ino(node),
-            size: stat.size,
-            blocks: stat.size.div_ceil(512),
-            atime: stat.ctime,
-            mtime: stat.mtime,
-            ctime: stat.ctime,
-            crtime: stat.ctime,
-            kind,
-            perm,
-            nlink: if kind == FileType::Directory { 2 } else { 1 },
-            uid: self.access.uid,
-            gid: self.access.gid,
-            rdev: 0,
-            blksize: IO_SIZE,
-            flags: 0,
-        }
-    }
-
     fn stat(&self, ino: INodeNo) -> Result<(Node, FileAttr), Errno> {
         let node = self.node(ino)?;
-        // The node has gone since its name was looked up. The name may mean another node now: the kernel looks it up
-        // again.
+        // The node has gone since its name was looked up. The kernel looks the name up again.
         let stat = self.tree.stat(node).ok_or(Errno::ESTALE)?;
-        Ok((node, self.attr(node, &stat)))
+        Ok((node, attr(self.ino(node), node, &stat, &self.access)))
     }
 
     fn ino(&self, node: Node) -> INodeNo {
@@ -158,7 +99,38 @@ impl Fs {
     }
 
     fn node(&self, ino: INodeNo) -> Result<Node, Errno> {
-        Node::from_ino(ino.0, self.tree.registry().salt()).ok_or(Errno::ENOENT)
+        let node = Node::from_ino(ino.0, self.tree.registry().salt()).ok_or(Errno::ENOENT)?;
+        Ok(self.tree.present(node))
+    }
+}
+
+fn kind_of(node: Node) -> FileType {
+    match node {
+        _ if node.is_dir() => FileType::Directory,
+        Node::Socket => FileType::Symlink,
+        _ => FileType::RegularFile,
+    }
+}
+
+/// Returns a node's attributes, with the permissions that the access options give it.
+fn attr(ino: INodeNo, node: Node, stat: &NodeStat, access: &Access) -> FileAttr {
+    let kind = kind_of(node);
+    FileAttr {
+        ino,
+        size: stat.size,
+        blocks: stat.size.div_ceil(512),
+        atime: stat.ctime,
+        mtime: stat.mtime,
+        ctime: stat.ctime,
+        crtime: stat.ctime,
+        kind,
+        perm: permissions::bits(access, node, stat.class),
+        nlink: if kind == FileType::Directory { 2 } else { 1 },
+        uid: access.uid,
+        gid: permissions::gid(access, stat.class),
+        rdev: 0,
+        blksize: IO_SIZE,
+        flags: 0,
     }
 }
 
@@ -172,6 +144,13 @@ fn flags_of(source: &Source) -> FopenFlags {
         Source::Cache { is_new: true } => FopenFlags::FOPEN_NOFLUSH,
         Source::Cache { is_new: false } => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
     }
+}
+
+/// Checks that there is memory for [`serve`]. The error is the number of bytes that are missing or more.
+pub(crate) fn check_memory(options: &MountOptions) -> Result<(), usize> {
+    // One more for the kernel's greeting, and for the threads that the daemon starts later.
+    let needed = (options.threads + 1) * (REQUEST_BUFFER + THREAD_MEMORY);
+    Vec::<u8>::new().try_reserve_exact(needed).map_err(|_| needed)
 }
 
 /// Serves the tree on a mounted `/dev/fuse`, and returns when the mount is usable.
@@ -209,10 +188,13 @@ impl Filesystem for Fs {
         let _ = config.add_capabilities(InitFlags::FUSE_ATOMIC_O_TRUNC);
         let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
         let _ = config.set_max_write(IO_SIZE);
+        if permissions::needs_acl(&self.access) {
+            let added = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
+            let _ = added.inspect_err(|_| permissions::tell_no_acl());
+        }
         let passthrough = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
             && config.set_max_stack_depth(STACK_DEPTH).is_ok();
-        let unmappable = passthrough::unmappable();
-        self.behind = Arc::new(Behind { passthrough, unmappable, backings: Backings::default() });
+        self.behind = Arc::new(Behind::new(passthrough));
         Ok(())
     }
 
@@ -281,8 +263,9 @@ impl Filesystem for Fs {
             Err(errno) => return reply.error(errno),
         };
         let (readable, uid) = (flags.acc_mode() != OpenAccMode::O_WRONLY, request.uid());
+        let by = (request.pid(), uid);
         let (files, tree, behind) = (self.files.clone(), self.tree.clone(), self.behind.clone());
-        let open = move || behind.answer(ino, files.open(&tree, node, readable, uid), reply);
+        let open = move || answer(&behind, ino, files.open(&tree, node, readable, by), reply);
         if node.is_copied_at_open() {
             self.tree.registry().copier().order(uid, Box::new(open));
         } else {
@@ -389,7 +372,7 @@ impl Filesystem for Fs {
         reply: ReplyEmpty,
     ) {
         self.files.remove(fh.0);
-        self.behind.backings.close(fh.0);
+        self.behind.close(fh.0);
         reply.ok();
     }
 
@@ -401,17 +384,34 @@ impl Filesystem for Fs {
             }
         }
         let listed = self.tree.list(dir, offset, |Entry { cookie, name, node }| {
-            let kind = match node {
-                _ if node.is_dir() => FileType::Directory,
-                Node::Socket => FileType::Symlink,
-                _ => FileType::RegularFile,
-            };
-            let is_full = reply.add(self.ino(node), cookie, kind, name);
+            let is_full = reply.add(self.ino(node), cookie, kind_of(node), name);
             if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         match listed {
             Some(()) => reply.ok(),
             None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    /// Makes a channel. The kernel has checked that the user may, by the directory's mode.
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
+        let Ok(parent) = self.node(parent) else { return reply.error(Errno::ENOENT) };
+        let (salt, access) = (self.tree.registry().salt(), self.access.clone());
+        self.tree.make_directory(parent, name.to_str(), request.uid(), move |made| match made {
+            Ok((node, stat)) => {
+                let attr = attr(INodeNo(node.ino(salt)), node, &stat, &access);
+                reply.entry(&TTL, &attr, Generation(0));
+            }
+            Err(errno) => reply.error(Errno::from_i32(errno)),
+        });
+    }
+
+    /// Removes a channel that mkdir made.
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let Ok(parent) = self.node(parent) else { return reply.error(Errno::ENOENT) };
+        match self.tree.remove_directory(parent, name.to_str(), request.uid()) {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(Errno::from_i32(errno)),
         }
     }
 
@@ -435,8 +435,18 @@ impl Filesystem for Fs {
         reply.error(Errno::ENOTTY);
     }
 
-    fn getxattr(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS); // the kernel does not ask again
+    fn getxattr(&self, _: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if !permissions::needs_acl(&self.access) {
+            return reply.error(Errno::ENOSYS); // the kernel does not ask again
+        }
+        let node = self.node(ino).ok().filter(|_| name == permissions::ACL);
+        let class = node.and_then(|node| self.tree.class(node));
+        match class.and_then(|class| permissions::acl(&self.access, class)) {
+            None => reply.error(Errno::from_i32(libc::ENODATA)),
+            Some(list) if size == 0 => reply.size(list.len() as u32),
+            Some(list) if (size as usize) < list.len() => reply.error(Errno::ERANGE),
+            Some(list) => reply.data(&list),
+        }
     }
 
     fn listxattr(&self, _: &Request, _: INodeNo, _: u32, reply: ReplyXattr) {
@@ -460,10 +470,6 @@ impl Filesystem for Fs {
         reply.error(Errno::EACCES);
     }
 
-    fn mkdir(&self, _: &Request, _: INodeNo, _: &OsStr, _: u32, _: u32, reply: ReplyEntry) {
-        reply.error(Errno::EACCES);
-    }
-
     fn symlink(&self, _: &Request, _: INodeNo, _: &OsStr, _: &Path, reply: ReplyEntry) {
         reply.error(Errno::EACCES);
     }
@@ -473,10 +479,6 @@ impl Filesystem for Fs {
     }
 
     fn unlink(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
-        reply.error(Errno::EPERM);
-    }
-
-    fn rmdir(&self, _: &Request, _: INodeNo, _: &OsStr, reply: ReplyEmpty) {
         reply.error(Errno::EPERM);
     }
 

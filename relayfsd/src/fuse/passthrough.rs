@@ -8,6 +8,11 @@ use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use crate::tree::open_file::Source;
+
+/// Stands for the inodes of all files that must not be mapped: no node has it.
+const ALL_UNMAPPED: u64 = 0;
+
 /// A regular file that no kernel maps, and that always exists and can be opened for writing.
 ///
 /// It is one of the process's namespaces.
@@ -17,12 +22,61 @@ const UNMAPPABLE: &str = "/proc/self/ns/uts";
 ///
 /// With it, mmap(2) of those files fails with ENODEV, shared or private. Without a backing file the kernel grants
 /// private mappings, whose pages raise SIGBUS.
-pub(crate) fn unmappable() -> Option<File> {
+fn unmappable() -> Option<File> {
     File::open(UNMAPPABLE).map_err(|error| log::debug!("{UNMAPPABLE}: {error}")).ok()
 }
 
+/// The files that the kernel maps in place of the tree's.
+pub(crate) struct Behind<B> {
+    /// Whether the kernel can map files without the daemon.
+    passthrough: bool,
+    /// The file behind those that must not be mapped.
+    unmappable: Option<File>,
+    backings: Backings<B>,
+}
+
+impl<B> Default for Behind<B> {
+    fn default() -> Behind<B> {
+        Behind { passthrough: false, unmappable: None, backings: Backings::default() }
+    }
+}
+
+impl<B> Behind<B> {
+    pub(crate) fn new(passthrough: bool) -> Behind<B> {
+        Behind { passthrough, unmappable: unmappable(), backings: Backings::default() }
+    }
+
+    /// Returns the backing of an open file, if it has one.
+    ///
+    /// `register` takes CAP_SYS_ADMIN. Without a backing, programs can still read the file.
+    pub(crate) fn of_source(
+        &self,
+        inode: u64,
+        file: u64,
+        source: Source,
+        register: impl FnOnce(&File) -> io::Result<B>,
+    ) -> Option<io::Result<Arc<B>>> {
+        match source {
+            _ if !self.passthrough => None,
+            Source::Us | Source::Cache { .. } => None,
+            Source::UsUnmapped => {
+                let behind = self.unmappable.as_ref()?;
+                Some(self.backings.open(ALL_UNMAPPED, file, || register(behind)))
+            }
+            Source::UsAndFile(behind) | Source::UntilClosed(behind) => {
+                Some(self.backings.open(inode, file, || register(&behind?)))
+            }
+        }
+    }
+
+    /// Forgets open file number `file`, which has been closed.
+    pub(crate) fn close(&self, file: u64) {
+        self.backings.close(file);
+    }
+}
+
 /// The backing files of open inodes.
-pub(crate) struct Backings<B>(Mutex<Table<B>>);
+struct Backings<B>(Mutex<Table<B>>);
 
 struct Table<B> {
     by_inode: HashMap<u64, Weak<B>>,
@@ -39,12 +93,7 @@ impl<B> Backings<B> {
     /// Returns the backing of an inode that a process opens as open file number `file`.
     ///
     /// `register` gives the file to the kernel, if no other open file has the inode.
-    pub(crate) fn open(
-        &self,
-        inode: u64,
-        file: u64,
-        register: impl FnOnce() -> io::Result<B>,
-    ) -> io::Result<Arc<B>> {
+    fn open(&self, inode: u64, file: u64, register: impl FnOnce() -> io::Result<B>) -> io::Result<Arc<B>> {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let backing = match table.by_inode.get(&inode).and_then(Weak::upgrade) {
             Some(backing) => backing,
@@ -56,7 +105,7 @@ impl<B> Backings<B> {
     }
 
     /// Forgets open file number `file`, which has been closed.
-    pub(crate) fn close(&self, file: u64) {
+    fn close(&self, file: u64) {
         let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((inode, backing)) = table.by_open_file.remove(&file) else { return };
         drop(backing);

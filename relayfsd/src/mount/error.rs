@@ -41,6 +41,11 @@ pub(crate) enum MountError {
         path.display(), point.display()
     )]
     Covered { option: &'static str, path: PathBuf, point: PathBuf },
+    #[error(
+        "mount point {}: it is inside of the relayfs that is mounted on {}; choose a directory outside",
+        path.display(), outer.display()
+    )]
+    Inside { path: PathBuf, outer: PathBuf },
     #[error("{} was unmounted while it was being mounted", .0.display())]
     Gone(PathBuf),
     #[error("cannot read the table of mounts: {0}")]

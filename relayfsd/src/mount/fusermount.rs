@@ -7,7 +7,7 @@ use std::io::{self, IoSliceMut, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::mount::MsFlags;
@@ -25,8 +25,13 @@ pub(crate) const MISSING: &str =
 
 /// Returns whether fusermount3 is in `PATH`.
 pub(crate) fn is_installed() -> bool {
+    find().is_some()
+}
+
+/// Finds fusermount3 in `PATH`.
+pub(crate) fn find() -> Option<PathBuf> {
     let paths = std::env::var_os("PATH").unwrap_or_else(|| PATH_DEFAULT.into());
-    std::env::split_paths(&paths).any(|dir| dir.join(FUSERMOUNT).is_file())
+    std::env::split_paths(&paths).map(|dir| dir.join(FUSERMOUNT)).find(|path| path.is_file())
 }
 
 /// Mounts on `point`.

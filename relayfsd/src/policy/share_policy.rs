@@ -61,9 +61,9 @@ impl fmt::Display for NotShared {
             NotShared::Stranger { uid, .. } => {
                 write!(f, "uid {uid} is not relayfsd's user (--shared=group or --shared=all admit others)")
             }
-            NotShared::NoSequences => f.write_str(
-                "relayfsd has no restartable sequences here (rseq(2), x86-64, glibc 2.35 or later)",
-            ),
+            NotShared::NoSequences => {
+                f.write_str("relayfsd has no restartable sequences here (rseq(2), x86-64)")
+            }
             NotShared::NoReader { uid } => write!(f, "uid {uid} may not read the channel's files"),
             NotShared::Global => f.write_str("a global channel is written by relayfsd alone"),
         }

@@ -87,11 +87,16 @@ pub(crate) fn connections_max(wanted: usize) -> usize {
     if let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         log::info!("cannot raise the limit of open files: {}", errno.desc());
     }
-    let possible = usize::try_from(hard.saturating_sub(FILES_RESERVED)).unwrap_or(usize::MAX).max(1);
+    let possible = connections_within(hard);
     if possible < wanted {
         log::info!("{possible} connections at most instead of {wanted}: the limit of open files is {hard}");
     }
     wanted.min(possible)
+}
+
+/// Returns how many connections fit in a limit of open files.
+pub(crate) fn connections_within(hard: u64) -> usize {
+    usize::try_from(hard.saturating_sub(FILES_RESERVED)).unwrap_or(usize::MAX).max(1)
 }
 
 #[cfg(test)]

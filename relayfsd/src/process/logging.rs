@@ -34,9 +34,10 @@ pub(crate) struct Log {
 /// Starts logging.
 ///
 /// `RUST_LOG` selects the records; without it warnings and errors, with `-d` all.
-pub(crate) fn start(options: &Options) -> io::Result<Log> {
-    let mut builder =
-        Builder::from_env(Env::default().default_filter_or(if options.debug { "debug" } else { "warn" }));
+/// Records of the log target `quiet` are logged only with `-d`, or if `RUST_LOG` selects them.
+pub(crate) fn start(options: &Options, quiet: &str) -> io::Result<Log> {
+    let filter = if options.debug { "debug".to_owned() } else { format!("warn,{quiet}=off") };
+    let mut builder = Builder::from_env(Env::default().default_filter_or(filter));
     let mut file = None;
     if options.foreground {
         builder.target(Target::Pipe(Box::new(StandardError))).format(|out, record| match record.level() {

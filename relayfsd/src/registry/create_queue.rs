@@ -11,7 +11,7 @@ use crate::channel::ChannelRef;
 use crate::registry::{Create, OpenError, Registry};
 
 /// The result of an open: the channel, and whether it is new.
-pub(crate) type Made = Result<(ChannelRef, bool), OpenError>;
+pub(crate) type Opened = Result<(ChannelRef, bool), OpenError>;
 
 impl Registry {
     /// Has the creator's thread open or create a channel for a user, see [`Registry::open`].
@@ -40,11 +40,11 @@ impl Registry {
 }
 
 /// A channel that is being created. If this is dropped, the new channel has no holder.
-pub(crate) struct PendingCreate(Arc<Mutex<Option<Made>>>);
+pub(crate) struct PendingCreate(Arc<Mutex<Option<Opened>>>);
 
 impl PendingCreate {
     /// Returns the result, if it is there.
-    pub(crate) fn take(&self) -> Option<Made> {
+    pub(crate) fn take(&self) -> Option<Opened> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

@@ -44,6 +44,7 @@ impl Registry {
                 // Direct producers first: after that no more data comes, and the count below is final.
                 self.close_buffers(&channel);
                 discarded.push(left(&channel, channel.unread()));
+                channel.retire_levels();
                 channel.take_files();
             }
         }
@@ -75,22 +76,24 @@ impl Registry {
         }
         let (mut stay, mut gone) = (Vec::new(), Vec::new());
         for channel in all {
-            let total = channel.total();
+            let counts = channel.all_counts();
             let left = left(&channel, channel.freeze());
             if left.stays(keep) {
                 stay.push(left);
             } else {
                 // The state file must lose the channel's name before the files are removed.
-                gone.extend(channel.take_files().map(|files| (files, total)));
+                channel.retire_levels();
+                let name = channel.name().clone();
+                gone.extend(channel.take_files().map(|files| (files, name, counts)));
             }
         }
         kill_point!("end-frozen");
         let mut channels = self.lock();
-        gone.iter().for_each(|(_, total)| channels.gone.add(total));
+        gone.iter().for_each(|(_, name, counts)| channels.add_gone(name, counts));
         let mut saved = self.save_ended(&channels);
         kill_point!("end-saved");
         if !stay.is_empty() {
-            gone.iter().for_each(|(files, _)| files.remove());
+            gone.iter().for_each(|(files, ..)| files.remove());
             // If there was no room for the state file, removing these files makes some.
             saved = saved.or_else(|_| self.save_ended(&channels));
         }

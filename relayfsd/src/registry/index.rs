@@ -8,6 +8,7 @@ use relay::ChannelName;
 use crate::channel::Channel;
 use crate::channel::stats::Counts;
 use crate::policy::quota::Reservation;
+use crate::registry::gone::GoneByName;
 
 /// All channels, and the directories in their names.
 #[derive(Default)]
@@ -25,6 +26,8 @@ pub(super) struct Channels {
     pub(super) last_id: u32,
     /// Sums of the counters of removed channels.
     pub(super) gone: Counts,
+    /// The same by name and buffer.
+    pub(super) gone_by_name: GoneByName,
     pub(super) closed: bool,
     /// The daemon ends: no channel goes before [`Registry::finish`](super::Registry::finish) has looked at it.
     pub(super) ending: bool,
@@ -46,6 +49,14 @@ impl Channels {
         self.by_name.insert(channel.name().clone(), channel.clone());
         self.add_dirs(channel.name());
         self.by_id.insert(channel.id(), (channel, memory));
+    }
+
+    /// Adds the counters of a channel that goes to those of gone channels.
+    pub(super) fn add_gone(&mut self, name: &ChannelName, by_cpu: &[Counts]) {
+        for (cpu, counts) in by_cpu.iter().enumerate() {
+            self.gone.add(counts);
+            self.gone_by_name.add(name, cpu as u32, counts);
+        }
     }
 
     pub(super) fn remove(&mut self, channel: &Channel) -> bool {
@@ -87,6 +98,22 @@ impl Channels {
         channels
     }
 
+    /// Adds a directory with this id, without a channel in it.
+    pub(super) fn begin_dir(&mut self, path: &str, id: u32) {
+        if !self.dirs.contains_key(path) {
+            self.dirs.insert(path.to_owned(), Dir { id, n_channels: 0 });
+            self.dirs_by_id.insert(id, path.to_owned());
+        }
+    }
+
+    /// Removes a directory if no channel is in it.
+    pub(super) fn end_dir(&mut self, path: &str) {
+        if let Some(dir) = self.dirs.get(path).filter(|dir| dir.n_channels == 0) {
+            self.dirs_by_id.remove(&dir.id);
+            self.dirs.remove(path);
+        }
+    }
+
     fn add_dirs(&mut self, name: &ChannelName) {
         for dir in dirs_of(name) {
             if let Some(dir) = self.dirs.get_mut(dir) {
@@ -103,10 +130,7 @@ impl Channels {
         for path in dirs_of(name) {
             let Some(dir) = self.dirs.get_mut(path) else { continue };
             dir.n_channels -= 1;
-            if dir.n_channels == 0 {
-                self.dirs_by_id.remove(&dir.id);
-                self.dirs.remove(path);
-            }
+            self.end_dir(path);
         }
     }
 }

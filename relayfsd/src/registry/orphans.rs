@@ -11,6 +11,7 @@ use relay::ring::writer::AnyExecutor;
 use relay::{ChannelName, GeometrySpec};
 
 use super::ending::CLOSE_MAX;
+use super::gone::GoneByName;
 use super::{Channels, Create, OpenError, Registry};
 use crate::channel::stats::Counts;
 use crate::channel::{Channel, ChannelRef};
@@ -82,10 +83,11 @@ impl Registry {
         self.lock().by_name.values().any(|channel| channel.is_inherited())
     }
 
-    /// Wakes pollers of channels with orphaned producers, whose doorbells no daemon hears.
+    /// Does what the doorbells of orphaned producers are for, which no daemon hears: wakes pollers, asks for anchors.
     pub(crate) fn wake_for_orphans(&self) {
         for channel in self.all().iter().filter(|channel| channel.is_inherited()) {
             channel.wake_readable();
+            channel.note_orphans_activity();
         }
     }
 
@@ -154,11 +156,12 @@ impl Registry {
         // A broken channel that could not be recreated has no files.
         let kept = channels.by_name.values().filter(|channel| channel.has_files());
         let gone = channels.gone.named().filter(|(_, value)| *value != 0);
+        let gone = gone.map(|(name, value)| (name.to_owned(), value));
         let state = StateFile {
             last_id: channels.last_id,
             ended,
             channels: kept.map(entry).collect(),
-            gone: gone.map(|(name, value)| (name.to_owned(), value)).collect(),
+            gone: gone.chain(channels.gone_by_name.lines()).collect(),
             ..self.state.clone()
         };
         let (new, path) = (self.state_dir.join(format!("{STATE_FILE}.new")), self.state_dir.join(STATE_FILE));
@@ -169,13 +172,15 @@ impl Registry {
     }
 }
 
-/// Returns the counters of removed channels from a state file.
+/// Returns the counters of removed channels from a state file: of all together, and by name.
 ///
 /// It ignores names of other releases.
-pub(super) fn gone(state: &StateFile) -> Counts {
-    let mut counts = Counts::default();
+pub(super) fn gone(state: &StateFile) -> (Counts, GoneByName) {
+    let (mut counts, mut by_name) = (Counts::default(), GoneByName::default());
     for (name, value) in &state.gone {
-        counts.set(name, *value);
+        if !by_name.add_line(name, *value) {
+            counts.set(name, *value);
+        }
     }
-    counts
+    (counts, by_name)
 }

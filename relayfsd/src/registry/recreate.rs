@@ -11,9 +11,12 @@ impl Registry {
     /// Connects a new channel to the writers and to the first thread.
     ///
     /// When the channel breaks, the writers drop the batches that wait for room in it. The first thread learns of
-    /// pollers.
+    /// pollers, and of the use of timed channels.
     pub(super) fn watch(self: &Arc<Self>, channel: &Channel) {
-        channel.set_looks(Arc::clone(&self.looks));
+        channel.set_flush_request(Arc::clone(&self.flush_request));
+        if let Some(timed) = channel.timed() {
+            timed.set_request(Arc::clone(&self.anchor_request));
+        }
         // Weak: the writers' jobs hold channels, and a strong reference would close a circle.
         let writers = Arc::downgrade(&self.writers);
         channel.on_broken(Box::new(move || {
@@ -33,7 +36,7 @@ impl Registry {
         self.creator.order(0, Box::new(move || done(registry.replace_broken(&broken))));
     }
 
-    /// Replaces a broken channel of the command line, or removes any other broken channel.
+    /// Replaces a broken channel of the command line or of mkdir(2), or removes any other broken channel.
     ///
     /// A producer that wants a removed channel opens it again. Holders of the broken one keep it, and get errors. Its
     /// counters are lost: a peer may have written anything there. Runs on the creator's thread.
@@ -50,7 +53,10 @@ impl Registry {
         if broken.permanent() {
             drop(channels);
             let spec = GeometrySpec::from(*broken.geometry());
-            self.make(name, spec, Create::Permanent, Some(&broken))?.tell_no_sooner_than(&broken);
+            let create = broken.maker().map_or(Create::Permanent, Create::UntilRemoved);
+            let recreated = self.make(name, spec, create, Some(&broken))?;
+            recreated.tell_no_sooner_than(&broken);
+            recreated.take_levels(&broken);
         } else {
             channels.remove(&broken);
             self.forget(&channels, &broken);

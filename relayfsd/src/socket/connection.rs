@@ -17,8 +17,9 @@ use relay::wire::frame::{
 
 use crate::socket::context::ConnectionContext;
 use crate::socket::peer::Peer;
-use crate::socket::refusal::Refused;
+use crate::socket::refusal::FrameRefusal;
 use crate::socket::requests::Requests;
+use crate::socket::requests::timed::Ending;
 
 /// Lowest version of the protocol that the daemon speaks.
 const VERSION_MIN: u16 = 1;
@@ -49,6 +50,7 @@ pub(crate) struct Connection {
     peer: Arc<Peer>,
     common: Arc<ConnectionContext>,
     state: State,
+    /// Dropped last, with the last reference to the peer unless a writer still replies.
     requests: Requests,
 }
 
@@ -62,6 +64,14 @@ impl Connection {
     /// Handles the end of the peer: its messages are still written, but wait for room no longer.
     pub(crate) fn cancel(&self) {
         self.requests.cancel();
+    }
+
+    /// Begins the daemon's end: nothing more comes in, what has come is taken, and no message waits for room longer.
+    ///
+    /// The producer finds the socket closed at its next frame. So no frame can arrive behind the last look.
+    pub(crate) fn begin_end(&self) {
+        self.peer.close_for_frames();
+        self.requests.end_waits();
     }
 
     /// Returns whether the peer has not sent its HELLO yet.
@@ -80,6 +90,18 @@ impl Connection {
         self.requests.rung();
     }
 
+    /// Reports the end of the peer's process, if the kernel tells it now. The connection has no more frames.
+    pub(crate) fn report_end_of_process(&mut self) {
+        if let Some(end) = self.requests.end_of_process() {
+            self.requests.report_end(end);
+        }
+    }
+
+    /// Takes the peer's process, if the connection is over and the end of the process is near.
+    pub(crate) fn take_ending(&mut self) -> Option<Ending> {
+        self.requests.take_ending()
+    }
+
     /// Does the jobs that were held back, then takes some frames.
     ///
     /// `packet` is scratch space for a frame.
@@ -96,7 +118,7 @@ impl Connection {
                     None => {
                         let text =
                             format!("packet of {len} bytes is longer than a frame may be, {FRAME_MAX}");
-                        self.refuse(0, true, Refused::connection(Errno::EMSGSIZE, text))
+                        self.refuse(0, true, FrameRefusal::connection(Errno::EMSGSIZE, text))
                     }
                 },
             };
@@ -121,10 +143,10 @@ impl Connection {
     }
 
     /// Sends the reason of a refusal, if the peer wants an answer or the connection ends.
-    fn refuse(&self, id: u32, answered: bool, refused: Refused) -> ControlFlow<()> {
+    fn refuse(&self, id: u32, answered: bool, refused: FrameRefusal) -> ControlFlow<()> {
         let (refusal, flow) = match (refused, &self.state) {
-            (Refused::Request(refusal), State::Ready) => (refusal, ControlFlow::Continue(())),
-            (Refused::Request(refusal) | Refused::Connection(refusal), _) => {
+            (FrameRefusal::Request(refusal), State::Ready) => (refusal, ControlFlow::Continue(())),
+            (FrameRefusal::Request(refusal) | FrameRefusal::Connection(refusal), _) => {
                 (refusal, ControlFlow::Break(()))
             }
         };
@@ -135,25 +157,27 @@ impl Connection {
         flow
     }
 
-    fn handle(&mut self, frame: &Frame) -> Result<(), Refused> {
+    fn handle(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         match (&self.state, frame.kind) {
             (State::AwaitingHello, FrameType::Hello) if !frame.reply => self.hello(frame),
             (State::AwaitingHello, _) => {
-                Err(Refused::connection(Errno::EPROTO, "the first frame must be a HELLO"))
+                Err(FrameRefusal::connection(Errno::EPROTO, "the first frame must be a HELLO"))
             }
-            (State::Ready, FrameType::Hello) => Err(Refused::connection(Errno::EPROTO, "a second HELLO")),
+            (State::Ready, FrameType::Hello) => {
+                Err(FrameRefusal::connection(Errno::EPROTO, "a second HELLO"))
+            }
             (State::Ready, _) => self.requests.handle(frame),
         }
     }
 
-    fn hello(&mut self, frame: &Frame) -> Result<(), Refused> {
+    fn hello(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         let Hello { min_version, max_version, features: _ } = Hello::decode(frame.body)?;
         if min_version > max_version || min_version > VERSION || max_version < VERSION_MIN {
             let text = format!(
                 "no common protocol version: the producer speaks {min_version} to {max_version}, \
                  this daemon {VERSION_MIN} to {VERSION}; update the older of the two"
             );
-            return Err(Refused::connection(Errno::EPROTONOSUPPORT, text));
+            return Err(FrameRefusal::connection(Errno::EPROTONOSUPPORT, text));
         }
         let reply = HelloReply {
             version: max_version.min(VERSION),

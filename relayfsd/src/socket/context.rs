@@ -8,7 +8,7 @@ use nix::sys::eventfd::EventFd;
 use crate::policy::quota::Quota;
 use crate::policy::share_policy::Sharing;
 use crate::registry::Registry;
-use crate::socket::backpressure::{AllUnderWay, Ring};
+use crate::socket::backpressure::{AllInFlight, Ring};
 use crate::socket::reassembly::Budget;
 use crate::writers::Writers;
 
@@ -20,19 +20,22 @@ pub(crate) struct ConnectionContext {
     /// Channels that connections hold.
     pub(crate) holds: Arc<Quota>,
     /// What the writers have of all, and what of it is long messages that wait for room.
-    pub(crate) under_way: AllUnderWay,
+    pub(crate) all_in_flight: AllInFlight,
     pub(crate) long_waiting: Arc<Quota>,
     pub(crate) ring: Ring,
     pub(crate) sharing: Sharing,
+    /// Whether an OPEN to write creates a channel that does not exist.
+    pub(crate) create_on_write: bool,
     pub(crate) epoll: Epoll,
 }
 
 /// Set in the token of a connection's bell.
-pub(crate) const BELL_BIT: u64 = 1 << 63;
+pub(crate) const CONNECTION_BELL: u64 = 1 << 63;
 
 impl ConnectionContext {
     /// Lets the bell of connection `number` be heard.
     pub(crate) fn watch_bell(&self, bell: &EventFd, number: u64) -> nix::Result<()> {
-        self.epoll.add(bell, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, number | BELL_BIT))
+        self.epoll
+            .add(bell, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, number | CONNECTION_BELL))
     }
 }

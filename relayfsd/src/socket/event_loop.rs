@@ -26,11 +26,13 @@ use relay::wire::frame::{Body, FRAME_MAX, Refusal};
 use crate::policy::quota::{Quota, QuotaExceeded, Reservation};
 use crate::policy::share_policy::Sharing;
 use crate::registry::Registry;
-use crate::socket::backpressure::{AllUnderWay, Ring};
+use crate::socket::attached::PROCESS;
+use crate::socket::backpressure::{AllInFlight, Ring};
 use crate::socket::connection::{Connection, Turn};
-use crate::socket::context::{BELL_BIT, ConnectionContext};
+use crate::socket::context::{CONNECTION_BELL, ConnectionContext};
 use crate::socket::peer::{self, Peer};
 use crate::socket::reassembly::{Budget, LONG_WAITING_MAX};
+use crate::socket::requests::timed::Ending;
 use crate::writers::Writers;
 
 /// Most connections accepted before the others get their turn.
@@ -44,7 +46,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// Most channels that all connections together hold.
 const HOLDS_MAX: usize = 64 << 10;
 
-const BELL: u64 = 0;
+const THREAD_BELL: u64 = 0;
 const LISTENER: u64 = 1;
 
 /// The thread that serves the socket. Dropping it is the same as [`Server::stop`].
@@ -75,18 +77,21 @@ impl Server {
         writers: Arc<Writers>,
         connections_max: usize,
         sharing: Sharing,
+        create_on_write: bool,
     ) -> io::Result<Server> {
         peer::refuse_descriptors(&listener);
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
         let control = Arc::new(Control { stopping: AtomicBool::new(false), bell });
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&control.bell, EpollEvent::new(EpollFlags::EPOLLIN, BELL))?;
+        epoll.add(&control.bell, EpollEvent::new(EpollFlags::EPOLLIN, THREAD_BELL))?;
         epoll.add(&listener, EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, LISTENER))?;
 
         let ringer = Arc::clone(&control);
         let ring: Ring = Arc::new(move || ringer.ring());
         let on_room = Arc::clone(&ring);
         writers.set_on_room(Box::new(move || on_room()));
+        let places = Quota::new(connections_max);
+        registry.set_connections(Arc::clone(&places));
         let event_loop = Loop {
             control: Arc::clone(&control),
             // Only `accept` is used, which works for every type of Unix socket.
@@ -98,14 +103,16 @@ impl Server {
                 writers,
                 budget: Budget::new(),
                 holds: Quota::new(HOLDS_MAX),
-                under_way: AllUnderWay::default(),
+                all_in_flight: AllInFlight::default(),
                 long_waiting: Quota::new(LONG_WAITING_MAX),
                 ring,
                 sharing,
+                create_on_write,
                 epoll,
             }),
             connections: HashMap::new(),
-            places: Quota::new(connections_max),
+            ending: HashMap::new(),
+            places,
             next_token: LISTENER + 1,
             ready: VecDeque::new(),
             stalled: VecDeque::new(),
@@ -131,11 +138,14 @@ impl Drop for Server {
 
 /// A connection and its state in the loop.
 struct Entry {
+    /// Dropped before the connection, which hangs up: a peer that sees that does not count any more.
+    place: Reservation,
     connection: Connection,
     since: Instant,
-    _place: Reservation,
     /// Whether the connection is in `ready` or in `stalled`, once.
     queued: bool,
+    /// Whether the process of the peer has ended, so that only what it has sent is left.
+    process_ended: bool,
 }
 
 struct Loop {
@@ -150,6 +160,10 @@ struct Loop {
     ///
     /// Tokens are not used again, so that a late event cannot hit another connection.
     connections: HashMap<u64, Entry>,
+    /// Processes whose connections are over, by their tokens, until the kernel tells how they ended.
+    ///
+    /// Each keeps the place of its connection.
+    ending: HashMap<u64, (Ending, Reservation)>,
     places: Arc<Quota>,
     next_token: u64,
     ready: VecDeque<u64>,
@@ -165,7 +179,7 @@ impl Loop {
             let n = match self.common.epoll.wait(&mut events, self.timeout(deadline)) {
                 Ok(n) => n,
                 Err(Errno::EINTR) => 0,
-                Err(error) => return error!("the socket thread cannot go on: epoll_wait: {error}"),
+                Err(error) => return error!("the socket thread ends: epoll_wait: {error}"),
             };
             for event in &events[..n] {
                 self.event(*event);
@@ -200,13 +214,14 @@ impl Loop {
 
     fn event(&mut self, event: EpollEvent) {
         match event.data() {
-            BELL => self.room(),
+            THREAD_BELL => self.room(),
             LISTENER => self.accepting = true,
-            token if token & BELL_BIT != 0 => {
-                if let Some(entry) = self.connections.get(&(token & !BELL_BIT)) {
+            token if token & CONNECTION_BELL != 0 => {
+                if let Some(entry) = self.connections.get(&(token & !CONNECTION_BELL)) {
                     entry.connection.rung();
                 }
             }
+            token if token & PROCESS != 0 => self.process_event(token & !PROCESS),
             token => {
                 // Always found: the loop does not watch connections that are over.
                 let Some(entry) = self.connections.get_mut(&token) else { return };
@@ -219,6 +234,23 @@ impl Loop {
                     self.ready.push_back(token);
                 }
             }
+        }
+    }
+
+    /// Handles news of a connection's process: it has ended, or the kernel tells more about that.
+    ///
+    /// What the process has sent is read before the end is reported.
+    fn process_event(&mut self, token: u64) {
+        if let Some(entry) = self.connections.get_mut(&token) {
+            entry.process_ended = true;
+            if !entry.queued {
+                entry.queued = true;
+                self.ready.push_back(token);
+            }
+        } else if let Some((ending, place)) = self.ending.remove(&token)
+            && let Some(ending) = ending.report()
+        {
+            self.ending.insert(token, (ending, place));
         }
     }
 
@@ -244,11 +276,19 @@ impl Loop {
         match entry.connection.turn(&mut self.packet) {
             Turn::More => self.ready.push_back(token),
             Turn::Stalled => self.stalled.push_back(token),
-            Turn::Idle if !stopping => entry.queued = false,
+            Turn::Idle if !stopping => {
+                entry.queued = false;
+                if entry.process_ended {
+                    entry.connection.report_end_of_process();
+                }
+            }
             Turn::Idle | Turn::Over => {
                 // Explicitly, since a pending reply keeps the descriptor open.
                 let _ = self.common.epoll.delete(&entry.connection);
-                self.connections.remove(&token);
+                let Some(mut entry) = self.connections.remove(&token) else { return };
+                if let Some(ending) = entry.connection.take_ending().and_then(Ending::report) {
+                    self.ending.insert(token, (ending, entry.place));
+                }
                 // A peer that found no descriptor may be accepted now.
                 self.accepting = !stopping;
             }
@@ -260,7 +300,7 @@ impl Loop {
         let _ = self.common.epoll.delete(&self.listener);
         self.accepting = false;
         for (&token, entry) in &mut self.connections {
-            entry.connection.cancel();
+            entry.connection.begin_end();
             if !entry.queued {
                 entry.queued = true;
                 self.ready.push_back(token);
@@ -334,7 +374,7 @@ impl Loop {
             return turn_away(&peer, error, text);
         }
         let connection = Connection::new(Arc::clone(&self.common), peer);
-        let entry = Entry { connection, since: Instant::now(), _place: place, queued: false };
+        let entry = Entry { connection, since: Instant::now(), place, queued: false, process_ended: false };
         self.connections.insert(token, entry);
     }
 

@@ -71,6 +71,11 @@ impl Peer {
         self.who.as_ref()
     }
 
+    /// Returns the peer's process; 0 if it is not known.
+    pub(crate) fn pid(&self) -> u32 {
+        self.who.as_ref().map_or(0, |who| who.pid().cast_unsigned())
+    }
+
     /// Returns the peer's user. An unknown peer gets a number that is no user's.
     pub(crate) fn uid(&self) -> u32 {
         self.who.as_ref().map_or(u32::MAX, UnixCredentials::uid)
@@ -123,13 +128,19 @@ impl Peer {
         Ok(())
     }
 
+    /// Lets the peer send nothing more. What it has sent can be received, and replies can be sent.
+    pub(crate) fn close_for_frames(&self) {
+        // The only failure is that the socket is not connected any more, and then nothing comes either.
+        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+    }
+
     /// Receives nothing more from the peer, which may still get replies.
     ///
     /// Discards the packets that have arrived. If the socket were closed with unread packets, the peer would get a
     /// "connection reset" in place of the last replies.
     pub(crate) fn stop_receiving(&self) {
-        // Errors are as in `send_with`. After the shutdown nothing more comes in, so the loop ends.
-        let _ = shutdown(self.socket.as_raw_fd(), Shutdown::Read);
+        // After this nothing more comes in, so the loop ends.
+        self.close_for_frames();
         while self.receive(&mut [0]).is_ok_and(|len| len > 0) {}
     }
 }

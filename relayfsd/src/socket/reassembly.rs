@@ -26,11 +26,11 @@ const STALL_MAX: Duration = Duration::from_secs(1);
 /// A message whose producer sends no more keeps its memory only until another message needs it.
 pub(crate) struct Budget {
     shares: Arc<Quota>,
-    begun: Mutex<Vec<Weak<Mutex<Begun>>>>,
+    received: Mutex<Vec<Weak<Mutex<Received>>>>,
 }
 
 /// The received part of a message.
-struct Begun {
+struct Received {
     bytes: Vec<u8>,
     /// `None`: the message was given up.
     claim: Option<Reservation>,
@@ -40,7 +40,7 @@ struct Begun {
 
 impl Budget {
     pub(crate) fn new() -> Arc<Budget> {
-        Arc::new(Budget { shares: Quota::new(ASSEMBLY_MAX), begun: Mutex::default() })
+        Arc::new(Budget { shares: Quota::new(ASSEMBLY_MAX), received: Mutex::default() })
     }
 
     fn claim(&self, uid: u32, len: usize) -> Option<Reservation> {
@@ -52,23 +52,23 @@ impl Budget {
     }
 
     fn give_up_stalled(&self) {
-        lock(&self.begun).retain(|begun| {
-            let Some(begun) = begun.upgrade() else { return false };
-            let mut begun = lock(&begun);
-            if begun.grown.elapsed() < STALL_MAX {
+        lock(&self.received).retain(|received| {
+            let Some(received) = received.upgrade() else { return false };
+            let mut received = lock(&received);
+            if received.grown.elapsed() < STALL_MAX {
                 return true;
             }
-            (begun.bytes, begun.claim) = (Vec::new(), None);
+            (received.bytes, received.claim) = (Vec::new(), None);
             false
         });
     }
 
-    fn keep(&self, begun: &Arc<Mutex<Begun>>) {
-        let mut all = lock(&self.begun);
+    fn keep(&self, received: &Arc<Mutex<Received>>) {
+        let mut all = lock(&self.received);
         if all.len() == all.capacity() {
-            all.retain(|begun| begun.strong_count() > 0);
+            all.retain(|received| received.strong_count() > 0);
         }
-        all.push(Arc::downgrade(begun));
+        all.push(Arc::downgrade(received));
     }
 }
 
@@ -99,7 +99,7 @@ pub(crate) enum AssemblyError {
 /// An incomplete message.
 pub(crate) struct Reassembly {
     len: usize,
-    begun: Arc<Mutex<Begun>>,
+    received: Arc<Mutex<Received>>,
 }
 
 impl Reassembly {
@@ -116,30 +116,30 @@ impl Reassembly {
         let claim = budget.claim(uid, len).ok_or(AssemblyError::NoMemory)?;
         let mut bytes = Vec::new();
         bytes.try_reserve_exact(len).map_err(|_| AssemblyError::NoMemory)?;
-        let begun = Begun { bytes, claim: Some(claim), grown: Instant::now() };
-        let mut assembly = Reassembly { len, begun: Arc::new(Mutex::new(begun)) };
+        let received = Received { bytes, claim: Some(claim), grown: Instant::now() };
+        let mut assembly = Reassembly { len, received: Arc::new(Mutex::new(received)) };
         assembly.add(piece)?;
-        budget.keep(&assembly.begun);
+        budget.keep(&assembly.received);
         Ok(assembly)
     }
 
     /// Adds the next piece.
     pub(crate) fn add(&mut self, piece: &[u8]) -> Result<(), AssemblyError> {
-        let mut begun = lock(&self.begun);
-        if begun.claim.is_none() {
+        let mut received = lock(&self.received);
+        if received.claim.is_none() {
             return Err(AssemblyError::GivenUp);
         }
-        if piece.len() > self.len - begun.bytes.len() {
+        if piece.len() > self.len - received.bytes.len() {
             return Err(malformed().into());
         }
-        begun.bytes.extend_from_slice(piece);
-        begun.grown = Instant::now();
+        received.bytes.extend_from_slice(piece);
+        received.grown = Instant::now();
         Ok(())
     }
 
     /// Returns the message, if it is complete.
     pub(crate) fn finish(self) -> Result<Vec<u8>, FrameError> {
-        let bytes = std::mem::take(&mut lock(&self.begun).bytes);
+        let bytes = std::mem::take(&mut lock(&self.received).bytes);
         if bytes.len() == self.len { Ok(bytes) } else { Err(malformed()) }
     }
 }
@@ -196,7 +196,7 @@ mod tests {
         let mut all: Vec<_> = (0..ASSEMBLY_MAX / MESSAGE_MAX).map(|_| begin(MESSAGE_MAX).unwrap()).collect();
         assert_eq!(begin(1).err(), Some(AssemblyError::NoMemory));
         let long_ago = Instant::now() - STALL_MAX;
-        all[1..].iter().for_each(|assembly| lock(&assembly.begun).grown = long_ago);
+        all[1..].iter().for_each(|assembly| lock(&assembly.received).grown = long_ago);
         let mut next = begin(2).unwrap();
         assert_eq!(all[0].add(b"y"), Ok(()));
         assert_eq!(all[1].add(b"y"), Err(AssemblyError::GivenUp));

@@ -6,42 +6,42 @@ use relay::wire::frame::{FrameError, Refusal};
 use crate::socket::reassembly::AssemblyError;
 
 /// Why a frame is not obeyed.
-pub(crate) enum Refused {
+pub(crate) enum FrameRefusal {
     /// This one is refused, others are welcome.
     Request(Refusal),
-    /// The peer does not keep to the protocol: it is told so, and dropped.
+    /// The peer does not keep to the protocol: the daemon says so, and drops it.
     Connection(Refusal),
 }
 
-impl Refused {
-    pub(crate) fn request(errno: Errno, text: impl ToString) -> Refused {
-        Refused::Request(Refusal { errno: errno as i32, text: text.to_string() })
+impl FrameRefusal {
+    pub(crate) fn request(errno: Errno, text: impl ToString) -> FrameRefusal {
+        FrameRefusal::Request(Refusal { errno: errno as i32, text: text.to_string() })
     }
 
-    pub(crate) fn connection(errno: Errno, text: impl ToString) -> Refused {
-        Refused::Connection(Refusal { errno: errno as i32, text: text.to_string() })
+    pub(crate) fn connection(errno: Errno, text: impl ToString) -> FrameRefusal {
+        FrameRefusal::Connection(Refusal { errno: errno as i32, text: text.to_string() })
     }
 }
 
-impl From<FrameError> for Refused {
-    fn from(error: FrameError) -> Refused {
+impl From<FrameError> for FrameRefusal {
+    fn from(error: FrameError) -> FrameRefusal {
         match error {
             // A newer producer may know more than we do.
-            FrameError::UnknownType(_) => Refused::request(Errno::EOPNOTSUPP, error),
+            FrameError::UnknownType(_) => FrameRefusal::request(Errno::EOPNOTSUPP, error),
             FrameError::Short(_) | FrameError::Length { .. } | FrameError::Malformed(_) => {
-                Refused::connection(Errno::EPROTO, error)
+                FrameRefusal::connection(Errno::EPROTO, error)
             }
         }
     }
 }
 
-impl From<AssemblyError> for Refused {
-    fn from(error: AssemblyError) -> Refused {
+impl From<AssemblyError> for FrameRefusal {
+    fn from(error: AssemblyError) -> FrameRefusal {
         match error {
             AssemblyError::Frame(error) => error.into(),
-            AssemblyError::TooLong(_) => Refused::request(Errno::EMSGSIZE, error),
+            AssemblyError::TooLong(_) => FrameRefusal::request(Errno::EMSGSIZE, error),
             AssemblyError::NoMemory | AssemblyError::NoMemoryToWait | AssemblyError::GivenUp => {
-                Refused::request(Errno::ENOBUFS, error)
+                FrameRefusal::request(Errno::ENOBUFS, error)
             }
         }
     }

@@ -1,7 +1,9 @@
 //! Handles the requests of a connection: OPEN, SHARE, WATCH, CONSUME, CLOSE.
 //!
-//! `write.rs` has WRITE and FLUSH. A request takes effect only after everything in its frame has been checked.
+//! `write.rs` has WRITE and FLUSH, `timed.rs` ATTACH, DEFINE and LEVELS. A request takes effect only after everything in its frame has been checked.
 //! [`Requests`] also has the connection's channels, its incomplete long message, and its jobs that found no room.
+
+pub(crate) mod timed;
 
 mod write;
 
@@ -9,7 +11,6 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use log::debug;
 use nix::errno::Errno;
@@ -17,22 +18,24 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use relay::ChannelName;
 use relay::layout::abi::LAYOUT_VERSION;
 use relay::wire::frame::{
-    Body, Close, Consume, DESCRIPTORS_MAX, Frame, FrameType, OPEN_CREATE, Open, OpenReply, Refusal,
-    SHARE_FIRST_EXTRA, SHARE_READ, Share, ShareReply, Watch, done,
+    Body, Close, Consume, DESCRIPTORS_MAX, Frame, FrameType, OPEN_CREATE, OPEN_WRITE, Open, OpenReply,
+    Refusal, SHARE_FIRST_EXTRA, SHARE_READ, Share, ShareReply, Watch, done,
 };
 
 use self::write::Long;
 use crate::channel::ChannelRef;
+use crate::channel::clients::{Presence, Use};
 use crate::policy::quota::{QuotaExceeded, Reservation};
 use crate::policy::share_policy::NotShared;
 use crate::registry::OpenError;
-use crate::registry::create_queue::{Made, PendingCreate};
+use crate::registry::create_queue::{Opened, PendingCreate};
+use crate::socket::attached::Attached;
 use crate::socket::backpressure::InFlight;
 use crate::socket::context::ConnectionContext;
 use crate::socket::peer::Peer;
-use crate::socket::refusal::Refused;
+use crate::socket::refusal::FrameRefusal;
 use crate::socket::watch::Reading;
-use crate::writers::{Busy, Job};
+use crate::writers::{Busy, Job, WaitEnd};
 
 /// Most channels that one connection holds.
 const CHANNELS_MAX: usize = 1024;
@@ -40,7 +43,7 @@ const CHANNELS_MAX: usize = 1024;
 /// Most descriptors that a connection has in flight, sent and not received.
 ///
 /// One channel's may be more.
-const IN_FLIGHT_MAX: usize = 256;
+const DESCRIPTORS_IN_FLIGHT_MAX: usize = 256;
 
 /// An OPEN whose channel is being created.
 struct Making {
@@ -49,36 +52,47 @@ struct Making {
     hold: Reservation,
 }
 
+/// A channel that the connection holds.
+struct Held {
+    channel: ChannelRef,
+    /// The connection among the channel's clients.
+    presence: Presence,
+    _place: Reservation,
+}
+
 /// The requests and holdings of one connection.
 pub(crate) struct Requests {
     common: Arc<ConnectionContext>,
-    peer: Arc<Peer>,
     /// The open channels, by the numbers that the producer knows.
     ///
     /// Numbers are not used again, so that no frame for a closed channel ends up in another one.
-    channels: BTreeMap<u32, (ChannelRef, Reservation)>,
+    channels: BTreeMap<u32, Held>,
     next_channel: u32,
     /// A channel that is being created for the connection. Its socket is not read meanwhile.
     making: Option<Making>,
     long: Option<Long>,
     /// Jobs that found no room, oldest first. They come from one frame at most.
     held_back: VecDeque<Job>,
-    under_way: Arc<InFlight>,
+    writes_in_flight: Arc<InFlight>,
     /// Whether a batch of the connection may wait for room.
     has_waited: bool,
     /// Number of descriptors sent since the last check that the peer had received all.
-    in_flight: usize,
+    descriptors_in_flight: usize,
     /// The producer's doorbell, if it got files.
     bell: Option<EventFd>,
     /// The channels that the peer reads in mappings.
     reading: Reading,
-    cancelled: Arc<AtomicBool>,
+    /// The peer's process, if it is attached to timed channels.
+    attached: Option<Attached>,
+    wait_end: Arc<WaitEnd>,
+    /// Dropped last: a peer that sees the hang-up holds nothing any more.
+    peer: Arc<Peer>,
 }
 
 impl Requests {
     pub(crate) fn new(common: Arc<ConnectionContext>, peer: Arc<Peer>) -> Requests {
         Requests {
-            under_way: InFlight::new(Arc::clone(&common.ring), Arc::clone(&common.under_way)),
+            writes_in_flight: InFlight::new(Arc::clone(&common.ring), Arc::clone(&common.all_in_flight)),
             reading: Reading::new(peer.number()),
             common,
             peer,
@@ -88,9 +102,10 @@ impl Requests {
             long: None,
             held_back: VecDeque::new(),
             has_waited: false,
-            in_flight: 0,
+            descriptors_in_flight: 0,
             bell: None,
-            cancelled: Arc::default(),
+            attached: None,
+            wait_end: Arc::default(),
         }
     }
 
@@ -99,9 +114,16 @@ impl Requests {
         self.held_back.drain(..).for_each(Job::abandon);
     }
 
-    /// Ends the wait of the connection's batches for room in their buffers.
+    /// Ends the wait of the connection's batches for room in their buffers, since the producer is gone.
     pub(crate) fn cancel(&self) {
-        if !self.cancelled.swap(true, Ordering::Release) && self.has_waited {
+        if self.wait_end.producer_is_gone() && self.has_waited {
+            self.common.writers.sweep();
+        }
+    }
+
+    /// Ends that wait because the daemon ends: what has no room is handed back to a producer that takes it.
+    pub(crate) fn end_waits(&self) {
+        if self.wait_end.daemon_ends() && self.has_waited {
             self.common.writers.sweep();
         }
     }
@@ -125,11 +147,11 @@ impl Requests {
                 return false;
             }
         }
-        self.under_way.has_room()
+        self.writes_in_flight.has_room()
     }
 
     /// Does what a frame asks for. A refused frame has no effect.
-    pub(crate) fn handle(&mut self, frame: &Frame) -> Result<(), Refused> {
+    pub(crate) fn handle(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         // A long message continues in WRITEs of its id. Any other frame means that the producer gave it up.
         let long = self.long.take();
         match (frame.kind, frame.reply) {
@@ -140,35 +162,38 @@ impl Requests {
             (FrameType::Share, false) => self.share(frame),
             (FrameType::Watch, false) => self.watch(frame),
             (FrameType::Consume, false) => self.consume(frame),
+            (FrameType::Attach, false) => self.attach(frame),
+            (FrameType::Define, false) => self.define(frame),
+            (FrameType::Levels, false) => self.levels(frame),
             (FrameType::Hello | FrameType::Error, _) | (_, true) => {
-                Err(Refused::request(Errno::EOPNOTSUPP, "only the daemon sends replies and errors"))
+                Err(FrameRefusal::request(Errno::EOPNOTSUPP, "only the daemon sends replies and errors"))
             }
         }
     }
 
-    fn open(&mut self, frame: &Frame) -> Result<(), Refused> {
+    fn open(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         let open = Open::decode(frame.body)?;
         if self.channels.len() >= CHANNELS_MAX {
             let text =
                 format!("a connection holds at most {CHANNELS_MAX} channels: close some, or connect again");
-            return Err(Refused::request(Errno::EMFILE, text));
+            return Err(FrameRefusal::request(Errno::EMFILE, text));
         }
         // Bytes that are not UTF-8 become a character that people can see, and that no name may have.
         let name: ChannelName = String::from_utf8_lossy(open.name)
             .parse()
-            .map_err(|error| Refused::request(Errno::EINVAL, error))?;
+            .map_err(|error| FrameRefusal::request(Errno::EINVAL, error))?;
         let hold = self.common.holds.claim(self.peer.uid(), 1).map_err(|why| {
             let text = match why {
                 QuotaExceeded::All => "the connections hold",
                 QuotaExceeded::Yours => "your connections hold as many channels as are left for others, of",
             };
             let text = format!("{text} {} channels: close some", self.common.holds.max());
-            Refused::request(Errno::EMFILE, text)
+            FrameRefusal::request(Errno::EMFILE, text)
         })?;
         let registry = &self.common.registry;
         let attached = match registry.attach(&name) {
             Ok(Some(held)) => Ok((held, false)),
-            Ok(None) if frame.flags & OPEN_CREATE != 0 => {
+            Ok(None) if self.creates(frame.flags) => {
                 let (uid, ring) = (self.peer.uid(), Arc::clone(&self.common.ring));
                 let ordered = registry.order(name, open.spec(), uid, move || ring());
                 self.making = Some(Making { id: frame.id, ordered, hold });
@@ -181,8 +206,13 @@ impl Requests {
         Ok(())
     }
 
+    /// Returns whether an OPEN with these flags creates a channel that does not exist.
+    fn creates(&self, flags: u16) -> bool {
+        flags & OPEN_CREATE != 0 || flags & OPEN_WRITE != 0 && self.common.create_on_write
+    }
+
     /// Answers an OPEN.
-    fn answer_open(&mut self, id: u32, made: Made, hold: Reservation) {
+    fn answer_open(&mut self, id: u32, made: Opened, hold: Reservation) {
         let (held, created) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -194,48 +224,42 @@ impl Requests {
         while self.channels.contains_key(&self.next_channel) {
             self.next_channel = self.next_channel.wrapping_add(1);
         }
+        // Before the reply: a peer that has it finds itself in `status` and `metrics`.
+        let presence = held.clients().enter(self.peer.pid(), self.peer.uid(), Use::Socket);
         let reply = OpenReply::new(self.next_channel, held.geometry(), held.n_bufs(), created);
         self.peer.send(&reply.frame(0, id));
-        self.channels.insert(self.next_channel, (held, hold));
+        self.channels.insert(self.next_channel, Held { channel: held, presence, _place: hold });
         self.next_channel = self.next_channel.wrapping_add(1);
     }
 
-    fn close(&mut self, frame: &Frame) -> Result<(), Refused> {
+    fn close(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         let number = Close::decode(frame.body)?.channel;
-        let (channel, _) = self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
+        let Held { channel, .. } = self.channels.remove(&number).ok_or_else(|| unknown_channel(number))?;
         self.reading.end(number, &channel);
+        if let Some(attached) = &mut self.attached {
+            attached.remove(number);
+        }
+        // Before the reply: the channel may go with its last holder.
+        drop(channel);
         self.peer.send(&done(FrameType::Close, frame.id));
         Ok(())
     }
 
     /// Sends the channel's files and a doorbell, to a producer for writing or to a reader.
-    fn share(&mut self, frame: &Frame) -> Result<(), Refused> {
+    fn share(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         let number = Share::decode(frame.body)?.channel;
         let to_write = frame.flags & SHARE_READ == 0;
         let n_descriptors = SHARE_FIRST_EXTRA + self.channel(number)?.n_bufs();
-        if self.in_flight > 0 && self.peer.has_taken_all() {
-            self.in_flight = 0;
-        }
-        if self.in_flight > 0 && self.in_flight + n_descriptors > IN_FLIGHT_MAX {
-            let text = format!(
-                "{} descriptors wait to be received, the limit is {IN_FLIGHT_MAX}: take the replies first",
-                self.in_flight
-            );
-            return Err(Refused::request(Errno::ETOOMANYREFS, text));
-        }
+        self.check_descriptors(n_descriptors)?;
         let channel = self.channel(number)?;
         let admitted = match to_write {
             false => self.common.sharing.admits_reader(self.peer.who()),
             true if channel.geometry().global() => Err(NotShared::Global),
             true => self.common.sharing.admits(self.peer.who()),
         };
-        admitted.map_err(|why| Refused::request(Errno::EPERM, why))?;
-        let failed = |error: io::Error| {
-            let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-            Refused::request(errno, format!("cannot share the channel's files: {error}"))
-        };
+        admitted.map_err(|why| FrameRefusal::request(Errno::EPERM, why))?;
         let files = channel.share(to_write).map_err(failed)?;
-        self.in_flight += n_descriptors;
+        self.descriptors_in_flight += n_descriptors;
         let bell = match to_write {
             true => self.bell().map(AsFd::as_fd),
             false => self.reading.begin(number),
@@ -244,18 +268,52 @@ impl Requests {
         let mut descriptors: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
         // The doorbell comes behind the control file.
         descriptors.insert(1.min(descriptors.len()), bell.as_raw_fd());
+        // Before the replies, as with OPEN.
+        self.note_use(number, if to_write { Use::Direct } else { Use::Map });
+        let sent = self.send_descriptors(frame.id, &descriptors);
+        if sent.is_err() {
+            self.note_use(number, Use::Socket);
+        }
+        sent.map_err(|errno| failed(errno.into()))
+    }
+
+    fn note_use(&self, channel: u32, what: Use) {
+        if let Some(held) = self.channels.get(&channel) {
+            held.presence.set(what);
+        }
+    }
+
+    /// Sends the descriptors of a channel in as many replies as they take.
+    fn send_descriptors(&self, id: u32, descriptors: &[RawFd]) -> nix::Result<()> {
         let mut first = 0;
         for (index, part) in descriptors.chunks(DESCRIPTORS_MAX).enumerate() {
             let count = (part.len() - if index == 0 { SHARE_FIRST_EXTRA } else { 0 }) as u32;
             let reply = ShareReply { layout_version: LAYOUT_VERSION, first, count };
-            self.peer.send_with(&reply.frame(0, frame.id), part).map_err(|errno| failed(errno.into()))?;
+            self.peer.send_with(&reply.frame(0, id), part)?;
             first += count;
         }
         Ok(())
     }
 
+    /// Refuses to send further descriptors, if too many wait to be received.
+    fn check_descriptors(&mut self, n_descriptors: usize) -> Result<(), FrameRefusal> {
+        if self.descriptors_in_flight > 0 && self.peer.has_taken_all() {
+            self.descriptors_in_flight = 0;
+        }
+        if self.descriptors_in_flight > 0
+            && self.descriptors_in_flight + n_descriptors > DESCRIPTORS_IN_FLIGHT_MAX
+        {
+            let text = format!(
+                "{} descriptors wait to be received, the limit is {DESCRIPTORS_IN_FLIGHT_MAX}: take the replies first",
+                self.descriptors_in_flight
+            );
+            return Err(FrameRefusal::request(Errno::ETOOMANYREFS, text));
+        }
+        Ok(())
+    }
+
     /// Rings the reader's bell once a buffer has a finished sub-buffer.
-    fn watch(&mut self, frame: &Frame) -> Result<(), Refused> {
+    fn watch(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         let Watch { channel, cpu } = Watch::decode(frame.body)?;
         let held = self.channel(channel)?;
         self.reading.watch(channel, held, buffer_of(held, cpu)?)?;
@@ -264,10 +322,11 @@ impl Requests {
     }
 
     /// Gives back sub-buffers that the peer has read in a mapping.
-    fn consume(&mut self, frame: &Frame) -> Result<(), Refused> {
+    fn consume(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         let Consume { channel, cpu, from, count } = Consume::decode(frame.body)?;
         let held = self.channel(channel)?;
         let cpu = buffer_of(held, cpu)?;
+        held.note_activity();
         if self.reading.consume(channel, held, cpu, from, count)? {
             self.common.writers.make_room(held, cpu);
         }
@@ -291,13 +350,16 @@ impl Requests {
     /// Wakes the pollers of the producer's channels: it has rung its doorbell, or is gone.
     pub(crate) fn rung(&self) {
         if self.bell.is_some() {
-            self.channels.values().for_each(|(channel, _)| channel.wake_readable());
+            for Held { channel, .. } in self.channels.values() {
+                channel.wake_readable();
+                channel.note_activity();
+            }
         }
     }
 
     /// Stops listening to the doorbell, of which the producer may keep a copy.
     pub(crate) fn give_up_bell(&mut self) {
-        for (number, (channel, _)) in &self.channels {
+        for (number, Held { channel, .. }) in &self.channels {
             self.reading.end(*number, channel);
         }
         self.rung(); // the producer may have been killed between a switch and the ring
@@ -314,8 +376,8 @@ impl Requests {
         self.resume();
     }
 
-    fn channel(&self, number: u32) -> Result<&ChannelRef, Refused> {
-        let (channel, _) = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
+    fn channel(&self, number: u32) -> Result<&ChannelRef, FrameRefusal> {
+        let Held { channel, .. } = self.channels.get(&number).ok_or_else(|| unknown_channel(number))?;
         match channel.broken_reason() {
             None => Ok(channel),
             Some(why) => {
@@ -324,21 +386,27 @@ impl Requests {
                 // A producer need not read answers to writes. If this is its only channel, the end of the connection
                 // tells the producer.
                 let alone = self.channels.len() == 1;
-                Err(if alone { Refused::connection } else { Refused::request }(Errno::EIO, text))
+                Err(if alone { FrameRefusal::connection } else { FrameRefusal::request }(Errno::EIO, text))
             }
         }
     }
 }
 
+/// Returns the refusal for files that cannot be shared.
+fn failed(error: io::Error) -> FrameRefusal {
+    let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
+    FrameRefusal::request(errno, format!("cannot share the channel's files: {error}"))
+}
+
 /// Returns the buffer that a request names: a CPU's, or the only one of a global channel.
-fn buffer_of(channel: &ChannelRef, cpu: u32) -> Result<usize, Refused> {
+fn buffer_of(channel: &ChannelRef, cpu: u32) -> Result<usize, FrameRefusal> {
     let n_bufs = channel.n_bufs();
     match usize::try_from(cpu) {
         _ if channel.geometry().global() => Ok(0),
         Ok(cpu) if cpu < n_bufs => Ok(cpu),
         _ => {
             let (name, last) = (channel.name(), n_bufs - 1);
-            Err(Refused::request(
+            Err(FrameRefusal::request(
                 Errno::EINVAL,
                 format!("channel '{name}' has no cpu {cpu}: there are 0 to {last}"),
             ))
@@ -346,6 +414,6 @@ fn buffer_of(channel: &ChannelRef, cpu: u32) -> Result<usize, Refused> {
     }
 }
 
-fn unknown_channel(number: u32) -> Refused {
-    Refused::request(Errno::EBADF, format!("no channel {number} is open on this connection"))
+fn unknown_channel(number: u32) -> FrameRefusal {
+    FrameRefusal::request(Errno::EBADF, format!("no channel {number} is open on this connection"))
 }

@@ -10,7 +10,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 
 use crate::channel::give_back::errno;
 use crate::channel::{ChannelRef, PollState};
-use crate::socket::refusal::Refused;
+use crate::socket::refusal::FrameRefusal;
 
 /// Set in the waiter's number of a connection. Open files, which poll, have smaller numbers.
 const BY_SOCKET: u64 = 1 << 63;
@@ -67,7 +67,7 @@ impl Reading {
     /// Rings once, when the buffer has a finished sub-buffer, or ends.
     ///
     /// Fails if it has ended already.
-    pub(crate) fn watch(&self, number: u32, channel: &ChannelRef, cpu: usize) -> Result<(), Refused> {
+    pub(crate) fn watch(&self, number: u32, channel: &ChannelRef, cpu: usize) -> Result<(), FrameRefusal> {
         let bell = self.check(number)?;
         let ring = {
             let bell = bell.clone();
@@ -79,8 +79,8 @@ impl Reading {
                 channel.forget_waiter(cpu, self.waiter);
                 bell.ring();
             }
-            PollState::Broken => return Err(Refused::request(Errno::EIO, "the channel is broken")),
-            PollState::Closed => return Err(Refused::request(Errno::ENODEV, "the channel is over")),
+            PollState::Broken => return Err(FrameRefusal::request(Errno::EIO, "the channel is broken")),
+            PollState::Closed => return Err(FrameRefusal::request(Errno::ENODEV, "the channel is over")),
         }
         Ok(())
     }
@@ -95,16 +95,16 @@ impl Reading {
         cpu: usize,
         from: u64,
         count: u64,
-    ) -> Result<bool, Refused> {
+    ) -> Result<bool, FrameRefusal> {
         self.check(number)?;
         let given = channel.give_back(cpu, Some(from), count);
-        given.map_err(|error| Refused::request(Errno::from_raw(errno(&error)), error))
+        given.map_err(|error| FrameRefusal::request(Errno::from_raw(errno(&error)), error))
     }
 
-    fn check(&self, number: u32) -> Result<&Arc<Bell>, Refused> {
+    fn check(&self, number: u32) -> Result<&Arc<Bell>, FrameRefusal> {
         let bell = self.bell.as_ref().filter(|_| self.channels.contains(&number));
         bell.ok_or_else(|| {
-            Refused::request(Errno::EPERM, format!("channel {number} was not shared for reading"))
+            FrameRefusal::request(Errno::EPERM, format!("channel {number} was not shared for reading"))
         })
     }
 }

@@ -55,7 +55,7 @@ pub(crate) fn line_of_kept(left: &[Left], dir: &Path, point: &Path) -> Option<St
     let names = names(left)?;
     let (word, point) = (shell_word(dir), shell_word(point));
     Some(format!(
-        "unread data stays in {}: {names}; to read it: audience --state {word}; to go on with it: relayfsd {point}; \
+        "unread data stays in {}: {names}; to read it: audience --state {word}; to continue with it: relayfsd {point}; \
          to remove it: rm -r {word}",
         dir.display()
     ))

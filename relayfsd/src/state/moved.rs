@@ -40,7 +40,7 @@ pub(crate) fn find(own: StateDir, place: &Place, point: &Point) -> Result<StateD
     // The exchange is atomic: at every moment, a daemon finds a locked directory under its own name.
     own.exchange(&mut moved)?;
     kill_point!("moved-exchanged");
-    own.give_refused_to(&moved)?;
+    own.give_quarantines_to(&moved)?;
     log::warn!(
         "{} was left of {} under another path, and is {} now",
         own.path().display(),

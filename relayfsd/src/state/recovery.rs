@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Everything is checked before it is changed, and each step can be repeated: after a start that is killed, the next
-//! start can begin again. A quarantine is a directory `refused-N`, in the form of a state directory, for people to look
+//! start can begin again. A quarantine is a directory `quarantine-N`, in the form of a state directory, for people to look
 //! at.
 
 use std::collections::HashSet;
@@ -141,9 +141,9 @@ fn new_salt() -> u32 {
 
 /// Moves a damaged channel to a quarantine directory, and closes it for its producers.
 fn quarantine(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &str) -> Result<(), DirError> {
-    let aside = dir.new_refused()?;
-    log::error!("channel {}: it cannot go on, and is set aside in {}: {reason}", entry.name, aside.display());
-    let files = Files::of(dir.path(), entry.id, entry.n_bufs);
+    let aside = dir.new_quarantine()?;
+    log::error!("channel {}: quarantined in {}: {reason}", entry.name, aside.display());
+    let files = Files::of(dir.path(), entry.id, entry.n_bufs, entry.geometry.timed());
     tell_writers(files.control());
     for path in files.all() {
         move_to(path, &aside)?;
@@ -156,12 +156,8 @@ fn quarantine(dir: &StateDir, state: &StateFile, entry: &ChannelEntry, reason: &
 
 /// Moves everything in the state directory to a quarantine directory.
 fn quarantine_all(dir: &StateDir, reason: &str) -> Result<(), DirError> {
-    let aside = dir.new_refused()?;
-    log::error!(
-        "what {} holds cannot go on, and is set aside in {}: {reason}",
-        dir.path().display(),
-        aside.display()
-    );
+    let aside = dir.new_quarantine()?;
+    log::error!("{}: all contents quarantined in {}: {reason}", dir.path().display(), aside.display());
     let mut paths = dir.entries()?;
     // Control files last: as long as one is there, a start without a state file moves the rest to quarantine too.
     paths.sort_by_key(|path| is_control(path));

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -21,6 +22,7 @@ use nix::unistd::geteuid;
 use relay::layout::channel_files::{LOCK_FILE, id_of_control};
 use relay::layout::paths::shell_word;
 use relay::layout::state_file::STATE_FILE;
+use rustix::fs::{RawDir, SeekFrom, seek};
 use thiserror::Error;
 
 use crate::kill_point;
@@ -30,7 +32,9 @@ const RETRIES_MAX: usize = 16;
 /// Begin of [`LOCK_FILE`], before the process id. The daemon clears no directory without it.
 const LOCK_MAGIC: &str = "relayfsd ";
 /// Begin of the names of quarantine directories, before a number.
-const REFUSED: &str = "refused-";
+const QUARANTINE: &str = "quarantine-";
+/// Begin of such names in earlier versions. Their directories are kept like the others.
+const OLD_QUARANTINE: &str = "refused-";
 /// Asks an unmounted daemon that serves open files to release the directory.
 const WANTED_FILE: &str = "wanted";
 
@@ -242,52 +246,23 @@ pub(crate) struct StateDir {
 
 impl StateDir {
     /// Creates or takes over the directory, and locks it until the drop.
+    ///
+    /// A failure leaves no directory behind that this call made.
     pub(crate) fn claim(place: &Place) -> Result<StateDir, DirError> {
         for _ in 0..RETRIES_MAX {
-            let dir = Dir::open(place, 0o700)?;
-            let fail = |source| DirError::Io { path: dir.path.join(LOCK_FILE), source };
-            let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-            let (lock, is_new) = match openat(&dir, LOCK_FILE, flags, Mode::empty()) {
-                Err(Errno::ENOENT) => match dir_is_empty(&dir) {
-                    Ok(true) => {
-                        (openat(&dir, LOCK_FILE, flags | OFlag::O_CREAT, Mode::S_IRUSR | Mode::S_IWUSR), true)
-                    }
-                    // Another daemon may be at work there, with a lock that no longer has a name.
-                    Ok(false) if dir.has(STATE_FILE) => return Err(DirError::NoLock(dir.path)),
-                    Ok(false) => return Err(DirError::NotEmpty(dir.path)),
-                    // An ending daemon has removed the directory since it was opened.
-                    Err(DirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
-                    Err(error) => return Err(error),
-                },
-                result => (result, false),
-            };
-            let mut lock = match lock {
-                Ok(lock) => File::from(lock),
-                Err(Errno::ENOENT) => continue,
-                Err(errno) => return Err(fail(errno.into())),
-            };
-            let mut text = String::new();
-            lock.read_to_string(&mut text).map_err(fail)?;
-            match lock.try_lock() {
-                Ok(()) => {}
-                Err(std::fs::TryLockError::WouldBlock) => {
-                    let pid = text.strip_prefix(LOCK_MAGIC).and_then(|pid| pid.trim().parse().ok());
-                    return Err(DirError::Locked { path: dir.path, pid });
+            let mut dir = Dir::open(place, 0o700)?;
+            match lock(&dir) {
+                Ok(Some(lock)) => {
+                    // If this start fails later, the contents of an earlier daemon stay.
+                    let keep = Cell::new(!dir_is_empty(&dir)?);
+                    return Ok(StateDir { dir, _lock: lock, keep });
                 }
-                Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
+                Ok(None) => {}
+                Err(error) => {
+                    dir.remove_if_empty();
+                    return Err(error);
+                }
             }
-            // An ending daemon removes the file before it releases the lock.
-            if lock.metadata().map_err(fail)?.nlink() == 0 {
-                continue;
-            }
-            if !is_new && !text.starts_with(LOCK_MAGIC) && !dir_is_empty(&dir)? {
-                return Err(DirError::NotEmpty(dir.path));
-            }
-            lock.set_len(0).and_then(|()| lock.rewind()).map_err(fail)?;
-            lock.write_all(format!("{LOCK_MAGIC}{}\n", std::process::id()).as_bytes()).map_err(fail)?;
-            // If this start fails later, the contents of an earlier daemon stay.
-            let keep = Cell::new(!dir_is_empty(&dir)?);
-            return Ok(StateDir { dir, _lock: lock, keep });
         }
         Err(DirError::Locked { path: place.path(), pid: None })
     }
@@ -328,10 +303,10 @@ impl StateDir {
     }
 
     /// Moves the quarantine directories to another state directory.
-    pub(crate) fn give_refused_to(&self, other: &StateDir) -> Result<(), DirError> {
-        for path in entries(&self.dir)?.iter().filter(|path| is_refused(path)) {
+    pub(crate) fn give_quarantines_to(&self, other: &StateDir) -> Result<(), DirError> {
+        for path in entries(&self.dir)?.iter().filter(|path| is_quarantine(path)) {
             // The new directory is empty, so the rename replaces it.
-            let to = other.new_refused()?;
+            let to = other.new_quarantine()?;
             std::fs::rename(path, to).map_err(|source| DirError::Io { path: path.clone(), source })?;
         }
         self.keep.set(false);
@@ -346,14 +321,14 @@ impl StateDir {
     /// Returns the paths in the directory, without the lock and quarantine directories.
     pub(crate) fn entries(&self) -> Result<Vec<PathBuf>, DirError> {
         let mut paths = entries(&self.dir)?;
-        paths.retain(|path| !is_refused(path));
+        paths.retain(|path| !is_quarantine(path));
         Ok(paths)
     }
 
     /// Creates a new quarantine directory.
-    pub(crate) fn new_refused(&self) -> Result<PathBuf, DirError> {
+    pub(crate) fn new_quarantine(&self) -> Result<PathBuf, DirError> {
         for number in 1.. {
-            let path = self.dir.path.join(format!("{REFUSED}{number}"));
+            let path = self.dir.path.join(format!("{QUARANTINE}{number}"));
             match std::fs::DirBuilder::new().mode(0o700).create(&path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => return Err(DirError::Io { path, source }),
@@ -378,6 +353,49 @@ impl StateDir {
             _ => Ok(()),
         }
     }
+}
+
+/// Locks a state directory by a file in it. `None`: an ending daemon has removed the directory, or the file.
+fn lock(dir: &Dir) -> Result<Option<File>, DirError> {
+    let path = || dir.path.clone();
+    let fail = |source| DirError::Io { path: dir.path.join(LOCK_FILE), source };
+    let flags = OFlag::O_RDWR | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let (lock, is_new) = match openat(dir, LOCK_FILE, flags, Mode::empty()) {
+        Err(Errno::ENOENT) => match dir_is_empty(dir) {
+            Ok(true) => (openat(dir, LOCK_FILE, flags | OFlag::O_CREAT, Mode::S_IRUSR | Mode::S_IWUSR), true),
+            // Another daemon may be at work there, with a lock that no longer has a name.
+            Ok(false) if dir.has(STATE_FILE) => return Err(DirError::NoLock(path())),
+            Ok(false) => return Err(DirError::NotEmpty(path())),
+            Err(DirError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        },
+        result => (result, false),
+    };
+    let mut lock = match lock {
+        Ok(lock) => File::from(lock),
+        Err(Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(fail(errno.into())),
+    };
+    let mut text = String::new();
+    lock.read_to_string(&mut text).map_err(fail)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let pid = text.strip_prefix(LOCK_MAGIC).and_then(|pid| pid.trim().parse().ok());
+            return Err(DirError::Locked { path: path(), pid });
+        }
+        Err(std::fs::TryLockError::Error(error)) => return Err(fail(error)),
+    }
+    // An ending daemon removes the file before it releases the lock.
+    if lock.metadata().map_err(fail)?.nlink() == 0 {
+        return Ok(None);
+    }
+    if !is_new && !text.starts_with(LOCK_MAGIC) && !dir_is_empty(dir)? {
+        return Err(DirError::NotEmpty(path()));
+    }
+    lock.set_len(0).and_then(|()| lock.rewind()).map_err(fail)?;
+    lock.write_all(format!("{LOCK_MAGIC}{}\n", std::process::id()).as_bytes()).map_err(fail)?;
+    Ok(Some(lock))
 }
 
 impl Drop for StateDir {
@@ -407,18 +425,26 @@ impl Drop for StateDir {
 }
 
 /// Returns whether the path is a quarantine directory.
-fn is_refused(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.as_bytes().starts_with(REFUSED.as_bytes()))
+fn is_quarantine(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| {
+        [QUARANTINE, OLD_QUARANTINE].iter().any(|begin| name.as_bytes().starts_with(begin.as_bytes()))
+    })
 }
 
 /// Returns the paths in the directory, without the lock.
+///
+/// Takes no descriptor: a start that fails for want of them must still remove what it has made.
 fn entries(dir: &Dir) -> Result<Vec<PathBuf>, DirError> {
-    let fail = |source| DirError::Io { path: dir.path.clone(), source };
+    let fail = |errno: rustix::io::Errno| DirError::Io { path: dir.path.clone(), source: errno.into() };
+    seek(dir, SeekFrom::Start(0)).map_err(fail)?;
+    let mut space = [MaybeUninit::uninit(); 4096];
+    let mut listing = RawDir::new(dir, &mut space);
     let mut paths = Vec::new();
-    for entry in std::fs::read_dir(&dir.path).map_err(fail)? {
+    while let Some(entry) = listing.next() {
         let entry = entry.map_err(fail)?;
-        if entry.file_name() != LOCK_FILE {
-            paths.push(entry.path());
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name != "." && name != ".." && name != LOCK_FILE {
+            paths.push(dir.path.join(name));
         }
     }
     Ok(paths)

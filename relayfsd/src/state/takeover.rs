@@ -2,12 +2,12 @@
 //!
 //! A start waits for an earlier daemon that is just ending, and fails if that daemon is running.
 
-use std::fs;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use relay::system::proc_stat;
 use thiserror::Error;
 
 use crate::mount::{self, MountError};
@@ -43,7 +43,7 @@ pub(crate) fn claim(point: &Path, place: &Place) -> Result<StateDir, TakeoverErr
             result => break result.map_err(TakeoverError::from),
         };
         let is_late = Instant::now() >= deadline;
-        if mount::is_mounted(point)? {
+        if mount::is_listed_as_relayfs(point)? {
             if is_late || pid.is_none_or(is_running) {
                 break Err(MountError::AlreadyMounted(point.to_owned()).into());
             }
@@ -76,7 +76,7 @@ pub(crate) fn clear(point: &Path) -> Result<(), MountError> {
 ///
 /// SIGKILL stays among its pending signals until its end.
 fn is_running(pid: u32) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
+    let Some(status) = proc_stat::read(pid, "status") else { return false };
     let field = |name| status.lines().find_map(|line| line.strip_prefix(name));
     let pending = field("ShdPnd:\t").and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0);
     let is_killed = pending & 1 << (Signal::SIGKILL as u32 - 1) != 0;

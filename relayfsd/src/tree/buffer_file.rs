@@ -38,7 +38,7 @@ pub(crate) struct OpenBuffer {
     pub(crate) cpu: usize,
     /// Whether it was opened for reading.
     pub(crate) readable: bool,
-    past: Mutex<ReadHistory>,
+    history: Mutex<ReadHistory>,
     spin: Mutex<Spin>,
 }
 
@@ -65,12 +65,12 @@ impl ReadClass {
     /// Classifies a read at `at`.
     ///
     /// Calls `size`, which returns the buffer's size, only where the history does not decide.
-    fn of(past: &ReadHistory, at: u64, size: impl FnOnce() -> u64) -> ReadClass {
-        if past.keeps(at) {
+    fn of(history: &ReadHistory, at: u64, size: impl FnOnce() -> u64) -> ReadClass {
+        if history.keeps(at) {
             ReadClass::History
-        } else if past.has_dropped(at) {
+        } else if history.has_dropped(at) {
             ReadClass::Dropped
-        } else if past.begins_after(at) {
+        } else if history.begins_after(at) {
             ReadClass::EndOnce
         } else if at > size() {
             ReadClass::PastEnd
@@ -92,7 +92,7 @@ impl OpenBuffer {
             channel,
             cpu,
             readable,
-            past: Mutex::new(ReadHistory::new(room)),
+            history: Mutex::new(ReadHistory::new(room)),
             spin: Mutex::default(),
         }
     }
@@ -110,19 +110,20 @@ impl OpenBuffer {
         count: usize,
         reply: impl FnOnce(Result<Lent<'_>, i32>),
     ) {
-        let mut past = self.past.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut history = self.history.lock().unwrap_or_else(PoisonError::into_inner);
         if self.channel.is_broken() {
             return reply(Err(libc::EIO));
         }
+        self.channel.note_activity();
         let mut side = None;
         let size = || side.insert(self.channel.read_side(self.cpu)).reader.size();
-        match ReadClass::of(&past, at, size) {
-            ReadClass::History => reply(Ok(past.again(at, count).into())),
+        match ReadClass::of(&history, at, size) {
+            ReadClass::History => reply(Ok(history.again(at, count).into())),
             ReadClass::Dropped => reply(Err(libc::ESPIPE)),
             ReadClass::EndOnce => {
-                past.begin_at(at);
+                history.begin_at(at);
                 // Stdio's fseek(SEEK_END) reads the last page. Rewound, the file reads all that it passed over there.
-                let bytes = if at == 0 { past.again(at, count) } else { &[] };
+                let bytes = if at == 0 { history.again(at, count) } else { &[] };
                 reply(Ok(bytes.into()));
             }
             // The look at the buffer may have found the damage.
@@ -130,20 +131,20 @@ impl OpenBuffer {
             ReadClass::PastEnd => reply(Ok(Lent::from(&[]))),
             ReadClass::Live => {
                 let side = side.unwrap_or_else(|| self.channel.read_side(self.cpu));
-                if self.read_live(side, &mut past, at, count, reply) {
+                if self.read_live(side, &mut history, at, count, reply) {
                     writers.make_room(&self.channel, self.cpu);
                 }
             }
         }
     }
 
-    /// Reads unread bytes, at an offset that is not past the end.
+    /// Reads unread bytes, at an offset that is not beyond the end.
     ///
     /// Returns whether a batch waits for the room that this makes.
     fn read_live(
         &self,
         mut side: ReadGuard<'_>,
-        past: &mut ReadHistory,
+        history: &mut ReadHistory,
         at: u64,
         count: usize,
         reply: impl FnOnce(Result<Lent<'_>, i32>),
@@ -153,7 +154,7 @@ impl OpenBuffer {
                 reply(Err(libc::ENOMEM));
                 return false;
             }
-            let skipped = side.reader.skip_to(at, scratch, |at, bytes| past.add(at, bytes, true));
+            let skipped = side.reader.skip_to(at, scratch, |at, bytes| history.add(at, bytes, true));
             if side.reader.position() < at {
                 reply(Ok(Lent::from(&[]))); // the stream does not reach the offset yet
                 return skipped && std::mem::take(&mut side.parked);
@@ -169,7 +170,7 @@ impl OpenBuffer {
                     0 => reply(Ok(bytes)),
                     len => reply(Ok(Lent::from(&vec![0; len][..]))),
                 }
-                past.add(at, bytes, false);
+                history.add(at, bytes, false);
                 kill_point!("read-replied");
             });
             kill_point!("read-published");
@@ -200,49 +201,49 @@ mod tests {
 
     const SIZE: u64 = 10_000_000;
 
-    fn history() -> ReadHistory {
+    fn empty_history() -> ReadHistory {
         ReadHistory::new(Quota::new(64 << 20).begin(0))
     }
 
-    fn class(past: &ReadHistory, at: u64) -> ReadClass {
-        ReadClass::of(past, at, || SIZE)
+    fn class(history: &ReadHistory, at: u64) -> ReadClass {
+        ReadClass::of(history, at, || SIZE)
     }
 
     #[test]
     fn offset_of_new_file_is_live_up_to_the_size() {
-        let past = history();
-        let classes = [0, 5000, SIZE, SIZE + 1].map(|at| class(&past, at));
+        let history = empty_history();
+        let classes = [0, 5000, SIZE, SIZE + 1].map(|at| class(&history, at));
         assert_eq!(classes, [ReadClass::Live, ReadClass::Live, ReadClass::Live, ReadClass::PastEnd]);
     }
 
     #[test]
     fn offset_before_all_that_was_read_is_the_end_once() {
-        let mut past = history();
-        past.add(1000, Lent::from(&[7; 100]), false);
-        assert_eq!(class(&past, 1000), ReadClass::History);
-        assert_eq!(class(&past, 1099), ReadClass::History);
-        assert_eq!(class(&past, 1100), ReadClass::Live);
-        assert_eq!(class(&past, 999), ReadClass::EndOnce);
-        past.begin_at(999);
-        assert_eq!(class(&past, 999), ReadClass::History);
+        let mut history = empty_history();
+        history.add(1000, Lent::from(&[7; 100]), false);
+        assert_eq!(class(&history, 1000), ReadClass::History);
+        assert_eq!(class(&history, 1099), ReadClass::History);
+        assert_eq!(class(&history, 1100), ReadClass::Live);
+        assert_eq!(class(&history, 999), ReadClass::EndOnce);
+        history.begin_at(999);
+        assert_eq!(class(&history, 999), ReadClass::History);
     }
 
     #[test]
     fn offset_that_was_passed_over_and_is_not_kept_is_dropped() {
         for (passed, expected) in [(true, ReadClass::Dropped), (false, ReadClass::Live)] {
-            let mut past = history();
-            past.add(1000, Lent::from(&vec![7; 4 << 20][..]), passed);
-            assert_eq!(class(&past, 1000), expected, "passed over: {passed}");
-            assert_eq!(class(&past, 1000 + (4 << 20) - 1), ReadClass::History);
+            let mut history = empty_history();
+            history.add(1000, Lent::from(&vec![7; 4 << 20][..]), passed);
+            assert_eq!(class(&history, 1000), expected, "passed over: {passed}");
+            assert_eq!(class(&history, 1000 + (4 << 20) - 1), ReadClass::History);
         }
     }
 
     #[test]
     fn kept_offset_is_classified_without_a_look_at_the_buffer() {
-        let mut past = history();
-        past.add(1000, Lent::from(&[7; 100]), false);
+        let mut history = empty_history();
+        history.add(1000, Lent::from(&[7; 100]), false);
         for at in [1050, 999] {
-            ReadClass::of(&past, at, || panic!("the history decides"));
+            ReadClass::of(&history, at, || panic!("the history decides"));
         }
     }
 }

@@ -101,19 +101,29 @@ impl Tree {
                 ("socket", Node::Socket),
                 ("version", Node::Version),
                 ("stats", Node::Stats),
+                ("status", Node::Status),
+                ("metrics", Node::Metrics),
                 ("channels", Node::ChannelsDir(0)),
             ],
             Node::ChannelDir(channel) => {
-                self.hold(channel)?;
-                let files = ControlFile::ALL.map(|file| (file.name(), Node::Control { channel, file }));
+                let held = self.hold(channel)?;
+                let files = ControlFile::ALL.into_iter().filter(|file| file.is_of(held.geometry()));
+                let files = files.map(|file| (file.name(), Node::Control { channel, file }));
                 let dirs = PerCpu::ALL.map(|dir| (dir.name(), Node::PerCpuDir { channel, dir }));
-                files.into_iter().chain(dirs).collect()
+                files.chain(dirs).collect()
             }
             Node::PerCpuDir { channel, dir } => {
                 let held = self.hold(channel)?;
                 let node = |cpu: usize| per_cpu_file(&held, dir, cpu as u32);
                 let n_bufs = held.n_bufs();
-                return Some((first..n_bufs).try_for_each(|cpu| add(cpu, &format!("cpu{cpu}"), node(cpu))));
+                let flow = (first..n_bufs).try_for_each(|cpu| add(cpu, &format!("cpu{cpu}"), node(cpu)));
+                let has_metadata = dir == PerCpu::Snapshot && held.timed().is_some() && first <= n_bufs;
+                return Some(match flow {
+                    ControlFlow::Continue(()) if has_metadata => {
+                        add(n_bufs, "metadata", Node::SnapshotMetadata { channel })
+                    }
+                    flow => flow,
+                });
             }
             _ => return None,
         };

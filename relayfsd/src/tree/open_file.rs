@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use relay::memory::lent::Lent;
+use relay::trace::directives::DirectivesError;
 
+use crate::channel::clients::{Presence, Use};
 use crate::channel::snapshot::Snapshot;
 use crate::channel::take::Take;
 use crate::channel::{ChannelRef, PollState, Wake};
@@ -25,7 +27,7 @@ use crate::writers::{Unavailable, flush_all, reset_all};
 /// Beyond that, files keep less.
 const KEEP_ALL_MAX: usize = 64 << 20;
 /// Most files that may be open at once.
-const OPEN_MAX: usize = 8192;
+pub(crate) const OPEN_MAX: usize = 8192;
 
 /// Most bytes that a read of a channel's own file gets.
 const OWN_READ_MAX: usize = 1 << 20;
@@ -36,13 +38,17 @@ pub(crate) enum OpenFile {
     Buffer(OpenBuffer),
     /// A text from the time of the open.
     Text(Vec<u8>),
+    /// A long text from the time of the open, with the memory for it.
+    Names { text: Vec<u8>, _memory: Reservation },
     /// A control file that takes writes.
     Control { channel: ChannelRef, file: ControlFile },
+    /// Which messages programs write; its text is that from the time of the open.
+    Level { channel: ChannelRef, text: Vec<u8> },
     /// A file that takes back sub-buffers; its text is the next number at the time of the open.
     Consumed { channel: ChannelRef, cpu: usize, text: Vec<u8> },
     /// One of the channel's own files: the positions, or a ring.
     Own { file: File, channel: ChannelRef },
-    /// A frozen copy of a buffer.
+    /// A frozen copy of a buffer, or the text of all.
     Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: ChannelRef },
     /// A copy of unread data.
     Take(Arc<Take>),
@@ -76,6 +82,7 @@ impl OpenFile {
         match node {
             Node::Version => text(VERSION_TEXT.to_owned()),
             Node::Stats => text(tree.registry().stats()),
+            Node::Status | Node::Metrics => OpenFile::long_text(tree, tree.text_for_open(node)),
             Node::Buffer { channel, cpu } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 let cpu = cpu as usize;
@@ -92,6 +99,7 @@ impl OpenFile {
                         Ok(OpenFile::Consumed { channel, cpu, text })
                     }
                     PerCpu::Snapshot => {
+                        tree.writers().take_anchor(&channel);
                         let (snapshot, is_new) = Snapshot::take(tree.registry().memory(), &channel, cpu)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
@@ -102,13 +110,23 @@ impl OpenFile {
             Node::Take { channel, cpu, copy } => {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 whole(&channel, Some(cpu as usize))?;
+                tree.writers().take_anchor(&channel);
                 Ok(OpenFile::Take(Take::open(tree.registry().memory(), &channel, cpu as usize, copy)?))
+            }
+            Node::SnapshotMetadata { channel } => {
+                let channel = tree.hold(channel).ok_or(libc::ESTALE)?;
+                whole(&channel, None)?;
+                OpenFile::open_names(tree, &channel, ControlFile::Metadata)
             }
             Node::Control { channel, file } => {
                 let channel = tree.hold(channel).ok_or(libc::ESTALE)?;
                 if !matches!(
                     file,
-                    ControlFile::Reset | ControlFile::SubbufSize | ControlFile::NSubbufs | ControlFile::Mode
+                    ControlFile::Reset
+                        | ControlFile::SubbufSize
+                        | ControlFile::NSubbufs
+                        | ControlFile::Mode
+                        | ControlFile::Status
                 ) {
                     whole(&channel, None)?;
                 }
@@ -117,6 +135,18 @@ impl OpenFile {
                         Ok(OpenFile::Control { channel, file })
                     }
                     ControlFile::Positions => OpenFile::open_own(channel, None),
+                    ControlFile::Level => {
+                        let text = file.text(&channel).into_bytes();
+                        Ok(OpenFile::Level { channel, text })
+                    }
+                    ControlFile::Clock | ControlFile::Metadata | ControlFile::Processes => {
+                        OpenFile::open_names(tree, &channel, file)
+                    }
+                    ControlFile::Trace => {
+                        tree.writers().take_anchor(&channel);
+                        let (snapshot, is_new) = Snapshot::trace(tree.registry().memory(), &channel)?;
+                        Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
+                    }
                     ControlFile::Stats | ControlFile::Dropped => {
                         let numbers = file.text(&channel);
                         if channel.is_broken() { Err(libc::EIO) } else { text(numbers) }
@@ -133,6 +163,34 @@ impl OpenFile {
         }
     }
 
+    /// Opens a text of a timed channel, whose length only programs bound.
+    fn open_names(tree: &Tree, channel: &ChannelRef, file: ControlFile) -> Result<OpenFile, i32> {
+        if file != ControlFile::Processes {
+            tree.writers().take_anchor(channel);
+        }
+        OpenFile::long_text(tree, file.text(channel))
+    }
+
+    /// Opens a text that may be long.
+    fn long_text(tree: &Tree, text: String) -> Result<OpenFile, i32> {
+        let memory = tree.registry().memory().claim(0, text.len()).map_err(|_| libc::ENOMEM)?;
+        Ok(OpenFile::Names { text: text.into_bytes(), _memory: memory })
+    }
+
+    /// Enters an open file that consumes among its channel's clients. `task` and `uid` opened it.
+    fn enter(&self, task: u32, uid: u32) -> Option<Presence> {
+        match self {
+            OpenFile::Buffer(buffer) if buffer.readable => {
+                Some(buffer.channel.clients().enter(task, uid, Use::Read(buffer.cpu)))
+            }
+            OpenFile::Take(take) => {
+                let (channel, cpu) = take.buffer();
+                Some(channel.clients().enter(task, uid, Use::Take(cpu)))
+            }
+            _ => None,
+        }
+    }
+
     /// Opens a buffer's data file, or the control file, as it is on tmpfs.
     fn open_own(channel: ChannelRef, cpu: Option<usize>) -> Result<OpenFile, i32> {
         let file = channel.open_file(cpu).map_err(errno_of)?;
@@ -146,7 +204,11 @@ impl OpenFile {
             OpenFile::Own { file, .. } => Source::UsAndFile(file.try_clone()),
             OpenFile::Snapshot { is_new, .. } => Source::Cache { is_new: *is_new },
             OpenFile::Take(take) => Source::UntilClosed(take.file()),
-            OpenFile::Text(_) | OpenFile::Control { .. } | OpenFile::Consumed { .. } => Source::Us,
+            OpenFile::Text(_)
+            | OpenFile::Names { .. }
+            | OpenFile::Control { .. }
+            | OpenFile::Level { .. }
+            | OpenFile::Consumed { .. } => Source::Us,
         }
     }
 
@@ -159,7 +221,8 @@ impl OpenFile {
 
     /// Returns whether the kernel may read the file for its cache.
     pub(crate) fn is_cached(&self) -> bool {
-        matches!(self, OpenFile::Snapshot { .. })
+        // Readers of CTF may map the files of a trace.
+        matches!(self, OpenFile::Snapshot { .. } | OpenFile::Names { .. })
     }
 
     /// Serves read(2) of a process on open file number `number`.
@@ -177,7 +240,10 @@ impl OpenFile {
         match self {
             OpenFile::Take(take) => take.read(number, process, at, count, reply),
             OpenFile::Buffer(buffer) => buffer.read(tree.writers(), at, count, reply),
-            OpenFile::Text(text) | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count).into())),
+            OpenFile::Text(text)
+            | OpenFile::Names { text, .. }
+            | OpenFile::Level { text, .. }
+            | OpenFile::Consumed { text, .. } => reply(Ok(part(text, at, count).into())),
             OpenFile::Snapshot { snapshot, .. } => reply(Ok(part(snapshot.bytes(), at, count).into())),
             OpenFile::Own { channel, .. } if channel.is_broken() => reply(Err(libc::EIO)),
             OpenFile::Own { file, .. } => {
@@ -226,9 +292,11 @@ impl OpenFile {
                     reset_all(writers, channel, done);
                 }
             }
+            OpenFile::Level { channel, .. } => written(set_level(channel, bytes)),
             OpenFile::Consumed { channel, cpu, .. } => written(consume(tree.writers(), channel, *cpu, bytes)),
             OpenFile::Buffer(_)
             | OpenFile::Text(_)
+            | OpenFile::Names { .. }
             | OpenFile::Own { .. }
             | OpenFile::Snapshot { .. }
             | OpenFile::Take(_) => written(Err(libc::EINVAL)),
@@ -268,6 +336,21 @@ impl OpenFile {
     }
 }
 
+/// Sets which messages programs write. Fails with an errno, and then changes nothing.
+fn set_level(channel: &ChannelRef, text: &[u8]) -> Result<(), i32> {
+    let name = channel.name();
+    match channel.timed().ok_or(libc::EINVAL)?.set_level(text) {
+        Ok(directives) => {
+            log::info!("channel {name}: level: {directives}");
+            Ok(())
+        }
+        Err(error) => {
+            log::warn!("channel {name}: level: {error}");
+            Err(if error == DirectivesError::TooMany { libc::EMSGSIZE } else { libc::EINVAL })
+        }
+    }
+}
+
 /// Checks a channel's control file, and the data file of `cpu`, or all.
 ///
 /// Fails with EIO if one is damaged.
@@ -285,53 +368,57 @@ fn errno_of(error: io::Error) -> i32 {
     error.raw_os_error().unwrap_or(libc::EIO)
 }
 
+/// An open file with its place in the quota, and among the clients of its channel.
+struct Opened {
+    file: Arc<OpenFile>,
+    _place: Reservation,
+    _presence: Option<Presence>,
+}
+
 /// The open files by number.
 pub(crate) struct OpenFiles {
-    files: RwLock<HashMap<u64, (Arc<OpenFile>, Reservation)>>,
+    files: RwLock<HashMap<u64, Opened>>,
     last: AtomicU64,
-    /// Quota of open files.
-    places: Arc<Quota>,
     /// Quota of the bytes that open files keep.
     kept: Arc<Quota>,
 }
 
 impl OpenFiles {
     pub(crate) fn new() -> OpenFiles {
-        OpenFiles {
-            files: RwLock::default(),
-            last: AtomicU64::new(0),
-            places: Quota::new(OPEN_MAX),
-            kept: Quota::new(KEEP_ALL_MAX),
-        }
+        OpenFiles { files: RwLock::default(), last: AtomicU64::new(0), kept: Quota::new(KEEP_ALL_MAX) }
     }
 
-    /// Opens a node for a user, see [`OpenFile::open`].
+    /// Opens a node for a thread of a user, see [`OpenFile::open`].
     pub(crate) fn open(
         &self,
         tree: &Tree,
         node: Node,
         readable: bool,
-        uid: u32,
+        (task, uid): (u32, u32),
     ) -> Result<(u64, Source), i32> {
-        let place = self.places.claim(uid, 1).map_err(|_| {
+        let place = tree.open_files().claim(uid, 1).map_err(|_| {
             log::debug!("uid {uid} has as many files open as are left for others, of {OPEN_MAX}");
             libc::ENFILE
         })?;
         let file = OpenFile::open(tree, node, readable, self.kept.begin(uid))?;
-        let source = file.source();
+        let (source, presence) = (file.source(), file.enter(task, uid));
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
-        files.insert(number, (Arc::new(file), place));
+        files.insert(number, Opened { file: Arc::new(file), _place: place, _presence: presence });
         Ok((number, source))
     }
 
     pub(crate) fn get(&self, number: u64) -> Option<Arc<OpenFile>> {
-        self.files.read().unwrap_or_else(PoisonError::into_inner).get(&number).map(|(file, _)| file.clone())
+        self.files
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&number)
+            .map(|opened| opened.file.clone())
     }
 
     pub(crate) fn remove(&self, number: u64) {
         let file = self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        if let Some((file, _)) = file {
+        if let Some(Opened { file, .. }) = file {
             file.release(number);
         }
     }

@@ -122,15 +122,17 @@ mod tests {
         for lens in
             [&[1][..], &[1000], &[10_000, 1 << 20], &[1 << 20, 1, 130_000], &[128 << 10, 5], &[300_000]]
         {
-            let (mut past, mut at) = (ReadHistory::new(Quota::new(1 << 20).begin(0)), 0);
+            let (mut history, mut at) = (ReadHistory::new(Quota::new(1 << 20).begin(0)), 0);
             for len in lens.iter().cycle() {
                 let end = (at + len).min(stream.len());
-                past.add(at as u64, Lent::from(&stream[at..end]), false);
+                history.add(at as u64, Lent::from(&stream[at..end]), false);
                 at = end;
-                assert_eq!(past.end(), at as u64);
-                assert!(past.kept.len() >= at.min(KEEP_READ_MAX) && past.kept.len() <= 2 * KEEP_READ_MAX);
+                assert_eq!(history.end(), at as u64);
+                assert!(
+                    history.kept.len() >= at.min(KEEP_READ_MAX) && history.kept.len() <= 2 * KEEP_READ_MAX
+                );
                 if *len > 1 || at % 4096 == 0 {
-                    assert_eq!(past.kept, stream[past.kept_at as usize..at], "{lens:?} at {at}");
+                    assert_eq!(history.kept, stream[history.kept_at as usize..at], "{lens:?} at {at}");
                 }
                 if at == stream.len() || (*len == 1 && at > 300_000) {
                     break;
@@ -143,14 +145,14 @@ mod tests {
     #[test]
     fn largest_offsets_do_not_overflow() {
         for at in [u64::MAX, u64::MAX - 3, u64::MAX - 10, 1 << 63] {
-            let mut past = ReadHistory::new(Quota::new(1 << 20).begin(0));
-            past.add(at, Lent::from(b"hello"), false);
-            past.add(past.end(), Lent::from(b"world"), true);
+            let mut history = ReadHistory::new(Quota::new(1 << 20).begin(0));
+            history.add(at, Lent::from(b"hello"), false);
+            history.add(history.end(), Lent::from(b"world"), true);
             for near in (0..20).map(|back| u64::MAX - back) {
-                if past.keeps(near) {
-                    assert!(past.again(near, 100).len() <= 10);
+                if history.keeps(near) {
+                    assert!(history.again(near, 100).len() <= 10);
                 }
-                let _ = (past.has_dropped(near), past.begins_after(near));
+                let _ = (history.has_dropped(near), history.begins_after(near));
             }
         }
     }
@@ -161,13 +163,13 @@ mod tests {
         let stream: Vec<u8> = (0..1_000_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
         for (max, least) in [(0, 0), (4096, 2048), (100_000, 32 << 10)] {
             let shares = Quota::new(max);
-            let mut past = ReadHistory::new(shares.begin(0));
+            let mut history = ReadHistory::new(shares.begin(0));
             for (i, bytes) in stream.chunks(3000).enumerate() {
-                past.add(i as u64 * 3000, Lent::from(bytes), false);
-                assert_eq!(past.kept, stream[past.kept_at as usize..past.end() as usize]);
-                assert!(past.kept.capacity() <= max, "{} of {max}", past.kept.capacity());
+                history.add(i as u64 * 3000, Lent::from(bytes), false);
+                assert_eq!(history.kept, stream[history.kept_at as usize..history.end() as usize]);
+                assert!(history.kept.capacity() <= max, "{} of {max}", history.kept.capacity());
             }
-            assert!(past.kept.len() >= least, "{} of {max}", past.kept.len());
+            assert!(history.kept.len() >= least, "{} of {max}", history.kept.len());
         }
     }
 }

@@ -7,12 +7,16 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, SelectTimeoutError};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use relay::ring::writer::{AnyExecutor, Outcome, RetriesExhausted, WriteResult, Writer};
+use relay::ring::buffer::Buffer;
+use relay::ring::writer::{AnyExecutor, Message, Outcome, RetriesExhausted, WriteResult, Writer};
 use relay::system::cpus;
 use relay::wire::frame::{Messages, WriteReply};
 
 use crate::channel::ChannelRef;
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
+
+/// Times that a writer yields its CPU and tries again when all tries of a message were interrupted.
+const CONTENDED_TRIES_MAX: u32 = 64;
 
 /// Runs a writing thread until all senders of jobs are dropped.
 ///
@@ -89,52 +93,62 @@ fn pin(cpu: Option<usize>) -> Result<(), Unavailable> {
         .map_err(|errno| Unavailable { cpu, why: UnavailableCause::NotAllowed(errno) })
 }
 
-fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
+fn work(job: Job, parked: &mut VecDeque<Progress>, thread_cpu: Option<usize>) {
     if job.is_of_broken() {
         return job.refuse(UnavailableCause::Broken);
     }
     if job.buffer().is_some_and(|(channel, _)| !channel.may_be_written()) {
-        return refuse_for_orphans(job, parked, lane);
+        return refuse_for_orphans(job, parked, thread_cpu);
     }
     match job {
         Job::Write(batch) => {
-            let mut progress = Progress::new(batch, lane);
-            // The sweep for its producer's end may have come before this job.
-            if progress.is_over(Instant::now()) {
-                progress.batch.wait = Wait::No;
+            let mut progress = Progress::new(batch, thread_cpu);
+            // The sweep for the end of its wait may have come before this job. If it is still to come, it must not find
+            // an older batch after this one was written.
+            if progress.waits() && progress.is_over(Instant::now()) {
+                sweep(parked);
+                progress.end_wait();
             }
             // Behind batches that wait for the same buffer: otherwise a producer's messages would change their order.
             let behind = progress.waits()
                 && parked.iter().any(|other| other.is_for(&progress.batch.channel, progress.batch.cpu));
             if behind || !progress.resume() {
                 parked.push_back(progress);
+            } else {
+                progress.finish();
             }
         }
-        Job::Message { channel, cpu, bytes, done } => {
+        Job::Message { channel, cpu, bytes, is_own, done } => {
             let buffer = channel.buffer(cpu);
-            let writer = Writer::new(buffer, AnyExecutor::on(lane));
+            let writer = Writer::new(buffer, AnyExecutor::on(thread_cpu));
             let placed = settled(&channel, cpu, || writer.place(&bytes));
             match placed {
+                // `written` counts the messages of clients.
+                Ok(WriteResult::Written) if is_own => {}
                 Ok(WriteResult::Written) => buffer.count_written(1),
-                Ok(WriteResult::Full | WriteResult::Closed) => buffer.count_dropped_elsewhere(1),
+                Ok(WriteResult::Full | WriteResult::Closed) => count_dropped(buffer, &bytes),
                 Err(_) => buffer.count_contended(1),
                 Ok(WriteResult::TooBig) => {}
             }
-            done(placed);
+            answer(channel, done, placed);
         }
-        Job::FlushUnread { channel, cpu, done } => done(flush_unread(&channel, cpu, lane)),
+        Job::FlushUnread { channel, cpu, done } => {
+            let flushed = flush_unread(&channel, cpu, thread_cpu);
+            answer(channel, done, flushed);
+        }
         Job::Flush { channel, cpu, done } => {
-            let writer = Writer::new(channel.buffer(cpu), AnyExecutor::on(lane));
-            done(settled(&channel, cpu, || writer.flush()).map(drop));
+            let writer = Writer::new(channel.buffer(cpu), AnyExecutor::on(thread_cpu));
+            let flushed = settled(&channel, cpu, || writer.flush()).map(drop);
+            answer(channel, done, flushed);
         }
         Job::Close { channel, cpu, done } => {
-            let closed = Writer::new(channel.buffer(cpu), AnyExecutor::on(lane)).close();
-            done(closed.map_err(|RetriesExhausted| contended(cpu)));
+            let closed = Writer::new(channel.buffer(cpu), AnyExecutor::on(thread_cpu)).close();
+            answer(channel, done, closed.map_err(|RetriesExhausted| contended(cpu)));
         }
         Job::Reset { channel, cpu, done } => {
-            let reset = channel.read_side(cpu).reader.reset(AnyExecutor::on(lane));
-            done(reset.map_err(|RetriesExhausted| contended(cpu)));
+            let reset = channel.read_side(cpu).reader.reset(AnyExecutor::on(thread_cpu));
             retry(parked, &channel, cpu);
+            answer(channel, done, reset.map_err(|RetriesExhausted| contended(cpu)));
         }
         Job::Room { channel, cpu } => retry(parked, &channel, cpu),
         Job::Sweep => sweep(parked),
@@ -142,22 +156,33 @@ fn work(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
     }
 }
 
+/// Passes a job's result on, and lets go of the channel before.
+///
+/// A client that has the answer may remove the channel, which must have no holder then.
+pub(crate) fn answer<R>(channel: ChannelRef, done: impl FnOnce(R), result: R) {
+    drop(channel);
+    done(result);
+}
+
 /// Refuses a job for a buffer that producers of an earlier daemon write.
 ///
 /// A batch that may wait does so until those producers are gone.
-fn refuse_for_orphans(job: Job, parked: &mut VecDeque<Progress>, lane: Option<usize>) {
+fn refuse_for_orphans(job: Job, parked: &mut VecDeque<Progress>, thread_cpu: Option<usize>) {
     match job {
         Job::Write(batch) if batch.wait != Wait::No => {
-            let progress = Progress::new(batch, lane);
+            let mut progress = Progress::new(batch, thread_cpu);
             if progress.is_over(Instant::now()) {
-                progress.drop_rest();
+                progress.end_wait();
+            }
+            if progress.resume() {
+                progress.finish();
             } else {
                 parked.push_back(progress);
             }
         }
         Job::Close { channel, cpu, done } => {
             channel.buffer(cpu).announce_end();
-            done(Ok(()));
+            answer(channel, done, Ok(()));
         }
         job => job.refuse(UnavailableCause::Orphans),
     }
@@ -167,12 +192,12 @@ fn refuse_for_orphans(job: Job, parked: &mut VecDeque<Progress>, lane: Option<us
 ///
 /// Holds the reader's lock meanwhile. Without the lock, a reader could read the sub-buffer to its end before it is
 /// finished. Poll would then report it as readable, and the reader would find nothing, which means the end of the file.
-fn flush_unread(channel: &ChannelRef, cpu: usize, lane: Option<usize>) -> Result<(), Unavailable> {
+fn flush_unread(channel: &ChannelRef, cpu: usize, thread_cpu: Option<usize>) -> Result<(), Unavailable> {
     let side = channel.read_side(cpu);
     if !side.reader.has_unread_unfinished() || channel.is_broken() {
         return Ok(());
     }
-    let flushed = Writer::new(channel.buffer(cpu), AnyExecutor::on(lane)).flush();
+    let flushed = Writer::new(channel.buffer(cpu), AnyExecutor::on(thread_cpu)).flush();
     drop(side);
     if has_switched(flushed) {
         channel.wake(cpu);
@@ -193,6 +218,7 @@ fn settled(
     cpu: usize,
     act: impl Fn() -> Result<Outcome, RetriesExhausted>,
 ) -> Result<WriteResult, Unavailable> {
+    channel.note_activity();
     let mut outcome = act();
     let mut switched = has_switched(outcome);
     if outcome.is_ok_and(|outcome| outcome.placed == WriteResult::Full) {
@@ -216,23 +242,33 @@ fn retry(parked: &mut VecDeque<Progress>, channel: &ChannelRef, cpu: usize) {
         if !parked[first].resume() {
             break;
         }
-        parked.remove(first);
+        parked.remove(first).into_iter().for_each(Progress::finish);
     }
 }
 
-/// Ends the wait of batches whose time is over or whose producer is gone.
+/// Ends the wait of batches whose time is over or whose producer is gone, and of all when the daemon ends.
 fn sweep(parked: &mut VecDeque<Progress>) {
     let now = Instant::now();
-    for progress in parked.iter_mut().filter(|progress| progress.is_over(now)) {
-        progress.batch.wait = Wait::No;
-        progress.resume();
+    for mut progress in std::mem::take(parked) {
+        if progress.is_over(now) {
+            progress.end_wait();
+            progress.resume();
+            progress.finish();
+        } else {
+            parked.push_back(progress);
+        }
     }
-    parked.retain(Progress::waits);
 }
 
 /// Drops all waiting batches: their CPU cannot be used, and no thread could write them later.
 fn give_up(parked: &mut VecDeque<Progress>) {
     parked.drain(..).for_each(Progress::drop_rest);
+}
+
+/// Counts a message that found no room.
+fn count_dropped(buffer: &Buffer, message: &[u8]) {
+    buffer.count_dropped_elsewhere(1);
+    buffer.note_dropped(Message::of_wire(buffer.geometry(), message).len_in_ring());
 }
 
 fn has_switched(placed: Result<Outcome, RetriesExhausted>) -> bool {
@@ -244,8 +280,15 @@ pub(crate) fn drop_batch(mut batch: Batch, why: Unavailable) {
     let messages = if batch.single { 1 } else { Messages(&batch.bytes).flatten().count() as u64 };
     batch.channel.buffer(batch.cpu).count_dropped_elsewhere(batch.lost + messages);
     if let Some(done) = batch.done.take() {
-        done(Err(why));
+        answer(batch.channel, done, Err(why));
     }
+}
+
+/// Hands back a batch of which nothing is written.
+pub(crate) fn hand_back(batch: Batch) {
+    let progress = Progress::new(batch, None);
+    progress.note_handed_back();
+    progress.finish();
 }
 
 /// A batch, and how much of it is written.
@@ -255,17 +298,23 @@ struct Progress {
     at: usize,
     counts: WriteReply,
     /// The CPU of the writing thread.
-    lane: Option<usize>,
+    thread_cpu: Option<usize>,
 }
 
 impl Progress {
-    fn new(mut batch: Batch, lane: Option<usize>) -> Progress {
+    fn new(mut batch: Batch, thread_cpu: Option<usize>) -> Progress {
         batch.channel.buffer(batch.cpu).count_dropped_elsewhere(std::mem::take(&mut batch.lost));
-        Progress { at: 0, counts: WriteReply::default(), batch, lane }
+        Progress { at: 0, counts: WriteReply::default(), batch, thread_cpu }
     }
 
     fn waits(&self) -> bool {
-        self.batch.wait != Wait::No
+        matches!(self.batch.wait, Wait::Until(_) | Wait::Forever)
+    }
+
+    /// Lets the batch try once more, but not wait for room.
+    fn end_wait(&mut self) {
+        let is_returned = self.batch.hand_back && self.batch.wait_end.is_of_daemon();
+        self.batch.wait = if is_returned { Wait::HandBack } else { Wait::No };
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -274,7 +323,7 @@ impl Progress {
 
     fn is_over(&self, now: Instant) -> bool {
         self.deadline().is_some_and(|deadline| deadline <= now)
-            || self.batch.cancelled.load(Ordering::Relaxed)
+            || self.batch.wait_end.is_set()
             || self.batch.channel.is_broken()
     }
 
@@ -282,33 +331,62 @@ impl Progress {
         self.batch.channel.id() == channel.id() && self.batch.cpu == cpu
     }
 
-    /// Writes to the end and reports the result. Returns false if the batch has to wait for room.
+    /// Writes what has room. Returns false if the batch has to wait for room, otherwise the caller finishes it.
     fn resume(&mut self) -> bool {
-        if !self.batch.channel.may_be_written() {
+        let is_writable = self.batch.channel.may_be_written();
+        if self.batch.wait == Wait::HandBack && (!is_writable || self.is_behind_handed_back()) {
+            self.note_handed_back();
+            return true;
+        }
+        if !is_writable {
             if self.waits() {
                 return false;
             }
             self.drop_messages();
             return true;
         }
+        self.batch.channel.note_activity();
         let before = self.counts.written;
         let (switched, finished) = self.write_messages();
+        if self.batch.channel.is_broken() {
+            // Its files were truncated meanwhile: no reader gets what was written just now.
+            self.counts.dropped += self.counts.written - before;
+            self.counts.written = before;
+        }
         self.batch.channel.buffer(self.batch.cpu).count_written(self.counts.written - before);
         if switched {
             self.batch.channel.wake(self.batch.cpu);
         }
-        if finished && let Some(done) = self.batch.done.take() {
-            done(Ok(self.counts));
-        }
         finished
+    }
+
+    /// Reports the result. Messages that it does not count are handed back.
+    fn finish(mut self) {
+        if let Some(done) = self.batch.done.take() {
+            answer(self.batch.channel, done, Ok(self.counts));
+        }
+    }
+
+    /// Returns whether an earlier batch of the connection was handed back.
+    ///
+    /// The producer would otherwise send that one again behind this one.
+    fn is_behind_handed_back(&self) -> bool {
+        // Relaxed: all batches for one buffer are written by one thread.
+        self.batch.wait_end.handed_back.load(Ordering::Relaxed)
+    }
+
+    /// Notes that the remaining messages are not counted, and are the producer's again.
+    fn note_handed_back(&self) {
+        self.batch.wait_end.handed_back.store(true, Ordering::Relaxed); // as in `is_behind_handed_back`
     }
 
     /// Drops the batch.
     fn drop_rest(mut self) {
         self.drop_messages();
+        self.finish();
     }
 
-    /// Counts the remaining messages as dropped, and reports the result.
+    /// Counts the remaining messages as dropped.
     fn drop_messages(&mut self) {
         let before = self.counts.dropped;
         while let Some((_, next)) = self.message() {
@@ -316,17 +394,22 @@ impl Progress {
             self.at = next;
         }
         self.batch.channel.buffer(self.batch.cpu).count_dropped_elsewhere(self.counts.dropped - before);
-        if let Some(done) = self.batch.done.take() {
-            done(Ok(self.counts));
-        }
     }
 
     fn write_messages(&mut self) -> (bool, bool) {
         let batch = &self.batch;
-        let writer = Writer::new(batch.channel.buffer(batch.cpu), AnyExecutor::on(self.lane));
+        let writer = Writer::new(batch.channel.buffer(batch.cpu), AnyExecutor::on(self.thread_cpu));
         let mut switched = false;
         while let Some((message, next)) = self.message() {
             let mut placed = writer.place(message);
+            // A long message takes a good part of a time slice, and a busy CPU interrupts it each time.
+            for _ in 0..CONTENDED_TRIES_MAX {
+                if placed.is_ok() {
+                    break;
+                }
+                std::thread::yield_now();
+                placed = writer.place(message);
+            }
             switched |= has_switched(placed);
             if placed.is_ok_and(|outcome| outcome.placed == WriteResult::Full) {
                 // Once more with the reader's lock. Room that readers gave back before is seen now. Readers that give
@@ -334,16 +417,23 @@ impl Progress {
                 let mut side = batch.channel.read_side(batch.cpu);
                 placed = writer.place(message);
                 switched |= has_switched(placed);
-                if batch.wait != Wait::No && placed.is_ok_and(|outcome| outcome.placed == WriteResult::Full) {
+                if placed.is_ok_and(|outcome| outcome.placed == WriteResult::Full) && self.waits() {
                     side.parked = true;
                     return (switched, false);
                 }
+            }
+            let not_taken =
+                |outcome: Outcome| matches!(outcome.placed, WriteResult::Full | WriteResult::Closed);
+            if batch.wait == Wait::HandBack && placed.is_ok_and(not_taken) {
+                // The reply does not count the rest, and so hands it back.
+                self.note_handed_back();
+                return (switched, true);
             }
             let buffer = batch.channel.buffer(batch.cpu);
             match placed.map(|outcome| outcome.placed) {
                 Ok(WriteResult::Written) => self.counts.written += 1,
                 Ok(WriteResult::Full | WriteResult::Closed) => {
-                    buffer.count_dropped_elsewhere(1);
+                    count_dropped(buffer, message);
                     self.counts.dropped += 1;
                 }
                 Ok(WriteResult::TooBig) => self.counts.too_big += 1,

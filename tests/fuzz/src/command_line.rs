@@ -9,7 +9,7 @@ use relay::cli::size::{format_size, parse_size};
 use relay::{Geometry, GeometrySpec};
 
 use crate::config::mount_options::parse_mode;
-use crate::config::options::Options;
+use crate::config::options::Request;
 
 /// The first byte says what the rest is: texts of the small languages, channels, a list for `-o`, or a whole command line.
 /// They are one in a line.
@@ -50,8 +50,9 @@ fn is_sound(geometry: &Geometry) {
 
 fn command_line(args: Vec<Vec<u8>>) {
     let args = [vec![b"relayfsd".to_vec()], args].concat();
-    let options = match Options::parse(args.into_iter().map(OsString::from_vec), false) {
-        Ok(options) => options,
+    let options = match Request::parse(args.into_iter().map(OsString::from_vec), false) {
+        Ok(Request::Serve(options)) => options,
+        Ok(Request::Doctor(_)) => return,
         Err(error) => {
             let said = error.to_string();
             assert!(!error.use_stderr() || !relay::cli::usage_error::of_usage(&said).is_empty());

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::wire::frame::{
-    ANSWER_MAX, Body, Close, Consume, FRAME_MAX, Flush, Frame, FrameType, HEADER_LEN, Hello, HelloReply,
-    MESSAGE_PREFIX_LEN, Messages, Open, OpenReply, Refusal, Share, ShareReply, WRITE_MORE, Watch, Write,
-    WriteReply,
+    ANSWER_MAX, Attach, AttachReply, Body, Close, Consume, Define, DefineReply, FRAME_MAX, Flush, Frame,
+    FrameType, HEADER_LEN, Hello, HelloReply, Levels, LevelsReply, MESSAGE_PREFIX_LEN, Messages, Open,
+    OpenReply, Refusal, Share, ShareReply, WRITE_MORE, Watch, Write, WriteReply,
 };
 use relay::wire::socket::refusal;
 
@@ -55,7 +55,13 @@ fn bodies(frame: &Frame<'_>) {
     same::<ShareReply>(frame);
     same::<Watch>(frame);
     same::<Consume>(frame);
+    same::<Attach<'_>>(frame);
+    same::<AttachReply>(frame);
+    same::<DefineReply>(frame);
+    same::<Levels>(frame);
+    same::<LevelsReply>(frame);
     // These have bytes that mean nothing, or bytes that are replaced.
+    again::<Define<'_>>(frame);
     again::<Hello>(frame);
     again::<HelloReply>(frame);
     if let Ok(read) = Refusal::decode(frame.body) {

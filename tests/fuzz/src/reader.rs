@@ -125,11 +125,11 @@ fn look(view: &mut MappedReader, scene: &Scene, input: &mut Input<'_>) {
     }
     let _ = (view.has_finished(), view.is_closed());
     if what & 0x40 != 0 {
-        let taken = view.take_back();
+        let taken = view.give_back_range();
         assert!(taken.is_none_or(|(_, count)| count > 0));
     }
     if what & 0x20 != 0 {
-        view.go_back();
+        view.rewind_to_consumed();
     }
 }
 

@@ -124,11 +124,11 @@ fn watch(path: &Path, channel: &str) {
 }
 
 fn scribble(path: &Path, channel: &str) {
-    let socket = Socket::connect(path, Duration::from_secs(20)).expect("a connection");
+    let socket = Socket::connect(path, Duration::from_secs(60)).expect("a connection");
     let ask = |frame: Vec<u8>| {
         socket.send(&frame).expect("a request");
         assert!(
-            socket.wait(PollFlags::POLLIN, Some(Instant::now() + Duration::from_secs(20))),
+            socket.wait(PollFlags::POLLIN, Some(Instant::now() + Duration::from_secs(60))),
             "an answer in time"
         );
         let mut packet = vec![0; FRAME_MAX];

@@ -8,7 +8,7 @@ use relayfs_tests::direct::is_without_sequences;
 use relayfs_tests::librelay::{Caller, Linked, install, installed, libraries, pkg_config, prepare};
 use relayfs_tests::{Mount, Process, eventually, stdout_of, text, tool, workspace};
 
-/// A caller on the first CPU that has written there, so that what it writes is in one buffer.
+/// Returns a caller on the first CPU that has written there, so that its messages are in one buffer.
 #[track_caller]
 fn caller(mount: &Mount) -> Caller {
     let mut caller = Caller::start(mount.point());
@@ -16,9 +16,9 @@ fn caller(mount: &Mount) -> Caller {
     caller
 }
 
-/// Installing another one does not touch what programs are running.
+/// Installing another library does not touch running programs.
 #[test]
-fn programs_run_on_while_the_library_is_replaced() {
+fn running_programs_survive_replacement_of_library() {
     let root = tempfile::tempdir().expect("a temporary directory");
     install(root.path());
     let place = root.path().join("usr/lib");
@@ -44,7 +44,7 @@ fn programs_run_on_while_the_library_is_replaced() {
 }
 
 #[test]
-fn a_channel_is_made_written_and_read() {
+fn channel_is_created_written_and_read() {
     let mount = Mount::new(&[]);
     let mut caller = caller(&mount);
     caller.expect(&[
@@ -61,7 +61,7 @@ fn a_channel_is_made_written_and_read() {
 }
 
 #[test]
-fn an_existing_channel_is_attached_to_and_its_geometry_told() {
+fn existing_channel_is_attached_and_its_geometry_returned() {
     let mount = Mount::new(&[
         "--channel=was/there:subbuf-size=4096:n-subbufs=3:overwrite:header=16",
         "--channel=one:global",
@@ -85,7 +85,7 @@ fn an_existing_channel_is_attached_to_and_its_geometry_told() {
 }
 
 #[test]
-fn which_relayfs_is_said_by_the_environment_or_the_call() {
+fn mount_is_named_by_environment_or_call() {
     let (first, second) = (Mount::new(&[]), Mount::new(&[]));
     let mut caller = caller(&first);
     let socket = std::fs::canonicalize(second.path(".relay/socket")).expect("a link to the socket");
@@ -99,7 +99,7 @@ fn which_relayfs_is_said_by_the_environment_or_the_call() {
         ("flush 0", "0"),
         ("flush 1", "0"),
         ("flush 2", "0"),
-        // Through the tree, where none is known.
+        // By a path in the tree, without a mount point.
         ("reset 2", "ENOTSUP"),
         ("consumed 2 0 1", "ENOTSUP"),
     ]);
@@ -109,7 +109,7 @@ fn which_relayfs_is_said_by_the_environment_or_the_call() {
 }
 
 #[test]
-fn a_full_buffer_is_known_and_what_finds_it_so_is_dropped() {
+fn full_buffer_is_reported_and_drops_messages() {
     let mount = Mount::new(&[]);
     let mut caller = caller(&mount);
     caller.expect(&[
@@ -126,7 +126,7 @@ fn a_full_buffer_is_known_and_what_finds_it_so_is_dropped() {
         ("reserve-much 1 102", "EMSGSIZE"),
         ("toobig 1", "102"),
     ]);
-    // By the socket it is on its way when the call returns.
+    // Over the socket, the message is on its way when the call returns.
     let full = if is_without_sequences() { "0" } else { "ENOSPC" };
     caller.expect(&[("fill 1 d 1", full), ("flush 1", "0")]);
     assert_eq!(mount.stats("small")["total.dropped"], 1);
@@ -150,7 +150,7 @@ fn a_full_buffer_is_known_and_what_finds_it_so_is_dropped() {
 }
 
 #[test]
-fn what_is_reserved_is_written_by_commit_the_next_call_or_the_end_of_the_thread() {
+fn reserved_message_is_written_by_commit_next_call_or_thread_end() {
     let mount = Mount::new(&[]);
     let mut caller = caller(&mount);
     caller.expect(&[
@@ -193,13 +193,13 @@ fn subbuf_start_is_asked_before_each_sub_buffer() {
         ("fill 0 d 71", "0"),
         ("full 0 0", "1"),
     ]);
-    // As the daemon has it, it is an overwriting one: the last of two, and the one before is being given up.
+    // The channel overwrites for the daemon too: the last of two sub-buffers, and the writer takes the one before.
     assert_eq!(text(&mount.read("app/log0")), ["c".repeat(70), "d".repeat(71)].concat());
     caller.end();
 }
 
 #[test]
-fn refused_by_subbuf_start_a_message_is_dropped_and_the_next_one_asks_again() {
+fn message_refused_by_subbuf_start_is_dropped_and_next_one_asks_again() {
     let mount = Mount::with_sequences(&[]);
     let mut caller = Caller::direct(&mount);
     caller.expect(&[
@@ -221,14 +221,14 @@ fn refused_by_subbuf_start_a_message_is_dropped_and_the_next_one_asks_again() {
         ("fill 1 b 70", "ENOSPC"),
         ("fill 1 c 10", "ENOSPC"),
     ]);
-    // Others are not asked.
+    // Messages that fit do not call it.
     assert_eq!(mount.send_to("app/never", 0, &[b"others"]).written, 1);
     assert_eq!(text(&mount.read("app/never0")), ["a".repeat(70), "others".into()].concat());
     caller.end();
 }
 
 #[test]
-fn what_subbuf_start_reserves_and_writes_begins_each_of_its_sub_buffers() {
+fn header_of_subbuf_start_begins_each_sub_buffer() {
     let mount = Mount::with_sequences(&["--channel=was:subbuf-size=64:n-subbufs=4:overwrite:header=4"]);
     let mut caller = Caller::direct(&mount);
     caller.expect(&[
@@ -240,7 +240,7 @@ fn what_subbuf_start_reserves_and_writes_begins_each_of_its_sub_buffers() {
         ("flush 0", "0"),
     ]);
     let heads = |n| "\0".repeat(n);
-    // The first was there before anybody could be asked, and the last is the daemon's.
+    // The first sub-buffer began before the callback was set, and the daemon began the last.
     let expected =
         [&heads(8), &"a".repeat(56), "HHHHHHHH", &"b".repeat(50), "HHHHHHHH", &"d".repeat(10), &heads(8)];
     assert_eq!(text(&mount.read("app/log0")), expected.concat());
@@ -273,7 +273,7 @@ fn subbuf_start_must_not_write_and_takes_shared_buffers() {
         ("fill 0 a 70", "0"),
         ("fill 0 b 70", "0"),
         ("calls", "calls 2 padding 30 full 0 nested EDEADLK removed 0"),
-        // No-overwrite as its creator wanted it, whatever the callback says.
+        // No-overwrite mode, as its creator asked, whatever the callback returns.
         ("open 1 plain 100 2 admit", "0"),
         ("fill 1 a 70", "0"),
         ("fill 1 b 70", "0"),
@@ -335,7 +335,7 @@ fn threads_children_and_signal_handlers_write() {
     ]);
     assert_eq!(text(&mount.read("app/log0")), "parent.child.parent.handler.child.");
     caller.end();
-    // By the socket: a child makes a connection of its own.
+    // Over the socket: a child makes its own connection.
     let mount = Mount::new(&["--shared=never"]);
     let mut caller = self::caller(&mount);
     caller.expect(&[
@@ -349,9 +349,9 @@ fn threads_children_and_signal_handlers_write() {
     caller.end();
 }
 
-/// A forked child has a copy of what its parent has reserved, and does not write it too.
+/// A forked child has a copy of its parent's reserved message, and does not write it again.
 #[test]
-fn what_a_parent_has_reserved_is_written_once() {
+fn message_reserved_before_fork_is_written_once() {
     for shared in ["group", "never"] {
         let mount = Mount::new(&["--shared", shared]);
         let mut caller = self::caller(&mount);
@@ -373,7 +373,7 @@ fn what_a_parent_has_reserved_is_written_once() {
 }
 
 #[test]
-fn what_has_no_meaning_here_says_so() {
+fn calls_without_meaning_return_documented_errors() {
     let mount = Mount::new(&[]);
     let mut caller = caller(&mount);
     caller.expect(&[("switch", "ENOTSUP"), ("late", "ENOTSUP"), ("open 0 - 8192 2", "ENOTSUP")]);
@@ -381,7 +381,7 @@ fn what_has_no_meaning_here_says_so() {
 }
 
 #[test]
-fn the_library_shows_its_functions_and_nothing_else() {
+fn library_exports_only_its_functions() {
     let library = libraries().join("librelay.so.0");
     let symbols = text(&stdout_of(tool("nm", "binutils").args(["-D", "--defined-only"]).arg(&library)));
     let header = std::fs::read_to_string(installed().join("usr/include/relay.h")).expect("the header");
@@ -394,9 +394,10 @@ fn the_library_shows_its_functions_and_nothing_else() {
         let is_declared = [" ", "*"].iter().any(|before| header.contains(&format!("{before}{name}(")));
         assert!(is_declared, "{name} is not in relay.h");
     }
-    // Every declaration: a type, a name, and what it takes.
-    let declared =
-        header.lines().filter(|line| !line.starts_with([' ', '\t', '#', '/', '*']) && line.contains('('));
+    // Each declaration: a type, a name, and parameters. Functions that are inline are no symbols.
+    let is_other =
+        |line: &str| line.starts_with([' ', '\t', '#', '/', '*']) || line.starts_with("RELAY_INLINE");
+    let declared = header.lines().filter(|line| !is_other(line) && line.contains('('));
     let declared: Vec<&str> = declared.collect();
     assert!(declared.len() > 10, "{declared:?}");
     assert_eq!(declared.len(), symbols.len(), "{declared:?} {symbols:?}");
@@ -408,14 +409,18 @@ fn the_library_shows_its_functions_and_nothing_else() {
 }
 
 #[test]
-fn the_header_is_good_for_every_c_and_for_cplusplus() {
+fn header_compiles_as_every_c_and_cplusplus() {
     let include = installed().join("usr/include");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let source = dir.path().join("all.c");
     let program = "#include <relay.h>\n#include <relay.h>\n\
         static struct rchan *open5(void) { return relay_open(\"cpu\", NULL, 8192, 2, NULL); }\n\
         static struct rchan *open6(void) { return relay_open(\"cpu\", NULL, 8192, 2, NULL, NULL); }\n\
-        int main(void) { return relay_close(open5()) | relay_close(open6()); }\n";
+        static void log_all(struct rchan *chan)\n{\n#if RELAY_HAS_MACROS\n\
+        if (chan) RELAY_ERROR(chan, \"text\"); else RELAY_WARN(chan, \"%d %s\", 1, \"text\");\n\
+        RELAY_INFO(chan, \"text\"); RELAY_DEBUG(chan, \"text\"); RELAY_TRACE(chan, \"text\");\n\
+        #else\n(void)chan;\n#endif\n}\n\
+        int main(void) { log_all(NULL); return relay_close(open5()) | relay_close(open6()); }\n";
     std::fs::write(&source, program).expect("a source");
     let check = |compiler: &mut Command, standard: &str, language: &str| {
         compiler.args([
@@ -423,6 +428,7 @@ fn the_header_is_good_for_every_c_and_for_cplusplus() {
             "-pedantic",
             "-Wall",
             "-Wextra",
+            "-Wshadow",
             "-Werror",
             "-fsyntax-only",
         ]);
@@ -437,10 +443,10 @@ fn the_header_is_good_for_every_c_and_for_cplusplus() {
 }
 
 #[test]
-fn pkg_config_knows_it() {
+fn pkg_config_finds_the_library() {
     let mount = Mount::new(&[]);
     assert_eq!(pkg_config(&["--modversion"]), [env!("CARGO_PKG_VERSION")]);
-    // A static program needs more, which it also says.
+    // A static program needs more libraries, which pkg-config lists too.
     let mut cc = tool("cc", "gcc");
     let dir = tempfile::tempdir().expect("a temporary directory");
     let program = dir.path().join("hello");
@@ -458,7 +464,7 @@ fn pkg_config_knows_it() {
 }
 
 #[test]
-fn a_linked_program_needs_no_rust() {
+fn linked_program_needs_no_rust() {
     let linked = Linked::compile("relay-producer/examples/hello.c", &[]);
     let needed = text(&stdout_of(tool("readelf", "binutils").arg("-d").arg(linked.path())));
     let needed: Vec<&str> = needed.lines().filter(|line| line.contains("(NEEDED)")).collect();

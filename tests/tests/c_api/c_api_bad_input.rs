@@ -1,5 +1,5 @@
-//! librelay and arguments that make no sense, daemons that are not there, and channels that were closed: errno, and
-//! nothing that was written before is lost.
+//! librelay with bad arguments, without a daemon, and with closed channels: errno is set, and earlier messages are
+//! not lost.
 
 use nix::sys::signal::Signal;
 use relayfs_tests::direct::is_without_sequences;
@@ -34,7 +34,7 @@ fn null_is_an_error_everywhere() {
 }
 
 #[test]
-fn sizes_and_names_that_cannot_be_are_refused() {
+fn impossible_sizes_and_names_are_refused() {
     let mount = Mount::new(&["--max-memory=64M"]);
     let mut caller = Caller::start(mount.point());
     let (long, longer) = ("n".repeat(200), "n".repeat(201));
@@ -59,7 +59,7 @@ fn sizes_and_names_that_cannot_be_are_refused() {
         (&format!("open 0 {long} 8192 2"), "0"),
         ("write 0 fits", "0"),
         ("flush 0", "0"),
-        // A name that another channel's file would have.
+        // A name that a file of another channel has.
         ("open 1 cpu0 8192 2", "EEXIST"),
         ("write 1 x", "EINVAL"),
     ]);
@@ -67,7 +67,7 @@ fn sizes_and_names_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn closed_channels_are_known_as_such_and_others_are_not_touched() {
+fn closed_channel_is_recognized_and_others_unchanged() {
     let mount = Mount::new(&[]);
     let mut caller = Caller::start(mount.point());
     caller.expect(&[("go 0", "0"), ("open 0 other 8192 2", "0"), ("write 0 before.", "0")]);
@@ -89,7 +89,7 @@ fn closed_channels_are_known_as_such_and_others_are_not_touched() {
         ("write 2 .again", "0"),
         ("write 0 after.", "0"),
     ]);
-    // Many later it is still known.
+    // It is still known after many other channels.
     for _ in 0..100 {
         caller.expect(&[
             ("open 3 log 8192 2", "0"),
@@ -104,9 +104,9 @@ fn closed_channels_are_known_as_such_and_others_are_not_touched() {
     caller.end();
 }
 
-/// Handles and what was mapped do not pile up.
+/// Handles and mappings do not accumulate.
 #[test]
-fn a_program_can_open_and_close_for_ever() {
+fn program_can_open_and_close_for_ever() {
     let mount = Mount::new(&[]);
     let mut caller = Caller::start(mount.point());
     for _ in 0..600 {
@@ -128,9 +128,10 @@ fn closing_while_threads_write_is_safe() {
     }
 }
 
-/// A thread that was inside when its channel was closed finds all of it as it was, however many are closed after it.
+/// A thread in a call while its channel is closed finds all memory in place, however many channels are closed after
+/// it.
 #[test]
-fn who_is_inside_when_a_channel_is_closed_can_stay_there() {
+fn call_that_runs_during_close_can_finish() {
     let mount = Mount::new(&[]);
     let mut caller = Caller::start(mount.point());
     if is_without_sequences() {
@@ -148,7 +149,7 @@ fn who_is_inside_when_a_channel_is_closed_can_stay_there() {
         caller.expect(&[("open 1 other 8192 2 admit", "0"), ("write 1 x", "0"), ("close 1", "0")]);
     }
     let told = caller.tell("release");
-    // What it writes then, nobody reads; it may be told so.
+    // No reader reads its messages after that. The call may return an error.
     assert!(["0", "EBADF"].contains(&told.as_str()), "{told}");
     caller.expect(&[
         ("write 0 x", "EBADF"),
@@ -159,9 +160,9 @@ fn who_is_inside_when_a_channel_is_closed_can_stay_there() {
     caller.end();
 }
 
-/// Whatever is asked of a daemon at the moment at which it dies or ends, errno is one of those that `relay.h` names.
+/// While a daemon dies or ends, calls set an errno that `relay.h` names.
 #[test]
-fn a_daemon_at_its_end_is_answered_for_by_what_is_documented() {
+fn calls_during_end_of_daemon_return_documented_errors() {
     for (round, signal) in [Signal::SIGKILL, Signal::SIGTERM].into_iter().cycle().take(24).enumerate() {
         let shared = ["group", "never"][round / 2 % 2];
         let mut mount = Mount::new(&["--shared", shared]);
@@ -198,7 +199,7 @@ fn a_daemon_at_its_end_is_answered_for_by_what_is_documented() {
 }
 
 #[test]
-fn where_no_daemon_is_opening_says_what_is_wrong() {
+fn opening_without_daemon_returns_the_reason() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut caller = Caller::start(dir.path());
     let file = dir.path().join("file");
@@ -213,7 +214,7 @@ fn where_no_daemon_is_opening_says_what_is_wrong() {
 }
 
 #[test]
-fn a_daemon_that_dies_in_the_middle_is_an_error_by_the_socket_and_its_successor_is_found() {
+fn killed_daemon_is_a_socket_error_until_next_daemon() {
     for shared in ["group", "never"] {
         let args = ["--shared", shared];
         let mut mount = Mount::new(&args);
@@ -221,7 +222,7 @@ fn a_daemon_that_dies_in_the_middle_is_an_error_by_the_socket_and_its_successor_
         caller.expect(&[("go 0", "0"), ("open 0 log 64 2", "0"), ("write 0 kept", "0"), ("flush 0", "0")]);
         mount.daemon().signal(Signal::SIGKILL);
         mount.daemon().wait();
-        // Who writes the buffers directly does not need the daemon.
+        // A direct writer does not need the daemon.
         if shared == "group" && !is_without_sequences() {
             caller.expect(&[("write 0 more", "0")]);
         } else {
@@ -244,7 +245,7 @@ fn a_daemon_that_dies_in_the_middle_is_an_error_by_the_socket_and_its_successor_
 }
 
 #[test]
-fn a_daemon_that_ends_takes_what_was_written_and_then_it_is_an_error() {
+fn daemon_that_ends_takes_written_messages_then_calls_fail() {
     let mut mount = Mount::new(&["--discard"]);
     let mut caller = Caller::start(mount.point());
     caller.expect(&[("go 0", "0"), ("open 0 log 8192 2", "0"), ("write 0 kept", "0")]);
@@ -252,14 +253,14 @@ fn a_daemon_that_ends_takes_what_was_written_and_then_it_is_an_error() {
     assert!(mount.end(Signal::SIGTERM).success());
     eventually("an error", || caller.tell("write 0 x") == "ENODEV");
     drop(file);
-    // By the socket, nobody can say any more whether it had all.
+    // Over the socket, the library cannot know whether the daemon had all of it.
     let closed = if is_without_sequences() { "ENODEV" } else { "0" };
     caller.expect(&[("close 0", closed), ("open 0 log 8192 2", "ENODEV")]);
     caller.end();
 }
 
 #[test]
-fn who_may_not_is_told() {
+fn missing_permission_is_reported() {
     let mount = Mount::new(&["--socket-mode=0666"]);
     drop(Caller::start(mount.point())); // compiles it
     let dir = copied_for_all(&["api", "librelay.so.0"].map(|name| libraries().join(name)));

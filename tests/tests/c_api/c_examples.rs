@@ -15,7 +15,7 @@ fn example(name: &str) -> Linked {
     Linked::compile(&format!("{EXAMPLES}/{name}"), &[])
 }
 
-/// Everything in a channel's buffers, one after the other.
+/// Returns all data of a channel's buffers, one after the other.
 fn all(mount: &Mount, channel: &str) -> String {
     let files = (0..).map(|cpu| format!("{channel}{cpu}")).take_while(|file| mount.path(file).exists());
     files.map(|file| text(&mount.read(&file))).collect()
@@ -35,7 +35,7 @@ fn logged(mount: &Mount, threads: usize, lines: usize) {
 }
 
 #[test]
-fn hello() {
+fn example_hello_prints_its_message() {
     let mount = Mount::new(&[]);
     let hello = example("hello.c");
     stdout_of(&mut hello.command(mount.point()));
@@ -47,7 +47,7 @@ fn hello() {
 }
 
 #[test]
-fn logger() {
+fn example_logger_writes_its_lines() {
     for shared in ["group", "never"] {
         let mount = Mount::new(&[&format!("--shared={shared}")]);
         let logger = example("logger.c");
@@ -59,14 +59,14 @@ fn logger() {
 }
 
 #[test]
-fn cplusplus() {
+fn example_cplusplus_writes_its_message() {
     let mount = Mount::new(&[]);
     stdout_of(&mut example("compile.cc").command(mount.point()));
     assert_eq!(all(&mount, "app/cplusplus"), "from C++\n");
 }
 
 #[test]
-fn python() {
+fn example_python_writes_its_messages() {
     let mount = Mount::new(&[]);
     let mut python = tool("python3", "python3");
     python.arg(workspace().join(EXAMPLES).join("hello.py")).arg("app/python");
@@ -79,9 +79,9 @@ fn python() {
     assert_eq!(text(&output.stderr), "hello.py: cpu: No such device\n");
 }
 
-/// Kernels that cannot map files of FUSE say so, and so does the reader.
+/// On kernels that cannot map files of FUSE, the reader says so.
 #[test]
-fn mmap_reader() {
+fn example_mmap_reader_reads_the_map() {
     let mut mount = Mount::new(&["--channel=log:subbuf-size=100:n-subbufs=4:header=8"]);
     let reader = example("mmap-reader.c");
     let out = mount.beside("out");
@@ -96,7 +96,7 @@ fn mmap_reader() {
     stdout_of(&mut read(true));
     let expected = ["a".repeat(90), "b".repeat(80)].concat();
     assert_eq!(fs::read_to_string(&out).expect("what it wrote"), expected);
-    // Waiting, and where somebody has read a part of what is finished then.
+    // While it waits, and after another reader has read a part of the finished data.
     let mut process = Process::start(&mut read(false));
     mount.poke("log", "flush");
     let expected = [expected, "c".repeat(70)].concat();
@@ -106,7 +106,7 @@ fn mmap_reader() {
 }
 
 #[test]
-fn wrong_arguments_are_answered_by_a_usage_line() {
+fn wrong_arguments_print_a_usage_line() {
     let (mapper, logger) = (example("mmap-reader.c"), example("logger.c"));
     let refuses = |command: &mut Command, args: &[&str]| {
         let output = run(command.args(args));
@@ -129,9 +129,9 @@ fn wrong_arguments_are_answered_by_a_usage_line() {
     }
 }
 
-/// Valgrind has no restartable sequences, so this is the way by the socket.
+/// Valgrind has no restartable sequences, so this tests the socket.
 #[test]
-fn valgrind_finds_nothing() {
+fn valgrind_finds_no_error() {
     let mount = Mount::new(&[]);
     let check = |program: &Linked, args: &[&str]| {
         let mut valgrind = tool("valgrind", "valgrind");

@@ -1,11 +1,11 @@
-//! The classic kernel module, unmodified: compiled with the headers of the kernel's names, and run by `relay-producer
-//! --load`. With the classic reader beside it.
+//! The unmodified classic kernel module: compiled with headers of the kernel's names, and run by `relay-producer
+//! --load`, with the classic reader beside it.
 
 use relayfs_tests::c;
 use relayfs_tests::classic::Classic;
 use relayfs_tests::users::where_users_mount;
 
-/// Says when a module has run, and what there was to read.
+/// Prints when a module has run, and its data.
 const HELPERS: &str = r#"
     bytes() { sed -n 's/^total.bytes //p' /mnt/relay/.relay/channels/cpu/stats; }
     written_since() { [ "$(bytes)" != "$1" ]; }
@@ -18,8 +18,9 @@ const HELPERS: &str = r#"
     end() { kill -$1 $producer; until_true ended $producer; wait $producer; echo "$?: $(sed s,.*/,, said | tr '\n' '|')"; }
 "#;
 
-/// "module loaded into a running daemon and read by the reader, which leaves the daemon alone; output compared byte for
-/// byte." Linked with the library or not, in the words of old or of later kernels, and compiled without care.
+/// A module is loaded into a running daemon, and the reader reads it and leaves the daemon alone. The output is
+/// compared byte for byte. Linked with the library or not, with old or later kernels' names, and one that is
+/// compiled without warnings.
 #[test]
 fn module_and_reader_meet_in_a_running_daemon() {
     let classic = Classic::installed();
@@ -57,9 +58,9 @@ fn module_and_reader_meet_in_a_running_daemon() {
     assert_eq!(printed, expected);
 }
 
-/// The files as they are after an installation, and nothing of where they were built.
+/// The installed files, without those of the build.
 #[test]
-fn the_module_is_found_its_library_and_its_relayfs() {
+fn module_finds_its_library_and_its_relayfs() {
     let classic = Classic::installed();
     classic.module("hello-mod.so", &["-Wall", "-Werror"], "classic/hello-mod");
     let printed = classic.run(
@@ -81,10 +82,10 @@ fn the_module_is_found_its_library_and_its_relayfs() {
     assert_eq!(printed.replace(classic.path().to_str().expect("ASCII"), "DIR"), expected);
 }
 
-/// "stay until SIGINT/SIGTERM or the duration is over, cleanup_module, exit 0." Neither init nor cleanup is cut short, but
-/// by a second signal.
+/// The module stays until SIGINT, SIGTERM or the end of the duration, then cleanup runs, and the exit status is 0.
+/// Only a second signal interrupts init or cleanup.
 #[test]
-fn a_module_is_cleaned_up_whatever_ends_it() {
+fn module_is_cleaned_up_at_any_end() {
     let classic = Classic::installed();
     classic.module("odd.so", &[], "modules/odd");
     classic.module("slow.so", &[r#"-DSLOW="/mnt/go""#], "modules/odd");
@@ -112,9 +113,10 @@ fn a_module_is_cleaned_up_whatever_ends_it() {
     assert_eq!(printed, expected);
 }
 
-/// "A failing init gives the errno's text and exit 1; a missing symbol a clear line; no daemon: says how to start one."
+/// A failing init: its errno's text and exit status 1. A missing symbol: a clear line. No daemon: a line that says
+/// how to start one.
 #[test]
-fn what_is_wrong_with_a_module_is_said() {
+fn error_of_module_is_reported() {
     let classic = Classic::installed();
     classic.module("hello-mod.so", &["-Wall", "-Werror"], "classic/hello-mod");
     for (name, flag) in [
@@ -171,7 +173,7 @@ fn what_is_wrong_with_a_module_is_said() {
     assert_eq!(printed, expected);
 }
 
-/// "Also without root."
+/// Also for users.
 #[test]
 fn users_load_modules_into_their_own_relayfs() {
     let classic = Classic::installed();
@@ -188,10 +190,10 @@ fn users_load_modules_into_their_own_relayfs() {
     assert_eq!(lines, ["0", "Hello world", "", "0"]);
 }
 
-/// "never shadow the real kernel uapi linux/*.h": only who names their directory has them, and even there headers of the C
-/// library find what they need.
+/// They never hide the kernel's own linux/*.h: only a compiler that names their directory finds them, and even then
+/// the C library's headers find theirs.
 #[test]
-fn the_kernels_names_are_in_a_directory_of_their_own() {
+fn kernel_names_are_in_a_separate_directory() {
     let classic = Classic::installed();
     let include = format!("-I{}", classic.path().join("include").display());
     let output = classic.path().join("headers.o");

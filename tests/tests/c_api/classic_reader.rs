@@ -1,4 +1,4 @@
-//! The classic reader, unmodified: `audience --exec` has its mount(2) and umount(2) know the type relayfs.
+//! The unmodified classic reader: `audience --exec` makes its mount(2) and umount(2) know the type relayfs.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -7,9 +7,9 @@ use relayfs_tests::classic::Classic;
 use relayfs_tests::users::where_users_mount;
 use relayfs_tests::{program, tool};
 
-/// "reader with no daemon, which mounts and umounts"
+/// Without a daemon, the reader mounts and unmounts.
 #[test]
-fn without_a_daemon_the_reader_mounts_and_unmounts() {
+fn reader_without_daemon_mounts_and_unmounts() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -26,10 +26,10 @@ fn without_a_daemon_the_reader_mounts_and_unmounts() {
     assert_eq!(printed, expected);
 }
 
-/// "read by the reader, which leaves the daemon alone; output compared byte for byte". puts() adds a newline to each 256
-/// bytes.
+/// With a daemon, the reader reads and leaves the daemon alone. Its output is compared byte for byte. puts() adds a
+/// newline to each 256 bytes.
 #[test]
-fn the_reader_reads_what_a_daemon_has_and_leaves_it_alone() {
+fn classic_reader_uses_and_leaves_a_running_daemon() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -48,10 +48,10 @@ fn the_reader_reads_what_a_daemon_has_and_leaves_it_alone() {
     assert_eq!(printed, format!("{read}{read}still there\n"));
 }
 
-/// "`umount` of that path by a process whose mount was answered EBUSY is EINVAL and touches nothing; it really unmounts
-/// what this process mounted", by whatever name.
+/// umount of a path by a process whose mount was EBUSY is EINVAL and changes nothing. A process unmounts its own
+/// mount, by any name of the path.
 #[test]
-fn what_was_mounted_by_whom_decides() {
+fn process_unmounts_only_its_own_mount() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -87,9 +87,9 @@ fn what_was_mounted_by_whom_decides() {
     assert_eq!(printed, expected);
 }
 
-/// "Everything else is passed on", and options and flags reach relayfsd.
+/// All other calls are passed on. Options and flags reach relayfsd.
 #[test]
-fn other_calls_are_passed_on_and_options_handed_over() {
+fn other_calls_are_passed_on_and_options_reach_daemon() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -108,9 +108,9 @@ fn other_calls_are_passed_on_and_options_handed_over() {
     assert_eq!(printed, expected);
 }
 
-/// A mount of ours whose daemon is dead "is started afresh".
+/// A dead mount of relayfsd is replaced.
 #[test]
-fn a_dead_mount_is_replaced() {
+fn dead_mount_is_replaced() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -124,9 +124,9 @@ fn a_dead_mount_is_replaced() {
     assert!(printed.ends_with("not connected\nmounted\n0\nnot mounted\n"), "{printed}");
 }
 
-/// Of many who mount at the same time one does, and all the others are told that it is there.
+/// Of many that mount at the same time, one mounts. The others get EBUSY.
 #[test]
-fn of_many_who_mount_at_once_one_does() {
+fn one_of_many_concurrent_readers_mounts() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -139,9 +139,9 @@ fn of_many_who_mount_at_once_one_does() {
     assert_eq!(printed, "15 mount relay: Device or resource busy\n3 mount relay: ok\n");
 }
 
-/// "also without root": nobody's own mount on /mnt/relay, and root's.
+/// Also for a user: that user's mount on /mnt/relay, and root's.
 #[test]
-fn users_who_are_not_root_do_the_same() {
+fn other_users_do_the_same_as_root() {
     let classic = Classic::readers();
     let script = r#"
         mount -t tmpfs tmpfs /mnt; mkdir /mnt/relay; chown 65534 /mnt/relay; cd /; PATH=PROGRAMS:$PATH
@@ -181,9 +181,9 @@ fn users_who_are_not_root_do_the_same() {
     assert_eq!(lines, expected);
 }
 
-/// What relayfsd has left running has inherited its standard error, which may also be full: that holds nobody up.
+/// The running daemon has inherited the reader's standard error, which may be full: no caller waits for it.
 #[test]
-fn nobody_waits_for_what_a_daemon_leaves_running() {
+fn inherited_standard_error_of_daemon_blocks_no_caller() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -206,9 +206,9 @@ fn nobody_waits_for_what_a_daemon_leaves_running() {
     assert_eq!(printed, expected.concat());
 }
 
-/// "exec, so that the program's exit status and signals are its own"; "everything after --exec belongs to the program".
+/// The program's exit status and signals are its own. All words after --exec belong to the program.
 #[test]
-fn the_program_takes_the_place_of_audience() {
+fn exec_replaces_audience_by_the_program() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -225,9 +225,9 @@ fn the_program_takes_the_place_of_audience() {
     assert_eq!(printed, expected);
 }
 
-/// Bad input, each a clear line, and an error that the program knows.
+/// Each bad input has a clear line, and an errno for the program.
 #[test]
-fn what_is_wrong_is_said() {
+fn bad_input_is_one_clear_line() {
     let classic = Classic::readers();
     let printed = classic.run(
         r#"
@@ -273,9 +273,9 @@ fn what_is_wrong_is_said() {
     assert_eq!(printed, expected);
 }
 
-/// The library has these three functions for the program, and nothing else gets in the way of its own.
+/// The library has these three functions for the program, and no name that could conflict with the program's.
 #[test]
-fn the_library_defines_no_other_names() {
+fn library_defines_no_other_names() {
     let library = program("librelayfs_preload.so");
     let mode = fs::metadata(&library).expect("the library").permissions().mode();
     assert_eq!(mode & 0o444, 0o444, "who runs a program reads it");

@@ -1,5 +1,5 @@
-//! Programs that close descriptors they never opened, as daemons do, and have their own under the numbers of the library's:
-//! nothing comes into those, and none is closed.
+//! Programs that close descriptors they never opened, as daemons do, and reuse the library's numbers: the library
+//! writes nothing to their files, and closes none.
 
 use std::fs::{self, File};
 
@@ -9,16 +9,16 @@ use relayfs_tests::{DEADLINE, Mount, eventually, text};
 
 const WAYS: [&str; 3] = ["close", "range", "dup2"];
 
-/// A directory for the program's own files.
+/// Returns a directory for the program's files.
 fn own(mount: &Mount) -> String {
     let dir = mount.beside("own");
     fs::create_dir_all(&dir).expect("a directory");
     dir.display().to_string()
 }
 
-/// Direct writes still work, while a reader sleeps in poll that the bell would wake.
+/// Direct writes still succeed, while a reader sleeps in poll that the bell would wake.
 #[test]
-fn program_that_closes_all_descriptors_writes_on_directly() {
+fn program_that_closes_all_descriptors_writes_directly() {
     let mount = Mount::with_sequences(&["--channel=app/log:subbuf-size=4K:n-subbufs=8"]);
     for (way, what) in WAYS.into_iter().flat_map(|way| [(way, "files"), (way, "sockets")]) {
         let mut caller = Caller::direct(&mount);
@@ -49,9 +49,9 @@ fn program_that_closes_all_descriptors_writes_on_directly() {
     }
 }
 
-/// By the socket, what cannot be sent is an error, and the next call that may wait connects again.
+/// Over the socket, a failed send is an error, and the next call that may wait connects again.
 #[test]
-fn program_that_closes_all_descriptors_sends_nothing_to_its_own() {
+fn program_that_closes_all_descriptors_gets_nothing_in_its_files() {
     let mount = Mount::new(&["--channel=app/log:global"]);
     for (way, what) in WAYS.into_iter().flat_map(|way| [(way, "files"), (way, "sockets")]) {
         let mut caller = Caller::start(mount.point());
@@ -76,7 +76,7 @@ fn program_that_closes_all_descriptors_sends_nothing_to_its_own() {
 /// A channel without holders goes when it is read. Messages behind that are refused, and the next call that may wait creates
 /// the channel again.
 #[test]
-fn channel_that_went_refuses_messages_of_a_program_without_descriptors() {
+fn gone_channel_refuses_messages_of_program_without_descriptors() {
     let mount = Mount::with_sequences(&[]);
     let mut caller = Caller::direct(&mount);
     caller.expect(&[
@@ -92,7 +92,7 @@ fn channel_that_went_refuses_messages_of_a_program_without_descriptors() {
     caller.end();
 }
 
-/// Closed at once: what is lost is lost, and nothing else is closed.
+/// Closed at once: unsent messages are lost, and nothing else is closed.
 #[test]
 fn closing_a_channel_without_descriptors_closes_nothing() {
     let mount = Mount::new(&["--channel=one:global"]);
@@ -108,7 +108,7 @@ fn closing_a_channel_without_descriptors_closes_nothing() {
     }
 }
 
-/// fork, setsid, close everything: what most daemons do.
+/// fork, setsid, close of all descriptors: what most daemons do.
 #[test]
 fn child_that_closes_all_descriptors_writes_everything() {
     let mount = Mount::with_sequences(&["--channel=app/log:subbuf-size=1000:n-subbufs=64"]);
@@ -128,7 +128,7 @@ fn child_that_closes_all_descriptors_writes_everything() {
     }
 }
 
-/// Another thread is inside a call meanwhile.
+/// Another thread is in a call meanwhile.
 #[test]
 fn descriptors_closed_under_a_call_are_left_alone() {
     let mount = Mount::with_sequences(&[]);

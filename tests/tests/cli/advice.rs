@@ -1,4 +1,4 @@
-//! What the programs say of losses and mistakes: what is new, who caused it, and what helps.
+//! Messages about losses and mistakes: each loss once, its cause, and the remedy.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ const DROPPED: &str = "dropped: the buffer was full; read more often, or raise -
 const TOO_BIG: &str =
     "too big: longer than a sub-buffer or than 1 MiB; write shorter messages, or raise --subbuf-size";
 
-/// Runs `audience`, expects success, and returns what it read and what it said.
+/// Runs `audience`, expects success, and returns its output and its messages.
 #[track_caller]
 fn listen(point: &Path, args: &[&str]) -> (String, String) {
     let output = run(&mut audience(point, args));
@@ -26,7 +26,7 @@ fn small() -> Mount {
 const MESSAGE: &[u8] = &[b'x'; 1000];
 
 #[test]
-fn losses_are_told_by_cpu_and_cause_once() {
+fn losses_are_reported_once_by_cpu_and_cause() {
     let mount = small();
     mount.send(1, &[MESSAGE; 16]);
     mount.send(0, &[&[b'x'; 5000][..]]);
@@ -40,7 +40,7 @@ fn losses_are_told_by_cpu_and_cause_once() {
 }
 
 #[test]
-fn overwritten_bytes_are_told_once_and_without_advice() {
+fn overwritten_bytes_are_reported_once_without_advice() {
     let mount = small();
     mount.send_to("over", 0, &[MESSAGE; 5]);
     let (read, said) = listen(mount.point(), &["-c", "over"]);
@@ -49,9 +49,9 @@ fn overwritten_bytes_are_told_once_and_without_advice() {
     assert_eq!(listen(mount.point(), &["-c", "over"]), (String::new(), String::new()));
 }
 
-/// `cat` reads what came after the loss. A reader that only looks leaves the report to one that reads.
+/// `cat` reads data after the loss. A snapshot leaves the report to a reader.
 #[test]
-fn a_loss_is_old_once_any_program_has_read() {
+fn loss_is_old_once_any_program_has_read() {
     let mount = small();
     mount.send(0, &[MESSAGE; 7]);
     assert_eq!(listen(mount.point(), &["--snapshot"]).0.len(), 4000);
@@ -63,7 +63,7 @@ fn a_loss_is_old_once_any_program_has_read() {
 }
 
 #[test]
-fn a_follower_tells_what_was_lost_since_the_last_reading() {
+fn follow_reports_losses_since_last_read() {
     let mount = small();
     mount.send(0, &[MESSAGE; 7]);
     listen(mount.point(), &[]);
@@ -77,7 +77,7 @@ fn a_follower_tells_what_was_lost_since_the_last_reading() {
 }
 
 #[test]
-fn a_recording_tells_what_was_lost_since_the_last_reading() {
+fn recording_reports_losses_since_last_read() {
     let mount = small();
     mount.send(0, &[MESSAGE; 7]);
     listen(mount.point(), &[]);
@@ -94,9 +94,9 @@ fn a_recording_tells_what_was_lost_since_the_last_reading() {
     assert_eq!(listen(mount.point(), &["--cpu=0"]), (String::new(), String::new()), "recorded is read");
 }
 
-/// What was told is part of the buffer: the next daemon knows it, and so does `--state`.
+/// Reported losses are part of the buffer: the next daemon and `--state` know them.
 #[test]
-fn losses_that_were_told_are_not_told_again_after_a_crash() {
+fn reported_losses_are_not_reported_again_after_crash() {
     let mut mount = small();
     mount.send(0, &[MESSAGE; 7]);
     listen(mount.point(), &[]);
@@ -112,7 +112,7 @@ fn losses_that_were_told_are_not_told_again_after_a_crash() {
 }
 
 #[test]
-fn a_reader_that_finds_nothing_says_which_channels_have_data() {
+fn reader_without_data_names_channels_with_data() {
     let names: Vec<String> = (0..7).map(|n| format!("--channel=more/c{n}x")).collect();
     let mut args = vec!["--channel=app/log", "--channel=empty:header=16"];
     args.extend(names.iter().map(String::as_str));

@@ -1,4 +1,4 @@
-//! What `audience` promises, against a real daemon.
+//! The command `audience` with a real daemon.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -15,14 +15,14 @@ use relayfs_tests::{
     Mount, Process, eventually, exit_code, is_mounted, private_shell, program, run, text, tool,
 };
 
-/// Runs it, and returns its exit status, what it read and what it said.
+/// Runs the command. Returns exit status, standard output and standard error.
 #[track_caller]
 fn listen(point: &Path, args: &[&str]) -> (i32, String, String) {
     let output = run(&mut audience(point, args));
     (exit_code(output.status), text(&output.stdout), text(&output.stderr))
 }
 
-/// Runs it, expects success and silence, and returns what it read.
+/// Runs the command, expects success without messages, and returns its output.
 #[track_caller]
 fn listen_well(point: &Path, args: &[&str]) -> String {
     let (code, read, said) = listen(point, args);
@@ -30,12 +30,12 @@ fn listen_well(point: &Path, args: &[&str]) -> String {
     read
 }
 
-/// An `audience` in a directory of its own, with this shell script as the `relayfsd` beside it, if there is one.
+/// Installs `audience` in a new directory, with a shell script as the `relayfsd` beside it, if there is one.
 fn audience_beside(script: Option<&str>, place: &Place) -> PathBuf {
     let dir = place.beside("bin");
     fs::create_dir(&dir).expect("a directory for programs");
-    // By another process: a file that somebody has open for writing cannot be executed, and everything that is
-    // started at the same moment has our files open, for a moment.
+    // Another process copies it. A file that is open for writing cannot be executed, and processes that other tests
+    // start inherit open files for a moment.
     let install = |from: &Path, to: &str| {
         let status =
             tool("install", "coreutils").arg(from).arg(dir.join(to)).status().expect("running install");
@@ -50,22 +50,21 @@ fn audience_beside(script: Option<&str>, place: &Place) -> PathBuf {
     dir.join("audience")
 }
 
-/// A path as text for a script.
+/// Returns a path as text for a script.
 fn shown(path: &Path) -> &str {
     path.to_str().expect("ASCII")
 }
 
 /// Waits until nothing of a daemon is left.
 #[track_caller]
-fn comes_clean(place: &Place) {
+fn assert_comes_clean(place: &Place) {
     assert!(!place.is_mounted());
     eventually("the daemon to end", || !place.state_dir().exists() && !place.socket_dir().exists());
 }
 
-/// "reads every cpuN to its end"; "audience ... reads each cpuN to its end onto stdout"; output goes CPU by CPU; reading
-/// consumes.
+/// The command reads each cpuN to its end, one CPU after the other, and consumes it.
 #[test]
-fn it_reads_every_cpu_to_its_end_one_after_the_other() {
+fn each_cpu_is_read_to_its_end_in_order() {
     let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "4"]);
     assert_eq!(listen_well(mount.point(), &[]), "");
     let long = "l".repeat(3000);
@@ -76,9 +75,9 @@ fn it_reads_every_cpu_to_its_end_one_after_the_other() {
     assert!(is_mounted(mount.point()), "it was mounted before");
 }
 
-/// "What a user can do", word for word, on the mount point that nobody has to name; and without a mount, at the end.
+/// The first commands of the README, with the default mount point, and at the end without a mount.
 #[test]
-fn the_commands_everybody_tries_first_need_no_options() {
+fn first_commands_need_no_options() {
     let script = r#"
         export PATH="$1:$PATH"
         unset RELAYFS
@@ -114,9 +113,9 @@ fn channel_cpu_and_mount_can_be_chosen() {
     assert_eq!((exit_code(output.status), text(&output.stdout)), (0, "cpu 1\n".to_owned()));
 }
 
-/// "Bad input, each a clear line and a non-zero exit"
+/// Each bad input has one clear line and an exit status that is not 0.
 #[test]
-fn errors_say_what_is_wrong() {
+fn error_is_one_line_that_names_its_cause() {
     let mount = Mount::new(&["--channel", "app/log", "--channel", "all:global"]);
     let file = mount.beside("file");
     fs::write(&file, "").expect("a file");
@@ -153,27 +152,27 @@ fn errors_say_what_is_wrong() {
     }
 }
 
-/// "mounts if needed ..., umounts if it mounted"; again and again, while the last daemon is just ending.
+/// The command mounts if needed, and unmounts what it mounted, again and again, while the last daemon ends.
 #[test]
-fn it_mounts_what_is_not_mounted_and_leaves_nothing() {
+fn missing_mount_is_made_and_unmounted() {
     let place = Place::new();
     for _ in 0..10 {
         let (code, read, said) = listen(place.point(), &[]);
         assert_eq!((code, read, said), (0, String::new(), mounted_for_this(&place)));
-        comes_clean(&place);
+        assert_comes_clean(&place);
     }
     let (code, _, said) = listen(place.point(), &["-c", "nope"]);
     assert_eq!(code, 1);
     assert!(said.contains("no channel 'nope'"), "{said}");
-    comes_clean(&place);
+    assert_comes_clean(&place);
 }
 
-/// What it says when it mounts.
+/// Returns the message about the mount.
 fn mounted_for_this(place: &Place) -> String {
     format!("audience: nothing was mounted on {}: it is mounted for this reading\n", place.point().display())
 }
 
-/// What a dead daemon left is printed, whether its mount is still there or not, and stays for the next daemon.
+/// Data of a dead daemon is printed, with or without its dead mount, and stays for the next daemon.
 #[test]
 fn left_over_data_is_printed_and_stays() {
     let mut mount = Mount::new(&[]);
@@ -200,7 +199,7 @@ fn left_over_data_is_printed_and_stays() {
     assert_eq!(text(&mount.read("cpu0")), "precious\n");
 }
 
-/// The same where the mount point has another path since: mounting it would take the data over.
+/// The mount point was renamed: a daemon that mounts it would take the data over.
 #[test]
 fn left_over_data_of_a_renamed_mount_point_is_printed() {
     let place = Place::named("old/relay");
@@ -218,9 +217,9 @@ fn left_over_data_of_a_renamed_mount_point_is_printed() {
     assert!(place.state_dir().exists());
 }
 
-/// A dead mount of which nothing is left is not mounted over.
+/// The command does not mount over a dead mount of which nothing is left.
 #[test]
-fn dead_mount_of_which_nothing_is_left_is_told() {
+fn dead_mount_without_data_is_reported() {
     let place = Place::new();
     let mut daemon = Process::start(place.command(&["-f"]).stdin(Stdio::null()));
     eventually("the mount", || place.path(".relay/version").exists());
@@ -235,9 +234,9 @@ fn dead_mount_of_which_nothing_is_left_is_told() {
     );
 }
 
-/// What arrives while it has mounted, and is not read, stays.
+/// Data that arrives while it has mounted, and that it does not read, stays.
 #[test]
-fn data_that_it_does_not_read_stays() {
+fn data_that_is_not_read_stays() {
     let place = Place::new();
     let script = format!(
         "{} \"$1\" && {} -m \"$1\" --cpu=0 unread",
@@ -251,10 +250,10 @@ fn data_that_it_does_not_read_stays() {
     assert!(!place.is_mounted());
 }
 
-/// "(by running relayfsd, found beside it or in PATH; EBUSY is fine)": somebody else mounts between its look and its own
-/// try, so that fails, and the mount is theirs.
+/// Another process mounts between the check and the command's own try. That try fails, and the command uses the other
+/// mount and leaves it.
 #[test]
-fn a_mount_that_somebody_else_was_faster_with_is_fine_and_theirs() {
+fn mount_of_faster_process_is_used_and_left() {
     let place = Place::new();
     let daemon = program("relayfsd");
     let producer = program("relay-producer");
@@ -268,13 +267,13 @@ fn a_mount_that_somebody_else_was_faster_with_is_fine_and_theirs() {
     assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()));
     assert_eq!(text(&output.stdout), "theirs\n");
     assert!(place.is_mounted());
-    umount2(place.point(), MntFlags::empty()).expect("nobody uses it");
-    comes_clean(&place);
+    umount2(place.point(), MntFlags::empty()).expect("no process uses it");
+    assert_comes_clean(&place);
 }
 
-/// "found beside it or in PATH"
+/// relayfsd is found beside the command, or in PATH.
 #[test]
-fn relayfsd_is_found_in_path_or_missed_by_name() {
+fn relayfsd_is_found_beside_or_in_path() {
     let place = Place::new();
     let audience = audience_beside(None, &place);
     let daemons = program("relayfsd").parent().expect("a directory").to_owned();
@@ -283,7 +282,7 @@ fn relayfsd_is_found_in_path_or_missed_by_name() {
         std::env::join_paths(std::iter::once(daemons).chain(std::env::split_paths(&path))).expect("a PATH");
     let output = run(by_program(&audience, place.point(), &[]).env("PATH", path));
     assert_eq!((exit_code(output.status), text(&output.stderr)), (0, mounted_for_this(&place)));
-    comes_clean(&place);
+    assert_comes_clean(&place);
 
     let output = run(by_program(&audience, place.point(), &[]).env("PATH", place.beside("bin")));
     let said = text(&output.stderr);
@@ -292,10 +291,10 @@ fn relayfsd_is_found_in_path_or_missed_by_name() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-/// A signal in the middle does not leave the mount behind. The daemon is given more to read than our pipe holds, so
-/// that there is a middle.
+/// A signal during the read does not leave the mount behind. The daemon has more data than the pipe holds, so the
+/// signal comes during the read.
 #[test]
-fn interrupted_it_unmounts_what_it_mounted() {
+fn interrupted_read_unmounts_its_mount() {
     let place = Place::new();
     let (daemon, producer) = (program("relayfsd"), program("relay-producer"));
     let script = format!(
@@ -311,7 +310,7 @@ fn interrupted_it_unmounts_what_it_mounted() {
     let mut out = stuck.child().stdout.take().expect("piped");
     out.read_exact(&mut first).expect("its output");
     assert!(place.is_mounted());
-    // The first asks it to end. The second, whichever that is to it, no longer asks.
+    // The first signal asks it to end. The second one, of any kind, ends it by force.
     stuck.signal(Signal::SIGTERM);
     stuck.signal(Signal::SIGINT);
     let code = exit_code(stuck.wait());
@@ -320,9 +319,9 @@ fn interrupted_it_unmounts_what_it_mounted() {
     eventually("the daemon to end", || !place.socket_dir().exists());
 }
 
-/// "a message appears at most 0.2 s after it was written", also while its sub-buffer is not finished.
+/// A message appears within an interval, even if its sub-buffer is not finished.
 #[test]
-fn following_shows_unfinished_sub_buffers() {
+fn follow_prints_unfinished_sub_buffers() {
     let mount = Mount::new(&["--flush-interval=never"]);
     mount.send(1, &[b"before\n"]);
     for args in [&[][..], &["--interval=0.01"]] {
@@ -340,10 +339,10 @@ fn following_shows_unfinished_sub_buffers() {
     }
 }
 
-/// "polls all CPUs at once": with an interval of a day, it is poll that tells of a finished sub-buffer, whichever CPU's.
-/// Empty sub-buffers in between make no difference, and a message of the last moment is read at the end.
+/// poll(2) watches all CPUs at once: with an interval of a day, it reports each finished sub-buffer. Empty
+/// sub-buffers make no difference, and the last message is read at the end.
 #[test]
-fn following_polls_all_cpus_at_once() {
+fn follow_polls_all_cpus_at_once() {
     let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "64"]); // room for all that is flushed
     mount.send(0, &[b"before\n"]);
     let follower = Follower::start(mount.point(), &["--interval=86400"]);
@@ -363,9 +362,9 @@ fn following_polls_all_cpus_at_once() {
     assert_eq!(fs::read_to_string(out).expect("its output"), expected + "last\n");
 }
 
-/// `-f` of one CPU leaves the others alone.
+/// `-f` of one CPU does not read the others.
 #[test]
-fn following_one_cpu() {
+fn follow_of_one_cpu_reads_no_other() {
     let mount = Mount::new(&[]);
     let follower = Follower::start(mount.point(), &["--cpu=1", "--interval=0.01"]);
     mount.send(0, &[b"zero\n"]);
@@ -375,9 +374,9 @@ fn following_one_cpu() {
     assert_eq!(text(&mount.read("cpu0")), "zero\n");
 }
 
-/// "waits for a channel that is not there yet"; "with --follow the mount is waited for instead": it says so, once.
+/// `--follow` waits for the mount and the channel, and prints one line about it.
 #[test]
-fn following_waits_for_directory_mount_and_channel() {
+fn follow_waits_for_directory_mount_and_channel() {
     let place = Place::new();
     fs::remove_dir(place.point()).expect("an empty directory");
     let follower = Follower::start(place.point(), &["-c", "app/log"]);
@@ -407,9 +406,9 @@ fn following_waits_for_directory_mount_and_channel() {
     assert_eq!(said.lines().count(), 1, "{said}");
 }
 
-/// It outlives the daemon, however that ends, and goes on with the next one.
+/// It outlives the daemon, however that ends, and continues with the next one.
 #[test]
-fn following_survives_the_daemon() {
+fn follow_continues_after_end_of_daemon() {
     let mut mount = Mount::new(&[]);
     let follower = Follower::start(mount.point(), &[]);
     let mut expected = String::new();
@@ -433,9 +432,9 @@ fn following_survives_the_daemon() {
     assert!(said.lines().all(|line| line.ends_with("; waiting for it")), "{said}");
 }
 
-/// "Quiet on `audience | head` (SIGPIPE)", and with -f it ends although there is nothing more to write.
+/// It ends without a message when the reader of its output ends, with -f even if there is nothing to write.
 #[test]
-fn whoever_reads_it_may_go_away() {
+fn closed_output_ends_it_without_message() {
     let mount = Mount::new(&[]);
     let line = [b'x'; 100];
     for option in ["", "-f"] {
@@ -464,9 +463,9 @@ fn whoever_reads_it_may_go_away() {
     }
 }
 
-/// A signal ends it even when nobody takes its output.
+/// A signal ends it even if its output is stuck.
 #[test]
-fn interrupted_it_ends_even_if_its_output_is_stuck() {
+fn signal_ends_it_even_if_output_is_stuck() {
     let mount = Mount::new(&[]);
     mount.send(0, &[&[b'x'; 1000][..]; 500]);
     let mut command = audience(mount.point(), &["-f"]);
@@ -478,9 +477,9 @@ fn interrupted_it_ends_even_if_its_output_is_stuck() {
     assert_eq!(exit_code(process.wait()), 128 + Signal::SIGINT as i32);
 }
 
-/// Between producers that wait and a follower nothing is lost, on any CPU, however small the buffers.
+/// A follower loses nothing of waiting producers, on any CPU, however small the buffers are.
 #[test]
-fn nothing_is_lost_between_waiting_producers_and_a_follower() {
+fn follower_loses_nothing_of_waiting_producers() {
     const LINES: usize = 20_000;
     let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "2"]);
     let follower = Follower::start(mount.point(), &[]);

@@ -1,5 +1,4 @@
-//! The daemon's life: it starts when it can and says why when it cannot, ends in every way there is to end it, and
-//! leaves nothing behind.
+//! The daemon's life: it starts, or prints why it does not; it ends in each possible way, and leaves nothing behind.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
@@ -21,7 +20,7 @@ use relayfs_tests::{
     tool,
 };
 
-/// Both ways to run the daemon.
+/// The options of a daemon in the background, and in the foreground.
 const WAYS: [&[&str]; 2] = [&[], &["-f"]];
 
 /// Sends a line to the buffer of CPU 0.
@@ -32,9 +31,9 @@ fn send(point: &Path, message: &str) {
     );
 }
 
-/// "Returns when the mount is usable", with silence when all is well.
+/// The starting process returns when the mount is usable, and prints nothing.
 #[test]
-fn it_returns_when_the_mount_is_usable() {
+fn start_returns_when_the_mount_is_usable() {
     let place = Place::new();
     let daemon = place.start(&[]);
     let version = fs::read_to_string(place.path(".relay/version")).unwrap();
@@ -42,7 +41,7 @@ fn it_returns_when_the_mount_is_usable() {
     send(place.point(), "Hello world");
     assert_eq!(fs::read(place.path("cpu0")).unwrap(), b"Hello world\n");
 
-    // It holds on to nothing of who started it.
+    // It keeps nothing of its parent.
     let proc = |name: &str| fs::read_link(format!("/proc/{}/{name}", daemon.pid())).unwrap();
     assert_eq!(proc("cwd"), Path::new("/"));
     for fd in ["fd/0", "fd/1", "fd/2"] {
@@ -51,9 +50,9 @@ fn it_returns_when_the_mount_is_usable() {
     assert_eq!(getsid(Some(daemon.pid())), Ok(daemon.pid()));
 }
 
-/// "Exit status and message when not" mounted, in one line, in the background as in the foreground.
+/// A start that fails has an exit status and one line, in the background and in the foreground.
 #[test]
-fn it_says_why_it_does_not_start() {
+fn failed_start_prints_one_line() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     for name in ["relay", "others"] {
@@ -101,22 +100,22 @@ fn it_says_why_it_does_not_start() {
     assert_eq!(fs::read(at("others/file")).unwrap(), b"not ours");
 }
 
-/// "Foreign or busy mount points refused."
+/// Mount points with foreign mounts or files in use are refused.
 #[test]
-fn what_others_have_mounted_is_left_alone() {
+fn foreign_mount_is_refused_and_left_alone() {
     let place = Place::new();
-    mount(Some("somebody"), place.point(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
-    fs::write(place.path("file"), "somebody's").unwrap();
+    mount(Some("another"), place.point(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    fs::write(place.path("file"), "another's").unwrap();
     for way in WAYS {
         let told = complaint("relayfsd", &try_to_start(&mut place.command(way)));
-        assert!(told.contains("is busy: tmpfs from somebody is mounted there"), "{told}");
-        assert_eq!(fs::read(place.path("file")).unwrap(), b"somebody's");
+        assert!(told.contains("is busy: tmpfs from another is mounted there"), "{told}");
+        assert_eq!(fs::read(place.path("file")).unwrap(), b"another's");
     }
 }
 
-/// "A second daemon on the same mount point refused", however it is spelled; the first goes on.
+/// A second daemon on the same mount point is refused, under any spelling of the path. The first daemon continues.
 #[test]
-fn a_second_daemon_is_refused() {
+fn second_daemon_on_mount_point_is_refused() {
     let place = Place::new();
     let _daemon = place.start(&["--socket", place.beside("socket").to_str().unwrap()]);
     send(place.point(), "unread");
@@ -144,9 +143,9 @@ fn a_second_daemon_is_refused() {
     assert_eq!(fs::read(place.path("cpu0")).unwrap(), b"unread\n");
 }
 
-/// Several daemons started at once for one mount point: one mounts, the others say why they do not.
+/// Of several daemons that start for one mount point at once, one mounts. The others print why they do not.
 #[test]
-fn of_several_daemons_at_once_one_mounts() {
+fn one_of_several_concurrent_daemons_mounts() {
     let place = Place::new();
     let outputs: Vec<_> = thread::scope(|scope| {
         let starts: Vec<_> = (0..4).map(|_| scope.spawn(|| try_to_start(&mut place.command(&[])))).collect();
@@ -161,14 +160,14 @@ fn of_several_daemons_at_once_one_mounts() {
     send(place.point(), "one");
     assert_eq!(fs::read(place.path("cpu0")).unwrap(), b"one\n");
     let mut daemon = Daemon::find(place.point());
-    stdout_of(tool("umount", "mount").arg(place.point()));
+    place.unmount();
     assert_eq!(daemon.wait(), 0);
     place.assert_clean();
 }
 
-/// "SIGINT and SIGTERM: stop the server, finalise, unmount, exit 0", and nothing is left behind.
+/// SIGINT and SIGTERM end the daemon with exit status 0. It leaves nothing behind.
 #[test]
-fn signals_end_it() {
+fn ending_signals_end_daemon_with_status_0() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let place = Place::new();
         let mut daemon = place.start(&[]);
@@ -185,9 +184,10 @@ fn signals_end_it() {
     }
 }
 
-/// "External umount: exit 0 by itself": umount, umount -l and fusermount3 -u, in the background and in the foreground.
+/// The daemon ends with exit status 0 after umount, umount -l and fusermount3 -u, in the background and in the
+/// foreground.
 #[test]
-fn unmounting_ends_it() {
+fn unmounting_ends_daemon_with_status_0() {
     let by_tool: [(&str, &str, &[&str]); 3] =
         [("umount", "mount", &[]), ("umount", "mount", &["-l"]), ("fusermount3", "fuse3", &["-u"])];
     for (name, package, args) in by_tool {
@@ -206,9 +206,9 @@ fn unmounting_ends_it() {
     }
 }
 
-/// The mount point is free when umount returns, though the daemon is still busy ending.
+/// The mount point is free when umount returns, even if the daemon has not ended yet.
 #[test]
-fn it_starts_right_after_it_was_unmounted() {
+fn next_daemon_starts_right_after_umount() {
     let place = Place::new();
     for _ in 0..30 {
         let output = try_to_start(&mut place.command(&[]));
@@ -218,9 +218,9 @@ fn it_starts_right_after_it_was_unmounted() {
     eventually("the end of the last one", || !place.state_dir().exists() && !place.socket_dir().exists());
 }
 
-/// While somebody has a file open, umount says that the target is busy, and nothing changes.
+/// While a file is open, umount says that the target is busy, and nothing changes.
 #[test]
-fn who_has_a_file_open_keeps_it_mounted() {
+fn open_file_keeps_the_mount_busy() {
     let mount = Mount::new(&[]);
     let file = File::open(mount.path("cpu0")).unwrap();
     let output = run(tool("umount", "mount").arg(mount.point()));
@@ -230,10 +230,10 @@ fn who_has_a_file_open_keeps_it_mounted() {
     assert_eq!(mount.read("cpu0"), b"still there");
 }
 
-/// umount -l with readers open: they get the rest, then 0. The mount point is free for a new daemon at once, and the
-/// old one ends when the last file is closed. What was read does not come back.
+/// After umount -l, readers with open files get the rest, then 0. A new daemon can mount at once, and the old one
+/// ends when the last file is closed. Read data does not come back.
 #[test]
-fn after_umount_l_open_files_are_read_to_their_end() {
+fn open_files_are_read_to_their_end_after_umount_l() {
     let mut old = Mount::new(&["--subbuf-size=16", "--n-subbufs=8"]);
     old.send(0, &[b"first 10b.", b"second 10b", b"third 10b."]); // one to a sub-buffer
     let mut reader = File::open(old.path("cpu0")).unwrap();
@@ -262,9 +262,9 @@ fn after_umount_l_open_files_are_read_to_their_end() {
     assert_eq!(exit_code(new.wait()), 0);
 }
 
-/// The same with a new daemon while something is unread: that goes to the new one, once, and open files are at their end.
+/// A new daemon after umount -l gets the unread data, once. The open files are at their end.
 #[test]
-fn after_umount_l_the_next_daemon_takes_what_is_unread() {
+fn next_daemon_gets_unread_data_after_umount_l() {
     let mut old = Mount::new(&["--subbuf-size=16", "--n-subbufs=8"]);
     old.send(0, &[b"first 10b.", b"second 10b", b"third 10b."]);
     let mut reader = File::open(old.path("cpu0")).unwrap();
@@ -282,9 +282,9 @@ fn after_umount_l_the_next_daemon_takes_what_is_unread() {
     assert_eq!(exit_code(new.wait()), 0);
 }
 
-/// A start that fails removes nothing of what was left.
+/// A start that fails removes no channel of the last daemon.
 #[test]
-fn start_that_fails_keeps_what_was_left() {
+fn failed_start_keeps_channels_of_last_daemon() {
     let mut mount = Mount::new(&[]);
     mount.send(0, &[b"precious\n"]);
     assert_eq!(exit_code(mount.end(Signal::SIGKILL)), 128 + 9);
@@ -297,9 +297,9 @@ fn start_that_fails_keeps_what_was_left() {
     assert_eq!(text(&mount.read("cpu0")), "precious\n");
 }
 
-/// "Closing a channel does wake sleepers": poll(2) returns when the daemon ends, whichever way.
+/// poll(2) returns when the daemon ends in any way.
 #[test]
-fn the_end_wakes_those_who_poll() {
+fn end_of_daemon_wakes_pollers() {
     let unmount = |mount: &mut Mount| drop(stdout_of(tool("umount", "mount").arg("-l").arg(mount.point())));
     let terminate = |mount: &mut Mount| mount.daemon().signal(Signal::SIGTERM);
     for end in [unmount as fn(&mut Mount), terminate] {
@@ -324,9 +324,10 @@ fn state_dir(mount: &Mount) -> String {
     relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw()).display().to_string()
 }
 
-/// "EBUSY at unmount: lazy unmount after a short wait", or at once with a second signal. What nobody had read is told.
+/// With open files, the daemon unmounts lazily after a short wait, or at once at a second signal. It reports unread
+/// data.
 #[test]
-fn told_to_end_it_ends_with_files_open() {
+fn daemon_ends_while_files_are_open() {
     for signals in [1, 2] {
         let mut mount = Mount::new(&[]);
         mount.send(0, &[b"unread"]);
@@ -347,9 +348,9 @@ fn told_to_end_it_ends_with_files_open() {
     }
 }
 
-/// Where the kernel cuts the connection while it is mounted, the daemon says so, and takes its dead mount away.
+/// If the kernel cuts the connection while it is mounted, the daemon reports that, and removes its dead mount.
 #[test]
-fn a_connection_that_is_cut_is_an_error() {
+fn cut_connection_is_reported() {
     let mut mounted = Mount::new(&[]);
     let control = Place::named("connections");
     mount(Some("fusectl"), control.point(), Some("fusectl"), MsFlags::empty(), None::<&str>).unwrap();
@@ -362,10 +363,10 @@ fn a_connection_that_is_cut_is_an_error() {
     assert!(!is_mounted(mounted.point()));
 }
 
-/// "Stale mounts of our own replaced": after kill -9 the next start clears up, mounts and goes on with what was unread, even
-/// while files of the dead mount are open.
+/// After kill -9, the next start replaces the dead mount and continues with unread data, even while files of the dead
+/// mount are open.
 #[test]
-fn a_dead_daemons_mount_is_replaced() {
+fn mount_of_killed_daemon_is_replaced() {
     let place = Place::new();
     let mut dead = place.start(&[]);
     send(place.point(), "old");
@@ -379,19 +380,19 @@ fn a_dead_daemons_mount_is_replaced() {
     send(place.point(), "new");
     assert_eq!(fs::read(place.path("cpu0")).unwrap(), b"old\nnew\n");
     assert!(reader.read(&mut [0; 16]).is_err());
-    stdout_of(tool("umount", "mount").arg(place.point()));
+    place.unmount();
     assert_eq!(daemon.wait(), 0);
     place.assert_clean(); // one mount, not two upon each other
 }
 
-/// The same where somebody has unmounted what a killed daemon left, but not its files.
+/// The dead mount of a killed daemon was unmounted, but its files are there.
 #[test]
-fn a_dead_daemons_files_are_cleared_away() {
+fn files_of_killed_daemon_without_mount_are_taken_over() {
     let place = Place::new();
     let mut dead = place.start(&[]);
     dead.signal(Signal::SIGKILL);
     dead.wait();
-    stdout_of(tool("umount", "mount").arg(place.point()));
+    place.unmount();
     assert!(place.state_dir().join("lock").exists() && place.socket_dir().join("socket").exists());
 
     let mut daemon = place.start(&[]);
@@ -402,9 +403,9 @@ fn a_dead_daemons_files_are_cleared_away() {
     place.assert_clean();
 }
 
-/// "Nothing left behind" of a socket and a state directory that were named, but for directories that were there before.
+/// The daemon removes its socket and its state directory, but no directory that was there before.
 #[test]
-fn what_was_there_before_stays() {
+fn directories_that_existed_before_stay() {
     for existed in [false, true] {
         let place = Place::new();
         let (state_dir, socket_dir) = (place.beside("state"), place.beside("run"));
@@ -430,14 +431,14 @@ fn what_was_there_before_stays() {
     }
 }
 
-/// The kernel gives the numbers of a mount that is gone to the next one: a daemon that finds out late that it was unmounted
-/// must not take that for its own.
+/// The kernel gives the numbers of an unmounted mount to the next one. A daemon that notices its unmount late must
+/// not take the next mount for its own.
 #[test]
-fn a_late_daemon_leaves_other_mounts_alone() {
+fn late_daemon_leaves_other_mounts_alone() {
     for _ in 0..5 {
         let mut late = Mount::new(&[]);
         late.daemon().signal(Signal::SIGSTOP);
-        // By the system call: umount(8) would ask the daemon something.
+        // By the system call: umount(8) would send the daemon a request.
         umount2(late.point(), MntFlags::UMOUNT_NOFOLLOW).unwrap();
         let next = Mount::new(&[]);
         late.daemon().signal(Signal::SIGCONT);
@@ -448,9 +449,9 @@ fn a_late_daemon_leaves_other_mounts_alone() {
     }
 }
 
-/// `--log-file`: silent when all is well, one line for what was not read, a new file after SIGHUP.
+/// `--log-file`: empty without problems, one line about unread data, a new file after SIGHUP.
 #[test]
-fn the_log_file_has_what_went_wrong() {
+fn log_file_has_warnings_only() {
     let place = Place::new();
     let (log, moved) = (place.beside("log"), place.beside("log.1"));
     let mut daemon = place.start(&["--log-file", log.to_str().unwrap()]);
@@ -473,9 +474,9 @@ fn the_log_file_has_what_went_wrong() {
     );
 }
 
-/// "systemd: Type=notify, READY=1 after the mount, STOPPING=1, STATUS=."
+/// systemd gets READY=1 after the mount, STOPPING=1 and STATUS=.
 #[test]
-fn the_service_manager_is_told() {
+fn service_manager_gets_each_state() {
     for way in WAYS {
         let place = Place::new();
         let manager = UnixDatagram::bind(place.beside("notify")).unwrap();
@@ -506,7 +507,7 @@ fn the_service_manager_is_told() {
     }
 }
 
-/// Mount points may have any name, and be longer than the address of a socket.
+/// Mount points may have any name, and be longer than a socket's address.
 #[test]
 fn mount_points_may_have_odd_names() {
     let long = "x".repeat(200);
@@ -517,13 +518,13 @@ fn mount_points_may_have_odd_names() {
         assert_eq!(text(&fs::read(place.path("cpu0")).unwrap()), format!("{name}\n"));
         let told = complaint("relayfsd", &try_to_start(&mut place.command(&[])));
         assert!(told.contains("is already mounted"), "{name}: {told}");
-        stdout_of(tool("umount", "mount").arg(place.point()));
+        place.unmount();
         assert_eq!(daemon.wait(), 0, "{name}");
         place.assert_clean();
     }
 }
 
-/// Started by something that has closed its standard input, output and error.
+/// The parent process has closed standard input, output and error.
 #[test]
 fn closed_standard_descriptors_do_not_matter() {
     let place = Place::new();

@@ -1,15 +1,16 @@
-//! Where a daemon starts: over another one's channels, on places that its own mount would cover, without /proc, and with the words
-//! of SELinux in its mount options.
+//! Places where a daemon starts: over another daemon's channels, on paths that its mount would cover, without /proc,
+//! and with options for SELinux.
 
 use std::fs;
+use std::process::Command;
 
 use nix::sys::signal::Signal;
 use relayfs_tests::background::Place;
-use relayfs_tests::{Mount, complaint, is_mounted, private_shell, programs, run, stdout_of, text};
+use relayfs_tests::{Mount, complaint, is_mounted, private_shell, program, programs, run, stdout_of, text};
 
-/// A channel that still has unread data keeps its geometry, whatever the next command line names.
+/// A channel with unread data keeps its geometry, whatever the next command line asks.
 #[test]
-fn verbose_daemon_tells_the_geometry_that_a_channel_has() {
+fn verbose_daemon_prints_geometry_of_existing_channel() {
     let mut mount = Mount::new(&["--subbuf-size=64K", "--channel=other:n-subbufs=3"]);
     mount.send(0, &[b"unread"]);
     mount.end(Signal::SIGKILL);
@@ -21,7 +22,7 @@ fn verbose_daemon_tells_the_geometry_that_a_channel_has() {
     assert!(line.contains("other:subbuf-size=8K:n-subbufs=5"), "{line}");
 }
 
-/// Neither the daemon nor its clients could reach them once it has mounted.
+/// Neither the daemon nor its clients could reach these paths under the mount.
 #[test]
 fn places_that_the_mount_would_cover_are_refused() {
     let place = Place::new();
@@ -40,12 +41,28 @@ fn places_that_the_mount_would_cover_are_refused() {
             }
         }
     }
-    // Beside it, with a name that begins in the same way, is another place.
+    // A path beside it whose name begins in the same way is accepted.
     let beside = place.beside("relay-socket");
     let mut daemon = place.start(&["--socket", beside.to_str().unwrap()]);
     assert!(fs::symlink_metadata(&beside).is_ok());
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
+}
+
+/// A mount there would hide channels, and keep the outer mount busy.
+#[test]
+fn mount_point_inside_a_relayfs_is_refused() {
+    let mount = Mount::new(&["--channel=app/log"]);
+    for inside in ["app", ".relay", ".relay/channels/cpu/snapshot"] {
+        let point = mount.path(inside);
+        let told = complaint("relayfsd", &run(Command::new(program("relayfsd")).arg(&point)));
+        let outer = format!("it is inside of the relayfs that is mounted on {}", mount.point().display());
+        assert!(told.contains(&point.display().to_string()) && told.contains(&outer), "{told}");
+        let found = run(Command::new(program("relayfsd")).arg("doctor").arg(&point));
+        assert!(text(&found.stdout).contains("inside of the relayfs"), "{found:?}");
+    }
+    mount.send(0, &[b"as before"]);
+    assert_eq!(mount.read("cpu0"), b"as before");
 }
 
 #[test]
@@ -66,9 +83,9 @@ fn programs_say_that_proc_is_missing() {
     }
 }
 
-/// They are the kernel's words, given on where it has SELinux, and left out where it has not, as mount(8) does it.
+/// The options are the kernel's. As mount(8) does it, they are passed on only if it has SELinux.
 #[test]
-fn contexts_of_selinux_are_taken() {
+fn contexts_of_selinux_are_accepted() {
     for options in [
         "context=system_u:object_r:tmp_t:s0",
         "context=\"system_u:object_r:tmp_t:s0:c1,c2\",n_subbufs=8",

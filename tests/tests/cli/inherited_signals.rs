@@ -1,5 +1,5 @@
-//! Whoever starts relayfsd may have signals blocked, or SIGCHLD ignored, and a program inherits both: it mounts all the same, for
-//! root and for users, whose fusermount3 it waits for, and ends by SIGTERM.
+//! A program inherits blocked signals and an ignored SIGCHLD. relayfsd mounts all the same, for root and for users,
+//! whose fusermount3 it waits for, and ends by SIGTERM.
 
 use std::process::Stdio;
 
@@ -11,7 +11,7 @@ use relayfs_tests::{Mount, is_mounted, tool};
 const INHERITED: [&str; 2] = ["--ignore-signal=CHLD", "--block-signal"];
 
 #[test]
-fn roots_daemon_mounts_and_ends() {
+fn daemon_of_root_mounts_and_ends() {
     let mut mount = Mount::prepared(&[], |relayfsd| {
         let mut command = tool("env", "coreutils");
         command.args(INHERITED).arg(relayfsd.get_program()).args(relayfsd.get_args());
@@ -24,7 +24,7 @@ fn roots_daemon_mounts_and_ends() {
 }
 
 #[test]
-fn a_users_daemon_mounts_and_ends() {
+fn daemon_of_user_mounts_and_ends() {
     let script = r#"
         $nobody env INHERITED relayfsd relay; echo "$?, $($nobody cat relay/.relay/version | cut -d ' ' -f 1)"
         daemon=$(grep -lx relayfsd /proc/[0-9]*/comm | cut -d / -f 3)

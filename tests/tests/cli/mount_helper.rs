@@ -4,7 +4,7 @@ use std::path::Path;
 
 use relayfs_tests::{is_mounted, private_shell, program, run, text, tool};
 
-/// Runs a script where /sbin has the helper, and /mnt/relay is an empty directory, and returns what was printed.
+/// Runs a script with the helper in /sbin and /mnt/relay as an empty directory. Returns the printed lines.
 #[track_caller]
 fn where_mount_finds_us(script: &str) -> Vec<String> {
     tool("mount", "mount");
@@ -46,7 +46,7 @@ fn mount_knows_the_type_relayfs() {
     assert_eq!(lines, expected);
 }
 
-/// "-f means fake: do nothing", and it is *sloppy* that `-s` stands for. Relayfsd's own `-f` and `-s` are not meant.
+/// mount(8)'s `-f` means fake, and `-s` means sloppy. They are not relayfsd's `-f` and `-s`.
 #[test]
 fn fake_mounts_nothing_and_sloppy_lets_pass() {
     let lines = where_mount_finds_us(
@@ -61,7 +61,7 @@ fn fake_mounts_nothing_and_sloppy_lets_pass() {
     assert_eq!(lines, ["0", refused, "1", "0", "none /mnt/relay fuse.relayfsd rw", "5"]);
 }
 
-/// "Exit codes as mount(8) expects": 1 for wrong usage, 32 for a mount that failed.
+/// mount(8) expects exit status 1 for wrong usage, and 32 for a failed mount.
 #[test]
 fn failures_have_the_exit_status_that_mount_expects() {
     let lines = where_mount_finds_us(
@@ -99,10 +99,10 @@ fn failures_have_the_exit_status_that_mount_expects() {
     assert_eq!(lines, expected);
 }
 
-/// `-N`: into the mount namespace of somebody else.
+/// `-N` mounts in another mount namespace.
 #[test]
-fn another_mount_namespace_can_be_meant() {
-    // A chroot ends when a process enters a namespace: it finds itself in the root of that.
+fn mount_in_another_namespace_works() {
+    // A process that enters a namespace leaves its chroot: it is in that namespace's root.
     assert!(is_mounted(Path::new("/")), "mount -N leaves a chroot: run this test outside of one");
     let lines = where_mount_finds_us(
         r#"

@@ -1,4 +1,4 @@
-//! `audience record`, against a real daemon: what is in the files, what it says, and what it leaves in the buffers.
+//! `audience record` with a real daemon: the content of its files, its messages, and what it leaves in the buffers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,15 +10,16 @@ use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
 use relayfs_tests::audience::{Recorder, names, record};
 use relayfs_tests::disk::Disk;
 use relayfs_tests::numbered::{Tag, message as message_of, tags};
+use relayfs_tests::terminal::ON_TERMINAL;
 use relayfs_tests::{Mount, Process, eventually, exit_code, program, run, text, tool};
 
 /// How producers write.
 const WAYS: [&str; 2] = ["direct", "socket"];
 
-/// Several producers that wait, on every CPU, directly and by the socket: each message is in the file of a CPU, whole,
-/// once, and in its thread's order; the files have exactly the bytes that the channel counts.
+/// Several waiting producers, on each CPU, directly and over the socket. Each message is in the file of a CPU, whole,
+/// once, and in its thread's order. The files have exactly the bytes that the channel counts.
 #[test]
-fn with_producers_that_wait_all_is_recorded() {
+fn all_messages_of_waiting_producers_are_recorded() {
     let mount = Mount::new(&["--subbuf-size", "16K", "--n-subbufs", "4", "--channel", "app/log"]);
     let mut recorder = Recorder::start(mount.point(), &["-c", "app/log"]);
     recorder.is_ready();
@@ -80,12 +81,12 @@ fn with_producers_that_wait_all_is_recorded() {
         seqs.sort_unstable();
         assert_eq!(seqs, (0..count).collect::<Vec<_>>(), "messages of {thread:?}");
     }
-    assert!(seen.is_empty(), "messages nobody wrote: {:?}", seen.keys());
+    assert!(seen.is_empty(), "messages that no writer wrote: {:?}", seen.keys());
 }
 
-/// SIGINT and SIGTERM: the unfinished sub-buffers are finished and recorded too, and the exit status is 0.
+/// At SIGINT and SIGTERM the unfinished sub-buffers are finished and recorded, and the exit status is 0.
 #[test]
-fn signals_flush_and_take_what_there_is() {
+fn signals_flush_and_record_the_rest() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
         let mount = Mount::new(&[]);
         let mut recorder = Recorder::start(mount.point(), &[]);
@@ -106,9 +107,9 @@ fn signals_flush_and_take_what_there_is() {
     }
 }
 
-/// The end of the time is as good as a signal; a writer that never rests does not keep it.
+/// The end of `--duration` ends it like a signal, even while a writer never pauses.
 #[test]
-fn a_duration_ends_it_while_writers_go_on() {
+fn duration_ends_it_while_writers_continue() {
     let mount = Mount::new(&["--subbuf-size", "16K", "--n-subbufs", "4"]);
     let mut command = Command::new(program("test-producers"));
     command.arg(mount.point()).args(["cpu", "1", "2", "0", "drop", "1000", "direct"]);
@@ -121,9 +122,9 @@ fn a_duration_ends_it_while_writers_go_on() {
     assert_eq!(names(&recorder.dir), ["cpu0", "cpu1"]);
 }
 
-/// Without writers too, and of one CPU alone.
+/// Without writers, and of one CPU alone.
 #[test]
-fn one_cpu_can_be_recorded() {
+fn option_cpu_records_one_cpu() {
     let mount = Mount::new(&[]);
     mount.send(0, &[b"zero"]);
     mount.send(1, &[b"one"]);
@@ -134,7 +135,7 @@ fn one_cpu_can_be_recorded() {
     assert_eq!(text(&mount.read("cpu0")), "zero", "the other is not touched");
 }
 
-/// Files of a size, each ending with a whole message; with a count the newest stay.
+/// Files of a given size, each with whole messages only. With a count, the newest files stay.
 #[test]
 fn files_are_rotated() {
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=1000:n-subbufs=8"]);
@@ -173,15 +174,15 @@ fn files_are_rotated() {
     }
 }
 
-/// A full disk: an error, the file keeps what it has, and what is not in it is still in the buffer.
+/// A full disk is an error. The file keeps its data, and other data is still in the buffer.
 #[test]
-fn a_full_disk_loses_nothing() {
+fn full_disk_loses_nothing() {
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=256K:n-subbufs=8"]);
     let disk = Disk::new(mount.beside("disk"), "3M");
     let dir = disk.path().join("recorded");
     let mut recorder = Recorder::start_into(mount.point(), &dir, &["-c", "one"]);
     recorder.is_ready();
-    // Until it is full in the middle of the work: writers that wait, and then those that find no room.
+    // Until it is full during the work: with waiting writers, and then with writers that find no room.
     let channel = mount.channel("one");
     let mut sent = 0;
     let mut write = || {
@@ -211,9 +212,9 @@ fn a_full_disk_loses_nothing() {
     assert_eq!(mount.stats("one")["cpu0.read_bytes"], stream.len() as u64);
 }
 
-/// A limit on the size of files is an error like a full disk, and no signal.
+/// A limit of file size is an error like a full disk, and no signal.
 #[test]
-fn a_limit_of_file_size_loses_nothing() {
+fn limit_of_file_size_loses_nothing() {
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=256K:n-subbufs=8"]);
     assert!(getrlimit(Resource::RLIMIT_FSIZE).expect("limits").1 > 1 << 20, "a limit that can be lowered");
     assert_eq!(mount.send_to("one", 0, &[b"kept"]).written, 1);
@@ -229,9 +230,9 @@ fn a_limit_of_file_size_loses_nothing() {
     assert_eq!(text(&mount.read("one0")), "kept");
 }
 
-/// An existing recording is not touched; any other directory will do.
+/// An existing recording is not changed. Other directories are accepted.
 #[test]
-fn a_recording_is_never_overwritten() {
+fn recording_is_never_overwritten() {
     let mount = Mount::new(&[]);
     let dir = mount.beside("recorded");
     fs::create_dir(&dir).unwrap();
@@ -257,9 +258,9 @@ fn a_recording_is_never_overwritten() {
     }
 }
 
-/// Progress lines where there is no terminal, and the counts of what was lost.
+/// Progress lines without a terminal, and the counts of losses.
 #[test]
-fn it_says_how_it_goes_and_what_was_lost() {
+fn progress_and_losses_are_printed() {
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=64:n-subbufs=2"]);
     mount.send_to("one", 0, &[&[b'x'; 65]]);
     mount.read("one0"); // so this loss is old
@@ -279,12 +280,9 @@ fn it_says_how_it_goes_and_what_was_lost() {
     assert!(said.ends_with(&last), "{said}");
 }
 
-/// Runs a command on a terminal of its own, and presses Ctrl-C when the cursor has gone up.
-const ON_A_TERMINAL: &str = r"
-import os, pty, sys
-pid, fd = pty.fork()
-if pid == 0:
-    os.execv(sys.argv[1], sys.argv[1:])
+/// Runs a command on a new terminal, and presses Ctrl-C when the cursor has moved up.
+const UNTIL_CTRL_C: &str = r"
+pid, fd = on_terminal(sys.argv[1:])
 shown = b''
 pressed = False
 while True:
@@ -300,15 +298,16 @@ sys.stdout.buffer.write(shown)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 ";
 
-/// On a terminal the lines are written over the last ones; what is said at the end stays.
+/// On a terminal, each progress block overwrites the last one. The final lines stay.
 #[test]
-fn on_a_terminal_lines_are_written_over_each_other() {
+fn progress_overwrites_its_lines_on_a_terminal() {
     let mount = Mount::new(&["--channel", "one:global"]);
     let dir = mount.beside("recorded");
     let command = record(mount.point(), &dir, &["-c", "one", "--progress", "10ms"]);
     let words: Vec<_> = std::iter::once(command.get_program()).chain(command.get_args()).collect();
     let mut python = tool("python3", "python3");
-    let output = run(python.args(["-c", ON_A_TERMINAL]).args(words).env_remove("RELAYFS"));
+    python.args(["-c", &format!("{ON_TERMINAL}{UNTIL_CTRL_C}")]);
+    let output = run(python.args(words).env_remove("RELAYFS"));
     assert_eq!(exit_code(output.status), 0, "{}", text(&output.stderr));
     let shown = text(&output.stdout);
     let report = "\x1b[?7lcpu0: 0 B, 0 B/s, nothing lost\r\ntotal: 0 B, 0 B/s, nothing lost, ";
@@ -322,9 +321,9 @@ fn on_a_terminal_lines_are_written_over_each_other() {
     assert!(shown.ends_with(&end), "{shown:?}");
 }
 
-/// A channel that is not there is waited for, however the daemon ended; the next one's messages go into the same files.
+/// It waits for a missing channel, however the daemon ended. The next daemon's messages go to the same files.
 #[test]
-fn it_outlives_the_daemon() {
+fn recording_outlives_the_daemon() {
     let mut mount = Mount::new(&[]);
     let mut recorder = Recorder::start(mount.point(), &["-c", "app/log"]);
     let mut expected = String::new();
@@ -345,9 +344,9 @@ fn it_outlives_the_daemon() {
     assert_eq!(text(&recorder.recorded(0)), expected);
 }
 
-/// Wrong usage is status 2 and one line.
+/// Wrong usage has exit status 2 and one line.
 #[test]
-fn wrong_usage_is_told() {
+fn wrong_usage_has_status_2() {
     let mount = Mount::new(&[]);
     for args in [
         &["--rotate-count", "3"][..],

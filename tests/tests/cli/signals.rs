@@ -1,5 +1,5 @@
-//! What each signal does to a real daemon, as the table in `relayfsd/docs/SECURITY.md` says. Those that a peer, a limit or a terminal causes
-//! end no daemon.
+//! The effect of each signal on a daemon, as the table in `relayfsd/docs/SECURITY.md` has it. Signals that a peer, a
+//! limit or a terminal causes do not end it.
 
 use std::fs;
 use std::process::Stdio;
@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use relayfs_tests::background::Place;
 use relayfs_tests::{Mount, Process, eventually, exit_code, is_mounted, program, programs, run, text, tool};
 
-/// Signals that have another purpose than to tell a program something: these end a program at once.
+/// Signals for faults: they end a program at once.
 const FATAL: [i32; 8] = [
     libc::SIGQUIT,
     libc::SIGILL,
@@ -19,7 +19,7 @@ const FATAL: [i32; 8] = [
     libc::SIGSEGV,
     libc::SIGSYS,
 ];
-/// These end the daemon in order.
+/// Signals that end the daemon cleanly.
 const ENDING: [i32; 8] = [
     libc::SIGHUP, // in the foreground
     libc::SIGINT,
@@ -30,10 +30,10 @@ const ENDING: [i32; 8] = [
     libc::SIGXCPU,
     libc::SIGPWR,
 ];
-/// The kernel's, and two that the C library has for itself.
+/// Signals of the kernel, and two of the C library.
 const OTHERS: [i32; 4] = [libc::SIGKILL, libc::SIGSTOP, 32, 33];
 
-/// A mount whose daemon is started by these words. The test's own starter may ignore SIGHUP and SIGQUIT, which a daemon inherits.
+/// Starts a daemon by a command. The tests' own starter may ignore SIGHUP and SIGQUIT, which a daemon inherits.
 fn by(words: &[&str]) -> Mount {
     Mount::prepared(&[], |relayfsd| {
         let mut command = tool(words[0], "coreutils, util-linux");
@@ -49,7 +49,7 @@ fn send(process: &Process, signal: i32) {
     assert!(run(tool("sh", "dash").args(["-c", &kill])).status.success(), "{kill}");
 }
 
-/// The signals for which a process has a handler, a bit for each.
+/// Returns the signals for which a process has a handler, a bit for each.
 fn caught(process: &Process) -> u64 {
     let status =
         fs::read_to_string(format!("/proc/{}/status", process.pid())).expect("a process that is there");
@@ -64,12 +64,12 @@ fn serves(mount: &Mount, what: i32) {
 }
 
 #[test]
-fn signals_that_ask_for_nothing_are_survived() {
+fn other_signals_do_not_end_daemon() {
     let mut mount = Mount::new(&[]);
     let ends = |signal: &i32| FATAL.contains(signal) || ENDING.contains(signal) || OTHERS.contains(signal);
     for signal in (1..=64).filter(|signal| !ends(signal)) {
         send(mount.daemon(), signal);
-        // Some of them stop it where the terminal is not another's.
+        // Some of them stop it if it has a terminal.
         send(mount.daemon(), libc::SIGCONT);
         serves(&mount, signal);
     }
@@ -77,7 +77,7 @@ fn signals_that_ask_for_nothing_are_survived() {
 }
 
 #[test]
-fn ending_signals_end_in_order() {
+fn ending_signals_end_daemon_cleanly() {
     for signal in ENDING {
         let mut mount = by(&["env", "--default-signal"]);
         send(mount.daemon(), signal);
@@ -89,14 +89,14 @@ fn ending_signals_end_in_order() {
     }
 }
 
-/// A core is what SIGQUIT and SIGABRT are for; and a daemon that lived on after a fault would serve wrong data.
+/// SIGQUIT and SIGABRT are there for a core. After a fault, a running daemon would serve wrong data.
 #[test]
 fn fatal_signals_end_at_once_also_when_a_process_sends_them() {
     for signal in FATAL {
         let mut mount = by(&["prlimit", "--core=0", "env", "--default-signal"]);
         send(mount.daemon(), signal);
         if signal == libc::SIGSEGV {
-            // The first that is sent only takes the Rust runtime's handler away, which tells a stack overflow from other faults.
+            // The first one removes the Rust runtime's handler, which tells a stack overflow from other faults.
             eventually("the default action", || caught(mount.daemon()) >> (signal - 1) & 1 == 0);
             send(mount.daemon(), signal);
         }
@@ -113,10 +113,10 @@ fn daemon_under_nohup_stays_when_the_terminal_goes() {
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
 }
 
-/// A daemon that may write small files only: a channel that needs larger ones is refused, with the limit's name. A log line for which
-/// there is no room is dropped.
+/// A daemon that may write only small files refuses larger channels, and the error names the limit. It drops a log
+/// line without room.
 #[test]
-fn limit_of_file_size_refuses_large_channels_and_ends_nothing() {
+fn limit_of_file_size_refuses_large_channels_only() {
     let place = Place::new();
     let log = place.beside("log");
     fs::File::create(&log).unwrap().set_len(4 << 20).unwrap();
@@ -144,7 +144,7 @@ fn limit_of_file_size_refuses_large_channels_and_ends_nothing() {
     place.assert_clean();
 }
 
-/// The commands, which print into files.
+/// The commands, with files as standard output.
 #[test]
 fn commands_report_a_full_output_file() {
     let mount = Mount::new(&["--subbuf-size=1M"]);

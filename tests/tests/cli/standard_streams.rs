@@ -1,5 +1,5 @@
-//! Programs that were started without standard input, output or error, in every combination, and streams that cannot do what
-//! they are for: libraries leave their numbers alone, and commands say what is missing before they read anything.
+//! Programs without standard input, output or error, in each combination, and with unusable streams. Libraries do not
+//! use the closed numbers, and commands report a missing stream before they read anything.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -19,14 +19,14 @@ const STDIN: u8 = 1;
 const STDOUT: u8 = 2;
 const STDERR: u8 = 4;
 
-/// A command that runs another one without the streams of a mask.
+/// Returns a command that runs another one without the streams of a mask.
 fn without(mask: u8, command: &Command) -> Command {
     let redirection = [(STDIN, "<&-"), (STDOUT, ">&-"), (STDERR, "2>&-")]
         .map(|(bit, text)| if mask & bit != 0 { text } else { "" });
     redirected(&redirection.join(" "), command)
 }
 
-/// A command that runs another one with redirections of the shell.
+/// Returns a command that runs another one with redirections of the shell.
 fn redirected(redirections: &str, command: &Command) -> Command {
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("exec \"$@\" {redirections}")).arg("sh");
@@ -52,7 +52,7 @@ fn producer(mount: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// Checks how it ended, and what it said if it could.
+/// Checks the exit status, and the message if standard error was open.
 #[track_caller]
 fn expect(mask: u8, output: &Output, code: i32, said: &str) {
     let stderr = text(&output.stderr);
@@ -89,7 +89,7 @@ fn audience_without_output_reads_nothing() {
     }
 }
 
-/// Where nothing is mounted, nothing is mounted.
+/// If nothing is mounted, it mounts nothing.
 #[test]
 fn audience_without_output_mounts_nothing() {
     let place = Place::new();
@@ -98,7 +98,7 @@ fn audience_without_output_mounts_nothing() {
     assert_eq!(text(&output.stderr).lines().count(), 1);
 }
 
-/// What a daemon has left is printed nowhere; and it is an error.
+/// Left data is not printed, which is an error.
 #[test]
 fn state_without_output_is_an_error() {
     let mut mount = Mount::new(&["--keep"]);
@@ -119,7 +119,7 @@ fn state_without_output_is_an_error() {
     }
 }
 
-/// A recording is in files, and needs none of them.
+/// A recording is in files, and needs no stream.
 #[test]
 fn record_needs_no_standard_streams() {
     let mount = Mount::new(&[]);
@@ -155,12 +155,12 @@ fn producer_without_input_says_so() {
     }
     let output = run(&mut redirected("0>/dev/null", &producer(mount.point(), &[])));
     expect(0, &output, 1, "relay-producer: standard input is not open for reading: no messages to read");
-    // An end at once is none.
+    // An immediate end of input is no error.
     let output = run(&mut redirected("0<>/dev/null", &producer(mount.point(), &[])));
     expect(0, &output, 0, "");
 }
 
-/// A daemon is often started without any: it has /dev/null in their place.
+/// A daemon is often started without streams: it opens /dev/null for them.
 #[test]
 fn daemon_starts_without_standard_streams() {
     for mask in MASKS {
@@ -216,7 +216,7 @@ fn help_and_version_without_output_are_errors() {
     }
 }
 
-/// What can be known before is known before anything is read. Output to /dev/null is what its caller wants, however it is open.
+/// An unusable output is reported before anything is read. Output to /dev/null is accepted, however it is open.
 #[test]
 fn output_that_takes_nothing_is_found_before_anything_is_read() {
     let mount = Mount::new(&[]);
@@ -238,7 +238,8 @@ fn output_that_takes_nothing_is_found_before_anything_is_read() {
     }
 }
 
-/// A disk that is full in the middle: how much was lost is said, and the rest is still there.
+/// The disk becomes full during the output: the number of lost bytes is reported, and the rest is still in the
+/// buffer.
 #[test]
 fn full_disk_under_the_output_says_what_was_lost() {
     let mount = Mount::new(&["--subbuf-size=1M", "--n-subbufs=8"]);
@@ -248,7 +249,7 @@ fn full_disk_under_the_output_says_what_was_lost() {
         mount.send(0, &[&message]);
     }
     let all = 4_000_000;
-    // Looked at only, nothing is lost.
+    // A snapshot loses nothing.
     for (args, is_copy) in [(&["--snapshot"][..], true), (&[], false)] {
         let out = disk.path().join("out");
         let mut command = audience(mount.point(), args);
@@ -273,7 +274,7 @@ fn full_disk_under_the_output_says_what_was_lost() {
     }
 }
 
-/// The C library, where buffers are shared and where not.
+/// The C library, with and without shared buffers.
 #[test]
 fn c_library_leaves_the_numbers_of_closed_streams_alone() {
     let mount = Mount::with_sequences(&["--channel=one:global"]);
@@ -288,9 +289,9 @@ fn c_library_leaves_the_numbers_of_closed_streams_alone() {
     }
 }
 
-/// Not for a moment either: another thread prints all the while.
+/// Not for a moment either: another thread prints all the time.
 #[test]
-fn what_another_thread_prints_never_gets_into_a_channel() {
+fn output_of_other_threads_is_in_no_channel() {
     let mount = Mount::with_sequences(&["--channel=app/log:subbuf-size=4K"]);
     let linked = Linked::compile("tests/c/streams.c", &[]);
     for mask in [STDIN, STDOUT, 7] {
@@ -303,7 +304,7 @@ fn what_another_thread_prints_never_gets_into_a_channel() {
     }
 }
 
-/// The Rust libraries. (A Rust program itself starts with /dev/null in place of what is closed.)
+/// The Rust libraries. (A Rust program starts with /dev/null for closed streams.)
 #[test]
 fn rust_libraries_leave_the_numbers_of_closed_streams_alone() {
     let mount = Mount::with_sequences(&["--channel=one:global"]);
@@ -316,7 +317,7 @@ fn rust_libraries_leave_the_numbers_of_closed_streams_alone() {
     }
 }
 
-/// The library that is preloaded: it runs a daemon, and has what that says in a file.
+/// The preloaded library: it runs a daemon, with that daemon's messages in a file.
 #[test]
 fn preloaded_library_leaves_the_numbers_of_closed_streams_alone() {
     let classic = Classic::readers();

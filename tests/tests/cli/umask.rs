@@ -1,4 +1,4 @@
-//! What the daemon makes may be opened by those it is meant for, whatever the umask of who starts it.
+//! The daemon's files and directories have their modes, whatever the umask of its parent.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,7 +9,7 @@ use std::process::Command;
 use relayfs_tests::background::Place;
 use relayfs_tests::program;
 
-/// Permissions of a directory and all that is in it, by name.
+/// Returns the permissions of a directory and all its entries, by name.
 fn modes(dir: &Path) -> BTreeMap<String, u32> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let mode = |path: &Path| fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777;
@@ -18,9 +18,9 @@ fn modes(dir: &Path) -> BTreeMap<String, u32> {
     all.chain([(".".to_owned(), mode(dir))]).collect()
 }
 
-/// Neither a umask that takes nothing away, nor one that takes everything.
+/// With a umask that removes no permission, and one that removes all.
 #[test]
-fn whoever_starts_it_has_no_say_in_permissions() {
+fn umask_of_parent_changes_no_permissions() {
     for umask in ["0", "0777"] {
         let place = Place::new();
         let log = place.beside("log");

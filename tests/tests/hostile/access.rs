@@ -1,5 +1,5 @@
-//! Who may do what, and what those are told who may not: run by root, with the switches that let others in, and run by a
-//! user who is not root.
+//! Permissions, and the errors of users without them: for root's daemon, with the options that let others in, and for
+//! the daemon of a user.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -11,7 +11,7 @@ use relayfs_tests::users::{
 };
 use relayfs_tests::{Mount, complaint, private_shell, program, run, text, tool};
 
-/// A line of shell in the mount, run by a user.
+/// Runs a line of shell in the mount as a user.
 fn shell(mount: &Mount, (uid, gid): (u32, u32), line: &str) -> Output {
     run(by_user(uid, gid, "/bin/sh").args(["-c", line]).current_dir(mount.point()))
 }
@@ -31,36 +31,37 @@ fn assert_done(output: &Output, printed: &str) {
     assert_eq!(text(&output.stdout), printed);
 }
 
-/// Mode, owner and group of a path, without following links.
+/// Returns mode, owner and group of a path, without following links.
 fn access(path: &Path) -> String {
     let status = fs::symlink_metadata(path).unwrap();
     format!("{:04o} {}:{}", status.mode() & 0o7777, status.uid(), status.gid())
 }
 
-/// "Run by root: directories 0755, cpuN and stats 0400, geometry, mode, version 0444, msg, flush, reset 0200, socket
-/// 0600." "--group: files 0440, msg 0220, owner root:NAME, socket 0660." "--socket-mode."
+/// The modes of all files: without options, with `--group`, and with `--socket-mode`.
 #[test]
 fn modes_and_owners_of_roots_mount() {
     let adm = gid_of(GROUP);
-    for (args, gid, private, message, socket) in [
-        (&[][..], 0, "0400", "0200", "0600"),
-        (&["--group", GROUP], adm, "0440", "0220", "0660"),
-        (&["--group", &adm.to_string()], adm, "0440", "0220", "0660"),
-        (&["--socket-mode=0666"], 0, "0400", "0200", "0666"),
-        (&["--group", GROUP, "--socket-mode=0622"], adm, "0440", "0220", "0622"),
+    for (args, gid, private, message, socket, channels) in [
+        (&[][..], 0, "0400", "0200", "0600", "0755"),
+        (&["--group", GROUP], adm, "0440", "0220", "0660", "0775"),
+        (&["--group", &adm.to_string()], adm, "0440", "0220", "0660", "0775"),
+        (&["--socket-mode=0666"], 0, "0400", "0200", "0666", "0777"),
+        (&["--group", GROUP, "--socket-mode=0622"], adm, "0440", "0220", "0622", "0777"),
     ] {
-        let mount = mount_for_all(&[args, &["--channel", "app/log:global"]].concat());
+        let made = ["--channel=app/log:global", "--channel=timed:timed"];
+        let mount = mount_for_all(&[args, &made[..]].concat());
+        // The owner writes the levels, as it flushes. Readers of messages read them.
+        let level = if private == "0440" { "0640" } else { "0600" };
         for (paths, mode) in [
-            (
-                &["", "app", ".relay", ".relay/channels", ".relay/channels/cpu", ".relay/channels/app"][..],
-                "0755",
-            ),
+            (&["", "app", ".relay", ".relay/channels/cpu/snapshot"][..], "0755"),
+            (&[".relay/channels", ".relay/channels/cpu", ".relay/channels/app"], channels),
             (&["cpu0", "app/log0", ".relay/stats", ".relay/channels/cpu/stats"], private),
             (&[".relay/channels/cpu/dropped", ".relay/channels/app/log/stats"], private),
             (&[".relay/version", ".relay/channels/cpu/mode"], "0444"),
             (&[".relay/channels/cpu/subbuf_size", ".relay/channels/cpu/n_subbufs"], "0444"),
             (&[".relay/channels/cpu/msg", ".relay/channels/app/log/msg"], message),
             (&[".relay/channels/cpu/flush", ".relay/channels/cpu/reset"], "0200"),
+            (&[".relay/channels/timed/level"], level),
         ] {
             for path in paths {
                 assert_eq!(access(&mount.path(path)), format!("{mode} 0:{gid}"), "{args:?}: {path}");
@@ -73,9 +74,9 @@ fn modes_and_owners_of_roots_mount() {
     }
 }
 
-/// Without a switch nobody but root reads, sends or changes anything; all may look at what is there.
+/// Without an option only root reads, sends or changes anything. All users may list.
 #[test]
-fn others_are_refused_and_told_why() {
+fn users_without_permission_get_errors() {
     let mount = mount_for_all(&[]);
     mount.send(0, &[b"for root"]);
     let before = mount.stats("cpu");
@@ -124,9 +125,9 @@ fn others_are_refused_and_told_why() {
     assert_eq!(mount.read("cpu0"), b"for root");
 }
 
-/// "Creating, renaming, deleting by users is refused", for root too, with the kernel's errors.
+/// Creating, renaming and deleting is refused, for root too, with the kernel's errors.
 #[test]
-fn not_even_root_changes_the_tree() {
+fn root_cannot_change_the_tree() {
     let mount = mount_for_all(&[]);
     let cpu0 = mount.path("cpu0");
     let to = mount.path("new");
@@ -147,9 +148,9 @@ fn not_even_root_changes_the_tree() {
     assert_eq!(access(&cpu0), "0400 0:0");
 }
 
-/// "`--group NAME` is the one switch for everybody else": its members read and send; flush and reset stay root's.
+/// `--group` lets its members read and send. Flush and reset are root's.
 #[test]
-fn a_group_is_let_in() {
+fn group_members_read_and_send() {
     let mount = mount_for_all(&["--group", GROUP]);
     let member = (USER, gid_of(GROUP));
     assert_done(&send_by(&mount, member.0, member.1, "by socket\n"), "");
@@ -162,7 +163,7 @@ fn a_group_is_let_in() {
         let output = shell(&mount, member, line);
         assert!(text(&output.stderr).contains("Permission denied"), "{line}: {output:?}");
     }
-    // In a group by the list of further groups is as good.
+    // A supplementary group counts too.
     let by_list = tool("setpriv", "util-linux")
         .args(["--reuid=1000", "--regid=1000", &format!("--groups={GROUP}"), "sh", "-c"])
         .arg("echo by list >.relay/channels/cpu/msg && cat cpu*")
@@ -180,9 +181,9 @@ fn a_group_is_let_in() {
     assert_eq!(mount.read("cpu0"), b"for members");
 }
 
-/// "`--socket-mode 0666` lets any user send", and nothing else.
+/// `--socket-mode 0666` lets any user send, and nothing else.
 #[test]
-fn everybody_may_send_and_only_root_reads() {
+fn socket_mode_lets_all_users_send_only() {
     let mount = mount_for_all(&["--socket-mode=0666"]);
     assert_done(&send_by(&mount, NOBODY, NOBODY, "from nobody\n"), "");
     complaint("audience", &read_by(&mount, NOBODY, NOBODY));
@@ -190,7 +191,7 @@ fn everybody_may_send_and_only_root_reads() {
     assert_done(&read_by(&mount, 0, 0), "from nobody\n");
 }
 
-/// "-o uid=,gid=,mode=": the files can be given to somebody.
+/// `-o uid=,gid=,mode=` gives the files to a user.
 #[test]
 fn files_can_be_given_to_a_user() {
     let mount = mount_for_all(&["-o", "uid=1000,gid=65534,mode=0440"]);
@@ -203,9 +204,9 @@ fn files_can_be_given_to_a_user() {
     assert!(!shell(&mount, (1001, 1001), "cat cpu0").status.success());
 }
 
-/// Directories on /dev/shm and /run are used only if nobody else can have a hand in them.
+/// A directory on /dev/shm and /run is used only if no other user can change it.
 #[test]
-fn directories_of_others_are_not_trusted() {
+fn directory_that_others_can_change_is_refused() {
     let script = r#"
         relayfsd=$1; cd "$2"; mkdir relay
         try() { "$relayfsd" relay 2>&1 || :; rm -rf /dev/shm/relayfs-0 /run/relayfs; }
@@ -246,9 +247,9 @@ fn user_without_path_mounts() {
     assert_eq!(lines, ["started 0", "unmounted 0"]);
 }
 
-/// "Run by a user: for that user." Mounted by fusermount3, unmounted by it, nothing left behind.
+/// A user's daemon is mounted and unmounted by fusermount3, and leaves nothing behind.
 #[test]
-fn a_user_mounts_for_himself() {
+fn user_mounts_own_mount() {
     let lines = where_users_mount(
         r#"
         $nobody relayfsd relay; echo "started $?"
@@ -284,10 +285,9 @@ fn a_user_mounts_for_himself() {
     assert_eq!(lines[12..], ["unmounted 0"]);
 }
 
-/// "Paths of socket and state directory": a user's socket is below $XDG_RUNTIME_DIR; root may unmount, too, and a signal
-/// ends the daemon as it does root's.
+/// A user's socket is below $XDG_RUNTIME_DIR. Root may unmount too, and a signal ends the daemon as it ends root's.
 #[test]
-fn a_users_socket_is_in_his_runtime_directory() {
+fn socket_of_user_is_in_runtime_directory() {
     let lines = where_users_mount(
         r#"
         mkdir -m 700 run; chown 65534:65534 run; export XDG_RUNTIME_DIR=$PWD/run
@@ -305,9 +305,9 @@ fn a_users_socket_is_in_his_runtime_directory() {
     assert_eq!(lines, expected);
 }
 
-/// What a user may not is told with what to do about it.
+/// The error for a missing permission says what to do.
 #[test]
-fn a_user_is_told_what_he_may_not() {
+fn error_of_missing_permission_says_what_to_do() {
     let lines = where_users_mount(
         r#"
         mkdir roots; $nobody relayfsd "$PWD/roots"
@@ -335,9 +335,9 @@ fn a_user_is_told_what_he_may_not() {
     assert_eq!(lines.len(), 8, "{lines:#?}");
 }
 
-/// Where /etc/fuse.conf permits it, a user lets others in; then the modes decide, and `--group` opens the files.
+/// If /etc/fuse.conf permits it, a user lets others in. Then the modes decide, and `--group` opens the files.
 #[test]
-fn a_user_lets_others_in() {
+fn user_lets_others_in_by_allow_other() {
     let lines = where_users_mount(
         r#"
         echo user_allow_other >fuse.conf

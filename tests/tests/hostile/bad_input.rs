@@ -1,4 +1,4 @@
-//! Bad input: each a clear line and an exit status other than 0, or an error reply, with everything else going on.
+//! Bad input: each has a clear line and an exit status that is not 0, or an error reply. All else continues.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -16,17 +16,17 @@ use relay::wire::frame::{Body, Refusal};
 use relayfs_tests::background::{Place, try_to_start};
 use relayfs_tests::{Mount, complaint, eventually, exit_code, private_shell, program, run, text, tool};
 
-/// `relay-producer -m WHERE ARGS`
+/// Runs `relay-producer -m WHERE ARGS`.
 fn produce(place: &Path, args: &[impl AsRef<OsStr>]) -> Output {
     run(Command::new(program("relay-producer")).arg("-m").arg(place).args(args))
 }
 
-/// `audience -m WHERE ARGS`
+/// Runs `audience -m WHERE ARGS`.
 fn listen_to(place: &Path, args: &[&str]) -> Output {
     run(Command::new(program("audience")).arg("-m").arg(place).args(args))
 }
 
-/// That a program failed with this exit status and one line with this in it.
+/// Checks that a program failed with this exit status and one line that contains `part`.
 #[track_caller]
 fn assert_refused(name: &str, output: &Output, code: i32, part: &str) {
     let told = complaint(name, output);
@@ -34,7 +34,7 @@ fn assert_refused(name: &str, output: &Output, code: i32, part: &str) {
     assert_eq!(exit_code(output.status), code, "{told}");
 }
 
-/// That others write and read as if nothing had happened.
+/// Checks that other clients write and read as before.
 #[track_caller]
 fn assert_unharmed(mount: &mut Mount) {
     assert_eq!(mount.send(0, &[b"unharmed"]).written, 1);
@@ -42,9 +42,9 @@ fn assert_unharmed(mount: &mut Mount) {
     assert!(mount.daemon().is_running());
 }
 
-/// "Bad sizes (0, not a number, over the limit)", unknown options, and whatever else is wrong before anything is done.
+/// Bad sizes (0, no number, over the limit), unknown options, and other errors before the daemon does anything.
 #[test]
-fn wrong_usage_of_the_daemon() {
+fn wrong_usage_of_daemon_is_one_line() {
     let place = Place::new();
     for (args, part) in [
         ("--subbuf-size=0", "subbuf-size 0 is out of range: 1 to 67108864 bytes"),
@@ -76,9 +76,9 @@ fn wrong_usage_of_the_daemon() {
         ("--channel=a:subbuf-size=0", "--channel a:subbuf-size=0: subbuf-size 0 is out of range"),
         ("--channel=a:n-subbufs=x", "n-subbufs: 'x' is not a size"),
         ("--channel=a:nonsense", "unknown channel option 'nonsense': known are subbuf-size="),
-        ("--channel=a:overwrite:no-overwrite", "'no-overwrite' is given twice"),
+        ("--channel=a:overwrite:no-overwrite", "'overwrite' and 'no-overwrite' exclude each other"),
         ("--channel=a:header=1M", "header 1048576 leaves no room"),
-        // "Name conflicts": as directory, as other channel plus digits, twice, with the default one.
+        // Conflicts of names: a directory, another channel and digits, twice, and the default channel.
         ("--channel=a --channel=a", "this channel is given twice"),
         ("--channel=app --channel=app/log", "app is the channel app; choose a name outside it"),
         ("--channel=app/log --channel=app", "app is the directory of channel app/log"),
@@ -110,7 +110,7 @@ fn wrong_usage_of_the_daemon() {
 
 /// Wrong usage of the other two programs.
 #[test]
-fn wrong_usage_of_producer_and_reader() {
+fn wrong_usage_of_producer_and_reader_is_one_line() {
     let mut mount = Mount::new(&[]);
     for (args, part) in [
         (&["--nonsense", "x"][..], "'--nonsense'"),
@@ -141,9 +141,9 @@ fn wrong_usage_of_producer_and_reader() {
     assert_unharmed(&mut mount);
 }
 
-/// "Unknown channel", which "is an error that lists the known ones", and a "CPU out of range".
+/// An unknown channel is an error that lists the existing ones. So is a CPU out of range.
 #[test]
-fn what_is_not_there() {
+fn unknown_channel_and_cpu_are_errors() {
     let mut mount = Mount::new(&["--channel=app/log:global", "--channel=app/err"]);
     let n_cpus = fs::read_dir(mount.point()).unwrap().count() - 2; // without .relay and app
     let unknown = "no channel 'nonsense' (existing: app/err, app/log, cpu); use --create to create it";
@@ -161,9 +161,9 @@ fn what_is_not_there() {
     assert_unharmed(&mut mount);
 }
 
-/// "Name conflicts", bad names and geometries that only the daemon can see, when a producer opens a channel.
+/// Conflicts of names, bad names and bad geometries that only the daemon can see, when a producer opens a channel.
 #[test]
-fn channels_that_cannot_be_opened_at_run_time() {
+fn impossible_channel_is_refused_at_run_time() {
     let mut mount = Mount::new(&["--max-memory=4M", "--channel=app/log", "--subbuf-size=64K"]);
     for (channel, geometry, part) in [
         ("app", "", "channel 'app': app is the directory of channel app/log; choose another name"),
@@ -184,10 +184,10 @@ fn channels_that_cannot_be_opened_at_run_time() {
     assert_unharmed(&mut mount);
 }
 
-/// "`--max-memory` bounds all channels together; the error comes when the channel is opened and names the numbers." "A
-/// `--channel` that cannot be opened ends the start."
+/// `--max-memory` bounds all channels together. The error comes when the channel is opened, and has the numbers. A
+/// `--channel` that cannot be opened ends the start.
 #[test]
-fn the_memory_limit() {
+fn memory_limit_refuses_channels() {
     let place = Place::new();
     let needs = "channel 'cpu' needs ";
     assert_refused("relayfsd", &try_to_start(&mut place.command(&["--max-memory=64K"])), 1, needs);
@@ -214,17 +214,17 @@ fn the_memory_limit() {
     let output = create("second");
     assert_refused("relay-producer", &output, 1, "channel 'second' needs 3080K (");
     assert!(text(&output.stderr).contains(" of 4M are in use: use smaller buffers or raise --max-memory"));
-    // What is given back can be used again.
+    // Freed memory can be used again.
     assert_eq!(mount.read("first0"), b"first\n");
     eventually("the end of the first channel", || !mount.path("first0").exists());
     assert!(create("second").status.success());
     assert_unharmed(&mut mount);
 }
 
-/// The default limit is "a quarter of the smallest of RAM, the cgroup's memory.max and what the tmpfs has free", and a
-/// tmpfs that is full all the same is an error when the channel is opened, not later.
+/// The default limit is a quarter of the smallest of RAM, the cgroup's memory.max and the free space of the tmpfs. A
+/// tmpfs that is full anyway is an error when the channel is opened, not later.
 #[test]
-fn memory_that_is_not_there() {
+fn full_tmpfs_refuses_channels_at_open() {
     let script = r#"
         cd "$2"; mkdir relay; PATH=$1:$PATH
         mount -o remount,size=64M /dev/shm
@@ -261,9 +261,9 @@ fn memory_that_is_not_there() {
     assert_eq!(last[1], "refused 1");
 }
 
-/// "/dev/fuse missing."
+/// /dev/fuse is missing.
 #[test]
-fn no_fuse() {
+fn missing_dev_fuse_is_reported() {
     let script = r#"
         cd "$2"; mkdir relay
         mount -t tmpfs tmpfs /dev; mkdir /dev/shm; mknod -m 666 /dev/null c 1 3
@@ -281,9 +281,9 @@ fn no_fuse() {
     assert_eq!(text(&output.stdout), expected, "{output:?}");
 }
 
-/// "Not permitted": root in a container that has not been given the capability.
+/// Root in a container without the capability to mount.
 #[test]
-fn no_capability_to_mount() {
+fn missing_capability_to_mount_is_reported() {
     let place = Place::new();
     let mut command = tool("setpriv", "util-linux");
     command.arg("--bounding-set=-sys_admin").arg(program("relayfsd")).arg(place.point());
@@ -295,11 +295,11 @@ fn no_capability_to_mount() {
     place.assert_clean();
 }
 
-/// "CPU offline, or not allowed to the daemon": here the machine pretends to have two CPUs more than it has, so they are
-/// configured, and the kernel lets nobody run on them. Messages for them are refused, and counted; flush "does all CPUs
-/// it can and names in the error those it cannot".
+/// CPUs that are offline, or forbidden to the daemon: here the machine seems to have two CPUs more, which the kernel
+/// lets no thread run on. Messages for them are refused and counted. A flush does all other CPUs and names those in
+/// its error.
 #[test]
-fn cpus_that_cannot_be_used() {
+fn messages_for_unusable_cpus_are_refused_and_counted() {
     let script = r#"
         cd "$2"; mkdir relay; PATH=$1:$PATH
         n=$(getconf _NPROCESSORS_CONF); m=$((n + 1))
@@ -313,7 +313,7 @@ fn cpus_that_cannot_be_used() {
             ls relay/cpu$m
             relay-producer -m relay --cpu $n x || echo "refused $?"
             relay-producer -m relay --cpu 0 --flush kept || echo "refused $?"
-            grep -e cpu$n.dropped -e cpu0.produced relay/.relay/channels/cpu/stats
+            grep -e "cpu$n.dropped " -e cpu0.produced relay/.relay/channels/cpu/stats
             echo 1 2>/dev/null >relay/.relay/channels/cpu/flush || echo "refused $?"
             grep -e cpu0.produced relay/.relay/channels/cpu/stats
             sed 's/.*channel/channel/' log | sort -V
@@ -339,9 +339,9 @@ fn cpus_that_cannot_be_used() {
     assert_eq!(text(&output.stdout), expected, "{output:?}");
 }
 
-/// "No daemon": not mounted, nothing there, killed, ended; the reader says so, too.
+/// Not mounted, no directory, killed, ended; the reader reports it too.
 #[test]
-fn no_daemon() {
+fn missing_daemon_is_reported() {
     let place = Place::new();
     let at = |name: &str| place.beside(name);
     fs::write(at("file"), "").unwrap();
@@ -371,9 +371,9 @@ fn no_daemon() {
     assert_refused("relay-producer", &produce(&socket, &["x"]), 1, "no daemon answers on ");
 }
 
-/// "A socket that is not ours": of another type, or of somebody who speaks something else.
+/// A socket of another type, or of a program that speaks another protocol.
 #[test]
-fn sockets_of_others() {
+fn foreign_socket_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let (stream, datagram, impostor) =
         (dir.path().join("stream"), dir.path().join("datagram"), dir.path().join("impostor"));
@@ -387,7 +387,7 @@ fn sockets_of_others() {
     let seqpacket = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     bind(seqpacket.as_raw_fd(), &UnixAddr::new(&impostor).unwrap()).unwrap();
     listen(&seqpacket, Backlog::new(8).unwrap()).unwrap();
-    // Only its accept() is used, which asks no more of a socket than that it is a Unix one.
+    // Only its accept() is used, which works for any Unix socket.
     let listener = UnixListener::from(seqpacket);
     let newer = Refusal { errno: libc::EPROTONOSUPPORT, text: "no common protocol\nversion".into() };
     let newer = newer.frame(0, 1);
@@ -412,9 +412,9 @@ fn sockets_of_others() {
     }
 }
 
-/// "`msg`: ENOSPC when full, EMSGSIZE when too big; `flush`, `reset`: anything but `1` is EINVAL."
+/// `msg`: ENOSPC when full, EMSGSIZE when too big. `flush` and `reset`: all but `1` is EINVAL.
 #[test]
-fn control_files() {
+fn control_files_refuse_bad_input() {
     let mut mount = Mount::new(&["--channel=small:subbuf-size=8:n-subbufs=1:global"]);
     let write = |file: &str, bytes: &[u8]| {
         fs::write(mount.control("small", file), bytes).map_err(|error| error.raw_os_error())

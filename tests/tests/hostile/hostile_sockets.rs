@@ -1,5 +1,5 @@
-//! Peers that mean harm, each in its own way, while somebody honest writes and reads: they are refused or dropped, and he notices
-//! nothing. Limits are told to whoever meets them.
+//! Hostile peers, while an honest producer writes and a reader reads. The daemon refuses or drops the hostile peers,
+//! and the honest ones notice nothing. A peer at a limit gets an error that names the limit.
 
 use std::fs;
 use std::io::{IoSlice, Read};
@@ -25,20 +25,20 @@ use relayfs_tests::peer::{Peer, assert_unharmed, hello, messages, open, write};
 use relayfs_tests::users::{NOBODY, USER, by_user, mount_for_all, program_for_all};
 use relayfs_tests::{DEADLINE, Mount, Process, eventually};
 
-/// A channel for the honest one.
+/// The channel of the honest peers.
 const HONEST: &str = "--channel=honest";
 
 fn socket_of(mount: &Mount) -> PathBuf {
     fs::read_link(mount.path(".relay/socket")).unwrap()
 }
 
-/// A number that looks random and is the same each time.
+/// Returns the next number of a fixed pseudo-random sequence.
 fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
 }
 
-/// `test-stranger ARGS` of another user: itself, to be kept, and what it said.
+/// Runs `test-stranger ARGS` as another user. Returns the process, to keep, and its output up to an empty line.
 fn stranger(uid: u32, args: &[&str]) -> (Process, Vec<String>) {
     let mut command = by_user(uid, uid, program_for_all("test-stranger"));
     let mut process = Process::start(command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()));
@@ -51,9 +51,9 @@ fn stranger(uid: u32, args: &[&str]) -> (Process, Vec<String>) {
     (process, said.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
-/// Frames of garbage, right heads with wrong bodies, packets that are too short, too long or empty.
+/// Garbage frames, right heads with wrong bodies, and packets that are too short, too long or empty.
 #[test]
-fn noise() {
+fn garbage_frames_end_the_connection_only() {
     let mount = Mount::new(&[HONEST]);
     let honest = Honest::on(&mount, "honest");
     let seed = &mut 7;
@@ -82,9 +82,9 @@ fn noise() {
     honest.end();
 }
 
-/// Descriptors that nobody asked for are refused by the kernel, or closed; in no case kept.
+/// The kernel refuses unwanted descriptors, or the daemon closes them. It keeps none.
 #[test]
-fn descriptors_are_not_kept() {
+fn unwanted_descriptors_are_not_kept() {
     let mount = Mount::new(&[HONEST]);
     let honest = Honest::on(&mount, "honest");
     let peer = Peer::hello(&mount);
@@ -94,16 +94,16 @@ fn descriptors_are_not_kept() {
         let rights = [ControlMessage::ScmRights(&[writer.as_raw_fd()])];
         let _ = sendmsg::<()>(peer.fd(), &[IoSlice::new(&frame)], &rights, MsgFlags::MSG_NOSIGNAL, None);
         drop(writer);
-        // The end of it is seen when nobody has the other end any more.
+        // The end shows when no process has the other end.
         assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     }
     honest.end();
     assert_unharmed(mount);
 }
 
-/// "Endless opens": of one connection, of all, and of names that there are not yet.
+/// A connection, and all connections together, hold a limited number of channels. So do names of new channels.
 #[test]
-fn endless_opens() {
+fn endless_opens_meet_limits() {
     let mount = Mount::new(&[HONEST, "--max-channels=40"]);
     let honest = Honest::on(&mount, "honest");
     let peer = Peer::hello(&mount);
@@ -132,9 +132,9 @@ fn endless_opens() {
     honest.end();
 }
 
-/// "Replies never read", of all kinds: whoever does not take them is dropped.
+/// The daemon drops a peer that does not receive its replies, whatever they are.
 #[test]
-fn replies_that_nobody_reads() {
+fn peer_that_reads_no_replies_is_dropped() {
     let mount = Mount::new(&[HONEST]);
     let honest = Honest::on(&mount, "honest");
     for request in [
@@ -154,10 +154,10 @@ fn replies_that_nobody_reads() {
     honest.end();
 }
 
-/// "Descriptors kept in flight": who asks for a channel's files again and again without taking them gets no more, and does when
-/// he has taken them.
+/// A peer that asks for files without receiving the descriptors is refused more. It gets more when it has received
+/// them.
 #[test]
-fn descriptors_that_nobody_receives() {
+fn descriptors_in_flight_are_limited() {
     let mount = Mount::new(&[HONEST]);
     let honest = Honest::on(&mount, "honest");
     let socket = Socket::connect(&socket_of(&mount), DEADLINE).unwrap();
@@ -181,7 +181,7 @@ fn descriptors_that_nobody_receives() {
     for _ in 0..2 {
         let n_shares = 256 / per_share + 10;
         (0..n_shares).for_each(|_| socket.send(&request).unwrap());
-        // They are answered before others are accepted: each is a frame, and a turn takes some.
+        // The daemon answers them before it accepts others: each is a frame, and a turn has several.
         for _ in 0..n_shares {
             Peer::hello(&mount).assert_served();
         }
@@ -202,9 +202,9 @@ fn descriptors_that_nobody_receives() {
     honest.end();
 }
 
-/// Bells are open files of the peer's, too: one that he has made to block, and emptied or filled, holds up nobody.
+/// A peer may make its bell block, and empty or fill it. The daemon waits for no bell.
 #[test]
-fn bells_that_block() {
+fn blocking_bell_delays_no_other_peer() {
     let mount = Mount::with_sequences(&[HONEST]);
     let honest = Honest::on(&mount, "honest");
     for flags in [0, SHARE_READ] {
@@ -220,7 +220,7 @@ fn bells_that_block() {
         socket.send(&Share { channel: 0 }.frame(flags, 3)).unwrap();
         let bell = take().swap_remove(1);
         if flags == SHARE_READ {
-            // Filled, if that can be.
+            // Filled, if the bell is writable.
             let _ = nix::unistd::write(&bell, &(u64::MAX - 1).to_ne_bytes());
         }
         fcntl(&bell, FcntlArg::F_SETFL(OFlag::empty())).unwrap();
@@ -236,9 +236,9 @@ fn bells_that_block() {
     honest.end();
 }
 
-/// Long messages that are never finished have their memory until others need it. Who begun them is told.
+/// An unfinished long message keeps its memory until others need it. Its sender then gets an error.
 #[test]
-fn long_messages_that_stand_still() {
+fn stalled_long_message_loses_its_memory_to_others() {
     let mount = Mount::new(&[HONEST, "--subbuf-size=2M", "--n-subbufs=2"]);
     let honest = Honest::on(&mount, "honest");
     let begun = [&(1_u32 << 20).to_le_bytes()[..], &[b'x'; 100]].concat();
@@ -264,9 +264,9 @@ fn long_messages_that_stand_still() {
     honest.end();
 }
 
-/// Long messages that wait for room which nobody makes have a limit together, too, and others go on.
+/// Long messages that wait for room have a limit together. Other producers continue.
 #[test]
-fn long_messages_that_wait() {
+fn waiting_long_messages_are_limited() {
     let mount = Mount::new(&[HONEST, "--channel=full:subbuf-size=1M:n-subbufs=2:global"]);
     let honest = Honest::on(&mount, "honest");
     let piece = |len: usize| vec![b'x'; len];
@@ -294,16 +294,16 @@ fn long_messages_that_wait() {
     honest.end();
 }
 
-/// Who connects and never says anything has his place until somebody else needs it.
+/// A silent connection keeps its place until another peer needs it.
 #[test]
-fn connections_that_say_nothing() {
+fn silent_connection_gives_way_to_others() {
     let mount = Mount::new(&[HONEST, "--max-connections=20"]);
     let honest = Honest::on(&mount, "honest");
     let crowd: Vec<Peer> = (0..19).map(|_| Peer::connect(&mount)).collect();
     let mut served = None;
     eventually("a place", || {
         let peer = Peer::connect(&mount);
-        // Turned away, perhaps before it could speak.
+        // Refused, perhaps before it has sent anything.
         let _ = peer.try_send(&hello(1, 1), MsgFlags::empty());
         let packet = peer.receive().expect("an answer");
         served = (Frame::decode(&packet).unwrap().kind == FrameType::Hello).then_some(peer);
@@ -318,9 +318,9 @@ fn connections_that_say_nothing() {
     honest.end();
 }
 
-/// A user has as many connections as are left for others. Root may have all.
+/// A user has a share of the connections. Root may have all.
 #[test]
-fn connections_of_other_users() {
+fn user_has_share_of_connections() {
     let mount = mount_for_all(&[HONEST, "--socket-mode=0666", "--max-connections=41"]);
     let honest = Honest::on(&mount, "honest");
     let socket = socket_of(&mount);
@@ -338,9 +338,9 @@ fn connections_of_other_users() {
     honest.end();
 }
 
-/// A user has as many channels, and as much memory in them, as are left for others. Root may have all.
+/// A user has a share of the channels, and of their memory. Root may have all.
 #[test]
-fn channels_of_other_users() {
+fn user_has_share_of_channels_and_memory() {
     let mount = mount_for_all(&[
         "--channel=honest:global",
         "--subbuf-size=4K",
@@ -368,9 +368,9 @@ fn channels_of_other_users() {
     honest.end();
 }
 
-/// A user has as many files open as are left for others.
+/// A user has a share of the open files.
 #[test]
-fn open_files_of_other_users() {
+fn user_has_share_of_open_files() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     assert!(
         hard > 4200,
@@ -387,9 +387,9 @@ fn open_files_of_other_users() {
     honest.end();
 }
 
-/// What open files keep for who seeks back has a limit, and reading goes on beyond it.
+/// What open files keep for readers that seek back is limited. Reads beyond the limit succeed.
 #[test]
-fn what_readers_keep() {
+fn read_history_is_limited_and_reads_continue() {
     const FILES: usize = 600;
     allow_open_files(2000);
     let mut mount = Mount::new(&[HONEST, "--subbuf-size=256K", "--n-subbufs=4"]);

@@ -1,5 +1,5 @@
-//! Somebody whom the daemon trusts with a channel's control file makes it far longer than there is memory, and may write what he
-//! likes into it. Whoever maps it then maps what the channel takes: mapping takes memory for all of it.
+//! A trusted process makes a channel's control file far longer than the memory, and may write anything into it.
+//! Clients map only the length of the channel: mapping takes memory for all of it.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,15 +15,15 @@ use relayfs_tests::disk::Disk;
 use relayfs_tests::{Mount, exit_code, program, run, stdout_of, text};
 use tempfile::TempDir;
 
-/// What the control file's length becomes.
+/// The new length of the control file.
 const FAR_TOO_LONG: u64 = 1 << 40;
 
-/// A mount whose files are on a disk that is soon full.
+/// A mount whose files are on a small disk.
 struct Scene {
     mount: Mount,
     state: PathBuf,
     disk: Disk,
-    /// How much of the disk was used at the beginning.
+    /// Used bytes of the disk at the beginning.
     used: u64,
     _dir: TempDir,
 }
@@ -39,7 +39,7 @@ impl Scene {
         Scene { mount, state, disk, used, _dir: dir }
     }
 
-    /// The control file of the only channel.
+    /// Returns the control file of the only channel.
     fn control(&self) -> PathBuf {
         let text = fs::read_to_string(self.state.join(STATE_FILE)).unwrap();
         let channels = StateFile::parse(&text).unwrap().channels;
@@ -49,7 +49,7 @@ impl Scene {
 
     #[track_caller]
     fn assert_no_memory_was_taken(&self) {
-        // But for the state file, perhaps.
+        // Except perhaps the state file.
         assert!(self.disk.used() <= self.used + 8192, "{} bytes, and once {}", self.disk.used(), self.used);
     }
 }
@@ -60,14 +60,14 @@ fn lengthen(control: &Path) -> File {
     file
 }
 
-/// Exit status, what is printed and what is said of `audience --state`.
+/// Returns exit status, standard output and standard error of `audience --state`.
 fn look(state: &Path, args: &[&str]) -> (i32, String, String) {
     let output = run(Command::new(program("audience")).arg("--state").arg(state).args(args));
     (exit_code(output.status), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
-fn producers_and_readers_map_what_the_channel_takes() {
+fn producers_and_readers_map_only_the_channels_length() {
     let scene = Scene::new();
     let _file = lengthen(&scene.control());
     let mut producer = Command::new(program("relay-producer"));
@@ -80,7 +80,7 @@ fn producers_and_readers_map_what_the_channel_takes() {
 }
 
 #[test]
-fn who_looks_at_what_was_left_is_told() {
+fn state_of_lengthened_channel_is_an_error() {
     let mut scene = Scene::new();
     scene.mount.send(0, &[b"unread"]);
     let control = scene.control();
@@ -91,7 +91,7 @@ fn who_looks_at_what_was_left_is_told() {
     let expected = format!("it has {FAR_TOO_LONG} bytes instead of {needed}; the others are left alone\n");
     assert!(code == 1 && printed == "unread" && said.contains(&expected), "{code}: {printed}: {said}");
     scene.assert_no_memory_was_taken();
-    // A header by which all of it is needed.
+    // A header that asks for all of it.
     let huge = "subbuf-size=64:n-subbufs=65536".parse::<GeometrySpec>().unwrap().build().unwrap();
     let header = abi::control_header(&huge, 60_000);
     assert!(header.check(&huge, 60_000, FAR_TOO_LONG).is_ok() && header.control_len() > FAR_TOO_LONG / 4);

@@ -9,4 +9,5 @@ mod hostile_sockets;
 mod lengthened;
 mod strangers;
 mod surroundings;
+mod timed_damage;
 mod truncated;

@@ -1,5 +1,5 @@
-//! Another user tries everything that he should not: the table "What a stranger is answered" of `relayfsd/docs/SECURITY.md`, line by line. And
-//! what root's daemon itself can do no more once it has started.
+//! Another user tries all that the daemon must refuse: the table "What a stranger is answered" of
+//! `relayfsd/docs/SECURITY.md`, line by line. And the capabilities that root's daemon drops.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -11,7 +11,7 @@ use relayfs_tests::direct::is_without_sequences;
 use relayfs_tests::users::{GROUP, NOBODY, USER, by_user, gid_of, mount_for_all, program_for_all};
 use relayfs_tests::{Mount, exit_code, private_shell, program, run, text, tool};
 
-/// What a user's shell says to a line of it, without the shell's own words around it.
+/// Returns the answer of a user's shell to a line, without the shell's own words.
 fn answer(uid: u32, dir: &Path, line: &str) -> String {
     let output = run(by_user(uid, uid, "/bin/sh").args(["-c", line]).current_dir(dir));
     let (said, code) = (text(&output.stderr), exit_code(output.status));
@@ -30,10 +30,10 @@ fn socket_of(mount: &Mount) -> PathBuf {
     fs::read_link(mount.path(".relay/socket")).unwrap()
 }
 
-/// The files: in the mount, in the state directory, and the daemon itself in /proc.
+/// Files in the mount and in the state directory, and the daemon's in /proc.
 #[test]
-fn what_a_stranger_is_answered() {
-    let mut mount = mount_for_all(&["--group", GROUP]);
+fn files_and_processes_refuse_a_stranger() {
+    let mut mount = mount_for_all(&["--group", GROUP, "--channel=timed:timed"]);
     mount.send(0, &[b"secret"]);
     let state = relay::layout::paths::state_dir(mount.point(), 0);
     let socket = socket_of(&mount);
@@ -54,6 +54,14 @@ fn what_a_stranger_is_answered() {
         ("echo x >.relay/channels/cpu/msg".into(), refused),
         ("echo 1 >.relay/channels/cpu/flush".into(), refused),
         ("echo 1 >.relay/channels/cpu/reset".into(), refused),
+        ("cat .relay/channels/timed/clock".into(), refused),
+        ("cat .relay/channels/timed/metadata".into(), refused),
+        ("cat .relay/channels/timed/processes".into(), refused),
+        ("cat .relay/channels/timed/trace".into(), refused),
+        ("cat .relay/channels/timed/level".into(), refused),
+        ("echo off >.relay/channels/timed/level".into(), refused),
+        ("cat .relay/channels/timed/snapshot/metadata".into(), refused),
+        ("cat .relay/channels/timed/mode".into(), "done no-overwrite timed\n"),
         ("cat .relay/version >/dev/null".into(), "done "),
         ("cat .relay/channels/cpu/subbuf_size".into(), "done 262144\n"),
         // The state directory.
@@ -61,6 +69,9 @@ fn what_a_stranger_is_answered() {
         (format!("cat {state}/state"), refused),
         (format!("cat {state}/1.data0"), refused),
         (format!("echo x >{state}/1.control"), refused),
+        (format!("cat {state}/2.events"), refused),
+        (format!("echo x >{state}/2.processes"), refused),
+        (format!("cat {state}/2.levels"), refused),
         (format!("stat {state}/1.control"), refused),
         (format!("touch {state}/new"), refused),
         (format!("ln {state}/1.control ."), refused),
@@ -91,9 +102,9 @@ fn what_a_stranger_is_answered() {
     assert!(Path::new(&socket).exists());
 }
 
-/// Mounts: over ours, of ours elsewhere, and away.
+/// Mounts over the daemon's mount, of its directory elsewhere, and unmounts.
 #[test]
-fn a_stranger_mounts_nothing_and_unmounts_nothing() {
+fn stranger_cannot_mount_or_unmount() {
     tool("fusermount3", "fuse3");
     let mut mount = mount_for_all(&[]);
     let point = mount.point().display().to_string();
@@ -114,9 +125,9 @@ fn a_stranger_mounts_nothing_and_unmounts_nothing() {
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
 }
 
-/// `socket MODE`: who may connect, and what frames do then. What the peer is the kernel says; it is not asked.
+/// `socket MODE`: which users may connect, and what their frames do. The kernel says who the peer is.
 #[test]
-fn frames_of_a_stranger() {
+fn frames_of_stranger_are_refused() {
     for (args, uid, gid, connects) in [
         (&[][..], USER, USER, false),
         (&["--group", GROUP], USER, USER, false),
@@ -130,7 +141,7 @@ fn frames_of_a_stranger() {
         if !connects {
             continue;
         }
-        // Direct writing is for whom the daemon trusts, where there are restartable sequences.
+        // Direct writing needs a trusted user, and restartable sequences.
         let trusted = gid != USER;
         let (writes, why) = match is_without_sequences() {
             true => (false, "restartable sequences"),
@@ -140,7 +151,7 @@ fn frames_of_a_stranger() {
         let output = run(command.arg("-m").arg(mount.point()).args(["--transport=shared", "x"]));
         assert_eq!(output.status.success(), writes, "{args:?}: {output:?}");
         assert!(writes || text(&output.stderr).contains(why), "{output:?}");
-        // Reading: WATCH and CONSUME take a SHARE to read, which takes what reading the file takes.
+        // Reading: WATCH and CONSUME need a SHARE to read, which needs the permission to read the file.
         let mut command = by_user(uid, gid, program_for_all("test-stranger"));
         let output = run(command.arg("watch").arg(socket_of(&mount)).arg("cpu"));
         let said = text(&output.stdout);
@@ -154,9 +165,9 @@ fn frames_of_a_stranger() {
     }
 }
 
-/// "A reader's maps cannot be made writable by another uid": nor can the files that it was given to look at.
+/// Another user cannot make a reader's maps writable, nor the files that were shared with a reader.
 #[test]
-fn files_given_to_a_reader_stay_as_they_are() {
+fn files_shared_with_reader_stay_read_only() {
     let mount = mount_for_all(&["--socket-mode=0666", "-o", "mode=0444"]);
     mount.send(0, &[b"as it was"]);
     let mut command = by_user(USER, USER, program_for_all("test-stranger"));
@@ -187,10 +198,10 @@ fn files_given_to_a_reader_stay_as_they_are() {
     assert_eq!(mount.read("cpu0"), b"as it was");
 }
 
-/// Links and directories that somebody planted where ours are to be: nothing is followed, nothing is used, and the daemon says
-/// what is in its way. What a daemon left is taken over only if nobody else had a hand in it.
+/// Another user plants links and directories in the daemon's places. The daemon follows and uses none, and says what
+/// is in its way. It takes over channels only from a directory that no other user could change.
 #[test]
-fn planted_names() {
+fn planted_links_and_directories_are_refused() {
     let script = r#"
         relayfsd=$1; cd "$2"; mkdir relay prey; echo precious >prey/file
         user="setpriv --reuid=1000 --regid=1000 --clear-groups"
@@ -207,10 +218,10 @@ fn planted_names() {
         # A name that is taken denies the start, and that is said.
         $user mkdir /dev/shm/relayfs-0; try
         ls prey; cat prey/file
-        # A state directory of somebody else's, named by root.
+        # Another user's state directory, named by root.
         $user mkdir /dev/shm/mine; $user touch /dev/shm/mine/state
         "$relayfsd" --state-dir /dev/shm/mine relay 2>&1 || :
-        # Left by root, but one file is a link, a link more, somebody else's or open to others.
+        # Left by root, but one file is a link, has another link, is another user's or open to others.
         for what in "ln -sf $PWD/prey/file \$data" "ln \$data /dev/shm/another" "chown 1000 \$data" "chmod 666 \$data"; do
             rm -rf /dev/shm/relayfs-0 /dev/shm/another
             "$relayfsd" -f --keep relay 2>/dev/null & until test -e relay/.relay/version; do :; done
@@ -250,10 +261,11 @@ fn planted_names() {
     }
 }
 
-/// The sets of capabilities of each thread of a process.
+/// Returns the capability sets of each thread of a process.
 fn capabilities(pid: nix::unistd::Pid) -> Vec<(String, String, u64)> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
+    // A thread may end meanwhile.
+    let statuses = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("status")).ok());
     let sets = |status: String| {
         let name = status.lines().next().unwrap().to_owned();
         let line = |line: &str| {
@@ -270,7 +282,7 @@ fn capabilities(pid: nix::unistd::Pid) -> Vec<(String, String, u64)> {
 const SYS_ADMIN: u64 = 1 << 21;
 const DAC_OVERRIDE: u64 = 1 << 1;
 
-/// "Capabilities beyond CAP_SYS_ADMIN are dropped after start", in all threads, and with that it can do all that it has to.
+/// After its start, all threads of root's daemon have CAP_SYS_ADMIN alone, which is enough.
 #[test]
 fn root_keeps_one_capability() {
     let beside = tempfile::tempdir().unwrap();
@@ -292,9 +304,9 @@ fn root_keeps_one_capability() {
     place.assert_clean();
 }
 
-/// Where the daemon's files are in directories of somebody else's, root's daemon keeps what it takes to clear up.
+/// If the daemon's files are in other users' directories, root's daemon keeps the capability to remove them.
 #[test]
-fn root_keeps_what_directories_of_others_take() {
+fn root_keeps_capability_for_directories_of_others() {
     let mut beside = tempfile::tempdir().unwrap();
     beside.disable_cleanup(false);
     let dir = beside.path().join("users");

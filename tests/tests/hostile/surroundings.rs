@@ -1,5 +1,5 @@
-//! Surroundings that go wrong: logs that take nothing, few descriptors, a state directory that other programs change, and names
-//! with control characters.
+//! Bad surroundings: logs that block, few descriptors, a state directory that other programs change, and names with
+//! control characters.
 
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -8,7 +8,6 @@ use std::process::Command;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
-use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -19,7 +18,8 @@ use relayfs_tests::{complaint, eventually, program, run, stdout_of, text, tool};
 /// Less than the log lines that a few hundred requests cause.
 const PIPE_SIZE: i32 = 4096;
 
-/// Has another process read a file many times, and does not wait for it: not even SIGKILL ends a read that the daemon has taken.
+/// Makes another process read a file many times, without waiting for it: even SIGKILL does not end a read in the
+/// daemon.
 #[track_caller]
 fn assert_served(place: &Place) {
     let script = r#"for i in $(seq 200); do cat "$1/.relay/version" >/dev/null; done"#;
@@ -35,7 +35,7 @@ fn produce(place: &Place, args: &[&str]) -> Command {
 }
 
 #[test]
-fn fifo_as_log_file_holds_up_nothing() {
+fn fifo_as_log_file_blocks_no_request() {
     let place = Place::new();
     let fifo = place.beside("fifo");
     mkfifo(&fifo, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
@@ -53,20 +53,20 @@ fn fifo_as_log_file_holds_up_nothing() {
 }
 
 #[test]
-fn standard_error_that_takes_nothing_holds_up_nothing() {
+fn full_standard_error_blocks_no_request() {
     let place = Place::new();
     let (reader, writer) = io::pipe().unwrap();
     fcntl(&reader, FcntlArg::F_SETPIPE_SZ(PIPE_SIZE)).unwrap();
     let mut daemon = place.command(&["-d"]).stderr(writer).spawn().unwrap();
     eventually("a mount", || place.is_mounted());
     assert_served(&place);
-    umount2(place.point(), MntFlags::empty()).unwrap();
+    place.unmount();
     assert!(daemon.wait().unwrap().success());
 }
 
-/// From too few for anything up to the first limit that does.
+/// From the lowest limit up to the first one with which the daemon starts.
 #[test]
-fn few_descriptors_are_told_as_such() {
+fn start_with_few_descriptors_names_the_limit() {
     let place = Place::new();
     for limit in 5..64 {
         let mut command = tool("prlimit", "util-linux");
@@ -82,14 +82,43 @@ fn few_descriptors_are_told_as_such() {
         let told = complaint("relayfsd", &output);
         assert!(told.contains("Too many open files"), "{limit}: {told}");
         assert!(!told.contains("names another") && !told.contains("nobody"), "{limit}: {told}");
-        assert!(!place.is_mounted(), "{limit}");
+        place.assert_clean();
     }
     panic!("relayfsd needs more than 64 descriptors");
 }
 
-/// What a start cannot open or map for want of descriptors or memory may be sound: the next start finds it in its place.
+/// From the least memory with which the program itself starts, up to the first limit with which the daemon does.
 #[test]
-fn start_without_memory_or_descriptors_sets_nothing_aside() {
+fn start_with_little_memory_names_the_limit() {
+    let place = Place::new();
+    let limited = |mebibytes: u32, args: &[&std::ffi::OsStr]| {
+        let mut command = tool("prlimit", "util-linux");
+        command.arg(format!("--as={}", mebibytes << 20)).arg(program("relayfsd")).args(args);
+        try_to_start(&mut command)
+    };
+    let least = (8..200).step_by(4).find(|limit| limited(*limit, &["--version".as_ref()]).status.success());
+    let least = least.expect("a limit with which it prints its version");
+    for (n_refused, limit) in (least + 4..400).step_by(4).enumerate() {
+        let output = limited(limit, &[place.point().as_os_str()]);
+        if output.status.success() {
+            let mut daemon = Daemon::find(place.point());
+            daemon.signal(Signal::SIGTERM);
+            assert_eq!(daemon.wait(), 0);
+            assert!(n_refused > 3, "the limit was not kept");
+            return;
+        }
+        let told = complaint("relayfsd", &output);
+        // A thread without memory for its stack.
+        let is_thread = told.contains("Resource temporarily unavailable");
+        assert!(told.contains("memory") || is_thread, "{limit} MiB: {told}");
+        place.assert_clean();
+    }
+    panic!("relayfsd needs more than 400 MiB");
+}
+
+/// A channel that a start cannot open or map for want of descriptors or memory may be sound: the next start finds it.
+#[test]
+fn start_without_memory_or_descriptors_quarantines_nothing() {
     let place = Place::new();
     let mut daemon = place.start(&["--channel=big:subbuf-size=16M:n-subbufs=4:global"]);
     for channel in ["cpu", "big"] {
@@ -109,7 +138,7 @@ fn start_without_memory_or_descriptors_sets_nothing_aside() {
             assert_eq!(daemon.wait(), 0);
         }
         let entries = fs::read_dir(place.state_dir()).unwrap().map(|entry| entry.unwrap().file_name());
-        let aside = entries.filter(|name| name.to_string_lossy().starts_with("refused-")).count();
+        let aside = entries.filter(|name| name.to_string_lossy().starts_with("quarantine-")).count();
         assert_eq!(aside, 0, "{limit}: {}", text(&output.stderr));
     }
     let _daemon = place.start(&[]);
@@ -131,7 +160,7 @@ fn advice_never_changes_the_system() {
 }
 
 #[test]
-fn removed_state_directory_is_told() {
+fn removed_state_directory_is_reported() {
     let place = Place::new();
     let log = place.beside("log");
     let mut daemon = place.start(&["--log-file", log.to_str().unwrap()]);
@@ -148,7 +177,7 @@ fn removed_state_directory_is_told() {
 }
 
 #[test]
-fn state_directory_without_its_lock_keeps_what_is_unread() {
+fn state_directory_without_lock_keeps_unread_data() {
     let place = Place::new();
     let mut daemon = place.start(&[]);
     stdout_of(&mut produce(&place, &["--cpu=0", "-n", "unread"]));

@@ -1,5 +1,5 @@
-//! Somebody whom the daemon trusts with a channel's files truncates them: that channel is broken, whoever looks into it is told
-//! so, and it can be made anew; the daemon and its other channels go on, whatever is asked of it.
+//! A trusted process truncates a channel's files. That channel is broken: each access reports it, and `reset`
+//! recreates it. The daemon and its other channels continue, whatever a client asks.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use relay::layout::state_file::{STATE_FILE, StateFile};
 use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
 use relayfs_tests::{DEADLINE, Mount, eventually, exit_code, run, text, tool};
 
-/// Things that have the daemon look into a channel's files. None may hang, whatever else becomes of them.
+/// Commands that make the daemon access a channel's files. They may fail, but none may hang.
 const LOOKS: &[&str] = &[
     "cat evil0",
     "dd if=evil0 bs=4096 skip=1",
@@ -30,11 +30,11 @@ const LOOKS: &[&str] = &[
     "echo 0 1 >.relay/channels/evil/consumed/cpu0",
     "cat .relay/channels/evil/consumed/cpu0",
 ];
-/// Those that say nothing of what is in it, and work.
+/// Commands that do not depend on the buffers' contents, and succeed.
 const HARMLESS: &[&str] =
     &["ls -l evil0 evil1 .relay/channels/evil/snapshot", "cat .relay/channels/evil/subbuf_size"];
 
-/// A mount with a healthy channel, and one whose files somebody cuts.
+/// A mount with a healthy channel, and one with truncated files.
 struct Scene {
     mount: Mount,
     state: PathBuf,
@@ -53,20 +53,20 @@ impl Scene {
         Scene { mount, state, _dir: dir }
     }
 
-    /// The channel's file of this kind, as it is now.
+    /// Opens the channel's file of this kind.
     fn file(&self, suffix: &str) -> File {
         let path = file_of(&self.state, suffix);
         File::options().read(true).write(true).open(path).expect("a file of a channel")
     }
 
-    /// Puts something into all sub-buffers.
+    /// Fills all sub-buffers.
     fn fill(&self) {
         for cpu in 0..2 {
             self.mount.send_to("evil", cpu, &[&[b'm'; 6000][..]; 4]);
         }
     }
 
-    /// Makes the channel anew, and finds it working.
+    /// Recreates the channel, and checks that it works.
     fn renew(&self) {
         self.mount.poke("evil", "reset");
         self.mount.send_to("evil", 0, &[b"anew"]);
@@ -80,10 +80,10 @@ impl Scene {
         assert_eq!(self.mount.stats("good")["total.corrected"], 0);
     }
 
-    /// Runs a shell command in the mount, which must end by itself.
+    /// Runs a shell command in the mount. The command must end by itself.
     fn look(&self, look: &str) -> (bool, String) {
         let mut command = tool("timeout", "coreutils");
-        let output = run(command.args(["20", "sh", "-c", look]).current_dir(self.mount.point()));
+        let output = run(command.args(["60", "sh", "-c", look]).current_dir(self.mount.point()));
         let code = exit_code(output.status);
         assert!(code < 100, "{look}: {code}");
         (code == 0, text(&output.stderr))
@@ -96,12 +96,12 @@ fn file_of(state: &Path, suffix: &str) -> PathBuf {
     state.join(format!("{}.{suffix}", evil.id))
 }
 
-/// How files are cut.
+/// How files are truncated.
 const CUTS: [(&str, u64); 5] =
     [("data0", 0), ("data0", 4096), ("data0", 16 << 10), ("control", 0), ("control", 4096)];
 
 #[test]
-fn whoever_looks_is_told_and_it_can_be_made_anew() {
+fn access_to_truncated_channel_fails_until_reset() {
     tool("python3", "python3");
     for mode in ["no-overwrite", "overwrite"] {
         let mut scene = Scene::new(mode, &[]);
@@ -119,7 +119,7 @@ fn whoever_looks_is_told_and_it_can_be_made_anew() {
             }
             scene.assert_others_unharmed();
         }
-        // Longer does not hurt.
+        // A longer file does no harm.
         scene.file("data0").set_len(1 << 20).unwrap();
         scene.file("control").set_len(1 << 20).unwrap();
         scene.mount.send_to("evil", 0, &[b"as ever"]);
@@ -132,15 +132,15 @@ fn whoever_looks_is_told_and_it_can_be_made_anew() {
     }
 }
 
-/// Who had it open before, and who waits.
+/// Readers with open files, pollers and producers learn of the damage.
 #[test]
-fn whoever_has_it_open_is_told() {
+fn readers_and_producers_of_truncated_channel_get_errors() {
     for mode in ["no-overwrite", "overwrite"] {
         for (file, len) in CUTS {
             let mut scene = Scene::new(mode, &[]);
             let what = format!("{mode} {file} {len}");
             let mount = &scene.mount;
-            let direct = mount.direct_channel("good"); // of others, nobody is told anything
+            let direct = mount.direct_channel("good"); // producers of other channels get no error
             let socket = mount.channel("evil");
             let mut open = File::open(mount.path("evil0")).unwrap();
             let mut positions = File::open(mount.control("evil", "control")).unwrap();
@@ -154,7 +154,7 @@ fn whoever_has_it_open_is_told() {
                 });
                 mount.send_to("evil", 0, &[&[b'm'; 6000][..]; 4]);
                 scene.file(file).set_len(len).unwrap();
-                // What is read first may be whole yet; then it is seen.
+                // The first bytes may still be whole. A later read finds the damage.
                 eventually(&what, || {
                     open.read(&mut [0; 3000]).is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
                 });
@@ -167,7 +167,7 @@ fn whoever_has_it_open_is_told() {
             assert!(is_refused(positions.read(&mut [0; 100])), "{what}");
             assert!(is_refused(msg.write(b"message")), "{what}");
             assert!(is_refused(open.read_at(&mut [0; 100], 0)), "{what}");
-            // Who sends is hung up on, and told why when it comes back.
+            // The daemon closes the producer's connection, and refuses the channel to its next one.
             let mut said = String::new();
             eventually("a refusal", || {
                 said = socket.flush().err().map_or_else(String::new, |error| error.to_string());
@@ -186,9 +186,9 @@ fn whoever_has_it_open_is_told() {
     }
 }
 
-/// A batch that waits for room does not wait for ever, and a flush interval meets what it meets.
+/// A waiting batch ends, and the flush timer meets the damage.
 #[test]
-fn nobody_waits_for_a_broken_channel() {
+fn broken_channel_ends_waiting_batch() {
     let mut scene = Scene::new("no-overwrite", &["--flush-interval=5ms"]);
     scene.fill();
     let channel = scene.mount.channel("evil");
@@ -198,18 +198,18 @@ fn nobody_waits_for_a_broken_channel() {
             channel.write_batch([[b'w'; 6000]; 3], options)
         });
         scene.file("control").set_len(0).unwrap();
-        // Nobody looks but the daemon by itself.
+        // No client accesses the channel, only the daemon's timer.
         eventually("the end of the waiting", || waiting.is_finished());
         let counts = waiting.join().unwrap();
-        assert!(counts.is_err() || counts.is_ok_and(|counts| counts.dropped > 0));
+        assert!(counts.as_ref().is_ok_and(|counts| counts.dropped > 0) || counts.is_err(), "{counts:?}");
     });
     scene.assert_others_unharmed();
     scene.renew();
 }
 
-/// One that a producer has made goes when nobody has it any more, and the next one gets a new one.
+/// A broken channel of a producer goes with its last holder. The next producer gets a new channel.
 #[test]
-fn one_that_a_producer_made_goes_with_its_last_holder() {
+fn broken_channel_of_producer_goes_with_last_holder() {
     let scene = Scene::new("no-overwrite", &[]);
     let made = |name| {
         Channel::builder(scene.mount.point(), name).create(true).transport(TransportChoice::Socket).open()
@@ -221,7 +221,7 @@ fn one_that_a_producer_made_goes_with_its_last_holder() {
     let entry = StateFile::parse(&entries).unwrap().channels.into_iter().find(|c| c.name.as_str() == "made");
     let path = scene.state.join(format!("{}.data0", entry.expect("the channel").id));
     File::options().write(true).open(path).unwrap().set_len(0).unwrap();
-    let refused = made("made").expect_err("somebody has it").to_string();
+    let refused = made("made").expect_err("the channel has a holder").to_string();
     assert!(refused.contains("is broken"), "{refused}");
     drop(first);
     eventually("its end", || !scene.mount.control("made", "mode").exists());
@@ -229,9 +229,9 @@ fn one_that_a_producer_made_goes_with_its_last_holder() {
     assert!(again.created());
 }
 
-/// The next daemon sets aside what was cut, and goes on with the rest.
+/// The next daemon quarantines a truncated channel, and continues the others.
 #[test]
-fn the_next_daemon_finds_files_cut() {
+fn next_daemon_quarantines_truncated_channel() {
     for (file, len) in CUTS {
         let mut scene = Scene::new("no-overwrite", &[]);
         scene.fill();
@@ -248,13 +248,13 @@ fn the_next_daemon_finds_files_cut() {
         assert_eq!(scene.mount.read("evil0"), b"anew", "{file} {len}");
         assert!(scene.mount.end(Signal::SIGTERM).success());
         let log = scene.mount.daemon().stderr();
-        assert!(log.contains("channel evil: it cannot go on, and is set aside"), "{file} {len}: {log}");
+        assert!(log.contains("channel evil: quarantined in "), "{file} {len}: {log}");
     }
 }
 
-/// The state file is cut, too.
+/// The state file is truncated too.
 #[test]
-fn the_next_daemon_finds_its_own_notes_cut() {
+fn next_daemon_quarantines_all_if_state_file_is_truncated() {
     for len in [0, 20, 100] {
         let mut scene = Scene::new("no-overwrite", &[]);
         scene.fill();
@@ -266,9 +266,9 @@ fn the_next_daemon_finds_its_own_notes_cut() {
     }
 }
 
-/// Somebody cuts files and makes them longer again all the time: reads fail or give what is there, and none waits for ever.
+/// A process truncates and extends files all the time: reads fail or return data, and none hangs.
 #[test]
-fn nobody_hangs_while_files_shrink_and_grow() {
+fn reads_return_while_files_shrink_and_grow() {
     let mut scene = Scene::new("no-overwrite", &[]);
     for _ in 0..20 {
         scene.fill();

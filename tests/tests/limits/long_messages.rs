@@ -1,6 +1,7 @@
-//! Messages that are too long to be written directly go by the socket. Threads that get a signal every 100 us write
-//! nothing else here, while their CPUs change: every call returns, and what it says is so. In one of the processes the
-//! signal handlers write short messages, directly, whatever of the socket's locks they have interrupted.
+//! Messages that are too long for a direct write go over the socket. Threads that get a signal every 100 us write
+//! only such messages here, while their CPUs change. Each call returns, and its result is right. In one of the
+//! processes the signal handlers write short messages directly, even if they have interrupted a holder of the
+//! socket's locks.
 
 use std::fs::File;
 use std::io::Read;
@@ -14,17 +15,17 @@ use relayfs_tests::streams::{Numbers, Received};
 use relayfs_tests::stress::{Done, StressWriter};
 use relayfs_tests::{DEADLINE, Mount};
 
-/// Processes that write.
+/// Number of writing processes.
 const PROCESSES: u32 = 2;
-/// How long they do.
+/// How long they write.
 const DURATION: Duration = Duration::from_secs(1);
-/// What each of them has tried by then, also on a machine that has much else to do.
+/// Least messages that each has tried by then, on a busy machine too.
 const ATTEMPTS_MIN: u64 = 20;
-/// The shortest message that is not written directly, and the longest there is.
+/// The shortest message that is not written directly, and the longest one.
 const LENGTHS: (usize, usize) = ((64 << 10) + 1, 1 << 20);
 
 #[test]
-fn long_messages_under_signals_are_written_whole_or_refused_and_every_call_returns() {
+fn long_messages_under_signals_are_whole_or_refused() {
     let mount = Mount::with_sequences(&["--subbuf-size", "1M", "--n-subbufs", "4"]);
     let n_cpus = (0..).take_while(|cpu| mount.path(&format!("cpu{cpu}")).exists()).count();
     let (pattern, is_over) = (Pattern::default(), AtomicBool::new(false));
@@ -41,21 +42,21 @@ fn long_messages_under_signals_are_written_whole_or_refused_and_every_call_retur
         let mut read = Numbers::default();
         let of_writer = received.iter().filter_map(|received| received.writers.get(&writer));
         of_writer.for_each(|of_cpu| read.merge(of_cpu));
-        // One that was not answered in time counts as written, and may be dropped after all.
+        // A message without an answer in time counts as written, and may be dropped.
         let written = get(&stream.numbered);
         assert!(read.end() <= written, "writer {writer}: {} read, {written} written", read.end());
         attempts += get(&stream.attempts);
     }
     let stats = mount.stats("cpu");
     let read: u64 = received.iter().map(|received| received.messages).sum();
-    // Contended are those for which the daemon's thread was not where it should be: somebody took the CPU offline.
+    // Contended messages: the daemon's thread was on another CPU, because the CPU was taken offline.
     let lost = stats["total.dropped"] + stats["total.contended"];
     assert_eq!(attempts, read + lost, "read or counted as lost: {stats:?}");
     assert!(read > 0, "{stats:?}");
     println!("{attempts} messages tried, {read} read: {stats:?}");
 }
 
-/// Ends the reader when it goes.
+/// Ends the reader when dropped.
 struct End<'a>(&'a AtomicBool);
 
 impl Drop for End<'_> {
@@ -77,16 +78,16 @@ fn write(mount: &Mount) -> Vec<Done> {
     writers.into_iter().map(StressWriter::finish).collect()
 }
 
-/// Reads the files of all CPUs until nobody writes any more and nothing is left.
+/// Reads the files of all CPUs until no process writes and nothing is left.
 fn read<'a>(mount: &Mount, n_cpus: usize, is_over: &AtomicBool, pattern: &'a Pattern) -> Vec<Received<'a>> {
     let open = |cpu| File::open(mount.path(&format!("cpu{cpu}"))).expect("opening a buffer");
     let mut files: Vec<File> = (0..n_cpus).map(open).collect();
-    // The later of two long ones may come first, if the daemon takes its time.
+    // The later of two long messages may come first, if the daemon is slow.
     let mut received: Vec<Received> =
         (0..n_cpus).map(|_| Received::new(pattern, false).in_any_order_from(LENGTHS.0)).collect();
     let mut bytes = vec![0; 1 << 20];
     loop {
-        // Before the read: what was written before it was set, is read.
+        // Before the read: data written before the flag was set is read.
         let is_last = is_over.load(Ordering::Acquire);
         let mut total = 0;
         for (file, received) in files.iter_mut().zip(&mut received) {

@@ -12,9 +12,9 @@ use relayfs_tests::{DEADLINE, Mount};
 
 const MANY: usize = 1000;
 
-/// Each connection has a channel of its own, each of which somebody polls; then a message goes through each.
+/// Each connection has a channel and a poller for it. Then a message goes through each.
 #[test]
-fn a_thousand_connections_channels_and_pollers() {
+fn thousand_connections_channels_and_pollers_are_served() {
     allow_open_files(4 * MANY as u64);
     let mount = Mount::new(&[]);
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();

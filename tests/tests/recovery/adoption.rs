@@ -1,6 +1,5 @@
-//! What the next daemon makes of what one has left: channels go on with their geometry and their numbers, also those
-//! that producers had opened; what is damaged is set aside and told; a mount point is known by its path and by its
-//! directory.
+//! What the next daemon recovers. Channels keep geometry and numbers, also those that producers opened. Damaged
+//! channels are quarantined with a line in the log. The daemon knows a mount point by its path and by its directory.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -28,14 +27,14 @@ fn kill(mount: &mut Mount) {
     assert_eq!(exit_code(mount.end(Signal::SIGKILL)), 128 + 9);
 }
 
-/// What the daemon says until its end, which comes now.
+/// Ends the daemon, and returns its standard error.
 fn told(mount: &mut Mount) -> String {
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
     mount.daemon().stderr()
 }
 
 #[test]
-fn every_number_goes_on() {
+fn next_daemon_keeps_all_counters_and_positions() {
     let args = [ARGS, &["--channel=app/ring:overwrite:header=8", "--channel=all:global"]].concat();
     let mut mount = Mount::new(&args);
     for n in 0..9 {
@@ -62,10 +61,9 @@ fn size(mount: &Mount, file: &str) -> u64 {
     fs::metadata(mount.path(file)).unwrap().len()
 }
 
-/// Channels that producers opened are there again while there is something unread in them; then they go, and what they
-/// had counted stays.
+/// Channels of dead producers stay while they have unread data. Then they go, and the totals keep their counts.
 #[test]
-fn channels_of_nobody_are_there_until_they_are_read() {
+fn channel_without_holder_stays_until_read() {
     let mut mount = Mount::new(ARGS);
     let holds = Channel::builder(mount.point(), "app/log").create(true).open().unwrap();
     mount.send_to("app/log", 0, &[b"unread\n"]);
@@ -73,7 +71,8 @@ fn channels_of_nobody_are_there_until_they_are_read() {
     drop((holds, empty));
     kill(&mut mount);
     mount.restart(ARGS);
-    assert!(!mount.path("empty0").exists());
+    // A process that another test was just starting may have had its files for a moment.
+    eventually("the empty channel's end", || !mount.path("empty0").exists());
     assert_eq!(text(&mount.read("app/log0")), "unread\n");
     eventually("the channel's end", || !mount.path("app").exists());
     for _ in 0..2 {
@@ -84,10 +83,10 @@ fn channels_of_nobody_are_there_until_they_are_read() {
     }
 }
 
-/// A producer that only writes does not come back by itself, but its channel is there as long as it is, and who polls
-/// its buffer hears of what it finishes.
+/// The channel of a producer that only writes lives as long as that producer. Pollers hear of the sub-buffers it
+/// finishes.
 #[test]
-fn a_producer_of_an_earlier_daemon_is_heard() {
+fn orphaned_producer_wakes_pollers() {
     if is_without_sequences() {
         return not_direct();
     }
@@ -110,7 +109,7 @@ fn a_producer_of_an_earlier_daemon_is_heard() {
             poll(&mut polled, PollTimeout::from(20_000u16))
         });
         eventually("a sleeper", || tid.get().is_some_and(|tid| sleeps_in_poll(*tid)));
-        // Two sub-buffers: the first is finished, and nobody hears the bell.
+        // Two sub-buffers: the first is finished, and no daemon hears the bell.
         on_cpu(0, || (0..2).for_each(|_| channel.write(&[b'x'; 3000]).unwrap()));
         assert_eq!(sleeper.join().unwrap(), Ok(1));
     });
@@ -121,22 +120,23 @@ fn a_producer_of_an_earlier_daemon_is_heard() {
     eventually("the channel's end", || !mount.path("app0").exists());
 }
 
-/// Whether a thread of this process sleeps in poll(2); what it polls has been asked then.
+/// Returns whether a thread of this process sleeps in poll(2), so that its poll request has been answered.
 fn sleeps_in_poll(thread: Pid) -> bool {
     let wchan = fs::read_to_string(format!("/proc/self/task/{thread}/wchan"));
     wchan.is_ok_and(|wchan| wchan.contains("poll"))
 }
 
-/// Without sequences nothing is written directly, and what a socket takes is lost with the daemon: said, not skipped.
+/// Without sequences, producers write over the socket, and the daemon loses what it has not read: stated, not
+/// skipped.
 fn not_direct() {
     let mount = Mount::new(ARGS);
     let channel = Channel::open(mount.point(), "cpu").unwrap();
     assert!(channel.why_socket().is_some());
 }
 
-/// What is damaged is set aside, by channel, with a reason; its producers are told and find the new one.
+/// Each damaged channel is quarantined with a reason. Its producers get an error, and find the new channel.
 #[test]
-fn what_is_damaged_is_set_aside() {
+fn damaged_channel_is_quarantined() {
     type Damage = (&'static str, fn(&Path), &'static str);
     let damages: &[Damage] = &[
         ("a short file", |dir| truncate(&dir.join("2.data1"), 100), "it has 100 bytes instead of 16384"),
@@ -200,12 +200,14 @@ fn what_is_damaged_is_set_aside() {
         assert_eq!(text(&mount.read("evil0")), "", "{what}: a new one");
         mount.send_to("evil", 0, &[b"new\n"]);
         assert_eq!(text(&mount.read("evil0")), "new\n", "{what}");
-        assert!(dir.join("refused-1/state").exists(), "{what}");
+        assert!(dir.join("quarantine-1/state").exists(), "{what}");
         let said = told(&mut mount);
-        let line =
-            said.lines().find(|line| line.contains("set aside")).unwrap_or_else(|| panic!("{what}: {said}"));
-        assert!(line.contains("channel evil: it cannot go on") && line.contains(reason), "{what}: {line}");
-        assert!(dir.join("refused-1/2.control").exists(), "{what}");
+        let line = said
+            .lines()
+            .find(|line| line.contains("quarantined in"))
+            .unwrap_or_else(|| panic!("{what}: {said}"));
+        assert!(line.contains("channel evil: quarantined in ") && line.contains(reason), "{what}: {line}");
+        assert!(dir.join("quarantine-1/2.control").exists(), "{what}");
     }
 }
 
@@ -218,9 +220,9 @@ fn scribble(path: &Path, at: u64, bytes: &[u8]) {
         .unwrap();
 }
 
-/// Where the list of channels is damaged, nothing goes on; all of it is kept.
+/// If the list of channels is damaged, the daemon quarantines everything.
 #[test]
-fn without_the_list_of_channels_all_is_set_aside() {
+fn damaged_state_file_quarantines_everything() {
     let damages: &[fn(&Path)] = &[
         |state| fs::write(state, "nonsense").unwrap(),
         |state| fs::remove_file(state).unwrap(),
@@ -238,15 +240,15 @@ fn without_the_list_of_channels_all_is_set_aside() {
         damage(&dir.join("state"));
         mount.restart(ARGS);
         assert_eq!(text(&mount.read("cpu0")), "");
-        assert!(dir.join("refused-1/1.data0").exists());
+        assert!(dir.join("quarantine-1/1.data0").exists());
         let said = told(&mut mount);
-        assert!(said.contains(" cannot go on, and is set aside in "), "{said}");
+        assert!(said.contains(" all contents quarantined in "), "{said}");
     }
 }
 
-/// Producers of what was set aside are told at the next switch, and find the new channel.
+/// Producers of a quarantined channel learn of it at the next switch, and find the new channel.
 #[test]
-fn producers_of_what_is_set_aside_come_back() {
+fn producers_of_quarantined_channel_find_new_one() {
     if is_without_sequences() {
         return not_direct();
     }
@@ -263,10 +265,10 @@ fn producers_of_what_is_set_aside_come_back() {
     assert!(!got.is_empty() && got.len().is_multiple_of(3) && got.replace("new", "").is_empty(), "{got}");
 }
 
-/// A channel of the command line goes on as it was while it has something unread; once it has not, it is what the
-/// command line says.
+/// A channel of the command line keeps its geometry while it has unread data. The start after that uses the command
+/// line's.
 #[test]
-fn another_geometry_has_to_wait_for_readers() {
+fn new_geometry_waits_until_channel_is_read() {
     let other = ["--subbuf-size=8192", "--n-subbufs=2"];
     let size = |mount: &Mount| fs::read_to_string(mount.control("cpu", "subbuf_size")).unwrap();
     let mut mount = Mount::new(ARGS);
@@ -285,9 +287,9 @@ fn another_geometry_has_to_wait_for_readers() {
     assert!(!said.contains("continues as"), "{said}");
 }
 
-/// A directory that was made again under its path continues with what was written to that path.
+/// A new directory under the same path continues with the channels of that path.
 #[test]
-fn another_directory_of_that_path_goes_on() {
+fn new_directory_of_same_path_continues_channels() {
     let script = r#"
         mkdir /run/a /run/b; mkdir /run/point; mount --bind /run/a /run/point; mkdir /run/point/relay
         relayfsd=$1; producer=$2
@@ -308,9 +310,9 @@ fn another_directory_of_that_path_goes_on() {
     assert_eq!(said, "old\n/dev/shm/relayfs-0/run-point-relay\n");
 }
 
-/// What was left under a former path of the mount point is taken over, and its producers write on.
+/// The daemon takes over what was left under a former path of the mount point, and its producers continue to write.
 #[test]
-fn a_renamed_mount_point_goes_on() {
+fn renamed_mount_point_continues_channels() {
     let mut place = Place::named("old/relay");
     let mut daemon = place.start(ARGS);
     let former = place.state_dir();
@@ -327,8 +329,8 @@ fn a_renamed_mount_point_goes_on() {
         expected += "meanwhile\n";
     }
     let log = place.beside("log");
-    // What the last start set aside stays beside it.
-    let refused = place.state_dir().join("refused-1");
+    // The quarantine of the last start stays.
+    let refused = place.state_dir().join("quarantine-1");
     fs::create_dir_all(&refused).unwrap();
     fs::write(refused.join("state"), "for people").unwrap();
     fs::write(place.state_dir().join("lock"), "relayfsd 1\n").unwrap();
@@ -348,12 +350,12 @@ fn a_renamed_mount_point_goes_on() {
     drop(channel);
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
-    assert_eq!(fs::read_to_string(place.state_dir().join("refused-1/state")).unwrap(), "for people");
+    assert_eq!(fs::read_to_string(place.state_dir().join("quarantine-1/state")).unwrap(), "for people");
 }
 
-/// A new directory that has the inode number of a removed one has nothing to do with what was left of that.
+/// A new directory with the inode number of a removed one gets nothing of that one's channels.
 #[test]
-fn another_directory_of_that_number_begins_empty() {
+fn new_directory_with_reused_inode_begins_empty() {
     let mut place = Place::named("old/relay");
     let mut daemon = place.start(ARGS);
     let channel = Channel::open(place.point(), "cpu").unwrap();
@@ -363,7 +365,7 @@ fn another_directory_of_that_number_begins_empty() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
     let former = place.state_dir();
-    // As if the file system had given the number again.
+    // As if the file system had used the number again.
     let state = former.join("state");
     let (said, born) =
         (fs::read_to_string(&state).unwrap(), |line: &str| line.split([':', ' ']).nth(3).unwrap().to_owned());
@@ -377,10 +379,10 @@ fn another_directory_of_that_number_begins_empty() {
     assert_eq!(daemon.wait(), 0);
 }
 
-/// Two daemons on one state directory: the second is refused, and the first goes on; the lock does not outlive its
-/// daemon in a child.
+/// A second daemon on a state directory is refused, and the first continues. A child of a daemon does not keep its
+/// lock.
 #[test]
-fn one_daemon_a_state_directory() {
+fn second_daemon_on_state_directory_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
     let args = ["--state-dir", state.to_str().unwrap()];

@@ -1,8 +1,9 @@
-//! A clean end: what is unread stays for the next daemon, what was read to its end is gone, live producers write on; and what
-//! `--keep` and `--discard` change about that.
+//! A clean end: unread data stays for the next daemon, read channels go, live producers continue to write. `--keep`
+//! and `--discard` change that.
 
 use std::fs::{self, File};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -18,27 +19,43 @@ fn state_dir(mount: &Mount) -> PathBuf {
     relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
 }
 
-/// Ends the daemon, and returns what it has said.
+/// Ends the daemon, and returns its standard error.
 #[track_caller]
 fn end(mount: &mut Mount, how: &str) -> String {
     match how {
         "SIGTERM" => mount.daemon().signal(Signal::SIGTERM),
         "SIGINT" => mount.daemon().signal(Signal::SIGINT),
         "umount -l" => mount.detach(),
-        // The kernel closes files a moment after their programs have.
+        // The kernel closes files a moment after their programs.
         _ => eventually("umount", || run(tool("umount", "mount").arg(mount.point())).status.success()),
     }
     assert_eq!(exit_code(mount.daemon().wait()), 0, "{how}");
     mount.daemon().stderr()
 }
 
-/// The line about what stays.
+/// Returns the line about unread data that stays.
 fn line(mount: &Mount, what: &str) -> String {
     let (dir, point) = (state_dir(mount).display().to_string(), mount.point().display());
     format!(
-        "relayfsd: unread data stays in {dir}: {what}; to read it: audience --state {dir}; to go on with it: relayfsd {point}; \
+        "relayfsd: unread data stays in {dir}: {what}; to read it: audience --state {dir}; to continue with it: relayfsd {point}; \
          to remove it: rm -r {dir}\n"
     )
+}
+
+/// Waits until no process has files of a channel from the daemon.
+///
+/// A process that another test just starts has those of this process for a moment.
+#[track_caller]
+fn no_producer_is_left(mount: &Mount) {
+    eventually("the end of the last producer", || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let entries = fs::read_dir(state_dir(mount)).unwrap().map(|entry| entry.unwrap());
+        let mut controls =
+            entries.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "control"));
+        // The daemon marks what it gives to producers by a lock.
+        !controls
+            .any(|entry| entry.metadata().is_ok_and(|found| locks.contains(&format!(":{} ", found.ino()))))
+    });
 }
 
 /// Numbers of the files in the state directory, one for each channel.
@@ -72,7 +89,7 @@ fn unread_data_stays_at_every_clean_end() {
     }
 }
 
-/// Channels of producers, and of a command line that does not name them any more, go when they have been read.
+/// Channels of producers, and those that the command line does not name any more, go when they have been read.
 #[test]
 fn kept_channels_go_when_they_are_read() {
     let mut mount = Mount::new(ARGS);
@@ -90,7 +107,7 @@ fn kept_channels_go_when_they_are_read() {
     assert!(!state_dir(&mount).exists());
 }
 
-/// A header alone is nothing unread.
+/// A header alone is not unread data.
 #[test]
 fn headers_alone_do_not_stay() {
     let mut mount = Mount::new(&["--header=8", "--subbuf-size=4096"]);
@@ -102,9 +119,9 @@ fn headers_alone_do_not_stay() {
     assert!(!state_dir(&mount).exists());
 }
 
-/// A flight recorder is unread, whatever snapshots were taken.
+/// A flight recorder counts as unread, whatever snapshots were taken.
 #[test]
-fn a_flight_recorder_stays() {
+fn flight_recorder_stays_at_clean_end() {
     let mut mount = Mount::new(&["--overwrite", "--subbuf-size=4096", "--n-subbufs=2"]);
     for n in 0..9 {
         mount.send(0, &[&[b'0' + n; 4000]]);
@@ -116,10 +133,10 @@ fn a_flight_recorder_stays() {
     assert!(mount.read("cpu0") == shown);
 }
 
-/// A live producer writes on over the end and the next start, without an error or a loss, though all was read: to a channel of
-/// the command line, and to one that it has created.
+/// A live producer writes over the end and the next start without an error or a loss, though all was read, to a
+/// channel of the command line and to one that it has created.
 #[test]
-fn live_producers_write_on() {
+fn live_producers_write_across_clean_end() {
     let is_direct = !is_without_sequences();
     for (name, how) in
         ["cpu", "made"].into_iter().flat_map(|name| ["SIGTERM", "umount", "umount -l"].map(|how| (name, how)))
@@ -149,14 +166,15 @@ fn live_producers_write_on() {
             assert_eq!(mount.stats(name)["total.dropped"], 0, "{name}, {how}");
         }
         drop(channel);
+        no_producer_is_left(&mount);
         assert_eq!(end(&mut mount, how), "", "{name}, {how}: it is gone");
         assert!(!state_dir(&mount).exists(), "{name}, {how}");
     }
 }
 
-/// What is read after `umount -l` does not come back; what is not read then stays.
+/// Data read after `umount -l` does not come back. Unread data stays then.
 #[test]
-fn what_is_read_after_umount_l_does_not_come_back() {
+fn data_read_after_umount_l_does_not_come_back() {
     for all in [false, true] {
         let mut mount = Mount::new(ARGS);
         mount.send(0, &[b"one two\n"]);
@@ -173,7 +191,7 @@ fn what_is_read_after_umount_l_does_not_come_back() {
     }
 }
 
-/// `--keep`: every channel stays, with its counts; only unread data is worth a word.
+/// `--keep`: each channel stays, with its counts. Only unread data is reported.
 #[test]
 fn keep_keeps_every_channel() {
     let args = [ARGS, &["--keep"]].concat();
@@ -190,7 +208,7 @@ fn keep_keeps_every_channel() {
     assert_eq!(text(&mount.read("cpu0")), "unread\n");
 }
 
-/// `--discard`: nothing stays, which is said; also as a mount option, and the last of the two options counts.
+/// `--discard`: nothing stays, and a line says so. It is a mount option too, and the last of the two options counts.
 #[test]
 fn discard_removes_all() {
     for args in
@@ -213,7 +231,8 @@ fn discard_removes_all() {
     });
 }
 
-/// `audience --state` lists what is left, by mount point, also of one that is gone; and finds the directory of a mount point.
+/// `audience --state` lists what is left by mount point, even if the mount point is gone. It finds the directory of a
+/// mount point.
 #[test]
 fn state_lists_what_is_left() {
     let mut mount = Mount::new(ARGS);
@@ -223,7 +242,7 @@ fn state_lists_what_is_left() {
         assert_eq!(exit_code(output.status), 0, "{}", text(&output.stderr));
         text(&output.stdout)
     };
-    // Other tests leave things at the same time.
+    // Other tests leave state directories at the same time.
     let block = |mount: &Mount| {
         let (listed, point) = (state(&[]), format!("{}: ", mount.point().display()));
         let from = listed.find(&point).unwrap_or_else(|| panic!("{point} in {listed}"));
@@ -248,4 +267,17 @@ fn state_lists_what_is_left() {
     fs::remove_dir(mount.point()).unwrap();
     assert_eq!(block(&mount), "relayfsd has ended; the directory is gone\n  in DIR\n  cpu: 7 bytes unread");
     assert_eq!(state(&[mount.point()]), "unread\n");
+
+    // Quarantines are listed too, also those of earlier versions.
+    let dir = state_dir(&mount);
+    for quarantine in ["quarantine-1", "refused-2"].map(|name| dir.join(name)) {
+        fs::create_dir(&quarantine).unwrap();
+        for file in ["1.control", "1.data0", "state"] {
+            fs::copy(dir.join(file), quarantine.join(file)).unwrap();
+        }
+        let listed = state(&[]);
+        let expected = format!("  in {}\n  cpu: 7 bytes unread\n", quarantine.display());
+        assert!(listed.contains(&expected), "{expected} in {listed}");
+        fs::remove_dir_all(&quarantine).unwrap();
+    }
 }

@@ -1,7 +1,7 @@
-//! A daemon that dies at each step of starting, of opening and removing channels, of a read, and of ending: the next start is
-//! clean, nothing that was accepted is lost, and nothing is read twice but the one reply that was under way.
+//! A daemon that dies at each step of starting, of opening and removing channels, of a read, and of ending. The next
+//! start is clean, no accepted message is lost, and readers get nothing twice except the one reply in flight.
 //!
-//! The daemon is a test build that ends itself by SIGKILL where it is told to, see `relayfsd/src/process/kill_point.rs`.
+//! The daemon is a test build that ends itself by SIGKILL at a named place, see `relayfsd/src/process/kill_point.rs`.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -9,21 +9,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
+use relay::wire::frame::{Body, Define, HelloReply};
 use relay_producer::{BatchOptions, Channel, TransportChoice};
 use relayfs_tests::background::Place;
+use relayfs_tests::peer::{Peer, hello};
+use relayfs_tests::timed;
 use relayfs_tests::{Process, eventually, exit_code, mortal_daemon, text};
 
 const KILLED: i32 = 128 + 9;
 const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4"];
 
-/// A daemon that dies at such a place, if one is named; told to be in the foreground.
+/// Starts a daemon in the foreground that dies at such a place, if one is named.
 fn daemon(place: &Place, at: Option<&str>, args: &[&str]) -> Process {
     let mut command = Command::new(mortal_daemon());
     command.arg("-f").args(ARGS).args(args).arg(place.point()).stdin(Stdio::null()).stderr(Stdio::piped());
     Process::start(command.envs(at.map(|at| ("RELAYFSD_KILL_AT", at))))
 }
 
-/// One that has started.
+/// Starts such a daemon, and waits until it is mounted.
 fn started(place: &Place, at: Option<&str>, args: &[&str]) -> Process {
     let mut process = daemon(place, at, args);
     eventually("the mount", || {
@@ -42,7 +45,7 @@ fn ends(mut process: Process, at: &str) {
     assert_eq!(exit_code(process.wait()), 0, "after {at}: {}", process.stderr());
 }
 
-/// Writes by the daemon, to CPU 0.
+/// Writes to CPU 0, over the socket.
 fn send(point: &Path, channel: &str, message: &[u8]) {
     let builder = Channel::builder(point, channel).create(true).transport(TransportChoice::Socket);
     let options = BatchOptions { cpu: Some(0), ..BatchOptions::default() };
@@ -54,13 +57,13 @@ fn read(place: &Place, file: &str) -> String {
     text(&fs::read(place.path(file)).unwrap())
 }
 
-/// The files in the state directory, but for the lock.
+/// Returns the files in the state directory, without the lock.
 fn files(place: &Place) -> Vec<PathBuf> {
     let entries = fs::read_dir(place.state_dir()).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| !path.ends_with("lock")).collect()
 }
 
-/// A daemon that had two channels with something unread, and was killed.
+/// Leaves a killed daemon's two channels with unread data.
 fn killed(place: &Place) {
     let process = started(place, None, &[]);
     send(place.point(), "cpu", b"one\n");
@@ -69,8 +72,8 @@ fn killed(place: &Place) {
     dies(process, "any time");
 }
 
-/// The daemon after all the deaths: everything is there, once, and nothing else.
-fn goes_on(place: &Place, at: &str) {
+/// Checks the daemon after all deaths: all data is there once, and nothing else.
+fn assert_next_daemon_has_everything(place: &Place, at: &str) {
     let process = started(place, None, &[]);
     assert_eq!(read(place, "cpu0"), "one\n", "{at}");
     assert_eq!(read(place, "app/log0"), "two\n", "{at}");
@@ -81,8 +84,8 @@ fn goes_on(place: &Place, at: &str) {
 }
 
 #[test]
-fn deaths_while_starting() {
-    // Each time the state file is saved, and each channel.
+fn death_while_starting_loses_nothing() {
+    // At each save of the state file, and at each channel.
     for at in [
         "adopt-read",
         "adopt-channel",
@@ -96,24 +99,24 @@ fn deaths_while_starting() {
         let place = Place::new();
         killed(&place);
         dies(daemon(&place, Some(at), &[]), at);
-        goes_on(&place, at);
+        assert_next_daemon_has_everything(&place, at);
     }
 }
 
-/// Death after death, each at the next step.
+/// Deaths one after another, each at the next step.
 #[test]
-fn deaths_one_after_another() {
+fn deaths_one_after_another_lose_nothing() {
     let place = Place::new();
     killed(&place);
     for at in ["adopt-read", "adopt-channel", "adopt-cleared", "save-written", "adopt-opened", "started"] {
         dies(daemon(&place, Some(at), &[]), at);
     }
-    goes_on(&place, "all");
+    assert_next_daemon_has_everything(&place, "all");
 }
 
-/// The first start ever leaves nothing that the next would take for something.
+/// The first start leaves nothing that the next could take for channels.
 #[test]
-fn deaths_at_the_first_start() {
+fn death_at_first_start_leaves_nothing() {
     for at in [
         "save-written",
         "open-made",
@@ -137,9 +140,9 @@ fn n_cpus(place: &Place) -> usize {
     (0..).take_while(|cpu| place.path(&format!("cpu{cpu}")).exists()).count()
 }
 
-/// What is set aside is all there, however often that takes a new start, and the sound channel goes on.
+/// A quarantine is complete, however many starts it takes, and the sound channel continues.
 #[test]
-fn deaths_while_something_is_set_aside() {
+fn death_while_channel_is_quarantined_loses_nothing() {
     for at in ["adopt-aside", "adopt-aside:2", "adopt-aside:3"] {
         let place = Place::new();
         killed(&place);
@@ -164,16 +167,16 @@ fn deaths_while_something_is_set_aside() {
         process.signal(Signal::SIGTERM);
         assert_eq!(exit_code(process.wait()), 0);
         let said = process.stderr();
-        assert!(said.contains("channel app/log: it cannot go on, and is set aside in "), "{at}: {said}");
+        assert!(said.contains("channel app/log: quarantined in "), "{at}: {said}");
         assert!(place.state_dir().exists(), "what is set aside is people's to remove");
         fs::remove_dir_all(place.state_dir()).unwrap();
         place.assert_clean();
     }
 }
 
-/// The same where all of it is, for want of a state file.
+/// Everything is quarantined, because there is no state file.
 #[test]
-fn deaths_while_everything_is_set_aside() {
+fn death_while_everything_is_quarantined_loses_nothing() {
     for at in ["adopt-all-aside", "adopt-all-aside:3", "adopt-all-aside:5"] {
         let place = Place::new();
         killed(&place);
@@ -198,8 +201,8 @@ fn deaths_while_everything_is_set_aside() {
 }
 
 #[test]
-fn deaths_while_a_channel_is_opened() {
-    // The first three times the state file is saved are the start's.
+fn death_while_channel_is_opened_loses_nothing() {
+    // The first three saves of the state file are the start's.
     for at in ["open-made:2", "save-written:4", "open-named:2"] {
         let place = Place::new();
         let process = started(&place, Some(at), &[]);
@@ -209,7 +212,7 @@ fn deaths_while_a_channel_is_opened() {
 
         let process = started(&place, None, &[]);
         assert_eq!(read(&place, "cpu0"), "one\n", "{at}");
-        assert!(!place.path("app").exists(), "{at}: nobody was told that there is one");
+        assert!(!place.path("app").exists(), "{at}: no client was told of the channel");
         assert_eq!(files(&place).len(), 2 + n_cpus(&place), "{at}: {:?}", files(&place));
         ends(process, at);
         place.assert_clean();
@@ -217,7 +220,7 @@ fn deaths_while_a_channel_is_opened() {
 }
 
 #[test]
-fn deaths_while_a_channel_goes() {
+fn death_while_channel_goes_loses_nothing() {
     for at in ["save-written:5", "remove-unnamed"] {
         let place = Place::new();
         let process = started(&place, Some(at), &[]);
@@ -235,9 +238,9 @@ fn deaths_while_a_channel_goes() {
     }
 }
 
-/// A read that its daemon dies in, and what the next daemon's first read brings.
+/// A daemon dies during a read. The next daemon's first read has the data.
 #[test]
-fn deaths_while_somebody_reads() {
+fn death_during_read_brings_one_reply_twice_at_most() {
     for (at, got, then) in [
         ("read-found", None, "one two three "),
         ("read-replied", Some("one two "), "one two three "),
@@ -266,9 +269,9 @@ fn deaths_while_somebody_reads() {
     }
 }
 
-/// With `--discard` no later daemon brings back what was unread; otherwise the next one has it.
+/// With `--discard` no later daemon has the unread data. Otherwise the next one has it.
 #[test]
-fn deaths_while_ending() {
+fn death_while_ending_keeps_unread_data() {
     for (at, args, then) in [
         ("end-removed", &["--discard"][..], ""),
         ("end-removed:3", &["--discard"], ""),
@@ -285,7 +288,7 @@ fn deaths_while_ending() {
         send(place.point(), "cpu", b"one\n");
         send(place.point(), "app/log", b"two\n");
         assert_eq!(read(&place, "app/log0"), "two\n", "{at}");
-        // The kernel closes files a moment after their programs have; the daemon's end lets go of no channel.
+        // The kernel closes files a moment after their programs. The daemon's end removes no channel.
         eventually("the end of a channel", || !place.path("app").exists());
         process.signal(Signal::SIGTERM);
         assert_eq!(exit_code(process.wait()), KILLED, "{at} {args:?}");
@@ -298,9 +301,9 @@ fn deaths_while_ending() {
     }
 }
 
-/// A channel that was read goes, one that was not stays, wherever the daemon dies in between.
+/// A channel that was read goes, an unread one stays, wherever the daemon dies in between.
 #[test]
-fn deaths_while_some_channels_go() {
+fn death_while_some_channels_go_keeps_unread_ones() {
     for at in ["end-closed", "end-frozen", "save-written:6", "end-saved"] {
         let place = Place::new();
         let args = ["--channel=read", "--channel=unread"];
@@ -315,9 +318,9 @@ fn deaths_while_some_channels_go() {
     }
 }
 
-/// A daemon that dies while it takes over what was left under a former path of its mount point.
+/// The daemon dies while it takes over the channels of a former path of its mount point.
 #[test]
-fn deaths_while_a_former_path_is_taken_over() {
+fn death_while_former_path_is_taken_over_loses_nothing() {
     for at in ["moved-found", "moved-exchanged", "adopt-read", "adopt-opened"] {
         let mut place = Place::named("old/relay");
         let mut first = started(&place, None, &[]);
@@ -333,9 +336,10 @@ fn deaths_while_a_former_path_is_taken_over() {
     }
 }
 
-/// `kill -9` and a start right behind it: who has much memory is not gone yet then, but is not taken for somebody at work.
+/// `kill -9` and a start right after it: the killed daemon with much memory still exists, but does not count as
+/// running.
 #[test]
-fn a_daemon_that_is_dying_is_waited_for() {
+fn start_waits_for_dying_daemon() {
     let place = Place::new();
     let args = ["--subbuf-size=16M", "--n-subbufs=4", "--max-memory=1G"];
     let mut daemon = place.start(&args);
@@ -350,4 +354,41 @@ fn a_daemon_that_is_dying_is_waited_for() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
     place.assert_clean();
+}
+
+/// A definition that is half written when the daemon dies had no answer. The next daemon has the ones before it.
+#[test]
+fn half_written_definition_does_not_count() {
+    for before in 1..4 {
+        let place = Place::new();
+        let at = format!("journal-half:{}", before + 1);
+        let args = ["--channel=timed:timed:global"];
+        let process = started(&place, Some(&at), &args);
+        let connect = || {
+            let peer = Peer::connect_to(&fs::read_link(place.path(".relay/socket")).unwrap());
+            peer.ask::<HelloReply>(&hello(1, 1)).unwrap();
+            let channel = timed::open(&peer, "timed", "timed").channel;
+            (peer, channel)
+        };
+        let (peer, channel) = connect();
+        for n in 0..before {
+            assert_eq!(timed::define(&peer, channel, &format!("event {n}"), &[]).unwrap(), 256 + n);
+        }
+        timed::write(&peer, channel, 0, &[timed::record(256, 1, b"")]).unwrap();
+        peer.send(&define_frame(channel));
+        dies(process, &at);
+        let process = started(&place, None, &args);
+        let (peer, channel) = connect();
+        assert_eq!(timed::define(&peer, channel, "event 0", &[]).unwrap(), 256);
+        assert_eq!(timed::define(&peer, channel, "another", &[]).unwrap(), 256 + before);
+        let trace = fs::read_to_string(place.path(".relay/channels/timed/trace")).unwrap();
+        assert!(trace.ends_with(" app::db: event 0\n"), "{trace}");
+        drop(peer);
+        ends(process, &at);
+    }
+}
+
+fn define_frame(channel: u32) -> Vec<u8> {
+    let (name, target, file) = (&b"the last"[..], &b""[..], &b""[..]);
+    Define { channel, level: 1, line: 1, name, target, file, fields: Vec::new() }.frame(0, 3)
 }

@@ -11,4 +11,5 @@ mod post_mortem;
 mod reconnecting;
 mod recreated;
 mod survive_producers;
+mod timed_adoption;
 mod without_sequences;

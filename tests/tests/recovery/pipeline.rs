@@ -1,8 +1,8 @@
-//! `service | relay-producer`: the service outlives daemons; no line is lost over a clean end and the next start, and the
-//! service never gets a SIGPIPE.
+//! `service | relay-producer`: the service outlives daemons. No line is lost at a clean end and the next start, and
+//! the service never gets a SIGPIPE.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{ChildStdin, Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -10,7 +10,7 @@ use relayfs_tests::{Mount, Process, direct, eventually, exit_code, interruptible
 
 const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4"];
 
-/// `relay-producer` at the end of a pipe.
+/// A `relay-producer` at the end of a pipe.
 struct Pipeline {
     process: Process,
     input: Option<ChildStdin>,
@@ -29,7 +29,7 @@ impl Pipeline {
         Pipeline { process, input, said }
     }
 
-    /// The service writes a line, which must never fail.
+    /// Writes a line as the service. It must not fail.
     #[track_caller]
     fn line(&mut self, line: &str) {
         self.input.as_mut().expect("a pipe").write_all(line.as_bytes()).expect("relay-producer reads on");
@@ -39,7 +39,7 @@ impl Pipeline {
         fs::read_to_string(&self.said).expect("what it said")
     }
 
-    /// The service ends.
+    /// Ends the service.
     #[track_caller]
     fn end(mut self) -> (i32, String) {
         self.input = None;
@@ -47,7 +47,7 @@ impl Pipeline {
     }
 }
 
-/// Reads until this has come.
+/// Reads until the expected data has come.
 #[track_caller]
 fn has_read(mount: &Mount, expected: &str) {
     let mut got = String::new();
@@ -58,7 +58,7 @@ fn has_read(mount: &Mount, expected: &str) {
     });
 }
 
-/// What it says when it waits for a daemon, and when it has one again.
+/// Returns the lines that it prints when it waits for a daemon, and when it has one again.
 fn words(mount: &Mount) -> [String; 2] {
     let point = mount.point().display();
     [
@@ -69,7 +69,7 @@ fn words(mount: &Mount) -> [String; 2] {
 
 #[test]
 fn service_outlives_clean_ends() {
-    // Directly as long as the buffers stay; through the daemon; and to new buffers.
+    // Directly while the buffers stay, through the daemon, and to new buffers.
     for (daemon, producer) in [
         (&[][..], &[][..]),
         (&[], &["--transport=socket"]),
@@ -96,7 +96,43 @@ fn service_outlives_clean_ends() {
     }
 }
 
-/// It waits with a full pipe behind it, and the service with it; no line is lost.
+/// Daemons end while lines wait for room inside them: no line is lost, or written twice, or out of order.
+#[test]
+fn lines_that_wait_for_room_outlive_clean_ends() {
+    for (daemon, producer) in [(&[][..], &["--wait"][..]), (&[], &["--wait", "--transport=socket"])] {
+        let args = [ARGS, daemon].concat();
+        let mut mount = Mount::new(&args);
+        let mut pipeline = Pipeline::start(&mount, producer);
+        let mut input = pipeline.input.take().expect("a pipe");
+        let lines: String = (0..60_000).map(|number| format!("{number}\n")).collect();
+        let service = {
+            let lines = lines.clone();
+            std::thread::spawn(move || input.write_all(lines.as_bytes()))
+        };
+        let (mut got, mut ends) = (String::new(), 0);
+        while got.len() < lines.len() {
+            eventually("more lines", || {
+                // A part at a time: a read to the end might take all that is written meanwhile.
+                let mut part = [0; 4096];
+                let n = File::open(mount.path("cpu0")).expect("a buffer").read(&mut part).expect("reading");
+                got += &text(&part[..n]);
+                n > 0
+            });
+            assert!(lines.starts_with(&got), "{producer:?}: wrong at byte {}", got.len());
+            if got.len() > (ends + 1) * lines.len() / 8 {
+                ends += 1;
+                assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
+                mount.restart(&args);
+            }
+        }
+        service.join().expect("the service").expect("no line was refused");
+        let (code, said) = pipeline.end();
+        assert_eq!((code, ends), (0, 7), "{producer:?}: {said}");
+        assert_eq!(mount.stats("cpu")["total.dropped"], 0);
+    }
+}
+
+/// It waits with a full pipe behind it, and so does the service. No line is lost.
 #[test]
 fn service_waits_while_no_daemon_is_there() {
     let args = [ARGS, &["--shared=never"]].concat();
@@ -113,7 +149,7 @@ fn service_waits_while_no_daemon_is_there() {
     let service = {
         let line = line.clone();
         std::thread::spawn(move || {
-            // Several pipes full.
+            // Several full pipes.
             (0..500).try_for_each(|_| input.write_all(line.as_bytes())).map(|()| input)
         })
     };
@@ -124,7 +160,7 @@ fn service_waits_while_no_daemon_is_there() {
     assert_eq!((code, said), (0, format!("{waiting}{again}")));
 }
 
-/// A daemon that is killed is waited for, too.
+/// It waits for the next daemon after a crash, too.
 #[test]
 fn service_outlives_a_crash() {
     let args = [ARGS, &["--shared=never"]].concat();
@@ -140,7 +176,7 @@ fn service_outlives_a_crash() {
     assert_eq!(pipeline.end().0, 0);
 }
 
-/// Signals end it while it waits, as ever.
+/// Signals end it while it waits.
 #[test]
 fn signals_end_a_producer_that_waits() {
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -156,9 +192,9 @@ fn signals_end_a_producer_that_waits() {
     }
 }
 
-/// A file is there for another try: no daemon is waited for. Nor is one at the start.
+/// A file can be read again: the command waits for no daemon. Nor does it at its start.
 #[test]
-fn files_and_starts_do_not_wait() {
+fn input_from_file_and_start_wait_for_no_daemon() {
     let mut mount = Mount::new(&[ARGS, &["--shared=never"]].concat());
     let file = mount.beside("lines");
     fs::write(&file, "a line\n".repeat(100_000)).unwrap();

@@ -1,5 +1,5 @@
-//! `audience --state DIR`: what a daemon that was killed has left, read without any daemon, to the byte, and without a
-//! change; whatever the files say.
+//! `audience --state DIR`: prints what a killed daemon left, without a daemon, to the byte, and without a change. The
+//! files may have any content.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,7 +21,7 @@ const ARGS: &[&str] = &[
     "--channel=all:global",
     "--channel=none",
 ];
-/// The channels, by their numbers.
+/// The channels, by number.
 const CHANNELS: [&str; 4] = ["cpu", "app/ring", "all", "none"];
 
 /// The state directory of a mount.
@@ -29,20 +29,20 @@ fn state_dir(mount: &Mount) -> PathBuf {
     relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
 }
 
-/// `audience --state DIR ARGS`, without the environment of whoever runs the tests.
+/// Returns the command `audience --state DIR ARGS`, without the variables of the environment.
 fn left(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(program("audience"));
     command.env_remove("RELAYFS").arg("--state").arg(dir).args(args);
     command
 }
 
-/// Its exit status, what it printed, and what it said.
+/// Returns exit status, standard output and standard error.
 fn look(dir: &Path, args: &[&str]) -> (i32, Vec<u8>, String) {
     let output = run(&mut left(dir, args));
     (exit_code(output.status), output.stdout, text(&output.stderr))
 }
 
-/// A mount with something unread, read and lost in its channels.
+/// Returns a mount whose channels have unread, read and lost data.
 fn used() -> Mount {
     let mount = Mount::new(ARGS);
     for n in 0..9 {
@@ -69,14 +69,14 @@ fn kill(mount: &mut Mount) {
     assert_eq!(exit_code(mount.end(Signal::SIGKILL)), 128 + 9);
 }
 
-/// All files of a directory, but for what is in directories in it.
+/// Returns all files of a directory, without those of its subdirectories.
 fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     paths.filter(|path| path.is_file()).map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
 #[test]
-fn what_a_dead_daemon_left_is_what_it_would_have_shown() {
+fn state_prints_what_the_dead_daemon_would_have_shown() {
     let mut mount = used();
     let shown = CHANNELS.map(|name| stdout_of(&mut audience(mount.point(), &["--snapshot", "-c", name])));
     assert_eq!(shown[0].len(), 9 * 1000 - 2500 + 9 * 100);
@@ -110,9 +110,9 @@ fn what_a_dead_daemon_left_is_what_it_would_have_shown() {
     }
 }
 
-/// In overwrite mode: all that is whole, read or not, and what was overwritten is told.
+/// In overwrite mode: all whole data, read or not, and a line about overwritten data.
 #[test]
-fn an_overwritten_ring_has_what_is_still_whole() {
+fn overwritten_ring_prints_whole_messages() {
     let mut mount = Mount::new(ARGS);
     let send = |range: std::ops::Range<u8>| {
         for n in range {
@@ -130,9 +130,9 @@ fn an_overwritten_ring_has_what_is_still_whole() {
     assert_eq!(said, format!("audience: cpu0: {lost} bytes overwritten before they were read\n"));
 }
 
-/// What producers go on writing when their daemon is dead is there, too.
+/// Data that producers write after their daemon's death is printed too.
 #[test]
-fn what_is_written_after_the_crash_is_there() {
+fn state_prints_what_producers_write_after_the_crash() {
     let mut mount = Mount::new(ARGS);
     let channel = Channel::open(mount.point(), "cpu").unwrap();
     mount.send(0, &[b"before "]);
@@ -145,9 +145,9 @@ fn what_is_written_after_the_crash_is_there() {
     assert_eq!(text(&look(&state_dir(&mount), &[]).1), expected);
 }
 
-/// A daemon at work is told of, and disturbed by nothing.
+/// A running daemon is reported, and not disturbed.
 #[test]
-fn a_daemon_at_work_is_told_of() {
+fn running_daemon_is_reported() {
     let mut mount = used();
     let pid = mount.daemon().pid();
     let (code, found, said) = look(&state_dir(&mount), &["-c", "all"]);
@@ -157,7 +157,7 @@ fn a_daemon_at_work_is_told_of() {
 }
 
 #[test]
-fn what_is_not_there_is_told_with_what_is() {
+fn missing_channel_is_reported_with_existing_ones() {
     let mut mount = used();
     kill(&mut mount);
     let dir = state_dir(&mount);
@@ -180,10 +180,9 @@ fn what_is_not_there_is_told_with_what_is() {
     assert!(complain(&empty, &[]).contains("is no state directory"));
 }
 
-/// Without the list of channels, or with one that is damaged, they go by their numbers; also where the next daemon has put
-/// them.
+/// Without the list of channels, or with a damaged one, channels go by their numbers. So they do in a quarantine.
 #[test]
-fn without_the_list_channels_go_by_their_numbers() {
+fn channels_go_by_number_without_state_file() {
     type Damage = (fn(&Path), &'static str);
     let damages: [Damage; 4] = [
         (|state| fs::remove_file(state).unwrap(), "there is no file 'state'"),
@@ -231,7 +230,7 @@ fn without_the_list_channels_go_by_their_numbers() {
             "{said}"
         );
         mount.restart(ARGS);
-        assert!(by_number(&dir.join("refused-1")) == found, "{why}: where it was set aside");
+        assert!(by_number(&dir.join("quarantine-1")) == found, "{why}: where it was set aside");
         kill(&mut mount);
         fs::remove_dir_all(&dir).unwrap();
     }
@@ -241,9 +240,9 @@ fn scribble(path: &Path, at: u64, bytes: &[u8]) {
     File::options().write(true).open(path).unwrap().write_all_at(bytes, at).unwrap();
 }
 
-/// What is wrong with a channel's files is told; of the rest all is read, and the exit status says that it is not all.
+/// Damage in a channel's files is reported. The rest is read, and the exit status says that data is missing.
 #[test]
-fn what_is_damaged_is_told_and_the_rest_read() {
+fn damage_is_reported_and_the_rest_read() {
     let mut mount = used();
     kill(&mut mount);
     let dir = state_dir(&mount);
@@ -289,9 +288,9 @@ fn what_is_damaged_is_told_and_the_rest_read() {
     check("another geometry", &all, "its geometry is not the channel's, by 'state'");
 }
 
-/// Whatever is in the files: it ends by itself, and not by a signal.
+/// With any content of the files, the command ends by itself, and not by a signal.
 #[test]
-fn files_that_say_anything_do_no_harm() {
+fn random_files_do_no_harm() {
     let mut mount = Mount::new(&["--subbuf-size=512", "--n-subbufs=3", "--channel=ring:overwrite"]);
     for n in 0..20 {
         mount.send(0, &[&[b'0' + n; 100]]);
@@ -305,7 +304,7 @@ fn files_that_say_anything_do_no_harm() {
         for (path, bytes) in &whole {
             let mut bytes = bytes.clone();
             for _ in 0..random.below(12) {
-                // Mostly where it matters: in headers, blocks and records of the first buffer.
+                // Mostly in headers, blocks and records of the first buffer.
                 let end = if random.below(4) == 0 {
                     bytes.len()
                 } else {

@@ -1,5 +1,5 @@
-//! Readers outlive their daemons: `audience --follow`, `audience record` and the library go on with the next one where they
-//! were, wherever in a read the last one died, and a recording has nothing twice.
+//! Readers outlive their daemons: `audience --follow`, `audience record` and the library continue with the next
+//! daemon where they were, wherever in a read the last one died. A recording has nothing twice.
 
 use std::fs;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ fn started(place: &Place, at: Option<&str>, args: &[&str]) -> Process {
     process
 }
 
-/// Writes to CPU 0, by the daemon.
+/// Writes to CPU 0, over the socket.
 fn send(place: &Place, message: &str) {
     let builder = Channel::builder(place.point(), "cpu").transport(TransportChoice::Socket);
     let options = BatchOptions { cpu: Some(0), ..BatchOptions::default() };
@@ -41,10 +41,10 @@ fn send(place: &Place, message: &str) {
     assert_eq!(counts.written, 1);
 }
 
-/// After a crash, and after an end with `--keep`: what was written before, meanwhile and afterwards is printed, once, and
-/// nothing is to be done for it. That it waits is said in one line.
+/// After a crash, and after an end with `--keep`, data from before, meanwhile and afterwards is printed once. The
+/// waiting reader prints one line.
 #[test]
-fn following_goes_on_where_it_was() {
+fn follow_continues_with_next_daemon() {
     for (signal, args) in [(Signal::SIGKILL, &[][..]), (Signal::SIGTERM, &["--keep"])] {
         let args = [ARGS, args].concat();
         let mut mount = Mount::new(&args);
@@ -59,7 +59,7 @@ fn following_goes_on_where_it_was() {
                         || follower.said().lines().filter(|line| line.ends_with("; waiting for it")).count();
                     eventually("a word about it", || said() == round + 1);
                 }
-                // What goes by the socket cannot go without a daemon.
+                // A message over the socket needs a daemon.
                 if daemon == "with" || !is_without_sequences() {
                     let message = format!("round {round}, {daemon} a daemon\n");
                     on_cpu(0, || channel.write(message.as_bytes())).expect("writing");
@@ -79,10 +79,10 @@ fn following_goes_on_where_it_was() {
     }
 }
 
-/// A daemon that dies in a read: what was not replied comes, and of what was, the reply that was under way at most comes
-/// again.
+/// A daemon dies in a read: the data that it had not replied comes. Of the data that it had, at most the reply in
+/// flight comes again.
 #[test]
-fn following_brings_one_reply_twice_at_most() {
+fn follow_prints_one_reply_twice_at_most() {
     for (at, expected) in [
         ("read-found", "one two three four "),
         ("read-replied", "one two three one two three four "),
@@ -102,9 +102,9 @@ fn following_brings_one_reply_twice_at_most() {
     }
 }
 
-/// The same with a recording, which has nothing twice: it knows how far it is recorded.
+/// A recording has nothing twice: it knows how far it is recorded.
 #[test]
-fn what_is_recorded_is_recorded_once() {
+fn recording_has_nothing_twice_after_crash() {
     for at in ["read-found", "read-replied", "read-published"] {
         for mode in ["--header=0", "--overwrite"] {
             let place = Place::new();
@@ -125,9 +125,9 @@ fn what_is_recorded_is_recorded_once() {
     }
 }
 
-/// A daemon that does not go on with the same buffers has new ones, of which nothing is passed over.
+/// A daemon that does not continue the buffers has new ones. The recording skips nothing of those.
 #[test]
-fn of_new_buffers_all_is_recorded() {
+fn new_buffers_are_recorded_from_their_beginning() {
     let mut mount = Mount::new(ARGS);
     let mut recorder = Recorder::start(mount.point(), &["--cpu=0"]);
     recorder.is_ready();
@@ -148,9 +148,10 @@ fn state_dir(mount: &Mount) -> PathBuf {
     relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw())
 }
 
-/// The library: what was taken when the daemon died can be given back to the next one, and what was not, is next.
+/// The library: a reader gives back to the next daemon what it took from the last one, and continues with unread
+/// data.
 #[test]
-fn a_reader_reopens() {
+fn reader_reopens_with_next_daemon() {
     let mut mount = Mount::new(ARGS);
     for n in 0..3 {
         mount.send(0, &[&[b'0' + n; 3000]]);
@@ -172,14 +173,14 @@ fn a_reader_reopens() {
     assert!(reader.reopen().expect("the next daemon"), "the same buffers");
     assert!(*reader.buffers_id() == id);
     assert_eq!(mount.stats("cpu")["cpu0.read_subbufs"], 0);
-    reader.release(0).expect("nobody else has had them");
+    reader.release(0).expect("no other reader has had them");
     assert_eq!(mount.stats("cpu")["cpu0.read_bytes"], 6000);
     eventually("the daemon's word", || reader.consumed_bytes(0) == Some(6000));
     mount.send(0, &[&[b'3'; 3000]]);
     assert!(reader.wait(None).expect("a ring"));
     assert_eq!(reader.next_finished(0).map(|third| (third.number, third.begin)), Some((2, 6000)));
 
-    // An end that keeps nothing: the buffers are new ones.
+    // An end that keeps nothing: the buffers are new.
     mount.read("cpu0");
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
     mount.restart(ARGS);
@@ -188,5 +189,5 @@ fn a_reader_reopens() {
     assert!(reader.next_finished(0).is_none());
     mount.send(0, &[&[b'4'; 4000], &[b'5'; 4000]]);
     assert_eq!(reader.next_finished(0).map(|first| (first.number, first.begin)), Some((0, 0)));
-    reader.release(0).expect("nobody else reads");
+    reader.release(0).expect("no other reader reads");
 }

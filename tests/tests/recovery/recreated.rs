@@ -1,4 +1,5 @@
-//! While a broken channel of the command line is made anew, its name means the broken one or the new one, and never nothing.
+//! While `reset` recreates a broken channel of the command line, its name means the broken or the new channel, and
+//! always one.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,10 +10,10 @@ use relay::layout::state_file::{STATE_FILE, StateFile};
 use relay_producer::{Channel, OpenError};
 use relayfs_tests::Mount;
 
-/// How often it is broken and made anew.
+/// How often it is broken and recreated.
 const TIMES: usize = 40;
 
-/// Ways to use its name. The directory in it is none but the channel's.
+/// Ways to use its name. Its directory belongs to it alone.
 const LOOKS: [fn(&Mount) -> io::Result<()>; 7] = [
     |mount| File::open(mount.path("dir/evil0")).map(drop),
     |mount| fs::metadata(mount.path("dir/evil0")).map(drop),
@@ -32,10 +33,10 @@ const LOOKS: [fn(&Mount) -> io::Result<()>; 7] = [
 ];
 
 #[test]
-fn its_name_always_means_something() {
+fn name_of_recreated_channel_always_resolves() {
     let dir = tempfile::tempdir().unwrap();
     let state = dir.path().join("state");
-    // As much as it takes to make: what is there meanwhile is seen. There is no room for two.
+    // Large, so that it takes a while to create. There is no room for two.
     let mount = Mount::new(&[
         "--state-dir",
         state.to_str().unwrap(),
@@ -52,7 +53,7 @@ fn its_name_always_means_something() {
                 while !over.load(Ordering::Relaxed) {
                     if let Err(error) = look(mount) {
                         let raw = error.raw_os_error();
-                        // Not before all are told to end, or a failure is a test that hangs.
+                        // Only when all threads may end: otherwise a failure is a test that hangs.
                         if raw == Some(libc::ENOENT) {
                             over.store(true, Ordering::Relaxed);
                             panic!("look {number}: {error}");

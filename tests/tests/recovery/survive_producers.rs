@@ -1,5 +1,5 @@
-//! Producers that write directly while their daemon is killed: they go on without an error, nothing they wrote is lost, and
-//! they find the next daemon, which reads on.
+//! Direct producers outlive killed daemons: they continue without an error, none of their messages is lost, and they
+//! find the next daemon, which has the data.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -20,7 +20,7 @@ use relayfs_tests::streams::Received;
 use relayfs_tests::stress::StressWriter;
 use relayfs_tests::{Mount, Process, eventually, exit_code, left, program, text};
 
-/// A channel that is written directly, unless this process cannot.
+/// Returns a channel that is written directly; `None` if this process cannot write directly.
 fn direct_channel(mount: &Mount) -> Option<Channel> {
     let channel = mount.direct_channel("cpu");
     (channel.transport() == Transport::Shared).then_some(channel)
@@ -30,7 +30,7 @@ fn line(thread: usize, seq: u32) -> Vec<u8> {
     message(Tag { producer: 0, thread: thread as u32, seq }, 20 + seq as usize % 80)
 }
 
-/// The numbers of each thread's messages, in the order in which they come.
+/// Returns the numbers of each thread's messages, in the order of the streams.
 fn numbers(streams: &[Vec<u8>], n_threads: usize) -> Vec<Vec<u32>> {
     let mut numbers = vec![Vec::new(); n_threads];
     for tag in streams.iter().flat_map(|stream| tags(stream)) {
@@ -39,9 +39,9 @@ fn numbers(streams: &[Vec<u8>], n_threads: usize) -> Vec<Vec<u32>> {
     numbers
 }
 
-/// "kill -9 the daemon while threads write: no write fails, all bytes are in the files"; and the next daemon has them.
+/// Threads write while the daemon is killed: no write fails, and the next daemon has all bytes.
 #[test]
-fn a_daemon_that_is_killed_is_not_missed_by_who_writes() {
+fn writes_continue_while_daemon_is_killed() {
     for (args, geometry) in [
         (&["--subbuf-size=64K", "--n-subbufs=500"][..], "subbuf-size=64K:n-subbufs=500"),
         (&["--subbuf-size=4K", "--overwrite"], "subbuf-size=4K:overwrite"),
@@ -52,14 +52,19 @@ fn a_daemon_that_is_killed_is_not_missed_by_who_writes() {
         let counts: Vec<_> = (0..n_threads).map(|_| AtomicU32::new(0)).collect();
         let sum = || counts.iter().map(|count| count.load(Ordering::SeqCst)).sum::<u32>();
         let ended = AtomicBool::new(false);
+        // As many as have room, and half of them are for the time without a daemon.
+        let max = AtomicU32::new(100_000);
         thread::scope(|scope| {
             for (thread, count) in counts.iter().enumerate() {
-                let (channel, ended) = (&channel, &ended);
+                let (channel, ended, max) = (&channel, &ended, &max);
                 scope.spawn(move || {
                     pin(thread % 2);
-                    // As many as there is room for.
-                    while !ended.load(Ordering::SeqCst) && count.load(Ordering::SeqCst) < 200_000 {
+                    while !ended.load(Ordering::SeqCst) {
                         let seq = count.load(Ordering::SeqCst);
+                        if seq >= max.load(Ordering::SeqCst) {
+                            thread::yield_now();
+                            continue;
+                        }
                         assert_eq!(channel.write(&line(thread, seq)), Ok(()), "{seq}");
                         count.store(seq + 1, Ordering::SeqCst);
                     }
@@ -67,6 +72,7 @@ fn a_daemon_that_is_killed_is_not_missed_by_who_writes() {
             }
             eventually("writing", || sum() > 10_000);
             mount.end(Signal::SIGKILL);
+            max.store(200_000, Ordering::SeqCst);
             let before = sum();
             eventually("writing without a daemon", || sum() > before + 50_000);
             ended.store(true, Ordering::SeqCst);
@@ -80,7 +86,7 @@ fn a_daemon_that_is_killed_is_not_missed_by_who_writes() {
         };
         let unread = left::unread(&state_dir(mount.point(), 0), 1, geometry, n_bufs);
         check(&unread);
-        // That was consumed, as by any reader. What comes is for the next daemon.
+        // This data was consumed, as by any reader. Later data is for the next daemon.
         mount.restart(args);
         on_cpu(0, || channel.write(b"and on").unwrap());
         channel.flush().unwrap();
@@ -89,9 +95,9 @@ fn a_daemon_that_is_killed_is_not_missed_by_who_writes() {
     }
 }
 
-/// The same with signal handlers that write, too, every 100 us, and threads that move from CPU to CPU.
+/// Signal handlers write too, every 100 us, and threads move from CPU to CPU.
 #[test]
-fn signal_handlers_go_on_writing() {
+fn signal_handlers_write_while_daemon_is_killed() {
     let args = ["--subbuf-size=64K", "--n-subbufs=8"];
     let mut mount = Mount::with_sequences(&args);
     let n_bufs = mount.channel("cpu").n_bufs();
@@ -127,9 +133,9 @@ fn signal_handlers_go_on_writing() {
     }
 }
 
-/// What nobody will ever read is no place to write to: files that were removed are noticed, and the next daemon is found.
+/// Producers do not write to removed files: they notice the removal, and find the next daemon.
 #[test]
-fn files_that_were_removed_are_noticed() {
+fn removed_files_are_noticed() {
     for mode in ["--header=0", "--overwrite"] {
         let args = ["--subbuf-size=1000", "--n-subbufs=4", mode];
         let mut mount = Mount::new(&args);
@@ -137,7 +143,7 @@ fn files_that_were_removed_are_noticed() {
         on_cpu(0, || channel.write(b"before").unwrap());
         mount.end(Signal::SIGKILL);
         fs::remove_dir_all(state_dir(mount.point(), 0)).unwrap();
-        eventually("somebody noticing", || {
+        eventually("a producer that notices", || {
             on_cpu(0, || channel.write(&[b'x'; 100])) == Err(WriteError::Disconnected)
         });
         mount.restart(&args);
@@ -148,9 +154,9 @@ fn files_that_were_removed_are_noticed() {
     }
 }
 
-/// A child that is forked when there is no daemon writes all the same.
+/// A child that is forked while no daemon runs still writes.
 #[test]
-fn a_child_is_forked_without_a_daemon() {
+fn child_forked_without_daemon_writes() {
     let mut mount = Mount::with_sequences(&[]);
     let mut command = Command::new(program("test-fork"));
     with_sequences(&mut command).arg(mount.point()).arg("direct");
@@ -164,9 +170,9 @@ fn a_child_is_forked_without_a_daemon() {
     assert_eq!(text(&mount.read("cpu0")), "before child after");
 }
 
-/// A batch that waits for room goes on with the next daemon, and each message is there once.
+/// A batch that waits for room continues with the next daemon. Each of its messages is there once.
 #[test]
-fn a_batch_that_waits_goes_on_with_the_next_daemon() {
+fn waiting_batch_continues_with_next_daemon() {
     let args = ["--subbuf-size=1000", "--n-subbufs=4"];
     let mut mount = Mount::new(&args);
     let Some(channel) = direct_channel(&mount).map(Arc::new) else { return };
@@ -195,9 +201,9 @@ fn a_batch_that_waits_goes_on_with_the_next_daemon() {
     assert_eq!((counts.written, counts.dropped, counts.too_big), (n_messages.into(), 0, 0));
 }
 
-/// `relay-producer` is not ended by a daemon that is killed and comes again, whether it waits for room or not.
+/// `relay-producer` outlives a killed daemon and continues with the next one, with or without `--wait`.
 #[test]
-fn the_command_goes_on() {
+fn command_continues_with_next_daemon() {
     for wait in [&[][..], &["--wait"]] {
         let args = ["--subbuf-size=1000", "--n-subbufs=4"];
         let mut mount = Mount::with_sequences(&args);
@@ -231,7 +237,7 @@ fn the_command_goes_on() {
         assert_eq!(exit_code(producer.wait()), 0);
         let expected: String = (0..n_lines).map(|n| format!("a line with the number {n}\n")).collect();
         assert_eq!(got, expected);
-        // A pair of lines for each restart that the command had to wait for, depending on where it was in its work.
+        // Each restart that the command waited for makes a pair of lines.
         let said = producer.stderr();
         let of_restart = |line: &&str| {
             line.ends_with("has gone away: waiting for the next one")

@@ -1,5 +1,5 @@
-//! A daemon without restartable sequences takes over channels that producers of the last one write directly. It cannot write
-//! beside them, so it refuses to until they are gone, and reads all the same.
+//! A daemon without restartable sequences takes over channels that orphaned producers write directly. It cannot write
+//! beside them, so it refuses to write until they are gone. Reads succeed.
 
 use std::fs;
 use std::process::Stdio;
@@ -8,27 +8,27 @@ use std::thread;
 
 use nix::sys::signal::Signal;
 use relay_producer::{BatchOptions, Channel, TransportChoice, Wait};
-use relayfs_tests::direct::{NO_SEQUENCES, TUNABLES};
+use relayfs_tests::direct::{with_sequences, without_sequences};
 use relayfs_tests::known::Pattern;
 use relayfs_tests::progress::get;
 use relayfs_tests::streams::{Numbers, Received};
 use relayfs_tests::stress::{Done, StressWriter};
-use relayfs_tests::{Mount, Process, eventually, program, run, text, tool};
+use relayfs_tests::{Mount, Process, eventually, program, run, text};
 
 const ARGS: [&str; 2] = ["--subbuf-size=64K", "--n-subbufs=8"];
-/// Numbers of the writers by the socket, behind all those of the processes that write directly.
+/// Numbers of the socket writers, after those of all direct writers.
 const BY_SOCKET: u32 = 1000;
-/// Messages that a direct writer writes beside the daemon, at least.
+/// Least messages of a direct writer beside the daemon.
 const BESIDE: u64 = 20_000;
 
-/// Kills the daemon, and starts one that has no sequences.
+/// Kills the daemon, and starts one without sequences.
 #[track_caller]
-fn go_on_without_sequences(mount: &mut Mount) {
+fn restart_without_sequences(mount: &mut Mount) {
     mount.end(Signal::SIGKILL);
-    mount.restart_prepared(&ARGS, |command| command.env(TUNABLES, NO_SEQUENCES));
+    mount.restart_prepared(&ARGS, without_sequences);
 }
 
-/// What is in a buffer, as far as it is written.
+/// Takes the data of a buffer, as far as it is written.
 fn take(mount: &Mount, cpu: usize, received: &mut Received<'_>) {
     received.take(&mount.read(&format!("cpu{cpu}")));
 }
@@ -40,7 +40,7 @@ fn messages_of_both_kinds_of_writers_stay_whole() {
     let attempts = || writers.iter().map(StressWriter::attempts).sum::<u64>();
     eventually("first messages", || writers.iter().all(|writer| writer.attempts() > 0));
     mount.end(Signal::SIGKILL);
-    mount.restart_prepared(&ARGS, |command| command.env(TUNABLES, NO_SEQUENCES));
+    mount.restart_prepared(&ARGS, without_sequences);
 
     let n_cpus = mount.channel("cpu").n_bufs();
     let (pattern, is_over) = (Pattern::default(), AtomicBool::new(false));
@@ -78,7 +78,7 @@ fn messages_of_both_kinds_of_writers_stay_whole() {
     });
     assert_eq!(accepted.iter().sum::<u64>(), 0, "the daemon wrote beside others");
 
-    // When they are gone it writes as ever.
+    // When they are gone, the daemon writes.
     writers.iter().for_each(StressWriter::stop);
     let done: Vec<Done> = writers.into_iter().map(StressWriter::finish).collect();
     buffers.iter_mut().enumerate().for_each(|(cpu, received)| take(&mount, cpu, received));
@@ -100,22 +100,22 @@ fn messages_of_both_kinds_of_writers_stay_whole() {
     assert_eq!(numbers.len(), n_cpus, "one message of each writer by the socket");
 }
 
-/// `relay-producer` that holds the buffers of a channel, and writes when it gets a line.
+/// Starts a `relay-producer` that holds a channel's buffers, and writes when it gets a line.
 fn holder(mount: &Mount) -> Process {
     let mut command = std::process::Command::new(program("relay-producer"));
-    command.arg("-m").arg(mount.point()).args(["--transport", "shared"]).env_remove(TUNABLES);
-    Process::start(command.stdin(Stdio::piped()))
+    command.arg("-m").arg(mount.point()).args(["--transport", "shared"]);
+    Process::start(with_sequences(&mut command).stdin(Stdio::piped()))
 }
 
 #[test]
-fn everything_that_would_write_is_refused_with_the_reason_until_the_last_producer_is_gone() {
+fn writes_are_refused_until_the_last_orphaned_producer_is_gone() {
     let mut mount = Mount::with_sequences(&ARGS);
     let mut holder = holder(&mount);
     use std::io::Write;
     holder.child().stdin.as_mut().unwrap().write_all(b"before\n").unwrap();
     let n_cpus = mount.channel("cpu").n_bufs();
     eventually("its message", || mount.stats("cpu")["total.bytes"] > 0);
-    go_on_without_sequences(&mut mount);
+    restart_without_sequences(&mut mount);
 
     let channel = mount.channel("cpu");
     let options = BatchOptions { cpu: Some(0), ..BatchOptions::default() };
@@ -128,7 +128,7 @@ fn everything_that_would_write_is_refused_with_the_reason_until_the_last_produce
         assert_eq!(error.raw_os_error(), Some(libc::EBUSY), "{file}");
     }
     assert_eq!(mount.stats("cpu")["total.dropped"], dropped + 1, "msg");
-    // Reading works. So do other channels.
+    // Reads succeed, and so do writes to other channels.
     let read: Vec<u8> = (0..n_cpus).flat_map(|cpu| mount.read(&format!("cpu{cpu}"))).collect();
     assert_eq!(text(&read), "before\n");
     let other = ["-c", "other", "--create", "message"];
@@ -136,7 +136,7 @@ fn everything_that_would_write_is_refused_with_the_reason_until_the_last_produce
     let made = run(command.arg("-m").arg(mount.point()).args(other));
     assert!(made.status.success(), "{}", text(&made.stderr));
 
-    // A batch that may wait does, and is written when they are gone.
+    // A batch that may wait does so, and is written when they are gone.
     let waiter = thread::spawn({
         let point = mount.point().to_owned();
         move || {
@@ -154,18 +154,18 @@ fn everything_that_would_write_is_refused_with_the_reason_until_the_last_produce
     assert_eq!(channel.write_batch([b" written"], options).unwrap().written, 1);
     assert_eq!(text(&mount.read("cpu0")), "waited written");
     fs::write(mount.control("cpu", "reset"), "1").unwrap();
-    // The end in order has nothing to wait for.
+    // A clean end waits for nothing.
     drop(channel);
     assert!(mount.end(Signal::SIGTERM).success());
 }
 
-/// It never lets others have the buffers to write.
+/// The daemon shares buffers with no writer.
 #[test]
 fn daemon_without_sequences_shares_no_buffers() {
-    let mount = Mount::prepared(&[], |command| command.env(TUNABLES, NO_SEQUENCES));
-    let mut command = tool("env", "coreutils");
-    command.arg("-u").arg(TUNABLES).arg(program("relay-producer")).arg("-m").arg(mount.point());
-    let refused = run(command.args(["--transport", "shared", "message"]));
+    let mount = Mount::prepared(&[], without_sequences);
+    let mut command = std::process::Command::new(program("relay-producer"));
+    command.arg("-m").arg(mount.point()).args(["--transport", "shared", "message"]);
+    let refused = run(with_sequences(&mut command));
     assert!(!refused.status.success());
     let said = text(&refused.stderr);
     assert!(said.contains("no restartable sequences"), "{said}");

@@ -1,5 +1,5 @@
-//! "A channel opened by a producer lives as long as somebody holds it (producers' connections, open `cpuN` files, poll
-//! waiters) or it has unread data; when it goes, its losses are added to the daemon's totals."
+//! The life of a channel that a producer opened: it lives while a connection, an open `cpuN` file or a poll waiter
+//! holds it, or it has unread data. When it goes, the daemon adds its losses to the totals.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -13,14 +13,14 @@ use relay::wire::frame::{Write, WriteReply};
 use relayfs_tests::peer::{Peer, assert_unharmed, messages, write};
 use relayfs_tests::{Mount, eventually};
 
-/// The daemon's own numbers.
+/// Returns a counter of the daemon.
 fn daemon_stat(mount: &Mount, name: &str) -> u64 {
     let stats = fs::read_to_string(mount.path(".relay/stats")).unwrap();
     let value = stats.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     value.expect("a number of that name").parse().unwrap()
 }
 
-/// Writes one message, and tells what became of it.
+/// Writes one message, and returns the reply.
 #[track_caller]
 fn send(peer: &Peer, channel: u32, message: &[u8]) -> WriteReply {
     peer.ask(&write(channel, &messages(&[message])).frame(WRITE_REPLY, 5)).unwrap()
@@ -31,10 +31,10 @@ fn await_end(mount: &Mount, channel: &str) {
     eventually("the end of the channel", || !mount.path(".relay/channels").join(channel).exists());
 }
 
-/// It appears with its files and directories when it is opened, and goes with the last connection that holds it. Its
-/// memory is given back, and its losses stay.
+/// A channel appears with its files and directories when it is opened, and goes with the last connection that holds
+/// it. Its memory is freed, and its losses stay counted.
 #[test]
-fn it_goes_with_the_last_connection() {
+fn channel_goes_with_last_connection() {
     let mount = Mount::new(&[]);
     let memory = daemon_stat(&mount, "memory_bytes");
     let (first, second) = (Peer::hello(&mount), Peer::hello(&mount));
@@ -60,9 +60,9 @@ fn it_goes_with_the_last_connection() {
     assert_unharmed(mount);
 }
 
-/// CLOSE gives one hold back; a connection that opened it twice has two.
+/// CLOSE ends one hold. A connection that opened the channel twice has two.
 #[test]
-fn close_gives_it_back() {
+fn close_ends_one_hold() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
     let (a, b) = (peer.open("log", OPEN_CREATE), peer.open("log", 0));
@@ -76,9 +76,9 @@ fn close_gives_it_back() {
     assert_unharmed(mount);
 }
 
-/// Unread data keeps it, without its producer, until somebody has read it all and closed the file.
+/// Unread data keeps the channel without its producer, until a reader has read all and closed the file.
 #[test]
-fn unread_data_keeps_it() {
+fn unread_data_keeps_channel() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
     let channel = peer.open("log", OPEN_CREATE);
@@ -101,9 +101,9 @@ fn unread_data_keeps_it() {
     assert_unharmed(mount);
 }
 
-/// An open file keeps it, even with nothing to read, for whoever comes next; and who polls is woken by them.
+/// An open file keeps the channel, even without data, for the next producer. The next message wakes its poller.
 #[test]
-fn an_open_file_keeps_it() {
+fn open_file_keeps_channel() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
     peer.open("log", OPEN_CREATE);
@@ -131,9 +131,9 @@ fn an_open_file_keeps_it() {
     assert_unharmed(mount);
 }
 
-/// Reset leaves nothing unread, so nothing keeps it.
+/// After a reset nothing is unread, so nothing keeps the channel.
 #[test]
-fn reset_frees_it() {
+fn reset_frees_channel() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
     let channel = peer.open("log", OPEN_CREATE);
@@ -145,9 +145,9 @@ fn reset_frees_it() {
     assert_unharmed(mount);
 }
 
-/// A sub-buffer's header is no data of anybody's: a channel nobody has written to does not stay because of it.
+/// A sub-buffer's header is not data: it alone keeps no channel.
 #[test]
-fn headers_alone_do_not_keep_it() {
+fn headers_alone_keep_no_channel() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
     let (mode, scope) = (0, 2);
@@ -158,9 +158,9 @@ fn headers_alone_do_not_keep_it() {
     assert_unharmed(mount);
 }
 
-/// "An existing channel keeps its geometry and the reply tells it"; one that is gone is made anew, with counts from 0.
+/// An existing channel keeps its geometry, and the reply has it. A channel that went is created with counts from 0.
 #[test]
-fn attaching_and_making_anew() {
+fn existing_channel_is_attached_and_gone_channel_is_new() {
     let mount = Mount::new(&["--channel=fixed:subbuf-size=8K:n-subbufs=3:overwrite:header=8"]);
     let peer = Peer::hello(&mount);
     let ask = |name: &str, subbuf_size, flags| {

@@ -1,4 +1,5 @@
-//! The conformance program in C, on channels of every kind, by root and by an ordinary user; and that it can fail.
+//! The conformance program in C, on channels of all kinds, by root and by an ordinary user. And a check that it can
+//! fail.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +11,7 @@ use relayfs_tests::conformance::{Conformance, Outcome, outcomes};
 use relayfs_tests::users::where_users_mount;
 use relayfs_tests::{Mount, Process, exit_code, run, text};
 
-/// A channel, and what it is for the cases: of the needs they have, those that it meets.
+/// A channel, and which of the cases' needs it meets.
 struct Channel {
     name: &'static str,
     spec: &'static str,
@@ -74,7 +75,7 @@ const CHANNELS: [Channel; 9] = [
     },
 ];
 
-/// Checks a run: every case has passed that the channel is made for, and no other has run. Returns those that ran.
+/// Checks a run: each case that the channel meets has passed, and no other has run. Returns the cases that ran.
 #[track_caller]
 fn check(listed: &BTreeMap<String, Vec<String>>, printed: &str, meets: &[&str]) -> Vec<String> {
     let came = outcomes(printed);
@@ -91,10 +92,10 @@ fn check(listed: &BTreeMap<String, Vec<String>>, printed: &str, meets: &[&str]) 
     came.into_iter().filter(|(_, outcome)| *outcome == Outcome::Passed).map(|(name, _)| name).collect()
 }
 
-/// Root's mount, all kinds of channels at the same time; and then a user's, where the kernel maps nothing and nobody opens
-/// for writing. Between them every case has run.
+/// Root's mount with all kinds of channels at once, and then a user's mount, where the kernel maps nothing and no
+/// process opens for writing. Together they run each case.
 #[test]
-fn every_case_is_passed() {
+fn all_cases_pass() {
     let program = Conformance::compile();
     let listed = program.list();
     assert!(listed.len() > 100, "{listed:?}");
@@ -148,9 +149,9 @@ fn every_case_is_passed() {
     assert_eq!(ran, all, "which cases have run");
 }
 
-/// Any buffer can be checked, and one case alone.
+/// Another buffer, and a single case, can be checked.
 #[test]
-fn another_buffer_and_a_single_case() {
+fn options_choose_buffer_and_case() {
     let program = Conformance::compile();
     let mount = Mount::new(&["--flush-interval=never", "--subbuf-size=8192", "--n-subbufs=2"]);
     let last = (mount.channel("cpu").n_bufs() - 1).to_string();
@@ -161,7 +162,7 @@ fn another_buffer_and_a_single_case() {
     assert_eq!(exit_code(output.status), 0);
 }
 
-/// Open files when their channel ends: who sleeps is woken, what is unread can be read, maps stay.
+/// Open files when their channel ends: sleepers wake, unread data can be read, maps stay.
 #[test]
 fn open_files_outlive_the_channel() {
     let program = Conformance::compile();
@@ -190,7 +191,7 @@ fn open_files_outlive_the_channel() {
     }
 }
 
-/// Ordinary files of the same names are no relay files, and are told so: the program can fail.
+/// Ordinary files of the same names are no relay files, and the program says so: it can fail.
 #[test]
 fn ordinary_files_fail() {
     let program = Conformance::compile();
@@ -211,7 +212,7 @@ fn ordinary_files_fail() {
     for name in ["msg", "flush", "reset"] {
         fs::write(control.join(name), "").expect("a file");
     }
-    // Each waits for what does not come, so not all of them.
+    // Some cases only, because each waits for an event that does not come.
     let cases: Vec<String> = program.list().into_keys().step_by(8).collect();
     let output = run(program.command().args(["--mapping", "ring"]).arg(dir.path()).arg("cpu").args(&cases));
     let printed = text(&output.stdout);
@@ -220,7 +221,7 @@ fn ordinary_files_fail() {
     assert_eq!(outcomes.len(), cases.len(), "{printed}");
     let passed: Vec<&String> =
         outcomes.iter().filter(|(_, outcome)| **outcome == Outcome::Passed).map(|(name, _)| name).collect();
-    // What an ordinary file does as well.
+    // Cases that an ordinary file passes too.
     let as_files = [
         "access-goes-by-the-mode",
         "ioctl-is-refused",
@@ -232,9 +233,9 @@ fn ordinary_files_fail() {
     assert!(passed.iter().all(|name| as_files.contains(&name.as_str())), "{passed:?}");
 }
 
-/// Wrong usage is told from a failure, in one line.
+/// Wrong usage has another status than a failure, and one line.
 #[test]
-fn what_cannot_begin_is_told() {
+fn wrong_usage_has_another_status_than_failure() {
     let program = Conformance::compile();
     let mount = Mount::new(&["--flush-interval=never", "--channel", "tiny:subbuf-size=16:n-subbufs=4"]);
     let point = mount.point().to_str().expect("ASCII");

@@ -1,5 +1,5 @@
-//! `consumed/cpuN`: giving back what was read in a map. COUNT, or FROM COUNT; refusals change nothing; of several who
-//! read the same, and read() among them, nobody's unread sub-buffer is passed over. R7 is the kernel's rule.
+//! `consumed/cpuN`: gives back what was read in a map, by COUNT, or by FROM COUNT. Refusals change nothing. Several
+//! readers, read() among them, skip no unread sub-buffer. R7 is the kernel's rule.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -25,25 +25,25 @@ fn path(mount: &Mount) -> PathBuf {
     mount.control("cpu", "consumed/cpu0")
 }
 
-/// Writes to the file; what is refused, and why.
+/// Writes to the file. Returns the errno of a refusal.
 fn consume(mount: &Mount, text: &str) -> Result<(), Errno> {
     let mut file = OpenOptions::new().write(true).open(path(mount)).unwrap();
     file.write_all(text.as_bytes()).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap()))
 }
 
-/// The number of the next sub-buffer.
+/// Returns the number of the next sub-buffer.
 fn next(mount: &Mount) -> u64 {
     fs::read_to_string(path(mount)).unwrap().strip_suffix('\n').unwrap().parse().unwrap()
 }
 
-/// Everything that could tell whether something has changed. Looking at `stats` raises the high-water mark, so that first.
+/// Returns all state that a refusal could change. Reading `stats` raises the high-water mark, so it comes first.
 fn everything(mount: &Mount) -> (BTreeMap<String, u64>, u64, [String; 2]) {
     let stats = mount.stats("cpu");
     let files = ["control", "snapshot/cpu0"];
     (stats, next(mount), files.map(|file| runs(&fs::read(mount.control("cpu", file)).unwrap())))
 }
 
-/// Both forms, and what the file says.
+/// Both forms, and the file's text.
 #[test]
 fn sub_buffers_are_given_back_by_count_and_by_number() {
     for shape in [SMALL, SMALL.over(), SMALL.direct()] {
@@ -70,9 +70,9 @@ fn sub_buffers_are_given_back_by_count_and_by_number() {
     }
 }
 
-/// What is not finished cannot be given back, nor what others have; and what is no command is none. Nothing is changed.
+/// Unfinished sub-buffers, those of other readers, and malformed commands are refused. Nothing changes.
 #[test]
-fn refusals_change_nothing() {
+fn refused_commands_change_nothing() {
     for shape in [SMALL, SMALL.over(), Shape::new(8192, 3)] {
         let b = Buffer::new(shape);
         let mount = b.mount();
@@ -121,7 +121,7 @@ fn refusals_change_nothing() {
 /// A partly read sub-buffer counts as one, and the next begins at its first byte: the kernel loses as many of its bytes
 /// as were read of the first (R7).
 #[test]
-fn a_partly_read_one_counts_as_one() {
+fn partly_read_sub_buffer_counts_as_one() {
     for shape in [SMALL, SMALL.over()] {
         let b = Buffer::new(shape);
         b.write("abc", 1000);
@@ -137,9 +137,9 @@ fn a_partly_read_one_counts_as_one() {
     }
 }
 
-/// In overwrite mode the writer may have been there first: the next one is the oldest that is still whole.
+/// In overwrite mode the writer may overwrite first: the next sub-buffer is the oldest whole one.
 #[test]
-fn what_was_overwritten_has_given_itself_back() {
+fn overwritten_sub_buffer_needs_no_giving_back() {
     let b = Buffer::new(SMALL.over());
     b.write("a", 1000);
     b.write("b", 1000);
@@ -158,9 +158,9 @@ fn what_was_overwritten_has_given_itself_back() {
     b.audit();
 }
 
-/// A reset forgets what was unread; numbers go on.
+/// A reset discards unread data, and numbers continue.
 #[test]
-fn numbers_go_on_after_a_reset() {
+fn numbers_continue_after_reset() {
     for shape in [SMALL, SMALL.over()] {
         let b = Buffer::new(shape);
         b.write("abc", 1000);
@@ -177,9 +177,9 @@ fn numbers_go_on_after_a_reset() {
     }
 }
 
-/// Whoever waits for room goes on when some was made so.
+/// Giving back makes room, and wakes a waiting writer.
 #[test]
-fn giving_back_makes_room() {
+fn giving_back_makes_room_for_waiting_writer() {
     for direct in [false, true] {
         let mount = Mount::new(&["--subbuf-size=1000", "--n-subbufs=2"]);
         let channel = if direct { mount.direct_channel("cpu") } else { mount.channel("cpu") };
@@ -198,9 +198,9 @@ fn giving_back_makes_room() {
     }
 }
 
-/// A shell truncates what it writes to, and an open file says what was so when it was opened.
+/// A shell truncates the files that it writes to. An open file keeps the text of its open.
 #[test]
-fn shells_can_use_it() {
+fn shell_gives_back_by_redirection() {
     let b = Buffer::new(SMALL);
     b.write("abc", 1000);
     let mut opened = File::open(path(b.mount())).unwrap();
@@ -217,10 +217,10 @@ fn shells_can_use_it() {
     b.audit();
 }
 
-/// Several clients in C and a reader that reads: everything is seen by somebody, since whoever gives back says which
-/// number he has seen. What a reader has begun may be seen twice.
+/// Several clients in C and a reader: each sub-buffer is seen, since a client gives back the number that it has seen.
+/// A sub-buffer that a reader has begun may be seen twice.
 #[test]
-fn nobody_skips_what_nobody_has_read() {
+fn concurrent_readers_skip_no_unread_sub_buffer() {
     const MESSAGES: u64 = 200_000;
     let program = Program::compile("consumer");
     for spec in ["subbuf-size=64:n-subbufs=3", "subbuf-size=4096:n-subbufs=4"] {
@@ -281,14 +281,14 @@ fn nobody_skips_what_nobody_has_read() {
         }
         assert!(n_given_back > 0, "{spec}");
         let skipped = seen.iter().position(|seen| !seen);
-        assert_eq!(skipped, None, "{spec}: nobody has seen this message");
+        assert_eq!(skipped, None, "{spec}: no reader has seen this message");
         assert_eq!(exit_code(mount.daemon().wait()), 0);
     }
 }
 
-/// Reading is for the owner, and the group if there is one, whichever way.
+/// Only the owner, and the group if there is one, may read and give back.
 #[test]
-fn only_those_who_may_read_may_take_part() {
+fn only_users_who_may_read_may_give_back() {
     let files = ["consumed/cpu0", "control", "snapshot/cpu0"];
     let adm = gid_of(GROUP);
     for (args, group_reads) in [(&[][..], false), (&["--group", GROUP], true)] {

@@ -1,5 +1,5 @@
-//! The file object of a buffer: names, attributes, opening, and everything that is refused. Labels are those of the
-//! kernel's recorded behaviour, Fn of its table of the file object. Where the kernel's file has size 0 and no position, ours
+//! The file object of a buffer: names, attributes, opening, and all refused calls. Labels are those of the kernel's
+//! recorded behaviour, Fn of its table of the file object. The kernel's file has size 0 and no position. This file
 //! has the stream's: see `seek.rs`.
 
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -21,7 +21,7 @@ use relay_producer::Channel;
 use relayfs_tests::buffer::{Buffer, MIB, Shape, poll_now, read_once, runs};
 use relayfs_tests::{Mount, eventually, exit_code, program, run, stdout_of, text, tool};
 
-/// The errno that something was refused with.
+/// Returns the errno of a refusal.
 #[track_caller]
 fn refusal<T>(result: io::Result<T>) -> Errno {
     match result {
@@ -30,7 +30,7 @@ fn refusal<T>(result: io::Result<T>) -> Errno {
     }
 }
 
-/// The mount with files that their owner may open for writing too.
+/// Returns a mount whose owner may open files for writing too.
 fn writable(spec: &str) -> Mount {
     Mount::new(&["--channel", &format!("cpu:{spec}"), "-o", "mode=0600"])
 }
@@ -42,7 +42,7 @@ fn names_in(dir: &Path) -> Vec<String> {
     names
 }
 
-/// There is a file for every configured CPU, and it is a regular one that only its owner may read.
+/// Each configured CPU has a file. It is a regular file that only its owner may read.
 #[test]
 fn every_cpu_has_a_file() {
     let before = SystemTime::now();
@@ -65,9 +65,9 @@ fn every_cpu_has_a_file() {
     assert_eq!(fs::metadata(mount.point()).unwrap().mode(), libc::S_IFDIR | 0o755);
 }
 
-/// A global channel has one file, in which messages from all CPUs are in the order in which they came.
+/// A global channel has one file, with the messages of all CPUs in their order of time.
 #[test]
-fn a_global_channel_has_one_file() {
+fn global_channel_has_one_file() {
     let mount = Mount::new(&["--channel", "app/log:global:subbuf-size=1000"]);
     assert_eq!(names_in(&mount.path("app")), ["log0"], "F3");
     let channel = mount.channel("app/log");
@@ -78,9 +78,10 @@ fn a_global_channel_has_one_file() {
     assert_eq!(runs(&mount.read("app/log0")), "a*100 b*100 c*100", "F3");
 }
 
-/// The size is what was written since creation, the unfinished sub-buffer included; neither reading nor reset lowers it.
+/// The size is the number of bytes written since creation, with the unfinished sub-buffer. Neither reads nor resets
+/// lower it.
 #[test]
-fn the_size_is_what_was_written() {
+fn size_is_number_of_written_bytes() {
     let [a, b] = [Shape::new(4096, 4), Shape::new(1000, 3)];
     let shapes = [a, a.direct(), b, b.direct()];
     for shape in
@@ -121,9 +122,9 @@ fn the_size_is_what_was_written() {
     }
 }
 
-/// The time of change moves when something is written, and only then.
+/// The modification time changes when a message is written, and only then.
 #[test]
-fn the_time_of_change_moves_with_the_data() {
+fn modification_time_changes_with_the_data() {
     let b = Buffer::new(Shape::new(1000, 3));
     let times = || {
         let metadata = fs::metadata(b.mount().path("cpu0")).unwrap();
@@ -144,9 +145,9 @@ fn the_time_of_change_moves_with_the_data() {
     }
 }
 
-/// A buffer's file can be opened in every way in which a file can; nothing is created or cut off by that.
+/// A buffer's file can be opened with all flags. No open creates or truncates it.
 #[test]
-fn files_are_opened_in_every_way() {
+fn file_can_be_opened_with_all_flags() {
     let mount = writable("subbuf-size=4096");
     let path = mount.path("cpu0");
     mount.send(0, &[&[b'a'; 4000], &[b'b'; 4000]]);
@@ -167,7 +168,7 @@ fn files_are_opened_in_every_way() {
     assert_eq!(runs(&mount.read("cpu0")), "a*4000 b*4000", "F16: nothing was lost");
 }
 
-/// Other users see that there is a file, and no more.
+/// Other users can see that the file exists, and no more.
 #[test]
 fn other_users_may_not_open_it() {
     assert!(geteuid().is_root(), "this test takes root, to run programs as another user");
@@ -182,7 +183,7 @@ fn other_users_may_not_open_it() {
     assert_eq!(text(&mount.read("cpu0")), "secret");
 }
 
-/// Nobody writes through the file, whatever it was opened for, and an attempt changes nothing.
+/// No process can write through the file, whatever it was opened for. An attempt changes nothing.
 #[test]
 fn writing_is_refused() {
     let mount = writable("subbuf-size=4096");
@@ -210,7 +211,7 @@ fn writing_is_refused() {
     assert_eq!(mount.read("cpu0"), b"data");
 }
 
-/// What a buffer's file has no use for is refused, and what would read ahead of its reader takes nothing from it.
+/// Calls without a meaning for a buffer's file are refused. Calls that would read ahead consume nothing.
 #[test]
 fn other_calls_change_nothing() {
     let mount = writable("subbuf-size=4096");
@@ -265,7 +266,7 @@ preadv2 b''
     assert_eq!(text(&said), expected, "F13, F15, F19, F20, F21");
 }
 
-/// Nobody sets a size, a mode, an owner or a time; a shell that truncates what it opens does no harm.
+/// Size, mode, owner and time cannot be set. A shell that truncates the file at open does no harm.
 #[test]
 fn attributes_cannot_be_set() {
     let mount = writable("subbuf-size=4096");
@@ -284,15 +285,15 @@ fn attributes_cannot_be_set() {
     assert_eq!(refusal(both.set_modified(SystemTime::UNIX_EPOCH)), Errno::EPERM, "F17");
     assert_eq!(fs::metadata(&path).unwrap().mode(), libc::S_IFREG | 0o600, "F17");
     assert_eq!(runs(&mount.read("cpu0")), "a*4096 b*4000", "F16: what is unread, stays");
-    // Where writing means something, truncating first must not be in the way.
+    // A file for writing accepts truncation before the write.
     for name in ["flush", "reset", "msg"] {
         assert_eq!(nix::unistd::truncate(&mount.control("cpu", name), 0), Ok(()), "{name}");
     }
 }
 
-/// The tree changes by its channels only: nothing is created, removed or renamed in it.
+/// The tree changes by its channels only: no entry can be created, removed or renamed.
 #[test]
-fn the_tree_cannot_be_changed() {
+fn tree_cannot_be_changed() {
     let mount = Mount::new(&["--channel", "app/log"]);
     for (dir, file, subdir) in [
         (mount.path(""), mount.path("cpu0"), mount.path("app")),
@@ -304,7 +305,10 @@ fn the_tree_cannot_be_changed() {
         let new = dir.join("new");
         let names = names_in(&dir);
         assert_eq!(refusal(File::create(&new)), Errno::EACCES, "F18");
-        assert_eq!(refusal(fs::create_dir(&new)), Errno::EACCES, "F18");
+        // `directories` has those that make channels.
+        if !dir.starts_with(mount.path(".relay/channels")) {
+            assert_eq!(refusal(fs::create_dir(&new)), Errno::EACCES, "F18");
+        }
         assert_eq!(refusal(symlink("cpu0", &new)), Errno::EACCES, "F18");
         assert_eq!(mknod(&new, SFlag::S_IFIFO, Mode::S_IRUSR, 0), Err(Errno::EACCES), "F18");
         assert_eq!(refusal(fs::remove_file(&file)), Errno::EPERM, "F18");
@@ -315,7 +319,7 @@ fn the_tree_cannot_be_changed() {
     }
 }
 
-/// inotify tells of those who open, read and close; of what is written, it knows nothing.
+/// inotify reports opens, reads and closes. It reports no written messages.
 #[test]
 fn inotify_sees_readers_but_no_data() {
     let mount = Mount::new(&["--subbuf-size", "1000"]);
@@ -338,7 +342,7 @@ fn inotify_sees_readers_but_no_data() {
     assert_eq!(read_once(&file, MIB).len(), 0);
     assert_eq!(seen(), [], "F22: read nothing");
     drop(file);
-    // A process that is being started elsewhere in this test program may have it open for another moment.
+    // A process that another test just starts may have it open for a moment.
     let mut last = Vec::new();
     eventually("the file being closed", || {
         last.extend(seen());
@@ -347,7 +351,7 @@ fn inotify_sees_readers_but_no_data() {
     assert_eq!(last, [AddWatchFlags::IN_CLOSE_NOWRITE], "F22");
 }
 
-/// A geometry without room for anything is refused at the start.
+/// A geometry without room for a message is refused at the start.
 #[test]
 fn impossible_geometries_are_refused() {
     for spec in ["subbuf-size=0", "n-subbufs=0", "subbuf-size=64M:n-subbufs=64K", "subbuf-size=16:header=16"]
@@ -386,10 +390,10 @@ fn memory_is_rounded_up_to_pages() {
     assert_eq!(sizes, expected, "F25");
 }
 
-/// Opening a channel that exists attaches to it; it lives while somebody holds it, an open file included, or has unread
-/// data, and the next one of its name is a new one.
+/// Opening a channel that exists attaches to it. It lives while an open file or a connection holds it, or it has
+/// unread data. The next channel of that name is new.
 #[test]
-fn a_name_is_attached_to_and_used_again() {
+fn name_is_attached_to_and_used_again() {
     let mount = Mount::new(&[]);
     let path = mount.path("app/log0");
     let open = |spec: &str| -> Channel {
@@ -421,9 +425,9 @@ fn a_name_is_attached_to_and_used_again() {
     assert_eq!((last.geometry().subbuf_size(), fs::metadata(&path).unwrap().len()), (3000, 0), "F27");
 }
 
-/// After `umount -l` the names are gone at once; who has a file open is told by poll, and reads what is left to its end.
+/// After `umount -l` the names are gone at once. Readers with open files get POLLERR, and read the rest to its end.
 #[test]
-fn what_is_unread_can_be_read_after_unmounting() {
+fn unread_data_can_be_read_after_unmounting() {
     for mode in ["no-overwrite", "overwrite"] {
         let mut mount = Mount::new(&["--channel", &format!("cpu:subbuf-size=8192:n-subbufs=2:{mode}")]);
         let file = File::open(mount.path("cpu0")).unwrap();

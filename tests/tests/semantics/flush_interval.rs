@@ -1,5 +1,5 @@
-//! `--flush-interval`: unread data waits no longer than that while a process polls, so that readers of channels with few messages
-//! are woken too. Where no process polls, or nothing is unread, no sub-buffer is finished and no timer runs.
+//! `--flush-interval`: while a process polls, unread data waits no longer than that, so that readers of channels with
+//! few messages wake too. If no process polls, or nothing is unread, no sub-buffer is finished and no timer runs.
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -14,20 +14,20 @@ use relayfs_tests::buffer::{READABLE, poll_now};
 use relayfs_tests::direct::on_cpu;
 use relayfs_tests::{DEADLINE, Mount, complaint, eventually, run};
 
-/// Sleeps in poll(2) until there is something, and reads it.
+/// Sleeps in poll(2) until the file is readable, and reads it.
 #[track_caller]
 fn wait_and_read(mount: &Mount, name: &str) -> Vec<u8> {
     let file = File::open(mount.path(name)).unwrap();
-    // For ever: when its time is over, poll(2) looks once more, and finds what nobody told it.
+    // No timeout: at a timeout, poll(2) would look once more, and hide a missed wake-up.
     let mut fds = [PollFd::new(file.as_fd(), PollFlags::all())];
     poll(&mut fds, PollTimeout::NONE).unwrap();
     assert_eq!(fds[0].revents(), Some(READABLE));
     mount.read(name)
 }
 
-/// One short message after the other wakes its reader, whoever writes it; what is empty stays empty.
+/// Single short messages wake their reader, whichever process writes them. An empty buffer stays empty.
 #[test]
-fn few_messages_wake_their_readers() {
+fn single_short_message_wakes_reader() {
     for mode in ["no-overwrite", "overwrite", "no-overwrite:header=16"] {
         let mount = Mount::new(&[
             "--flush-interval=1ms",
@@ -58,15 +58,15 @@ fn few_messages_wake_their_readers() {
         );
         assert_eq!(stats["total.dropped"], 0, "{mode}");
         if last > 0 {
-            assert_eq!(stats["cpu0.produced"], 0, "{mode}: a CPU that nobody wrote on");
+            assert_eq!(stats["cpu0.produced"], 0, "{mode}: a CPU without messages");
         }
         assert_eq!(mount.stats("idle")["total.produced"], 0, "{mode}");
     }
 }
 
-/// A full buffer is left alone: flushing makes no room.
+/// A full buffer stays as it is: flushing makes no room.
 #[test]
-fn a_full_buffer_stays_full() {
+fn full_buffer_is_not_flushed() {
     let mount =
         Mount::new(&["--flush-interval=1ms", "--channel=cpu:subbuf-size=100:n-subbufs=2", "--channel=other"]);
     assert_eq!(mount.send(0, &[&[b'a'; 100], &[b'b'; 100], b"c"]).dropped, 1);
@@ -79,7 +79,7 @@ fn a_full_buffer_stays_full() {
     assert_eq!(mount.read("cpu0"), [[b'a'; 100], [b'b'; 100]].concat());
 }
 
-/// What takes as long as some intervals of one millisecond.
+/// Does work that takes several intervals of one millisecond.
 #[track_caller]
 fn let_time_pass() {
     let clock = Mount::new(&["--flush-interval", "0.001"]);
@@ -89,9 +89,9 @@ fn let_time_pass() {
     }
 }
 
-/// With `never`, what is written waits for its sub-buffer to be full, or for a flush.
+/// With `never`, data waits until its sub-buffer is full, or for a flush.
 #[test]
-fn with_never_nothing_is_finished() {
+fn interval_never_finishes_no_sub_buffer() {
     for option in ["--flush-interval=never", "-oflush_interval=never"] {
         let mount = Mount::new(&[option]);
         mount.send(0, &[b"waiting"]);
@@ -106,7 +106,7 @@ fn with_never_nothing_is_finished() {
 }
 
 #[test]
-fn without_the_option_a_poller_hears_of_a_few_bytes() {
+fn default_interval_wakes_poller_of_few_bytes() {
     let mount = Mount::new(&[]);
     mount.send(0, &[b"before"]);
     assert_eq!(wait_and_read(&mount, "cpu0"), b"before");
@@ -116,7 +116,7 @@ fn without_the_option_a_poller_hears_of_a_few_bytes() {
     assert_eq!(mount.read("cpu0"), b"after");
 }
 
-/// A thread that sleeps in poll(2) until its file has something to say.
+/// A thread that sleeps in poll(2) until its file is ready.
 struct Sleeper {
     thread: JoinHandle<()>,
     id: Pid,
@@ -147,10 +147,9 @@ impl Sleeper {
     }
 }
 
-/// Data that was read already is no reason to finish a sub-buffer: a poller that has all would be woken for nothing, and padding takes
-/// room.
+/// Read data is no reason to finish a sub-buffer: it would wake a poller for nothing, and padding takes room.
 #[test]
-fn idle_poller_causes_no_switches() {
+fn poller_without_unread_data_causes_no_switches() {
     for mode in ["no-overwrite", "overwrite", "no-overwrite:header=16"] {
         let mount = Mount::new(&["--flush-interval=1ms", "--channel", &format!("cpu:{mode}")]);
         let empty = Sleeper::on(File::open(mount.path("cpu0")).unwrap());
@@ -174,7 +173,7 @@ fn idle_poller_causes_no_switches() {
     }
 }
 
-/// How often the daemon's first thread, which looks at buffers, has slept.
+/// Returns how often the daemon's first thread, which has the flush timer, has slept.
 fn sleeps_of_first_thread(mount: &mut Mount) -> u64 {
     let pid = mount.daemon().pid();
     let status = fs::read_to_string(format!("/proc/{pid}/task/{pid}/status")).unwrap();
@@ -182,31 +181,39 @@ fn sleeps_of_first_thread(mount: &mut Mount) -> u64 {
     line.trim().parse().unwrap()
 }
 
-#[test]
-fn where_no_process_polls_nothing_runs_and_nothing_is_finished() {
-    let mut mount = Mount::new(&["--flush-interval=1ms"]);
-    mount.send(0, &[b"a few bytes"]);
-    let before = sleeps_of_first_thread(&mut mount);
-    let_time_pass();
-    assert_eq!(sleeps_of_first_thread(&mut mount), before);
-    assert_eq!(mount.stats("cpu")["total.produced"], 0);
-    // While a process polls it does, and when none does any more it ends.
-    assert_eq!(wait_and_read(&mount, "cpu0"), b"a few bytes");
-    let sleeper = Sleeper::on(File::open(mount.path("cpu0")).unwrap());
-    let_time_pass();
-    assert!(sleeps_of_first_thread(&mut mount) > before + 5);
-    mount.send(0, &[b"more"]);
-    sleeper.woken();
+/// Waits until that thread sleeps on for several intervals, and returns how often it has slept.
+#[track_caller]
+fn sleeps_at_rest(mount: &mut Mount) -> u64 {
     let mut last = 0;
-    eventually("the end of looks", || {
+    eventually("a thread at rest", || {
         let_time_pass();
-        std::mem::replace(&mut last, sleeps_of_first_thread(&mut mount)) == last
+        std::mem::replace(&mut last, sleeps_of_first_thread(mount)) == last
     });
+    last
 }
 
-/// A reader of mappings that waits.
 #[test]
-fn reader_of_mappings_hears_of_a_few_bytes() {
+fn timer_runs_only_while_a_process_polls() {
+    let mut mount = Mount::new(&["--flush-interval=1ms"]);
+    mount.send(0, &[b"a few bytes"]);
+    // The start of a daemon may end a moment after the mount.
+    let before = sleeps_at_rest(&mut mount);
+    assert_eq!(mount.stats("cpu")["total.produced"], 0);
+    // While a process polls, the timer runs. It stops when no process polls.
+    assert_eq!(wait_and_read(&mount, "cpu0"), b"a few bytes");
+    let sleeper = Sleeper::on(File::open(mount.path("cpu0")).unwrap());
+    eventually("looks", || {
+        let_time_pass();
+        sleeps_of_first_thread(&mut mount) > before + 5
+    });
+    mount.send(0, &[b"more"]);
+    sleeper.woken();
+    sleeps_at_rest(&mut mount);
+}
+
+/// A waiting reader of mappings wakes too.
+#[test]
+fn reader_of_mappings_wakes_for_few_bytes() {
     let mount = Mount::new(&["--flush-interval=1ms"]);
     let mut reader = audience::Reader::open_cpu(mount.point(), "cpu", 0).unwrap();
     for message in [&b"one"[..], b"two", b"three"] {
@@ -219,10 +226,10 @@ fn reader_of_mappings_hears_of_a_few_bytes() {
     }
 }
 
-/// Durations that are none, and such as are shorter than anybody means; the longest are no trouble.
+/// Invalid and very short durations are refused. Very long ones are accepted.
 #[test]
-fn odd_intervals() {
-    for bad in ["", "0", "0ms", "0.5ms", "-1", "soon", "1h", "1 s", "ms", "1e3", "inf", "nan"] {
+fn invalid_intervals_are_refused() {
+    for bad in ["", "0", "0ms", "0.5ms", "-1", "soon", "1w", "1 s", "ms", "1e3", "inf", "nan"] {
         let place = Place::new();
         let option = format!("--flush-interval={bad}");
         let output = run(&mut place.command(&["-f", &option]));

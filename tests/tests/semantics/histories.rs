@@ -278,7 +278,7 @@ fn replay(shape: Shape, n_steps: usize, seed: u64) {
                 "reset".to_owned()
             }
             65..69 => {
-                // A file of its own: what it keeps for who seeks back is not the subject here.
+                // A new file: what files keep for readers that seek back is not the subject here.
                 let at = model.stream + random.below(2 * s + 2);
                 let mut bytes = vec![0; random.below(s) + 1];
                 let len = b.open().read_at(&mut bytes, at as u64).unwrap();

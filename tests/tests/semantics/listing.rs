@@ -1,4 +1,4 @@
-//! Directories of the tree, read in pieces while channels come and go: what is there all the time is listed once.
+//! Directories of the tree, read in pieces while channels come and go: an entry that stays is listed once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,7 +12,7 @@ use relayfs_tests::c::Program;
 use relayfs_tests::peer::Peer;
 use relayfs_tests::{Mount, Process, eventually};
 
-/// Lists a directory step by step; `between` is called after each.
+/// Lists a directory step by step. Calls `between` after each.
 fn listed(program: &Program, dir: &Path, mut between: impl FnMut(usize)) -> Vec<String> {
     let mut command = program.command();
     let mut process = Process::start(command.arg(dir).stdin(Stdio::piped()).stdout(Stdio::piped()));
@@ -43,7 +43,7 @@ fn entries_that_stay_are_listed_once_while_others_come_and_go() {
         let channel = Channel::builder(mount.point(), &name).create(true).open().unwrap();
         (name, channel)
     };
-    // In the order of their names some that go are before those that stay, and some between them.
+    // By name, some channels that go are before those that stay, and some between them.
     let mut passing: Vec<(String, Channel)> = (0..20).map(|i| open(format!("app/a{i}-"))).collect();
     let mut staying = Vec::new();
     for i in 0..20 {

@@ -1,4 +1,4 @@
-//! Reading in mappings through the library: whole sub-buffers, each once, given back by number, with a bell.
+//! The library reads in mappings: whole sub-buffers, each once, given back by number, with a bell.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ fn deadline() -> Option<Instant> {
     Some(Instant::now() + DEADLINE)
 }
 
-/// All that is finished in a CPU's buffer, given back.
+/// Takes all finished sub-buffers of a CPU, and gives them back.
 #[track_caller]
 fn take(reader: &mut Reader, cpu: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
@@ -28,7 +28,7 @@ fn take(reader: &mut Reader, cpu: usize) -> Vec<u8> {
 
 /// A waiting producer and a reader of its mapping: every byte once, in order, and the files agree that it was read.
 #[test]
-fn a_waiting_producer_loses_nothing() {
+fn reader_of_mappings_loses_nothing_of_waiting_producer() {
     const MESSAGES: u64 = 200_000;
     for subbuf_size in ["4K", "64K"] {
         let mount = Mount::new(&["--subbuf-size", subbuf_size, "--n-subbufs=3"]);
@@ -60,9 +60,10 @@ fn a_waiting_producer_loses_nothing() {
     }
 }
 
-/// Whoever gives back second is told, has given nothing back, and goes on with what is unread.
+/// The second reader that gives back the same range gets an error, gives back nothing, and continues with unread
+/// data.
 #[test]
-fn of_two_who_read_the_same_one_is_told() {
+fn second_reader_of_same_range_gets_error() {
     let mount = Mount::new(&["--subbuf-size=4K", "--n-subbufs=4"]);
     let (mut one, mut other) =
         (Reader::open(mount.point(), "cpu").unwrap(), Reader::open_cpu(mount.point(), "cpu", 0).unwrap());
@@ -81,13 +82,13 @@ fn of_two_who_read_the_same_one_is_told() {
     assert_eq!(mount.stats("cpu")["cpu0.consumed"], 3);
     assert!(one.next_finished(0).is_none(), "what the other has read is not seen");
     one.release(0).unwrap();
-    // Of the other CPUs it has none.
+    // Its files are only those of its CPU.
     assert!(other.next_finished(1).is_none());
     other.release(1).unwrap();
 }
 
 #[test]
-fn a_reader_that_waits_is_woken_by_a_switch_and_by_the_end() {
+fn switch_and_end_wake_waiting_reader() {
     let mut mount = Mount::new(&["--subbuf-size=4K"]);
     let mut reader = Reader::open(mount.point(), "cpu").unwrap();
     assert!(!reader.wait(Some(Instant::now() + Duration::from_millis(20))).unwrap());
@@ -97,7 +98,7 @@ fn a_reader_that_waits_is_woken_by_a_switch_and_by_the_end() {
             assert!(reader.wait(deadline()).unwrap());
             reader
         });
-        // Not finished, so nobody is to be woken by it.
+        // An unfinished sub-buffer wakes no reader.
         let channel = mount.direct_channel("cpu");
         on_cpu(last, || channel.write(&[round; 100]).unwrap());
         channel.sync().unwrap();
@@ -118,9 +119,9 @@ fn a_reader_that_waits_is_woken_by_a_switch_and_by_the_end() {
     waiting.join().unwrap();
 }
 
-/// In overwrite mode the numbers tell what was passed over, and nothing is given back that the writer has taken.
+/// In overwrite mode, numbers show the skipped sub-buffers. The reader gives back none that the writer has taken.
 #[test]
-fn overwritten_sub_buffers_are_passed_over() {
+fn reader_skips_overwritten_sub_buffers() {
     let mount = Mount::new(&["--subbuf-size=4K", "--n-subbufs=4", "--overwrite"]);
     let mut reader = Reader::open(mount.point(), "cpu").unwrap();
     let write = |n: u8| assert_eq!(mount.send(0, &[&[n; 3000]]).written, 1);
@@ -134,9 +135,9 @@ fn overwritten_sub_buffers_are_passed_over() {
     assert_eq!(mount.read("cpu0"), [9; 3000]);
 }
 
-/// Who may read the files of the mount may map the buffers, without any privilege; others may not.
+/// A user who may read the mount's files may map the buffers without privilege. Other users may not.
 #[test]
-fn who_may_read_may_map() {
+fn user_who_may_read_may_map() {
     let mount = mount_for_all(&["--group", GROUP, "--socket-mode=0666"]);
     let program = program_for_all("test-mapped");
     let by = |uid, gid| run(by_user(uid, gid, &program).arg(mount.point()).arg("cpu"));

@@ -1,5 +1,5 @@
-//! mmap(2) of `map/cpuN` and of `control`, by a program in C: what the kernel's table says (4.8, of files that it can
-//! map), as far as FUSE asks. The ring is seen as it is, at any time; `cpuN` is read beside it.
+//! mmap(2) of `map/cpuN` and of `control`, by a program in C: the kernel's table (4.8, of files that it can map), as
+//! far as FUSE asks. A map shows the ring at any time. `cpuN` is read beside it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -23,9 +23,9 @@ use relayfs_tests::direct::on_cpu;
 use relayfs_tests::users::where_users_mount;
 use relayfs_tests::{Mount, Process, eventually, exit_code, run, stdout_of, text, tool};
 
-/// The live ring, beside read() of the buffer's file: neither notices the other.
+/// The live ring, beside read() of the buffer's file: neither affects the other.
 #[test]
-fn a_map_shows_the_live_ring_while_read_consumes() {
+fn map_shows_the_live_ring_while_read_consumes() {
     for shape in [Shape::new(4096, 2), Shape::new(4096, 2).over(), Shape::new(4096, 2).direct()] {
         let b = Buffer::new(shape);
         let mut c = Mapper::start();
@@ -54,9 +54,9 @@ fn a_map_shows_the_live_ring_while_read_consumes() {
     }
 }
 
-/// Any length and offset, since FUSE does not ask; behind the ring there is nothing.
+/// Any length and offset, since FUSE does not ask. Behind the ring there is nothing.
 #[test]
-fn lengths_and_offsets() {
+fn map_takes_any_length_and_offset() {
     let b = Buffer::new(Shape::new(1000, 9)); // three pages, not quite
     b.write("a", 1000);
     b.write("bcdef", 1000);
@@ -92,9 +92,9 @@ fn lengths_and_offsets() {
     assert_eq!(c.tell("show 0 0 1904"), "e*904 f*1000", "4.8: it starts at byte 4096 of the ring");
 }
 
-/// Who may only read cannot write by a map; who could write the file, as the option `mode` lets him, can.
+/// A user who may only read cannot write by a map. A user whom the option `mode` lets write can.
 #[test]
-fn protection() {
+fn map_is_writable_only_for_users_who_may_write() {
     let mut mount = Mount::new(&["--subbuf-size=4096", "--n-subbufs=2", "-o", "mode=0600"]);
     mount.send(0, &[&[b'a'; 4000]]);
     let mut c = Mapper::start();
@@ -125,9 +125,9 @@ fn protection() {
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
 }
 
-/// Descriptors and processes share a map's memory, and it stays as it is when what it came from goes.
+/// Descriptors and processes share a map's memory. It stays when its descriptor goes.
 #[test]
-fn a_map_outlives_everything() {
+fn map_outlives_descriptors_and_daemon() {
     let mut mount = Mount::new(&["--subbuf-size=4096", "--n-subbufs=2"]);
     let open = || Channel::builder(mount.point(), "app/log").create(true).open().unwrap();
     let channel = open();
@@ -167,9 +167,9 @@ fn a_map_outlives_everything() {
     assert_eq!(c.tell("show 1 0 9"), r"a*3 b*3 c*2 \0*1");
 }
 
-/// A descriptor that was opened before the end can be mapped after it, and keeps the daemon as an open file does.
+/// A descriptor from before the end can be mapped after it, and keeps the daemon as an open file does.
 #[test]
-fn what_is_open_can_be_mapped_after_unmounting() {
+fn open_file_can_be_mapped_after_unmounting() {
     let mut mount = Mount::new(&["--subbuf-size=4096"]);
     let mut c = Mapper::start();
     assert_eq!(c.open(0, &mount.path("cpu0"), "r"), "ok");
@@ -188,9 +188,9 @@ fn what_is_open_can_be_mapped_after_unmounting() {
     assert_eq!(exit_code(mount.daemon().wait()), 0);
 }
 
-/// Splicing still goes by the page cache, mapped or not: it is refused and consumes nothing.
+/// Splicing uses the page cache, mapped or not: it is refused and consumes nothing.
 #[test]
-fn a_mapped_file_is_not_spliced() {
+fn mapped_file_is_not_spliced() {
     let b = Buffer::new(Shape::new(4096, 4));
     let mut c = Mapper::start();
     assert_eq!(c.open(0, &b.mount().control("cpu", "map/cpu0"), "r"), "ok");
@@ -210,7 +210,7 @@ fn a_mapped_file_is_not_spliced() {
     b.audit();
 }
 
-/// `control` is what the design document says, whether it is read, in whatever pieces, or mapped.
+/// `control` has the documented layout, by reads of any pieces, and by a map.
 #[test]
 fn control_is_the_documented_layout() {
     let b = Buffer::new(Shape::new(4096, 3).header(8));
@@ -243,7 +243,7 @@ fn control_is_the_documented_layout() {
         assert_eq!([at, at + 8, at + 16].map(u64_at), [slot as u64, 3008 * slot as u64, 1088], "a record");
     }
 
-    // The same by a map, live.
+    // The same values by a live map.
     let mut c = Mapper::start();
     assert_eq!(c.open(0, &path, "r"), "ok");
     assert_eq!(c.tell("map 0 0 8192 0 r shared"), "ok");
@@ -255,9 +255,9 @@ fn control_is_the_documented_layout() {
     let written = (mapped(&mut c, block), mapped(&mut c, block + 64));
     assert!(written.0 != before.0 && written.1 == before.1, "{before:?} {written:?}");
     b.read(MIB);
-    // Which is stored once the reply has been given.
+    // The daemon stores this after the reply.
     eventually("what was read, in the map", || mapped(&mut c, block + 64) != written.1);
-    // Read again by who has it open, and nothing else can be done to it.
+    // A program with the open file reads it again. No other call has an effect.
     let file = File::open(&path).unwrap();
     let mut now = [0; 8];
     file.read_exact_at(&mut now, block as u64).unwrap();
@@ -267,7 +267,7 @@ fn control_is_the_documented_layout() {
     b.audit();
 }
 
-/// What a `consumer` printed: sub-buffers and messages that it gave back, from first to last.
+/// Parses the output of a `consumer`: sub-buffers and messages that it gave back, from first to last.
 fn taken(output: &[u8]) -> Vec<[u64; 4]> {
     let parse = |line: &str| {
         let numbers: Vec<u64> = line.split(' ').map(|number| number.parse().unwrap()).collect();
@@ -276,9 +276,9 @@ fn taken(output: &[u8]) -> Vec<[u64; 4]> {
     text(output).lines().map(parse).collect()
 }
 
-/// A client in C that knows the layout and nothing else, and a writer that waits for it: every message, once, in order.
+/// A client in C that knows only the layout, and a writer that waits for it: each message once, in order.
 #[test]
-fn a_client_in_c_loses_nothing() {
+fn client_in_c_loses_nothing() {
     const MESSAGES: u64 = 300_000;
     let program = Program::compile("consumer");
     for (spec, n_clients) in [
@@ -337,13 +337,15 @@ fn a_client_in_c_loses_nothing() {
         }
         assert_eq!(next_message, MESSAGES, "{spec}");
         assert_eq!((stats["cpu0.dropped"], stats["cpu0.discarded_bytes"]), (0, 0), "{spec}");
-        let header = if spec.ends_with("header=8") { 8 } else { 0 }; // that of the current sub-buffer
-        assert_eq!(stats["cpu0.read_bytes"] + header, stats["cpu0.bytes"], "{spec}");
+        // That of the current sub-buffer, which has not begun if the flush found all others full.
+        let header = if spec.ends_with("header=8") { 8 } else { 0 };
+        let unread = stats["cpu0.bytes"] - stats["cpu0.read_bytes"];
+        assert!(unread == 0 || unread == header, "{spec}: {unread}");
         assert_eq!(exit_code(mount.daemon().wait()), 0);
     }
 }
 
-/// A directory on a tmpfs of its own, to see whether anything still has one of its files.
+/// A directory on a new tmpfs, to see whether any process still has one of its files.
 struct OwnTmpfs(tempfile::TempDir);
 
 impl OwnTmpfs {
@@ -366,7 +368,7 @@ impl Drop for OwnTmpfs {
     }
 }
 
-/// Resident memory in KiB, and open files.
+/// Returns resident memory in KiB, and the number of open files.
 fn holdings(mount: &mut Mount) -> (u64, usize) {
     let proc = format!("/proc/{}", mount.daemon().pid());
     let status = fs::read_to_string(format!("{proc}/status")).unwrap();
@@ -375,9 +377,8 @@ fn holdings(mount: &mut Mount) -> (u64, usize) {
     (kib, fs::read_dir(format!("{proc}/fd")).unwrap().count())
 }
 
-/// Many open, map, read and close the files of many channels, at once and again and again: nobody is refused, and when
-/// they have gone nothing is left: no descriptor, no memory, and of channels that end no file, which the kernel would
-/// otherwise still have.
+/// Many threads open, map, read and close the files of many channels, again and again. None is refused, and nothing
+/// is left: no descriptor, no memory, and no file of a gone channel, which the kernel would otherwise keep.
 #[test]
 fn opening_and_closing_leaves_nothing_behind() {
     let program = Program::compile("openers");
@@ -405,18 +406,20 @@ fn opening_and_closing_leaves_nothing_behind() {
         drop(channels);
         eventually("the end of the channels", || !mount.path("app").exists());
         eventually("their files being gone", || state.used() == empty);
-        let now = holdings(&mut mount);
-        let (kib, fds) = *after_first.get_or_insert(now);
-        assert!(now.1 <= fds, "round {round}: {} open files, {fds} after the first round", now.1);
-        assert!(now.0 <= kib + 4096, "round {round}: {} KiB, {kib} after the first round", now.0);
+        // The daemon learns of closed files a moment later.
+        let (kib, fds) = *after_first.get_or_insert_with(|| holdings(&mut mount));
+        eventually(&format!("round {round}: no more than {fds} open files and {kib} KiB"), || {
+            let now = holdings(&mut mount);
+            now.1 <= fds && now.0 <= kib + 4096
+        });
     }
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
     drop(mount);
-    // Without a file of its that anybody has, it can be unmounted.
-    umount2(state.0.path(), MntFlags::empty()).expect("nothing has a file there");
+    // The file system can be unmounted if no process has one of its files.
+    eventually("nothing having a file there", || umount2(state.0.path(), MntFlags::empty()).is_ok());
 }
 
-/// Without the privilege that passing through takes, files are opened and read as ever, and not mapped.
+/// Without the privilege for passthrough, files are opened and read as usual, and not mapped.
 #[test]
 fn without_privilege_everything_but_mapping_works() {
     let program = Program::compile("mapping");

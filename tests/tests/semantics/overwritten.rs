@@ -1,5 +1,5 @@
-//! Losses of overwrite mode are counted when they happen, not when a read finds them out: in `stats`, and where a dead
-//! daemon's buffers are looked at.
+//! Losses of overwrite mode are counted when they happen, not at the next read: in `stats`, and in `audience --state`
+//! of a dead daemon's buffers.
 
 use std::process::Command;
 
@@ -22,11 +22,11 @@ fn overwritten_messages_are_counted_at_once() {
             assert_eq!(told(), expected, "{shape}: {n_written} messages");
             assert_eq!(b.mount().stats("cpu")["total.overwritten_bytes"], expected.0 as u64);
         }
-        // A read finds out the same, and no more.
+        // A read finds the same losses, and no more.
         let before = told();
         b.read(10);
         assert_eq!(told(), before, "{shape}");
-        // The rest of the sub-buffer that the read began with is kept: it is overwritten, and not lost.
+        // The rest of the sub-buffer that the read began with is kept: it is overwritten, but not lost.
         for _ in 0..4 * shape.n {
             b.write("n", LEN);
         }
@@ -39,7 +39,7 @@ fn overwritten_messages_are_counted_at_once() {
     }
 }
 
-/// Single sub-buffers, and counts that never go back, whatever is read, reset or skipped in between.
+/// Single sub-buffers, and counts that never decrease, after reads, resets and skips.
 #[test]
 fn overwritten_counts_never_decrease() {
     for shape in [Shape::new(4096, 1), Shape::new(4096, 2), Shape::new(4096, 3).direct()] {
@@ -82,7 +82,7 @@ fn overwritten_messages_of_a_dead_daemon_are_counted() {
     assert_eq!(overwritten(&mount), 8 * 4000);
     assert_eq!(mount.read("cpu0").len(), 2 * 4000);
     assert_eq!(overwritten(&mount), 8 * 4000);
-    // What the log says is unread is what can still be read.
+    // Data that the log reports as unread can be read.
     mount.send(0, &[&[b'm'; 4000][..]; 5]);
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
     let said = mount.daemon().stderr();

@@ -1,6 +1,6 @@
-//! poll(2), epoll and select(2) on buffers' files: a finished sub-buffer that is not given back yet is what they tell
-//! of, to whoever sleeps as well, and nothing else; and closing wakes everybody. Labels are those of the kernel's recorded
-//! behaviour: 4.6 its table of states, R5 its rule.
+//! poll(2), epoll and select(2) on buffers' files. They report finished sub-buffers that are not given back, and
+//! nothing else. Sleepers are woken for those, and at the end. Labels are those of the kernel's recorded behaviour:
+//! 4.6 its table of states, R5 its rule.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -22,14 +22,14 @@ use relayfs_tests::{DEADLINE, Mount, Process, eventually, exit_code, program, st
 const IDLE: PollFlags = PollFlags::empty();
 const SMALL: Shape = Shape::new(1000, 3);
 
-/// A thread that sleeps in poll(2) until one of its files has something to say.
+/// A thread that sleeps in poll(2) until one of its files is ready.
 struct Sleeper {
     thread: JoinHandle<Vec<PollFlags>>,
     id: Pid,
 }
 
 impl Sleeper {
-    /// Starts one, and waits until it is asleep.
+    /// Starts the thread, and waits until it is asleep.
     fn on(files: Vec<File>) -> Sleeper {
         let (sender, receiver) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -45,30 +45,30 @@ impl Sleeper {
         !self.thread.is_finished() && is_polling(self.id)
     }
 
-    /// What it was told.
+    /// Returns the events that poll(2) reported.
     #[track_caller]
     fn woken(self) -> Vec<PollFlags> {
-        eventually("somebody waking a sleeper", || self.thread.is_finished());
+        eventually("a sleeper that wakes", || self.thread.is_finished());
         self.thread.join().unwrap()
     }
 }
 
-/// Whether a thread of ours sleeps in poll(2) or epoll_wait(2) itself, not in a question to the daemon.
+/// Returns whether a thread of this process sleeps in poll(2) or epoll_wait(2), not in a request to the daemon.
 fn is_polling(thread: Pid) -> bool {
     let at = fs::read_to_string(format!("/proc/self/task/{thread}/wchan")).expect("where a thread sleeps");
     at.contains("poll")
 }
 
-/// Sleeps in poll(2) until one of the files has something to say.
+/// Sleeps in poll(2) until one of the files is ready.
 #[track_caller]
 fn wait_for(files: &[File]) -> Vec<PollFlags> {
     let mut fds: Vec<_> = files.iter().map(|file| PollFd::new(file.as_fd(), PollFlags::all())).collect();
-    // For ever: when its time is over, poll(2) looks once more, and finds what nobody told it.
+    // No timeout: at a timeout, poll(2) would look once more, and hide a missed wake-up.
     poll(&mut fds, PollTimeout::NONE).expect("poll");
     fds.iter().map(|fd| fd.revents().expect("flags that are known")).collect()
 }
 
-/// An epoll instance that watches one file.
+/// Returns an epoll instance that watches one file.
 fn epoll_on(file: &File, edge: bool) -> Epoll {
     let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).unwrap();
     let edge = if edge { EpollFlags::EPOLLET } else { EpollFlags::empty() };
@@ -76,14 +76,14 @@ fn epoll_on(file: &File, edge: bool) -> Epoll {
     epoll
 }
 
-/// Events that are there within the time; none is an answer too.
+/// Returns the events within the timeout, maybe none.
 fn events(epoll: &Epoll, timeout: EpollTimeout) -> Vec<EpollFlags> {
     let mut events = [EpollEvent::empty(); 8];
     let n = epoll.wait(&mut events, timeout).unwrap();
     events[..n].iter().map(EpollEvent::events).collect()
 }
 
-/// Messages by the socket, and directly.
+/// Returns the shape with messages over the socket, and with direct messages.
 fn both_ways(shape: Shape) -> [Shape; 2] {
     [shape, shape.direct()]
 }
@@ -94,7 +94,7 @@ fn deadline() -> EpollTimeout {
 
 /// POLLIN and POLLRDNORM exactly when a finished sub-buffer has not been given back; never anything else.
 #[test]
-fn poll_tells_of_finished_sub_buffers_only() {
+fn poll_reports_finished_sub_buffers_only() {
     for shape in Shape::of_tables_in_both_modes() {
         let s = shape.s;
         let b = Buffer::new(shape);
@@ -134,9 +134,9 @@ fn poll_tells_of_finished_sub_buffers_only() {
     }
 }
 
-/// A file that was not opened for reading is never ready, and one opened for both is like any other.
+/// A file that was not opened for reading is never ready. A file opened for both is like any other.
 #[test]
-fn what_cannot_be_read_is_never_ready() {
+fn file_not_opened_for_reading_is_never_ready() {
     let mount = Mount::new(&["--flush-interval=never", "--subbuf-size", "1000", "-o", "mode=0600"]);
     let write_only = OpenOptions::new().write(true).open(mount.path("cpu0")).unwrap();
     let both = OpenOptions::new().read(true).write(true).open(mount.path("cpu0")).unwrap();
@@ -163,7 +163,7 @@ fn control_files_are_always_ready() {
 
 /// A sleeper is woken by a switch, whether by a message or by a flush.
 #[test]
-fn a_switch_wakes_who_sleeps() {
+fn switch_wakes_sleeper() {
     let shapes = [SMALL, SMALL.over(), Shape::new(8192, 2), Shape::new(100, 1), SMALL.header(16)];
     for shape in shapes.into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
@@ -180,20 +180,20 @@ fn a_switch_wakes_who_sleeps() {
     }
 }
 
-/// So is one by another process that writes by itself: the daemon hears of it, and tells.
+/// A direct producer in another process switches: the daemon hears of it, and wakes the sleeper.
 #[test]
-fn a_switch_in_another_process_wakes_who_sleeps() {
+fn switch_by_direct_producer_wakes_sleeper() {
     let mount = Mount::prepared(&["--subbuf-size=1000"], with_sequences);
     let mut command = tool("taskset", "util-linux");
     command.args(["-c", "0"]).arg(program("relay-producer")).arg("-m").arg(mount.point());
     command.arg("--transport=shared").stdin(Stdio::piped());
-    // It goes on running: the daemon would also hear of its end.
+    // The producer keeps running: the daemon would also hear of its end.
     let mut producer = Process::start(with_sequences(&mut command));
     let mut stdin = producer.child().stdin.take().unwrap();
     let line = format!("{}\n", "x".repeat(600));
     for i in 0..20 {
         let sleeper = Sleeper::on(vec![File::open(mount.path("cpu0")).unwrap()]);
-        // Of any two lines one finishes a sub-buffer.
+        // One of two lines finishes a sub-buffer.
         stdin.write_all(line.repeat(2).as_bytes()).unwrap();
         assert_eq!(sleeper.woken(), [READABLE], "the time number {i}");
         let mut n_read = 0;
@@ -207,9 +207,9 @@ fn a_switch_in_another_process_wakes_who_sleeps() {
     assert_eq!(mount.stats("cpu")["cpu0.written"], 0, "nothing went by the socket");
 }
 
-/// What does not finish a sub-buffer wakes nobody.
+/// An event that finishes no sub-buffer wakes no sleeper.
 #[test]
-fn nothing_else_wakes_who_sleeps() {
+fn event_without_finished_sub_buffer_wakes_no_sleeper() {
     for shape in [SMALL, SMALL.over(), Shape::new(4096, 4)].into_iter().flat_map(both_ways) {
         let b = Buffer::new(shape);
         let sleeper = Sleeper::on(vec![b.open()]);
@@ -229,16 +229,16 @@ fn nothing_else_wakes_who_sleeps() {
     }
 }
 
-/// One switch wakes all who sleep: hundreds of them, with files of their own, sharing one, and in epoll.
+/// One switch wakes all sleepers: hundreds, with separate open files, with a shared one, and in epoll.
 #[test]
-fn a_switch_wakes_everybody() {
+fn switch_wakes_all_sleepers() {
     for shape in both_ways(SMALL) {
         let b = Buffer::new(shape);
         let shared = b.open();
         let mut sleepers: Vec<Sleeper> = (0..250).map(|_| Sleeper::on(vec![b.open()])).collect();
         sleepers.extend((0..10).map(|_| Sleeper::on(vec![shared.try_clone().unwrap()])));
         let epolls: Vec<_> = (0..20).map(|i| epoll_on(&shared, i % 2 == 0)).collect();
-        eventually("everybody asleep", || sleepers.iter().all(Sleeper::sleeps));
+        eventually("all sleepers asleep", || sleepers.iter().all(Sleeper::sleeps));
         b.write("ab", 600);
         assert!(sleepers.into_iter().all(|sleeper| sleeper.woken() == [READABLE]));
         for epoll in epolls {
@@ -249,10 +249,10 @@ fn a_switch_wakes_everybody() {
     }
 }
 
-/// A thousand watch one file, each by an open file of its own: in epoll, level- and edge-triggered, and in poll(2). All
-/// of them are told of each switch.
+/// A thousand open files of one buffer are watched, in epoll, level- and edge-triggered, and in poll(2). Each switch
+/// wakes all.
 #[test]
-fn a_thousand_are_woken() {
+fn switch_wakes_a_thousand_open_files() {
     const EACH: u64 = 334;
     allow_open_files(4096);
     for shape in both_ways(SMALL) {
@@ -287,9 +287,9 @@ fn a_thousand_are_woken() {
     }
 }
 
-/// Who closes a file takes no wake-up along that others wait for; and what is closed while it is watched disturbs nobody.
+/// Closing a file takes no wake-up from other sleepers. A file that is closed while a thread watches it does no harm.
 #[test]
-fn closing_another_descriptor_wakes_nobody_and_loses_nothing() {
+fn closing_another_descriptor_loses_no_wake_up() {
     for shape in both_ways(SMALL) {
         let b = Buffer::new(shape);
         let shared = b.open();
@@ -313,9 +313,9 @@ fn closing_another_descriptor_wakes_nobody_and_loses_nothing() {
     }
 }
 
-/// Who polls every CPU's file at once is told which of them is ready.
+/// A thread that polls all CPUs' files learns which are ready.
 #[test]
-fn many_files_are_polled_at_once() {
+fn poll_of_many_files_reports_the_ready_ones() {
     let mount = Mount::new(&[
         "--flush-interval=never",
         "--subbuf-size",
@@ -341,7 +341,7 @@ fn many_files_are_polled_at_once() {
     }
 }
 
-/// Level-triggered epoll tells of what is there each time; edge-triggered, once for each switch.
+/// Level-triggered epoll reports data each time, edge-triggered epoll once for each switch.
 #[test]
 fn epoll_is_level_or_edge_triggered() {
     let large = Shape::new(1000, 20);
@@ -366,16 +366,16 @@ fn epoll_is_level_or_edge_triggered() {
         for epoll in [&level, &edge] {
             assert_eq!(events(epoll, EpollTimeout::ZERO), [], "4.6: everything read");
         }
-        // What is there when an edge-triggered watch begins, is told.
+        // An edge-triggered watch reports data that is there when it begins.
         b.flush();
         assert_eq!(events(&epoll_on(b.file(), true), EpollTimeout::ZERO), [EpollFlags::EPOLLIN]);
         b.audit();
     }
 }
 
-/// A reader that sleeps whenever there is nothing to read is woken for everything: no wake-up is ever missed.
+/// A reader that sleeps whenever there is nothing to read misses no wake-up.
 #[test]
-fn no_wake_up_is_missed() {
+fn reader_that_sleeps_misses_no_wake_up() {
     const N: usize = 1000;
     let ways = both_ways(Shape::new(16, 4)).into_iter();
     for (shape, edge) in ways.flat_map(|shape| [(shape, false), (shape, true)]) {
@@ -386,7 +386,7 @@ fn no_wake_up_is_missed() {
             let (mut n_read, mut bytes) = (0, [0; 4096]);
             while n_read < 16 * N {
                 assert_eq!(events(&epoll, deadline()), [EpollFlags::EPOLLIN], "after {n_read} bytes");
-                // Edge-triggered: to the end, or the next edge may never come.
+                // Edge-triggered: the reader reads to the end, or the next edge may never come.
                 loop {
                     match file.read(&mut bytes).unwrap() {
                         0 => break,
@@ -398,7 +398,7 @@ fn no_wake_up_is_missed() {
         let mut n_written = 0;
         while n_written < N && !reader.is_finished() {
             n_written += b.write("a", 16).len();
-            // The daemon, whom a direct writer has to tell, would know of a flush.
+            // A flush goes through the daemon, so it would hide a direct writer's missing ring.
             if !shape.direct {
                 b.flush();
             }
@@ -408,9 +408,9 @@ fn no_wake_up_is_missed() {
     }
 }
 
-/// A sleeper that is killed is forgotten, and the others are woken as ever.
+/// The daemon forgets a killed sleeper, and wakes the others.
 #[test]
-fn a_killed_sleeper_disturbs_nobody() {
+fn killed_sleeper_leaves_others_woken() {
     let b = Buffer::new(SMALL);
     let script = "
 import select, sys
@@ -433,9 +433,9 @@ poll.poll()
     b.audit();
 }
 
-/// select(2) and python's selectors say the same.
+/// select(2) and Python's selectors report the same.
 #[test]
-fn select_agrees() {
+fn select_agrees_with_poll() {
     let mount = Mount::new(&["--flush-interval=never", "--subbuf-size", "1000"]);
     let script = "
 import select, selectors, sys
@@ -455,9 +455,9 @@ print(cpu.read(), ready())
     assert_eq!(text(&said), "([0, 0, 0], 0)\n([1, 0, 0], 1)\nb'hello' ([0, 0, 0], 0)\n");
 }
 
-/// The daemon's end wakes all sleepers with POLLERR, and so is every later poll answered.
+/// The daemon's end wakes all sleepers with POLLERR, and later polls report POLLERR.
 #[test]
-fn closing_wakes_who_sleeps() {
+fn end_of_daemon_wakes_sleepers() {
     for over in [false, true] {
         let mut mount = Mount::new(if over { &["--overwrite"] } else { &[] });
         let open = || File::open(mount.path("cpu0")).unwrap();
@@ -476,9 +476,9 @@ fn closing_wakes_who_sleeps() {
     }
 }
 
-/// So does unmounting, of which who sleeps would hear nothing otherwise.
+/// Unmounting wakes sleepers too.
 #[test]
-fn unmounting_wakes_who_sleeps() {
+fn unmounting_wakes_sleepers() {
     let mut mount = Mount::new(&[]);
     let sleepers: Vec<Sleeper> =
         (0..30).map(|_| Sleeper::on(vec![File::open(mount.path("cpu0")).unwrap()])).collect();

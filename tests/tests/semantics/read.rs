@@ -1,6 +1,6 @@
-//! read(2) of a buffer's file: one cursor for all who read, across sub-buffers, without padding, never waiting. The
-//! labels are those of the kernel's recorded behaviour: Dn its table of reads, Rn its rules, Qn its bugs, which are
-//! not ours. S is the size of a sub-buffer, N their number.
+//! read(2) of a buffer's file: one cursor for all readers, across sub-buffers, without padding, never waiting. The
+//! labels are those of the kernel's recorded behaviour: Dn its table of reads, Rn its rules, Qn its bugs, which the
+//! daemon does not have. S is the size of a sub-buffer, N their number.
 
 use std::fs;
 use std::io::{IoSliceMut, Read};
@@ -13,9 +13,10 @@ use relayfs_tests::{Mount, Process, run, text, tool};
 
 const IDLE: PollFlags = PollFlags::empty();
 
-/// No data is the end of the file, at once, with and without O_NONBLOCK, and later reads give what came later.
+/// Without data a read returns the end of the file, at once, with and without O_NONBLOCK. Later reads return later
+/// data.
 #[test]
-fn an_empty_buffer_is_at_its_end_and_goes_on_later() {
+fn empty_buffer_is_at_its_end_until_next_message() {
     for shape in Shape::of_tables_in_both_modes().chain([Shape::new(64, 1), Shape::new(64, 1).over()]) {
         let b = Buffer::new(shape);
         let path = b.mount().path("cpu0");
@@ -35,9 +36,9 @@ fn an_empty_buffer_is_at_its_end_and_goes_on_later() {
     }
 }
 
-/// What one has read, no other gets: the cursor belongs to the buffer, not to an open file.
+/// Each byte goes to one reader: the cursor belongs to the buffer, not to an open file.
 #[test]
-fn everybody_shares_one_cursor() {
+fn all_readers_share_one_cursor() {
     for shape in Shape::of_tables_in_both_modes() {
         let b = Buffer::new(shape);
         b.write("a", 300);
@@ -88,7 +89,7 @@ fn readers_in_turns_get_every_byte_once() {
     }
 }
 
-/// Two processes read at the same time until there is no more: together they have exactly what was written.
+/// Two processes read at the same time until the end: together they have exactly the written bytes.
 #[test]
 fn processes_share_the_bytes_between_them() {
     for shape in Shape::of_tables_in_both_modes() {
@@ -127,9 +128,9 @@ fn each_cpu_has_its_own_buffer() {
     }
 }
 
-/// Padding is never seen, whatever size the reads have, and a short read means that there is no more.
+/// No read returns padding, whatever its size. A short read means that there is no more.
 #[test]
-fn padding_never_shows() {
+fn reads_return_no_padding() {
     for shape in Shape::of_tables_in_both_modes() {
         let (b, s) = (Buffer::new(shape), shape.s);
         b.write("a", s - 5);
@@ -152,9 +153,9 @@ fn padding_never_shows() {
     }
 }
 
-/// One read gives everything there is, up to its count, across sub-buffers and into the unfinished one.
+/// One read returns all data, up to its count, across sub-buffers and into the unfinished one.
 #[test]
-fn a_read_crosses_sub_buffers() {
+fn read_crosses_sub_buffers() {
     for shape in Shape::of_tables_in_both_modes() {
         let s = shape.s;
         let write = |b: &Buffer| {
@@ -187,9 +188,9 @@ fn a_read_crosses_sub_buffers() {
     }
 }
 
-/// The unfinished sub-buffer can be read; poll(2) tells of finished ones only, read or not.
+/// The unfinished sub-buffer can be read. poll(2) reports finished ones only, read or not.
 #[test]
-fn the_unfinished_sub_buffer_is_read_but_not_polled() {
+fn unfinished_sub_buffer_is_read_but_not_polled() {
     for shape in Shape::of_tables_in_both_modes() {
         let (b, s) = (Buffer::new(shape), shape.s);
         b.write("a", s);
@@ -217,9 +218,9 @@ fn the_unfinished_sub_buffer_is_read_but_not_polled() {
     }
 }
 
-/// A message that comes while its reader follows is read once, and nothing between messages, round and round the ring.
+/// A reader that follows gets each message once, and nothing between messages, many times round the ring.
 #[test]
-fn a_reader_that_follows_gets_every_message_once() {
+fn follower_gets_every_message_once() {
     for shape in Shape::of_tables_in_both_modes() {
         let b = Buffer::new(shape);
         for letter in (b'a'..).take(3 * shape.n + 2).map(|b| char::from(b).to_string()) {
@@ -231,10 +232,10 @@ fn a_reader_that_follows_gets_every_message_once() {
     }
 }
 
-/// A sub-buffer that was read before it was finished is given back by a later read, and not before. Until then it
-/// counts as full, and messages are dropped although everything was read.
+/// A sub-buffer that was read before it was finished is given back by a later read. Until then it counts as full, and
+/// messages are dropped although all was read.
 #[test]
-fn what_was_read_before_it_was_finished_is_given_back_late() {
+fn sub_buffer_read_before_it_was_finished_is_given_back_late() {
     let shapes = || Shape::of_tables().into_iter();
     let check = |between: &str, n_accepted: &dyn Fn(usize) -> usize, act: &dyn Fn(&Buffer)| {
         for shape in shapes() {
@@ -272,9 +273,9 @@ fn what_was_read_before_it_was_finished_is_given_back_late() {
     });
 }
 
-/// Reading the last byte of a sub-buffer that is finished gives it back at once.
+/// Reading the last byte of a finished sub-buffer gives it back at once.
 #[test]
-fn the_last_byte_of_a_finished_sub_buffer_gives_it_back() {
+fn last_byte_of_finished_sub_buffer_gives_it_back() {
     for shape in Shape::of_tables_in_both_modes() {
         let b = Buffer::new(shape);
         b.write("a", 100);
@@ -287,15 +288,15 @@ fn the_last_byte_of_a_finished_sub_buffer_gives_it_back() {
     }
 }
 
-/// Sub-buffers of nothing but padding, which flushing empty ones leaves, are passed over: the kernel delivers data
-/// many times after them, or only after several reads.
+/// Sub-buffers of padding alone, which flushing empty ones leaves, are skipped. The kernel delivers data after them
+/// many times, or only after several reads.
 #[test]
 fn flushed_empty_sub_buffers_are_skipped() {
     for shape in Shape::of_tables_in_both_modes() {
         for n_flushes in 1..=shape.n + 1 {
             let b = Buffer::new(shape);
             (0..n_flushes).for_each(|_| b.flush());
-            // Flushing the last of them blocks a buffer that does not overwrite.
+            // Flushing the last of them blocks a buffer in no-overwrite mode.
             let blocked = !shape.over && n_flushes >= shape.n;
             assert_eq!(b.produced_consumed().0, if blocked { shape.n } else { n_flushes }, "W7");
             assert_eq!(b.write("d", 10), if blocked { "" } else { "d" }, "Q1");
@@ -317,9 +318,9 @@ fn flushed_empty_sub_buffers_are_skipped() {
     b.audit();
 }
 
-/// With one sub-buffer only, a writer that does not overwrite waits for the reader after each.
+/// With one sub-buffer, a writer in no-overwrite mode waits for the reader after each.
 #[test]
-fn one_sub_buffer_is_enough() {
+fn ring_of_one_sub_buffer_is_read_and_used_again() {
     for shape in
         [8192, 1000, 1].map(|s| Shape::new(s, 1)).into_iter().flat_map(|shape| [shape, shape.direct()])
     {
@@ -340,7 +341,7 @@ fn one_sub_buffer_is_enough() {
     }
 }
 
-/// With one sub-buffer, a writer that overwrites leaves only what it is writing.
+/// With one sub-buffer, a writer in overwrite mode leaves only the current data.
 #[test]
 fn one_overwritten_sub_buffer_holds_the_newest() {
     let shape = Shape::new(8192, 1).over();
@@ -359,9 +360,9 @@ fn one_overwritten_sub_buffer_holds_the_newest() {
     }
 }
 
-/// Sub-buffers of one byte, of which every message fills one.
+/// Sub-buffers of one byte: each message fills one.
 #[test]
-fn the_smallest_sub_buffers_work() {
+fn smallest_sub_buffers_work() {
     let shapes = [1, 2, 3, 5].map(|n| Shape::new(1, n)).into_iter();
     for shape in shapes.flat_map(|shape| [shape, shape.direct()]) {
         let (b, n) = (Buffer::new(shape), shape.n);
@@ -378,9 +379,9 @@ fn the_smallest_sub_buffers_work() {
     }
 }
 
-/// A reader's bad pointer loses nothing: what was not delivered is still there.
+/// A reader's bad pointer loses nothing: data that was not delivered is still there.
 #[test]
-fn a_bad_pointer_consumes_nothing() {
+fn bad_pointer_consumes_nothing() {
     for shape in [Shape::new(8192, 2), Shape::new(4096, 4), Shape::new(8192, 2).over()] {
         let b = Buffer::new(shape);
         b.write("a", 3000);
@@ -434,7 +435,7 @@ fn any_size_of_reads_gives_the_same_bytes() {
     }
 }
 
-/// What one open file sees, all others see.
+/// All open files see the same state.
 #[test]
 fn poll_and_read_agree_for_every_open_file() {
     let b = Buffer::new(Shape::new(8192, 2));

@@ -1,7 +1,7 @@
-//! Positions in a buffer's file. The kernel's relay files have none; ours have, because head, tail and wc count on them.
-//! A position is a place in the stream since creation, a read is served from there or from where the cursor is,
-//! whichever is further on; so seeking forward skips, and thereby consumes, and seeking back brings nothing back but what
-//! the same open file has just been given.
+//! Positions in a buffer's file. The kernel's relay files have none. These have, because head, tail and wc need them.
+//! A position is a place in the stream since creation. A read is served from there or from the cursor, whichever is
+//! later. So seeking forward skips, and thereby consumes. Seeking back returns only data that the same open file has
+//! just got.
 
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Seek, SeekFrom};
@@ -16,7 +16,7 @@ use relayfs_tests::c::Program;
 use relayfs_tests::lines::{Twins, assert_same, shell};
 use relayfs_tests::stdout_of;
 
-/// Reads once at a position, without moving the file's own.
+/// Reads once at a position, without moving the file's position.
 #[track_caller]
 fn read_at(b: &Buffer, file: &File, count: usize, at: usize) -> String {
     let mut bytes = vec![0; count];
@@ -25,9 +25,9 @@ fn read_at(b: &Buffer, file: &File, count: usize, at: usize) -> String {
     runs(&bytes[..len])
 }
 
-/// The position counts the bytes that this open file was given; the end is the file's size.
+/// The position counts the bytes that this open file got. The end is the file's size.
 #[test]
-fn positions_count_what_was_read() {
+fn position_counts_read_bytes() {
     for shape in Shape::of_tables_in_both_modes() {
         let (b, s) = (Buffer::new(shape), shape.s);
         let mut file = b.file();
@@ -48,9 +48,9 @@ fn positions_count_what_was_read() {
     }
 }
 
-/// Reading at a position before the cursor gives what is at the cursor, whoever has moved it.
+/// A read before the cursor returns the data at the cursor, whichever file has moved it.
 #[test]
-fn a_position_behind_the_cursor_is_the_cursor() {
+fn position_before_cursor_reads_at_cursor() {
     for shape in Shape::of_tables_in_both_modes() {
         let b = Buffer::new(shape);
         let other = b.open();
@@ -71,7 +71,7 @@ fn a_position_behind_the_cursor_is_the_cursor() {
     }
 }
 
-/// Seeking forward skips, across sub-buffers too, and what is skipped is gone for everybody and counted.
+/// Seeking forward skips, across sub-buffers too. The skipped data is consumed for all readers, and counted.
 #[test]
 fn seeking_forward_consumes() {
     for shape in Shape::of_tables_in_both_modes() {
@@ -79,7 +79,7 @@ fn seeking_forward_consumes() {
         let b = Buffer::new(shape);
         b.write("ab", 100);
         assert_eq!(read_at(&b, &b.open(), 20, 150), "b*20");
-        assert_eq!(b.read(MIB), "b*30", "gone for everybody");
+        assert_eq!(b.read(MIB), "b*30", "gone for all readers");
         assert_eq!(b.stat("discarded_bytes"), 150);
         b.audit();
 
@@ -98,8 +98,8 @@ fn seeking_forward_consumes() {
     }
 }
 
-/// Beyond the end there is nothing, and a read there consumes nothing and forgets nothing; at the end, all before it is
-/// skipped. What comes later, comes from the cursor on.
+/// A read beyond the end consumes nothing and forgets nothing. At the end, all data before it is skipped. Later data
+/// comes from the cursor on.
 #[test]
 fn reading_beyond_the_end_consumes_nothing() {
     for shape in Shape::of_tables_in_both_modes() {
@@ -126,7 +126,7 @@ fn reading_beyond_the_end_consumes_nothing() {
 }
 
 /// Programs that read ahead and seek back to where they stopped get the same bytes again, but only from the open file
-/// that gave them, and nobody else's.
+/// that got them.
 #[test]
 fn seeking_back_gives_the_same_bytes_again() {
     for shape in Shape::of_tables_in_both_modes() {
@@ -153,9 +153,10 @@ fn seeking_back_gives_the_same_bytes_again() {
     }
 }
 
-/// Programs that ask stdio for the length, and then rewind, read what was unread, also where others have read before.
+/// Programs that ask stdio for the length, and then rewind, read the unread data, even if other readers have read
+/// before.
 #[test]
-fn rewound_file_reads_what_a_look_at_the_end_passed_over() {
+fn rewound_file_reads_what_seek_to_end_skipped() {
     let slurp = Program::compile("slurp");
     for shape in Shape::of_tables_in_both_modes() {
         let b = Buffer::new(shape);
@@ -176,7 +177,7 @@ fn rewound_file_reads_what_a_look_at_the_end_passed_over() {
     }
 }
 
-/// In overwrite mode a position that was overwritten is the oldest byte that is left, and one that was not, is itself.
+/// In overwrite mode, a position that was overwritten means the oldest byte that is left. Other positions stay.
 #[test]
 fn positions_stay_right_when_overwritten() {
     for shape in Shape::of_tables().map(Shape::over) {
@@ -209,10 +210,10 @@ fn positions_stay_right_when_overwritten() {
     }
 }
 
-/// No part of the file is a hole, whatever of it was consumed, for reading there gives what is next. To programs that look for holes it
-/// would be a file of zeroes: grep would find it binary, and cp write them.
+/// No part of the file is a hole, even if it was consumed: reading there returns the next data. For a program that
+/// looks for holes, it would be a file of zeroes. grep would find it binary, and cp would write zeroes.
 #[test]
-fn what_is_consumed_is_no_hole() {
+fn consumed_data_is_no_hole() {
     let twins = Twins::medium();
     File::open(twins.mount.path("cpu0")).unwrap().read_exact(&mut vec![0; 500_000]).unwrap();
     let file = File::open(twins.mount.path("cpu0")).unwrap();

@@ -1,5 +1,5 @@
-//! A snapshot is copied while file operations go on: with the copy held up, and a single thread that serves files, others get
-//! their answers.
+//! A snapshot is copied while file operations continue: the copy is held up, and a single thread that serves files
+//! still answers the others.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -11,7 +11,7 @@ use relay_producer::{BatchOptions, Channel, TransportChoice};
 use relayfs_tests::background::Place;
 use relayfs_tests::{Process, eventually, exit_code, mortal_daemon, run, text, tool};
 
-/// What is asked of the daemon meanwhile, and part of the answer.
+/// Requests to the daemon meanwhile, and a part of each answer.
 const MEANWHILE: &[(&str, &str)] = &[
     ("stat -c %s .relay/channels/cpu/snapshot/cpu0", "6000"),
     ("ls -l .relay/channels/cpu/snapshot", "6000"),
@@ -55,7 +55,7 @@ fn other_files_are_served_while_a_snapshot_is_copied() {
     eventually("the copy's beginning", || place.beside("hold.reached").exists());
     for (script, part) in MEANWHILE {
         let mut shell = tool("timeout", "coreutils");
-        let output = run(shell.args(["20", "sh", "-euc", script]).current_dir(place.point()));
+        let output = run(shell.args(["60", "sh", "-euc", script]).current_dir(place.point()));
         let said = text(&output.stdout);
         assert!(exit_code(output.status) == 0, "{script}: {}: {}", output.status, text(&output.stderr));
         assert!(said.contains(part), "{script}: {said}");

@@ -1,5 +1,5 @@
-//! Tools that remember where they were in a file: by an offset alone, or by inode number and offset. A new stream has other
-//! inode numbers, one that continues has the same, and an offset that no stream has reached yet costs nothing.
+//! Tools that remember their place in a file: by offset alone, or by inode number and offset. A new stream has other
+//! inode numbers, a continued one has the same. An offset that no stream has reached yet consumes nothing.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -10,7 +10,7 @@ use relayfs_tests::{Mount, exit_code, stdout_of, text, tool};
 
 const ARGS: &[&str] = &["--channel=app/log"];
 
-/// The inode numbers of all that belongs to a channel.
+/// Returns the inode numbers of all files of a channel.
 fn inodes(mount: &Mount) -> Vec<u64> {
     let of_log = ["stats", "control", "msg", "snapshot", "snapshot/cpu0", "map/cpu0", "consumed/cpu0", ""];
     let control = of_log.iter().map(|file| mount.control("app/log", file));
@@ -25,10 +25,10 @@ fn inode_numbers_tell_one_stream_from_the_next() {
     assert_eq!(fs::metadata(mount.point()).unwrap().ino(), 1);
     assert_eq!(exit_code(mount.end(Signal::SIGKILL)), 128 + 9);
     mount.restart(&[ARGS, &["--keep"]].concat());
-    assert_eq!(inodes(&mount), first, "after a crash the streams go on");
+    assert_eq!(inodes(&mount), first, "after a crash the streams continue");
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
     mount.restart(ARGS);
-    assert_eq!(inodes(&mount), first, "kept, they go on");
+    assert_eq!(inodes(&mount), first, "kept, they continue");
     // Nothing is unread, so nothing is left for the next daemon.
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
     mount.restart(ARGS);
@@ -37,7 +37,7 @@ fn inode_numbers_tell_one_stream_from_the_next() {
     assert_eq!(fs::metadata(mount.point()).unwrap().ino(), 1);
 }
 
-/// A log shipper that goes by its offset alone, and comes back to a shorter stream.
+/// A log shipper that remembers its offset alone, and comes back to a shorter stream.
 #[test]
 fn offset_of_an_earlier_stream_consumes_nothing() {
     let mut mount = Mount::new(&[]);

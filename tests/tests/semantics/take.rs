@@ -1,5 +1,5 @@
-//! `take/cpuN`: an ordinary file of true size with what is unread, which is consumed when it has been read to its end and
-//! closed, and not otherwise.
+//! `take/cpuN`: an ordinary file of true size with the unread data. The data is consumed when the file has been read
+//! to its end and closed, and not otherwise.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -15,9 +15,9 @@ use relay_producer::{BatchOptions, Wait};
 use relayfs_tests::lines::{Twins, assert_same};
 use relayfs_tests::take::{cat, read_bytes, run_on_take, take_of};
 use relayfs_tests::users::where_users_mount;
-use relayfs_tests::{Mount, exit_code, program, run, stdout_of, text, tool};
+use relayfs_tests::{Mount, eventually, exit_code, program, run, stdout_of, text, tool};
 
-/// A small buffer, whose unfinished sub-buffer has something, too.
+/// Returns a small buffer whose unfinished sub-buffer has data too.
 fn small(more: &[&str]) -> Mount {
     Mount::new(&[&["--subbuf-size", "100", "--n-subbufs", "4"], more].concat())
 }
@@ -36,7 +36,7 @@ fn take(mount: &Mount) -> Vec<u8> {
 }
 
 #[test]
-fn reading_all_and_closing_consumes_it() {
+fn reading_all_and_closing_consumes_the_copy() {
     for mode in [&[][..], &["--overwrite"]] {
         let mount = small(mode);
         let path = take_of(&mount, "cpu", 0);
@@ -60,7 +60,7 @@ fn reading_all_and_closing_consumes_it() {
 }
 
 #[test]
-fn a_part_of_it_consumes_nothing() {
+fn reading_a_part_consumes_nothing() {
     let mount = small(&[]);
     let content = write(&mount, "abcde");
     let mut file = File::open(take_of(&mount, "cpu", 0)).unwrap();
@@ -74,7 +74,7 @@ fn a_part_of_it_consumes_nothing() {
 }
 
 #[test]
-fn blocks_in_any_order_are_all_of_it() {
+fn blocks_in_any_order_consume_the_copy() {
     let mount = small(&[]);
     let content = write(&mount, "abcde");
     let mut file = File::open(take_of(&mount, "cpu", 0)).unwrap();
@@ -88,9 +88,9 @@ fn blocks_in_any_order_are_all_of_it() {
     assert_eq!((got, read_bytes(&mount)), (content, 250));
 }
 
-/// What was written behind it stays, and is in the next one.
+/// Data written after the copy stays, and is in the next copy.
 #[test]
-fn what_comes_later_is_not_consumed() {
+fn data_written_after_the_copy_is_not_consumed() {
     for mode in [&[][..], &["--overwrite"]] {
         let mount = small(mode);
         let content = write(&mount, "ab");
@@ -105,9 +105,9 @@ fn what_comes_later_is_not_consumed() {
     }
 }
 
-/// Consumed is what other readers have left of it; and where they have begun with it, no other program gets that copy.
+/// A close consumes what other readers have left of it. If they have read a part, no other program gets that copy.
 #[test]
-fn what_others_read_meanwhile_is_not_consumed_again() {
+fn data_that_others_read_is_not_consumed_again() {
     let mount = small(&[]);
     let content = write(&mount, "abcd");
     let mut file = File::open(take_of(&mount, "cpu", 0)).unwrap();
@@ -129,7 +129,7 @@ fn what_others_read_meanwhile_is_not_consumed_again() {
 }
 
 #[test]
-fn a_reset_leaves_nothing_to_consume() {
+fn reset_leaves_nothing_to_consume() {
     let mount = small(&[]);
     write(&mount, "abcde");
     let mut file = File::open(take_of(&mount, "cpu", 0)).unwrap();
@@ -141,9 +141,9 @@ fn a_reset_leaves_nothing_to_consume() {
     assert_eq!(mount.read("cpu0"), content);
 }
 
-/// In overwrite mode it has what is unread and still there; a snapshot has what was read as well.
+/// In overwrite mode a copy has the unread data that is still there. A snapshot has read data as well.
 #[test]
-fn an_overwriting_buffer_gives_what_is_unread_and_whole() {
+fn overwriting_buffer_gives_whole_unread_messages() {
     let mount = small(&["--overwrite"]);
     let content = write(&mount, "abcdefghijklmnop");
     let path = take_of(&mount, "cpu", 0);
@@ -155,7 +155,7 @@ fn an_overwriting_buffer_gives_what_is_unread_and_whole() {
         (take(&mount).len(), fs::read(mount.control("cpu", "snapshot/cpu0")).unwrap().len()),
         (0, 400)
     );
-    // What the writer takes while the copy is open, was read.
+    // The data that the writer takes while the copy is open counts as read.
     let content = write(&mount, "qrst");
     let mut file = File::open(&path).unwrap();
     write(&mount, "uvwxyzabcdef");
@@ -169,7 +169,7 @@ fn an_overwriting_buffer_gives_what_is_unread_and_whole() {
     assert_eq!(stats["cpu0.bytes"], stats["cpu0.read_bytes"] + stats["cpu0.overwritten_bytes"]);
 }
 
-/// A report of losses is about the gap before what a reader gets. A take that is consumed is a reading, one that is not is none.
+/// Reported losses are those before the data of a reader. A consumed take counts as a read, and no other take does.
 #[test]
 fn losses_before_a_consumed_take_are_reported_once() {
     let mount = small(&[]);
@@ -184,7 +184,7 @@ fn losses_before_a_consumed_take_are_reported_once() {
     assert_eq!((text(&read.stdout), text(&read.stderr)), (String::new(), String::new()));
 }
 
-/// A batch that waits for room gets what a take has freed.
+/// A consumed take makes room for a waiting batch.
 #[test]
 fn consuming_makes_room_for_a_waiting_producer() {
     let mount = small(&[]);
@@ -200,10 +200,10 @@ fn consuming_makes_room_for_a_waiting_producer() {
     assert_eq!(take(&mount), [b'i'; 50]);
 }
 
-/// A program that has the file open keeps it as it was, and can open it again by its descriptor; its name means the
-/// next one from when it is consumed.
+/// A program with the open file sees it unchanged, and can open it again by its descriptor. Once it is consumed, the
+/// name means the next copy.
 #[test]
-fn a_held_descriptor_keeps_its_copy() {
+fn held_descriptor_keeps_its_copy() {
     let mount = small(&[]);
     let content = write(&mount, "abc");
     let path = take_of(&mount, "cpu", 0);
@@ -224,10 +224,10 @@ fn a_held_descriptor_keeps_its_copy() {
     assert_eq!((take(&mount), read_bytes(&mount)), (later, 200));
 }
 
-/// A program that looks once more at the file that it has copied finds it unchanged, until it opens it again: rclone throws its
-/// copy away otherwise. To all others it has gone on.
+/// A program that calls stat(2) on the file that it has copied finds it unchanged, until it opens the name again:
+/// rclone throws its copy away otherwise. Other programs see the next copy.
 #[test]
-fn the_program_that_consumed_it_finds_size_and_time_unchanged() {
+fn consumer_finds_size_and_time_unchanged() {
     let mount = small(&[]);
     write(&mount, "abc");
     let path = take_of(&mount, "cpu", 0);
@@ -245,9 +245,9 @@ fn the_program_that_consumed_it_finds_size_and_time_unchanged() {
     assert_eq!((next.metadata().unwrap().len(), path.metadata().unwrap().len()), (50, 50));
 }
 
-/// Several that have it open share a copy; each counts for what it has got alone.
+/// Several open files share a copy. The bytes that each has got count separately.
 #[test]
-fn halves_that_two_open_files_got_are_not_all_of_it() {
+fn halves_by_two_open_files_consume_nothing() {
     let mount = small(&[]);
     let content = write(&mount, "abcd");
     let path = take_of(&mount, "cpu", 0);
@@ -262,7 +262,7 @@ fn halves_that_two_open_files_got_are_not_all_of_it() {
     assert_eq!((read_bytes(&mount), take(&mount).len()), (0, 250));
 }
 
-/// Processes that share an open file have together what each of them has got.
+/// The bytes of all processes that share an open file count together.
 #[test]
 fn processes_that_share_an_open_file_read_it_together() {
     let twins = Twins::medium();
@@ -271,9 +271,9 @@ fn processes_that_share_an_open_file_read_it_together() {
     assert_eq!(read_bytes(&twins.mount), twins.content.len() as u64);
 }
 
-/// Mappings have its true length, cannot be written, and consume nothing.
+/// Mappings have the true length, cannot be written, and consume nothing.
 #[test]
-fn a_mapping_is_the_file_and_consumes_nothing() {
+fn mapping_shows_the_copy_and_consumes_nothing() {
     let twins = Twins::medium();
     let script = "
 import mmap, os, sys
@@ -290,7 +290,7 @@ except PermissionError: sys.stdout.buffer.write(b'refused')
     assert_same("after it", &twins.mount.read("cpu0"), &twins.content);
 }
 
-/// What goes by the page cache would not be noticed, so it is refused, and programs fall back.
+/// The daemon would not see reads through the page cache. So they are refused, and programs fall back.
 #[test]
 fn page_cache_fills_are_refused() {
     let mount = small(&[]);
@@ -332,13 +332,15 @@ fn memory_is_limited_and_given_back() {
         let second = File::open(take_of(&mount, "b", 0)).map(drop);
         assert_eq!(second.unwrap_err().raw_os_error(), Some(libc::ENOMEM), "{}", limit(".relay/stats"));
     }
+    // The daemon learns of the last close a moment later.
+    eventually("the memory of the first", || File::open(take_of(&mount, "b", 0)).is_ok());
     let mut command = tool("cat", "coreutils");
     assert_eq!(stdout_of(command.arg(take_of(&mount, "b", 0))).len(), 180_000);
 }
 
-/// Without passthrough, which takes root: reading is the same, a shared mapping is refused.
+/// Without passthrough, which needs root, reads are the same, and a shared mapping is refused.
 #[test]
-fn on_a_users_mount_it_is_read_and_not_mapped() {
+fn copy_on_users_mount_is_read_and_not_mapped() {
     tool("python3", "python3");
     let said = where_users_mount(
         r#"
@@ -365,7 +367,7 @@ except OSError as error: print(errno.errorcode[error.errno])"
     assert_eq!(said[2], said[3], "{said:?}");
 }
 
-/// While a writer goes on, what is taken again and again is every byte, once.
+/// While a writer continues, takes one after another have each byte once.
 #[test]
 fn takes_of_a_busy_buffer_have_every_byte_once() {
     let mount = Mount::new(&["--subbuf-size", "4096", "--n-subbufs", "8"]);

@@ -1,5 +1,5 @@
-//! What readers of `take/cpuN` got before they died: a reader that a signal kills consumes nothing, however it is done;
-//! one that ends by itself has closed its files.
+//! Readers of `take/cpuN` that die: a reader that a signal kills consumes nothing, however it is killed. A reader
+//! that exits has closed its files.
 
 use nix::sys::signal::Signal;
 use relayfs_tests::lines::{Twins, assert_same};
@@ -11,7 +11,7 @@ const THREADS: &str = "
 for i in range(10): threading.Thread(target=threading.Event().wait, daemon=True).start()
 ";
 
-/// Nothing was consumed, and the next program gets all.
+/// Checks that nothing was consumed, and the next program gets all data.
 #[track_caller]
 fn assert_all_is_there(twins: &Twins, what: &str) {
     assert_eq!(read_bytes(&twins.mount), 0, "{what}");
@@ -20,7 +20,7 @@ fn assert_all_is_there(twins: &Twins, what: &str) {
 }
 
 #[test]
-fn a_reader_killed_by_any_signal_consumes_nothing() {
+fn reader_killed_by_any_signal_consumes_nothing() {
     let signals = [
         Signal::SIGKILL,
         Signal::SIGTERM,
@@ -42,7 +42,7 @@ fn a_reader_killed_by_any_signal_consumes_nothing() {
 }
 
 #[test]
-fn a_reader_that_crashes_consumes_nothing() {
+fn reader_that_crashes_consumes_nothing() {
     let twins = Twins::small();
     let mut reader = Reader::start(&take_of(&twins.mount, "cpu", 0), "");
     reader.tell("os.abort()");
@@ -50,9 +50,9 @@ fn a_reader_that_crashes_consumes_nothing() {
     assert_all_is_there(&twins, "abort");
 }
 
-/// Exit without close(2), whatever the status; also where other threads are ended by it.
+/// Exit without close(2), with any status, even if that ends other threads.
 #[test]
-fn a_reader_that_exits_has_closed_the_file() {
+fn reader_that_exits_consumes_the_copy() {
     for threads in ["", THREADS] {
         for end in ["os._exit(0)", "os._exit(3)", "f.close(); os.kill(os.getpid(), 9)"] {
             let twins = Twins::small();
@@ -65,9 +65,9 @@ fn a_reader_that_exits_has_closed_the_file() {
     }
 }
 
-/// Only the process that has read counts: not a child that has inherited the descriptor, and closes it.
+/// Only the process that has read counts, not a child that has inherited the descriptor and closes it.
 #[test]
-fn what_a_child_closes_is_not_closed_by_its_parent() {
+fn close_by_child_does_not_count_for_parent() {
     let twins = Twins::small();
     let mut reader = Reader::start(&take_of(&twins.mount, "cpu", 0), "");
     reader.tell("os.fork() or os._exit(0); os.wait(); os.kill(os.getpid(), 9)");
@@ -75,9 +75,10 @@ fn what_a_child_closes_is_not_closed_by_its_parent() {
     assert_all_is_there(&twins, "a child");
 }
 
-/// What a killed process got does not count, also where another one that shares its open file reads the rest and closes it.
+/// The bytes of a killed process do not count, even if another process with its open file reads the rest and closes
+/// it.
 #[test]
-fn of_two_that_share_an_open_file_the_killed_one_does_not_count() {
+fn killed_process_does_not_count_beside_another_with_its_file() {
     let twins = Twins::small();
     let child = "
 if os.fork() == 0:
@@ -91,9 +92,9 @@ os.wait()
     assert_all_is_there(&twins, "two processes");
 }
 
-/// In a pipeline whose end goes away.
+/// A pipeline whose last program ends.
 #[test]
-fn a_pipeline_that_breaks_consumes_nothing() {
+fn broken_pipeline_consumes_nothing() {
     let twins = Twins::medium();
     tool("zstd", "zstd");
     for script in ["cat < $F | head -c 10", "zstd -qc < $F | head -c 10"] {

@@ -1,6 +1,6 @@
-//! What becomes of messages: appending, switching, full, overwritten, too big, flush, reset, headers. The labels are
-//! those of the kernel's recorded behaviour: Wn its rules, Hn, Dn and the steps its tables. S is the size of a sub-buffer,
-//! N their number, m a message of which two fit a sub-buffer and leave padding.
+//! How messages are appended: switching, full, overwritten, too big, flush, reset, headers. The labels are those of
+//! the kernel's recorded behaviour: Wn its rules, Hn, Dn and the steps its tables. S is the size of a sub-buffer, N
+//! their number, m a message of which two fit a sub-buffer and leave padding.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
@@ -13,7 +13,7 @@ const IDLE: PollFlags = PollFlags::empty();
 /// A sub-buffer's header of 16 bytes, as runs.
 const HEADER: &str = r"\x00*16";
 
-/// `n` letters from `first` on.
+/// Returns `n` letters from `first` on.
 fn letters(first: char, n: usize) -> String {
     (first..).take(n).collect()
 }
@@ -28,7 +28,7 @@ fn overwrite() -> impl Iterator<Item = Shape> {
 
 /// A sub-buffer is finished by the message that does not fit any more, not by the one that fills it.
 #[test]
-fn switching_is_lazy() {
+fn message_that_does_not_fit_finishes_the_sub_buffer() {
     for shape in Shape::of_tables_in_both_modes() {
         let s = shape.s;
         let b = Buffer::new(shape);
@@ -59,9 +59,9 @@ fn switching_is_lazy() {
     }
 }
 
-/// A message that no sub-buffer could hold changes nothing, wherever the writer is.
+/// A message that is too long for a sub-buffer changes nothing, wherever the writer is.
 #[test]
-fn a_message_too_big_for_a_sub_buffer_changes_nothing() {
+fn message_too_big_for_sub_buffer_changes_nothing() {
     for shape in Shape::of_tables_in_both_modes() {
         let s = shape.s;
         let b = Buffer::new(shape);
@@ -96,9 +96,9 @@ fn no_message_is_longer_than_1_mib() {
     }
 }
 
-/// No-overwrite mode is the default, and a full buffer drops what comes.
+/// No-overwrite mode is the default. A full buffer drops new messages.
 #[test]
-fn without_options_nothing_is_overwritten() {
+fn default_mode_drops_when_full() {
     let mount = Mount::new(&["--subbuf-size", "8192", "--n-subbufs", "2"]);
     let counts = mount.send(0, &[&[b'a'; 8192], &[b'b'; 8192], &[b'c'; 8192], &[b'd'; 8192]]);
     assert_eq!((counts.written, counts.dropped), (2, 2), "W10");
@@ -107,7 +107,7 @@ fn without_options_nothing_is_overwritten() {
 
 /// The table of a full buffer, step by step.
 #[test]
-fn a_full_buffer_drops_until_a_sub_buffer_is_read() {
+fn full_buffer_drops_until_a_sub_buffer_is_read() {
     for shape in no_overwrite() {
         let (b, Shape { s, n, .. }) = (Buffer::new(shape), shape);
         let m = s * 7 / 16;
@@ -139,9 +139,10 @@ fn a_full_buffer_drops_until_a_sub_buffer_is_read() {
     }
 }
 
-/// A buffer filled to the last byte is not blocked yet, and what was read of its last sub-buffer is given back late.
+/// A buffer that is full to the last byte is not blocked yet. Its last sub-buffer, read before it was finished, is
+/// given back late.
 #[test]
-fn a_ring_filled_exactly_is_drained_and_used_again() {
+fn exactly_filled_ring_is_drained_and_used_again() {
     for shape in no_overwrite() {
         let (b, Shape { s, n, .. }) = (Buffer::new(shape), shape);
         let all = letters('a', n);
@@ -161,9 +162,9 @@ fn a_ring_filled_exactly_is_drained_and_used_again() {
     }
 }
 
-/// Who has read a sub-buffer finds room for the next message at once: as soon as read(2) returns, and not a moment later.
+/// A read sub-buffer is room for the next message as soon as read(2) returns.
 #[test]
-fn what_was_read_is_room_at_once() {
+fn read_sub_buffer_is_room_at_once() {
     let by_message = || {
         let b = Buffer::new(Shape::new(64, 2));
         assert_eq!(b.write("abc", 64), "ab");
@@ -196,7 +197,7 @@ fn what_was_read_is_room_at_once() {
             assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
         }
     };
-    // Many at once, so that every thread is interrupted everywhere.
+    // Many threads, so that each is interrupted at every point.
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(by_message);
@@ -206,9 +207,9 @@ fn what_was_read_is_room_at_once() {
     });
 }
 
-/// Flushing a full buffer changes nothing; flushing one that is blocked but has room opens the next sub-buffer.
+/// Flushing a full buffer changes nothing. Flushing a blocked buffer with room opens the next sub-buffer.
 #[test]
-fn flushing_a_full_buffer() {
+fn flush_changes_full_buffer_only_if_it_has_room() {
     for shape in no_overwrite().flat_map(|shape| [shape, shape.header(16)]) {
         let (b, Shape { s, n, header, .. }) = (Buffer::new(shape), shape);
         b.write(&letters('a', n), s - header);
@@ -230,7 +231,7 @@ fn flushing_a_full_buffer() {
     }
 }
 
-/// Overwriting leaves the newest N - 1 whole sub-buffers and the current one, and counts what it took.
+/// Overwriting leaves the newest N - 1 whole sub-buffers and the current one, and counts the overwritten ones.
 #[test]
 fn overwriting_keeps_the_newest_sub_buffers() {
     for shape in overwrite() {
@@ -290,10 +291,10 @@ fn overwriting_keeps_the_newest_sub_buffers() {
     }
 }
 
-/// A reader that stopped in a sub-buffer goes on there, even if that has been overwritten since: messages are whole,
-/// always. (The kernel would go to the oldest one that is left.)
+/// A reader that stopped in a sub-buffer continues there, even if a writer has overwritten it: messages are always
+/// whole. (The kernel would continue with the oldest one that is left.)
 #[test]
-fn a_reader_that_is_lapped_gets_whole_messages() {
+fn lapped_reader_gets_whole_messages() {
     for shape in overwrite() {
         let Shape { s, n, .. } = shape;
         let m = s * 7 / 16;
@@ -332,7 +333,7 @@ fn a_reader_that_is_lapped_gets_whole_messages() {
 
 /// Flush finishes the current sub-buffer, even an empty one, on every CPU.
 #[test]
-fn flush_finishes_what_is_there() {
+fn flush_finishes_current_sub_buffers() {
     for shape in Shape::of_tables_in_both_modes() {
         let Shape { s, n, over, .. } = shape;
         let b = Buffer::new(shape);
@@ -369,9 +370,9 @@ fn flush_finishes_what_is_there() {
     }
 }
 
-/// Reset forgets what is unread on every CPU, and nothing else: size, position and counters go on.
+/// A reset discards unread data of all CPUs, and nothing else: size, position and counters continue.
 #[test]
-fn reset_forgets_what_is_unread() {
+fn reset_discards_unread_data() {
     for shape in Shape::of_tables_in_both_modes() {
         let Shape { s, n, over, .. } = shape;
         let b = Buffer::new(shape);
@@ -412,9 +413,9 @@ fn reset_forgets_what_is_unread() {
     }
 }
 
-/// In overwrite mode a reset forgets a half-read sub-buffer too, also one that the writer has overwritten since.
+/// In overwrite mode a reset discards a half-read sub-buffer too, even if a writer has overwritten it.
 #[test]
-fn reset_forgets_what_a_lapped_reader_had_kept() {
+fn reset_discards_what_lapped_reader_had_kept() {
     for shape in overwrite() {
         let Shape { s, n, .. } = shape;
         for n_messages in [n, 2 * n + 3] {
@@ -476,9 +477,9 @@ fn headers_are_part_of_the_stream() {
     }
 }
 
-/// A message that would fit but for the header is dropped, and each time finishes the current sub-buffer.
+/// A message that fits a sub-buffer without its header is dropped. Each one finishes the current sub-buffer.
 #[test]
-fn a_message_too_big_beside_the_header_finishes_the_sub_buffer() {
+fn message_too_big_beside_header_finishes_sub_buffer() {
     for shape in Shape::of_tables_in_both_modes().map(|shape| shape.header(16)) {
         let Shape { s, n, over, .. } = shape;
         let b = Buffer::new(shape);
@@ -491,7 +492,7 @@ fn a_message_too_big_beside_the_header_finishes_the_sub_buffer() {
         }
         b.audit();
 
-        // Unread, they fill the ring: then it is full before it is too big.
+        // Unread sub-buffers fill the ring: it is full before the message is too big.
         let b = Buffer::new(shape);
         b.write(&"x".repeat(n + 1), s - 15);
         let too_big = if over { n + 1 } else { n - 1 };
@@ -502,7 +503,7 @@ fn a_message_too_big_beside_the_header_finishes_the_sub_buffer() {
 
 /// One sub-buffer, with and without a header, in both modes.
 #[test]
-fn one_sub_buffer_switches_like_many() {
+fn ring_of_one_sub_buffer_switches_like_many() {
     let shapes = [Shape::new(8192, 1), Shape::new(1000, 1).header(16)].into_iter();
     for shape in shapes.flat_map(|shape| [shape, shape.direct()]) {
         let Shape { s, header, .. } = shape;
@@ -528,7 +529,7 @@ fn one_sub_buffer_switches_like_many() {
     }
 }
 
-/// What is dropped is told to who writes, to who reads `dropped`, and to who reads `stats`; reset takes none of it back.
+/// A writer, a reader of `dropped`, and a reader of `stats` see the losses. A reset keeps the counts.
 #[test]
 fn losses_are_counted_by_cause() {
     let mount = Mount::new(&["--subbuf-size", "100", "--n-subbufs", "2", "--header", "10"]);

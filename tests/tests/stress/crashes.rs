@@ -1,7 +1,7 @@
-//! Daemons that are killed, and told to end with `--keep`, again and again while four processes write directly, under
-//! signals and migrations, and readers read: the next daemon goes on, no write fails meanwhile, and every message whose
-//! write returned Ok is read, in its order. At a kill the one reply that was under way may be read twice, and nothing else;
-//! at an end with `--keep`, nothing.
+//! Daemons are killed, or ended with `--keep`, again and again. Four processes write directly, under signals and
+//! migrations, and readers read. The next daemon continues, no write fails meanwhile, and each message whose write
+//! returned Ok is read, in order. At a kill, readers may get the one reply in flight twice; at an end with `--keep`,
+//! nothing.
 //!
 //! `sh tests/long.sh crashes` for more of it.
 
@@ -25,11 +25,11 @@ use relayfs_tests::{Mount, direct, eventually, exit_code};
 
 use crate::turn;
 
-/// Processes that write.
+/// Number of writing processes.
 const PROCESSES: u32 = 4;
-/// Daemons that are ended in each test, if nobody says.
+/// Daemons that are ended in each test, by default.
 const CRASHES_DEFAULT: u64 = 10;
-/// At most as long as a daemon lives once it has been seen to work.
+/// Longest life of a daemon after its first sign of work.
 const LIFE_MAX_MS: usize = 30;
 /// Most bytes that one read asks for.
 const READ_MAX: usize = 128 << 10;
@@ -49,13 +49,13 @@ struct Reading<'a> {
 }
 
 #[test]
-fn daemons_that_are_killed_lose_nothing() {
+fn killed_daemons_lose_nothing() {
     let _turn = turn();
     pass(End::Killed, &["--subbuf-size=64K", "--n-subbufs=8"]);
 }
 
 #[test]
-fn daemons_that_keep_their_buffers_lose_nothing_and_tell_nothing_twice() {
+fn daemons_with_keep_lose_and_repeat_nothing() {
     let _turn = turn();
     pass(End::Kept, &["--subbuf-size=16K", "--n-subbufs=8", "--keep"]);
 }
@@ -84,7 +84,7 @@ fn pass(how: End, args: &[&str]) {
             .collect();
         let _over = Over(&is_over); // also if something here fails
         // Opening is not what is to outlive a daemon.
-        eventually("everybody's first message", || writers.iter().all(|writer| writer.attempts() > 0));
+        eventually("the first message of each writer", || writers.iter().all(|writer| writer.attempts() > 0));
         for _ in 0..crashes {
             let before = total();
             eventually("something read of this daemon", || total() > before + (64 << 10));
@@ -114,7 +114,7 @@ fn pass(how: End, args: &[&str]) {
         attempts += get(&stream.attempts);
         written += stream.written();
     }
-    assert!(numbers.is_empty(), "messages of nobody: {:?}", numbers.keys());
+    assert!(numbers.is_empty(), "messages of no writer: {:?}", numbers.keys());
     for len in 1..NUMBERED_MIN {
         let told: u64 = done.iter().flat_map(Done::streams).map(|(_, stream)| get(&stream.short[len])).sum();
         let read: u64 = readings.iter().map(|reading| reading.received.short[len]).sum();
@@ -130,7 +130,7 @@ fn pass(how: End, args: &[&str]) {
     assert!(how == End::Killed || twice == 0, "{twice} replies were read twice");
 }
 
-/// Sets a flag when it goes.
+/// Sets a flag when dropped.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -139,7 +139,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Reads a CPU's file to the end of all, over the ends of daemons.
+/// Reads a CPU's file across the ends of daemons, to the end of the test.
 fn read<'a>(
     point: &Path,
     cpu: usize,
@@ -157,7 +157,7 @@ fn read<'a>(
             thread::park_timeout(Duration::from_millis(1));
             continue;
         };
-        // What it gave back before it died, by its own count, which only this reader adds to.
+        // What it gave back before it died, by its count, to which only this reader adds.
         let had = total.load(Ordering::Relaxed);
         assert!(at == had || at + last == had, "cpu{cpu}: {had} bytes read, the last {last}; next is {at}");
         assert!(how == End::Killed || at == had, "cpu{cpu}: {had} bytes read; next is {at}");
@@ -177,7 +177,7 @@ fn read<'a>(
             last = if got > 0 { got as u64 } else { last };
             if got == 0 {
                 let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
-                // Whether it finds something, or an error, read says; and what is not finished nobody is woken for.
+                // The read finds data or an error. An unfinished sub-buffer wakes no reader.
                 let _ = poll(&mut polled, PollTimeout::from(10u8));
             }
         }

@@ -1,4 +1,4 @@
-//! A CPU that goes offline and comes back. It takes turns with others, which would miss the CPU.
+//! A CPU that goes offline and comes back. The test takes turns with tests that need the CPU.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -10,7 +10,7 @@ use relayfs_tests::{Mount, eventually, exit_code};
 
 use crate::turn;
 
-/// A CPU that is offline, until this is dropped.
+/// A CPU that is offline until this is dropped.
 struct Offline(PathBuf);
 
 impl Offline {
@@ -24,12 +24,12 @@ impl Offline {
 
 impl Drop for Offline {
     fn drop(&mut self) {
-        // It may be that there was no switch.
+        // The kernel may have no switch for this CPU.
         let _ = fs::write(&self.0, "1");
     }
 }
 
-/// The CPUs that the writer of CPU 1 may run on, as the kernel tells it.
+/// Returns the CPUs that the writer of CPU 1 may run on, as the kernel lists them.
 fn writers_cpus(mount: &mut Mount) -> String {
     let tasks = fs::read_dir(format!("/proc/{}/task", mount.daemon().pid())).unwrap();
     let statuses = tasks.map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap());
@@ -38,15 +38,15 @@ fn writers_cpus(mount: &mut Mount) -> String {
     line.unwrap().trim().to_owned()
 }
 
-/// "Offline": messages for the CPU are refused, and counted; what it had is there to be read, and everybody else goes on.
-/// Online again: its writer goes back to it.
+/// Messages for an offline CPU are refused and counted. Its earlier data can be read, and the other CPUs continue.
+/// When it is online again, its writer returns to it.
 #[test]
-fn a_cpu_goes_away_and_comes_back() {
+fn offline_cpu_refuses_messages_until_it_is_back() {
     let _turn = turn();
     let mut mount = Mount::new(&[]);
     let send = |message: &[u8], cpu| {
         let options = BatchOptions { cpu: Some(cpu), ..BatchOptions::default() };
-        // Through the daemon, whose writers are the subject.
+        // Over the socket, because the daemon's writers are the subject.
         let channel = mount.channel("cpu");
         channel.write_batch(&[message], options).map_err(|error| error.to_string())
     };
@@ -54,7 +54,7 @@ fn a_cpu_goes_away_and_comes_back() {
     let offline = match before.map(|_| Offline::new(1)) {
         Some(Ok(offline)) => offline,
         impossible => {
-            // Past the capturing of output: nobody should take this for done.
+            // Written past the capture of output, so that a reader sees that this was not tested.
             let why =
                 impossible.map_or("there is only one".into(), |result| result.err().unwrap().to_string());
             let _ = writeln!(io::stderr(), "not tested: CPU 1 cannot be taken offline here: {why}");

@@ -10,6 +10,8 @@ mod crashes_recorded;
 mod hotplug;
 mod mount_numbers;
 mod reader_bell;
+mod recorder_killed;
+mod recordings_continued;
 mod scribbler;
 mod soak;
 mod stress;

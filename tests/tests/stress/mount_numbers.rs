@@ -1,4 +1,4 @@
-//! "Unmounts what is ours and nothing else": by its numbers alone a mount cannot be told from one that came later.
+//! The daemon unmounts only its own mount: by its numbers alone, a mount looks like a later one.
 
 use std::fs;
 use std::path::Path;
@@ -10,10 +10,10 @@ use tempfile::TempDir;
 
 use crate::turn;
 
-/// Mounts that are made at once, for one of them to get the numbers.
+/// Number of mounts that are made at once, so that one gets the numbers.
 const OTHERS: usize = 16;
 
-/// Somebody else's mount.
+/// The mount of another program.
 struct Tmpfs<P: AsRef<Path>>(P);
 
 impl<P: AsRef<Path>> Tmpfs<P> {
@@ -36,7 +36,7 @@ impl<P: AsRef<Path>> Drop for Tmpfs<P> {
     }
 }
 
-/// Number and device of the mount on a path.
+/// Returns number and device of the mount on a path.
 fn numbers(point: &Path) -> Option<(String, String)> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("the table of mounts");
     let mut lines = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
@@ -44,38 +44,38 @@ fn numbers(point: &Path) -> Option<(String, String)> {
     Some((line[0].to_owned(), line[2].to_owned()))
 }
 
-/// A mount that was taken off while its daemon could not notice, and the numbers that it had.
+/// Returns a mount that was unmounted while its daemon was stopped, and the numbers that it had.
 fn unmounted_and_standing_still() -> (Mount, Option<(String, String)>) {
     let mut ours = Mount::new(&[]);
     let gone = numbers(ours.point());
     ours.daemon().signal(Signal::SIGSTOP);
     let stat = format!("/proc/{}/stat", ours.daemon().pid());
     eventually("a daemon that stands still", || fs::read_to_string(&stat).unwrap().contains(") T "));
-    // Not umount(8), which would ask the daemon.
+    // Not umount(8), which would send the daemon a request.
     umount2(ours.point(), MntFlags::UMOUNT_NOFOLLOW).expect("unmounting: this test takes root");
     (ours, gone)
 }
 
-/// The kernel gives mounts and devices the lowest numbers that are free. So whoever mounts between the end of a daemon's
-/// mount and the end of the daemon may get both of its numbers; the daemon must not take that mount for its own.
+/// The kernel gives mounts and devices the lowest free numbers. So a mount made between the unmount and the end of
+/// the daemon may get both numbers. The daemon must not take that mount for its own.
 #[test]
-fn who_gets_the_numbers_of_a_mount_that_is_gone_keeps_his_mount() {
+fn mount_with_reused_numbers_is_left_alone() {
     let _turn = turn();
-    // Other tests mount as well, and may be faster.
+    // Other tests mount too, and may get the numbers.
     eventually("a mount with the numbers of one that is gone", || {
         let (mut ours, gone) = unmounted_and_standing_still();
         let others: Vec<Tmpfs<TempDir>> = (0..OTHERS).map(|_| Tmpfs::new()).collect();
         let met = others.iter().any(|other| numbers(other.0.path()) == gone);
         ours.daemon().signal(Signal::SIGCONT);
         assert!(ours.daemon().wait().success());
-        assert!(others.iter().all(|other| is_mounted(other.0.path())), "a mount of somebody else is gone");
+        assert!(others.iter().all(|other| is_mounted(other.0.path())), "a mount of another program is gone");
         met
     });
 }
 
-/// The same on the very mount point, where another user's daemon may be mounted next: that one is alive.
+/// The next mount is on the same mount point, where another user's daemon may run.
 #[test]
-fn who_mounts_next_in_the_same_place_keeps_his_mount() {
+fn next_mount_on_same_point_is_left_alone() {
     let _turn = turn();
     eventually("a mount with the numbers of one that is gone", || {
         let (mut ours, gone) = unmounted_and_standing_still();

@@ -12,7 +12,7 @@ use relayfs_tests::Mount;
 
 use crate::turn;
 
-/// Descriptors of this process that lead to a target like that.
+/// Returns the descriptors of this process whose link contains `part`.
 fn leading_to(part: &str) -> Vec<RawFd> {
     let entries = fs::read_dir("/proc/self/fd").expect("our descriptors").flatten();
     let leads = |fd: &RawFd| {
@@ -21,13 +21,13 @@ fn leading_to(part: &str) -> Vec<RawFd> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(leads).collect()
 }
 
-/// A reader of mappings takes nothing out of what has its bell's number.
+/// A reader of mappings reads nothing from the file that has its bell's number.
 #[test]
-fn reader_that_loses_its_bell_reads_nothing_from_what_has_its_number() {
+fn reader_without_bell_reads_nothing_from_the_file_with_its_number() {
     let _turn = turn();
     let mount = Mount::new(&["--channel=rd:subbuf-size=4K:n-subbufs=8"]);
     let mut reader = Reader::open(mount.point(), "rd").expect("a reader");
-    // The only timers of this process are bells of readers.
+    // The only timers of this process are readers' bells.
     let bells = leading_to("[timerfd]");
     let [bell] = bells[..] else { panic!("one bell: {bells:?}") };
     let path = mount.beside("own");

@@ -1,6 +1,6 @@
-//! Somebody of the same user, whom the daemon trusts with a channel's files, writes at random all over them, while everything
-//! that has the daemon, producers and readers look into them goes on. The daemon neither ends nor spins, and whoever uses
-//! another channel notices nothing. `test-scribbler` says what it writes.
+//! A process of the same user, which the daemon trusts with a channel's files, writes at random all over them.
+//! Meanwhile the daemon, producers and readers access them. The daemon neither ends nor spins, and users of another
+//! channel notice nothing. `test-scribbler` says what it writes.
 //!
 //! For longer, say how many seconds:
 //!
@@ -27,18 +27,18 @@ use relayfs_tests::{Mount, Process, conformance, eventually, exit_code, program,
 
 use crate::turn;
 
-/// How long it scribbles, if nobody says.
+/// How long it scribbles by default.
 const SECONDS_DEFAULT: u64 = 3;
-/// Longest that a reader of the healthy channel waits for more before it looks whether there will be any.
+/// Longest time that a reader of the healthy channel waits before it checks whether more can come.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// Between two looks whether a channel is broken, which is made anew then.
+/// Time between two checks whether the channel is broken. A broken channel is recreated.
 const RENEW_INTERVAL: Duration = Duration::from_millis(20);
-/// How long the daemon's clock is watched, to see it stand still.
+/// How long the daemon's CPU time is watched, to see it stand still.
 const REST: Duration = Duration::from_millis(200);
 
 const CPUS: usize = 2;
 
-/// What came of looks at the channel that is scribbled on.
+/// Results of accesses to the damaged channel.
 #[derive(Default)]
 struct Answers {
     good: AtomicU64,
@@ -47,7 +47,7 @@ struct Answers {
 }
 
 impl Answers {
-    /// Any answer will do but one that says that the daemon is gone.
+    /// Accepts any answer that does not mean that the daemon is gone.
     fn note<T>(&self, what: &str, result: std::io::Result<T>) {
         match result {
             Ok(_) => self.good.fetch_add(1, Ordering::Relaxed),
@@ -61,13 +61,13 @@ impl Answers {
 }
 
 #[test]
-fn no_overwrite() {
+fn daemon_survives_scribbler_in_no_overwrite_mode() {
     let _turn = turn();
     scribble("no-overwrite");
 }
 
 #[test]
-fn overwrite() {
+fn daemon_survives_scribbler_in_overwrite_mode() {
     let _turn = turn();
     scribble("overwrite");
 }
@@ -85,7 +85,7 @@ fn scribble(mode: &str) {
         "--channel",
         &evil,
     ];
-    // A pipe that nobody empties would hold the daemon up.
+    // A full pipe would block the daemon.
     let mut mount = Mount::prepared(&args, |command| {
         relayfs_tests::direct::with_sequences(command)
             .stderr(File::create(&log).expect("a file for the daemon's log"))
@@ -100,7 +100,7 @@ fn scribble(mode: &str) {
     let (sent, stored) = thread::scope(|scope| {
         let (mount, over, answers) = (&mount, &over, &answers);
         let healthy: Vec<_> = (0..CPUS).map(|cpu| scope.spawn(move || good(mount, cpu, over))).collect();
-        let visits: [fn(&Mount, &Answers); 6] = [read, wait, control, write, seek, renew];
+        let visits: [fn(&Mount, &Answers); 6] = [read, wait, control, write, seek, recreate_if_broken];
         for visit in visits {
             scope.spawn(move || {
                 while !over.load(Ordering::Relaxed) {
@@ -138,7 +138,7 @@ fn scribble(mode: &str) {
         pass(REST);
         cpu_time(pid) == before
     });
-    // The channel can be had again, and the other one is as it was.
+    // The channel can be recreated, and the other one is unchanged.
     fs::write(mount.control("evil", "reset"), "1").expect("a new channel");
     eventually("a message by the channel", || {
         mount.send_to("evil", 0, &[b"anew"]);
@@ -154,7 +154,7 @@ fn scribble(mode: &str) {
     assert!(said.contains("channel evil: broken"), "{said}");
     let corrections = said.lines().filter(|line| line.contains("corrected")).count() as u64;
     let lasted = began.elapsed().as_secs();
-    // Two that make a channel anew at a time may have it told once more.
+    // Two processes that recreate a channel at the same time may cause one more line.
     assert!(corrections <= 2 * lasted + 2, "more than once a second, {lasted} s long: {said}");
     let renewed = answers.renewed.load(Ordering::Relaxed);
     println!(
@@ -164,7 +164,7 @@ fn scribble(mode: &str) {
     );
 }
 
-/// Lets time pass: to see the daemon's clock stand still, or as the pace of a visitor, not to wait for anything.
+/// Lets time pass: to see the daemon's CPU time stand still, or between two visits. It waits for no event.
 fn pass(time: Duration) {
     poll(&mut [], PollTimeout::try_from(time).expect("short")).expect("nothing to wait for");
 }
@@ -176,7 +176,8 @@ fn cpu_time(pid: i32) -> u64 {
     fields.split(' ').skip(11).take(2).map(|field| field.parse::<u64>().expect("ticks")).sum()
 }
 
-/// Writes numbered messages to the healthy channel and reads them, until it is over and all are read; how many that were.
+/// Writes numbered messages to the healthy channel and reads them, until the end, when all are read. Returns their
+/// number.
 fn good(mount: &Mount, cpu: usize, over: &AtomicBool) -> u64 {
     let (written, stopped) = (AtomicU64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -221,7 +222,7 @@ fn good(mount: &Mount, cpu: usize, over: &AtomicBool) -> u64 {
     })
 }
 
-/// Opens a file of the damaged channel, and does something with it.
+/// Opens a file of the damaged channel, and uses it.
 fn with(mount: &Mount, answers: &Answers, path: &str, act: impl FnOnce(&mut File) -> std::io::Result<()>) {
     let opened = File::open(mount.path(path));
     answers.note(path, opened.and_then(|mut file| act(&mut file)));
@@ -271,7 +272,7 @@ fn write(mount: &Mount, answers: &Answers) {
             continue;
         };
         for len in (0..5000).step_by(7) {
-            // It is full or over or too big; it returns.
+            // The channel is full, has ended, or the message is too big; the call returns.
             let _ = channel.write(&vec![b'm'; len]);
         }
         let wait = relay_producer::Wait::AtMost(Duration::from_millis(10));
@@ -292,8 +293,8 @@ fn seek(mount: &Mount, answers: &Answers) {
     });
 }
 
-/// Makes the channel anew if it is broken.
-fn renew(mount: &Mount, answers: &Answers) {
+/// Recreates the channel if it is broken.
+fn recreate_if_broken(mount: &Mount, answers: &Answers) {
     let is_broken = |error: std::io::Error| error.raw_os_error() == Some(Errno::EIO as i32);
     if fs::read(mount.control("evil", "stats")).is_err_and(is_broken) {
         let reset = fs::write(mount.control("evil", "reset"), "1");
@@ -303,10 +304,10 @@ fn renew(mount: &Mount, answers: &Answers) {
     pass(RENEW_INTERVAL);
 }
 
-/// Runs a program on the damaged channel to its end, which must be one of its own.
+/// Runs a program on the damaged channel. It must end by itself.
 fn visit_by_program(mount: &Mount, line: &[&str], number: u32) {
     let mut command = relayfs_tests::tool("timeout", "coreutils");
-    command.args(["-k", "1", "20"]).arg(program(line[0]));
+    command.args(["-k", "1", "60"]).arg(program(line[0]));
     command.args(&line[1..]).arg("-m").arg(mount.point());
     let output = mount.beside(&format!("recorded{number}"));
     if line.contains(&"record") {

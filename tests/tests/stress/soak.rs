@@ -1,6 +1,6 @@
-//! A daemon at full load for long: memory, descriptors and threads stay what they were, and so do the producers' own. Four
-//! processes write directly, readers read, and all the while others come and go: connections, channels, snapshots, pollers,
-//! mapped readers.
+//! A daemon at full load for long: its memory, descriptors and threads do not grow, nor those of producers. Four
+//! processes write directly, and readers read. Meanwhile connections, channels, snapshots, pollers and mapped readers
+//! come and go.
 //!
 //! A few seconds; `sh tests/long.sh soak` for long.
 
@@ -19,14 +19,14 @@ use relayfs_tests::{Mount, eventually};
 
 use crate::turn;
 
-/// How long it takes, if nobody says.
+/// Duration by default.
 const SECONDS_DEFAULT: u64 = 5;
-/// The part of it after which everything has been done that is done once.
+/// The part of it after which all one-time allocations are done.
 const WARM_UP_PART: u32 = 5;
-/// How much more memory the daemon may have at the end than then: what allocators hold back, not what grows.
+/// Memory that the daemon may have more at the end than then: allocators hold some back, which is no growth.
 const GROWTH_MAX_KIB: u64 = 6 << 10;
 
-/// What a process has.
+/// Memory, descriptors and threads of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Possessions {
     memory_kib: u64,
@@ -37,7 +37,7 @@ struct Possessions {
 fn of(process: Pid) -> Possessions {
     let proc = |name: &str| format!("/proc/{process}/{name}");
     let status = fs::read_to_string(proc("status")).unwrap();
-    // What is its own: not the buffers' pages, of which it has all from the start.
+    // Private memory, without the buffers' pages, which are all there from the start.
     let memory = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("a line of memory");
     Possessions {
         memory_kib: memory.trim().strip_suffix(" kB").unwrap().parse().unwrap(),
@@ -47,7 +47,7 @@ fn of(process: Pid) -> Possessions {
 }
 
 #[test]
-fn nothing_grows() {
+fn memory_descriptors_and_threads_do_not_grow() {
     let _turn = turn();
     let seconds = std::env::var("RELAYFS_SOAK_SECONDS")
         .map_or(SECONDS_DEFAULT, |text| text.parse().expect("RELAYFS_SOAK_SECONDS is a number of seconds"));
@@ -106,7 +106,7 @@ fn nothing_grows() {
     println!("{seconds} s: {} bytes read, {} rounds", bytes.into_inner(), rounds.into_inner());
 }
 
-/// What the daemon has once it is done with who has gone: as much as before, if that is known.
+/// Returns what the daemon has when it is done with clients that have gone: as much as before, if that is known.
 fn at_rest(daemon: Pid, before: Option<Possessions>) -> Possessions {
     let mut last = of(daemon);
     if let Some(before) = before {
@@ -116,7 +116,7 @@ fn at_rest(daemon: Pid, before: Option<Possessions>) -> Possessions {
         });
         return last;
     }
-    // Nobody knows what it is to be: what it is for a while.
+    // The value is unknown: it is the one that stays for a while.
     let mut same_since = Instant::now();
     eventually("descriptors and threads that stay as many", || {
         let now = of(daemon);
@@ -129,7 +129,7 @@ fn at_rest(daemon: Pid, before: Option<Possessions>) -> Possessions {
     last
 }
 
-/// Somebody of each kind comes, does something, and goes.
+/// Runs a client of each kind to its end.
 fn come_and_go(mount: &Mount, round: u64) {
     let name = format!("app/visitor-{}", round % 7);
     let visitor = Channel::builder(mount.point(), &name).create(true).open().unwrap();

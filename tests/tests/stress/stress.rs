@@ -1,9 +1,9 @@
-//! Producers that write shared buffers, under everything that could tear, lose or reorder a message: processes of four
-//! threads each, a signal to each thread every 100 us, whose handler writes too in every other process, threads that move
-//! from CPU to CPU all the time, processes that are killed and replaced, readers that keep up and readers that do not,
-//! flushes and resets meanwhile. Every byte of every message is known, and so is which were written.
+//! Producers that write shared buffers, under everything that could tear, lose or reorder a message. Processes of
+//! four threads each; a signal to each thread every 100 us, whose handler writes too in every other process; threads
+//! that move from CPU to CPU all the time; processes that are killed and replaced; fast and slow readers; flushes and
+//! resets. The test knows every byte of every message, and which were written.
 //!
-//! Takes about ten seconds. For longer, say how many seconds each of the tests is to write for:
+//! Takes about ten seconds. For longer, set the seconds that each of the tests writes:
 //!
 //! ```text
 //! RELAYFS_STRESS_SECONDS=300 cargo test --release -p relayfs-tests --test stress stress:: -- --nocapture
@@ -31,30 +31,30 @@ use crate::turn;
 
 /// Processes that write at any time.
 const PROCESSES: usize = 4;
-/// How long each test writes, if nobody says.
+/// How long each test writes by default.
 const SECONDS_DEFAULT: u64 = 3;
 /// Size and number of the sub-buffers.
 const RINGS: [(usize, usize); 4] = [(4 << 10, 8), (16 << 10, 1), (64 << 10, 2), (128 << 10, 3)];
-/// Longest message that a producer writes by itself.
+/// Longest message of a direct write.
 const DIRECT_MAX: usize = 64 << 10;
-/// Most bytes that one read of a reader asks for: one request of the kernel's.
+/// Most bytes that one read asks for: one request of the kernel.
 const READ_MAX: usize = 128 << 10;
-/// At most as long until another process is killed.
+/// Longest time between two kills of a process.
 const KILL_INTERVAL_MAX_MS: usize = 150;
-/// At most as long until another flush or reset.
+/// Longest time between two flushes or resets.
 const POKE_INTERVAL_MAX_MS: usize = 10;
-/// How long a reader that does not keep up does something else.
+/// How long a slow reader pauses.
 const PAUSE: Duration = Duration::from_millis(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pace {
-    /// Reads whenever there is something.
+    /// Reads whenever there is data.
     KeepsUp,
-    /// Reads little at a time, and not often.
+    /// Reads small pieces, and seldom.
     Lags,
 }
 
-/// Circumstances to write under.
+/// Conditions of a round.
 #[derive(Clone, Copy, Debug)]
 struct Round {
     overwrite: bool,
@@ -64,7 +64,7 @@ struct Round {
     resets: bool,
 }
 
-/// What happened.
+/// Counts of a round.
 #[derive(Clone, Copy, Debug, Default)]
 struct Totals {
     attempts: u64,
@@ -83,14 +83,14 @@ struct Totals {
     discarded: u64,
 }
 
-/// What the pokers did.
+/// Flushes and resets of the poking thread.
 #[derive(Default)]
 struct Pokes {
     flushes: u64,
     resets: u64,
 }
 
-/// Ends readers and poker when it goes.
+/// Ends readers and the poking thread when dropped.
 struct End<'a> {
     is_over: &'a AtomicBool,
     _running: Sender<()>,
@@ -103,19 +103,19 @@ impl Drop for End<'_> {
 }
 
 #[test]
-fn without_overwriting_everything_written_is_read_once_and_in_order() {
+fn no_overwrite_mode_reads_each_message_once_and_in_order() {
     let _turn = turn();
     pass("no-overwrite", rounds(false, false, Pace::KeepsUp));
 }
 
 #[test]
-fn overwriting_leaves_whole_messages_and_counts_every_lost_byte() {
+fn overwrite_mode_leaves_whole_messages_and_counts_lost_bytes() {
     let _turn = turn();
     pass("overwrite", rounds(true, false, Pace::Lags));
 }
 
 #[test]
-fn resets_throw_away_what_they_count_and_nothing_else() {
+fn resets_discard_only_what_they_count() {
     let _turn = turn();
     pass("resets", [rounds(false, true, Pace::Lags), rounds(true, true, Pace::KeepsUp)].concat());
 }
@@ -127,7 +127,7 @@ fn rounds(overwrite: bool, resets: bool, first: Pace) -> Vec<Round> {
     RINGS.into_iter().zip([first, other].into_iter().cycle()).map(round).collect()
 }
 
-/// Goes through the rounds, in the time that there is.
+/// Runs the rounds, in the given time.
 fn pass(name: &str, rounds: Vec<Round>) {
     let seconds = std::env::var("RELAYFS_STRESS_SECONDS")
         .map_or(SECONDS_DEFAULT, |text| text.parse().expect("RELAYFS_STRESS_SECONDS is a number of seconds"));
@@ -143,7 +143,7 @@ fn pass(name: &str, rounds: Vec<Round>) {
     assert!(totals.signals > 0 && totals.moves > 0, "nothing happened: {totals}");
 }
 
-/// Writes and reads for a while, and checks what came of it.
+/// Writes and reads for a while, and checks the result.
 fn stress(round: &Round, duration: Duration, pattern: &Pattern) -> Totals {
     let (size, count) = (round.subbuf_size.to_string(), round.n_subbufs.to_string());
     let mut args = vec!["--subbuf-size", &size, "--n-subbufs", &count];
@@ -160,12 +160,12 @@ fn stress(round: &Round, duration: Duration, pattern: &Pattern) -> Totals {
             .collect();
         let (running, stopped) = channel();
         let poker = scope.spawn(|| poke(&mount, round, stopped));
-        // Dropped whatever happens here.
+        // Dropped even if a check fails.
         let end = End { is_over: &is_over, _running: running };
         let (done, kills) = supervise(&mount, round, duration);
         drop(end);
         let pokes = poker.join();
-        // Readers that wait for something to read are to look whether they are done.
+        // Wakes readers that wait for data, so that they check for the end.
         while !readers.iter().all(|reader| reader.is_finished()) {
             let _ = fs::write(mount.control("cpu", "flush"), "1");
             thread::park_timeout(PAUSE);
@@ -179,8 +179,8 @@ fn stress(round: &Round, duration: Duration, pattern: &Pattern) -> Totals {
     totals
 }
 
-/// Keeps processes writing, kills one now and then and starts another for it, and at last lets all of them end.
-/// Returns what they did, and how many were killed.
+/// Keeps processes writing, kills one now and then and replaces it, and lets all of them end. Returns their results,
+/// and the number of killed ones.
 fn supervise(mount: &Mount, round: &Round, duration: Duration) -> (Vec<Done>, u64) {
     let mut random = Random::new(round.subbuf_size as u64);
     let mut numbers = 0..;
@@ -192,24 +192,24 @@ fn supervise(mount: &Mount, round: &Round, duration: Duration) -> (Vec<Done>, u6
     let mut running: Vec<StressWriter> = (0..PROCESSES).map(|_| start()).collect();
     let (mut done, mut kills) = (Vec::new(), 0);
     let begin = Instant::now();
-    // On a machine that has much else to do, it takes longer until everything has happened.
+    // A busy machine takes longer until each event has happened.
     while begin.elapsed() < duration || kills == 0 {
         thread::park_timeout(Duration::from_millis(1 + random.below(KILL_INTERVAL_MAX_MS) as u64));
         let writer = &mut running[random.below(PROCESSES)];
         writer.assert_running();
-        // One that has not written yet is of no use dead.
+        // A process that has not written yet is not killed.
         if writer.attempts() > 0 {
             done.push(std::mem::replace(writer, start()).kill());
             kills += 1;
         }
-        assert!(begin.elapsed() < duration + DEADLINE, "nobody writes");
+        assert!(begin.elapsed() < duration + DEADLINE, "no process writes");
     }
     running.iter().for_each(StressWriter::stop);
     done.extend(running.into_iter().map(StressWriter::finish));
     (done, kills)
 }
 
-/// Reads a CPU's file until nobody writes any more and nothing is left.
+/// Reads a CPU's file until no process writes and nothing is left.
 fn read<'a>(
     mount: &Mount,
     round: &Round,
@@ -222,7 +222,7 @@ fn read<'a>(
     let mut random = Random::new(cpu as u64);
     let mut bytes = vec![0; READ_MAX];
     loop {
-        // Before the read: what was written before it was set, is read.
+        // Before the read: data written before the flag was set is read.
         let is_last = is_over.load(Ordering::Acquire);
         // At least a head's length, so that a reset cuts a head only where its first read ends.
         let least = NUMBERED_MIN + random.below(4096);
@@ -238,14 +238,14 @@ fn read<'a>(
             Pace::KeepsUp if got == 0 => {
                 let mut polled = [PollFd::new(file.as_fd(), PollFlags::POLLIN)];
                 let limit = PollTimeout::try_from(DEADLINE).expect("a limit that poll can take");
-                assert_eq!(poll(&mut polled, limit), Ok(1), "nobody woke the reader of cpu{cpu}");
+                assert_eq!(poll(&mut polled, limit), Ok(1), "no switch woke the reader of cpu{cpu}");
             }
             Pace::KeepsUp => {}
         }
     }
 }
 
-/// Flushes and resets until nobody is there to tell it.
+/// Flushes and resets until the sender of `stopped` is gone.
 fn poke(mount: &Mount, round: &Round, stopped: Receiver<()>) -> Pokes {
     let mut random = Random::new(round.n_subbufs as u64);
     let mut pokes = Pokes::default();
@@ -264,7 +264,7 @@ fn poke(mount: &Mount, round: &Round, stopped: Receiver<()>) -> Pokes {
     }
 }
 
-/// Compares what was written with what was read, and both with the daemon's numbers.
+/// Compares written with read messages, and both with the daemon's counts.
 fn check(round: &Round, mount: &Mount, done: &[Done], received: &[Received], n_resets: u64) -> Totals {
     let stats = mount.stats("cpu");
     let stat = |cpu: &str, name: &str| stats[&format!("{cpu}.{name}")];
@@ -278,7 +278,7 @@ fn check(round: &Round, mount: &Mount, done: &[Done], received: &[Received], n_r
         assert!(round.resets || stat("discarded_bytes") == 0, "{found}");
         assert!(received.cuts <= n_resets, "{} messages cut by {n_resets} resets", received.cuts);
         assert_eq!((stat("too_big"), stat("contended")), (0, 0), "{found}");
-        assert_eq!(stat("corrected"), 0, "nobody here breaks a rule, not even by dying: {found}");
+        assert_eq!(stat("corrected"), 0, "no writer breaks a rule, not even by dying: {found}");
     }
 
     let mut totals = Totals {
@@ -295,7 +295,7 @@ fn check(round: &Round, mount: &Mount, done: &[Done], received: &[Received], n_r
     for (writer, of_cpu) in received.iter().flat_map(|received| &received.writers) {
         numbers.entry(*writer).or_default().merge(of_cpu);
     }
-    // What may have been in the hands of a killed process: written or not, counted as dropped or not.
+    // Messages of killed processes: written or not, counted as dropped or not.
     let (mut open_messages, mut open_bytes) = (0, 0);
     let mut short = [(0, 0); NUMBERED_MIN];
     let mut bytes = 0;
@@ -320,7 +320,7 @@ fn check(round: &Round, mount: &Mount, done: &[Done], received: &[Received], n_r
             }
         }
     }
-    assert!(numbers.is_empty(), "messages of nobody: {:?}", numbers.keys());
+    assert!(numbers.is_empty(), "messages of no writer: {:?}", numbers.keys());
     for (len, (written, open)) in short.into_iter().enumerate().skip(1) {
         let read: u64 = received.iter().map(|received| received.short[len]).sum();
         assert!(read <= written + open, "messages of {len} bytes: {read} read, {written} written");
@@ -341,7 +341,7 @@ fn check(round: &Round, mount: &Mount, done: &[Done], received: &[Received], n_r
     totals
 }
 
-/// Compares the numbered messages that were read of one writer with what it had been told.
+/// Compares the numbers that were read of one writer with its results.
 fn check_stream(writer: u32, stream: &Stream, read: &Numbers, is_lossy: bool) {
     let written = get(&stream.numbered);
     let open = u64::from(get(&stream.in_flight) >= NUMBERED_MIN as u64);

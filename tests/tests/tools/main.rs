@@ -2,6 +2,9 @@
 //!
 //! A test belongs here if it runs a program that does not know relayfs.
 
+mod containers;
+mod languages;
+mod shippers;
 mod snapshot_tools;
 mod take_tools;
 mod tools;

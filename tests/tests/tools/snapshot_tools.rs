@@ -1,4 +1,4 @@
-//! `snapshot/cpuN` and `audience --snapshot`, with the tools people have: the content is a buffer's, the size is true, and
+//! Ordinary tools on `snapshot/cpuN`, and `audience --snapshot`: the content is the buffer's, the size is true, and
 //! nothing is consumed.
 
 use std::fs::{self, File};
@@ -12,12 +12,12 @@ use relayfs_tests::lines::{Twins, assert_same, shell};
 use relayfs_tests::numbered::{Tag, message as message_of, tags};
 use relayfs_tests::{Mount, Process, complaint, eventually, exit_code, program, run, stdout_of, text, tool};
 
-/// The path of a snapshot.
+/// Returns the path of a snapshot.
 fn snapshot(mount: &Mount, channel: &str, cpu: usize) -> PathBuf {
     mount.control(channel, &format!("snapshot/cpu{cpu}"))
 }
 
-/// `audience --snapshot ARGS`, which must succeed in silence.
+/// Runs `audience --snapshot ARGS`, which must succeed without messages.
 #[track_caller]
 fn look(mount: &Mount, args: &[&str]) -> Vec<u8> {
     let mut command = Command::new(program("audience"));
@@ -26,8 +26,8 @@ fn look(mount: &Mount, args: &[&str]) -> Vec<u8> {
     output.stdout
 }
 
-/// What tools do with a file, and say about it: the same with a snapshot as with an ordinary file of the same content;
-/// afterwards everything is still unread. In both modes.
+/// Tools do the same with a snapshot as with an ordinary file of the same content. Afterwards all data is still
+/// unread. In both modes.
 #[test]
 fn tools_get_what_a_buffer_holds_and_consume_nothing() {
     for (name, package) in
@@ -87,9 +87,9 @@ fn tools_get_what_a_buffer_holds_and_consume_nothing() {
     }
 }
 
-/// A pager that sits on a snapshot sees what was there when it was opened; and its size is that of the copy.
+/// A pager on an open snapshot sees the data at its open. The size is that of the copy.
 #[test]
-fn what_is_open_does_not_change() {
+fn open_snapshot_does_not_change() {
     let mount = Mount::new(&[]);
     mount.send(0, &[b"first\n"]);
     let path = snapshot(&mount, "cpu", 0);
@@ -114,9 +114,9 @@ fn what_is_open_does_not_change() {
     assert_eq!(fs::metadata(&path).expect("stat").len(), 0);
 }
 
-/// In overwrite mode all that is still whole, whether somebody has read it or not: the last words.
+/// In overwrite mode a snapshot has all whole data, read or not.
 #[test]
-fn in_overwrite_mode_the_last_words_are_there_though_read() {
+fn snapshot_in_overwrite_mode_has_read_messages_too() {
     let mount = Mount::new(&["--overwrite", "--subbuf-size", "100", "--n-subbufs", "4"]);
     for n in 0..10 {
         mount.send(0, &[format!("{n:49}\n").as_bytes()]);
@@ -127,7 +127,7 @@ fn in_overwrite_mode_the_last_words_are_there_though_read() {
     assert_eq!(text(&look(&mount, &["--cpu", "0"])), whole, "read, and yet there");
 }
 
-/// `audience --snapshot`: CPU by CPU, of any channel, global ones too.
+/// `audience --snapshot` prints CPU by CPU, of any channel, global ones too.
 #[test]
 fn audience_prints_all_cpus_or_one() {
     let mount = Mount::new(&["--channel", "app/log", "--channel", "all:global"]);
@@ -152,8 +152,8 @@ fn audience_prints_all_cpus_or_one() {
     }
 }
 
-/// While a writer goes on, in both modes: every snapshot is whole messages without a gap, and in no-overwrite mode those
-/// that a reader will then get.
+/// While a writer continues, in both modes, each snapshot is whole messages without a gap. In no-overwrite mode a
+/// reader then gets the same messages.
 #[test]
 fn snapshots_of_a_busy_buffer_are_whole_messages() {
     for mode in ["no-overwrite", "overwrite"] {
@@ -170,7 +170,7 @@ fn snapshots_of_a_busy_buffer_are_whole_messages() {
         let stats = mount.stats("one");
         assert_eq!((stats["cpu0.read_bytes"], stats["cpu0.read_subbufs"]), (0, 0), "{mode}");
         if mode == "no-overwrite" {
-            // By now it is full and stays so.
+            // The buffer is full from here on.
             eventually("a full buffer", || {
                 stats["cpu0.produced"] == 16 || mount.stats("one")["cpu0.dropped"] > 0
             });
@@ -181,9 +181,9 @@ fn snapshots_of_a_busy_buffer_are_whole_messages() {
     }
 }
 
-/// A reader and those who look do not disturb each other: the reader gets every message, once.
+/// A reader gets each message once while other programs open snapshots.
 #[test]
-fn looking_takes_nothing_from_a_reader() {
+fn snapshots_take_nothing_from_a_reader() {
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=4096:n-subbufs=4"]);
     let out = mount.beside("out");
     let mut command = Command::new(program("audience"));
@@ -204,9 +204,9 @@ fn looking_takes_nothing_from_a_reader() {
     assert_same("what was read", &fs::read(&out).expect("its output"), &sent);
 }
 
-/// The copy counts against --max-memory: where it has no place, opening is ENOMEM, and everything else goes on.
+/// The copy counts against --max-memory: without memory for it, opening is ENOMEM, and all else continues.
 #[test]
-fn a_copy_for_which_there_is_no_memory_is_enomem() {
+fn snapshot_without_memory_is_enomem() {
     let args = ["--max-memory", "3M", "--channel", "cpu:global:subbuf-size=512K:n-subbufs=4"];
     let mount = Mount::new(&args);
     let path = snapshot(&mount, "cpu", 0);
@@ -232,9 +232,9 @@ fn a_copy_for_which_there_is_no_memory_is_enomem() {
     assert_eq!(fs::read(&path).expect("there is room again"), b"again");
 }
 
-/// Memory is given back with the last who closes it: more copies than there is memory for, one after the other.
+/// The last close frees the memory: more copies than there is memory for, one after the other.
 #[test]
-fn memory_is_given_back() {
+fn memory_of_snapshots_is_freed() {
     let mount = Mount::new(&["--max-memory", "4M", "--channel", "cpu:global:subbuf-size=512K:n-subbufs=4"]);
     let message = vec![b'x'; 512 << 10];
     mount.send(0, &[&message[..]; 3]);

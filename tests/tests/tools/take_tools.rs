@@ -1,10 +1,10 @@
-//! `take/cpuN` with programs that go by st_size: each gets every byte, and what it got is consumed, once.
+//! `take/cpuN` with programs that rely on st_size: each gets all bytes, and they are consumed once.
 
 use relayfs_tests::lines::{Twins, assert_same};
 use relayfs_tests::take::{cat, read_bytes, run_on_take};
 use relayfs_tests::{stdout_of, text, tool};
 
-/// Runs a script that prints the file's content, or leaves it in `$OUT`; the file is consumed by then.
+/// Runs a script that prints the file's content, or leaves it in `$OUT`. The file is consumed by then.
 #[track_caller]
 fn get(twins: &Twins, script: &str) {
     let before = read_bytes(&twins.mount);
@@ -16,7 +16,7 @@ fn get(twins: &Twins, script: &str) {
     assert_eq!(stdout_of(&mut cat(&twins.mount)), b"", "{script}: consumed, and nothing else");
 }
 
-/// Each of the scripts, one after the other, so that much has been consumed before; in both modes.
+/// Runs the scripts one after the other, so that much data has been consumed before; in both modes.
 #[track_caller]
 fn get_by_each(scripts: &[&str]) {
     for mut twins in [Twins::medium(), Twins::overwriting()] {
@@ -28,7 +28,7 @@ fn get_by_each(scripts: &[&str]) {
 }
 
 #[test]
-fn compressors() {
+fn compressors_consume_the_copy() {
     for (name, package) in [("zstd", "zstd"), ("gzip", "gzip"), ("xz", "xz-utils")] {
         tool(name, package);
     }
@@ -42,7 +42,7 @@ fn compressors() {
 }
 
 #[test]
-fn archivers() {
+fn archivers_consume_the_copy() {
     tool("tar", "tar");
     tool("cpio", "cpio");
     get_by_each(&[
@@ -54,7 +54,7 @@ fn archivers() {
 }
 
 #[test]
-fn copiers() {
+fn copiers_consume_the_copy() {
     for (name, package) in
         [("rsync", "rsync"), ("rclone", "rclone"), ("node", "nodejs"), ("busybox", "busybox")]
     {
@@ -77,7 +77,7 @@ fn copiers() {
 }
 
 #[test]
-fn text_tools_and_languages() {
+fn text_tools_and_languages_consume_the_copy() {
     for (name, package) in [("sqlite3", "sqlite3"), ("python3", "python3"), ("perl", "perl")] {
         tool(name, package);
     }
@@ -96,8 +96,8 @@ fn text_tools_and_languages() {
     ]);
 }
 
-/// Programs that divide the file, open it several times or map it get every byte, and consume nothing; a descriptor that
-/// is held all the while consumes exactly what they had.
+/// Programs that divide the file, open it several times or map it get all bytes, and consume nothing. A descriptor
+/// that stays open meanwhile consumes exactly what they had.
 #[test]
 fn programs_that_divide_or_map_it_consume_it_by_a_held_descriptor() {
     for (name, package) in [("parallel", "parallel"), ("python3", "python3")] {

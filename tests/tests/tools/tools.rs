@@ -1,4 +1,4 @@
-//! Ordinary tools on a buffer's file do what a person expects of them: the same as on an ordinary file.
+//! Ordinary tools on a buffer's file do the same as on an ordinary file.
 
 use std::fs::{self, File};
 use std::process::Command;
@@ -7,7 +7,7 @@ use relay_producer::{BatchOptions, Wait};
 use relayfs_tests::lines::{Twins, assert_same, shell};
 use relayfs_tests::{Mount, Process, run, stdout_of, text, tool};
 
-/// Fails where a tool is missing that is not part of every Debian.
+/// Fails if a tool is missing that is not part of every Debian.
 #[track_caller]
 fn all_installed() {
     for (name, package) in
@@ -17,7 +17,7 @@ fn all_installed() {
     }
 }
 
-/// Whoever reads a file to its end gets every byte of it, no padding, and nothing twice.
+/// A tool that reads a file to its end gets each byte, no padding, and nothing twice.
 #[test]
 fn tools_that_read_everything_get_every_byte() {
     all_installed();
@@ -89,9 +89,9 @@ fn dd_gets_every_byte_with_blocks_of_any_size() {
     }
 }
 
-/// Whoever asks for a part gets that part: positions in the file are positions in the stream since its creation.
+/// A tool that asks for a part gets that part: positions in the file are positions in the stream since its creation.
 #[test]
-fn tools_that_want_a_part_get_that_part() {
+fn tools_that_ask_for_a_part_get_it() {
     all_installed();
     let scripts = [
         "head -n 1 $F",
@@ -129,9 +129,9 @@ fn tools_that_want_a_part_get_that_part() {
     }
 }
 
-/// Who wants the end goes there and then backwards, block by block: the file keeps what they have passed over.
+/// A tool that wants the end seeks there and then backwards, block by block: the file keeps what it has skipped.
 #[test]
-fn tools_that_want_the_end_get_the_end() {
+fn tools_that_ask_for_the_end_get_it() {
     all_installed();
     let scripts = [
         "tail $F",
@@ -159,7 +159,7 @@ fn tools_that_want_the_end_get_the_end() {
     }
 }
 
-/// What was passed over is not kept for ever. Who looks for it later is told so, and not that there is nothing.
+/// Skipped data is not kept for ever. A tool that reads it later gets an error, not the end of the file.
 #[test]
 fn looking_back_too_far_is_an_error() {
     for script in ["tail -n 40000 $F", "tac $F", "head -n -40000 $F"] {
@@ -170,9 +170,9 @@ fn looking_back_too_far_is_an_error() {
     }
 }
 
-/// On a file that was read before there are positions where nothing is any more.
+/// A file that was read before has positions without data.
 #[test]
-fn the_end_of_a_file_that_was_read_before_can_be_had() {
+fn end_of_partly_read_file_can_be_read() {
     all_installed();
     for script in ["tail $F", "tail -n 99 $F", "tail -c 100 $F", "busybox tail $F", "cat $F | tail -n 1000"] {
         let mut twins = Twins::large();
@@ -182,7 +182,7 @@ fn the_end_of_a_file_that_was_read_before_can_be_had() {
     }
 }
 
-/// What one program did not take, the next one gets that shares its open file, also if the first has read ahead.
+/// A program gets the data that the one before it left in their shared open file, even if that one has read ahead.
 #[test]
 fn tools_that_share_an_open_file_lose_nothing_between_them() {
     all_installed();
@@ -211,9 +211,9 @@ fn tools_that_share_an_open_file_lose_nothing_between_them() {
     }
 }
 
-/// `while read`, by a byte at a time or by blocks from which the shell seeks back.
+/// `while read`, byte by byte, or in blocks from which the shell seeks back.
 #[test]
-fn a_shell_that_reads_line_by_line_gets_every_line() {
+fn shell_that_reads_line_by_line_gets_every_line() {
     all_installed();
     for shell in ["dash", "bash"] {
         let script =
@@ -225,7 +225,7 @@ fn a_shell_that_reads_line_by_line_gets_every_line() {
     }
 }
 
-/// Python reads in blocks of the size that the file asks for, and copies with sendfile(2) where it can.
+/// Python reads in blocks of the size that the file asks for, and copies with sendfile(2) if possible.
 #[test]
 fn python_gets_every_byte() {
     let scripts = [
@@ -253,7 +253,7 @@ fn python_gets_every_byte() {
     }
 }
 
-/// Positions in python are the file's: pread(2) passes over what comes before, and can go back a little.
+/// Positions in Python are the file's: pread(2) skips the data before, and can go back a little.
 #[test]
 fn python_reads_at_positions() {
     let twins = Twins::large();
@@ -281,7 +281,7 @@ assert os.lseek(fd, 0, os.SEEK_CUR) == len(content) == os.fstat(fd).st_size
     assert_eq!(stats["cpu0.discarded_bytes"], bytes - 300, "what was passed over is counted");
 }
 
-/// Overwrite mode copies what it passes over before it knows that it was whole.
+/// In overwrite mode, skipped data is copied before it is known to be whole.
 #[test]
 fn tools_do_the_same_in_overwrite_mode() {
     let scripts = [
@@ -300,8 +300,8 @@ fn tools_do_the_same_in_overwrite_mode() {
     }
 }
 
-/// Several programs that read one file at the same time share its bytes: each is in one of their outputs, once, and in
-/// each output they are in their order. Whole lines, because blocks and sub-buffers hold whole numbers of these.
+/// Several programs that read one file at the same time share its bytes: each is in one of their outputs, once and in
+/// order. Lines are whole, because blocks and sub-buffers hold whole numbers of lines.
 #[test]
 fn concurrent_readers_share_the_bytes_between_them() {
     let mount = Mount::new(&["--subbuf-size", "6500", "--n-subbufs", "16"]);
@@ -314,7 +314,7 @@ fn concurrent_readers_share_the_bytes_between_them() {
         .iter()
         .zip(&outs)
         .map(|(cat, out)| {
-            // Again and again until the file `end` is there, and then once more.
+            // Again and again until the file `end` exists, and then once more.
             let script = format!("while [ ! -e $1 ]; do {cat}; done; {cat}");
             let mut shell = Command::new("sh");
             shell.args(["-euc", &script]).arg(mount.path("cpu0")).arg(mount.beside("end"));
@@ -350,7 +350,7 @@ if pid == 0:
 def expect(wanted):
     seen = b''
     while wanted.encode() not in seen:
-        assert select.select([terminal], [], [], 20)[0], f'no {wanted} in {seen}'
+        assert select.select([terminal], [], [], 60)[0], f'no {wanted} in {seen}'
         seen += os.read(terminal, 4096)
 fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack('HHHH', 24, 80, 0, 0))
 for keys, wanted in zip(['', ' ', 'G', 'b', 'q'], sys.argv[2:]):

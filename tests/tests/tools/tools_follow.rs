@@ -1,4 +1,4 @@
-//! Tools that follow a buffer's file see what is written later.
+//! Tools that follow a buffer's file see later data.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -7,10 +7,10 @@ use std::process::Command;
 use relayfs_tests::lines::{Twins, assert_same, send_lines};
 use relayfs_tests::{Mount, Process, eventually, tool};
 
-/// The shell of BusyBox polls before each byte, so it waits at the end, as it would at a terminal, and wakes up with the
-/// next sub-buffer.
+/// The shell of BusyBox polls before each byte. So it waits at the end, as at a terminal, and wakes at the next
+/// sub-buffer.
 #[test]
-fn a_shell_that_polls_follows() {
+fn shell_that_polls_follows() {
     let twins = Twins::small();
     let out = twins.mount.beside("out");
     let mut sh = tool("busybox", "busybox");
@@ -25,7 +25,7 @@ fn a_shell_that_polls_follows() {
     assert!(sh.is_running(), "it waits for more");
 }
 
-/// `tail -f` and `tail -c +1 -f` see what is written later, through a ring that is much smaller.
+/// `tail -f` and `tail -c +1 -f` see later data, through a much smaller ring.
 #[test]
 fn tail_follows() {
     tool("busybox", "busybox");
@@ -62,7 +62,7 @@ fn tail_follows() {
     }
 }
 
-/// Who wants to see only what is written from now on passes over what is there.
+/// A tool that wants only new data skips the data that is there.
 #[test]
 fn tail_follows_from_the_end() {
     for command in ["tail -s 0.01 -n 0 -f", "tail -s 0.01 -c 0 -f"] {
@@ -86,7 +86,7 @@ fn follow(command: &str, mount: &Mount, out: &Path) -> Process {
     Process::start(shell.stdout(File::create(out).unwrap()))
 }
 
-/// The offset of a file that a process has open, or nothing if it has not.
+/// Returns the offset of a process's open file; `None` if it has not opened the file.
 fn position(process: &Process, path: &Path) -> Option<u64> {
     let proc = format!("/proc/{}", process.pid());
     let mut fds = fs::read_dir(format!("{proc}/fd")).ok()?.flatten();

@@ -1,10 +1,11 @@
-//! Tools that map what they read. A buffer's file refuses that with ENODEV, shared and private, as debugfs does: most tools
-//! then read(2), and get every byte. The others say so, and have consumed nothing. None gets bytes of the ring.
+//! Tools that map the files they read. A buffer's file refuses that with ENODEV, shared and private, as debugfs does.
+//! Most tools then use read(2), and get each byte. The others report it, and have consumed nothing. None gets bytes
+//! of the ring.
 
 use relayfs_tests::lines::{Twins, assert_same, shell};
 use relayfs_tests::{run, text, tool, workspace};
 
-/// Fails unless all that is used here is installed.
+/// Fails unless all these tools are installed.
 fn all_installed() {
     for (name, package) in [
         ("ag", "silversearcher-ag"),
@@ -22,7 +23,7 @@ fn java(how: &str) -> String {
     format!("java {}/tests/java/Copy.java {how} $F $OUT; cat $OUT", workspace().display())
 }
 
-/// By Python: maps, and reads where that is refused.
+/// A Python script that maps, and reads if that is refused.
 const PYTHON: &str = r#"python3 -c '
 import mmap, os, sys
 fd = os.open(os.environ["F"], os.O_RDONLY)
@@ -55,12 +56,12 @@ fn tools_that_fall_back_get_every_byte() {
         twins.compare(script);
         assert!(twins.mount.read("cpu0").is_empty(), "{script}: read to its end");
     }
-    // What git has room for it reads.
+    // git reads files that fit its memory.
     Twins::small().compare("git hash-object $F");
 }
 
 #[test]
-fn tools_that_insist_say_so_and_consume_nothing() {
+fn tools_without_fallback_report_it_and_consume_nothing() {
     all_installed();
     let twins = Twins::medium();
     let java = ["transfer-to-file", "transfer-from-file", "map"].map(java);
@@ -72,7 +73,7 @@ fn tools_that_insist_say_so_and_consume_nothing() {
         assert_eq!(text(&output.stdout), "", "{script}");
         assert!(text(&output.stderr).contains("No such device"), "{script}: {}", text(&output.stderr));
     }
-    // This one says nothing.
+    // This one prints nothing.
     let mut mapfile = shell("zsh -fc 'zmodload zsh/mapfile; print -rn -- \"$mapfile[$F]\"'");
     let output = run(mapfile.env("F", twins.mount.path("cpu0")));
     assert_eq!((text(&output.stdout), text(&output.stderr)), (String::new(), String::new()));

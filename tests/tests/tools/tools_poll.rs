@@ -1,5 +1,5 @@
-//! Programs that sleep in poll(2) or select(2) until there is something to read: they show a few bytes soon after these were
-//! written, and end as they do on a pipe. A sub-buffer is 256 KiB here, so none is ever full.
+//! Programs that sleep in poll(2) or select(2) until there is data. They show a few bytes soon after the write, and
+//! end as on a pipe. A sub-buffer is 256 KiB here, so none is ever full.
 
 use std::io::Read;
 use std::os::unix::net::UnixListener;
@@ -11,7 +11,7 @@ use relayfs_tests::{Mount, Process, eventually, exit_code, interruptible, tool};
 
 const MESSAGES: [&[u8]; 3] = [b"one\n", b"and another\n", b"the last\n"];
 
-/// Reads `len` bytes, which come as soon as the program has them.
+/// Reads `len` bytes as soon as the program has them.
 #[track_caller]
 fn take(source: &mut impl Read, expected: &[u8]) {
     let mut got = vec![0; expected.len()];
@@ -19,7 +19,7 @@ fn take(source: &mut impl Read, expected: &[u8]) {
     assert_eq!(got, expected);
 }
 
-/// Starts a program that shows the buffer of CPU 0, and checks that it shows each message soon, until a signal ends it.
+/// Starts a program that shows the buffer of CPU 0. Checks that it shows each message soon, until a signal ends it.
 #[track_caller]
 fn shows_each_message(mount: &Mount, command: &mut Command, ends_with: &[i32]) {
     mount.send(0, &[b"before\n"]);
@@ -56,7 +56,7 @@ fn pv_shows_each_message() {
 }
 
 #[test]
-fn a_select_loop_shows_each_message() {
+fn select_loop_shows_each_message() {
     let mount = Mount::new(&[]);
     let script = "
 import os, select, sys
@@ -92,7 +92,7 @@ fn nc_sends_each_message() {
     assert_eq!(exit_code(nc.wait()), 130);
 }
 
-/// The daemon's end is the end for a poller, as the last writer's is on a pipe.
+/// The daemon's end is the end for a poller, like the last writer's on a pipe.
 #[test]
 fn pollers_end_with_the_daemon() {
     let commands: [fn(&Path) -> Command; 2] = [

@@ -1,6 +1,6 @@
-//! Ways to the bytes that go by the page cache instead of read(2). The kernel fills it ahead of and apart from what the
-//! caller takes in the end, so a fill that consumed would lose bytes. All of them are refused, and those who know to fall
-//! back to read(2) get every byte. A kernel that changes any of it is noticed here.
+//! Reads through the page cache instead of read(2). The kernel fills it ahead of the caller, so a fill that consumed
+//! would lose bytes. The daemon refuses all of them. Programs that fall back to read(2) get each byte. These tests
+//! notice a kernel that changes.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
@@ -18,7 +18,7 @@ use relayfs_tests::{run, stdout_of, text, tool};
 
 const LEN: usize = 100_000;
 
-/// One way, tried on an open file; what it says.
+/// A way to read an open file, and its result.
 type Way = fn(&Twins, &File) -> Result<usize, Errno>;
 
 const WAYS: [(&str, Way, Result<usize, Errno>); 8] = [
@@ -64,8 +64,7 @@ fn splice_to_pipe(file: &File, mut offset: Option<i64>) -> Result<usize, Errno> 
     splice(file, offset.as_mut(), writer, None, LEN, SpliceFFlags::empty())
 }
 
-/// Refused, with EINVAL as the kernel's relay files on debugfs do it; and whatever the kernel did on the way, no byte is
-/// consumed.
+/// Refused with EINVAL, as the kernel's relay files on debugfs do it. Whatever the kernel tried, no byte is consumed.
 #[test]
 fn page_cache_fills_consume_nothing() {
     for (name, way, says) in WAYS {
@@ -109,7 +108,7 @@ print(len(f.read(1000)))
     assert_same("after it", &got, &twins.content);
 }
 
-/// With O_DIRECT, set later, the kernel splices by reading, and what it reads it delivers.
+/// With O_DIRECT, set later, the kernel splices by reads, and delivers what it reads.
 #[test]
 fn splicing_a_file_set_to_direct_io_gets_every_byte() {
     let twins = Twins::medium();
@@ -130,7 +129,8 @@ fn splicing_a_file_set_to_direct_io_gets_every_byte() {
     assert_same("splice", &got, &twins.content);
 }
 
-/// Who tries sendfile(2) or the like first, falls back to read(2) and gets every byte, also in the middle of a file.
+/// A program that tries sendfile(2) or the like first falls back to read(2) and gets each byte, also in the middle of
+/// a file.
 #[test]
 fn programs_fall_back_to_reading() {
     tool("busybox", "busybox");
@@ -153,8 +153,8 @@ fn programs_fall_back_to_reading() {
     }
 }
 
-/// libuv copies until as many bytes have come as the size says, and tries sendfile(2) and pread(2) for ever if others have read
-/// some. Its copy has what there was, and zeroes for what there is no more, as that of tar or cpio.
+/// libuv copies as many bytes as the size says. If other readers have read some, it tries sendfile(2) and pread(2)
+/// for ever. Its copy has the bytes that are there, and zeroes for the rest, like that of tar or cpio.
 #[test]
 fn node_copies_what_there_is_and_ends() {
     let mut node = tool("node", "nodejs");
@@ -176,7 +176,7 @@ fn node_copies_what_there_is_and_ends() {
     }
 }
 
-/// Python's own sendfile for sockets does so too.
+/// Python's own sendfile for sockets falls back too.
 #[test]
 fn python_sends_a_file_over_a_socket() {
     let script = "
@@ -199,9 +199,9 @@ sys.stdout.buffer.write(got)
     assert_same("socket.sendfile", &got, &twins.content);
 }
 
-/// What was sought over by a program that then splices is still there for a read from the same place.
+/// Data that a program skips before it splices is still there for a read at the same place.
 #[test]
-fn a_refused_splice_at_another_position_passes_over_nothing() {
+fn refused_splice_at_another_position_skips_nothing() {
     let twins = Twins::medium();
     let mut file = File::open(twins.mount.path("cpu0")).unwrap();
     file.seek(SeekFrom::Start(500_000)).unwrap();

@@ -1,4 +1,4 @@
-//! The control files below `.relay`, as people use them: from shells, and with whatever reads or writes a file.
+//! The control files below `.relay`, used from shells and by programs that read or write a file.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{ErrorKind, Read, Seek, Write};
@@ -14,7 +14,7 @@ use relayfs_tests::{Mount, complaint, run, stdout_of, text, tool};
 
 /// Shells people have.
 const SHELLS: [&str; 4] = ["sh", "dash", "bash", "busybox sh"];
-/// Nobody in particular.
+/// A user without rights.
 const NOBODY: u32 = 65534;
 
 #[track_caller]
@@ -26,13 +26,13 @@ fn all_installed() {
     }
 }
 
-/// Two channels: `cpu`, and `one` of a single buffer, so that messages from anywhere keep their order.
+/// Returns a mount with two channels: `cpu`, and `one` of a single buffer, so that all messages keep their order.
 #[track_caller]
 fn mount() -> Mount {
     Mount::new(&["--subbuf-size", "64", "--n-subbufs", "4", "--channel", "one:global:subbuf-size=4096"])
 }
 
-/// One of the counts of channel `one`.
+/// Returns a count of channel `one`.
 #[track_caller]
 fn count(mount: &Mount, name: &str) -> u64 {
     mount.stats("one")[&format!("total.{name}")]
@@ -53,7 +53,7 @@ fn in_shell(shell: &str, script: &str, path: &Path) -> Output {
     run(&mut command)
 }
 
-/// A text is the same whatever reads it, and as long as its size says.
+/// A text is the same for all programs, and as long as its size says.
 #[test]
 fn texts_are_the_same_whatever_reads_them() {
     all_installed();
@@ -94,7 +94,7 @@ fn texts_are_the_same_whatever_reads_them() {
     }
 }
 
-/// What the texts say.
+/// The content of the texts.
 #[test]
 fn texts_tell_the_geometry() {
     let mount = mount();
@@ -113,9 +113,9 @@ fn texts_tell_the_geometry() {
     assert_eq!(fs::read_to_string(mount.control("cpu", "dropped")).unwrap(), "3\n");
 }
 
-/// A text is as it was when the file was opened: nobody reads half of the old and half of the new.
+/// A text stays as it was at its open: no reader gets half of an old one and half of a new one.
 #[test]
-fn a_text_does_not_change_while_it_is_read() {
+fn text_does_not_change_while_it_is_read() {
     let mount = mount();
     let mut file = File::open(mount.control("cpu", "stats")).unwrap();
     let old = fs::read(mount.control("cpu", "stats")).unwrap();
@@ -133,7 +133,7 @@ fn a_text_does_not_change_while_it_is_read() {
 
 /// `msg`: one write(2) is one message, from any shell, whether it truncates or appends.
 #[test]
-fn a_write_to_msg_is_a_message() {
+fn write_to_msg_is_a_message() {
     all_installed();
     let mount = mount();
     let msg = mount.control("one", "msg");
@@ -164,16 +164,16 @@ fn a_write_to_msg_is_a_message() {
             let output = in_shell(name, &script, &msg);
             assert!(output.status.success(), "{name}: {script}: {}", text(&output.stderr));
             assert_eq!(text(&mount.read("one0")), message, "{name}: {script}");
-            // bash writes each line by itself.
+            // bash writes each line separately.
             let n = if name == "bash" && message.starts_with("two\n") { 2 } else { n };
             assert_eq!(count(&mount, "written") - before, n, "{name}: {script}: messages");
         }
     }
 }
 
-/// Of a channel with a buffer for each CPU, `msg` writes to that of the CPU its writer runs on.
+/// In a channel with a buffer for each CPU, `msg` writes to the buffer of its writer's CPU.
 #[test]
-fn a_message_from_msg_is_in_its_writers_buffer() {
+fn message_from_msg_is_in_its_writers_buffer() {
     let mount = mount();
     for (cpu, expected) in [(0, "0000000000"), (1, "1111111111")] {
         for _ in 0..10 {
@@ -185,9 +185,9 @@ fn a_message_from_msg_is_in_its_writers_buffer() {
     }
 }
 
-/// A full buffer is ENOSPC, nothing is written, the loss is counted, and there is room again when somebody has read.
+/// A message to a full buffer is ENOSPC and counted, and nothing is written. A read makes room again.
 #[test]
-fn a_message_to_a_full_buffer_is_enospc() {
+fn message_to_full_buffer_is_enospc() {
     all_installed();
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=64:n-subbufs=2"]);
     let msg = mount.control("one", "msg");
@@ -206,9 +206,9 @@ fn a_message_to_a_full_buffer_is_enospc() {
     assert_eq!(mount.read("one0"), message);
 }
 
-/// A message that no sub-buffer can hold is EMSGSIZE, and counted.
+/// A message that is longer than a sub-buffer is EMSGSIZE, and counted.
 #[test]
-fn a_message_longer_than_a_sub_buffer_is_emsgsize() {
+fn message_longer_than_sub_buffer_is_emsgsize() {
     let mount = mount();
     let msg = mount.control("one", "msg");
     assert_eq!(write_once(&msg, &[b'x'; 4096]), Ok(4096));
@@ -217,10 +217,10 @@ fn a_message_longer_than_a_sub_buffer_is_emsgsize() {
     assert_eq!(mount.read("one0"), [b'x'; 4096]);
 }
 
-/// The kernel cuts long writes into requests, and where depends on the writer's memory: still a write(2) is one message,
-/// whole, or refused.
+/// The kernel cuts long writes into requests, depending on the writer's memory. Still a write(2) is one message,
+/// whole or refused.
 #[test]
-fn a_long_message_is_whole_or_refused() {
+fn long_message_is_whole_or_refused() {
     let mount = Mount::new(&["--channel", "one:global:subbuf-size=2M"]);
     let script = "
 import errno, mmap, os, sys
@@ -261,7 +261,7 @@ fn flush_and_reset_take_a_one() {
         for refused in ["0", "", "\n", "2", "11", "01", " 1", "1 ", "1\n\n", "\n1", "1\0", "yes", "1 1", "-1"]
         {
             assert_eq!(mount.send_to("one", 0, &[b"kept"]).written, 1);
-            // Nothing at all is not even passed on by the kernel.
+            // The kernel does not even pass on an empty write.
             let says = if refused.is_empty() { Ok(0) } else { Err(Errno::EINVAL) };
             assert_eq!(write_once(&path, refused.as_bytes()), says, "{refused:?} to {file}");
             assert_eq!(count(&mount, "produced"), 0, "{refused:?} to {file} flushes nothing");
@@ -288,9 +288,9 @@ fn flush_and_reset_take_a_one() {
     }
 }
 
-/// What the owner, root here, may do with a file although its mode does not say so: nothing comes of it.
+/// The owner, root here, may open a file against its mode: the daemon refuses the operation.
 #[test]
-fn the_owner_gets_nothing_from_the_wrong_end_of_a_file() {
+fn file_refuses_the_owner_the_wrong_direction() {
     assert!(geteuid().is_root(), "this test takes root, who may open everything");
     let mount = mount();
     mount.send(0, &[b"unread"]);
@@ -319,10 +319,10 @@ fn the_owner_gets_nothing_from_the_wrong_end_of_a_file() {
     assert_eq!(text(&mount.read("cpu0")), "again");
 }
 
-/// What anybody else may do: see the names and the geometry, and no more.
+/// All other users may see the names and the geometry, and no more.
 #[test]
-fn a_plain_user_sees_names_and_geometry() {
-    assert!(geteuid().is_root(), "this test takes root, to be somebody else");
+fn plain_user_sees_names_and_geometry() {
+    assert!(geteuid().is_root(), "this test needs root, to run as another user");
     let mount = mount();
     fs::set_permissions(mount.beside(""), Permissions::from_mode(0o755)).unwrap();
     mount.send(0, &[b"unread"]);
@@ -350,9 +350,9 @@ fn a_plain_user_sees_names_and_geometry() {
     assert_eq!(text(&mount.read("cpu0")), "unread");
 }
 
-/// Programs that walk the whole tree come to an end, and those that read it find what is there.
+/// Programs that walk the whole tree end. Programs that read it find its data.
 #[test]
-fn walks_over_the_tree_end() {
+fn programs_that_walk_the_tree_end() {
     all_installed();
     let walks = [
         ("grep -r 'a message' $F", "a message"),
@@ -360,7 +360,7 @@ fn walks_over_the_tree_end() {
         ("busybox grep -r 'a message' $F || [ $? = 2 ]", "a message"),
         ("find $F -type f -exec cat {} +", "a message"),
         ("tar -C $F -cf - . | tar -xOf -", "a message"),
-        // Whichever of the two cp comes to first has the message.
+        // The first of the two that cp reads has the message.
         ("cp -r $F $OUT; cat $OUT/cpu0 $OUT/.relay/channels/cpu/take/cpu0", "a message"),
         ("du -a $F", "cpu0"),
         ("ls -lRA $F", "subbuf_size"),
@@ -381,9 +381,9 @@ fn walks_over_the_tree_end() {
     }
 }
 
-/// There is nothing to be created, and no name that is not listed.
+/// No entry can be created, and each name is listed.
 #[test]
-fn there_are_no_other_files() {
+fn unlisted_names_do_not_exist() {
     let mount = mount();
     for name in
         ["new", ".relay/new", ".relay/channels/new", ".relay/channels/cpu/new", "cpu", "cpu00", "cpu9999"]

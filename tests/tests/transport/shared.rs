@@ -1,9 +1,9 @@
-//! Who gets the buffers, to write them directly, and what those are told who do not. Daemons and producers here may run
-//! restartable sequences even if the tests may not, except where that is the subject.
+//! Which producers get the buffers, and which reason the others get. Daemons and producers here may run restartable
+//! sequences even if the tests may not, except where that is the subject.
 
 use std::process::Command;
 
-use relayfs_tests::direct::{NO_SEQUENCES, TUNABLES, WHY_NO_SEQUENCES, with_sequences};
+use relayfs_tests::direct::{WHY_NO_SEQUENCES, with_sequences, without_sequences};
 use relayfs_tests::users::{
     GROUP, NOBODY, USER, by_user, gid_of, open_to_all, program_for_all, where_users_mount,
 };
@@ -23,7 +23,7 @@ fn producer(mount: &Mount) -> Command {
     command
 }
 
-/// What `relay-producer -v` says of the transport, having written a message.
+/// Returns the transport that `relay-producer -v` prints after it has written a message.
 #[track_caller]
 fn transport(mount: &Mount, channel: &str, mut command: Command) -> String {
     let output = run(command.args(["-v", "-c", channel, "--cpu=0", "-n", "message"]));
@@ -33,14 +33,14 @@ fn transport(mount: &Mount, channel: &str, mut command: Command) -> String {
     said.trim_end().split_once("; transport: ").expect("a transport").1.to_owned()
 }
 
-/// Each reason for the socket is told; with `--transport=shared` it is an error, and nothing is written.
+/// `-v` prints the reason for the socket. With `--transport=shared` the reason is an error, and nothing is written.
 #[test]
-fn the_transport_is_told_and_why() {
+fn verbose_prints_transport_and_reason() {
     let channels = ["--channel=all:global"];
     let never = ["--channel=all:global", "--shared=never"];
     let (mount, closed) = (mount(&channels), mount(&never));
-    let without = Mount::prepared(&channels, |command| command.env(TUNABLES, NO_SEQUENCES));
-    let no_sequences = "relayfsd has no restartable sequences here (rseq(2), x86-64, glibc 2.35 or later)";
+    let without = Mount::prepared(&channels, without_sequences);
+    let no_sequences = "relayfsd has no restartable sequences here (rseq(2), x86-64)";
     assert_eq!(transport(&mount, "cpu", producer(&mount)), "shared");
     let mut asking = producer(&mount);
     asking.arg("--transport=socket");
@@ -48,7 +48,7 @@ fn the_transport_is_told_and_why() {
 
     let incapable = |mount: &Mount| {
         let mut command = producer(mount);
-        command.env(TUNABLES, NO_SEQUENCES);
+        without_sequences(&mut command);
         command
     };
     type Start<'a> = &'a dyn Fn(&Mount) -> Command;
@@ -76,13 +76,13 @@ fn the_transport_is_told_and_why() {
         );
         assert_eq!(mount.stats(channel), before, "nothing is written");
     }
-    // What cannot be had is an error where it is the only thing wanted, and nowhere else.
+    // A transport that is not available is an error only if the user asks for no other.
     assert_eq!(transport(&mount, "cpu", producer(&mount)), "shared");
 }
 
 /// "`--shared=never|owner|group|all`": for root's daemon, by the peer's user and group.
 #[test]
-fn who_is_trusted_is_the_daemons_choice() {
+fn option_shared_decides_which_users_are_trusted() {
     let member = (USER, gid_of(GROUP));
     let (root, stranger) = ((0, 0), (NOBODY, NOBODY));
     let never = |_| NEVER.to_owned();
@@ -94,7 +94,7 @@ fn who_is_trusted_is_the_daemons_choice() {
     let group = ["--group", GROUP];
     type Refusal<'a> = Option<&'a dyn Fn(u32) -> String>;
     let cases: [(&[&str], [Refusal<'_>; 3]); 5] = [
-        // Root, a member of the group, somebody else.
+        // Root, a member of the group, another user.
         (&["--shared=never"], [Some(&never); 3]),
         (&["--shared=owner"], [None, Some(&not_owner), Some(&not_owner)]),
         (&["--shared=group"], [None, None, Some(&not_member)]),
@@ -111,7 +111,7 @@ fn who_is_trusted_is_the_daemons_choice() {
             assert_eq!(transport(&mount, "cpu", command), expected, "{args:?}: uid {uid}, gid {gid}");
         }
     }
-    // Without a group nobody is a member, not even of root's.
+    // Without a group, no user is a member, not even of root's group.
     let mount = mount(&["--socket-mode=0666"]);
     open_to_all(&mount);
     let mut command = by_user(NOBODY, 0, program_for_all("relay-producer"));
@@ -119,10 +119,10 @@ fn who_is_trusted_is_the_daemons_choice() {
     assert_eq!(transport(&mount, "cpu", command), format!("socket ({})", not_member(NOBODY)));
 }
 
-/// A member of the group is also who is one by the system's list of groups. The daemon of a user trusts that user, and
-/// root; others as it is told.
+/// A user is also a member by the system's list of groups. A user's daemon trusts that user and root, and others by
+/// option.
 #[test]
-fn a_users_daemon_trusts_that_user_and_root() {
+fn daemon_of_user_trusts_that_user_and_root() {
     tool("setpriv", "util-linux");
     let lines = where_users_mount(
         r#"
@@ -135,7 +135,7 @@ fn a_users_daemon_trusts_that_user_and_root() {
         mkdir run; chown 65534 run
         for shared in owner group all; do
             echo "$shared"
-            # The socket is root's, for nobody may not give his files away.
+            # The socket is root's: the user nobody may not give files away.
             relayfsd --group relaytest --socket-mode 0666 --shared $shared relay
             say relay-producer; say $listed relay-producer; say $stranger relay-producer
             umount relay

@@ -1,5 +1,5 @@
-//! What becomes of producers that write by themselves when they fork, run another program, or are told that the channel is
-//! over. A daemon that crashes is another matter: see `survive_producers.rs`.
+//! Direct producers that fork, run another program, or learn that the channel has ended. Tests of crashed daemons are
+//! in `survive_producers.rs`.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +16,7 @@ use relay_producer::{
 use relayfs_tests::direct::{assert_direct, is_without_sequences, on_cpu, pin, with_sequences};
 use relayfs_tests::{Mount, Process, eventually, exit_code, program, text};
 
-/// `relay-producer` that writes what comes through a pipe, and is on CPU 0.
+/// Starts a `relay-producer` on CPU 0 that writes lines of a pipe.
 fn producer(mount: &Mount, transport: &str) -> Process {
     let mut command = Command::new(program("relay-producer"));
     command.arg("-m").arg(mount.point()).args(["-v", "--transport", transport]);
@@ -28,7 +28,7 @@ fn producer(mount: &Mount, transport: &str) -> Process {
     producer
 }
 
-/// What a process has open; sockets are all alike.
+/// Returns the open files of a process. All sockets count as equal.
 fn open_files(pid: Pid) -> Vec<String> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().map(Result::unwrap);
     let name = |path: PathBuf| path.display().to_string();
@@ -39,10 +39,10 @@ fn open_files(pid: Pid) -> Vec<String> {
     names
 }
 
-/// A child that was forked writes at once, without asking anybody: here the daemon stands still from before the fork until
-/// after the child's end.
+/// A forked child writes at once, without a request: the daemon is stopped from before the fork until after the
+/// child's end.
 #[test]
-fn a_forked_child_writes_at_once() {
+fn forked_child_writes_at_once() {
     let mut mount = Mount::prepared(&[], with_sequences);
     let mut command = Command::new(program("test-fork"));
     with_sequences(&mut command).arg(mount.point()).arg("direct");
@@ -59,10 +59,10 @@ fn a_forked_child_writes_at_once() {
     assert_eq!(mount.stats("cpu")["total.written"], 0, "nothing went by the socket");
 }
 
-/// Of what comes with the buffers a producer keeps the bell open, and the control file, by which the daemon knows of it; nothing
-/// else, however many CPUs there are.
+/// Of the received descriptors, a producer keeps the bell open, and the control file, by which the daemon knows of
+/// it; nothing else, however many CPUs there are.
 #[test]
-fn of_what_comes_with_the_buffers_only_bell_and_control_file_stay_open() {
+fn producer_keeps_only_bell_and_control_file_open() {
     let mount = Mount::prepared(&[], with_sequences);
     let open = ["socket", "shared"].map(|transport| {
         let mut producer = producer(&mount, transport);
@@ -90,10 +90,10 @@ fn until_it_works<T, E>(what: &str, mut attempt: impl FnMut() -> Result<T, E>) {
     eventually(what, || attempt().is_ok());
 }
 
-/// A daemon that ends with `--discard` takes nothing more, on any CPU, from the moment it has ended; the next one is found, also
-/// if its channel has another geometry, and written directly.
+/// A daemon that ends with `--discard` takes no more messages, on any CPU, once it has ended. Producers find the next
+/// daemon, even if its channel has another geometry, and write directly.
 #[test]
-fn a_daemon_that_ends_is_an_error_and_the_next_one_is_found() {
+fn end_with_discard_is_an_error_until_next_daemon() {
     let mut mount = Mount::new(&["--subbuf-size=4096", "--discard"]);
     let channels: Vec<Channel> = (0..3).map(|_| mount.direct_channel("cpu")).collect();
     let n_bufs = channels[0].n_bufs();
@@ -118,9 +118,9 @@ fn a_daemon_that_ends_is_an_error_and_the_next_one_is_found() {
     assert_eq!(text(&mount.read("cpu0")), "found ".repeat(3));
 }
 
-/// The next daemon need not share: then it is the socket, or, for who must have the buffers, an error that says so.
+/// The next daemon need not share: then producers use the socket, or get an error if they need the buffers.
 #[test]
-fn the_next_daemon_may_not_share() {
+fn next_daemon_without_sharing_gets_socket_messages() {
     let mut mount = Mount::new(&["--discard"]);
     let channel = mount.direct_channel("cpu");
     let strict = Channel::builder(mount.point(), "cpu").transport(TransportChoice::Shared).open();
@@ -142,10 +142,10 @@ fn the_next_daemon_may_not_share() {
     assert_eq!(mount.stats("cpu")["cpu0.written"], 1);
 }
 
-/// `relay-producer` waits for the next daemon when its daemon has ended with `--discard`, at the latest when it has something to
-/// write that does not fit the sub-buffer; it does not end by a signal, though the files are gone.
+/// `relay-producer` waits for the next daemon after an end with `--discard`, at the latest when a message does not
+/// fit the sub-buffer. No signal ends it, though the files are gone.
 #[test]
-fn command_waits_when_its_buffers_are_over() {
+fn command_waits_for_next_daemon_after_discard() {
     let mut mount = Mount::prepared(&["--subbuf-size=1000", "--discard"], with_sequences);
     let state = relay::layout::paths::state_dir(mount.point(), 0);
     let mut producer = producer(&mount, "shared");
@@ -166,7 +166,7 @@ fn command_waits_when_its_buffers_are_over() {
     assert!(got.ends_with(b"x\n") && got.len().is_multiple_of(401), "{}", text(&got));
 }
 
-/// Threads of a process that write all the time all go on with the next daemon.
+/// All threads of a process that write all the time continue with the next daemon.
 #[test]
 fn all_threads_find_the_next_daemon() {
     let args = ["--subbuf-size=4096", "--overwrite", "--discard"];
@@ -190,7 +190,9 @@ fn all_threads_find_the_next_daemon() {
                 });
             }
             mount.end(Signal::SIGTERM);
-            eventually("somebody noticing", || channel.write(&[b'x'; 100]) == Err(WriteError::Disconnected));
+            eventually("a write that notices the end", || {
+                channel.write(&[b'x'; 100]) == Err(WriteError::Disconnected)
+            });
             mount.restart(&args);
             is_there.store(true, Ordering::SeqCst);
         });

@@ -1,5 +1,5 @@
-//! Messages that producers write into the mounted buffers by themselves, and those that go by the socket all the same.
-//! The rules of one buffer are in `write.rs` and `histories.rs`, many producers at once in `together.rs`.
+//! Messages that producers write into the mounted buffers, and those that they still send over the socket. The rules
+//! of one buffer are in `write.rs` and `histories.rs`, many producers at once in `together.rs`.
 
 use std::fs::File;
 use std::io::Read;
@@ -15,7 +15,7 @@ use relayfs_tests::{DEADLINE, Mount, eventually, exit_code, program, run, run_wi
 
 const LONGEST_DIRECT: usize = 64 << 10;
 
-/// Does something at the end of a test, however that comes.
+/// Calls a function at the end of a test, also after a panic.
 struct OnDrop<F: Fn()>(F);
 
 impl<F: Fn()> Drop for OnDrop<F> {
@@ -28,12 +28,12 @@ fn on_cpu_0(wait: Wait) -> BatchOptions {
     BatchOptions { cpu: Some(0), wait }
 }
 
-/// How many messages the daemon is to have written, of `direct` that a producer writes itself, and `others`.
+/// Returns the number of messages that the daemon should have written, of `direct` ones of a producer and `others`.
 fn counted(direct: u64, others: u64) -> u64 {
     others + if is_without_sequences() { direct } else { 0 }
 }
 
-/// Reads a file to its end in pieces, and tells of each.
+/// Reads a file to its end, and calls `each` for each piece.
 fn read_in_pieces(mount: &Mount, file: &str, mut each: impl FnMut(&[u8])) {
     let mut file = File::open(mount.path(file)).unwrap();
     let mut piece = vec![0; 1 << 20];
@@ -46,9 +46,9 @@ fn read_in_pieces(mount: &Mount, file: &str, mut each: impl FnMut(&[u8])) {
     }
 }
 
-/// One of 64 bytes, three of 64 MiB: what fits is written, to the last byte, and what does not is dropped.
+/// One sub-buffer of 64 bytes, three of 64 MiB: messages that fit are written to the last byte, others are dropped.
 #[test]
-fn sub_buffers_of_any_size() {
+fn sub_buffers_of_any_size_are_filled_to_the_last_byte() {
     const M: usize = 1 << 20;
     for (size, n_subbufs, len) in [
         (64, 1, 20),
@@ -85,9 +85,9 @@ fn sub_buffers_of_any_size() {
     }
 }
 
-/// A thread writes the buffer of its own CPU; messages for others go by the socket, and so do long ones.
+/// A thread writes to the buffer of its CPU. It sends messages for other CPUs, and long ones, over the socket.
 #[test]
-fn what_goes_by_the_socket_all_the_same() {
+fn messages_for_other_cpus_and_long_ones_go_over_the_socket() {
     let mount = Mount::new(&["--subbuf-size=2M"]);
     let channel = mount.direct_channel("cpu");
     for here in 0..channel.n_bufs() {
@@ -109,7 +109,7 @@ fn what_goes_by_the_socket_all_the_same() {
     let before = mount.stats("cpu");
     on_cpu(0, || {
         for len in [LONGEST_DIRECT, LONGEST_DIRECT + 1, 1 << 20] {
-            // With an answer: a daemon that is slow with a long message would have it dropped.
+            // With an answer: otherwise a slow daemon would drop a long message.
             let counts = channel.write_batch([vec![b'x'; len]], BatchOptions::default()).unwrap();
             assert_eq!(counts.written, 1);
         }
@@ -118,9 +118,9 @@ fn what_goes_by_the_socket_all_the_same() {
     assert_eq!(mount.read("cpu0").len(), 2 * LONGEST_DIRECT + 1 + (1 << 20));
 }
 
-/// A process that may run on one CPU only writes that one's buffer directly, and those of the others through the daemon.
+/// A process that may run on one CPU only writes to that buffer directly, and to the others over the socket.
 #[test]
-fn a_cpu_that_the_process_may_not_run_on() {
+fn message_for_forbidden_cpu_goes_over_the_socket() {
     let mount = Mount::prepared(&[], with_sequences);
     let written = || ["cpu0", "cpu1"].map(|cpu| mount.stats("cpu")[&format!("{cpu}.written")]);
     for (on, to, counted) in
@@ -136,9 +136,9 @@ fn a_cpu_that_the_process_may_not_run_on() {
     }
 }
 
-/// Flushing finishes what was written directly before it, and the sub-buffers of all other CPUs.
+/// Flushing finishes the sub-buffer of earlier direct messages, and the sub-buffers of all other CPUs.
 #[test]
-fn a_flush_comes_after_what_was_written() {
+fn flush_finishes_earlier_direct_messages() {
     let mount = Mount::new(&["--n-subbufs=64", "--subbuf-size=4K"]);
     let channel = mount.direct_channel("cpu");
     let n_bufs = channel.n_bufs();
@@ -160,10 +160,10 @@ fn a_flush_comes_after_what_was_written() {
     assert_eq!(mount.stats("cpu")["total.written"], counted(50, 0));
 }
 
-/// Who waits for room loses nothing to a reader that reads only when the buffer is full, and goes on directly when there
-/// is room again.
+/// A batch that waits for room loses nothing to a reader that reads only full buffers, and continues directly when
+/// there is room.
 #[test]
-fn who_waits_loses_nothing() {
+fn waiting_batch_loses_nothing_and_continues_directly() {
     const N: u32 = 20_000;
     let mount = Mount::new(&["--subbuf-size=4096", "--n-subbufs=2"]);
     let channel = mount.direct_channel("cpu");
@@ -195,7 +195,7 @@ fn who_waits_loses_nothing() {
     assert_eq!(stats["cpu0.dropped"], 0);
     assert_eq!(stats["cpu0.written"] < N.into(), !is_without_sequences(), "{}", stats["cpu0.written"]);
 
-    // Who does not wait for ever gives up, and says how much.
+    // A batch with a time limit gives up, and returns the number of lost messages.
     mount.poke("cpu", "reset");
     let wait = Wait::AtMost(Duration::from_millis(30));
     let counts = on_cpu(0, || channel.write_batch([[0; 1024]; 12], on_cpu_0(wait))).unwrap();
@@ -203,9 +203,9 @@ fn who_waits_loses_nothing() {
     assert_eq!(mount.stats("cpu")["cpu0.dropped"], 4);
 }
 
-/// A reset, while somebody writes, takes nothing but what was unread, and every byte and every loss is accounted for.
+/// A reset during writes discards only unread data. Each byte and each loss is counted.
 #[test]
-fn resets_while_somebody_writes() {
+fn reset_during_writes_discards_unread_data_only() {
     for mode in ["--header=16", "--overwrite"] {
         let mount = Mount::new(&["--subbuf-size=4096", "--n-subbufs=3", mode]);
         let channel = mount.direct_channel("cpu");
@@ -224,7 +224,7 @@ fn resets_while_somebody_writes() {
                 });
                 (n_bytes, n_dropped)
             });
-            // Whatever becomes of this thread: the scope waits for the other.
+            // The scope waits for the other thread even if this one panics.
             let _end = OnDrop(|| done.store(true, Ordering::SeqCst));
             let bytes = || mount.stats("cpu")["cpu0.bytes"];
             for i in 0..100 {
@@ -254,9 +254,9 @@ fn resets_while_somebody_writes() {
     }
 }
 
-/// `relay-producer` counts what is too big by its cause, also what it never shows to anybody.
+/// `relay-producer` counts too big messages by their cause, even those that it never sends.
 #[test]
-fn the_command_counts_what_it_skips() {
+fn command_counts_skipped_messages() {
     let mount = Mount::prepared(&["--subbuf-size", "4096"], with_sequences);
     let (fits, over, huge) = ("f".repeat(4095), "o".repeat(4096), "h".repeat(5 << 20));
     let input = format!("one\n{fits}\n{over}\n\n{huge}\nsix\n{huge}");

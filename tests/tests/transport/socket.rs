@@ -1,4 +1,4 @@
-//! The socket, frame by frame: what is on the wire, and what is answered to what should not be there.
+//! The socket, frame by frame: the bytes of each frame, and the answers to bad ones.
 
 use std::fs;
 
@@ -11,9 +11,9 @@ use relay::wire::frame::{
 use relayfs_tests::Mount;
 use relayfs_tests::peer::{Peer, assert_unharmed, hello, messages, open, write};
 
-/// A whole conversation as `relay/docs/PROTOCOL.md` draws it, written down by hand.
+/// A whole conversation as `relay/docs/PROTOCOL.md` draws it, written by hand.
 #[test]
-fn the_wire_to_the_byte() {
+fn frames_have_the_documented_bytes() {
     let mount = Mount::new(&[]);
     let peer = Peer::connect(&mount);
     let n_cpus = (fs::read_dir(mount.point()).unwrap().count() - 1) as u8;
@@ -52,9 +52,9 @@ fn the_wire_to_the_byte() {
     assert_unharmed(mount);
 }
 
-/// "Frames that are truncated": every beginning of every frame is refused, and ends the connection.
+/// Each prefix of each frame is refused, and ends the connection.
 #[test]
-fn truncated_frames() {
+fn truncated_frame_ends_connection() {
     let mount = Mount::new(&[]);
     let payload = messages(&[b"one", b"two"]);
     let whole_messages = [28, 35]; // lengths at which a WRITE is just shorter
@@ -80,7 +80,7 @@ fn truncated_frames() {
                 Errno::EPROTO,
                 if len < 12 { "shorter than a frame header" } else { "frame says" },
             );
-            // The same, with a header that does not tell.
+            // The same prefix, with a header of its length.
             if len >= 12 && !(frame[4] == 3 && whole_messages.contains(&len)) {
                 let peer = connect();
                 peer.send(&[&(len as u32).to_le_bytes(), &frame[4..len]].concat());
@@ -96,9 +96,9 @@ fn truncated_frames() {
     assert_unharmed(mount);
 }
 
-/// "Too long": by what they say, or in fact.
+/// Too long by the header's length, or by the packet's.
 #[test]
-fn frames_that_are_too_long() {
+fn too_long_frame_is_refused() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
     let channel = peer.open("cpu", 0);
@@ -123,9 +123,9 @@ fn frames_that_are_too_long() {
     assert_unharmed(mount);
 }
 
-/// "Of another version": the highest that both speak is used; where there is none, both ranges are told.
+/// The highest version of both is used. If there is none, the error has both ranges.
 #[test]
-fn other_versions() {
+fn highest_common_version_is_used() {
     let mount = Mount::new(&[]);
     for (min, max) in [(1, 1), (1, 7), (0, 65535)] {
         let reply: HelloReply = Peer::connect(&mount).ask(&hello(min, max)).unwrap();
@@ -146,9 +146,9 @@ fn other_versions() {
     assert_unharmed(mount);
 }
 
-/// "Out of order": HELLO comes first, and once; a long message that another frame interrupts is given up.
+/// HELLO comes first, and once. A long message that another frame interrupts is given up.
 #[test]
-fn frames_out_of_order() {
+fn frame_out_of_order_is_refused() {
     let mount = Mount::new(&[]);
     for first in [open("cpu", 0, 1), write(0, b"").frame(0, 1), frame::done(frame::FrameType::Hello, 1)] {
         let peer = Peer::connect(&mount);
@@ -159,7 +159,7 @@ fn frames_out_of_order() {
     peer.send(&hello(1, 1));
     peer.assert_dropped(Errno::EPROTO, "a second HELLO");
 
-    // Of a channel that is not open, not open any more, or somebody else's.
+    // A channel that is not open, that was closed, or that another connection opened.
     let peer = Peer::hello(&mount);
     let other = Peer::hello(&mount);
     for name in ["cpu", "cpu", "cpu"] {
@@ -192,12 +192,14 @@ fn frames_out_of_order() {
     assert_unharmed(mount);
 }
 
-/// "Unknown frame types are answered with an error, not a hang-up."
+/// An unknown frame type is answered with an error, and the connection stays.
 #[test]
-fn unknown_types() {
+fn unknown_frame_type_is_answered_with_error() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
-    for kind in [0u16, 9, 100, 0x7ffe, 0x7fff, 0x8002, 0x8003, 0x8006, 0x8008, 0x8009, 0xffff] {
+    for kind in
+        [0u16, 12, 100, 0x7ffe, 0x7fff, 0x8002, 0x8003, 0x8006, 0x8008, 0x8009, 0x800a, 0x800b, 0xffff]
+    {
         let mut request = frame::done(frame::FrameType::Close, 9);
         request[4..6].copy_from_slice(&kind.to_le_bytes());
         let refusal = peer.ask::<WriteReply>(&request).unwrap_err();
@@ -208,9 +210,9 @@ fn unknown_types() {
     assert_unharmed(mount);
 }
 
-/// Requests with values that make no sense are refused, and the connection goes on.
+/// Requests with invalid values are refused, and the connection stays.
 #[test]
-fn values_out_of_range() {
+fn value_out_of_range_is_refused() {
     let mount = Mount::new(&[]);
     let peer = Peer::hello(&mount);
     let channel = peer.open("cpu", 0);
@@ -241,15 +243,15 @@ fn values_out_of_range() {
         assert!(refusal.text.len() < 500 && !refusal.text.contains(char::is_control), "{refusal:?}");
     }
     peer.assert_served();
-    // Modes and scopes that do not exist are not this protocol.
+    // Modes and scopes that the protocol does not have.
     peer.send(&Open { mode: 3, ..base }.frame(OPEN_CREATE, 2));
     peer.assert_dropped(Errno::EPROTO, "malformed open");
     assert_unharmed(mount);
 }
 
-/// "Garbage": whatever comes is answered with an error or a hang-up, and nothing of it gets into a buffer.
+/// Garbage is answered with an error or a hang-up. Nothing of it gets into a buffer.
 #[test]
-fn garbage() {
+fn garbage_is_refused_and_in_no_buffer() {
     let mount = Mount::new(&[]);
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move || {

@@ -1,4 +1,4 @@
-//! A library that writes shared buffers can be unloaded: its threads keep nothing of it, and go on.
+//! A library that writes shared buffers can be unloaded: threads keep nothing of it, and continue.
 
 use std::process::Command;
 
@@ -7,17 +7,17 @@ use relayfs_tests::{Mount, program, run, text};
 
 /// How often the library is loaded and unloaded.
 const ROUNDS: usize = 20;
-/// What it writes, again and again: more than half of the smallest sub-buffer.
+/// The message that it writes again and again: more than half of the smallest sub-buffer.
 const MESSAGE: &str = "a message of a library that may be gone\n";
 
-/// Whatever a thread does last, it is not to leave anything behind.
+/// The last call of a thread leaves nothing behind, whichever it is.
 #[test]
-fn a_library_that_has_written_directly_can_be_unloaded_and_its_threads_go_on() {
+fn library_can_be_unloaded_after_direct_writes() {
     let (program, library) = (program("test-unload"), program("examples/libtest_plugin.so"));
     let tried = (301 * ROUNDS) as u64;
     for (last, args) in [
         ("a message behind others", &["--subbuf-size=1M", "--n-subbufs=4"][..]),
-        ("a message in a sub-buffer of its own", &["--subbuf-size=64", "--n-subbufs=4", "--overwrite"]),
+        ("each message in a new sub-buffer", &["--subbuf-size=64", "--n-subbufs=4", "--overwrite"]),
         ("a message for which there is no room", &["--subbuf-size=64", "--n-subbufs=4"]),
     ] {
         let mount = Mount::with_sequences(args);

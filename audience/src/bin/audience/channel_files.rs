@@ -14,8 +14,7 @@ use relay::layout::channel_name::COMPONENTS_MAX;
 
 use relay::system::cpus;
 
-use crate::error::Failure;
-use crate::wait_for_channel::means_gone;
+use crate::error::{Failure, means_gone};
 
 /// One CPU's open file.
 #[derive(Debug)]
@@ -35,6 +34,11 @@ impl CpuFile {
         let file = File::open(&path).map_err(|error| Failure::open(&path, error))?;
         let found = file.metadata().map_err(|error| Failure::read(&path, error))?;
         Ok(CpuFile { cpu, path, file, block_size: found.blksize(), id: (found.dev(), found.ino()) })
+    }
+
+    /// The file's inode number. A buffer whose stream begins again has another one, also with another daemon.
+    pub(crate) fn inode(&self) -> u64 {
+        self.id.1
     }
 
     /// Identifies this file, to tell it from a later file of the same path.
@@ -85,26 +89,66 @@ impl Place {
         self.control_path("stats")
     }
 
+    /// Whether the channel is timed. A channel whose mode cannot be read is read as a raw one.
+    pub(crate) fn is_timed(&self) -> bool {
+        self.mode().is_ok_and(|mode| has_word(&mode, "timed"))
+    }
+
+    /// Whether new messages take the place of the oldest ones when the channel is full.
+    pub(crate) fn overwrites(&self) -> bool {
+        self.mode().is_ok_and(|mode| has_word(&mode, "overwrite"))
+    }
+
+    fn mode(&self) -> io::Result<String> {
+        fs::read_to_string(self.control_path("mode"))
+    }
+
+    /// Opens files as [`Place::open`] does, and says whether the channel is timed.
+    ///
+    /// A channel that goes meanwhile is not taken for a raw one.
+    pub(crate) fn open_of_kind(&self, only: Option<usize>) -> Result<(Vec<CpuFile>, bool), Failure> {
+        let files = self.open(only)?;
+        let has_gone = || files.first().is_some_and(|file| file.identity().was_replaced());
+        match self.mode() {
+            Ok(mode) => Ok((files, has_word(&mode, "timed"))),
+            Err(error) if means_gone(&error) && has_gone() => {
+                Err(Failure::read(&self.control_path("mode"), error))
+            }
+            Err(_) => Ok((files, false)),
+        }
+    }
+
     /// Opens the files of all CPUs, or of one, ordered by CPU. `NoChannel` if there are none.
     pub(crate) fn open(&self, only: Option<usize>) -> Result<Vec<CpuFile>, Failure> {
-        let mut files = Vec::new();
-        for cpu in wanted(only) {
-            match CpuFile::open(cpu, self.cpu_path(cpu)) {
-                Ok(file) => files.push(file),
-                Err(Failure::Open { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-                Err(failure) => return Err(failure),
+        loop {
+            let mut files = Vec::new();
+            for cpu in wanted(only) {
+                match CpuFile::open(cpu, self.cpu_path(cpu)) {
+                    Ok(file) => files.push(file),
+                    Err(Failure::Open { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                    Err(failure) => return Err(failure),
+                }
+            }
+            match files.first() {
+                // The channel came while the first CPUs' files were looked for.
+                Some(first) if (wanted(only).start..first.cpu).any(|cpu| self.cpu_path(cpu).exists()) => {}
+                Some(_) => return Ok(files),
+                None => return Err(self.nothing(only)?),
             }
         }
-        if files.is_empty() { Err(self.nothing(only)?) } else { Ok(files) }
     }
 
     /// The reason why no CPU, or not the CPU that was named, has a file.
+    ///
+    /// `NoChannel` also for a channel that has come since: it is not missing a CPU.
     pub(crate) fn nothing(&self, only: Option<usize>) -> Result<Failure, Failure> {
         let cpus = cpus::count();
         let has: Vec<usize> = (0..cpus).filter(|&cpu| self.cpu_path(cpu).exists()).collect();
         let (mount, channel) = (self.mount.clone(), self.channel.clone());
         match only {
-            Some(cpu) if !has.is_empty() => Ok(Failure::NoCpu { channel, mount, cpu, has }),
+            Some(cpu) if !has.is_empty() && !self.cpu_path(cpu).exists() => {
+                Ok(Failure::NoCpu { channel, mount, cpu, has })
+            }
             _ => Ok(Failure::NoChannel { channel, known: known(&mount), mount }),
         }
     }
@@ -117,6 +161,10 @@ pub(crate) fn wanted(only: Option<usize>) -> Range<usize> {
         // CPUs that are offline count too.
         None => 0..cpus::count(),
     }
+}
+
+fn has_word(mode: &str, word: &str) -> bool {
+    mode.split_whitespace().any(|found| found == word)
 }
 
 fn channels_dir(mount: &Path) -> PathBuf {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use audience_common::signals::{self, Stop};
 use relay::layout::channel_files::LOCK_FILE;
 
 use relay::layout::channel_name::DEFAULT_CHANNEL;
@@ -22,7 +23,7 @@ use crate::mount::{OwnMount, check_unused, is_mounted};
 use crate::options::Options;
 use crate::output::{self, Output};
 use crate::post_mortem;
-use crate::signals::{self, Stop};
+use crate::timed::one_shot;
 use crate::unread;
 
 /// Longest wait for a daemon that is starting or ending.
@@ -44,7 +45,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     match look_at(mount)? {
         // There is nothing to clean up, so a signal may end this process as it ends cat.
         There::Mounted => return read(options, None),
-        There::LeftOver(dir) => return post_mortem::run_instead(&dir, &options.what),
+        There::LeftOver(dir) => return post_mortem::run_instead(&dir, &options.what, &options.show),
         There::Nothing => check_unused(mount)?,
     }
     let own = Arc::new(OwnMount::default());
@@ -73,7 +74,7 @@ fn look_at(mount: &Path) -> Result<There, Failure> {
             return Ok(There::Mounted);
         }
         let Some(dir) = post_mortem::find::of_mount(mount) else { return Ok(There::Nothing) };
-        let is_at_work = post_mortem::daemon_at_work(&dir.join(LOCK_FILE)).is_some();
+        let is_at_work = relay::system::locks::lock_holder(&dir.join(LOCK_FILE)).is_some();
         // A daemon that ended in between may have removed its directory, the lock last.
         if Instant::now() >= deadline || !is_at_work && post_mortem::find::holds_channels(&dir) {
             return Ok(There::LeftOver(dir));
@@ -84,8 +85,22 @@ fn look_at(mount: &Path) -> Result<There, Failure> {
 
 fn read(options: &Options, stop: Option<&Stop>) -> Result<(), Failure> {
     let mut output = Output::new()?;
+    let place = options.what.place();
+    let is_timed = place.is_timed();
+    if !is_timed
+        && let Some(option) = options.show.given()
+        && place.control_path("mode").exists()
+    {
+        return Err(Failure::Raw { channel: place.channel, option });
+    }
     let mut copy = || {
-        if options.snapshot { look(options, &mut output, stop) } else { consume(options, &mut output, stop) }
+        if is_timed {
+            one_shot::read(options, &mut output, stop)
+        } else if options.snapshot {
+            look(options, &mut output, stop)
+        } else {
+            consume(options, &mut output, stop)
+        }
     };
     let copied = match copy() {
         // The channel was created between the two checks: nothing has been read yet.

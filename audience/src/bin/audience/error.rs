@@ -2,14 +2,18 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use audience_common::error::{self as common, Signal};
 use nix::errno::Errno;
 use relay::ChannelName;
 use relay::layout::paths::shell_word;
+use relay::trace::metadata::MetadataError;
+use relay::trace::packet::{PacketError, ReadError};
 use thiserror::Error;
 
-use crate::signals::Signal;
-
+/// Time without an answer after which a daemon is said to stand still.
+pub(crate) const SILENT: Duration = Duration::from_secs(5);
 /// Most channels that a message lists.
 const LISTED_MAX: usize = 20;
 
@@ -28,6 +32,10 @@ pub(crate) enum Failure {
     /// Writing failed in another way. `lost` is the number of bytes that were read and not written.
     #[error("cannot write to standard output: {source}{}", kept(*.lost, ""))]
     Output { source: io::Error, lost: usize },
+    /// A live view has nowhere to be shown.
+    #[cfg(feature = "top")]
+    #[error("audience top needs a terminal; audience status --watch prints to any output")]
+    NoTerminal,
     /// A system call that should always succeed.
     #[error("cannot {what}: {source}")]
     System { what: &'static str, source: io::Error },
@@ -73,10 +81,50 @@ pub(crate) enum Failure {
     Damaged(PathBuf),
     #[error("{} holds a recording already; name another directory, or remove it", .0.display())]
     Recorded(PathBuf),
+    #[error("cannot record into {} any more: the directory was replaced; what is not recorded is still in the buffers", .0.display())]
+    Replaced(PathBuf),
+    #[error("cannot record into {}: another recorder writes there", .0.display())]
+    RecorderAtWork(PathBuf),
+    #[error("channel '{0}' was raw and is timed now, or the other way around; start audience again")]
+    KindChanged(ChannelName),
+    #[error(
+        "channel '{channel}' has the clock '{now}' now, and the recording has '{before}'; record into another directory"
+    )]
+    ClockChanged { channel: ChannelName, before: &'static str, now: &'static str },
+    #[error("{}: {error}", .path.display())]
+    Metadata { path: PathBuf, error: MetadataError },
+    #[error("cannot write {}: {source}; the recording is as it was", .path.display())]
+    Convert { path: PathBuf, source: io::Error },
+    #[error("cannot save a trace in {}: {source}", .path.display())]
+    Save { path: PathBuf, source: io::Error },
+    #[error("{} is damaged, see above; the rest was converted", .0.display())]
+    PartlyConverted(PathBuf),
+    #[error("{} is no recording of a timed channel: there is no file 'metadata' in it", .0.display())]
+    NoTrace(PathBuf),
+    #[error("{}: {error}", .path.display())]
+    Packets { path: PathBuf, error: PacketError },
+    #[error("{0}: the time is outside of the calendar")]
+    OutsideOfCalendar(&'static str),
+    #[error(
+        "channel '{channel}' is raw: {option} needs a timed channel; relayfsd --channel {channel}:timed makes one"
+    )]
+    Raw { channel: ChannelName, option: &'static str },
     #[error("cannot write {}: {source}{}", .path.display(), kept(*.lost, "; what is not recorded is still in the buffers"))]
     Record { path: PathBuf, source: io::Error, lost: usize },
     #[error("{} is not mounted (-m names another place), and relayfsd cannot mount it: {reason}", .mount.display())]
     Mount { mount: PathBuf, reason: String },
+    #[error(
+        "{path}: no relayfs is mounted there; start relayfsd {word}, or name the mount point: -m MOUNTPOINT",
+        path = .0.display(), word = shell_word(.0)
+    )]
+    NotMounted(PathBuf),
+    #[error("{}: its relayfsd is of an older release, which has no .relay/status; update it", .0.display())]
+    NoStatus(PathBuf),
+    #[error(
+        "{path}: its relayfsd does not answer within {SILENT:?}: see relayfsd doctor {word}",
+        path = .0.display(), word = shell_word(.0)
+    )]
+    Silent(PathBuf),
     #[error("cannot unmount {}: {reason}", .mount.display())]
     Unmount { mount: PathBuf, reason: String },
 }
@@ -90,6 +138,16 @@ impl Failure {
         }
     }
 
+    /// Whether the daemon has no memory for a copy.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(self, Failure::Open { source, .. } if source.kind() == io::ErrorKind::OutOfMemory)
+    }
+
+    /// Whether a file of the channel could not be opened or read since the channel, or the whole mount, has gone.
+    pub(crate) fn means_gone(&self) -> bool {
+        matches!(self, Failure::Open { source, .. } | Failure::Read { source, .. } if means_gone(source))
+    }
+
     pub(crate) fn open(path: &Path, source: io::Error) -> Failure {
         Failure::Open { path: path.to_owned(), source }
     }
@@ -99,13 +157,53 @@ impl Failure {
         Failure::Record { path: path.to_owned(), source: source.into(), lost: 0 }
     }
 
+    /// A failure to write what a recording is converted to.
+    pub(crate) fn convert(path: &Path, source: io::Error) -> Failure {
+        Failure::Convert { path: path.to_owned(), source }
+    }
+
+    /// A failure to save a trace.
+    pub(crate) fn save(path: &Path, source: io::Error) -> Failure {
+        Failure::Save { path: path.to_owned(), source }
+    }
+
     pub(crate) fn system(what: &'static str, source: impl Into<io::Error>) -> Failure {
         Failure::System { what, source: source.into() }
+    }
+
+    /// A failure to read packets.
+    pub(crate) fn packets(path: &Path, error: ReadError) -> Failure {
+        match error {
+            ReadError::Io(source) => Failure::read(path, source),
+            ReadError::Packet(error) => Failure::Packets { path: path.to_owned(), error },
+        }
     }
 
     pub(crate) fn read(path: &Path, source: io::Error) -> Failure {
         Failure::Read { path: path.to_owned(), source }
     }
+}
+
+impl From<common::Failure> for Failure {
+    fn from(failure: common::Failure) -> Failure {
+        match failure {
+            common::Failure::OutputClosed => Failure::OutputClosed,
+            common::Failure::Interrupted(signal) => Failure::Interrupted(signal),
+            common::Failure::NoOutput(error) => Failure::NoOutput(error),
+            common::Failure::Output { source, lost } => Failure::Output { source, lost },
+            common::Failure::System { what, source } => Failure::System { what, source },
+            common::Failure::Open { path, source } => Failure::Open { path, source },
+            common::Failure::Record { path, source } => Failure::Record { path, source, lost: 0 },
+            common::Failure::Recorded(path) => Failure::Recorded(path),
+            common::Failure::OutsideOfCalendar(option) => Failure::OutsideOfCalendar(option),
+        }
+    }
+}
+
+/// Whether an error means that a file's daemon, or a path's mount, has gone.
+pub(crate) fn means_gone(error: &io::Error) -> bool {
+    let gone = [Errno::ENODEV, Errno::ENOTCONN, Errno::ECONNABORTED, Errno::ENOENT, Errno::ESTALE];
+    error.raw_os_error().is_some_and(|raw| gone.contains(&Errno::from_raw(raw)))
 }
 
 /// The other channels, in parentheses; empty if there are none or they may not be listed.

@@ -18,11 +18,9 @@
 //! - Files on a disk are always ready and give nothing at their end. After many such rounds, polling leaves the files
 //!   out for a moment. Empty buffers that are flushed look alike, so this takes many rounds and lasts a short time.
 
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
+use audience_common::signals::{self, Stop};
 
 use crate::channel_files::{CpuFile, Identity, Place};
 use crate::error::Failure;
@@ -30,8 +28,10 @@ use crate::losses::Tally;
 use crate::mount::is_mounted;
 use crate::options::Options;
 use crate::output::{self, Output};
-use crate::signals::{self, Stop};
-use crate::wait_for_channel::{BROKEN, LOOK_AGAIN, Mounts, if_there, means_gone, missing, poll_timeout};
+use crate::timed;
+use crate::wait_for_channel::{
+    LOOK_AGAIN, Mounts, Over, Polled, if_there, missing, wait_for, wait_for_files,
+};
 
 /// Least time between two reads of the loss counters. Counts since the last read are lost when the channel goes with
 /// its daemon.
@@ -44,7 +44,7 @@ const ROUND_MAX: usize = 64 << 20;
 /// Most rounds in a row in which files are ready and give nothing, before a pause. A flush causes such a round if the
 /// sub-buffer is empty or was read already.
 const FUTILE_MAX: usize = 50;
-/// Longest time for the last read after a signal.
+/// Longest time for the last read after a signal, if writers are as fast as this reader.
 const LAST_READ_MAX: Duration = Duration::from_secs(1);
 
 /// Follows the channel until a signal or the end of the output.
@@ -56,29 +56,23 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let output = Output::new()?;
     let mut follower =
         Follower { options, place, stop, output, tally: Tally::default(), waiting_told: false };
-    let result = follower.run();
+    let rest = |mounts: &Mounts| {
+        follower.poll(&[], Some(mounts), LOOK_AGAIN)?;
+        Ok(follower.stop.caught().is_some())
+    };
+    let Some(found) = wait_for(&follower.place, options.what.cpu, output::say, rest)? else { return Ok(()) };
+    if found.is_timed {
+        return timed::follow::run(options, follower.stop, found.at_once);
+    }
+    if let Some(option) = options.given() {
+        return Err(Failure::Raw { channel: follower.place.channel, option });
+    }
+    follower.waiting_told = !found.at_once;
+    let result = follower.run(found.at_once);
     if !matches!(result, Err(Failure::OutputClosed)) {
         follower.tally.tell(options.what.cpu);
     }
     result
-}
-
-/// Why the reading of a channel's files ended.
-#[derive(Debug, PartialEq, Eq)]
-enum Over {
-    /// A signal came, and the last read is done.
-    Stopped,
-    /// The channel, or the whole mount, has gone.
-    Gone,
-}
-
-/// Result of a poll.
-#[derive(Debug, Default)]
-struct Polled {
-    /// Some file can be read.
-    ready: bool,
-    /// Some file's channel has gone.
-    gone: bool,
 }
 
 struct Follower<'a> {
@@ -92,11 +86,14 @@ struct Follower<'a> {
 }
 
 impl Follower<'_> {
-    fn run(&mut self) -> Result<(), Failure> {
-        let mut first = true;
+    fn run(&mut self, mut first: bool) -> Result<(), Failure> {
         let mounts = Mounts::watch()?;
         loop {
-            if let Some(mut files) = if_there(self.place.open(self.options.what.cpu))? {
+            let opened = if_there(self.place.open_of_kind(self.options.what.cpu))?;
+            if let Some((mut files, is_timed)) = opened {
+                if is_timed {
+                    return Err(Failure::KindChanged(self.place.channel.clone()));
+                }
                 if first {
                     self.tally.begin(&self.place.stats_path());
                 }
@@ -134,7 +131,7 @@ impl Follower<'_> {
             for file in files.iter_mut() {
                 match self.copy(file) {
                     Ok(bytes) => got += bytes,
-                    Err(Failure::Read { source, .. }) if means_gone(&source) => polled.gone = true,
+                    Err(failure) if failure.means_gone() => polled.gone = true,
                     Err(failure) => return Err(failure),
                 }
             }
@@ -171,7 +168,8 @@ impl Follower<'_> {
     fn copy(&mut self, file: &mut CpuFile) -> Result<usize, Failure> {
         let mut total = 0;
         while total < ROUND_MAX {
-            if self.stop.caught().is_some_and(|(_, since)| since.elapsed() >= LAST_READ_MAX) {
+            // One block at least, however late this thread runs after the signal.
+            if total > 0 && self.stop.caught().is_some_and(|(_, since)| since.elapsed() >= LAST_READ_MAX) {
                 break;
             }
             match self.output.copy_some(file)? {
@@ -184,26 +182,6 @@ impl Follower<'_> {
 
     /// Waits until a file is ready, something has been mounted, a signal comes, or the time is over.
     fn poll(&self, files: &[CpuFile], mounts: Option<&Mounts>, time: Duration) -> Result<Polled, Failure> {
-        let mut fds = vec![
-            PollFd::new(self.stop.as_fd(), PollFlags::empty()),
-            PollFd::new(self.output.as_fd(), PollFlags::empty()),
-        ];
-        fds.extend(files.iter().map(|file| PollFd::new(file.file.as_fd(), PollFlags::POLLIN)));
-        fds.extend(mounts.map(Mounts::poll_fd));
-        match poll(&mut fds, poll_timeout(time)) {
-            // The process was stopped and continued: one more round does no harm.
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(Failure::system("poll", errno)),
-        }
-        let has = |fd: &PollFd, flags| fd.revents().is_some_and(|events| events.intersects(flags));
-        // The reader of our pipe has gone. Without this check, only the next message would show it, perhaps much later.
-        if has(&fds[1], BROKEN) {
-            return Err(Failure::OutputClosed);
-        }
-        let polled = &fds[2..2 + files.len()];
-        Ok(Polled {
-            ready: polled.iter().any(|fd| has(fd, PollFlags::POLLIN)),
-            gone: polled.iter().any(|fd| has(fd, BROKEN)),
-        })
+        wait_for_files(self.stop.as_fd(), self.output.as_fd(), files, mounts, time)
     }
 }

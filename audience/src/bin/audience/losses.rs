@@ -36,6 +36,12 @@ pub(crate) struct Losses {
 }
 
 impl Losses {
+    /// Losses of messages.
+    #[cfg(test)]
+    pub(crate) fn new(dropped: u64, too_big: u64, contended: u64) -> Losses {
+        Losses { dropped, too_big, contended, overwritten_bytes: 0 }
+    }
+
     /// The losses by a buffer's counters, read without its daemon.
     pub(crate) fn of(reader: &Reader) -> Losses {
         let block = reader.buffer().block();
@@ -60,6 +66,21 @@ impl Losses {
             contended: get(&block.old_contended),
             overwritten_bytes: get(&block.old_overwritten_bytes),
         }
+    }
+
+    /// Messages that were refused, for all causes.
+    pub(crate) fn messages(&self) -> u64 {
+        self.dropped.saturating_add(self.too_big).saturating_add(self.contended)
+    }
+
+    /// Messages that were too big.
+    pub(crate) fn too_big(&self) -> u64 {
+        self.too_big
+    }
+
+    /// Messages whose writer was interrupted each time it tried.
+    pub(crate) fn contended(&self) -> u64 {
+        self.contended
     }
 
     /// The losses since an earlier look. A counter that decreased has started again from zero.
@@ -108,7 +129,7 @@ impl fmt::Display for Losses {
 }
 
 /// Losses by CPU.
-type Counters = BTreeMap<usize, Losses>;
+pub(crate) type Counters = BTreeMap<usize, Losses>;
 
 /// One look at the counters.
 #[derive(Debug, Default)]
@@ -185,6 +206,21 @@ impl Sum for Losses {
             sum
         })
     }
+}
+
+/// The losses of each CPU so far. Empty if they cannot be read.
+pub(crate) fn now(stats: &Path) -> Counters {
+    read(stats).map(|look| look.now).unwrap_or_default()
+}
+
+/// The losses of each CPU so far, by the text of `stats`.
+pub(crate) fn of_text(stats: &str) -> Counters {
+    parse(stats).now
+}
+
+/// The losses that each buffer's last reader has seen. Empty if they cannot be read.
+pub(crate) fn before(stats: &Path) -> Counters {
+    read(stats).map(|look| look.before).unwrap_or_default()
 }
 
 /// Reads `stats`. `None` if the file cannot be read: then there is nothing to report.

@@ -9,23 +9,32 @@
 
 mod amount;
 mod channel_files;
+mod convert;
 mod drain;
 mod error;
 mod exec;
 mod follow;
 mod losses;
+mod monitor;
 mod mount;
 mod options;
 mod output;
+mod panic_point;
 mod post_mortem;
 mod read_buffer;
 mod record;
-mod signals;
+mod report;
+mod status;
+mod timed;
+#[cfg(feature = "top")]
+mod top;
 mod unread;
 mod wait_for_channel;
+mod watch;
 
 use std::process::ExitCode;
 
+use audience_common::signals;
 use relay::cli::usage_error::of_usage;
 
 use crate::error::Failure;
@@ -65,11 +74,19 @@ fn main() -> ExitCode {
         output::say(failure);
         return ExitCode::FAILURE;
     }
-    let result = match (&options.action, &options.state) {
-        (Some(Action::Record(options)), _) => record::run(options),
-        (None, Some(path)) => post_mortem::run(path.as_deref(), &options.what),
-        (None, None) if options.follow => follow::run(&options),
-        (None, None) => drain::run(&options),
+    let result = match (&options.action, &options.trace, &options.state) {
+        (Some(Action::Record(options)), ..) => record::run(options),
+        (Some(Action::Convert(options)), ..) => convert::run(options),
+        (Some(Action::Report(options)), ..) => report::run(options),
+        (Some(Action::Watch(options)), ..) => watch::run(options),
+        (Some(Action::Status(options)), ..) => status::run(options),
+        #[cfg(feature = "top")]
+        (Some(Action::Top(options)), ..) => top::run(options),
+        (None, ..) if options.list => status::list(&options.what.mount),
+        (None, Some(dir), _) => timed::one_shot::trace(dir, &options.what, &options.show),
+        (None, None, Some(path)) => post_mortem::run(path.as_deref(), &options.what, &options.show),
+        (None, None, None) if options.follow => follow::run(&options),
+        (None, None, None) => drain::run(&options),
     };
     match result {
         // The reader of our output has what it wants, as in `audience | head`: no reason to complain.

@@ -11,10 +11,9 @@ mod list;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use nix::sys::stat::{major, minor};
 use relay::Mode;
 use relay::layout::channel_files::{
     Control, FileError, LOCK_FILE, control_name, data_name, header_of, id_of_control, open_regular,
@@ -24,11 +23,18 @@ use relay::layout::state_file::{ChannelEntry, STATE_FILE, StateFile};
 use relay::memory::mapping::{Mapping, outlive_truncation};
 use relay::ring::buffer::Buffer;
 use relay::ring::reader::Reader;
+use relay::system::locks::lock_holder;
+use relay::trace::merge::Merge;
 
 use crate::error::Failure;
 use crate::losses::{Losses, Tally};
+use crate::options::Show;
 use crate::options::What;
 use crate::output::{Output, say};
+use crate::timed::left;
+use crate::timed::meaning::Meaning;
+use crate::timed::print::Printer;
+use crate::timed::streams::Stream;
 
 /// Most tries to copy a buffer before a daemon reads from it.
 const TRIES_MAX: u32 = 16;
@@ -37,32 +43,32 @@ const TRIES_MAX: u32 = 16;
 ///
 /// `path` is a state directory, or a mount point whose state directory is meant.
 /// left.
-pub(crate) fn run(path: Option<&Path>, what: &What) -> Result<(), Failure> {
+pub(crate) fn run(path: Option<&Path>, what: &What, show: &Show) -> Result<(), Failure> {
     outlive_truncation().map_err(|error| Failure::system("handle a signal", error))?;
     let Some(path) = path else { return list::run() };
     if find::is_state_dir(path) {
-        return print(path, what);
+        return print(path, what, show);
     }
     // If no directory is found, opening the path itself fails, with an error that says why.
-    print(&find::of_mount_of_anybody(path).unwrap_or_else(|| path.to_owned()), what)
+    print(&find::of_mount_of_anybody(path).unwrap_or_else(|| path.to_owned()), what, show)
 }
 
 /// Prints what the last daemon of an unmounted mount point left of a channel.
 ///
 /// `dir` is that daemon's state directory.
-pub(crate) fn run_instead(dir: &Path, what: &What) -> Result<(), Failure> {
+pub(crate) fn run_instead(dir: &Path, what: &What, show: &Show) -> Result<(), Failure> {
     let (mount, word) = (what.mount.display(), shell_word(&what.mount));
     say(format_args!(
-        "nothing is mounted on {mount}: this is what its last daemon left in {}; nothing is consumed; to go on with it: \
+        "nothing is mounted on {mount}: this is what its last daemon left in {}; nothing is consumed; to continue with it: \
          relayfsd {word}",
         dir.display()
     ));
-    run(Some(dir), what)
+    run(Some(dir), what, show)
 }
 
-fn print(dir: &Path, what: &What) -> Result<(), Failure> {
+fn print(dir: &Path, what: &What, show: &Show) -> Result<(), Failure> {
     let found = Found::in_dir(dir)?;
-    if let Some(pid) = daemon_at_work(&dir.join(LOCK_FILE)) {
+    if let Some(pid) = lock_holder(&dir.join(LOCK_FILE)) {
         say(format_args!(
             "relayfsd (process {pid}) is at work on {}: better ask it, by 'audience --snapshot' or by reading",
             dir.display()
@@ -74,7 +80,7 @@ fn print(dir: &Path, what: &What) -> Result<(), Failure> {
     let n_told = complaints.len();
     let channel = LeftChannel::open(dir, id, entry, &mut complaints).map_err(Failure::Left)?;
     complaints[n_told..].iter().for_each(say);
-    let is_damaged = channel.print(what)? || complaints.len() > n_told;
+    let is_damaged = channel.print(what, show)? || complaints.len() > n_told;
     if is_damaged { Err(Failure::Damaged(dir.to_owned())) } else { Ok(()) }
 }
 
@@ -165,7 +171,7 @@ impl LeftChannel<'_> {
     }
 
     /// Prints the buffers one after the other, and then the losses. Returns whether damage was found and reported.
-    fn print(&self, what: &What) -> Result<bool, Failure> {
+    fn print(&self, what: &What, show: &Show) -> Result<bool, Failure> {
         let n_bufs = self.control.n_bufs();
         let cpus = match what.cpu {
             Some(cpu) if cpu >= n_bufs => {
@@ -177,6 +183,7 @@ impl LeftChannel<'_> {
         };
         let mut output = Output::new()?;
         let mut losses = BTreeMap::new();
+        let mut timed: Option<(Meaning, Merge<Stream>)> = None;
         let mut is_damaged = false;
         let mut complain = |why: String| {
             say(why);
@@ -194,13 +201,31 @@ impl LeftChannel<'_> {
             if let Some(unsound) = unsound {
                 complain(format!("{}: {unsound}; its content may be wrong", path.display()));
             }
-            match copy(reader) {
+            if timed.is_none() {
+                timed =
+                    left::meaning(self.dir, self.id, reader.buffer()).map(|meaning| (meaning, Merge::new()));
+            }
+            if timed.is_none()
+                && let Some(option) = show.given()
+            {
+                return Err(Failure::Raw { channel: what.channel.clone(), option });
+            }
+            let meaning = timed.as_ref().map(|(meaning, _)| meaning);
+            match copy(reader, |reader| bytes_of(reader, cpu, meaning)) {
                 Ok((reader, bytes)) => {
-                    output.write(&bytes)?;
+                    match &mut timed {
+                        Some((_, merge)) => merge.push(cpu as u32, Stream::new(Cursor::new(bytes), None)),
+                        None => output.write(&bytes)?,
+                    }
                     losses.insert(cpu, Losses::of(&reader).since(&Losses::before(&reader)));
                 }
                 Err(why) => complain(format!("{}: {why}", path.display())),
             }
+        }
+        if let Some((meaning, mut merge)) = timed {
+            let mut printer = Printer::new(show, meaning, &mut output)?;
+            printer.print(&mut merge, None).and_then(|()| printer.finish()).map_err(Failure::without_loss)?;
+            is_damaged |= printer.is_damaged();
         }
         Tally::of_all(losses).tell(None);
         Ok(is_damaged)
@@ -216,17 +241,31 @@ impl LeftChannel<'_> {
     }
 }
 
+/// The content of a buffer: packets, if the channel is timed.
+fn bytes_of(reader: &Reader, cpu: usize, meaning: Option<&Meaning>) -> Result<Vec<u8>, &'static str> {
+    let extent = reader.snapshot_extent();
+    let mut bytes = Vec::new();
+    bytes.try_reserve_exact(extent.max()).map_err(|_| "there is not enough memory for a copy")?;
+    match meaning {
+        Some(meaning) => Ok(left::packets(reader, extent, cpu, bytes, meaning)),
+        None => {
+            reader.snapshot(extent, &mut bytes);
+            Ok(bytes)
+        }
+    }
+}
+
 /// Copies the content of a buffer; returns also the reader at whose position the copy begins.
 ///
 /// A running daemon may be reading at the same time, and producers may then overwrite what was read. In that case the
 /// buffer is copied again.
-fn copy(mut reader: Reader) -> Result<(Reader, Vec<u8>), &'static str> {
+fn copy(
+    mut reader: Reader,
+    bytes_of: impl Fn(&Reader) -> Result<Vec<u8>, &'static str>,
+) -> Result<(Reader, Vec<u8>), &'static str> {
     let mut bytes = Vec::new();
     for _ in 0..TRIES_MAX {
-        let extent = reader.snapshot_extent();
-        bytes.clear();
-        bytes.try_reserve_exact(extent.max()).map_err(|_| "there is not enough memory for a copy")?;
-        reader.snapshot(extent, &mut bytes);
+        bytes = bytes_of(&reader)?;
         let (later, _) = Reader::look(reader.buffer().clone());
         let was_read = later.position() != reader.position();
         if !was_read || reader.buffer().geometry().mode() == Mode::Overwrite {
@@ -235,35 +274,4 @@ fn copy(mut reader: Reader) -> Result<(Reader, Vec<u8>), &'static str> {
         reader = later;
     }
     Ok((reader, bytes))
-}
-
-/// The process that holds the lock on a file, if this process may see it.
-///
-/// The lock is not tried, not even for a moment: a daemon that starts in that moment would give up.
-pub(crate) fn daemon_at_work(lock: &Path) -> Option<u32> {
-    let found = fs::symlink_metadata(lock).ok()?;
-    let id = format!("{:02x}:{:02x}:{}", major(found.dev()), minor(found.dev()), found.ino());
-    holder(&fs::read_to_string("/proc/locks").ok()?, &id)
-}
-
-/// Finds the holder in lines such as `12: FLOCK  ADVISORY  WRITE 4711 00:1a:1234 0 EOF`.
-fn holder(locks: &str, id: &str) -> Option<u32> {
-    locks.lines().find_map(|line| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let [_, "FLOCK", _, "WRITE", pid, file, ..] = words.as_slice() else { return None };
-        (*file == id).then(|| pid.parse().ok()).flatten()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exclusive_holder_of_a_lock_is_found() {
-        let locks = "1: POSIX  ADVISORY  WRITE 8 00:1a:77 0 EOF\n2: FLOCK  ADVISORY  READ 9 00:1a:77 0 EOF\n\
-                     3: -> FLOCK  ADVISORY  WRITE 10 00:1a:77 0 EOF\n4: FLOCK  ADVISORY  WRITE 4711 00:1a:77 0 EOF\n";
-        assert_eq!(holder(locks, "00:1a:77"), Some(4711));
-        assert_eq!(holder(locks, "00:1a:7"), None);
-    }
 }

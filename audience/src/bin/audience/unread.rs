@@ -23,7 +23,7 @@ pub(crate) fn elsewhere(place: &Place) -> Option<String> {
     let found: Vec<String> = others
         .take(LOOKED_AT_MAX)
         .filter_map(|name| {
-            let bytes = unread(&Place { channel: name.parse::<ChannelName>().ok()?, ..place.clone() })?;
+            let bytes = of_channel(&Place { channel: name.parse::<ChannelName>().ok()?, ..place.clone() })?;
             (bytes > 0).then(|| format!("{name} ({})", amount(bytes as f64)))
         })
         .collect();
@@ -38,8 +38,8 @@ pub(crate) fn elsewhere(place: &Place) -> Option<String> {
     ))
 }
 
-/// Unread bytes in all buffers of a channel. `None` if the channel has gone or its files may not be read.
-fn unread(place: &Place) -> Option<u64> {
+/// Unread bytes in all buffers of a channel, but for headers that stand alone. `None` if the channel has gone or its files may not be read.
+pub(crate) fn of_channel(place: &Place) -> Option<u64> {
     let mut header = [0; 4];
     let control = File::open(place.control_path("control")).ok()?;
     control.read_exact_at(&mut header, offset_of!(ControlHeader, header) as u64).ok()?;
@@ -48,6 +48,11 @@ fn unread(place: &Place) -> Option<u64> {
 
 /// Unread bytes by the text of `stats`. A buffer in which only a sub-buffer's header is unread counts as empty.
 fn unread_of(stats: &str, header: u64) -> u64 {
+    by_cpu(stats).into_values().filter(|unread| *unread > header).fold(0, u64::saturating_add)
+}
+
+/// Unread bytes of each buffer, by the text of `stats`.
+pub(crate) fn by_cpu(stats: &str) -> BTreeMap<usize, u64> {
     let mut buffers: BTreeMap<usize, u64> = BTreeMap::new();
     for (cpu, name, value) in stats.lines().filter_map(split) {
         let unread = buffers.entry(cpu).or_default();
@@ -57,7 +62,13 @@ fn unread_of(stats: &str, header: u64) -> u64 {
             _ => {}
         }
     }
-    buffers.into_values().filter(|unread| *unread > header).fold(0, u64::saturating_add)
+    buffers
+}
+
+/// Bytes of each buffer that readers have had, by the text of `stats`.
+pub(crate) fn read_by_cpu(stats: &str) -> BTreeMap<usize, u64> {
+    let read = stats.lines().filter_map(split).filter(|(_, name, _)| *name == "read_bytes");
+    read.map(|(cpu, _, bytes)| (cpu, bytes)).collect()
 }
 
 #[cfg(test)]
@@ -71,5 +82,6 @@ mod tests {
         assert_eq!(unread_of(stats, 16), 25, "a header alone is nothing");
         assert_eq!(unread_of(stats, 0), 41);
         assert_eq!(unread_of("", 0), 0);
+        assert_eq!(read_by_cpu(stats), BTreeMap::from([(0, 60), (1, 0)]));
     }
 }

@@ -26,6 +26,9 @@ pub(crate) trait Sink {
     type Error: From<io::Error>;
     /// Takes a message, the `number`th, counted from 1.
     fn message(&mut self, number: u64, message: &[u8]) -> Result<(), Self::Error>;
+    /// Takes the beginning of a message over the limit; further parts and its end follow.
+    /// False: it is left, and the message is skipped.
+    fn part(&mut self, part: &[u8]) -> Result<bool, Self::Error>;
     /// Takes note of a message over the limit, which was skipped.
     fn skipped(&mut self, number: u64) -> Result<(), Self::Error>;
     /// Called when there is no more input at the moment.
@@ -33,7 +36,7 @@ pub(crate) trait Sink {
 }
 
 /// Feeds `sink` with all messages of `source`.
-/// Messages of more than `limit` bytes are skipped; one that happens to be in memory as a whole is left to the sink.
+/// Messages of more than `limit` bytes are skipped, unless the sink takes them in parts; one that happens to be in memory as a whole is left to the sink.
 /// Memory holds at most the limit and one read.
 pub(crate) fn feed<R: Read + AsFd, S: Sink>(
     mut source: R,
@@ -82,7 +85,8 @@ pub(crate) fn feed<R: Read + AsFd, S: Sink>(
             buffer.copy_within(start..start + kept, 0);
         }
         if kept > limit || skipping {
-            (skipping, kept) = (true, 0);
+            skipping = skipping || !sink.part(&buffer[..kept])?;
+            kept = 0;
         }
         if !has_more(&source) {
             sink.pause()?;
@@ -120,18 +124,28 @@ mod tests {
     use Event::{Message, Skipped};
 
     #[derive(Default)]
-    struct Events(Vec<Event>);
+    struct Events {
+        list: Vec<Event>,
+        /// Parts of the present message, if it takes any.
+        parts: Option<Vec<u8>>,
+    }
 
     impl Sink for Events {
         type Error = io::Error;
 
         fn message(&mut self, number: u64, message: &[u8]) -> io::Result<()> {
-            self.0.push(Message(number, message.into()));
+            let mut whole = self.parts.as_mut().map(std::mem::take).unwrap_or_default();
+            whole.extend_from_slice(message);
+            self.list.push(Message(number, whole));
             Ok(())
         }
 
+        fn part(&mut self, part: &[u8]) -> io::Result<bool> {
+            Ok(self.parts.as_mut().map(|parts| parts.extend_from_slice(part)).is_some())
+        }
+
         fn skipped(&mut self, number: u64) -> io::Result<()> {
-            self.0.push(Skipped(number));
+            self.list.push(Skipped(number));
             Ok(())
         }
 
@@ -159,7 +173,7 @@ mod tests {
     fn events(text: &[u8], cut: Cut, limit: usize, read: usize) -> Vec<Event> {
         let mut events = Events::default();
         feed(Pieces(text, read, io::stdin()), cut, limit, &mut events).unwrap();
-        events.0
+        events.list
     }
 
     #[test]
@@ -205,6 +219,24 @@ mod tests {
         );
     }
 
+    #[test]
+    fn line_over_the_limit_comes_in_parts_if_they_are_taken() {
+        let long = "x".repeat(3 * READ_SIZE);
+        let text = format!("first\n{long}\nthird\n{long}");
+        for read in [1000, 4099, READ_SIZE] {
+            let mut events = Events { parts: Some(Vec::new()), ..Events::default() };
+            feed(Pieces(text.as_bytes(), read, io::stdin()), Cut::After(b'\n'), 8192, &mut events).unwrap();
+            // The end of the input may end in a part.
+            if let Some(last) = events.parts.take().filter(|last| !last.is_empty()) {
+                events.list.push(Message(4, last));
+            }
+            let lines = ["first\n", &format!("{long}\n"), "third\n", &long];
+            let expected =
+                lines.iter().zip(1..).map(|(line, number)| Message(number, line.as_bytes().into()));
+            assert!(events.list.into_iter().eq(expected), "reads of {read}");
+        }
+    }
+
     /// Sends a signal at every pause, and ignores messages.
     struct Pauses(mpsc::Sender<()>);
 
@@ -213,6 +245,10 @@ mod tests {
 
         fn message(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
             Ok(())
+        }
+
+        fn part(&mut self, _: &[u8]) -> io::Result<bool> {
+            Ok(false)
         }
 
         fn skipped(&mut self, _: u64) -> io::Result<()> {

@@ -1,8 +1,11 @@
 //! The command `relay-producer`: writes arguments or standard input into a channel.
 
 mod cli;
+mod exec;
 mod input;
 mod kernel_module;
+mod pieces;
+mod wait_mount;
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -15,14 +18,19 @@ use nix::sys::stat::{SFlag, fstat};
 use relay::cli::one_line::one_line;
 use relay::cli::usage_error::of_usage;
 use relay::layout::geometry::MESSAGE_MAX;
-use relay_producer::{Batch, BatchOptions, Channel, Counts, DaemonEvent, OpenError, RequestError, Wait};
+use relay_producer::{
+    Batch, BatchOptions, Channel, Counts, DaemonEvent, Level, OpenError, RequestError, Wait,
+};
 use thiserror::Error;
 
 use cli::Options;
 use input::{Cut, Sink, feed};
+use pieces::pieces;
 
 const USAGE: u8 = 2;
 const DROPPED: u8 = 3;
+/// Bytes of a `log` record besides its target and text.
+const LOG_FIXED: usize = 4;
 
 /// The reason for which the command stopped early.
 #[derive(Debug, Error)]
@@ -71,6 +79,12 @@ fn main() -> ExitCode {
             };
         }
     };
+    if let Some(limit) = options.wait_mount
+        && let Err(error) = wait_mount::wait(&options.mount(), limit)
+    {
+        say(&error.to_string());
+        return ExitCode::FAILURE;
+    }
     if let Some(file) = &options.load {
         let result = kernel_module::run::run(file, &options.mount(), options.duration, options.verbose);
         return match result {
@@ -80,6 +94,9 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    if let Some((program, args)) = options.exec.split_first() {
+        return exec::run(&options, program, args);
     }
     match run(&options) {
         Ok((Counts { dropped: 0, too_big: 0, .. }, _)) => ExitCode::SUCCESS,
@@ -102,28 +119,24 @@ fn run(options: &Options) -> Result<(Counts, usize), Failure> {
     if options.messages.is_empty() {
         relay_stdio::input()?;
     }
-    let channel = Channel::builder(options.mount(), options.channel.as_str())
-        .create(options.create.is_some())
-        .geometry(options.create.unwrap_or_default())
-        .transport(options.transport.into())
-        .open()?;
-    let (geometry, n_bufs) = (channel.geometry(), channel.n_bufs());
-    if options.verbose {
-        let created = if channel.created() { "created" } else { "existing" };
-        let buffers = if n_bufs == 1 { "buffer" } else { "buffers" };
-        let why = channel.why_socket().map_or(String::new(), |why| format!(" ({why})"));
-        say(&format!(
-            "{created} channel {}: {geometry}, {n_bufs} {buffers}; transport: {}{why}",
-            options.channel,
-            channel.transport()
-        ));
+    let channel = open(options)?;
+    let geometry = channel.geometry();
+    if options.level.is_some() && !geometry.timed() {
+        return Err(RequestError::NotTimed.into());
     }
-    let max = geometry.message_max();
+    let max = geometry.payload_max();
     if let Some(size) = options.chunk.filter(|size| *size > max) {
         return Err(Failure::Chunk { size, max });
     }
     let batch = channel.batch(BatchOptions { cpu: options.cpu, wait: options.wait.unwrap_or_default() })?;
-    let mut producer = Producer { batch, message_max: max };
+    let kind = match options.level {
+        Some(level) => Kind::Log(level, options.target.clone().unwrap_or_default()),
+        // Chunks are parts of a stream of bytes, not lines.
+        None if geometry.timed() && options.chunk.is_none() => Kind::Text,
+        None => Kind::Bytes,
+    };
+    let end = if options.null { 0 } else { b'\n' };
+    let mut producer = Producer { batch, kind, end, message_max: max, continues: false };
     let tried = if options.messages.is_empty() {
         if is_stream(&io::stdin())? {
             producer.outlive_daemons(options.mount());
@@ -143,11 +156,54 @@ fn run(options: &Options) -> Result<(Counts, usize), Failure> {
     outcome.map(|counts| (counts, max)).map_err(|cause| Failure::Midway { cause: Box::new(cause), written })
 }
 
+/// Opens the channel, and says so if that is wanted.
+fn open(options: &Options) -> Result<Channel, Failure> {
+    let geometry = options.geometry();
+    let channel = Channel::builder(options.mount(), options.channel.as_str())
+        .create(geometry.is_some())
+        .geometry(geometry.unwrap_or_default())
+        .transport(options.transport.into())
+        .open()?;
+    if options.verbose {
+        let (geometry, n_bufs) = (channel.geometry(), channel.n_bufs());
+        let created = if channel.created() { "created" } else { "existing" };
+        let buffers = if n_bufs == 1 { "buffer" } else { "buffers" };
+        let why = channel.why_socket().map_or(String::new(), |why| format!(" ({why})"));
+        say(&format!(
+            "{created} channel {}: {geometry}, {n_bufs} {buffers}; transport: {}{why}",
+            options.channel,
+            channel.transport()
+        ));
+    }
+    if options.asks_for_timed() && !channel.is_timed() {
+        say(&format!(
+            "channel {} exists, and is raw: --create does not change it; messages are written without time stamps",
+            options.channel
+        ));
+    }
+    Ok(channel)
+}
+
+/// What becomes of a message.
+enum Kind {
+    /// The bytes as they are.
+    Bytes,
+    /// A record of text, without the end of the line.
+    Text,
+    /// The same with level and target.
+    Log(Level, String),
+}
+
 /// A batch, and the limit that is reported for messages that are too long.
 struct Producer {
     batch: Batch,
+    kind: Kind,
+    /// The byte that ends a line of input.
+    end: u8,
     /// Longest message of the channel, in bytes.
     message_max: usize,
+    /// Whether a part of the present line has been written.
+    continues: bool,
 }
 
 /// Returns whether input is a pipe, a socket or a terminal, where it comes as it is written.
@@ -172,18 +228,31 @@ impl Producer {
     fn send_arguments(&mut self, options: &Options) -> Result<(), Failure> {
         for message in &options.messages {
             let mut message = message.as_bytes().to_vec();
-            if !options.no_newline {
+            if matches!(self.kind, Kind::Bytes) && !options.no_newline {
                 message.push(b'\n');
             }
-            self.batch.push(&message)?;
+            self.push(&message)?;
         }
         Ok(())
+    }
+
+    /// Writes a message without the end of its line, in pieces if it is longer than a record.
+    fn push(&mut self, message: &[u8]) -> Result<(), RequestError> {
+        let Producer { batch, kind, message_max, .. } = self;
+        match kind {
+            Kind::Bytes => batch.push(message),
+            Kind::Text => pieces(message, *message_max).try_for_each(|piece| batch.push_text(piece)),
+            Kind::Log(level, target) => {
+                let max = message_max.saturating_sub(LOG_FIXED + target.len());
+                pieces(message, max).try_for_each(|piece| batch.push_log(*level, target, piece))
+            }
+        }
     }
 
     fn send_input(&mut self, options: &Options) -> Result<(), Failure> {
         let cut = match options.chunk {
             Some(size) => Cut::Every(size),
-            None => Cut::After(if options.null { 0 } else { b'\n' }),
+            None => Cut::After(self.end),
         };
         feed(io::stdin().lock(), cut, MESSAGE_MAX, self)
     }
@@ -201,11 +270,26 @@ impl Sink for Producer {
     type Error = Failure;
 
     fn message(&mut self, number: u64, message: &[u8]) -> Result<(), Failure> {
-        if message.len() > self.message_max {
-            // Pushed all the same: the daemon counts it if it gets there.
-            self.tell_skipped(number);
+        if matches!(self.kind, Kind::Bytes) {
+            if message.len() > self.message_max {
+                // Pushed all the same: the daemon counts it if it gets there.
+                self.tell_skipped(number);
+            }
+            return Ok(self.batch.push(message)?);
         }
-        Ok(self.batch.push(message)?)
+        let line = message.strip_suffix(&[self.end]).unwrap_or(message);
+        // Nothing may be left of a line whose parts have been written.
+        let is_over = std::mem::take(&mut self.continues) && line.is_empty();
+        if is_over { Ok(()) } else { Ok(self.push(line)?) }
+    }
+
+    fn part(&mut self, part: &[u8]) -> Result<bool, Failure> {
+        if matches!(self.kind, Kind::Bytes) {
+            return Ok(false);
+        }
+        self.continues = true;
+        self.push(part)?;
+        Ok(true)
     }
 
     fn skipped(&mut self, number: u64) -> Result<(), Failure> {

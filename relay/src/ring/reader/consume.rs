@@ -80,7 +80,7 @@ impl Reader {
         if self.lapped() { self.buffer.oldest_whole() } else { self.cursor }
     }
 
-    fn number_of(&self, position: Position) -> u64 {
+    pub(super) fn number_of(&self, position: Position) -> u64 {
         self.stable(|buffer, state| {
             let ahead = buffer.widths().count(position, state).max(0).cast_unsigned();
             buffer.record(state).number.load(Ordering::Relaxed).wrapping_sub(ahead)

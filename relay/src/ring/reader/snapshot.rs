@@ -18,6 +18,10 @@ pub struct Extent {
     max: usize,
     /// The next sub-buffer to copy. `None`: the first.
     at: Option<Position>,
+    /// The sub-buffer copied last, from its first byte in the copy on.
+    pub(super) last: Position,
+    /// Where that part begins in the copy, in bytes.
+    pub(super) from: usize,
     /// Sub-buffers looked at since the first.
     n_taken: usize,
     /// Number of times the copy has started over.
@@ -49,7 +53,8 @@ impl Reader {
             Mode::NoOverwrite => self.snapshot_len(),
             Mode::Overwrite => self.buffer.geometry().buffer_size(),
         };
-        Extent { end, max: max.try_into().unwrap_or(usize::MAX), at: None, n_taken: 0, n_tries: 0 }
+        let max = max.try_into().unwrap_or(usize::MAX);
+        Extent { end, max, at: None, last: end, from: 0, n_taken: 0, n_tries: 0 }
     }
 
     /// Copies the unread bytes up to the last message before the extent's end.
@@ -72,20 +77,19 @@ impl Reader {
                 out.clear();
                 self.cursor
             }
-            None if overwrite => {
-                let oldest = self.buffer.oldest_whole();
-                if widths.before(oldest, self.floor) { self.floor } else { oldest }
-            }
+            None if overwrite => self.snapshot_begin(),
             None => self.cursor,
         };
         let readable = self.readable_at(at, extent.end);
         // Only a hostile peer can make it more than `max`.
         let len = readable.len.saturating_sub(widths.offset(at)).min(extent.max - out.len());
+        extent.from = out.len();
         self.buffer.data().copy_out(self.buffer.ring_offset(at), len, out);
         if self.buffer.lapped(at) {
             out.clear();
+            extent.from = 0;
         }
-        extent.at = Some(widths.next(at));
+        (extent.at, extent.last) = (Some(widths.next(at)), at);
         extent.n_taken += 1;
         if readable.finished && extent.n_taken <= self.buffer.geometry().n_subbufs() {
             return true;
@@ -97,6 +101,12 @@ impl Reader {
         }
         (extent.end, extent.at, extent.n_taken) = (self.state(), None, 0);
         true
+    }
+
+    /// Returns the first sub-buffer of a snapshot in overwrite mode.
+    pub(super) fn snapshot_begin(&self) -> Position {
+        let oldest = self.buffer.oldest_whole();
+        if self.buffer.widths().before(oldest, self.floor) { self.floor } else { oldest }
     }
 
     /// Finds the last reset of a used buffer, and sets `floor` behind it.

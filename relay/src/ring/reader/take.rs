@@ -21,10 +21,12 @@ pub struct Taken {
     first: Position,
     /// Next sub-buffer to copy. `None`: the copy begins at the cursor.
     at: Option<Position>,
+    /// The sub-buffer copied last, from its first byte in the copy on.
+    pub(super) last: Position,
     /// Overwrite mode: stream positions of the copy that the reader keeps.
     /// The next field is its length. The take begins with it.
     kept: Range<u64>,
-    n_kept: usize,
+    pub(super) n_kept: usize,
     /// Bytes copied.
     len: usize,
     /// Most bytes that the copy can have.
@@ -78,7 +80,19 @@ impl Reader {
             Mode::Overwrite => self.take_max(),
         };
         let max = max.try_into().unwrap_or(usize::MAX);
-        Taken { end, to, first: end, at: None, kept: 0..0, n_kept: 0, len: 0, max, n_attempts: 0, n_steps: 0 }
+        Taken {
+            end,
+            to,
+            first: end,
+            at: None,
+            last: end,
+            kept: 0..0,
+            n_kept: 0,
+            len: 0,
+            max,
+            n_attempts: 0,
+            n_steps: 0,
+        }
     }
 
     /// Copies one sub-buffer of a take to the empty `out`, and returns whether there is more.
@@ -98,7 +112,7 @@ impl Reader {
         let n_kept = out.len();
         self.buffer.data().copy_out(self.buffer.ring_offset(at), len, out);
         taken.len += out.len() - n_kept;
-        taken.at = Some(widths.next(at));
+        (taken.at, taken.last) = (Some(widths.next(at)), at);
         if self.buffer.lapped(at) {
             out.truncate(n_kept);
             (taken.len, taken.first) = (taken.n_kept, widths.next(at));

@@ -46,7 +46,7 @@ bodies! {
         n_subbufs: u32,
         /// Zeroed bytes at the start of each sub-buffer.
         header: u32,
-        /// 1 no-overwrite, 2 overwrite.
+        /// 1 no-overwrite, 2 overwrite; and 0x10 timed.
         mode: u8,
         /// 1 one buffer for each CPU, 2 global.
         scope: u8,
@@ -104,6 +104,34 @@ bodies! {
         cpu: u32,
     }
 
+    /// What the process is called in the channel, and which clock stamps its records.
+    AttachReply: Attach reply "attach reply" {
+        /// Number of the process in the channel, 1 and up.
+        process: u32,
+        /// Number of the clock, see [`crate::clock::Clock`].
+        clock: u32,
+        /// Zero.
+        reserved: u64,
+    }
+
+    /// The id of a defined event.
+    DefineReply: Define reply "define reply" {
+        /// 256 and up; the same for the same definition.
+        id: u32,
+    }
+
+    /// Asks for a timed channel's file of levels.
+    Levels: Levels request "levels" {
+        /// The channel's number.
+        channel: u32,
+    }
+
+    /// Brings the file of levels.
+    LevelsReply: Levels reply "levels reply" {
+        /// Version of the file's layout, [`crate::layout::levels::LEVELS_VERSION`].
+        layout_version: u32,
+    }
+
     /// Gives sub-buffers back.
     Consume: Consume request "consume" {
         /// The channel's number.
@@ -114,5 +142,15 @@ bodies! {
         from: u64,
         /// Number of sub-buffers.
         count: u64,
+    }
+}
+
+impl WriteReply {
+    /// Returns the number of messages that were written or dropped.
+    ///
+    /// Less than the frame has: the rest is handed back, see [`WRITE_HAND_BACK`](super::WRITE_HAND_BACK). The numbers
+    /// are a peer's, so the sum ends at the largest number.
+    pub fn total(&self) -> u64 {
+        self.written.saturating_add(self.dropped).saturating_add(self.too_big)
     }
 }

@@ -13,7 +13,7 @@ pub struct Open<'a> {
     pub n_subbufs: u32,
     /// Zeroed bytes at the start of each sub-buffer.
     pub header: u32,
-    /// 1 no-overwrite, 2 overwrite.
+    /// 1 no-overwrite, 2 overwrite; and 0x10 timed, or 0x20 raw.
     pub mode: u8,
     /// 1 one buffer for each CPU, 2 global.
     pub scope: u8,
@@ -36,7 +36,7 @@ impl<'a> Body<'a> for Open<'a> {
         Fields::all(body, "open", |f| {
             let (subbuf_size, n_subbufs, header) = (f.number()?, f.number()?, f.number()?);
             let (mode, scope, len): (u8, u8, u16) = (f.number()?, f.number()?, f.number()?);
-            (mode <= 2 && scope <= 2).then_some(())?;
+            Open::is_known(mode, scope).then_some(())?;
             Some(Open { subbuf_size, n_subbufs, header, mode, scope, name: f.bytes(len.into())? })
         })
     }

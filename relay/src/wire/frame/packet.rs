@@ -25,14 +25,22 @@ pub enum FrameType {
     Watch = 7,
     /// Gives sub-buffers back that were read in a mapping.
     Consume = 8,
+    /// Attaches a process to a timed channel.
+    Attach = 9,
+    /// Defines an event of a timed channel.
+    Define = 10,
+    /// Asks for a timed channel's file of levels.
+    Levels = 11,
     /// A refusal; the only type without [`REPLY_BIT`] that the daemon sends.
     Error = 0x7fff,
 }
 
 impl FrameType {
     fn from_wire(raw: u16) -> Option<FrameType> {
-        use FrameType::{Close, Consume, Error, Flush, Hello, Open, Share, Watch, Write};
-        [Hello, Open, Write, Flush, Close, Share, Watch, Consume, Error]
+        use FrameType::{
+            Attach, Close, Consume, Define, Error, Flush, Hello, Levels, Open, Share, Watch, Write,
+        };
+        [Hello, Open, Write, Flush, Close, Share, Watch, Consume, Attach, Define, Levels, Error]
             .into_iter()
             .find(|t| *t as u16 == raw)
     }

@@ -6,6 +6,10 @@ use crate::{ChannelName, Geometry, GeometrySpec, Mode};
 // 0 leaves the value to the daemon.
 const NO_OVERWRITE: u8 = 1;
 const OVERWRITE: u8 = 2;
+/// Bit of `mode`: records with time stamps.
+const TIMED: u8 = 0x10;
+/// Bit of `mode` in OPEN: bare messages. Neither bit leaves the choice to the daemon.
+const RAW: u8 = 0x20;
 const PER_CPU: u8 = 1;
 const GLOBAL: u8 = 2;
 
@@ -21,10 +25,16 @@ impl<'a> Open<'a> {
             subbuf_size: given(spec.subbuf_size, 0),
             n_subbufs: given(spec.n_subbufs, 0),
             header: given(spec.header, HEADER_DEFAULT),
-            mode: spec.mode.map_or(0, number_of_mode),
+            mode: spec.mode.map_or(0, number_of_mode)
+                | spec.timed.map_or(0, |timed| if timed { TIMED } else { RAW }),
             scope: spec.global.map_or(0, number_of_scope),
             name: name.as_str().as_bytes(),
         }
+    }
+
+    /// Returns whether `mode` and `scope` have a meaning.
+    pub(super) fn is_known(mode: u8, scope: u8) -> bool {
+        mode & !(TIMED | RAW) <= OVERWRITE && mode & (TIMED | RAW) != TIMED | RAW && scope <= GLOBAL
     }
 
     /// Returns the requested shape.
@@ -34,8 +44,9 @@ impl<'a> Open<'a> {
             subbuf_size: given(self.subbuf_size, 0),
             n_subbufs: given(self.n_subbufs, 0),
             header: given(self.header, HEADER_DEFAULT),
-            mode: mode_of_number(self.mode),
+            mode: mode_of_number(self.mode & !(TIMED | RAW)),
             global: scope_of_number(self.scope),
+            timed: (self.mode & (TIMED | RAW) != 0).then_some(self.mode & TIMED != 0),
         }
     }
 }
@@ -48,7 +59,7 @@ impl OpenReply {
             subbuf_size: geometry.subbuf_size() as u32,
             n_subbufs: geometry.n_subbufs() as u32,
             header: geometry.header() as u32,
-            mode: number_of_mode(geometry.mode()),
+            mode: number_of_mode(geometry.mode()) | if geometry.timed() { TIMED } else { 0 },
             scope: number_of_scope(geometry.global()),
             created: created.into(),
             n_bufs: n_bufs as u32,
@@ -61,8 +72,9 @@ impl OpenReply {
             subbuf_size: Some(self.subbuf_size.into()),
             n_subbufs: Some(self.n_subbufs.into()),
             header: Some(self.header.into()),
-            mode: Some(mode_of_number(self.mode)?),
+            mode: Some(mode_of_number(self.mode & !TIMED)?),
             global: Some(scope_of_number(self.scope)?),
+            timed: Some(self.mode & TIMED != 0),
         };
         let (geometry, n_bufs) = (spec.build().ok()?, self.n_bufs as usize);
         geometry.can_have(n_bufs).then_some((geometry, n_bufs))
@@ -100,8 +112,17 @@ fn scope_of_number(number: u8) -> Option<bool> {
 mod tests {
     use super::*;
 
-    const SHAPES: [&str; 5] =
-        ["", "subbuf-size=4K", "n-subbufs=2:header=0", "overwrite:global", "header=16:no-overwrite"];
+    const SHAPES: [&str; 9] = [
+        "",
+        "subbuf-size=4K",
+        "n-subbufs=2:header=0",
+        "overwrite:global",
+        "header=16:no-overwrite",
+        "timed",
+        "raw",
+        "raw:overwrite",
+        "timed:overwrite:global",
+    ];
 
     #[test]
     fn encoded_shape_is_decoded() {
@@ -117,6 +138,19 @@ mod tests {
         }
     }
 
+    /// The bytes of `mode`, as `relay/docs/PROTOCOL.md` has them.
+    #[test]
+    fn timed_and_raw_are_bits_of_the_mode() {
+        let name: ChannelName = "log".parse().unwrap();
+        let mode = |shape: &str| Open::new(&name, &shape.parse().unwrap()).mode;
+        assert_eq!(["", "timed", "raw", "timed:overwrite"].map(mode), [0, 0x10, 0x20, 0x12]);
+        let timed = "timed".parse::<GeometrySpec>().unwrap().build().unwrap();
+        assert_eq!(OpenReply::new(7, &timed, 2, true).mode, 0x11);
+        for (mode, scope) in [(3, 0), (0x30, 0), (0x13, 0), (0x40, 0), (0x80, 0), (0, 3)] {
+            assert!(!Open::is_known(mode, scope), "{mode:#x} {scope}");
+        }
+    }
+
     #[test]
     fn impossible_shape_is_refused() {
         let geometry = GeometrySpec::default().build().unwrap();
@@ -127,6 +161,10 @@ mod tests {
             OpenReply { header: reply.subbuf_size, ..reply },
             OpenReply { mode: 0, ..reply },
             OpenReply { mode: 3, ..reply },
+            OpenReply { mode: 0x10, ..reply },
+            OpenReply { mode: 0x21, ..reply },
+            OpenReply { mode: 0x11, header: 1, ..reply },
+            OpenReply { mode: 0x11, subbuf_size: 63, ..reply },
             OpenReply { scope: 0, ..reply },
             OpenReply { scope: 3, ..reply },
             OpenReply { n_bufs: 0, ..reply },

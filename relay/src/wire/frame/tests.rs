@@ -42,6 +42,21 @@ fn every_encoded_body_is_decoded() {
         ShareReply { layout_version: 1, first: 30, count: 2 },
         Watch { channel: 9, cpu: 1 },
         Consume { channel: 9, cpu: 1, from: u64::MAX, count: 3 },
+        Attach { channel: 9, executable: b"" },
+        Attach { channel: 9, executable: b"/usr/bin/app" },
+        AttachReply { process: 5, clock: 2, reserved: 0 },
+        Define {
+            channel: 9,
+            level: 3,
+            line: 42,
+            name: b"connected",
+            target: b"app::db",
+            file: b"src/db.rs",
+            fields: vec![DefineField { kind: 1, name: b"rows" }],
+        },
+        DefineReply { id: 256 },
+        Levels { channel: 9 },
+        LevelsReply { layout_version: 1 },
         Refusal { errno: 2, text: "no channel 'ä'".into() },
     );
 }

@@ -2,6 +2,7 @@
 
 mod channels;
 mod connections;
+mod ending;
 mod long_writes;
 mod writes;
 
@@ -20,8 +21,8 @@ use relay::GeometrySpec;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::wire::frame::{self, Body, Frame, FrameType, Open, OpenReply, Refusal, Write, WriteReply};
 use relay::wire::frame::{
-    ALL_CPUS, Close, Flush, HEADER_DEFAULT, Hello, HelloReply, OPEN_CREATE, WAIT_FOREVER, WRITE_MORE,
-    WRITE_REPLY,
+    ALL_CPUS, Close, Flush, HEADER_DEFAULT, Hello, HelloReply, OPEN_CREATE, WAIT_FOREVER, WRITE_HAND_BACK,
+    WRITE_MORE, WRITE_REPLY,
 };
 use tempfile::TempDir;
 
@@ -32,7 +33,7 @@ use crate::state::recovery::Recovered;
 use crate::writers::Writers;
 
 /// No wait here takes that long. The deadline ends a test that fails.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 const SHARING: Sharing = Sharing { with: Shared::Owner, gid: None, owner: (0, 0), mode: 0o400 };
 const CONNECTIONS_MAX: usize = 100;
 /// Only CPU 0 is sure to exist. The daemon never runs on the other one here.
@@ -65,7 +66,8 @@ impl Daemon {
         bind(listener.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
         listen(&listener, Backlog::new(128).unwrap()).unwrap();
         let server =
-            Server::start(listener, registry.clone(), writers.clone(), CONNECTIONS_MAX, SHARING).unwrap();
+            Server::start(listener, registry.clone(), writers.clone(), CONNECTIONS_MAX, SHARING, false)
+                .unwrap();
         Daemon { server: Some(server), registry, writers, path, _dir: dir }
     }
 

@@ -5,36 +5,40 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use relay::wire::frame::{
-    ALL_CPUS, Body, Flush, Frame, FrameType, Messages, Refusal, WAIT_FOREVER, WRITE_MORE, WRITE_REPLY, Write,
-    done,
+    ALL_CPUS, Body, Flush, Frame, FrameType, Messages, Refusal, WAIT_FOREVER, WRITE_HAND_BACK, WRITE_MORE,
+    WRITE_REPLY, Write, done,
 };
 
 use super::{Requests, buffer_of};
 use crate::policy::quota::Reservation;
 use crate::socket::reassembly::{AssemblyError, Reassembly};
-use crate::socket::refusal::Refused;
+use crate::socket::refusal::FrameRefusal;
 use crate::writers::{Batch, Gather, Job, Wait};
 
 /// A message in several frames, all with the same id.
 pub(super) enum Long {
-    Assembling(Begun),
+    Assembling(LongWrite),
     /// The message with this id was refused: its further frames are discarded.
     Swallowing(u32),
 }
 
 /// An incomplete message. Channel, CPU and wait are those of its first frame.
-pub(super) struct Begun {
+pub(super) struct LongWrite {
     id: u32,
     answer: bool,
+    /// The connection's number of the channel.
+    channel: u32,
     /// Complete except for the message.
     batch: Batch,
     message: Reassembly,
 }
 
 impl Requests {
-    pub(super) fn write(&mut self, frame: &Frame, long: Option<Long>) -> Result<(), Refused> {
+    pub(super) fn write(&mut self, frame: &Frame, long: Option<Long>) -> Result<(), FrameRefusal> {
         let write = Write::decode(frame.body)?;
         let (id, more, answer) = (frame.id, frame.flags & WRITE_MORE != 0, frame.flags & WRITE_REPLY != 0);
+        // Without a reply the producer could not know what it has again.
+        let hand_back = answer && frame.flags & WRITE_HAND_BACK != 0;
         match long {
             Some(Long::Swallowing(begun)) if begun == id => {
                 self.long = more.then_some(Long::Swallowing(id));
@@ -43,16 +47,23 @@ impl Requests {
             Some(Long::Assembling(begun)) if begun.id == id => {
                 self.continue_long(begun, write.messages, more)
             }
-            _ if more => self.begin_long(id, answer, &write),
-            _ => self.write_whole(id, answer, &write),
+            _ if more => self.begin_long(id, answer, hand_back, &write),
+            _ => self.write_whole(id, answer, hand_back, &write),
         }
     }
 
     /// Handles a frame with whole messages.
-    fn write_whole(&mut self, id: u32, answer: bool, write: &Write) -> Result<(), Refused> {
+    fn write_whole(
+        &mut self,
+        id: u32,
+        answer: bool,
+        hand_back: bool,
+        write: &Write,
+    ) -> Result<(), FrameRefusal> {
         // All lengths are checked before any message is written: a frame is written whole, or refused.
         Messages(write.messages).try_for_each(|message| message.map(drop))?;
-        let mut batch = self.batch(write)?;
+        let mut batch = self.batch(write, hand_back)?;
+        self.check_records(write.channel, &batch.channel, Messages(write.messages).flatten())?;
         // The next packet overwrites the memory of this one. The copy is as long as the messages.
         batch.bytes = write.messages.to_vec();
         self.submit_batch(batch, id, answer, None);
@@ -60,14 +71,21 @@ impl Requests {
     }
 
     /// Handles the first frame of a long message.
-    fn begin_long(&mut self, id: u32, answer: bool, write: &Write) -> Result<(), Refused> {
+    fn begin_long(
+        &mut self,
+        id: u32,
+        answer: bool,
+        hand_back: bool,
+        write: &Write,
+    ) -> Result<(), FrameRefusal> {
         // Stays so if a check below fails.
         self.long = Some(Long::Swallowing(id));
-        let mut batch = self.batch(write)?;
+        let mut batch = self.batch(write, hand_back)?;
         match Reassembly::begin(&self.common.budget, self.peer.uid(), write.messages) {
             Ok(message) => {
                 batch.single = true;
-                self.long = Some(Long::Assembling(Begun { id, answer, batch, message }));
+                self.long =
+                    Some(Long::Assembling(LongWrite { id, answer, channel: write.channel, batch, message }));
                 Ok(())
             }
             Err(error) => {
@@ -83,13 +101,13 @@ impl Requests {
     }
 
     /// Handles a further frame of a long message; the last, unless `more` follow.
-    fn continue_long(&mut self, mut begun: Begun, piece: &[u8], more: bool) -> Result<(), Refused> {
+    fn continue_long(&mut self, mut begun: LongWrite, piece: &[u8], more: bool) -> Result<(), FrameRefusal> {
         let added = begun.message.add(piece);
         if more && added.is_ok() {
             self.long = Some(Long::Assembling(begun));
             return Ok(());
         }
-        let Begun { id, answer, mut batch, message } = begun;
+        let LongWrite { id, answer, channel, mut batch, message } = begun;
         match added {
             Ok(()) => {}
             Err(error @ AssemblyError::GivenUp) => {
@@ -100,6 +118,7 @@ impl Requests {
             Err(error) => return Err(error.into()),
         }
         let bytes = message.finish()?;
+        self.check_records(channel, &batch.channel, [&bytes[..]].into_iter())?;
         // A message that waits may stay for ever.
         let mut memory = None;
         if batch.wait != Wait::No {
@@ -117,7 +136,7 @@ impl Requests {
     }
 
     /// Makes a batch for a WRITE, still without messages.
-    fn batch(&mut self, write: &Write) -> Result<Batch, Refused> {
+    fn batch(&mut self, write: &Write, hand_back: bool) -> Result<Batch, FrameRefusal> {
         let channel = self.channel(write.channel)?.clone();
         let wait = match write.wait_ms {
             0 => Wait::No,
@@ -132,7 +151,8 @@ impl Requests {
             single: false,
             lost: write.lost.into(),
             wait,
-            cancelled: Arc::clone(&self.cancelled),
+            hand_back: hand_back && wait != Wait::No,
+            wait_end: Arc::clone(&self.wait_end),
             done: None,
         })
     }
@@ -148,8 +168,10 @@ impl Requests {
     }
 
     fn submit_batch(&mut self, mut batch: Batch, id: u32, answer: bool, memory: Option<Reservation>) {
-        let (peer, permit) = (Arc::clone(&self.peer), self.under_way.permit(batch.bytes.len()));
+        let (peer, permit) = (Arc::clone(&self.peer), self.writes_in_flight.permit(batch.bytes.len()));
         batch.done = Some(Box::new(move |result| {
+            // Before the reply: a peer that has it may send as much again.
+            drop(memory);
             match result {
                 _ if !answer => {}
                 Ok(reply) => peer.send(&reply.frame(0, id)),
@@ -157,7 +179,7 @@ impl Requests {
                     peer.send(&Refusal { errno: error.errno(), text: error.to_string() }.frame(0, id));
                 }
             }
-            drop((permit, memory));
+            drop(permit);
         }));
         self.submit(Job::Write(batch));
     }
@@ -165,7 +187,7 @@ impl Requests {
     /// Makes a job for each buffer, and one answer when all are done.
     ///
     /// It names the failed buffers.
-    pub(super) fn flush(&mut self, frame: &Frame) -> Result<(), Refused> {
+    pub(super) fn flush(&mut self, frame: &Frame) -> Result<(), FrameRefusal> {
         let flush = Flush::decode(frame.body)?;
         let channel = self.channel(flush.channel)?.clone();
         let cpus = match flush.cpu {

@@ -133,13 +133,16 @@ fn only_files_of_a_dead_daemon_are_cleared() {
     fs::write(dir.join("lock"), "relayfsd 1\n").unwrap();
     let state = StateDir::claim(&Place::named(&dir)).unwrap();
     assert_eq!(state.entries().unwrap().len(), 2);
-    let aside = state.new_refused().unwrap();
+    let aside = state.new_quarantine().unwrap();
     fs::write(aside.join("evidence"), "").unwrap();
+    // An earlier version called them so.
+    fs::create_dir(dir.join("refused-1")).unwrap();
+    fs::write(dir.join("refused-1/evidence"), "").unwrap();
     assert_eq!(state.entries().unwrap().len(), 2);
 
     // The files stay after a daemon whose start fails, and after one that keeps them.
     drop(state);
-    assert_eq!(fs::read_dir(&dir).unwrap().count(), 4);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 5);
     let state = StateDir::claim(&Place::named(&dir)).unwrap();
     state.set_keep(true);
     drop(state);
@@ -147,8 +150,10 @@ fn only_files_of_a_dead_daemon_are_cleared() {
     assert_eq!(state.entries().unwrap().len(), 2);
     state.set_keep(false);
     drop(state);
-    assert!(aside.join("evidence").exists(), "the daemon removes no quarantine directory");
+    for quarantine in [&aside, &dir.join("refused-1")] {
+        assert!(quarantine.join("evidence").exists(), "the daemon removes no quarantine directory");
+    }
     let state = StateDir::claim(&Place::named(&dir)).unwrap();
     assert!(state.entries().unwrap().is_empty());
-    assert_ne!(state.new_refused().unwrap(), aside);
+    assert_ne!(state.new_quarantine().unwrap(), aside);
 }

@@ -78,9 +78,11 @@ fn of_user(uid: u32) -> Vec<PathBuf> {
 }
 
 /// The directories in a state directory in which the next daemon put files that it did not trust.
-pub(crate) fn refused_in(dir: &Path) -> Vec<PathBuf> {
+///
+/// Daemons of earlier versions called them `refused-N`.
+pub(crate) fn quarantines_in(dir: &Path) -> Vec<PathBuf> {
     let mut names = names_in(dir);
-    names.retain(|name| name.starts_with("refused-"));
+    names.retain(|name| ["quarantine-", "refused-"].iter().any(|begin| name.starts_with(begin)));
     names.sort_unstable();
     names.into_iter().map(|name| dir.join(name)).collect()
 }

@@ -8,8 +8,9 @@ use relay::cli::one_line::one_line;
 use relay::layout::channel_files::LOCK_FILE;
 use relay::layout::state_file::StateFile;
 use relay::ring::reader::Reader;
+use relay::system::locks::lock_holder;
 
-use super::{Found, LeftChannel, daemon_at_work, find};
+use super::{Found, LeftChannel, find};
 use crate::error::Failure;
 use crate::output::{Output, say};
 
@@ -18,7 +19,7 @@ pub(super) fn run() -> Result<(), Failure> {
     let mut text = String::new();
     for dir in find::all() {
         describe(&dir, &mut text);
-        find::refused_in(&dir).iter().for_each(|refused| describe(refused, &mut text));
+        find::quarantines_in(&dir).iter().for_each(|quarantine| describe(quarantine, &mut text));
     }
     if text.is_empty() {
         say(
@@ -40,7 +41,7 @@ fn describe(dir: &Path, text: &mut String) {
     let is_gone =
         point.is_some_and(|point| fs::symlink_metadata(point.path()).is_err_and(|error| is_missing(&error)));
     let gone = if is_gone { "; the directory is gone" } else { "" };
-    let daemon = match daemon_at_work(&dir.join(LOCK_FILE)) {
+    let daemon = match lock_holder(&dir.join(LOCK_FILE)) {
         Some(pid) => format!("relayfsd (process {pid}) is at work"),
         None if StateFile::read(dir).is_ok_and(|state| state.is_some_and(|state| state.ended)) => {
             "relayfsd has ended".into()

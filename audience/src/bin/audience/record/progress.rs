@@ -19,8 +19,19 @@ const EVERY_ELSEWHERE: Duration = Duration::from_secs(10);
 /// Lines that have scrolled off its top cannot be overwritten.
 const LINES_MAX: usize = 16;
 
-/// A CPU, and the bytes recorded from it.
-pub(crate) type Recorded = (usize, u64);
+/// What was recorded of a CPU, or of a channel.
+#[derive(Clone, Debug)]
+pub(crate) struct Recorded {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
+    pub(crate) losses: Losses,
+}
+
+/// Returns what was recorded of each CPU.
+pub(crate) fn of_cpus(bytes: impl IntoIterator<Item = (usize, u64)>, tally: &Tally) -> Vec<Recorded> {
+    let of = |(cpu, bytes)| Recorded { name: format!("cpu{cpu}"), bytes, losses: tally.of(cpu) };
+    bytes.into_iter().map(of).collect()
+}
 
 /// Prints the reports.
 #[derive(Debug)]
@@ -50,21 +61,20 @@ impl Progress {
     }
 
     /// Prints a report.
-    pub(crate) fn report(&mut self, recorded: Vec<Recorded>, tally: &Tally) {
+    pub(crate) fn report(&mut self, recorded: Vec<Recorded>) {
         let time = self.last.0.elapsed();
-        let before = |cpu| self.last.1.iter().find(|(c, _)| *c == cpu).map_or(0, |(_, bytes)| *bytes);
-        let grown: Vec<u64> =
-            recorded.iter().map(|(cpu, bytes)| bytes.saturating_sub(before(*cpu))).collect();
+        let before = |name: &str| self.last.1.iter().find(|of| of.name == name).map_or(0, |of| of.bytes);
+        let grown: Vec<u64> = recorded.iter().map(|of| of.bytes.saturating_sub(before(&of.name))).collect();
         let line = |bytes: u64, grown: u64, losses: Losses| {
             format!("{}, {}/s, {losses}", amount(bytes as f64), amount(grown as f64 / time.as_secs_f64()))
         };
         let mut lines = Vec::new();
         if !self.terminal || recorded.len() <= LINES_MAX {
-            for ((cpu, bytes), grown) in recorded.iter().zip(&grown) {
-                lines.push(format!("cpu{cpu}: {}", line(*bytes, *grown, tally.of(*cpu))));
+            for (of, grown) in recorded.iter().zip(&grown) {
+                lines.push(format!("{}: {}", of.name, line(of.bytes, *grown, of.losses)));
             }
         }
-        let (total, losses) = sum(&recorded, tally);
+        let (total, losses) = sum(&recorded);
         let since = self.since.elapsed().as_secs();
         lines.push(format!("total: {}, {since} s", line(total, grown.iter().sum(), losses)));
         if self.terminal {
@@ -95,16 +105,17 @@ impl Progress {
     }
 
     /// Prints the final report.
-    pub(crate) fn end(&mut self, dir: &Path, recorded: &[Recorded], tally: &Tally) {
+    pub(crate) fn end(&mut self, dir: &Path, recorded: &[Recorded]) {
         self.clear();
-        for (cpu, bytes) in recorded {
-            say(format_args!("cpu{cpu}: {bytes} bytes recorded, {}", tally.of(*cpu)));
+        for Recorded { name, bytes, losses } in recorded {
+            say(format_args!("{name}: {bytes} bytes recorded, {losses}"));
         }
-        let (total, losses) = sum(recorded, tally);
+        let (total, losses) = sum(recorded);
         say(format_args!("total: {total} bytes recorded in {}, {losses}", dir.display()));
     }
 }
 
-fn sum(recorded: &[Recorded], tally: &Tally) -> (u64, Losses) {
-    (recorded.iter().map(|(_, bytes)| bytes).sum(), recorded.iter().map(|(cpu, _)| tally.of(*cpu)).sum())
+/// Returns the sums of what was recorded.
+pub(crate) fn sum(recorded: &[Recorded]) -> (u64, Losses) {
+    (recorded.iter().map(|of| of.bytes).sum(), recorded.iter().map(|of| of.losses).sum())
 }

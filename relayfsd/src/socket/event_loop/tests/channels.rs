@@ -52,3 +52,19 @@ fn flush_answers_when_all_buffers_are_done() {
     }
     assert_eq!(daemon.registry.hold("log").unwrap().total().produced, 3);
 }
+
+/// A channel without holders and unread data goes with the CLOSE, not some time after its answer.
+#[test]
+fn channel_is_gone_when_its_close_is_answered() {
+    let daemon = Daemon::new();
+    let producer = daemon.producer();
+    for _ in 0..500 {
+        let channel = producer.open("log", "subbuf-size=64:n-subbufs=1:global", OPEN_CREATE).unwrap().channel;
+        // Its writer is done with the channel before it answers. A message that is too big leaves nothing unread.
+        producer.send(&write(channel, &messages(&[&[b'x'; 65]])).frame(WRITE_REPLY, 3));
+        assert_eq!(producer.reply(3), counts(0, 0, 1));
+        producer.send(&Close { channel }.frame(0, 4));
+        producer.done(FrameType::Close, 4);
+        assert!(daemon.registry.hold("log").is_none());
+    }
+}

@@ -141,3 +141,15 @@ fn garbage_harms_no_other_connection() {
         }
     }
 }
+
+#[test]
+fn channel_is_gone_when_its_holder_sees_the_hang_up() {
+    let daemon = Daemon::new();
+    for _ in 0..500 {
+        let (producer, _) = daemon.producer_with("log", "subbuf-size=64:n-subbufs=1:global");
+        producer.send(&Hello { min_version: 1, max_version: 1, features: 0 }.frame(0, 1));
+        producer.dropped(1, Errno::EPROTO, "a second HELLO");
+        assert!(daemon.registry.hold("log").is_none());
+        assert_eq!(daemon.registry.connections().0, 0);
+    }
+}

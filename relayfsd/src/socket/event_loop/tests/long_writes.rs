@@ -3,7 +3,7 @@
 use super::*;
 
 /// Returns the frames of one message, with `room` bytes in each.
-fn long_frames(channel: u32, message: &[u8], room: usize, flags: u16, id: u32) -> Vec<Vec<u8>> {
+pub(super) fn long_frames(channel: u32, message: &[u8], room: usize, flags: u16, id: u32) -> Vec<Vec<u8>> {
     let bytes = messages(&[message]);
     let pieces: Vec<_> = bytes.chunks(room).collect();
     let last = pieces.len() - 1;

@@ -1,9 +1,12 @@
 //! Messages that fit a frame: checked, counted, waiting, and written for dead producers too.
 
+use std::sync::mpsc::{self, Sender};
+
 use nix::sys::socket::{Shutdown, shutdown};
 
 use super::*;
-use crate::writers::reset_all;
+use crate::channel::{Channel, ChannelRef};
+use crate::writers::{Job, reset_all};
 
 #[test]
 fn messages_and_losses_are_counted() {
@@ -134,19 +137,32 @@ fn many_producers_share_one_writer() {
     daemon.await_counts("log", 8 * FRAMES * 1000, 0);
 }
 
+/// A client that has the answer may remove the channel.
 #[test]
-fn stop_takes_the_frames_in_the_sockets() {
-    let mut daemon = Daemon::new();
-    let (producer, channel) = daemon.producer_with("log", "subbuf-size=64K:n-subbufs=2:overwrite:global");
-    let mut sent = 0;
-    while sent < 2000
-        && producer.try_send(&write(channel, &messages(&[b"x"])).frame(0, 3), MsgFlags::MSG_DONTWAIT).is_ok()
-    {
-        sent += 1;
+fn writer_lets_go_of_a_channel_before_it_answers() {
+    type Answer = Sender<bool>;
+    type MakeJob = fn(ChannelRef, &Arc<Channel>, Answer) -> Job;
+    fn telling<R>(channel: &Arc<Channel>, answer: Answer) -> Box<dyn FnOnce(R) + Send> {
+        let channel = Arc::clone(channel);
+        Box::new(move |_| answer.send(channel.is_held()).unwrap())
     }
-    let held = daemon.registry.hold("log").unwrap();
-    daemon.server.take().unwrap().stop();
-    daemon.await_counts("log", sent, 0);
-    assert_eq!(producer.receive(), None);
-    drop(held);
+    let jobs: [MakeJob; 5] = [
+        |channel, held, answer| {
+            let done = telling(held, answer);
+            Job::Message { channel, cpu: 0, bytes: b"x".to_vec(), is_own: false, done }
+        },
+        |channel, held, answer| Job::FlushUnread { done: telling(held, answer), channel, cpu: 0 },
+        |channel, held, answer| Job::Flush { done: telling(held, answer), channel, cpu: 0 },
+        |channel, held, answer| Job::Reset { done: telling(held, answer), channel, cpu: 0 },
+        |channel, held, answer| Job::Close { done: telling(held, answer), channel, cpu: 0 },
+    ];
+    let daemon = Daemon::new();
+    let spec = "subbuf-size=64:n-subbufs=2:global".parse().unwrap();
+    daemon.registry.open_permanent(&"log".parse().unwrap(), spec).unwrap();
+    let channel = &daemon.registry.all()[0];
+    for (number, job) in jobs.into_iter().enumerate() {
+        let (answer, is_held) = mpsc::channel();
+        daemon.writers.submit_now(job(daemon.registry.hold("log").unwrap(), channel, answer));
+        assert!(!is_held.recv_timeout(PATIENCE).unwrap(), "job {number}");
+    }
 }

@@ -1,0 +1,6 @@
+//! Options that both programs have.
+
+pub mod show;
+pub mod when;
+
+pub use show::Show;

@@ -1,0 +1,52 @@
+//! Why reading a stream ends early.
+
+use audience_common::error as common;
+use thiserror::Error;
+
+/// Why reading a stream ends early.
+#[derive(Debug, Error)]
+pub(crate) enum Failure {
+    /// Printing or recording failed.
+    #[error(transparent)]
+    Common(#[from] common::Failure),
+    /// A connection cannot be prepared.
+    #[error(transparent)]
+    Server(Box<crate::error::Failure>),
+    /// The server cannot be reached, or does not let us in.
+    #[error("cannot read from {server}: {reason}")]
+    Connect {
+        /// Addresses of the servers.
+        server: String,
+        /// Why.
+        reason: String,
+    },
+    /// There is no such stream.
+    #[error(
+        "{server} has no stream '{stream}': relay-forward --to {server} --create makes it, --stream names another"
+    )]
+    NoStream {
+        /// Addresses of the servers.
+        server: String,
+        /// Name of the stream.
+        stream: String,
+    },
+    /// Nothing in the stream is what the options ask for.
+    #[error("{0}")]
+    Nothing(String),
+    /// Raw channels have bytes, and no records.
+    #[error("{0}")]
+    Raw(String),
+    /// Another recorder holds the directory.
+    #[error("cannot record into {}: another recorder writes there", .0.display())]
+    RecorderAtWork(std::path::PathBuf),
+    /// Some messages could not be used.
+    #[error("{0} messages of the stream are refused or incomplete, see above; the rest was read")]
+    Refused(u64),
+}
+
+impl Failure {
+    /// A failure of a system call.
+    pub(crate) fn system(what: &'static str, source: impl Into<std::io::Error>) -> Failure {
+        common::Failure::system(what, source).into()
+    }
+}

@@ -1,0 +1,185 @@
+//! `--to`: forwards channels into a stream.
+//!
+//! ```text
+//! channel.rs    a channel: takes sub-buffers, gives them back when they are stored
+//! source.rs     its buffers, mapped, and its files
+//! bell.rs       waits for a finished sub-buffer
+//! packets.rs    packets of a timed channel, and the texts that belong to them
+//! lane.rs       a subject: each body is stored behind the last one, once
+//! link.rs       the stream: one message, the last message of a subject
+//! troubles.rs   what is said
+//! ```
+//!
+//! One thread does all: it waits for the server most of the time, and calls to the daemon are short.
+
+mod bell;
+mod channel;
+mod lane;
+mod link;
+mod packets;
+mod source;
+mod troubles;
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use relay::ChannelName;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::{Id, JoinSet, LocalSet};
+use tokio::time::{sleep, timeout};
+
+use self::channel::{Job, forward};
+use self::link::{Link, NoStream, Pauses};
+use self::troubles::Troubles;
+use crate::error::Failure;
+use crate::options::{Options, Servers};
+use crate::output::say;
+use crate::server;
+
+/// Time between two looks at the list of channels.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Longest time for acknowledgements after a signal.
+const END_MAX: Duration = Duration::from_secs(5);
+/// Requests that may wait to be written, beside those of the window.
+const SPARE_REQUESTS: usize = 64;
+
+/// Forwards until a signal, or an error that trying again does not mend.
+pub(crate) fn run(servers: &Servers, options: &Options) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::system("start", error))?;
+    let result = LocalSet::new().block_on(&runtime, begin(servers, options));
+    // A lookup of names may hang in a thread.
+    runtime.shutdown_background();
+    result
+}
+
+async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
+    let mut signals = Vec::new();
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        signals.push(signal(kind).map_err(|error| Failure::system("wait for signals", error))?);
+    }
+    let (stopper, stop) = watch::channel(false);
+    tokio::task::spawn_local(async move {
+        let [first, second] = signals.as_mut_slice() else { return };
+        tokio::select! {
+            _ = first.recv() => {}
+            _ = second.recv() => {}
+        }
+        stopper.send_replace(true);
+    });
+    let host = match &options.host {
+        Some(host) => host.clone(),
+        None => server::hostname()?,
+    };
+    let troubles = Arc::new(Troubles::new(servers.to_string()));
+    let listener = Arc::clone(&troubles);
+    let capacity = options.send.window.saturating_add(SPARE_REQUESTS);
+    let client =
+        server::connect(servers, &options.server, capacity, move |event| listener.event(&event)).await?;
+    let replicas = options.send.create.then_some(options.send.replicas);
+    let link = Rc::new(Link::new(client, &options.stream, replicas, troubles).await?);
+    // From here on it waits for whatever is missing.
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        say(format_args!("cannot notify the service manager: {error}"));
+    }
+    let mut stopped = stop.clone();
+    tokio::select! {
+        prepared = prepare(&link) => prepared?,
+        _ = stopped.wait_for(|stop| *stop) => return Ok(()),
+    }
+    let job = Rc::new(Job {
+        link,
+        mount: options.send.mount.clone(),
+        host,
+        flush_interval: options.send.flush_interval.0,
+        window: Arc::new(Semaphore::new(options.send.window)),
+        stop,
+    });
+    let mut channels = Channels { job, running: BTreeMap::new(), tasks: JoinSet::new() };
+    channels.run(&options.channel).await?;
+    // What is on the way then is stored or not; the next start finds out.
+    timeout(END_MAX, channels.end()).await.unwrap_or(Ok(()))
+}
+
+/// Waits for the stream. Fails if it does not exist.
+async fn prepare(link: &Link) -> Result<(), Failure> {
+    let mut pauses = Pauses::default();
+    loop {
+        link.troubles.until(true).await;
+        match link.prepare().await {
+            Ok(()) => {
+                link.troubles.clear(&link.name);
+                return Ok(());
+            }
+            Err(NoStream::Missing(why)) => return Err(Failure::NoStream(why)),
+            Err(NoStream::Trouble(why)) => link.troubles.set(&link.name, &why),
+        }
+        pauses.pause().await;
+    }
+}
+
+/// The channels that are forwarded.
+struct Channels {
+    job: Rc<Job>,
+    running: BTreeMap<ChannelName, Id>,
+    tasks: JoinSet<Result<(), Failure>>,
+}
+
+impl Channels {
+    /// Forwards these channels, or all, also later ones. Returns when the job is stopped.
+    async fn run(&mut self, only: &[ChannelName]) -> Result<(), Failure> {
+        let mut stop = self.job.stop.clone();
+        while !*stop.borrow() {
+            let names = if only.is_empty() { self.list() } else { only.to_vec() };
+            for name in names {
+                if !self.running.contains_key(&name) {
+                    let work = forward(Rc::clone(&self.job), name.clone(), only.is_empty());
+                    self.running.insert(name, self.tasks.spawn_local(work).id());
+                }
+            }
+            tokio::select! {
+                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended)?,
+                () = sleep(LOOK_AGAIN) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for the end of all channels.
+    async fn end(&mut self) -> Result<(), Failure> {
+        while let Some(ended) = self.tasks.join_next_with_id().await {
+            self.ended(ended)?;
+        }
+        Ok(())
+    }
+
+    fn ended(
+        &mut self,
+        ended: Result<(Id, Result<(), Failure>), tokio::task::JoinError>,
+    ) -> Result<(), Failure> {
+        let (id, result) = ended.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+        self.running.retain(|_, running| *running != id);
+        result
+    }
+
+    /// Returns the channels that there are.
+    fn list(&self) -> Vec<ChannelName> {
+        let (mount, troubles) = (&self.job.mount, &self.job.link.troubles);
+        let what = mount.display().to_string();
+        match source::channels(mount) {
+            Ok(names) => {
+                troubles.clear(&what);
+                names
+            }
+            Err(error) => {
+                troubles.set(&what, &format!("no channels on {what}: {error}; waiting for relayfs there"));
+                Vec::new()
+            }
+        }
+    }
+}

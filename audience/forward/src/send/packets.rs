@@ -1,0 +1,226 @@
+//! Packets of a timed channel, and the texts that say what they mean, which must be in the stream before them.
+
+use std::io;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use audience_common::note::newest_stamp;
+use bytes::Bytes;
+use relay::ChannelName;
+use relay::clock::{Anchor, Timeline};
+use relay::trace::definition::Definitions;
+use relay::trace::event::{Cause, id};
+use relay::trace::metadata::Metadata;
+use relay::trace::packet::{HEADER_LEN, Losses, PacketHeader, PacketMaker, SubBuffer};
+use relay::trace::record::Records;
+
+use super::lane::Lane;
+use super::link::Link;
+use super::source::Files;
+use crate::error::Failure;
+use crate::message::{ANCHORS_MAX, Headers, Kind, Meaning, Part, Subject};
+
+/// Shortest time between two looks at clock and processes.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// Bytes of packets after which the texts are sent again, for streams that drop the oldest messages.
+const AGAIN_BYTES: u64 = 64 << 20;
+/// Time after which the texts are sent again.
+const AGAIN_TIME: Duration = Duration::from_secs(600);
+
+/// A text of the channel, and its subject.
+struct Text {
+    lane: Lane,
+    text: String,
+    /// Sequence of the first message with the text, once it is stored.
+    sequence: Option<u64>,
+}
+
+/// What a timed channel's packets mean.
+pub(crate) struct Packets {
+    files: Files,
+    instance: u64,
+    metadata: Text,
+    processes: Text,
+    definitions: Definitions,
+    timeline: Timeline,
+    looked: Instant,
+    /// Bytes of packets since the texts were sent, and when that was.
+    since: (u64, Instant),
+    cause: Cause,
+}
+
+impl Packets {
+    /// Reads what the daemon says about a channel.
+    pub(crate) fn begin(
+        link: &Rc<Link>,
+        files: Files,
+        (host, channel): (&str, &ChannelName),
+        instance: u64,
+        overwrites: bool,
+    ) -> io::Result<Packets> {
+        let text = |kind| {
+            let subject = Subject { host: host.to_owned(), channel: channel.clone(), kind };
+            Text { lane: Lane::new(link, &subject, instance), text: String::new(), sequence: None }
+        };
+        let mut packets = Packets {
+            instance,
+            metadata: text(Kind::Metadata),
+            processes: text(Kind::Processes),
+            definitions: Definitions::new(),
+            timeline: files.read("clock")?.parse().map_err(io::Error::other)?,
+            looked: Instant::now(),
+            since: (0, Instant::now()),
+            // In overwrite mode there is always room.
+            cause: if overwrites { Cause::Contended } else { Cause::Full },
+            files,
+        };
+        packets.processes.set(packets.files.read("processes").unwrap_or_default());
+        packets.read_metadata()?;
+        Ok(packets)
+    }
+
+    /// Whether the packets are of this channel.
+    pub(crate) fn are_of(&self, instance: u64) -> bool {
+        self.instance == instance
+    }
+
+    /// Reads the dictionary again if the records have an event that is not in it. False: it is still not in it.
+    pub(crate) fn learn(&mut self, records: &[u8]) -> bool {
+        self.knows(records) || self.read_metadata().is_ok() && self.knows(records)
+    }
+
+    fn knows(&self, records: &[u8]) -> bool {
+        let mut records = Records::new(records).map_while(Result::ok);
+        records.all(|record| record.id < id::BUILTINS || self.definitions.get(record.id).is_some())
+    }
+
+    /// Returns the packet of a sub-buffer, and its anchors.
+    pub(crate) fn make(
+        &mut self,
+        maker: &mut PacketMaker,
+        number: u64,
+        losses: Losses,
+        records: &[u8],
+    ) -> (Vec<u8>, Timeline) {
+        self.look();
+        let newest = newest_stamp(&self.timeline);
+        let subbuf = SubBuffer { number, losses, newest, cause: self.cause, records };
+        let mut packet = Vec::with_capacity(HEADER_LEN + records.len() + 64);
+        maker.packet(&subbuf, &self.definitions, &mut packet);
+        let header = packet.first_chunk().and_then(|header| PacketHeader::decode(header, 0).ok());
+        let span = header.map_or((0, u64::MAX), |header| (header.begin, header.end));
+        (packet, around(&self.timeline, span))
+    }
+
+    /// Sends the texts that a packet of this length needs, as far as they are not in the stream.
+    pub(crate) async fn send_texts(&mut self, len: usize, timeline: Timeline) -> Result<Meaning, Failure> {
+        let (bytes, at) = &mut self.since;
+        *bytes = bytes.saturating_add(len as u64);
+        if *bytes >= AGAIN_BYTES || at.elapsed() >= AGAIN_TIME {
+            self.since = (0, Instant::now());
+            (self.metadata.sequence, self.processes.sequence) = (None, None);
+        }
+        let dictionary = self.metadata.send(self.instance).await?;
+        let processes = match self.processes.text.is_empty() {
+            true => None,
+            false => Some(self.processes.send(self.instance).await?),
+        };
+        Ok(Meaning { timeline, dictionary, processes })
+    }
+
+    /// Keeps up with clock and processes. Without a daemon, what was known last stays.
+    fn look(&mut self) {
+        if self.looked.elapsed() < LOOK_AGAIN {
+            return;
+        }
+        self.looked = Instant::now();
+        if let Some(timeline) = self.files.read("clock").ok().and_then(|text| text.parse().ok()) {
+            self.timeline = timeline;
+        }
+        if let Ok(processes) = self.files.read("processes") {
+            self.processes.set(processes);
+        }
+    }
+
+    fn read_metadata(&mut self) -> io::Result<()> {
+        let text = self.files.read("metadata")?;
+        let (_, events) = Metadata::parse(&text).map_err(io::Error::other)?;
+        self.definitions = events.definitions;
+        self.metadata.set(text);
+        Ok(())
+    }
+}
+
+impl Text {
+    fn set(&mut self, text: String) {
+        if text != self.text {
+            (self.text, self.sequence) = (text, None);
+        }
+    }
+
+    async fn send(&mut self, instance: u64) -> Result<u64, Failure> {
+        if let Some(sequence) = self.sequence {
+            return Ok(sequence);
+        }
+        let last = self.lane.last().await?;
+        let number = last.of(instance).map_or(0, |last| last.number.wrapping_add(1));
+        let headers = Headers { instance, number, part: Part::WHOLE, sub_buffer: None };
+        let sequence = self.lane.put(&headers, &Bytes::from(self.text.clone())).await?;
+        self.sequence = Some(sequence);
+        Ok(sequence)
+    }
+}
+
+/// Returns the timeline with some of its anchors: those around these stamps, and two at least, for the rate.
+fn around(timeline: &Timeline, (begin, end): (u64, u64)) -> Timeline {
+    let anchors: Vec<Anchor> = timeline.anchors().copied().collect();
+    let last =
+        anchors.partition_point(|anchor| anchor.ticks < end).max(1).min(anchors.len().saturating_sub(1));
+    let first = anchors.partition_point(|anchor| anchor.ticks <= begin).saturating_sub(1);
+    let first = first.min(last.saturating_sub(1));
+    let steps = ANCHORS_MAX - 1;
+    let chosen: Vec<Anchor> = match anchors.get(first..=last) {
+        Some(few) if few.len() <= ANCHORS_MAX => few.to_vec(),
+        Some(many) => (0..=steps).map(|n| many[n * (many.len() - 1) / steps]).collect(),
+        None => anchors,
+    };
+    Timeline::new(timeline.clock(), timeline.ticks_per_second(), &chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use relay::clock::Clock;
+
+    use super::*;
+
+    #[test]
+    fn anchors_are_those_around_the_packet() {
+        let anchor = |second: u64| {
+            let ticks = second * 1_000_000_000;
+            Anchor { ticks, monotonic: ticks, realtime: 5 + ticks, boottime: ticks, epoch: 0 }
+        };
+        let all: Vec<Anchor> = (1..=20).map(anchor).collect();
+        let timeline = Timeline::new(Clock::Monotonic, 1_000_000_000, &all);
+        for (span, expected) in [
+            ((0, 0), &[1, 2][..]),
+            ((500_000_000, 700_000_000), &[1, 2]),
+            ((1_500_000_000, 1_600_000_000), &[1, 2]),
+            ((2_000_000_000, 2_000_000_000), &[1, 2]),
+            ((2_500_000_000, 3_500_000_000), &[2, 3, 4]),
+            ((2_500_000_000, 19_500_000_000), &[2, 8, 14, 20]),
+            ((30_000_000_000, 40_000_000_000), &[19, 20]),
+            ((5_500_000_000, u64::MAX), &[5, 10, 15, 20]),
+        ] {
+            let around = around(&timeline, span);
+            let seconds: Vec<u64> = around.anchors().map(|anchor| anchor.ticks / 1_000_000_000).collect();
+            assert_eq!(
+                seconds.first().zip(seconds.last()),
+                expected.first().zip(expected.last()),
+                "{span:?}"
+            );
+            assert_eq!(seconds, expected, "{span:?}");
+        }
+        let alone = Timeline::new(Clock::Monotonic, 1_000_000_000, &all[..1]);
+        assert_eq!(around(&alone, (5, 6)).anchors().count(), 1);
+    }
+}

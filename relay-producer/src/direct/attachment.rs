@@ -1,0 +1,175 @@
+//! The writers of a timed channel's records: the process's number, and the table of threads.
+//!
+//! A direct writer looks, for each record, at its thread's word in the shared table, and stores it if another thread's
+//! is there. The process's number comes from the daemon, for one connection of one process. A forked child has none
+//! until it has its own connection: [`ThisThread::generation`] tells it from its parent.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use relay::clock::{Anchor, Clock};
+use relay::ring::buffer::Buffer;
+use relay::system::thread_id::ThisThread;
+
+/// What this process is to a timed channel whose buffers it has mapped.
+#[derive(Debug)]
+pub(crate) struct Attachment {
+    /// `generation << 32 | number of the process`; the number is 0 if it is not known.
+    owner: AtomicU64,
+    /// Generation whose clock is not the channel's; 0 for none.
+    refused: AtomicU32,
+}
+
+/// Whether a thread may write directly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Introduced {
+    /// It may.
+    Known,
+    /// It may, and is the first of a forked child.
+    Child,
+    /// Its clock is not the channel's, or it may not read it.
+    Refused,
+}
+
+impl Attachment {
+    pub(crate) fn new(process: u32) -> Attachment {
+        let attachment = Attachment::none();
+        attachment.renew(process);
+        attachment
+    }
+
+    /// Returns a placeholder for a raw channel.
+    pub(crate) fn none() -> Attachment {
+        Attachment { owner: AtomicU64::new(0), refused: AtomicU32::new(0) }
+    }
+
+    /// Notes the number that this process has got.
+    pub(crate) fn renew(&self, process: u32) {
+        let generation = u64::from(ThisThread::find().generation());
+        // Relaxed, as all accesses here: the word is complete in itself, and a late look costs another one.
+        self.owner.store(generation << 32 | u64::from(process), Ordering::Relaxed);
+    }
+
+    /// Returns whether a thread of this generation may write, if it may read the clock.
+    /// Then `tid` has its word in the table.
+    #[inline(always)]
+    pub(crate) fn knows(&self, generation: u32, tid: u32, buffer: &Buffer) -> bool {
+        let owner = self.owner.load(Ordering::Relaxed);
+        let process = owner as u32;
+        match buffer.threads() {
+            Some(threads) if (owner >> 32) as u32 == generation && process != 0 => {
+                threads.note(tid, process);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Looks whether a thread may write, and puts `tid` into the table.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn introduce(&self, this: ThisThread, tid: u32, buffer: &Buffer) -> Introduced {
+        if !this.may_read_tsc() {
+            return Introduced::Refused;
+        }
+        let mut introduced = Introduced::Known;
+        let mut owner = self.owner.load(Ordering::Relaxed);
+        if (owner >> 32) as u32 != this.generation() {
+            // A child may be in another time namespace than its parent.
+            let is_refused = self.refused.load(Ordering::Relaxed) == this.generation();
+            if is_refused || why_other_clock(buffer).is_some() {
+                self.refused.store(this.generation(), Ordering::Relaxed);
+                return Introduced::Refused;
+            }
+            let child = u64::from(this.generation()) << 32;
+            owner = match self.owner.compare_exchange(owner, child, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => {
+                    introduced = Introduced::Child;
+                    child
+                }
+                Err(other) => other,
+            };
+        }
+        let process = owner as u32;
+        if let (Some(threads), 1..) = (buffer.threads(), process) {
+            threads.note(tid, process);
+        }
+        introduced
+    }
+
+    /// Puts `tid` into the table, if this process has a number.
+    pub(crate) fn note(&self, tid: u32, buffer: &Buffer) {
+        self.knows(ThisThread::find().generation(), tid, buffer);
+    }
+}
+
+/// Returns why this process cannot stamp a channel's records, if it cannot.
+pub(crate) fn why_other_clock(buffer: &Buffer) -> Option<String> {
+    let clock = buffer.clock()?;
+    if !ThisThread::find().may_read_tsc() {
+        return Some("this thread may not read the time stamp counter: see PR_SET_TSC in prctl(2)".into());
+    }
+    // Of the clocks of channels, CLOCK_MONOTONIC alone differs between time namespaces.
+    if clock != Clock::Monotonic {
+        return None;
+    }
+    let theirs = buffer.anchors()?.read().last().copied()?;
+    let ours = Anchor::take(Clock::Monotonic);
+    let seconds = Duration::from_nanos(ours.apart(&theirs)?).as_secs();
+    Some(format!(
+        "CLOCK_MONOTONIC here is not the daemon's, {seconds} s apart: another time namespace, or a clock that was set"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use relay::GeometrySpec;
+    use relay::layout::abi::Anchors;
+
+    use super::*;
+
+    fn buffer(clock: Clock) -> Buffer {
+        let geometry = "timed".parse::<GeometrySpec>().unwrap().build().unwrap();
+        Buffer::anonymous_with_clock(geometry, 0, clock).unwrap()
+    }
+
+    #[test]
+    fn clock_of_another_time_namespace_is_known_by_the_anchors() {
+        let buffer = buffer(Clock::Monotonic);
+        assert_eq!(why_other_clock(&buffer), None, "no anchor, no doubt");
+        let (mut anchors, table) = (Anchors::default(), buffer.anchors().unwrap());
+        let mut add = |apart: u64| {
+            let own = Anchor::take(Clock::Monotonic);
+            let theirs = own.monotonic + apart;
+            assert!(anchors.add(table, Anchor { ticks: theirs, monotonic: theirs, ..own }));
+            why_other_clock(&buffer)
+        };
+        assert_eq!(add(0), None);
+        assert_eq!(add(900_000_000), None);
+        let why = add(5_000_000_000).unwrap();
+        assert!(why.contains("is not the daemon's") && why.contains("another time namespace"), "{why}");
+        let tsc = self::buffer(Clock::Tsc);
+        assert!(Anchors::default().add(tsc.anchors().unwrap(), Anchor { ticks: 1, ..Anchor::default() }));
+        assert_eq!(why_other_clock(&tsc), None, "the counter is the same everywhere");
+    }
+
+    #[test]
+    fn thread_is_noted_once_its_process_has_a_number() {
+        let (buffer, attachment) = (buffer(Clock::Tsc), Attachment::new(0));
+        let (this, threads) = (ThisThread::find(), buffer.threads().unwrap());
+        assert!(!attachment.knows(this.generation(), this.id(), &buffer));
+        assert_eq!(attachment.introduce(this, this.id(), &buffer), Introduced::Known);
+        assert_eq!(threads.process_of(this.id()), None);
+        attachment.renew(7);
+        assert!(attachment.knows(this.generation(), this.id(), &buffer));
+        assert_eq!(threads.process_of(this.id()), Some(7));
+        attachment.note(12345, &buffer);
+        assert_eq!(threads.process_of(12345), Some(7));
+        // As in a forked child, whose parent had that number.
+        attachment.owner.store(u64::from(u32::MAX) << 32 | 7, Ordering::Relaxed);
+        assert!(!attachment.knows(this.generation(), this.id(), &buffer));
+        assert_eq!(attachment.introduce(this, this.id(), &buffer), Introduced::Child);
+        assert_eq!(attachment.introduce(this, this.id(), &buffer), Introduced::Known);
+        assert_eq!(attachment.owner.load(Ordering::Relaxed) as u32, 0);
+    }
+}

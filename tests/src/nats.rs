@@ -1,0 +1,178 @@
+//! A NATS server for a test, and a client that publishes whatever a test wants.
+//!
+//! The client speaks the protocol itself. So it can also publish what no library would.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::{DEADLINE, Process, eventually, tool};
+
+/// A server with JetStream and a temporary store.
+#[derive(Debug)]
+pub struct NatsServer {
+    process: Process,
+    dir: TempDir,
+    port: u16,
+}
+
+impl NatsServer {
+    /// Starts a server on a free port. `args` are further options.
+    #[track_caller]
+    pub fn start(args: &[&str]) -> NatsServer {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let process = NatsServer::run(&dir, "-1", args);
+        let mut server = NatsServer { process, dir, port: 0 };
+        server.port = server.wait_for_port();
+        server
+    }
+
+    fn run(dir: &TempDir, port: &str, args: &[&str]) -> Process {
+        let path = |name: &str| dir.path().join(name);
+        let mut command = tool("nats-server", "nats-server");
+        command.args(["-a", "127.0.0.1", "-p", port, "--jetstream", "-sd"]).arg(path("store"));
+        command.arg("--ports_file_dir").arg(dir.path()).arg("--log").arg(path("log")).args(args);
+        Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
+    }
+
+    /// Waits until the server says where it listens.
+    #[track_caller]
+    fn wait_for_port(&mut self) -> u16 {
+        let file = self.dir.path().join(format!("nats-server_{}.ports", self.process.pid()));
+        let mut port = None;
+        eventually("a port of nats-server", || {
+            assert!(self.process.is_running(), "nats-server has ended: {}", self.log());
+            let text = fs::read_to_string(&file).unwrap_or_default();
+            let after = text.split("nats://127.0.0.1:").nth(1);
+            port = after.and_then(|rest| rest.split('"').next()?.parse().ok());
+            port.is_some()
+        });
+        port.expect("set above")
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// The server's URL.
+    pub fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    /// The directory of its store.
+    pub fn store(&self) -> PathBuf {
+        self.dir.path().join("store")
+    }
+
+    /// Kills the server.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::SIGKILL);
+        self.process.wait();
+    }
+
+    /// Starts the server again, on the same port and with the same store.
+    #[track_caller]
+    pub fn restart(&mut self, args: &[&str]) {
+        self.process = NatsServer::run(&self.dir, &self.port.to_string(), args);
+        assert_eq!(self.wait_for_port(), self.port);
+    }
+
+    /// Returns a client.
+    #[track_caller]
+    pub fn client(&self) -> NatsClient {
+        NatsClient::connect(self.port)
+    }
+}
+
+/// A client of the plain protocol.
+#[derive(Debug)]
+pub struct NatsClient {
+    stream: BufReader<TcpStream>,
+}
+
+impl NatsClient {
+    #[track_caller]
+    fn connect(port: u16) -> NatsClient {
+        let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection to nats-server");
+        stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        let mut client = NatsClient { stream: BufReader::new(stream) };
+        assert!(client.line().starts_with("INFO "));
+        client
+            .send(b"CONNECT {\"verbose\":false,\"headers\":true,\"no_responders\":true}\r\nSUB answer 1\r\n");
+        client
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        self.stream.get_mut().write_all(bytes).expect("writing to nats-server");
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).expect("a line of nats-server");
+        line
+    }
+
+    /// Waits for the next message of our subscription; returns its body.
+    #[track_caller]
+    fn answer(&mut self) -> String {
+        loop {
+            let line = self.line();
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words.first().copied() {
+                Some("PING") => self.send(b"PONG\r\n"),
+                Some("MSG" | "HMSG") => {
+                    let len: usize = words.last().expect("a length").parse().expect("a length");
+                    let mut body = vec![0; len + 2];
+                    self.stream.read_exact(&mut body).expect("a body");
+                    return String::from_utf8_lossy(&body).trim_end().to_owned();
+                }
+                Some("INFO" | "PONG") => {}
+                _ => panic!("nats-server says {line:?}"),
+            }
+        }
+    }
+
+    /// Asks the server, and returns its answer.
+    #[track_caller]
+    pub fn request(&mut self, subject: &str, body: &str) -> String {
+        self.send(format!("PUB {subject} answer {}\r\n{body}\r\n", body.len()).as_bytes());
+        self.answer()
+    }
+
+    /// Creates a stream for the subjects `NAME.>`. `more` are further fields, each behind a comma.
+    #[track_caller]
+    pub fn create_stream(&mut self, name: &str, more: &str) {
+        let body = format!("{{\"name\":\"{name}\",\"subjects\":[\"{name}.>\"],\"storage\":\"file\"{more}}}");
+        let answer = self.request(&format!("$JS.API.STREAM.CREATE.{name}"), &body);
+        assert!(!answer.contains("\"error\""), "{answer}");
+    }
+
+    /// Publishes a message; returns its sequence in the stream.
+    #[track_caller]
+    pub fn publish(&mut self, subject: &str, headers: &[(&str, &str)], body: &[u8]) -> u64 {
+        let lines: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        self.publish_with(subject, format!("NATS/1.0\r\n{lines}\r\n").as_bytes(), body)
+    }
+
+    /// Publishes a message whose headers are these bytes.
+    #[track_caller]
+    pub fn publish_with(&mut self, subject: &str, headers: &[u8], body: &[u8]) -> u64 {
+        let (len, total) = (headers.len(), headers.len() + body.len());
+        self.send(format!("HPUB {subject} answer {len} {total}\r\n").as_bytes());
+        self.send(headers);
+        self.send(body);
+        self.send(b"\r\n");
+        let answer = self.answer();
+        let sequence = answer.split("\"seq\":").nth(1).and_then(|rest| {
+            let digits = rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?;
+            digits.parse().ok()
+        });
+        sequence.unwrap_or_else(|| panic!("{subject} is not stored: {answer}"))
+    }
+}

@@ -1,0 +1,125 @@
+//! The man pages, and the completions of shells.
+
+use std::fs;
+use std::path::PathBuf;
+
+use relayfs_tests::{run, stdout_of, text, tool, workspace};
+
+fn pages() -> Vec<PathBuf> {
+    let entries = fs::read_dir(workspace().join("manual/man")).expect("the man pages");
+    let mut pages: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    pages.sort();
+    assert!(pages.len() > 9, "{pages:?}");
+    pages
+}
+
+#[test]
+fn pages_are_clean() {
+    let output = run(tool("mandoc", "mandoc").arg("-Tlint").args(pages()));
+    assert!(output.status.success() && output.stdout.is_empty(), "{}", text(&output.stdout));
+}
+
+/// A person who looks for any of these finds it.
+#[test]
+fn pages_have_their_sections() {
+    for page in pages() {
+        let shown = text(&stdout_of(tool("mandoc", "mandoc").args(["-Tascii", "-O", "width=78"]).arg(&page)));
+        // Bold letters are struck twice.
+        let mut plain = String::new();
+        for c in shown.chars() {
+            if c == '\u{8}' {
+                plain.pop();
+            } else {
+                plain.push(c);
+            }
+        }
+        let section = page.extension().and_then(|end| end.to_str()).expect("a section");
+        let wanted: &[&str] = match section {
+            "1" | "8" => &["NAME", "SYNOPSIS", "OPTIONS", "EXIT STATUS", "EXAMPLES", "SEE ALSO"],
+            _ => &["NAME", "DESCRIPTION", "FILES", "EXAMPLES", "SEE ALSO"],
+        };
+        for heading in wanted {
+            assert!(plain.lines().any(|line| line == *heading), "{}: {heading}", page.display());
+        }
+        assert!(plain.lines().all(|line| line.chars().count() <= 80), "{}", page.display());
+    }
+}
+
+/// Every page that a page names exists.
+#[test]
+fn pages_refer_to_pages() {
+    let names: Vec<String> =
+        pages().iter().filter_map(|page| Some(page.file_name()?.to_str()?.to_owned())).collect();
+    for page in pages() {
+        let source = fs::read_to_string(&page).expect("a page");
+        for line in source.lines().filter_map(|line| line.strip_prefix(".BR ")) {
+            let line = line.replace('\\', "");
+            let Some((name, section)) = line.split_once(" (").map(|(name, rest)| (name, &rest[..1])) else {
+                continue;
+            };
+            let is_ours = ["relay", "audience"].iter().any(|begin| name.starts_with(begin));
+            let is_page = section.bytes().all(|byte| byte.is_ascii_digit());
+            assert!(
+                !is_ours || !is_page || names.contains(&format!("{name}.{section}")),
+                "{}: {line}",
+                page.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn bash_completes() {
+    let script = r#"
+        for name in relayfsd relay-producer audience; do . ./$name.bash; done
+        complete_word() {
+            COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
+            local words=($(complete -p "$1")) function= i
+            for i in "${!words[@]}"; do [ "${words[i]}" = -F ] && function=${words[i + 1]}; done
+            $function "$1" "${@: -1}" "${@: -2:1}"; echo "${COMPREPLY[@]}"
+        }
+        complete_word relayfsd --subb; complete_word relayfsd doctor --st
+        complete_word relay-producer --wait-m; complete_word audience record --rotate-s
+    "#;
+    let completed = stdout_of(
+        tool("bash", "bash")
+            .args(["--norc", "-euc", script])
+            .current_dir(workspace().join("manual/completions")),
+    );
+    assert_eq!(text(&completed), "--subbuf-size\n--state-dir\n--wait-mount\n--rotate-size\n");
+}
+
+/// The shell's own function offers what the file describes: here a stand-in prints that.
+#[test]
+fn zsh_completes() {
+    let script = r#"
+        autoload -Uz compinit; compinit -u -D
+        fpath=($PWD $fpath)
+        _arguments() { print -rl -- "$@"; }
+        for name in relayfsd relay-producer audience; do
+            autoload -Uz _$name; words=($name ''); CURRENT=2; _$name || true
+            print "function $(whence -w _$name)"
+        done
+    "#;
+    let output = run(tool("zsh", "zsh")
+        .args(["-f", "-c", script])
+        .current_dir(workspace().join("manual/completions")));
+    let completed = text(&output.stdout);
+    for offered in ["--subbuf-size=", "--wait-mount", "--follow", "function _audience: function"] {
+        assert!(completed.contains(offered), "{offered}: {output:?}");
+    }
+}
+
+#[test]
+fn fish_completes() {
+    let script = r#"
+        for name in relayfsd relay-producer audience; source ./$name.fish; end
+        complete -C 'relayfsd --subb'; complete -C 'relay-producer --wait-m'; complete -C 'audience record --rotate-s'
+    "#;
+    let home = tempfile::tempdir().expect("a temporary directory");
+    let mut fish = tool("fish", "fish");
+    fish.args(["--no-config", "-c", script]).current_dir(workspace().join("manual/completions"));
+    let completed = text(&stdout_of(fish.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path())));
+    let offered: Vec<&str> = completed.lines().filter_map(|line| line.split('\t').next()).collect();
+    assert_eq!(offered, ["--subbuf-size", "--wait-mount", "--rotate-size"], "{completed}");
+}

@@ -1,0 +1,60 @@
+//! A cluster of three: a node is killed and returns, the leader moves, and each sub-buffer is there once.
+
+use std::thread;
+use std::time::Duration;
+
+use relayfs_tests::stress::{StressWriter, assert_each_once};
+use relayfs_tests::{Mount, eventually};
+
+use crate::order::all_is_given_back;
+use crate::server::{Client, Forwarder, Server, free_port};
+use crate::stored::{raw, sub_buffers};
+
+const ROUNDS: usize = 6;
+/// Time from a sign of work to the next end of a node.
+const LIFE: Duration = Duration::from_millis(50);
+
+#[test]
+fn killed_nodes_and_moved_leaders_leave_each_sub_buffer_once() {
+    let routes = [(); 3].map(|()| free_port());
+    let clients = [(); 3].map(|()| free_port());
+    let urls = routes.map(|port| format!("nats://127.0.0.1:{port}")).join(", ");
+    let mut servers = [0, 1, 2].map(|n: usize| {
+        let more = format!(
+            "server_name: n{n}\ncluster {{ name: c, listen: 127.0.0.1:{}, routes: [{urls}] }}",
+            routes[n]
+        );
+        Server::on_port(clients[n], &more)
+    });
+    let all = servers.each_ref().map(Server::url).join(",");
+    let client = Client::connect(&servers[0].url(), async_nats::ConnectOptions::new());
+    client.create(|config| config.num_replicas = 3);
+    let mount = Mount::with_sequences(&["--subbuf-size=16K", "--n-subbufs=8"]);
+    let mut forwarder = Forwarder::start(&mount, &all, "h", &[]);
+    let writer = StressWriter::start(&mount, 0, 1..=512, false);
+    for round in 0..ROUNDS {
+        let before = client.count();
+        eventually("something stored", || client.count() > before + 4);
+        thread::park_timeout(LIFE);
+        if round % 2 == 0 {
+            client.step_down();
+        } else {
+            // Not the node that the test asks.
+            let node = 1 + round / 2 % 2;
+            servers[node].kill();
+            let before = client.count();
+            eventually("something stored by two", || client.count() > before + 4);
+            servers[node].restart();
+        }
+    }
+    let done = writer.finish();
+    mount.poke("cpu", "flush");
+    all_is_given_back(&mount, "cpu");
+    forwarder.end();
+    let replicas_are_current = || {
+        let cluster = client.info().and_then(|info| info.cluster);
+        cluster.is_some_and(|cluster| cluster.replicas.iter().all(|replica| replica.current))
+    };
+    eventually("all nodes to have it", replicas_are_current);
+    assert_each_once(raw(&sub_buffers(&client.read()), "h", "cpu"), &[done]);
+}

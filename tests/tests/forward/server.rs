@@ -1,0 +1,273 @@
+//! A nats-server with a temporary store, a client of it, and a forwarder.
+
+use std::fs::{self, File};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use async_nats::ConnectOptions;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::{self, Context, stream};
+use nix::sys::signal::Signal;
+use relayfs_tests::{Mount, Process, eventually, exit_code, program, tool};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// The stream of all tests.
+pub(crate) const STREAM: &str = "relay";
+
+/// Lines of a server's log that a failed test shows.
+const LOG_MAX: usize = 40;
+
+/// A server, with a directory for its store.
+pub(crate) struct Server {
+    process: Process,
+    dir: TempDir,
+    port: u16,
+}
+
+impl Server {
+    /// Starts a server with JetStream; `more` are lines of its configuration.
+    #[track_caller]
+    pub(crate) fn start(more: &str) -> Server {
+        Server::on_port(free_port(), more)
+    }
+
+    #[track_caller]
+    pub(crate) fn on_port(port: u16, more: &str) -> Server {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let store = dir.path().join("store");
+        let config =
+            format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: {:?} }}\n{more}\n", store.display());
+        fs::write(dir.path().join("config"), config).expect("a configuration");
+        let process = serve(&dir);
+        let server = Server { process, dir, port };
+        server.is_there();
+        server
+    }
+
+    /// Waits until it accepts connections.
+    #[track_caller]
+    fn is_there(&self) {
+        eventually("nats-server", || TcpStream::connect(("127.0.0.1", self.port)).is_ok());
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("nats://127.0.0.1:{}", self.port)
+    }
+
+    #[track_caller]
+    pub(crate) fn kill(&mut self) {
+        self.process.signal(Signal::SIGKILL);
+        self.process.wait();
+    }
+
+    /// Starts it again on its store.
+    #[track_caller]
+    pub(crate) fn restart(&mut self) {
+        self.process = serve(&self.dir);
+        self.is_there();
+    }
+
+    /// Starts it again if it has crashed. Returns whether it had.
+    ///
+    /// nats-server 2.9 can crash when a stream goes while a message of it is asked for.
+    #[track_caller]
+    pub(crate) fn revive(&mut self) -> bool {
+        let is_gone = !self.process.is_running();
+        if is_gone {
+            self.restart();
+        }
+        is_gone
+    }
+
+    /// Connects a client.
+    #[track_caller]
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.url(), ConnectOptions::new())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            let end: Vec<&str> = log.lines().rev().take(LOG_MAX).collect();
+            println!("nats-server: {}", end.into_iter().rev().collect::<Vec<_>>().join("\n"));
+        }
+    }
+}
+
+#[track_caller]
+fn serve(dir: &TempDir) -> Process {
+    let log = File::create(dir.path().join("log")).expect("a log");
+    let mut command = tool("nats-server", "nats-server");
+    command.arg("-c").arg(dir.path().join("config")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    Process::start(&mut command)
+}
+
+/// Returns a port that was free a moment ago.
+#[track_caller]
+pub(crate) fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").port()
+}
+
+/// The stream of most tests.
+pub(crate) fn usual() -> stream::Config {
+    stream::Config {
+        name: STREAM.to_owned(),
+        subjects: vec![format!("{STREAM}.>")],
+        ..stream::Config::default()
+    }
+}
+
+/// A client of a server, for calls that wait.
+pub(crate) struct Client {
+    runtime: Runtime,
+    context: Context,
+}
+
+impl Client {
+    #[track_caller]
+    pub(crate) fn connect(url: &str, options: ConnectOptions) -> Client {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let client = runtime.block_on(options.retry_on_initial_connect().connect(url)).expect("a client");
+        let mut context = {
+            // It starts a task.
+            let _entered = runtime.enter();
+            jetstream::new(client)
+        };
+        context.set_timeout(Duration::from_secs(1));
+        Client { runtime, context }
+    }
+
+    /// Creates the stream; `set` changes what is not as usual.
+    #[track_caller]
+    pub(crate) fn create(&self, set: impl Fn(&mut stream::Config)) {
+        let mut config = usual();
+        set(&mut config);
+        eventually("the stream", || self.try_create(&config));
+    }
+
+    /// Tries to create the stream. Returns whether it is there.
+    pub(crate) fn try_create(&self, config: &stream::Config) -> bool {
+        self.runtime.block_on(self.context.create_stream(config.clone())).is_ok()
+    }
+
+    /// Changes the stream.
+    #[track_caller]
+    pub(crate) fn update(&self, set: impl FnOnce(&mut stream::Config)) {
+        let info = self.info().expect("a stream");
+        let mut config = info.config;
+        set(&mut config);
+        self.runtime.block_on(self.context.update_stream(config)).expect("a changed stream");
+    }
+
+    #[track_caller]
+    pub(crate) fn delete(&self) {
+        self.runtime.block_on(self.context.delete_stream(STREAM)).expect("no stream");
+    }
+
+    /// Deletes the stream, if it is there.
+    pub(crate) fn delete_if_there(&self) {
+        let _ = self.runtime.block_on(self.context.delete_stream(STREAM));
+    }
+
+    /// Asks the stream's leader to step down.
+    pub(crate) fn step_down(&self) {
+        let subject = format!("STREAM.LEADER.STEPDOWN.{STREAM}");
+        let asked = self.context.request::<_, _, serde_json::Value>(subject, &());
+        let _ = self.runtime.block_on(asked);
+    }
+
+    pub(crate) fn info(&self) -> Option<stream::Info> {
+        let found = self.runtime.block_on(self.context.get_stream(STREAM)).ok()?;
+        Some(found.cached_info().clone())
+    }
+
+    /// Number of messages that were ever in the stream; 0 if it cannot be asked.
+    pub(crate) fn count(&self) -> u64 {
+        self.info().map_or(0, |info| info.state.last_sequence)
+    }
+
+    /// Reads all messages.
+    #[track_caller]
+    pub(crate) fn read(&self) -> Vec<StreamMessage> {
+        let mut state = None;
+        eventually("the stream's state", || {
+            state = self.info().map(|info| info.state);
+            state.is_some()
+        });
+        let state = state.expect("set above");
+        let stream = self.runtime.block_on(self.context.get_stream(STREAM)).expect("a stream");
+        let numbers = state.first_sequence.max(1)..=state.last_sequence;
+        let messages: Vec<StreamMessage> =
+            numbers.filter_map(|number| self.runtime.block_on(stream.get_raw_message(number)).ok()).collect();
+        assert_eq!(messages.len() as u64, state.messages, "all that are there");
+        messages
+    }
+}
+
+/// A running `relay-forward --to`.
+pub(crate) struct Forwarder {
+    process: Process,
+    log: PathBuf,
+    command: Vec<String>,
+}
+
+impl Forwarder {
+    /// Forwards a mount under a host's name.
+    #[track_caller]
+    pub(crate) fn start(mount: &Mount, url: &str, host: &str, args: &[&str]) -> Forwarder {
+        let point = mount.point().display().to_string();
+        let first = ["--to", url, "--mount", &point, "--host", host];
+        let command: Vec<String> = first.iter().chain(args).map(|arg| (*arg).to_owned()).collect();
+        let log = mount.beside(&format!("forward-{host}"));
+        File::create(&log).expect("a log");
+        Forwarder { process: run(&command, &log), log, command }
+    }
+
+    /// What it has said so far.
+    pub(crate) fn said(&self) -> String {
+        fs::read_to_string(&self.log).expect("its log")
+    }
+
+    #[track_caller]
+    pub(crate) fn says(&self, what: &str) {
+        eventually(&format!("{what:?} in what it says: {}", self.said()), || self.said().contains(what));
+    }
+
+    pub(crate) fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    #[track_caller]
+    pub(crate) fn kill(&mut self) {
+        self.process.signal(Signal::SIGKILL);
+        self.process.wait();
+    }
+
+    #[track_caller]
+    pub(crate) fn restart(&mut self) {
+        self.process = run(&self.command, &self.log);
+    }
+
+    /// Ends it, and checks that it ends well.
+    #[track_caller]
+    pub(crate) fn end(&mut self) {
+        self.process.signal(Signal::SIGTERM);
+        assert_eq!(exit_code(self.process.wait()), 0, "{}", self.said());
+    }
+}
+
+#[track_caller]
+fn run(args: &[String], log: &PathBuf) -> Process {
+    let log = File::options().append(true).open(log).expect("its log");
+    let mut command = Command::new(program("relay-forward"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    Process::start(command.env_remove("NATS_TOKEN").env_remove("NATS_USER"))
+}

@@ -1,0 +1,123 @@
+//! `docs/containers.md`: processes in namespaces of their own that see the socket's directory alone.
+
+use std::fs;
+
+use relayfs_tests::pages::{EVENTUALLY, Page, content, lines, on_mnt_relay};
+use relayfs_tests::{private_shell, programs, run_with_input, stdout_of, text, tool};
+
+/// What stands before a program in the sandbox of the page, up to the last option.
+fn sandbox(page: &Page) -> String {
+    let block = page.block("bubblewrap", "sh");
+    let (sandbox, program) = block.rsplit_once("relay-producer").expect("the program");
+    assert!(sandbox.ends_with("socket \\\n    ") && program.contains("--exec"), "{block}");
+    // The test's programs are elsewhere. They are in the sandbox as the system's own.
+    sandbox.replace("--ro-bind /usr /usr", "--ro-bind /usr /usr --ro-bind \"$PROGRAMS\" /usr/local/bin")
+}
+
+#[test]
+fn page_has_no_other_blocks() {
+    Page::open("containers.md").has_only(&[
+        ("docker and podman", "text"),
+        ("bubblewrap", "sh"),
+        ("bubblewrap", "text"),
+        ("Kubernetes", "yaml"),
+    ]);
+}
+
+#[test]
+fn process_in_its_own_namespaces_has_its_last_words_outside() {
+    let page = Page::open("containers.md");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    tool("bwrap", "bubblewrap");
+    let (sandbox, block) = (sandbox(&page), page.block("bubblewrap", "sh"));
+    let program = &block[block.rfind("relay-producer").expect("the program")..];
+    // It sees neither the mount nor the processes outside, and has the namespaces that the page says.
+    let script = format!(
+        "for of in mnt pid net ipc user; do readlink /proc/self/ns/$of; done >outside
+        {sandbox} sh -c 'for of in mnt pid net ipc user; do readlink /proc/self/ns/$of; done' >inside
+        test 5 = $(cat inside outside | sort -u | wc -l) && exit 9
+        test 10 = $(cat inside outside | sort -u | wc -l)
+        {sandbox} sh -c 'ls / /run; test ! -e /mnt; test ! -e /dev/fuse' >&2
+        {sandbox} relay-producer -v -c app/log --level info inside >&2
+        {sandbox} {program} >&2 || test $? = 137
+        records_until 'status.:9'"
+    );
+    let output = relayfs_tests::run(&mut on_mnt_relay(dir.path(), &script));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found = lines(&output.stdout);
+    assert_eq!(content(&found[0]), r#""level":"INFO","event":"log","message":"inside"}"#);
+    assert_eq!(content(&found[1]), r#""event":"output","stream":"stdout","message":"from a container"}"#);
+    assert!(found[..2].iter().all(|line| line.contains(r#""command":""#)), "{found:#?}");
+    assert!(found[2].contains(r#""command":"sh""#) && found[2].contains("kill"), "{found:#?}");
+    assert_eq!(found.len(), 3, "{found:#?}");
+}
+
+/// The commands of the manifest's containers, run with its volumes in the places that it names.
+#[test]
+fn pod_prints_the_records_of_its_application() {
+    let page = Page::open("containers.md");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut python = tool("python3", "python3");
+    let output = run_with_input(python.args(["-c", FIELDS]), page.block("Kubernetes", "yaml").as_bytes());
+    assert!(output.status.success(), "{}(without yaml: pip install pyyaml)", text(&output.stderr));
+    let said = text(&output.stdout);
+    let [side_car, probe, application] = said.split('\0').collect::<Vec<_>>()[..] else { panic!("{said}") };
+    fs::write(dir.path().join("side-car"), side_car).expect("a script");
+    let sandbox = sandbox(&page).replace("/run/relayfs/mnt-relay", "/run/relayfs");
+    let script = format!(
+        "{EVENTUALLY}
+        PATH=$PROGRAMS:$PATH
+        mount -t tmpfs tmpfs /mnt
+        mkdir /run/relayfs
+        cd \"$DIR\"
+        mkfifo records
+        # The reader comes later.
+        exec 3<>records
+        sh -ec \"$(cat side-car)\" >records &
+        eventually {probe}
+        printf '#!/bin/sh\\necho served; kill -SEGV $$\\n' >app
+        chmod +x app
+        {sandbox} --ro-bind \"$DIR/app\" /app --setenv PATH /:/usr/local/bin:/usr/bin {application} >&2 || :
+        timeout 100 sed -u '/status.:11/q' records"
+    );
+    let found = lines(&stdout_of(private_shell(&script).env("PROGRAMS", programs()).env("DIR", dir.path())));
+    assert_eq!(content(&found[0]), r#""event":"output","stream":"stdout","message":"served"}"#);
+    assert_eq!(found.len(), 2, "{found:#?}");
+}
+
+/// Checks that each field of the manifest is one that its kind has, and that what the containers mount is there. Prints the
+/// side car's script, its probe, and the application's command.
+const FIELDS: &str = r#"
+import shlex, sys, yaml
+
+KNOWN = {
+    "": {"apiVersion", "kind", "metadata", "spec"},
+    "spec": {"volumes", "initContainers", "containers"},
+    "volume": {"name", "emptyDir"},
+    "container": {"name", "image", "restartPolicy", "securityContext", "command", "args", "startupProbe", "env", "volumeMounts"},
+    "mount": {"name", "mountPath"},
+}
+
+def known(what, found):
+    assert set(found) <= KNOWN[what], (what, set(found) - KNOWN[what])
+    return found
+
+pod = known("", yaml.safe_load(sys.stdin))
+assert (pod["apiVersion"], pod["kind"]) == ("v1", "Pod")
+spec = known("spec", pod["spec"])
+volumes = {known("volume", volume)["name"]: volume["emptyDir"] for volume in spec["volumes"]}
+[side_car], [app] = spec["initContainers"], spec["containers"]
+for container in side_car, app:
+    known("container", container)
+    for mount in container["volumeMounts"]:
+        assert known("mount", mount)["name"] in volumes, mount
+places = {mount["mountPath"]: mount["name"] for mount in side_car["volumeMounts"]}
+assert volumes[places["/dev/shm"]]["medium"] == "Memory"
+[socket] = app["volumeMounts"]
+assert places[socket["mountPath"]] == socket["name"] and "securityContext" not in app
+assert app["env"] == [{"name": "RELAYFS", "value": socket["mountPath"] + "/socket"}]
+assert side_car["restartPolicy"] == "Always" and side_car["command"] == ["sh", "-ec"]
+[script] = side_car["args"]
+probe = shlex.join(side_car["startupProbe"]["exec"]["command"])
+print(script, probe, shlex.join(app["command"]), sep="\0", end="")
+"#;
