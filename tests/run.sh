@@ -86,8 +86,9 @@ need_python wheel wheel
 need_python yaml pyyaml
 need_python perfetto.protos.perfetto.trace.perfetto_trace_pb2 perfetto protobuf
 
+started=$(date +%s)
 step() {
-    printf '\n== %s\n' "$*"
+    printf '\n== %s s: %s\n' "$(($(date +%s) - started))" "$*"
     "$@" || fail "failed: $*"
 }
 
