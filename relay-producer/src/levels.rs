@@ -15,10 +15,11 @@
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use once_cell::race::OnceBox;
 use relay::layout::levels::{LEVELS_LEN, LevelPage};
 use relay::memory::mapping::{Located, Mapping};
 use relay::trace::directives::{Directives, Limit, Limits, limit_of};
@@ -30,7 +31,7 @@ const ALL: Limit = Level::Trace as Limit;
 /// The levels of a channel in this process.
 pub(crate) struct Levels {
     /// The daemon's file, once it has come. Other files take the same place.
-    page: OnceLock<Page>,
+    page: OnceBox<Page>,
     /// Directives of the program.
     own: Directives,
     /// Limit of messages that no directive is about.
@@ -56,7 +57,7 @@ impl Levels {
     /// Returns the levels by directives of the program, until the channel's come.
     pub(crate) fn new(own: Directives) -> Levels {
         let levels = Levels {
-            page: OnceLock::new(),
+            page: OnceBox::new(),
             own,
             rest: AtomicU8::new(ALL),
             seen: AtomicU64::new(0),
@@ -162,7 +163,7 @@ impl Levels {
                 if let Ok(mapping) = Mapping::read_only(file, LEVELS_LEN).map(Arc::new)
                     && let Some(page) = Located::new(&mapping, 0)
                 {
-                    let _ = self.page.set(Page { mapping, page });
+                    let _ = self.page.set(Box::new(Page { mapping, page }));
                 }
             }
             (Some(Page { mapping, page }), file) => {

@@ -79,17 +79,20 @@ impl<'a> Owners<'a> {
         self.0[at].store(Owner::FREE.0, Ordering::Release);
     }
 
-    /// Frees the areas whose threads have ended, and returns their number.
+    /// Frees the areas whose threads have ended, and returns how many are free now, or were at least for a moment.
     /// `has_ended` says so only after the last store of the thread, and of the kernel for it.
     pub fn free_ended(self, mut has_ended: impl FnMut(u32) -> bool) -> usize {
-        let is_freed = |word: &&AtomicU64| {
+        let is_free = |word: &&AtomicU64| {
             // Relaxed: `has_ended` orders what the thread did.
             let owner = Owner(word.load(Ordering::Relaxed));
-            owner.tid().is_some_and(&mut has_ended)
+            if owner.tid().is_some_and(&mut has_ended) {
                 // K, pairs with L. It fails if another thread has freed the area meanwhile, perhaps for a new owner.
-                && word.compare_exchange(owner.0, Owner::FREE.0, Ordering::Release, Ordering::Relaxed).is_ok()
+                let _ = word.compare_exchange(owner.0, Owner::FREE.0, Ordering::Release, Ordering::Relaxed);
+                return true;
+            }
+            owner == Owner::FREE
         };
-        self.0.iter().filter(is_freed).count()
+        self.0.iter().filter(is_free).count()
     }
 
     /// Frees the areas of threads before a fork. The caller has adopted its own.
@@ -149,9 +152,10 @@ mod tests {
             tid == 12
         });
         assert_eq!((ended, asked), (1, vec![11, 12, 10]));
+        assert_eq!(owners.free_ended(|_| false), 1, "what another thread has freed counts");
         assert_eq!(owners.take(0, owner(13, 4)), Some(1));
-        owners.give_back(0);
         assert_eq!(owners.free_ended(|_| false), 0);
+        owners.give_back(0);
         assert_eq!(owners.take(1, owner(14, 5)), Some(0));
     }
 
@@ -166,7 +170,7 @@ mod tests {
             owners.give_back(0);
             owners.take(0, owner(10, 2)).is_some()
         });
-        assert_eq!((freed, Owner::of(&words[0])), (0, owner(10, 2)));
+        assert_eq!((freed, Owner::of(&words[0])), (1, owner(10, 2)), "free for a moment");
     }
 
     #[test]

@@ -5,34 +5,42 @@
 #![allow(unsafe_code)]
 
 use std::cell::RefCell;
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::RwLockWriteGuard;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-static WORK: Mutex<()> = Mutex::new(());
+use crate::system::process_lock::ProcessLock;
+
+/// A child does not wait for work of its parent, whenever the fork was.
+static WORK: ProcessLock<()> = ProcessLock::new((), |()| ());
+/// Whether fork(2) waits for the work.
+static IS_REGISTERED: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// What the thread that forks holds meanwhile.
-    static HELD: RefCell<Option<MutexGuard<'static, ()>>> = const { RefCell::new(None) };
+    static HELD: RefCell<Option<RwLockWriteGuard<'static, ()>>> = const { RefCell::new(None) };
 }
 
 /// Does work that is short, and does not fork. Only one thread does such work at a time.
 pub fn whole<T>(work: impl FnOnce() -> T) -> T {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // Without memory for it, a fork does not wait.
+    // No `Once`: a child that is forked while another thread is inside would wait for that thread forever.
+    // Acquire, pairs with the Release below: a fork behind the work that follows knows the functions.
+    if !IS_REGISTERED.load(Ordering::Acquire) {
+        // Without memory for it, a fork does not wait. Two threads may both register the functions, which does no harm.
         // SAFETY: all three are functions of this library; the C library forgets them when it unloads the library.
         unsafe { libc::pthread_atfork(Some(before), Some(behind), Some(behind)) };
-    });
-    let _whole = lock();
+        IS_REGISTERED.store(true, Ordering::Release);
+    }
+    let _whole = WORK.write();
     work()
-}
-
-fn lock() -> MutexGuard<'static, ()> {
-    WORK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 // SAFETY: called by fork(2) on the thread that forks.
 unsafe extern "C" fn before() {
-    let _ = HELD.try_with(|held| held.try_borrow_mut().map(|mut held| *held = Some(lock())));
+    let _ = HELD.try_with(|held| {
+        held.try_borrow_mut().map(|mut held| {
+            held.get_or_insert_with(|| WORK.write());
+        })
+    });
 }
 
 // SAFETY: as above, in both processes.
@@ -42,7 +50,7 @@ unsafe extern "C" fn behind() {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, TryLockError};
     use std::thread;
 
     use nix::sys::wait::{WaitStatus, waitpid};
@@ -53,10 +61,13 @@ mod tests {
     #[test]
     fn child_never_finds_a_lock_held_that_is_taken_in_whole_work() {
         static LOCK: Mutex<()> = Mutex::new(());
-        let is_over = AtomicBool::new(false);
+        whole(|| ());
+        let forks = Mutex::new(());
         thread::scope(|scope| {
+            let going_on = forks.lock();
             scope.spawn(|| {
-                while !is_over.load(Ordering::Relaxed) {
+                // Until all forks are done, or one has panicked.
+                while let Err(TryLockError::WouldBlock) = forks.try_lock() {
                     whole(|| {
                         let _held = LOCK.lock();
                         thread::yield_now();
@@ -76,7 +87,7 @@ mod tests {
                     }
                 }
             }
-            is_over.store(true, Ordering::Relaxed);
+            drop(going_on);
         });
     }
 }

@@ -123,11 +123,11 @@ fn chunks() -> impl Iterator<Item = Chunk> {
     (0..CHUNKS_MAX).rev().filter_map(Chunk::find)
 }
 
-/// Adds a chunk.
-fn grow() -> Result<(), Errno> {
-    // Relaxed: the exchange decides. A thread that sees null too late finds out there.
-    let number = CHUNKS.iter().position(|start| start.load(Ordering::Relaxed).is_null());
-    let number = number.ok_or(Errno::ENOMEM)?;
+/// Adds the chunk of this number, if no other thread does.
+fn grow(number: usize) -> Result<(), Errno> {
+    if number >= CHUNKS_MAX {
+        return Err(Errno::ENOMEM);
+    }
     let start = Chunk::map(number)?;
     // Release, pairs with the Acquire in `Chunk::find`.
     let added =
@@ -142,7 +142,7 @@ fn grow() -> Result<(), Errno> {
 /// The child of vfork(2) is not, until it calls execve(2).
 pub(super) fn is_own_process() -> Result<bool, Errno> {
     if Chunk::find(0).is_none() {
-        grow()?;
+        grow(0)?;
     }
     let Some(Chunk { process, .. }) = Chunk::find(0) else { return Err(Errno::ENOMEM) };
     let own = u64::from(getpid().as_raw().unsigned_abs());
@@ -173,12 +173,17 @@ pub(super) fn take() -> Result<Place, Errno> {
             let said = unsafe { libc::syscall(libc::SYS_tgkill, process, tid, 0) };
             Errno::result(said) == Err(Errno::ESRCH)
         };
-        let total: usize = chunks().map(|chunk| chunk.owners.len()).sum();
-        let freed: usize = chunks().map(|chunk| Owners::new(chunk.owners).free_ended(has_ended)).sum();
+        let (mut known, mut total, mut free) = (0, 0, 0);
+        for chunk in chunks() {
+            known += 1;
+            total += chunk.owners.len();
+            free += Owners::new(chunk.owners).free_ended(has_ended);
+        }
         // Looking at all owners has to pay: for a quarter of the areas, or together with as many new ones as there are.
-        if freed * 4 < total.max(1) {
-            match grow() {
-                Err(errno) if freed == 0 => return Err(errno),
+        // What another thread frees at the same time counts, and so does the chunk that it adds.
+        if free * 4 < total.max(1) {
+            match grow(known) {
+                Err(errno) if free == 0 => return Err(errno),
                 _ => {}
             }
         }
@@ -222,7 +227,7 @@ mod tests {
         let claims = Mutex::new(BTreeSet::new());
         for _ in 0..THREADS / AT_ONCE {
             thread::scope(|scope| {
-                for _ in 0..AT_ONCE {
+                let threads = [(); AT_ONCE].map(|()| {
                     scope.spawn(|| {
                         let Place { area, owner } = take().unwrap();
                         assert!(lock().insert(ptr::from_ref(area).addr()), "an area of two threads");
@@ -232,12 +237,14 @@ mod tests {
                         thread::yield_now();
                         assert_eq!(Owner::of(owner), word, "it stays the thread's");
                         assert!(lock().remove(&ptr::from_ref(area).addr()));
-                    });
-                }
+                    })
+                });
+                // The scope itself waits for the closures, and not until the threads have ended.
+                threads.into_iter().for_each(|thread| thread.join().unwrap());
             });
         }
         assert_eq!(claims.lock().unwrap().len(), THREADS - THREADS % AT_ONCE, "each claim is another");
-        // Threads of a scope may still end after it; other tests need a few areas as well.
+        // The kernel knows a thread a moment longer than a join takes; other tests need a few areas as well.
         assert!(chunks().count() <= 2, "{} chunks", chunks().count());
     }
 
