@@ -28,8 +28,8 @@ use relay::trace::metadata::Metadata;
 use relay::trace::packet::PacketHeader;
 
 use self::cpu::Cpu;
-use self::mapped::Mapped;
 pub(crate) use self::cpu::{mend, settle};
+use self::mapped::Mapped;
 use self::piece::Piece;
 use super::ends::Ends;
 use super::flush;
