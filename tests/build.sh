@@ -24,4 +24,5 @@ cargo build --profile $profile --workspace --locked --quiet --lib --bins --examp
 # A target directory of its own: the programs that users get have no such places.
 env -u CARGO_BUILD_TARGET cargo build --package relayfsd --package audience --bins \
     --features relayfsd/kill-points,audience/kill-points --locked --quiet --target-dir "$target_dir/kill-points"
+make --silent -C relay-producer/librelay all PROFILE=$profile
 make --silent -C relay-producer/librelay install PROFILE=$profile PREFIX=/usr DESTDIR="$out/librelay-installed"

@@ -27,6 +27,7 @@ need git git
 need grep grep
 need gzip gzip
 need install coreutils
+need ip iproute2
 need java openjdk-17-jdk-headless
 need less less
 need logger bsdutils
@@ -73,6 +74,7 @@ need valgrind valgrind
 need xz xz-utils
 need zsh zsh
 need zstd zstd
+python3 -c "import ensurepip" 2>/dev/null || missing="$missing python3-venv"
 need_rust
 need_fuse
 for part in fmt clippy; do
@@ -94,6 +96,8 @@ step() {
 
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked --quiet -- --deny warnings
+# As README.md says that a program depends on the library.
+step cargo check --package relay-producer --lib --no-default-features --features tracing,log --locked --quiet
 step env RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --locked --quiet
 step sh tests/build.sh
 step cargo test --workspace --locked --no-fail-fast

@@ -19,6 +19,11 @@ for record in relayfs.read('app/log', sys.argv[1]):
     print(record.level, record.target, record.message)
 "#;
 
+/// How the documents say that the package is installed.
+const INSTALL: &str = "python3 -m venv v && v/bin/pip install ./python";
+/// Prints where the system's builder is.
+const WHERE: &str = "import os, setuptools, wheel; print(os.path.dirname(os.path.dirname(setuptools.__file__)))";
+
 /// A command that leaves no files in the tree.
 fn python(program: impl AsRef<Path>) -> Command {
     let mut python = Command::new(program.as_ref());
@@ -41,22 +46,26 @@ fn tests_of_the_package_pass() {
     assert!(output.status.success(), "{stdout}{stderr}(without pytest: pip install pytest)");
 }
 
-/// Without the network: the builder is that of the system, since pip installs the newest one otherwise.
+/// By the command of the documents, without the network: the builder is that of the system, where pip downloads the newest
+/// one otherwise.
 #[test]
 fn package_is_installed_from_the_tree() {
     let mount = Mount::new(&[]);
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (copy, venv) = (dir.path().join("python"), dir.path().join("venv"));
     // The builder writes beside the sources.
-    copy_tree(&workspace().join("python"), &copy);
-    stdout_of(python3().args(["-m", "venv", "--without-pip", "--system-site-packages"]).arg(&venv));
-    let python_of_venv = venv.join("bin/python");
-    let mut pip = python3();
-    pip.args(["-m", "pip", "--python"]).arg(&python_of_venv);
-    pip.args(["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]).arg(&copy);
-    let output = run(&mut pip);
-    let stderr = text(&output.stderr);
-    assert!(output.status.success(), "{stderr}(without setuptools: pip install setuptools wheel)");
+    copy_tree(&workspace().join("python"), &dir.path().join("python"));
+    let read = |page: &str| fs::read_to_string(workspace().join(page)).expect("a document");
+    assert!(read("README.md").contains(&format!("`{INSTALL}`")), "README.md: {INSTALL}");
+    assert!(read("python/README.md").contains(&format!("```\n{INSTALL}\n```")), "python/README.md: {INSTALL}");
+    let packages = stdout_of(python3().args(["-c", WHERE]));
+    let mut install = python(tool("sh", "dash").get_program());
+    install.args(["-euc", INSTALL]).current_dir(&dir).env("PYTHONPATH", text(&packages).trim());
+    // Pip's variable of the option --no-build-isolation is an odd one: 0 sets it.
+    install.env("PIP_NO_INDEX", "1").env("PIP_NO_BUILD_ISOLATION", "0").env("PIP_QUIET", "1");
+    let output = run(&mut install);
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}(without setuptools: pip install setuptools wheel)");
+    let python_of_venv = dir.path().join("v/bin/python");
     let said = stdout_of(python(&python_of_venv).args(["-c", PROGRAM]).arg(mount.point()).current_dir(&dir));
     assert_eq!(text(&said), "WARN app.db slow 3\n");
 }
