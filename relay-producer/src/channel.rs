@@ -1,5 +1,7 @@
 //! The API: a channel, opened once and written to by any thread of the process.
 
+mod io_write;
+
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
