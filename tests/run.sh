@@ -13,6 +13,8 @@ need busybox busybox
 need bwrap bubblewrap
 need cat coreutils
 need cc gcc
+need clang++-19 clang-19
+[ -e /usr/lib/llvm-19/include/c++/v1/format ] || missing="$missing libc++-19-dev libc++abi-19-dev"
 need cp coreutils
 need cpio cpio
 need dash dash
@@ -48,6 +50,7 @@ need pip3 python3-pip
 need pkg-config pkg-config
 need pkill procps
 need prlimit util-linux
+need prometheus-node-exporter prometheus-node-exporter
 need promtool prometheus
 need pv pv
 need python3 python3

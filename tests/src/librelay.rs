@@ -84,9 +84,15 @@ impl Linked {
     /// Compiles a source of the workspace; warnings are errors. A name that ends in `.cc` is C++.
     #[track_caller]
     pub fn compile(source: &str, args: &[&str]) -> Linked {
+        let cc = if source.ends_with(".cc") { tool("g++", "g++") } else { tool("cc", "gcc") };
+        Linked::compile_by(cc, source, args)
+    }
+
+    /// Compiles a source of the workspace by this compiler; warnings are errors.
+    #[track_caller]
+    pub fn compile_by(mut cc: Command, source: &str, args: &[&str]) -> Linked {
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
-        let mut cc = if source.ends_with(".cc") { tool("g++", "g++") } else { tool("cc", "gcc") };
         cc.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
             .arg(dir.path().join("program"));
         cc.args(args).arg(workspace().join(source));
@@ -105,6 +111,14 @@ impl Linked {
         prepare(&mut command, mount);
         command
     }
+}
+
+/// Compilers for C++: that of the system, and one whose library has `std::format`, which that of Debian 12 has not.
+#[track_caller]
+pub fn cplusplus_compilers() -> [Command; 2] {
+    let mut with_format = tool("clang++-19", "clang-19 libc++-19-dev libc++abi-19-dev");
+    with_format.arg("-stdlib=libc++");
+    [tool("g++", "g++"), with_format]
 }
 
 /// Makes a command use the library and a mount.

@@ -106,7 +106,7 @@ fn is_word(text: &str, word: &str) -> bool {
 #[test]
 fn bash_completes() {
     let script = r#"
-        for name in relayfsd relay-producer audience; do . ./$name.bash; done
+        for name in relayfsd relay-producer audience relay-forward; do . ./$name.bash; done
         complete_word() {
             COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
             local words=($(complete -p "$1")) function= i
@@ -115,13 +115,14 @@ fn bash_completes() {
         }
         complete_word relayfsd --subb; complete_word relayfsd doctor --st
         complete_word relay-producer --wait-m; complete_word audience record --rotate-s
+        complete_word relay-forward --flush-i
     "#;
     let completed = stdout_of(
         tool("bash", "bash")
             .args(["--norc", "-euc", script])
             .current_dir(workspace().join("manual/completions")),
     );
-    assert_eq!(text(&completed), "--subbuf-size\n--state-dir\n--wait-mount\n--rotate-size\n");
+    assert_eq!(text(&completed), "--subbuf-size\n--state-dir\n--wait-mount\n--rotate-size\n--flush-interval\n");
 }
 
 /// The shell's own function offers what the file describes: here a stand-in prints that.
@@ -131,7 +132,7 @@ fn zsh_completes() {
         autoload -Uz compinit; compinit -u -D
         fpath=($PWD $fpath)
         _arguments() { print -rl -- "$@"; }
-        for name in relayfsd relay-producer audience; do
+        for name in relayfsd relay-producer audience relay-forward; do
             autoload -Uz _$name; words=($name ''); CURRENT=2; _$name || true
             print "function $(whence -w _$name)"
         done
@@ -140,7 +141,14 @@ fn zsh_completes() {
         .args(["-f", "-c", script])
         .current_dir(workspace().join("manual/completions")));
     let completed = text(&output.stdout);
-    for offered in ["--subbuf-size=", "--wait-mount", "--follow", "function _audience: function"] {
+    for offered in [
+        "--subbuf-size=",
+        "--wait-mount",
+        "--follow",
+        "--flush-interval=",
+        "function _audience: function",
+        "function _relay-forward: function",
+    ] {
         assert!(completed.contains(offered), "{offered}: {output:?}");
     }
 }
@@ -148,13 +156,14 @@ fn zsh_completes() {
 #[test]
 fn fish_completes() {
     let script = r#"
-        for name in relayfsd relay-producer audience; source ./$name.fish; end
+        for name in relayfsd relay-producer audience relay-forward; source ./$name.fish; end
         complete -C 'relayfsd --subb'; complete -C 'relay-producer --wait-m'; complete -C 'audience record --rotate-s'
+        complete -C 'relay-forward --flush-i'
     "#;
     let home = tempfile::tempdir().expect("a temporary directory");
     let mut fish = tool("fish", "fish");
     fish.args(["--no-config", "-c", script]).current_dir(workspace().join("manual/completions"));
     let completed = text(&stdout_of(fish.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path())));
     let offered: Vec<&str> = completed.lines().filter_map(|line| line.split('\t').next()).collect();
-    assert_eq!(offered, ["--subbuf-size", "--wait-mount", "--rotate-size"], "{completed}");
+    assert_eq!(offered, ["--subbuf-size", "--wait-mount", "--rotate-size", "--flush-interval"], "{completed}");
 }
