@@ -42,7 +42,7 @@ fn c_writes_a_raw_channel() {
     let mut cc = tool("cc", "gcc");
     cc.current_dir(dir.path()).args(["-Wall", "-Wextra", "-Werror", "raw.c"]);
     stdout_of(cc.args(pkg_config(&["--cflags", "--libs"])));
-    let mut command = on_mnt_relay(dir.path(), "./a.out\ncat /mnt/relay/app/raw*");
+    let mut command = on_mnt_relay(dir.path(), "./a.out\naudience -c app/raw");
     assert_eq!(text(&stdout_of(command.env("LD_LIBRARY_PATH", libraries()))), "started\n");
 }
 
@@ -194,7 +194,7 @@ fn forwarding_works_by_these_commands() {
         "{}
         {forward} &
         echo hello | relay-producer -c app/log --level warn
-        forwarded() {{ {read} >read && grep -q ' WARN hello' read; }}
+        forwarded() {{ {read} >read && grep -q ' WARN: hello' read; }}
         eventually forwarded
         grep hello read
         {}
@@ -206,9 +206,9 @@ fn forwarding_works_by_these_commands() {
         here(print),
     );
     let said = lines(&stdout_of(&mut in_a_network(&dir, &script)));
-    assert!(said[0].contains(" cpu") && said[0].ends_with(" WARN hello"), "{said:#?}");
+    assert!(said[0].contains(" cpu") && said[0].ends_with(" WARN: hello"), "{said:#?}");
     assert_eq!(said[1..4], ["1", "1", "1"], "{said:#?}");
-    assert!(said.len() == 5 && said[4].ends_with(" WARN hello"), "{said:#?}");
+    assert!(said.len() == 5 && said[4].ends_with(" WARN: hello"), "{said:#?}");
 }
 
 /// The commands of a block that end, each with its records counted.
@@ -256,7 +256,7 @@ fn timed_channels_are_used_by_these_commands() {
     let dir = directory();
     // In the same file system as the mount, for its first command.
     let said = text(&stdout_of(&mut on_mnt_relay(dir.path(), &format!("{program}\n{script}"))));
-    for expected in ["stdout: served 80\n", "INFO started\n", "\"message\":\"timeout\"", "ERROR timeout\n"] {
+    for expected in ["stdout: served 80\n", "INFO: started\n", "\"message\":\"timeout\"", "ERROR: timeout\n"] {
         assert!(said.contains(expected), "{expected:?} is missing in:\n{said}");
     }
     assert!(START.starts_with(commands(page.blocks()[0].2)[0]));
