@@ -31,7 +31,7 @@ for bench in ${1:-message record threads stream reading lines daemon many timed 
         built=$(target_dir)/release
         cargo build --release --quiet --locked --package relayfsd
         make --silent -C relay-producer/librelay install PROFILE=release PREFIX=/usr DESTDIR="$built/librelay-installed"
-        LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
+        RELAYFS_BUILT=$built LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
         ;;
     *) cargo bench --quiet --locked --package relayfs-tests --bench "$bench" ;;
     esac

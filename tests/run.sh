@@ -53,6 +53,7 @@ need prometheus-node-exporter prometheus-node-exporter
 need promtool prometheus
 need pv pv
 need python3 python3
+python3 -c "import ensurepip" 2>/dev/null || missing="$missing python3-venv"
 need rclone rclone
 need readelf binutils
 need rg ripgrep
