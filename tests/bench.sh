@@ -41,7 +41,7 @@ for bench in "$@"; do
         cargo build --release --quiet --locked --package relayfsd
         make --silent -C relay-producer/librelay all PROFILE=release
         make --silent -C relay-producer/librelay install PROFILE=release PREFIX=/usr DESTDIR="$built/librelay-installed"
-        LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
+        RELAYFS_BUILT=$built LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
         ;;
     *) cargo bench --quiet --locked --package relayfs-tests --bench "$bench" ;;
     esac

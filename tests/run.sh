@@ -54,6 +54,7 @@ need prometheus-node-exporter prometheus-node-exporter
 need promtool prometheus
 need pv pv
 need python3 python3
+python3 -c "import ensurepip" 2>/dev/null || missing="$missing python3-venv"
 need rclone rclone
 need readelf binutils
 need rg ripgrep
@@ -77,7 +78,6 @@ need valgrind valgrind
 need xz xz-utils
 need zsh zsh
 need zstd zstd
-python3 -c "import ensurepip" 2>/dev/null || missing="$missing python3-venv"
 need_rust
 need_fuse
 for part in fmt clippy; do

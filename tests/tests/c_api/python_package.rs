@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use relayfs_tests::librelay::installed;
+use relayfs_tests::pages::Page;
 use relayfs_tests::{Mount, programs, run, stdout_of, text, tool, workspace};
 
 /// Writes by the handler, and reads the record back.
@@ -18,11 +19,6 @@ logging.shutdown()
 for record in relayfs.read('app/log', sys.argv[1]):
     print(record.level, record.target, record.message)
 "#;
-
-/// How the documents say that the package is installed.
-const INSTALL: &str = "python3 -m venv v && v/bin/pip install ./python";
-/// Prints where the system's builder is.
-const WHERE: &str = "import os, setuptools, wheel; print(os.path.dirname(os.path.dirname(setuptools.__file__)))";
 
 /// A command that leaves no files in the tree.
 fn python(program: impl AsRef<Path>) -> Command {
@@ -46,27 +42,34 @@ fn tests_of_the_package_pass() {
     assert!(output.status.success(), "{stdout}{stderr}(without pytest: pip install pytest)");
 }
 
-/// By the command of the documents, without the network: the builder is that of the system, where pip downloads the newest
+/// By the command of the page, without the network: the builder is that of the system, since pip downloads the newest
 /// one otherwise.
 #[test]
-fn package_is_installed_from_the_tree() {
+fn package_is_installed_as_the_page_says() {
     let mount = Mount::new(&[]);
     let dir = tempfile::tempdir().expect("a temporary directory");
     // The builder writes beside the sources.
     copy_tree(&workspace().join("python"), &dir.path().join("python"));
-    let read = |page: &str| fs::read_to_string(workspace().join(page)).expect("a document");
-    assert!(read("README.md").contains(&format!("`{INSTALL}`")), "README.md: {INSTALL}");
-    assert!(read("python/README.md").contains(&format!("```\n{INSTALL}\n```")), "python/README.md: {INSTALL}");
-    let packages = stdout_of(python3().args(["-c", WHERE]));
-    let mut install = python(tool("sh", "dash").get_program());
-    install.args(["-euc", INSTALL]).current_dir(&dir).env("PYTHONPATH", text(&packages).trim());
-    // Pip's variable of the option --no-build-isolation is an odd one: 0 sets it.
-    install.env("PIP_NO_INDEX", "1").env("PIP_NO_BUILD_ISOLATION", "0").env("PIP_QUIET", "1");
-    let output = run(&mut install);
-    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{said}(without setuptools: pip install setuptools wheel)");
-    let python_of_venv = dir.path().join("v/bin/python");
-    let said = stdout_of(python(&python_of_venv).args(["-c", PROGRAM]).arg(mount.point()).current_dir(&dir));
+    let page = Page::open("../python/README.md");
+    let blocks = page.blocks();
+    let (.., command) = blocks.iter().find(|(.., code)| code.contains("pip install")).expect("a command");
+    // The README says the same.
+    assert!(Page::open("../README.md").text().contains(&format!("`{command}`")), "{command}");
+    let find = "import os, wheel; print(os.path.dirname(os.path.dirname(wheel.__file__)))";
+    let builder = run(python3().args(["-c", find]));
+    let stderr = text(&builder.stderr);
+    assert!(builder.status.success(), "{stderr}(without wheel: pip install setuptools wheel)");
+    let mut shell = python(tool("sh", "dash").get_program());
+    shell.args(["-euc", command]).current_dir(dir.path()).env("PYTHONPATH", text(&builder.stdout).trim_end());
+    // The value 0 of the second one switches the isolation off.
+    shell.envs([("PIP_NO_INDEX", "1"), ("PIP_NO_BUILD_ISOLATION", "0"), ("PIP_DISABLE_PIP_VERSION_CHECK", "1")]);
+    let output = run(&mut shell);
+    let stderr = text(&output.stderr);
+    assert!(output.status.success(), "{command}: {stderr}(without venv: apt-get install python3-venv)");
+    let entries = fs::read_dir(dir.path()).expect("the directory").map(|entry| entry.expect("an entry").path());
+    let installed = entries.map(|path| path.join("bin/python")).find(|path| path.exists());
+    let installed = installed.expect("an environment that the command has made");
+    let said = stdout_of(python(&installed).args(["-c", PROGRAM]).arg(mount.point()).current_dir(&dir));
     assert_eq!(text(&said), "WARN app.db slow 3\n");
 }
 
