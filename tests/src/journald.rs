@@ -26,13 +26,13 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 const SCRIPT: &str = r#"
 exec 3>&1 >/run/said 2>&1
 mkdir -p /run/systemd/journald.conf.d
-printf '[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nRuntimeMaxUse=64M\n' >/run/systemd/journald.conf.d/bench.conf
+printf '[Journal]\nStorage=volatile\nRateLimitIntervalSec=0\nRuntimeMaxUse=64M\nReadKMsg=no\n' >/run/systemd/journald.conf.d/bench.conf
 "$2" &
 eventually test -S /run/systemd/journal/socket
 while read -r len n; do
     nanos=$("$1" send-to-journal "$len" "$n")
     journalctl --sync 2>&1 || true
-    last() { journalctl --quiet --lines=1 --output=cat | grep -qx "m\{$len\}"; }
+    last() { journalctl --quiet --lines=1 --output=cat _TRANSPORT=journal | grep -qx "m\{$len\}"; }
     eventually last
     echo "$nanos" >&3
 done
