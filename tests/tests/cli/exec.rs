@@ -8,8 +8,8 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use relay::trace::event::{Event, Stream};
-use relayfs_tests::refused::without_ends;
 use relayfs_tests::records::{FoundRecord, merged, threads};
+use relayfs_tests::refused::without_ends;
 use relayfs_tests::terminal::ON_TERMINAL;
 use relayfs_tests::{Mount, Process, eventually, program, run, run_with_input, stdout_of, text, tool};
 
@@ -135,7 +135,8 @@ fn signal_that_ends_the_program_ends_the_command() {
 #[test]
 fn end_of_the_program_is_kept_once_on_every_kernel() {
     for without in [false, true] {
-        let prepare = |command| if without { without_ends(command) } else { command };
+        let prepare: fn(&mut Command) -> &mut Command =
+            if without { without_ends } else { |command| command };
         let mount = Mount::prepared(&["--channel=log:timed:subbuf-size=1M:n-subbufs=8"], prepare);
         let scripts = [
             ("kill -KILL $$", "killed by signal 9 (SIGKILL)"),
