@@ -91,7 +91,9 @@ impl From<WriteError> for io::Error {
     fn from(error: WriteError) -> io::Error {
         let kind = match error {
             WriteError::Full => ErrorKind::StorageFull,
-            WriteError::TooBig { .. } | WriteError::Mismatch | WriteError::NoSuchCpu(_) => ErrorKind::InvalidInput,
+            WriteError::TooBig { .. } | WriteError::Mismatch | WriteError::NoSuchCpu(_) => {
+                ErrorKind::InvalidInput
+            }
             WriteError::OtherKind => ErrorKind::Unsupported,
             WriteError::NotDefined => ErrorKind::NotFound,
             WriteError::Disconnected => ErrorKind::NotConnected,

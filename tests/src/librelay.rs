@@ -116,7 +116,9 @@ impl Linked {
 /// Compilers for C++: that of the system, and one whose library has `std::format`, which that of Debian 12 has not.
 #[track_caller]
 pub fn cplusplus_compilers() -> [Command; 2] {
-    let mut with_format = tool("clang++-19", "clang-19 libc++-19-dev libc++abi-19-dev");
+    let mut with_format = tool("clang++-19", "clang-19");
+    let library = Path::new("/usr/lib/llvm-19/include/c++/v1/format");
+    assert!(library.exists(), "libc++ is not installed: apt-get install libc++-19-dev libc++abi-19-dev");
     with_format.arg("-stdlib=libc++");
     [tool("g++", "g++"), with_format]
 }

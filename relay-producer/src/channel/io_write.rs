@@ -53,7 +53,8 @@ impl Write for &Channel {
             return Ok(self.write_message(text.as_bytes())?);
         }
         let mut text = String::new();
-        fmt::write(&mut text, args).map_err(|_| io::Error::other("a value of the message cannot be formatted"))?;
+        fmt::write(&mut text, args)
+            .map_err(|_| io::Error::other("a value of the message cannot be formatted"))?;
         Ok(self.write_message(text.as_bytes())?)
     }
 

@@ -151,16 +151,21 @@ fn clock() -> Finding {
 /// Whether relayfsd learns how a process has ended.
 fn ends() -> Finding {
     const THING: &str = "ends of processes";
-    const COST: &str = "a process that fails may leave no record of its end, except under relay-producer --exec";
+    const COST: &str =
+        "a process that fails may leave no record of its end, except under relay-producer --exec";
     match pidfd::kernel_tells() {
-        Ok(true) => Finding::works(THING, "a process that fails leaves a record of its end in its timed channels"),
+        Ok(true) => {
+            Finding::works(THING, "a process that fails leaves a record of its end in its timed channels")
+        }
         Ok(false) => {
             let text = format!("this kernel does not tell how a process ended: {COST}");
             Finding::costs(THING, text, "use Linux 6.15 or later")
         }
-        Err(error) => {
-            Finding::costs(THING, format!("cannot try it: {error}: {COST}"), "mount /proc, and use Linux 6.15 or later")
-        }
+        Err(error) => Finding::costs(
+            THING,
+            format!("cannot try it: {error}: {COST}"),
+            "mount /proc, and use Linux 6.15 or later",
+        ),
     }
 }
 

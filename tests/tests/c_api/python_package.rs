@@ -62,11 +62,16 @@ fn package_is_installed_as_the_page_says() {
     let mut shell = python(tool("sh", "dash").get_program());
     shell.args(["-euc", command]).current_dir(dir.path()).env("PYTHONPATH", text(&builder.stdout).trim_end());
     // The value 0 of the second one switches the isolation off.
-    shell.envs([("PIP_NO_INDEX", "1"), ("PIP_NO_BUILD_ISOLATION", "0"), ("PIP_DISABLE_PIP_VERSION_CHECK", "1")]);
+    shell.envs([
+        ("PIP_NO_INDEX", "1"),
+        ("PIP_NO_BUILD_ISOLATION", "0"),
+        ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+    ]);
     let output = run(&mut shell);
     let stderr = text(&output.stderr);
     assert!(output.status.success(), "{command}: {stderr}(without venv: apt-get install python3-venv)");
-    let entries = fs::read_dir(dir.path()).expect("the directory").map(|entry| entry.expect("an entry").path());
+    let entries =
+        fs::read_dir(dir.path()).expect("the directory").map(|entry| entry.expect("an entry").path());
     let installed = entries.map(|path| path.join("bin/python")).find(|path| path.exists());
     let installed = installed.expect("an environment that the command has made");
     let said = stdout_of(python(&installed).args(["-c", PROGRAM]).arg(mount.point()).current_dir(&dir));

@@ -122,7 +122,10 @@ fn bash_completes() {
             .args(["--norc", "-euc", script])
             .current_dir(workspace().join("manual/completions")),
     );
-    assert_eq!(text(&completed), "--subbuf-size\n--state-dir\n--wait-mount\n--rotate-size\n--flush-interval\n");
+    assert_eq!(
+        text(&completed),
+        "--subbuf-size\n--state-dir\n--wait-mount\n--rotate-size\n--flush-interval\n"
+    );
 }
 
 /// The shell's own function offers what the file describes: here a stand-in prints that.
@@ -165,5 +168,9 @@ fn fish_completes() {
     fish.args(["--no-config", "-c", script]).current_dir(workspace().join("manual/completions"));
     let completed = text(&stdout_of(fish.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path())));
     let offered: Vec<&str> = completed.lines().filter_map(|line| line.split('\t').next()).collect();
-    assert_eq!(offered, ["--subbuf-size", "--wait-mount", "--rotate-size", "--flush-interval"], "{completed}");
+    assert_eq!(
+        offered,
+        ["--subbuf-size", "--wait-mount", "--rotate-size", "--flush-interval"],
+        "{completed}"
+    );
 }

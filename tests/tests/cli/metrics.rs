@@ -193,7 +193,11 @@ fn node_exporter_serves_the_copy_of_the_page() {
     let served = samples(served);
     assert_eq!(served["node_textfile_scrape_error"], 0.0);
     let own = samples(own);
-    assert_eq!(served["relayfs_unread_bytes{channel=\"app/log\",cpu=\"0\"}"] + served["relayfs_unread_bytes{channel=\"app/log\",cpu=\"1\"}"], 22.0);
+    assert_eq!(
+        served["relayfs_unread_bytes{channel=\"app/log\",cpu=\"0\"}"]
+            + served["relayfs_unread_bytes{channel=\"app/log\",cpu=\"1\"}"],
+        22.0
+    );
     let missing: Vec<_> = own.keys().filter(|name| !served.contains_key(*name)).collect();
     assert!(own.len() > 20 && missing.is_empty(), "{missing:?}");
 }
@@ -201,7 +205,7 @@ fn node_exporter_serves_the_copy_of_the_page() {
 /// Prints what is at a URL, whatever proxies the caller has.
 const FETCH: &str = "import sys, urllib.request as request; \
                      opener = request.build_opener(request.ProxyHandler({})); \
-                     print(opener.open(sys.argv[1]).read().decode())";
+                     sys.stdout.write(opener.open(sys.argv[1]).read().decode())";
 
 #[test]
 fn promtool_accepts_the_alerts_of_the_page() {

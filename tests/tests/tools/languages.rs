@@ -81,7 +81,9 @@ fn cplusplus_closes_its_channel() {
         format!(
             r#""level":"WARN","target":"main.cc:{warning}","event":"main.cc:{warning}","fields":{{"message":"slow query, rows=3"}}}}"#
         ),
-        format!(r#""level":"ERROR","target":"main.cc:{error}","event":"log","message":"no answer from db1"}}"#),
+        format!(
+            r#""level":"ERROR","target":"main.cc:{error}","event":"log","message":"no answer from db1"}}"#
+        ),
     ];
     let [mut system, mut with_format] = cplusplus_compilers();
     // That of the system need not have std::format.

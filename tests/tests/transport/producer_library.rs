@@ -5,10 +5,10 @@ use std::io::{ErrorKind, IoSlice, LineWriter, Write};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use relay::trace::event::{Event, id};
 use relay_producer::{
     BatchOptions, Channel, Counts, Mode, OpenError, RequestError, TransportChoice, Wait, WriteError,
 };
-use relay::trace::event::{Event, id};
 use relayfs_tests::direct::on_cpu;
 use relayfs_tests::records::records;
 use relayfs_tests::{Mount, eventually};
@@ -199,7 +199,8 @@ fn io_write_makes_a_message_of_each_call() {
         let mount =
             Mount::new(&[&format!("--channel=raw:{geometry}"), &format!("--channel=log:timed:{geometry}")]);
         for name in ["raw", "log"] {
-            let channel = Channel::builder(mount.point(), name).transport(transport).open().expect("a channel");
+            let channel =
+                Channel::builder(mount.point(), name).transport(transport).open().expect("a channel");
             on_cpu(1, || write_by_io(&channel));
             channel.sync().expect("a daemon");
             assert_eq!(mount.stats(name)["total.produced"], 0, "a flush did something");
@@ -222,7 +223,8 @@ fn io_write_refuses_what_is_no_message() {
         Mount::new(&["--channel=raw:subbuf-size=100:n-subbufs=2", "--channel=log:timed:subbuf-size=100"]);
     for (name, max) in [("raw", 100), ("log", 100 - 16)] {
         for transport in [TransportChoice::Socket, TransportChoice::Auto] {
-            let channel = Channel::builder(mount.point(), name).transport(transport).open().expect("a channel");
+            let channel =
+                Channel::builder(mount.point(), name).transport(transport).open().expect("a channel");
             (&channel).write_all(&vec![b'x'; max]).expect("as long as possible");
             let error = (&channel).write_all(&vec![b'x'; max + 1]).expect_err("too long");
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{name} {transport:?}");
@@ -232,7 +234,8 @@ fn io_write_refuses_what_is_no_message() {
         }
         assert_eq!(mount.stats(name)["total.too_big"], 2, "{name}");
     }
-    let whole = |payload: &[u8]| matches!(Event::decode(id::TEXT, payload), Event::Text(text) if text.len() == 84);
+    let whole =
+        |payload: &[u8]| matches!(Event::decode(id::TEXT, payload), Event::Text(text) if text.len() == 84);
     let log = records(&mount, "log");
     assert!(log.len() == 2 && log.iter().all(|record| whole(&record.payload)), "{log:?}");
     let channel = mount.channel("raw");

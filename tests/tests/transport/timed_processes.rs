@@ -109,8 +109,7 @@ fn regular_exit_leaves_no_record() {
 /// An end without a status may be regular, so it is no record: neither that of a failure, nor a regular one.
 #[test]
 fn end_that_the_kernel_does_not_tell_leaves_no_record() {
-    let mut mount =
-        Mount::prepared(&["--channel=app:timed:global:n-subbufs=2:subbuf-size=8K"], without_ends);
+    let mut mount = Mount::prepared(&["--channel=app:timed:global:n-subbufs=2:subbuf-size=8K"], without_ends);
     let peer = Peer::hello(&mount);
     let channel = open(&peer, "app", "").channel;
     let pid = mount.daemon().pid();
