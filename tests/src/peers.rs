@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
+use crate::journald;
 use crate::Process;
 use crate::measure::{WRITER_CPU, on_cpu, reader_cpu};
 
@@ -33,6 +34,9 @@ pub fn play_other_end() -> Option<ExitCode> {
         [READ_RELAY, path, bytes] => {
             let expected = bytes.parse().expect("a number");
             on_cpu(reader_cpu(), || read_relay(Path::new(path), expected));
+        }
+        [journald::SEND, len, n] => {
+            journald::send(len.parse().expect("a length"), n.parse().expect("a number"));
         }
         _ => return None,
     }
