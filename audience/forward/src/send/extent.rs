@@ -35,7 +35,8 @@ mod tests {
     #[test]
     fn texts_are_old_before_the_stream_drops_them() {
         let extent = |first, last| Extent { first, last, created: 0 };
-        for (first, last, oldest_that_stays) in [(0, 0, 0), (1, 1, 1), (1, 2, 1), (1, 9, 3), (100, 200, 125)] {
+        for (first, last, oldest_that_stays) in [(0, 0, 0), (1, 1, 1), (1, 2, 1), (1, 9, 3), (100, 200, 125)]
+        {
             let extent = extent(first, last);
             assert!(!extent.is_old(oldest_that_stays), "{extent:?}");
             assert!(oldest_that_stays == 0 || extent.is_old(oldest_that_stays - 1), "{extent:?}");

@@ -24,7 +24,13 @@ pub(crate) struct History {
 impl History {
     /// Adds the next message to the front. `first` is the first sub-buffer that the buffer has. Returns whether the
     /// messages before may say more.
-    pub(crate) fn add(&mut self, sequence: u64, written: Option<&Written>, instance: u64, first: u64) -> bool {
+    pub(crate) fn add(
+        &mut self,
+        sequence: u64,
+        written: Option<&Written>,
+        instance: u64,
+        first: u64,
+    ) -> bool {
         let Some(written) = written else {
             self.foreign += 1;
             return self.foreign < FOREIGN_MAX;

@@ -38,7 +38,8 @@ mod tests {
         let mut idle = Idle::new();
         let second = Duration::from_secs(1);
         let mut without = |n: u32, expected: bool| assert_eq!(idle.is_over(n * second), expected, "{n}");
-        for (n, expected) in [(1, false), (2, true), (3, false), (4, true), (60, true), (60, true), (15, false)]
+        for (n, expected) in
+            [(1, false), (2, true), (3, false), (4, true), (60, true), (60, true), (15, false)]
         {
             without(n, expected);
         }

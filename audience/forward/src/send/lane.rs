@@ -233,7 +233,13 @@ impl Lane {
     }
 
     /// Sends a message behind the last one.
-    async fn send(&mut self, headers: Headers, token: u64, piece: Bytes, before: u64) -> Result<(), Unstored> {
+    async fn send(
+        &mut self,
+        headers: Headers,
+        token: u64,
+        piece: Bytes,
+        before: u64,
+    ) -> Result<(), Unstored> {
         let map = self.headers(&headers, before, token);
         let sequence = self.link.store(&self.subject, map, piece, before).await?;
         let generation = self.link.generation();

@@ -229,7 +229,8 @@ mod tests {
         }
         let written = Written::new(headers(5, Part::WHOLE), 0);
         assert!(!written.ends(8, 5, b"some bytes", &bytes) && !written.ends(7, 4, b"some bytes", &bytes));
-        let packet = PacketHeader { cpu: 0, begin: 1, end: 2, records_len: 0, padding: 0, number: 5, discarded: 0 };
+        let packet =
+            PacketHeader { cpu: 0, begin: 1, end: 2, records_len: 0, padding: 0, number: 5, discarded: 0 };
         assert!(ends(Part::WHOLE, &packet.encode(), &Proof::Packet));
         assert!(ends(part(3, 3), b"more", &Proof::Packet) && !ends(Part::WHOLE, b"more", &Proof::Packet));
         let other = PacketHeader { number: 6, ..packet };
