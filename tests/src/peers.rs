@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-use crate::journald;
 use crate::Process;
+use crate::journald;
 use crate::measure::{WRITER_CPU, on_cpu, reader_cpu};
 
 /// Argument of a process that reads its standard input to the end.

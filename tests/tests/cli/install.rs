@@ -54,7 +54,8 @@ fn assert_links_lead_to_files(root: &Path, files: &BTreeSet<String>) {
         let prose: String = text.split("```").step_by(2).collect();
         for link in prose.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let file = link.split('#').next().unwrap_or_default();
-            let leads = file.is_empty() || link.contains("://") || root.join(document).with_file_name(file).exists();
+            let leads =
+                file.is_empty() || link.contains("://") || root.join(document).with_file_name(file).exists();
             assert!(leads, "{document}: {link}");
         }
     }
@@ -63,7 +64,8 @@ fn assert_links_lead_to_files(root: &Path, files: &BTreeSet<String>) {
 /// What the image of the containers takes of an installation is there.
 #[track_caller]
 fn assert_has_what_the_image_takes(root: &Path) {
-    let dockerfile = fs::read_to_string(workspace().join("packaging/containers/Dockerfile")).expect("a Dockerfile");
+    let dockerfile =
+        fs::read_to_string(workspace().join("packaging/containers/Dockerfile")).expect("a Dockerfile");
     assert!(dockerfile.contains("make install DESTDIR=/installed PREFIX=/usr\n"), "{dockerfile}");
     let copies = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY --from=build /installed/"));
     let copies: Vec<&str> = copies.filter_map(|copy| copy.split(' ').next()).collect();
@@ -79,11 +81,18 @@ fn package_knows_all_units_and_programs() {
     let of_package = |file: &str| {
         fs::read_to_string(workspace().join("packaging/debian").join(file)).expect("a file of the package")
     };
-    for unit in ["relayfsd/relayfsd@.service", "audience/audience-record@.service", "audience/forward/relay-forward@.service"] {
+    for unit in [
+        "relayfsd/relayfsd@.service",
+        "audience/audience-record@.service",
+        "audience/forward/relay-forward@.service",
+    ] {
         assert!(workspace().join(unit).exists(), "{unit}");
         let name = unit.rsplit('/').next().expect("a name");
         for script in ["postinst", "prerm"] {
-            assert!(of_package(script).contains(&format!("'{}'", name.replace('@', "@*"))), "{script}: {name}");
+            assert!(
+                of_package(script).contains(&format!("'{}'", name.replace('@', "@*"))),
+                "{script}: {name}"
+            );
         }
         assert!(of_package("control.in").contains(name), "{name}");
     }

@@ -75,7 +75,9 @@ fn files_are_described() {
     let mount = Mount::new(&["--channel=app/log:timed"]);
     let names = |dir: &str| {
         let entries = fs::read_dir(mount.path(dir)).expect("a directory of the mount");
-        entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("text")).collect::<Vec<_>>()
+        entries
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+            .collect::<Vec<_>>()
     };
     let (of_daemon, of_channel) = (names(".relay"), names(".relay/channels/app/log"));
     assert!(of_daemon.len() > 5 && of_channel.len() > 15, "{of_daemon:?} {of_channel:?}");

@@ -63,7 +63,8 @@ fn documented_lines_of_fstab_mount() {
         done",
         entries[0], entries[1]
     ));
-    let of = |source: &str| ["0".to_owned(), format!("{source} /mnt/relay fuse.relayfsd rw"), "kept".to_owned()];
+    let of =
+        |source: &str| ["0".to_owned(), format!("{source} /mnt/relay fuse.relayfsd rw"), "kept".to_owned()];
     let told = |line: &String| !line.starts_with("relayfsd: ");
     let lines: Vec<String> = lines.into_iter().filter(told).collect();
     assert_eq!(lines, [of("none"), of("relayfs")].concat());

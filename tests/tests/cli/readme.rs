@@ -14,12 +14,18 @@ use relayfs_tests::{private_shell, programs, run, text, tool, workspace};
 
 /// Commands of blocks without a language, and what runs them.
 const ELSEWHERE: &[(&str, &str)] = &[
-    ("sudo apt-get install build-essential pkg-config fuse3", "cli: install uses them; no test installs packages"),
+    (
+        "sudo apt-get install build-essential pkg-config fuse3",
+        "cli: install uses them; no test installs packages",
+    ),
     ("make", "cli: install"),
     ("sudo make install", "cli: install"),
     ("sudo ldconfig", "cli: install names the directory; no test changes the system's cache"),
     ("relayfsd doctor", "cli: doctor"),
-    ("sudo systemctl enable --now relayfsd@mnt-relay", "cli: boot checks the unit; no test machine runs systemd"),
+    (
+        "sudo systemctl enable --now relayfsd@mnt-relay",
+        "cli: boot checks the unit; no test machine runs systemd",
+    ),
     ("ssh host audience -c box -f", "cli: audience_timed follows; no test machine has a host to reach"),
     (
         "docker run -v /run/relayfs/mnt-relay:/run/relayfs -e RELAYFS=/run/relayfs/socket IMAGE",
@@ -72,7 +78,13 @@ fn path() -> PathBuf {
 fn in_private(script: &str) -> String {
     let setup = "PATH=$1:$PATH; export TZ=UTC; ulimit -c 0; mount -t tmpfs tmpfs /mnt; cd /mnt; exec 2>&1";
     let output = run(private_shell(&format!("{setup}\n{script}")).arg(path()));
-    assert!(output.status.success(), "{script}: {}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{script}: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
     text(&output.stdout)
 }
 

@@ -84,7 +84,8 @@ fn dependency_is_one_that_is_compiled() {
         assert!(known.contains(&format!("\n{feature} = [")), "{feature}: {known}");
     }
     let script = fs::read_to_string(workspace().join("tests/run.sh")).expect("tests/run.sh");
-    let step = format!("--package relay-producer --lib --no-default-features --features {}", features.join(","));
+    let step =
+        format!("--package relay-producer --lib --no-default-features --features {}", features.join(","));
     assert!(script.contains(&step), "{step}");
 }
 
@@ -123,7 +124,10 @@ fn recordings_and_pages_are_made_by_these_commands() {
     let page = Page::open("recording.md");
     page.has_only(&[("For years", ""), ("For years", ""), ("A page", "")]);
     let blocks = page.blocks();
-    assert_eq!(blocks[1].2, "systemctl enable --now audience-record@mnt-relay", "no test machine runs systemd");
+    assert_eq!(
+        blocks[1].2, "systemctl enable --now audience-record@mnt-relay",
+        "no test machine runs systemd"
+    );
     let [of_recordings, of_a_minute, of_buffers] = commands(blocks[2].2)[..] else { panic!("{page:?}") };
     let dir = directory();
     let script = format!(
@@ -256,7 +260,8 @@ fn timed_channels_are_used_by_these_commands() {
     let dir = directory();
     // In the same file system as the mount, for its first command.
     let said = text(&stdout_of(&mut on_mnt_relay(dir.path(), &format!("{program}\n{script}"))));
-    for expected in ["stdout: served 80\n", "INFO: started\n", "\"message\":\"timeout\"", "ERROR: timeout\n"] {
+    for expected in ["stdout: served 80\n", "INFO: started\n", "\"message\":\"timeout\"", "ERROR: timeout\n"]
+    {
         assert!(said.contains(expected), "{expected:?} is missing in:\n{said}");
     }
     assert!(START.starts_with(commands(page.blocks()[0].2)[0]));
