@@ -21,7 +21,7 @@ use super::link::Link;
 use super::packets::{Packet, Packets};
 use super::source::{Closed, Files, Source};
 use super::texts::Texts;
-use super::window::{Room, Window};
+use super::window::Window;
 use super::written::Proof;
 use crate::error::Failure;
 use crate::message::{Kind, Subject};
@@ -103,7 +103,12 @@ struct Forwarding<'a> {
     renewal: JoinSet<Result<(), Failure>>,
     /// Whether other buffers are in the place of these.
     is_replaced: bool,
+    /// Whether the dictionary could not be read.
+    lacks_dictionary: bool,
 }
+
+/// A packet's dictionary is not there yet.
+struct NoDictionary;
 
 impl<'a> Forwarding<'a> {
     fn new(
@@ -121,7 +126,19 @@ impl<'a> Forwarding<'a> {
         };
         let cpus = (0..source.reader.n_bufs()).map(cpu).collect();
         let (tasks, renewal) = (JoinSet::new(), JoinSet::new());
-        Forwarding { job, channel, source, geometry, packets, cpus, tasks, renewal, is_replaced: false }
+        let (is_replaced, lacks_dictionary) = (false, false);
+        Forwarding {
+            job,
+            channel,
+            source,
+            geometry,
+            packets,
+            cpus,
+            tasks,
+            renewal,
+            is_replaced,
+            lacks_dictionary,
+        }
     }
 
     async fn run(mut self, idle: &mut Idle) -> Result<Over, Failure> {
@@ -186,7 +203,8 @@ impl<'a> Forwarding<'a> {
     /// Whether a sub-buffer is there that cannot be stored now.
     fn waits(&self) -> bool {
         // The dictionary of a channel that was replaced does not come any more.
-        self.cpus.iter().any(|cpu| cpu.is_refused() || cpu.taken.is_some() && !self.is_replaced)
+        let is_lost = self.is_replaced && self.lacks_dictionary;
+        !is_lost && self.cpus.iter().any(Cpu::is_refused)
     }
 
     /// Begins what can be begun of a CPU.
@@ -208,7 +226,7 @@ impl<'a> Forwarding<'a> {
             return;
         };
         let Some(taken) = self.take(cpu) else {
-            self.put_back(cpu, lane, None);
+            self.put_back(cpu, lane);
             return;
         };
         let (is_known, tries) = self.cpus.get(cpu).map_or((true, 1), |state| (state.is_known, state.tries()));
@@ -229,19 +247,31 @@ impl<'a> Forwarding<'a> {
                     (cpu, lane, done)
                 });
             }
-            Err(taken) => self.put_back(cpu, lane, Some((taken, room))),
+            // It stays in the buffer, and the room is for others.
+            Err(NoDictionary) => {
+                self.put_back(cpu, lane);
+                self.refused(cpu);
+            }
         }
     }
 
-    /// Puts the lane of a CPU back, with what waits for the next try.
-    fn put_back(&mut self, cpu: usize, lane: Lane, waiting: Option<(Taken, Room)>) {
-        let Some(state) = self.cpus.get_mut(cpu) else { return };
-        state.lane = Some(lane);
-        (state.taken, state.room) = waiting.unzip();
+    /// Puts the lane of a CPU back.
+    fn put_back(&mut self, cpu: usize, lane: Lane) {
+        if let Some(state) = self.cpus.get_mut(cpu) {
+            state.lane = Some(lane);
+        }
     }
 
-    /// Returns what is to be stored of a sub-buffer, or the sub-buffer, which has to wait.
-    fn outgoing(&mut self, cpu: usize, taken: Taken, tries: u32) -> Result<Outgoing, Taken> {
+    /// Leaves a sub-buffer that was taken in its buffer, for a later try.
+    fn refused(&mut self, cpu: usize) {
+        if let Some(state) = self.cpus.get_mut(cpu) {
+            state.note_refused();
+            self.source.take_again(cpu);
+        }
+    }
+
+    /// Returns what is to be stored of a sub-buffer.
+    fn outgoing(&mut self, cpu: usize, taken: Taken, tries: u32) -> Result<Outgoing, NoDictionary> {
         let (instance, geometry) = (self.source.instance, self.geometry);
         let Taken { number, position, losses, .. } = taken;
         let (body, packet) = if geometry.timed() {
@@ -280,9 +310,9 @@ impl<'a> Forwarding<'a> {
         None
     }
 
-    /// Makes the packet of a sub-buffer. Returns the sub-buffer if it has to wait for the dictionary.
-    fn packet(&mut self, cpu: usize, taken: Taken) -> Result<(Packet, Rc<Texts>), Taken> {
-        let Some(state) = self.cpus.get_mut(cpu) else { return Err(taken) };
+    /// Makes the packet of a sub-buffer.
+    fn packet(&mut self, cpu: usize, taken: Taken) -> Result<(Packet, Rc<Texts>), NoDictionary> {
+        let Some(state) = self.cpus.get_mut(cpu) else { return Err(NoDictionary) };
         if self.packets.is_none() {
             let (host, overwrites) = (self.job.host.as_str(), self.geometry.mode() == Mode::Overwrite);
             let (link, files) = (&self.job.link, self.source.files.clone());
@@ -294,16 +324,18 @@ impl<'a> Forwarding<'a> {
                     self.job.link.troubles.set(self.channel.as_str(), &why);
                     // The daemon may have gone.
                     self.source.arm();
-                    return Err(taken);
+                    self.lacks_dictionary = true;
+                    return Err(NoDictionary);
                 }
             }
             self.job.link.troubles.clear(self.channel.as_str());
         }
-        let Some(packets) = self.packets.as_mut() else { return Err(taken) };
+        let Some(packets) = self.packets.as_mut() else { return Err(NoDictionary) };
+        self.lacks_dictionary = false;
         let records = taken.bytes.get(taken.cut..).unwrap_or_default();
         // An event that a living daemon does not know is no event. A dead one may have known it.
         if !packets.learn(records) && self.source.is_gone && !self.is_replaced {
-            return Err(taken);
+            return Err(NoDictionary);
         }
         let maker = state.maker.get_or_insert_with(|| {
             let (end, losses) = state.before;
@@ -336,10 +368,7 @@ impl<'a> Forwarding<'a> {
                 self.source.release(cpu);
             }
             // It stays in the buffer, and the room is for others.
-            Done::Found(_, _, None) | Done::Refused => {
-                state.note_refused();
-                self.source.take_again(cpu);
-            }
+            Done::Found(_, _, None) | Done::Refused => self.refused(cpu),
         }
     }
 
@@ -355,10 +384,14 @@ impl<'a> Forwarding<'a> {
     /// Looks for the next daemon of the buffers.
     fn reopen(&mut self) {
         self.is_replaced = !self.source.reopen();
-        // The last daemon may have ended before it was told what is stored.
-        for (cpu, state) in self.cpus.iter().enumerate() {
+        for (cpu, state) in self.cpus.iter_mut().enumerate() {
+            // The last daemon may have ended before it was told what is stored.
             if state.taken.is_none() {
                 self.source.release(cpu);
+            }
+            // The next one has the dictionary.
+            if !self.source.is_gone {
+                state.hurry();
             }
         }
     }

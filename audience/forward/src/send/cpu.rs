@@ -27,7 +27,7 @@ use crate::message::{Headers, Meaning, Part, SubBuffer};
 use crate::server::pause;
 
 /// Tries of the first attempt to store a sub-buffer, and of those behind it.
-const TRIES: [u32; 2] = [5, 2];
+const TRIES: [u32; 2] = [3, 1];
 
 /// A copied sub-buffer.
 pub(crate) struct Taken {
@@ -54,7 +54,7 @@ pub(crate) struct Cpu {
     pub(crate) maker: Option<PacketMaker>,
     /// How the last packet in the stream ends.
     pub(crate) before: End,
-    /// How often the server has refused the next sub-buffer.
+    /// How often the next sub-buffer was refused.
     refused: u32,
     /// When it is tried again.
     again: Option<Instant>,
@@ -87,12 +87,12 @@ impl Cpu {
         }
     }
 
-    /// Whether the server has refused a sub-buffer, and it is too early for the next try.
+    /// Whether a sub-buffer was refused, and it is too early for the next try.
     pub(crate) fn rests(&self) -> bool {
         self.again.is_some_and(|again| again > Instant::now())
     }
 
-    /// Whether the server has refused a sub-buffer, which is still there.
+    /// Whether a sub-buffer was refused, which is still there: by the server, or because its dictionary is missing.
     pub(crate) fn is_refused(&self) -> bool {
         self.refused > 0
     }
@@ -102,11 +102,16 @@ impl Cpu {
         TRIES[usize::from(self.is_refused())]
     }
 
-    /// Notes that the server has refused a sub-buffer. Packets begin again behind what is stored.
+    /// Notes that a sub-buffer was refused. Packets begin again behind what is stored.
     pub(crate) fn note_refused(&mut self) {
         self.maker = None;
         self.refused = self.refused.saturating_add(1);
         self.again = Some(Instant::now() + pause(self.refused.saturating_add(1)));
+    }
+
+    /// Ends the time before the next try.
+    pub(crate) fn hurry(&mut self) {
+        self.again = None;
     }
 
     /// Notes that there is nothing to store: another program may have read it.

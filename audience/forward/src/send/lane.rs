@@ -10,6 +10,7 @@
 //!            +-- refused, no answer, no connection: the last message is not known; pause, again
 //! ```
 
+use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -43,6 +44,10 @@ pub(crate) struct Lane {
     last: Option<Last>,
     /// Sequence of the last message that this process has stored, and the stream's generation then; 0: none.
     stored: (u64, u64),
+    /// Whether this process has stored a message. From then on none of a process before can come.
+    has_stored: bool,
+    /// Tokens of the last parts of bodies, by number.
+    tokens: RandomState,
     /// What was there at the start; `None` if that is not known.
     history: Option<History>,
 }
@@ -79,7 +84,18 @@ impl Lane {
         let id =
             format!("{}/{}/{}", to_token(&subject.host), to_token(subject.channel.as_str()), subject.kind);
         let (kind, subject) = (subject.kind, subject.encode(&link.name));
-        Lane { link: Rc::clone(link), subject, kind, id, instance, last: None, stored: (0, 0), history: None }
+        Lane {
+            link: Rc::clone(link),
+            subject,
+            kind,
+            id,
+            instance,
+            last: None,
+            stored: (0, 0),
+            has_stored: false,
+            tokens: RandomState::new(),
+            history: None,
+        }
     }
 
     /// Returns whether the stream has a sub-buffer already, from the time before this process. `None`: it does not answer.
@@ -180,11 +196,12 @@ impl Lane {
         tries: u32,
     ) -> Result<Put, Failure> {
         let (mut pauses, mut plan, mut first) = (Pauses::new(tries), None, 0);
+        let end = self.tokens.hash_one(headers.number);
         loop {
             let trouble = match self.refresh().await {
                 Ok(fetched) => {
                     let last = self.last.clone().unwrap_or_default();
-                    self.check(&last, headers.number)?;
+                    self.check(&last, headers.number, end)?;
                     if generation.is_some_and(|generation| generation != self.link.generation()) {
                         return Ok(Put::Outdated);
                     }
@@ -192,7 +209,7 @@ impl Lane {
                         Some(room) => {
                             let plan = {
                                 let same = plan.take().filter(|plan: &Plan| plan.fits(room));
-                                &*plan.insert(same.unwrap_or_else(|| Plan::new(body.len(), room)))
+                                &*plan.insert(same.unwrap_or_else(|| Plan::new(body.len(), room, end)))
                             };
                             let written = last.written.as_ref();
                             let n_stored = plan.stored(written);
@@ -204,14 +221,14 @@ impl Lane {
                                 return Ok(Put::Stored(first));
                             };
                             // A message of the process before may have come after the question at the start.
-                            if let (0, Some(payload), Some(written)) = (n_stored, fetched, written)
+                            if let (false, Some(payload), Some(written)) = (self.has_stored, fetched, written)
                                 && written.ends(self.instance, headers.number, &payload, proof)
                             {
                                 self.link.troubles.clear(&self.subject);
                                 return Ok(Put::Stored(last.sequence));
                             }
                             let headers = Headers { part, ..headers.clone() };
-                            let token = plan.token(part.number());
+                            let token = plan.token(part);
                             let piece = plan.piece(body, part);
                             let sent = self.send(headers, token, piece, last.sequence).await;
                             if sent.is_ok() {
@@ -248,7 +265,7 @@ impl Lane {
             // Only another stream counts from 1 again.
             self.link.has_lost(generation);
         }
-        self.stored = (sequence, self.link.generation());
+        (self.stored, self.has_stored) = ((sequence, self.link.generation()), true);
         self.last = Some(Last { sequence, written: Some(Written::new(headers, token)) });
         Ok(())
     }
@@ -275,11 +292,14 @@ impl Lane {
     }
 
     /// Fails if the last message is another forwarder's. Those of other programs do not matter.
-    fn check(&self, last: &Last, number: u64) -> Result<(), Failure> {
+    ///
+    /// This process is about to store body `number`, whose last part has the token `end`.
+    fn check(&self, last: &Last, number: u64, end: u64) -> Result<(), Failure> {
         let (stored, _) = self.stored;
         let is_later = stored > 0 && last.sequence > stored;
-        let is_other = last.written.as_ref().is_some_and(|written| {
-            written.headers.instance != self.instance || written.headers.number > number
+        let is_other = last.written.as_ref().is_some_and(|Written { headers, token, .. }| {
+            let is_done_by_other = headers.number == number && headers.part.is_last() && *token != end;
+            headers.instance != self.instance || headers.number > number || is_done_by_other
         });
         if is_later && is_other { Err(Failure::Another(self.subject.clone())) } else { Ok(()) }
     }

@@ -33,6 +33,8 @@ struct Sent {
     processes: Text,
     /// When they were sent.
     at: Instant,
+    /// When the server did not take them.
+    refused: Option<Instant>,
 }
 
 /// A text in the stream.
@@ -66,7 +68,7 @@ impl Texts {
             instance,
             metadata: RefCell::default(),
             processes: RefCell::default(),
-            sent: Mutex::new(Sent { metadata, processes, at: Instant::now() }),
+            sent: Mutex::new(Sent { metadata, processes, at: Instant::now(), refused: None }),
         }
     }
 
@@ -94,7 +96,18 @@ impl Texts {
 
     /// Sends the texts, as far as they are not in the stream. `None`: the server does not take them.
     pub(crate) async fn send(&self, tries: u32) -> Result<Option<Places>, Failure> {
+        let asked = Instant::now();
         let mut sent = self.sent.lock().await;
+        // Each CPU waits for the same texts. One of them tries.
+        if sent.refused.is_some_and(|refused| refused >= asked) {
+            return Ok(None);
+        }
+        let places = self.send_locked(&mut sent, tries).await?;
+        sent.refused = places.is_none().then(Instant::now);
+        Ok(places)
+    }
+
+    async fn send_locked(&self, sent: &mut Sent, tries: u32) -> Result<Option<Places>, Failure> {
         if sent.at.elapsed() >= AGAIN {
             (sent.metadata.place, sent.processes.place, sent.at) = (None, None, Instant::now());
         }

@@ -106,13 +106,15 @@ pub(crate) struct Plan {
     room: usize,
     count: u32,
     tokens: RandomState,
+    /// Token of the last part. All plans of a body have the same: with the last part of any of them, all is stored.
+    last: u64,
 }
 
 impl Plan {
-    /// Splits a body of this length into parts of at most `room` bytes.
-    pub(crate) fn new(len: usize, room: usize) -> Plan {
+    /// Splits a body of this length into parts of at most `room` bytes. `last` is the token of the last one.
+    pub(crate) fn new(len: usize, room: usize, last: u64) -> Plan {
         let count = u32::try_from(len.div_ceil(room.max(1)).max(1)).unwrap_or(u32::MAX);
-        Plan { room, count, tokens: RandomState::new() }
+        Plan { room, count, tokens: RandomState::new(), last }
     }
 
     /// Returns whether parts of this plan may have this many bytes.
@@ -122,8 +124,12 @@ impl Plan {
 
     /// Returns how many parts are stored, if this is the last message of the subject.
     pub(crate) fn stored(&self, last: Option<&Written>) -> u32 {
-        let part = last.map(|last| (last.headers.part.number(), last.token));
-        part.filter(|(part, token)| self.token(*part) == *token).map_or(0, |(part, _)| part)
+        let Some(Written { headers, token, .. }) = last else { return 0 };
+        match headers.part {
+            part if part.is_last() && *token == self.last => self.count,
+            part if part.count() == self.count && *token == self.token(part) => part.number(),
+            _ => 0,
+        }
     }
 
     /// Returns a part by its number, from 1; `None` behind the last.
@@ -132,8 +138,8 @@ impl Plan {
     }
 
     /// Returns the token of a part.
-    pub(crate) fn token(&self, part: u32) -> u64 {
-        self.tokens.hash_one(part)
+    pub(crate) fn token(&self, part: Part) -> u64 {
+        if part.is_last() { self.last } else { self.tokens.hash_one(part.number()) }
     }
 
     /// Returns the bytes of a part.
@@ -188,21 +194,26 @@ mod tests {
     #[test]
     fn parts_continue_those_of_their_plan_alone() {
         let body = Bytes::from_iter((0..250).map(|n| n as u8));
-        let plan = Plan::new(body.len(), 100);
+        let plan = Plan::new(body.len(), 100, 77);
         let part = |n| Part::new(n, 3).unwrap();
-        let written = |plan: &Plan, n| Written::new(headers(5, part(n)), plan.token(n));
+        let written = |plan: &Plan, n| Written::new(headers(5, part(n)), plan.token(part(n)));
         assert_eq!(plan.stored(None), 0);
         for n in 1..=3 {
             assert_eq!(plan.stored(Some(&written(&plan, n))), n);
         }
         // As many parts, of more bytes each: the server's limit was raised.
-        let other = Plan::new(body.len(), 110);
+        let other = Plan::new(body.len(), 110, 77);
         assert_eq!(other.part(3), Some(part(3)));
         assert_eq!((plan.stored(Some(&written(&other, 1))), other.stored(Some(&written(&plan, 2)))), (0, 0));
+        // With the last part of any try, the body is stored.
+        let fewer = Plan::new(body.len(), 1000, 77);
+        assert_eq!((fewer.stored(Some(&written(&plan, 3))), fewer.stored(Some(&written(&plan, 1)))), (1, 0));
+        let forged = Plan::new(body.len(), 100, 78);
+        assert_eq!([1, 2, 3].map(|n| plan.stored(Some(&written(&forged, n)))), [0; 3]);
         assert!(plan.fits(100) && !plan.fits(110));
         let all: Vec<u8> = (1..=3).flat_map(|n| plan.piece(&body, part(n))).collect();
         assert_eq!(all, body);
-        assert_eq!((plan.part(4), Plan::new(0, 100).part(1)), (None, Some(Part::WHOLE)));
+        assert_eq!((plan.part(4), Plan::new(0, 100, 0).part(1)), (None, Some(Part::WHOLE)));
     }
 
     #[test]
