@@ -10,10 +10,10 @@ use crate::order::{all_is_given_back, is_given_back};
 use crate::server::{Client, Forwarder, Server, free_port, usual};
 use crate::stored::{raw, sub_buffers};
 
-const ARGS: &[&str] = &["--subbuf-size=16K", "--n-subbufs=16"];
+pub(crate) const ARGS: &[&str] = &["--subbuf-size=16K", "--n-subbufs=16"];
 
 /// Writes some sub-buffers to CPU 0. Returns what was written.
-fn write(mount: &Mount, what: &str) -> Vec<u8> {
+pub(crate) fn write(mount: &Mount, what: &str) -> Vec<u8> {
     let lines: Vec<String> = (0..100).map(|n| format!("{what} {n} {}\n", "z".repeat(1000))).collect();
     let messages: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
     assert_eq!(mount.send(0, &messages).written, 100);

@@ -101,6 +101,8 @@ struct Forwarding<'a> {
     tasks: JoinSet<(usize, Lane, Result<Done, Failure>)>,
     /// Sends texts that the stream drops soon.
     renewal: JoinSet<Result<(), Failure>>,
+    /// When that was begun last.
+    renewed: Option<Instant>,
     /// Whether other buffers are in the place of these.
     is_replaced: bool,
     /// Whether the dictionary could not be read.
@@ -126,7 +128,7 @@ impl<'a> Forwarding<'a> {
         };
         let cpus = (0..source.reader.n_bufs()).map(cpu).collect();
         let (tasks, renewal) = (JoinSet::new(), JoinSet::new());
-        let (is_replaced, lacks_dictionary) = (false, false);
+        let (renewed, is_replaced, lacks_dictionary) = (None, false, false);
         Forwarding {
             job,
             channel,
@@ -136,6 +138,7 @@ impl<'a> Forwarding<'a> {
             cpus,
             tasks,
             renewal,
+            renewed,
             is_replaced,
             lacks_dictionary,
         }
@@ -374,8 +377,12 @@ impl<'a> Forwarding<'a> {
 
     /// Sends texts again that the stream drops soon. Packets that are there need them.
     fn renew_texts(&mut self) {
-        let Some(packets) = self.packets.as_ref().filter(|_| self.renewal.is_empty()) else { return };
+        let is_early = self.renewed.is_some_and(|at| at.elapsed() < LOOK_AT_LEAST);
+        let Some(packets) = self.packets.as_ref().filter(|_| !is_early && self.renewal.is_empty()) else {
+            return;
+        };
         if packets.texts.are_old() {
+            self.renewed = Some(Instant::now());
             let texts = Rc::clone(&packets.texts);
             self.renewal.spawn_local(async move { texts.send(1).await.map(drop) });
         }

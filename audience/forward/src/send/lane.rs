@@ -196,7 +196,11 @@ impl Lane {
         tries: u32,
     ) -> Result<Put, Failure> {
         let (mut pauses, mut plan, mut first) = (Pauses::new(tries), None, 0);
-        let end = self.tokens.hash_one(headers.number);
+        let end = match headers.sub_buffer {
+            Some(_) => self.tokens.hash_one(headers.number),
+            // After a purge a text may get its number again. The server must not take it for a duplicate.
+            None => RandomState::new().hash_one(headers.number),
+        };
         loop {
             let trouble = match self.refresh().await {
                 Ok(fetched) => {
