@@ -56,6 +56,7 @@ fn deleted_stream_is_created_again() {
     let before = write(&mount, "before");
     all_is_given_back(&mount, "cpu");
     let client = server.client();
+    assert!(client.info().is_some_and(|info| info.config.allow_direct), "readers may ask any copy");
     assert_eq!(raw(&sub_buffers(&client.read()), "h", "cpu")[0], before);
     client.delete();
     let behind = write(&mount, "behind");

@@ -237,14 +237,23 @@ impl Client {
         purged.expect("an empty stream");
     }
 
+    /// Returns the last message of a subject, if there is one and the server answers.
+    pub(crate) fn find_last(&self, subject: &str) -> Option<StreamMessage> {
+        self.runtime.block_on(async {
+            let stream = self.context.get_stream(STREAM).await.ok()?;
+            stream.get_last_raw_message_by_subject(subject).await.ok()
+        })
+    }
+
     /// Returns the last message of a subject.
     #[track_caller]
     pub(crate) fn last(&self, subject: &str) -> StreamMessage {
-        let last = self.runtime.block_on(async {
-            let stream = self.context.get_stream(STREAM).await.expect("a stream");
-            stream.get_last_raw_message_by_subject(subject).await
+        let mut last = None;
+        eventually("a message", || {
+            last = self.find_last(subject);
+            last.is_some()
         });
-        last.expect("a message")
+        last.expect("set above")
     }
 
     /// Reads all messages.
