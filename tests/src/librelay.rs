@@ -35,15 +35,27 @@ pub fn installed() -> PathBuf {
 /// Installs the library, which was built before, into another directory.
 #[track_caller]
 pub fn install(root: &Path) {
+    install_by(root, &[format!("CARGO={}", env!("CARGO"))]);
+}
+
+/// Installs the library as under sudo, where cargo cannot say where it builds.
+#[track_caller]
+pub fn install_without_cargo(root: &Path) {
+    let target = profile_dir().parent().expect("target/PROFILE").display().to_string();
+    install_by(root, &["CARGO=false".to_owned(), format!("CARGO_TARGET_DIR={target}")]);
+}
+
+#[track_caller]
+fn install_by(root: &Path, variables: &[String]) {
     installed(); // fails if something was not built
     let profile = if profile_dir().ends_with("release") { "release" } else { "dev" };
     let mut make = tool("make", "make");
-    make.args(["--silent", "--old-file=all", "-C"]).arg(workspace().join("relay-producer/librelay"));
+    make.args(["--silent", "-C"]).arg(workspace().join("relay-producer/librelay"));
     make.arg("install").arg(format!("PROFILE={profile}")).arg("PREFIX=/usr");
     let mut destination = OsString::from("DESTDIR=");
     destination.push(root);
     // Without the jobs of a make that runs the tests.
-    make.arg(destination).arg(format!("CARGO={}", env!("CARGO"))).env_remove("MAKEFLAGS");
+    make.arg(destination).args(variables).env_remove("MAKEFLAGS");
     stdout_of(&mut make);
 }
 

@@ -131,7 +131,7 @@ fn sequences() -> Finding {
         );
     }
     let mend = "use x86-64 with Linux 4.18 or later, outside of valgrind and gVisor, and let seccomp filters pass rseq(2)";
-    let text = "no restartable sequences (rseq): producers send by the socket, several hundred times slower in single messages";
+    let text = "no restartable sequences (rseq): producers send by the socket, more than a thousand times slower in single messages";
     Finding::costs(THING, text, mend)
 }
 

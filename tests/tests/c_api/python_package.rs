@@ -53,6 +53,8 @@ fn package_is_installed_as_the_page_says() {
     let page = Page::open("../python/README.md");
     let blocks = page.blocks();
     let (.., command) = blocks.iter().find(|(.., code)| code.contains("pip install")).expect("a command");
+    // The README says the same.
+    assert!(Page::open("../README.md").text().contains(&format!("`{command}`")), "{command}");
     let find = "import os, wheel; print(os.path.dirname(os.path.dirname(wheel.__file__)))";
     let builder = run(python3().args(["-c", find]));
     let stderr = text(&builder.stderr);

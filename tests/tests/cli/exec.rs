@@ -135,9 +135,9 @@ fn signal_that_ends_the_program_ends_the_command() {
 #[test]
 fn end_of_the_program_is_kept_once_on_every_kernel() {
     for without in [false, true] {
-        let prepare: fn(&mut Command) -> &mut Command =
-            if without { without_ends } else { |command| command };
-        let mount = Mount::prepared(&["--channel=log:timed:subbuf-size=1M:n-subbufs=8"], prepare);
+        let mount = Mount::prepared(&["--channel=log:timed:subbuf-size=1M:n-subbufs=8"], |command| {
+            if without { without_ends(command) } else { command }
+        });
         let scripts = [
             ("kill -KILL $$", "killed by signal 9 (SIGKILL)"),
             ("exit 3", "exited with status 3"),

@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use relayfs_tests::{run, stdout_of, text, tool, workspace};
+use relayfs_tests::pages::Page;
+use relayfs_tests::{Mount, run, stdout_of, text, tool, workspace};
 
 fn pages() -> Vec<PathBuf> {
     let entries = fs::read_dir(workspace().join("manual/man")).expect("the man pages");
@@ -66,6 +67,42 @@ fn pages_refer_to_pages() {
             );
         }
     }
+}
+
+/// relay(7) and the tree in `docs/reading.md` have each name in `.relay`.
+#[test]
+fn files_are_described() {
+    let mount = Mount::new(&["--channel=app/log:timed"]);
+    let names = |dir: &str| {
+        let entries = fs::read_dir(mount.path(dir)).expect("a directory of the mount");
+        entries
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+            .collect::<Vec<_>>()
+    };
+    let (of_daemon, of_channel) = (names(".relay"), names(".relay/channels/app/log"));
+    assert!(of_daemon.len() > 5 && of_channel.len() > 15, "{of_daemon:?} {of_channel:?}");
+    let page = fs::read_to_string(workspace().join("manual/man/relay.7")).expect("relay(7)");
+    let page = page.split_once(".SH FILES").and_then(|(_, rest)| rest.split_once(".SH ")).expect("FILES").0;
+    let described: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".I .relay/")).collect();
+    let (of_the_channel, of_the_daemon): (Vec<&str>, Vec<&str>) =
+        described.iter().partition(|line| line.starts_with("channels/app/log/"));
+    let reading = Page::open("reading.md");
+    let (tree_of_daemon, tree_of_channel) =
+        reading.block("The tree", "").split_once("channels/app/log/").expect("the channel's directory");
+    for (names, described, tree) in
+        [(of_daemon, of_the_daemon, tree_of_daemon), (of_channel, of_the_channel, tree_of_channel)]
+    {
+        let described = described.join("\n");
+        for name in names.iter().filter(|name| *name != "channels") {
+            assert!(is_word(&described, name), "relay.7 lacks {name}: {described}");
+            assert!(is_word(tree, name), "reading.md lacks {name}: {tree}");
+        }
+    }
+}
+
+/// Whether a text has a word, not as a part of another one.
+fn is_word(text: &str, word: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use relayfs_tests::pages::{EVENTUALLY, Page, content, lines, on_mnt_relay};
+use relayfs_tests::pages::{EVENTUALLY, Page, START, content, lines, on_mnt_relay};
 use relayfs_tests::{private_shell, programs, run_with_input, stdout_of, text, tool};
 
 /// What stands before a program in the sandbox of the page, up to the last option.
@@ -16,12 +16,15 @@ fn sandbox(page: &Page) -> String {
 
 #[test]
 fn page_has_no_other_blocks() {
-    Page::open("containers.md").has_only(&[
+    let page = Page::open("containers.md");
+    page.has_only(&[
+        ("Containers", ""),
         ("docker and podman", "text"),
         ("bubblewrap", "sh"),
         ("bubblewrap", "text"),
         ("Kubernetes", "yaml"),
     ]);
+    assert_eq!(page.block("Containers", ""), START);
 }
 
 #[test]
