@@ -41,6 +41,7 @@ need mkfifo coreutils
 need mount mount
 need mount.fuse3 fuse3
 need nats-server nats-server
+need openssl openssl
 need nc netcat-openbsd
 need nm binutils
 need node nodejs

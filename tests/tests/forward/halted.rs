@@ -12,7 +12,7 @@ use crate::stored::header;
 const ARGS: &[&str] = &["--subbuf-size=4K", "--n-subbufs=8", "--flush-interval=never"];
 
 /// Most work of a forwarder that does not spin, in clock ticks.
-const TICKS_MAX: u64 = 100;
+const TICKS_MAX: u64 = 50;
 
 /// Returns how long a process has worked, in clock ticks.
 #[track_caller]

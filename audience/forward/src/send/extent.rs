@@ -17,7 +17,7 @@ impl Extent {
         sequence < self.first.saturating_add(self.last.saturating_sub(self.first) / 4)
     }
 
-    /// Returns whether the stream has got so many messages since that it is time for another look.
+    /// Returns whether the stream has grown enough since that it is time for another look.
     pub(crate) fn is_outgrown(&self, newest: u64) -> bool {
         newest.saturating_sub(self.last) > self.last.saturating_sub(self.first) / 8
     }

@@ -19,7 +19,7 @@ impl Idle {
         self.0 = LIMITS[0];
     }
 
-    /// Returns whether this is long enough. If so, the next time is longer.
+    /// Returns whether this is long enough. The next time is longer then.
     pub(crate) fn is_over(&mut self, without: Duration) -> bool {
         let is_over = without >= self.0;
         if is_over {

@@ -1,6 +1,6 @@
 //! Requests, and their answers.
 //!
-//! The client has requests of its own kind. One that gets no answer stays in its memory for ever, and a server without
+//! The client has requests, too. One that gets no answer stays in its memory for ever, and a server without
 //! a quorum answers none for hours. Here nothing stays.
 
 use std::cell::{Cell, RefCell};
