@@ -41,10 +41,10 @@ need mkfifo coreutils
 need mount mount
 need mount.fuse3 fuse3
 need nats-server nats-server
-need openssl openssl
 need nc netcat-openbsd
 need nm binutils
 need node nodejs
+need openssl openssl
 need parallel parallel
 need perl perl
 need pip3 python3-pip
