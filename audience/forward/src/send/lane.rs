@@ -46,7 +46,9 @@ pub(crate) struct Lane {
     stored: (u64, u64),
     /// Whether this process has stored a message. From then on none of a process before can come.
     has_stored: bool,
-    /// Tokens of the last parts of bodies, by number.
+    /// How often the subject has lost what this process has stored.
+    n_lost: u64,
+    /// Tokens of the last parts of bodies, by number and by how often the subject has lost messages.
     tokens: RandomState,
     /// What was there at the start; `None` if that is not known.
     history: Option<History>,
@@ -93,6 +95,7 @@ impl Lane {
             last: None,
             stored: (0, 0),
             has_stored: false,
+            n_lost: 0,
             tokens: RandomState::new(),
             history: None,
         }
@@ -196,15 +199,12 @@ impl Lane {
         tries: u32,
     ) -> Result<Put, Failure> {
         let (mut pauses, mut plan, mut first) = (Pauses::new(tries), None, 0);
-        let end = match headers.sub_buffer {
-            Some(_) => self.tokens.hash_one(headers.number),
-            // After a purge a text may get its number again. The server must not take it for a duplicate.
-            None => RandomState::new().hash_one(headers.number),
-        };
         loop {
             let trouble = match self.refresh().await {
                 Ok(fetched) => {
                     let last = self.last.clone().unwrap_or_default();
+                    // After a purge a text may get its number again. The server must not take it for a duplicate.
+                    let end = self.tokens.hash_one((headers.number, self.n_lost));
                     self.check(&last, headers.number, end)?;
                     if generation.is_some_and(|generation| generation != self.link.generation()) {
                         return Ok(Put::Outdated);
@@ -212,7 +212,7 @@ impl Lane {
                     match self.room(headers) {
                         Some(room) => {
                             let plan = {
-                                let same = plan.take().filter(|plan: &Plan| plan.fits(room));
+                                let same = plan.take().filter(|plan: &Plan| plan.fits(room, end));
                                 &*plan.insert(same.unwrap_or_else(|| Plan::new(body.len(), room, end)))
                             };
                             let written = last.written.as_ref();
@@ -285,6 +285,7 @@ impl Lane {
         if sequence < stored {
             self.link.has_lost(generation);
             self.stored = (0, 0);
+            self.n_lost += 1;
         }
         let written = found.as_ref().and_then(|found| self.read(found));
         self.last = Some(Last { sequence, written });

@@ -117,9 +117,9 @@ impl Plan {
         Plan { room, count, tokens: RandomState::new(), last }
     }
 
-    /// Returns whether parts of this plan may have this many bytes.
-    pub(crate) fn fits(&self, room: usize) -> bool {
-        self.room == room
+    /// Returns whether parts of this plan may have this many bytes, and the last one has this token.
+    pub(crate) fn fits(&self, room: usize, last: u64) -> bool {
+        (self.room, self.last) == (room, last)
     }
 
     /// Returns how many parts are stored, if this is the last message of the subject.
@@ -210,7 +210,7 @@ mod tests {
         assert_eq!((fewer.stored(Some(&written(&plan, 3))), fewer.stored(Some(&written(&plan, 1)))), (1, 0));
         let forged = Plan::new(body.len(), 100, 78);
         assert_eq!([1, 2, 3].map(|n| plan.stored(Some(&written(&forged, n)))), [0; 3]);
-        assert!(plan.fits(100) && !plan.fits(110));
+        assert!(plan.fits(100, 77) && !plan.fits(110, 77) && !plan.fits(100, 78));
         let all: Vec<u8> = (1..=3).flat_map(|n| plan.piece(&body, part(n))).collect();
         assert_eq!(all, body);
         assert_eq!((plan.part(4), Plan::new(0, 100, 0).part(1)), (None, Some(Part::WHOLE)));
