@@ -199,8 +199,10 @@ impl Meaning {
         let clock = text(map, CLOCK)?;
         let timeline: Timeline = format!("clock {clock}").parse().map_err(|_| wrong(CLOCK, clock))?;
         let mut anchors = Vec::new();
-        for value in map.get_all(ANCHOR).take(ANCHORS_MAX) {
-            let anchor: Anchor = value.as_str().parse().map_err(|_| wrong(ANCHOR, value.as_str()))?;
+        // A server may give only the last of several headers of a name.
+        let values = map.get_all(ANCHOR).flat_map(|value| value.as_str().split(','));
+        for value in values.take(ANCHORS_MAX) {
+            let anchor: Anchor = value.trim().parse().map_err(|_| wrong(ANCHOR, value))?;
             anchors.push(anchor);
         }
         let processes = map.get_last(PROCESSES).map(|_| number(map, PROCESSES)).transpose()?;
