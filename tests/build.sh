@@ -19,9 +19,13 @@ esac
 target_dir=$(target_dir)
 out=$target_dir/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}$dir
 
+# First the programs that die where they are asked to, which move out of the way: those that users get have no such places.
+env -u CARGO_BUILD_TARGET cargo build --package relayfsd --package audience --bins \
+    --features relayfsd/kill-points,audience/kill-points --locked --quiet
+mkdir -p "$target_dir/kill-points/debug"
+for program in relayfsd audience; do
+    cp -p "$target_dir/debug/$program" "$target_dir/debug/$program.d" "$target_dir/kill-points/debug/"
+done
 cargo build --profile $profile --workspace --locked --quiet --lib --bins --example test-plugin --example service --example timed \
     --features relay-producer/log,relay-producer/tracing
-# A target directory of its own: the programs that users get have no such places.
-env -u CARGO_BUILD_TARGET cargo build --package relayfsd --package audience --bins \
-    --features relayfsd/kill-points,audience/kill-points --locked --quiet --target-dir "$target_dir/kill-points"
 make --silent -C relay-producer/librelay install PROFILE=$profile PREFIX=/usr DESTDIR="$out/librelay-installed"

@@ -1,12 +1,13 @@
 //! `audience record` of a timed channel: the directory is a CTF trace, or has one for each piece.
 //!
 //! ```text
-//!   wait for the channel --> take what is unread of each CPU: metadata, packets; consume it --> poll, a second at most
+//!   wait for the channel --> of each CPU: finished sub-buffers, or a copy of what is unread: metadata, packets;
+//!                            consume it --> poll, a second at most
 //! ```
 //!
 //! One thread records all CPUs, since pieces must have all of them. A copy is consumed when its packets are written. So
-//! a full disk or a killed recorder costs nothing. Where the daemon has no memory for a copy, the mapping has the records
-//! (`mapped.rs`); without a mapping, another round tries again.
+//! a full disk or a killed recorder costs nothing. Finished sub-buffers are taken from the mapping (`mapped.rs`), also where
+//! the daemon has no memory for a copy; without a mapping, another round tries again.
 
 mod copy;
 mod cpu;
@@ -28,6 +29,7 @@ use relay::trace::packet::PacketHeader;
 
 use self::cpu::Cpu;
 pub(crate) use self::cpu::{mend, settle};
+use self::mapped::Mapped;
 use self::piece::Piece;
 use super::ends::Ends;
 use super::flush;
@@ -72,6 +74,7 @@ pub(crate) fn run(job: &Job<'_>, progress: Progress, at_once: bool) -> Result<()
         counters: Counters::new(),
         read: BTreeMap::new(),
         cpus: BTreeMap::new(),
+        mapped: BTreeMap::new(),
         piece: None,
         number: has_pieces.then_some(number),
         idle: Idle::new(),
@@ -107,6 +110,8 @@ struct Recorder<'a> {
     /// The bytes that readers have had of each CPU, as last read.
     read: BTreeMap<usize, u64>,
     cpus: BTreeMap<usize, Cpu>,
+    /// The mappings of the files that are recorded, where one was wanted; `None` if the daemon shares none.
+    mapped: BTreeMap<usize, Option<Mapped>>,
     /// The trace that is being written.
     piece: Option<Piece>,
     /// The piece's number, if there are pieces.
@@ -149,6 +154,7 @@ impl Recorder<'_> {
                 };
                 if begun.is_some() {
                     let over = self.record(&files);
+                    self.mapped.clear();
                     // Before the files are closed: they may be all that keeps the channel.
                     self.tally.add(&self.job.place.stats_path());
                     match over? {
@@ -242,7 +248,12 @@ impl Recorder<'_> {
             // Copies of what is empty would keep the daemon busy.
             let unread = self.note_stats();
             for file in files.iter().filter(|file| unread.get(&file.cpu).is_some_and(|bytes| *bytes > 0)) {
-                match self.copy(file.cpu) {
+                let copied = match self.copy(file.cpu, ready) {
+                    // All that there is, also what was written while sub-buffers were taken.
+                    Ok(bytes) if stopping => self.copy_unread(file.cpu).map(|more| bytes + more),
+                    copied => copied,
+                };
+                match copied {
                     Ok(bytes) => got += bytes,
                     Err(failure) if failure.means_gone() => gone = true,
                     Err(failure) if failure.is_out_of_memory() => {

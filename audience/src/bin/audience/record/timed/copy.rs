@@ -1,4 +1,4 @@
-//! Takes what is unread of a CPU, and appends it to the trace.
+//! Takes what is unread of a CPU, and appends it to the trace: finished sub-buffers in place, the rest by a copy.
 
 use std::collections::btree_map::Entry;
 use std::io::BufReader;
@@ -7,7 +7,7 @@ use std::time::Instant;
 use audience_common::note::newest_stamp;
 use audience_common::trace_dir::stream::StreamFile;
 use relay::trace::event::id;
-use relay::trace::packet::{self, HEADER_LEN, PacketHeader, PacketReader};
+use relay::trace::packet::{HEADER_LEN, PacketHeader, PacketReader};
 use relay::trace::record::Records;
 
 use super::Recorder;
@@ -20,16 +20,37 @@ use crate::timed::take::Take;
 
 /// Bytes that one read of a copy asks for.
 const BLOCK: usize = 1 << 20;
+/// Bytes of sub-buffers after which they are given back, so that the writer goes on.
+const ROUND: u64 = 1 << 20;
 
 impl Recorder<'_> {
-    /// Records what is unread of a CPU. Returns the number of bytes.
-    pub(super) fn copy(&mut self, cpu: usize) -> Result<u64, Failure> {
+    /// Records the finished sub-buffers of a CPU, as far as one round takes them, or what is unread if there is none.
+    /// Returns the number of bytes.
+    pub(super) fn copy(&mut self, cpu: usize, is_finished: bool) -> Result<u64, Failure> {
+        // Sub-buffers in place spare the daemon a copy. A buffer that fills slowly is not worth a mapping.
+        if is_finished || self.mapped.contains_key(&cpu) {
+            let bytes = self.copy_finished(cpu)?.unwrap_or(0);
+            if bytes > 0 {
+                return Ok(bytes);
+            }
+        }
+        self.copy_unread(cpu)
+    }
+
+    /// Records all that is unread of a CPU, by a copy that the daemon makes. Returns the number of bytes.
+    pub(super) fn copy_unread(&mut self, cpu: usize) -> Result<u64, Failure> {
         let path = self.job.place.control_path(&format!("take/cpu{cpu}"));
         let take = match Take::open(&path) {
-            Err(failure) if failure.is_out_of_memory() => return self.copy_mapped(cpu, failure),
+            Err(failure) if failure.is_out_of_memory() => {
+                // Only what is finished is seen in the mapping.
+                flush(&self.job.place);
+                return self.copy_finished(cpu)?.ok_or(failure);
+            }
             opened => opened?,
         };
-        let before = self.cpus.get(&cpu).map_or(0, |cpu| cpu.recorded);
+        // It knows nothing of what the copy consumes.
+        self.mapped.remove(&cpu);
+        let before = self.recorded_of(cpu);
         let mut packets = PacketReader::new(BufReader::with_capacity(BLOCK, take.look()?));
         let mut packet = std::mem::take(&mut self.packet);
         loop {
@@ -44,30 +65,49 @@ impl Recorder<'_> {
         self.packet = packet;
         drop(packets);
         take.consume()?;
-        Ok(self.cpus.get(&cpu).map_or(0, |cpu| cpu.recorded) - before)
+        Ok(self.recorded_of(cpu) - before)
     }
 
-    /// Records what is unread of a CPU from the mapping, if there is one; otherwise fails with `failure`.
-    fn copy_mapped(&mut self, cpu: usize, failure: Failure) -> Result<u64, Failure> {
-        let Some((mut mapped, read)) = Mapped::open(&self.job.place, cpu) else { return Err(failure) };
-        // Only what is finished is seen there.
-        flush(&self.job.place);
-        self.read.insert(cpu, read);
-        self.may_come_again(cpu);
-        let before = self.cpus.get(&cpu).map_or(0, |cpu| cpu.recorded);
-        let now = self.counters.get(&cpu).copied().unwrap_or_default();
-        let losses = packet::Losses { lost: now.messages(), too_big: now.too_big() };
+    /// Records finished sub-buffers of a CPU from the mapping. Returns the number of bytes; `None` if there is no mapping.
+    fn copy_finished(&mut self, cpu: usize) -> Result<Option<u64>, Failure> {
+        let mut mapped = match self.mapped.remove(&cpu) {
+            Some(known) => known,
+            None => Mapped::open(&self.job.place, cpu).map(|(mapped, read)| {
+                self.read.insert(cpu, read);
+                self.may_come_again(cpu);
+                mapped
+            }),
+        };
+        let copied = mapped.as_mut().map(|mapped| self.copy_mapped(cpu, mapped)).transpose();
+        match &copied {
+            Ok(_) => drop(self.mapped.insert(cpu, mapped)),
+            // Another mapping begins with what is unread, and the next round has the same packets.
+            Err(_) => self.may_come_again(cpu),
+        }
+        copied
+    }
+
+    fn copy_mapped(&mut self, cpu: usize, mapped: &mut Mapped) -> Result<u64, Failure> {
+        let before = self.recorded_of(cpu);
         let mut packet = std::mem::take(&mut self.packet);
-        while let Some(number) = mapped.next(&mut packet)? {
+        for _ in 0..mapped.n_subbufs() {
+            let Some(found) = mapped.next(&mut packet)? else { break };
             self.learn(&packet)?;
             let newest = self.timeline.as_ref().map_or(u64::MAX, newest_stamp);
-            let made = mapped.make(number, losses, newest, &self.definitions, &mut packet);
-            let Some(header) = made else { continue };
-            self.append(cpu, header, &mut packet)?;
+            if let Some(header) = mapped.make(found, newest, &self.definitions, &mut packet) {
+                self.append(cpu, header, &mut packet)?;
+            }
+            if self.recorded_of(cpu) - before >= ROUND {
+                break;
+            }
         }
         self.packet = packet;
         mapped.release()?;
-        Ok(self.cpus.get(&cpu).map_or(0, |cpu| cpu.recorded) - before)
+        Ok(self.recorded_of(cpu) - before)
+    }
+
+    fn recorded_of(&self, cpu: usize) -> u64 {
+        self.cpus.get(&cpu).map_or(0, |cpu| cpu.recorded)
     }
 
     /// Notes that the next packets of a CPU may have been recorded.

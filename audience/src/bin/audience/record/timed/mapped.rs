@@ -1,7 +1,7 @@
-//! What is unread of a buffer, from its mapping, for a daemon that has no memory for a copy.
+//! The finished sub-buffers of a CPU, from the buffer's mapping.
 //!
-//! The mapping shows finished sub-buffers. They are made into packets here, and given back when these are written. So a
-//! full disk or a killed recorder costs nothing.
+//! They are made into packets here, and given back when these are written. So a full disk or a killed recorder costs
+//! nothing, and the daemon copies nothing.
 
 use std::fs;
 
@@ -24,6 +24,15 @@ pub(super) struct Mapped {
     place: Place,
     cpu: usize,
     maker: PacketMaker,
+}
+
+/// A sub-buffer that was taken.
+pub(super) struct Found {
+    number: u64,
+    /// Messages lost up to its end.
+    losses: Losses,
+    /// Whether another reader has had the begin of its first record.
+    is_cut: bool,
 }
 
 impl Mapped {
@@ -49,33 +58,44 @@ impl Mapped {
         Some((Mapped { reader, place: place.clone(), cpu, maker }, before))
     }
 
-    /// Takes the next finished sub-buffer: puts its records into `packet`, behind the place of a header. Returns its
-    /// number; `None` if there is none yet.
-    pub(super) fn next(&mut self, packet: &mut Vec<u8>) -> Result<Option<u64>, Failure> {
+    /// Returns the number of sub-buffers in the buffer.
+    pub(super) fn n_subbufs(&self) -> usize {
+        self.reader.geometry().n_subbufs()
+    }
+
+    /// Takes the next finished sub-buffer: puts its records into `packet`, behind the place of a header. `None` if there
+    /// is none yet.
+    pub(super) fn next(&mut self, packet: &mut Vec<u8>) -> Result<Option<Found>, Failure> {
         loop {
             packet.clear();
             packet.resize(HEADER_LEN, 0);
             let Some(found) = self.reader.next_finished(self.cpu) else { return Ok(None) };
+            let losses = Losses { lost: found.lost, too_big: found.too_big };
+            let (number, cut) = (found.number, found.cut());
             if found.lend().is_some_and(|bytes| !bytes.copy_to(packet)) {
                 return Err(self.failure(Errno::ENOMEM.into()));
             }
             // What a writer has overwritten meanwhile counts as overwritten.
             if found.is_whole() {
-                return Ok(Some(found.number));
+                packet.drain(HEADER_LEN..(HEADER_LEN + cut).min(packet.len()));
+                return Ok(Some(Found { number, losses, is_cut: cut > 0 }));
             }
         }
     }
 
-    /// Makes a packet of what [`Mapped::next`] has found. `losses` are the buffer's so far, `newest` is the present.
+    /// Makes a packet of what [`Mapped::next`] has found. `newest` is the present.
     pub(super) fn make(
         &mut self,
-        number: u64,
-        losses: Losses,
+        found: Found,
         newest: u64,
         definitions: &Definitions,
         packet: &mut Vec<u8>,
     ) -> Option<PacketHeader> {
         let overwrites = self.reader.geometry().mode() == Mode::Overwrite;
+        let Found { number, losses, is_cut } = found;
+        if is_cut {
+            self.maker.note_cut();
+        }
         let cause = if overwrites { Cause::Contended } else { Cause::Full };
         let records = packet.split_off(HEADER_LEN);
         packet.clear();
@@ -85,7 +105,7 @@ impl Mapped {
     }
 
     /// Gives back what was taken.
-    pub(super) fn release(mut self) -> Result<(), Failure> {
+    pub(super) fn release(&mut self) -> Result<(), Failure> {
         match self.reader.release(self.cpu) {
             // Another reader has read it too: both have it.
             Ok(()) | Err(ReadError::Stale) => Ok(()),
