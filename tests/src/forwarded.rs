@@ -97,6 +97,23 @@ impl Origin {
         self.texts = Some((dictionary, send("processes", processes)));
     }
 
+    /// Publishes the texts of a channel that is made up: its dictionary, without events, and processes.
+    #[track_caller]
+    pub fn send_own_texts(&mut self, processes: &str, client: &mut NatsClient) {
+        let geometry = self.geometry.parse::<GeometrySpec>().and_then(GeometrySpec::build);
+        let (clock, anchors) = self.clock.split_first().expect("a clock");
+        let anchors = anchors.iter().flat_map(|(_, value)| value.split(','));
+        let anchors: String = anchors.map(|anchor| format!("anchor {anchor}\n")).collect();
+        let metadata = Metadata {
+            hostname: "h".to_owned(),
+            channel: self.channel.clone(),
+            geometry: geometry.expect("a geometry"),
+            release: "0.1.0".to_owned(),
+            timeline: format!("clock {}\n{anchors}", clock.1).parse().expect("a clock"),
+        };
+        self.send_texts(&metadata.write(""), processes, client);
+    }
+
     /// Returns a subject of the channel.
     pub fn subject(&self, kind: &str) -> String {
         format!("relay.{}.{}.{kind}", self.host, self.channel)
@@ -177,20 +194,6 @@ pub fn packet(cpu: u32, number: u64, discarded: u64, stamp: u64, message: &str) 
     let header = PacketHeader { cpu, begin: stamp, end: stamp, records_len, padding: 0, number, discarded };
     packet[..HEADER_LEN].copy_from_slice(&header.encode());
     packet
-}
-
-/// Returns the CTF text of a channel that is made up.
-pub fn metadata(channel: &str) -> String {
-    let geometry = GEOMETRY.parse::<GeometrySpec>().and_then(GeometrySpec::build);
-    let timeline = format!("clock monotonic 1000000000\nanchor 0 0 0 {BEGIN} 0\n").parse();
-    let metadata = Metadata {
-        hostname: "h".to_owned(),
-        channel: channel.to_owned(),
-        geometry: geometry.expect("a geometry"),
-        release: "0.1.0".to_owned(),
-        timeline: timeline.expect("a clock"),
-    };
-    metadata.write("")
 }
 
 /// A running `relay-forward --from URL -f`.

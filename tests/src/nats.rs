@@ -130,6 +130,7 @@ impl NatsClient {
     fn connect(port: u16) -> NatsClient {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection to nats-server");
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.set_nodelay(true).expect("a socket option");
         let mut client = NatsClient { stream: BufReader::new(stream) };
         assert!(client.line().starts_with("INFO "));
         client
@@ -193,10 +194,9 @@ impl NatsClient {
     #[track_caller]
     pub fn publish_with(&mut self, subject: &str, headers: &[u8], body: &[u8]) -> u64 {
         let (len, total) = (headers.len(), headers.len() + body.len());
-        self.send(format!("HPUB {subject} answer {len} {total}\r\n").as_bytes());
-        self.send(headers);
-        self.send(body);
-        self.send(b"\r\n");
+        // In one piece: what follows a first small piece waits for an acknowledgement of the network.
+        let first = format!("HPUB {subject} answer {len} {total}\r\n");
+        self.send(&[first.as_bytes(), headers, body, b"\r\n"].concat());
         let answer = self.answer();
         let sequence = answer.split("\"seq\":").nth(1).and_then(|rest| {
             let digits = rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?;

@@ -11,7 +11,7 @@ use relay_producer::{BatchOptions, Wait};
 use relayfs_tests::audience::audience;
 use relayfs_tests::clocks::{Clocks, OfKernel};
 use relayfs_tests::ctf;
-use relayfs_tests::forwarded::{Follower, Origin, from, metadata, packet};
+use relayfs_tests::forwarded::{Follower, Origin, from, packet};
 use relayfs_tests::nats::{NatsClient, NatsServer};
 use relayfs_tests::{Mount, Process, complaint, eventually, exit_code, program, run, text, tool};
 
@@ -199,13 +199,13 @@ fn raw_channels_are_bytes() {
 fn gaps_and_losses_are_told_where_they_are() {
     let (server, mut client) = server("");
     let mut origin = Origin::made_up("a", NAME);
-    origin.send_texts(&metadata(NAME), "7 700 0 0 app\t/bin/app\nthread 7 7\n", &mut client);
+    origin.send_own_texts("7 700 0 0 app\t/bin/app\nthread 7 7\n", &mut client);
     origin.send_text(0, 0, 0, 1000, &mut client);
     origin.send_text(0, 3, 5, 3000, &mut client);
     origin.send_text(1, 8, 0, 2000, &mut client);
     // The channel is created again, with other numbers and losses.
     let mut again = Origin { instance: 2, ..origin.clone() };
-    again.send_texts(&metadata(NAME), "", &mut client);
+    again.send_own_texts("", &mut client);
     again.send_text(0, 1, 2, 4000, &mut client);
     again.send_text(0, 2, 2, 5000, &mut client);
     let time = |micros: u32| format!("2023-11-14T22:13:20.{micros:06}Z");
@@ -247,7 +247,7 @@ fn hostile_messages_are_refused_and_the_rest_is_read() {
     for more in ["", ",\"allow_direct\":true"] {
         let (server, mut client) = server(more);
         let mut origin = Origin::made_up("a", NAME);
-        origin.send_texts(&metadata(NAME), "", &mut client);
+        origin.send_own_texts("", &mut client);
         let cpu0 = origin.subject("cpu0");
         origin.send_text(0, 0, 0, 1000, &mut client);
         // No headers, foreign ones, those of an answer, and what no client can parse.
@@ -348,11 +348,11 @@ fn follower_prints_what_comes_of_old_and_new_hosts() {
     let (server, mut client) = server("");
     let follower = Follower::start(&server, &["-c", NAME, "--hold", "50ms"]);
     let mut a = Origin::made_up("a", NAME);
-    a.send_texts(&metadata(NAME), "", &mut client);
+    a.send_own_texts("", &mut client);
     a.send_text(0, 0, 0, 1000, &mut client);
     follower.has(&["a.0.0"]);
     let mut b = Origin::made_up("b", NAME);
-    b.send_texts(&metadata(NAME), "", &mut client);
+    b.send_own_texts("", &mut client);
     b.send_text(3, 0, 0, 2000, &mut client);
     follower.has(&["a.0.0", "b.3.0"]);
     // A record of before is late; one of an unknown channel is of no interest.
@@ -371,7 +371,7 @@ fn records_that_come_within_the_hold_are_in_order() {
     let (server, mut client) = server("");
     let (mut a, mut b) = (Origin::made_up("a", NAME), Origin::made_up("b", NAME));
     for origin in [&mut a, &mut b] {
-        origin.send_texts(&metadata(NAME), "", &mut client);
+        origin.send_own_texts("", &mut client);
         origin.send_text(0, 0, 0, 1000, &mut client);
     }
     // Of what is there already, the last record alone.
@@ -392,7 +392,7 @@ fn records_that_come_within_the_hold_are_in_order() {
 fn server_that_is_away_is_waited_for() {
     let (mut server, mut client) = server("");
     let mut a = Origin::made_up("a", NAME);
-    a.send_texts(&metadata(NAME), "", &mut client);
+    a.send_own_texts("", &mut client);
     a.send_text(0, 0, 0, 1000, &mut client);
     let follower = Follower::start(&server, &["--hold", "10ms"]);
     follower.has(&["a.0.0"]);
@@ -406,7 +406,7 @@ fn server_that_is_away_is_waited_for() {
     client.request("$JS.API.STREAM.DELETE.relay", "");
     client.create_stream("relay", "");
     a.instance = 5;
-    a.send_texts(&metadata(NAME), "", &mut client);
+    a.send_own_texts("", &mut client);
     a.send_text(0, 0, 0, 3000, &mut client);
     eventually("a record of the other stream", || follower.out().matches("a.0.0").count() == 2);
     let said = follower.end();
@@ -477,7 +477,7 @@ fn two_daemons_are_forwarded_and_read_in_one_order() {
     }
     eventually("all records of the follower", || follower.out().lines().count() == n_records);
     let mut followed: Vec<usize> = follower
-        .read("out")
+        .out()
         .lines()
         .map(|line| line.rsplit(' ').next().expect("a word").parse().expect("a number"))
         .collect();

@@ -2,7 +2,7 @@
 //! writes.
 
 use nix::sys::signal::Signal;
-use relayfs_tests::forwarded::{Follower, Origin, from, metadata};
+use relayfs_tests::forwarded::{Follower, Origin, from};
 use relayfs_tests::nats::{NatsClient, NatsServer};
 use relayfs_tests::{eventually, exit_code, run, text};
 
@@ -34,10 +34,10 @@ fn read(server: &NatsServer, args: &[&str]) -> (i32, String, String) {
 fn follower_reads_all_of_a_stream_that_was_created_again() {
     let (server, mut client) = server("");
     let mut origin = Origin::made_up("a", NAME);
-    origin.send_texts(&metadata(NAME), "", &mut client);
+    origin.send_own_texts("", &mut client);
     (0..5).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
     // Newer texts of a high sequence.
-    origin.send_texts(&metadata(NAME), "", &mut client);
+    origin.send_own_texts("", &mut client);
     origin.send_text(0, 5, 0, 1005, &mut client);
     let follower = Follower::start(&server, &["-c", NAME, "--hold", "50ms"]);
     let lines = |numbers: std::ops::Range<u64>| numbers.map(|n| format!("a.0.{n}")).collect::<Vec<_>>();
@@ -46,7 +46,7 @@ fn follower_reads_all_of_a_stream_that_was_created_again() {
     follower.process().signal(Signal::SIGSTOP);
     create_again(&mut client);
     // Other texts with the same sequences as those of the old stream. The channel is the same.
-    origin.send_texts(&metadata(NAME), PROCESSES, &mut client);
+    origin.send_own_texts(PROCESSES, &mut client);
     (6..40).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
     follower.process().signal(Signal::SIGCONT);
     let expected = lines(0..40);
@@ -61,12 +61,12 @@ fn follower_reads_all_of_a_stream_that_was_created_again() {
 fn follower_drops_what_it_has_read_before() {
     let (server, mut client) = server("");
     let mut origin = Origin::made_up("a", NAME);
-    origin.send_texts(&metadata(NAME), PROCESSES, &mut client);
+    origin.send_own_texts(PROCESSES, &mut client);
     (0..5).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
     let follower = Follower::start(&server, &["-c", NAME, "--hold", "50ms"]);
     follower.has(&["a.0.0", "a.0.1", "a.0.2", "a.0.3", "a.0.4"]);
     create_again(&mut client);
-    origin.send_texts(&metadata(NAME), PROCESSES, &mut client);
+    origin.send_own_texts(PROCESSES, &mut client);
     (2..7).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
     follower.has(&["a.0.0", "a.0.1", "a.0.2", "a.0.3", "a.0.4", "a.0.5", "a.0.6"]);
     assert_eq!(follower.end(), "");
@@ -76,15 +76,15 @@ fn follower_drops_what_it_has_read_before() {
 fn later_text_is_taken_in_the_place_of_one_that_is_gone() {
     let (server, mut client) = server("");
     let mut origin = Origin::made_up("a", NAME);
-    origin.send_texts(&metadata(NAME), PROCESSES, &mut client);
+    origin.send_own_texts(PROCESSES, &mut client);
     let first = origin.clone();
     first.send_text(0, 0, 0, 1000, &mut client);
     // Texts that are not this channel's, a text in parts without the first, and then its own.
     let mut other = Origin { instance: 5, ..origin.clone() };
-    other.send_texts(&metadata(NAME), "7 1 0 0 other\t/bin/other\nthread 7 7\n", &mut client);
+    other.send_own_texts("7 1 0 0 other\t/bin/other\nthread 7 7\n", &mut client);
     client.publish(&origin.subject("metadata"), &[], b"foreign");
     client.publish(&origin.subject("processes"), &[("Relay-Format", "2")], b"foreign");
-    origin.send_texts(&metadata(NAME), PROCESSES, &mut client);
+    origin.send_own_texts(PROCESSES, &mut client);
     first.send_text(0, 1, 0, 2000, &mut client);
     // A packet that names messages of another kind, as of a stream that was there before.
     let wrong = Origin { texts: Some((3, 3)), ..origin.clone() };
@@ -108,8 +108,8 @@ fn all_anchors_of_a_message_count() {
         let mut origin = Origin::made_up("a", NAME);
         // An hour is between the wall times of two stamps that are a second apart: the clock was set between them.
         let anchors = "0 0 0 1700000000000000000 0,0 1000000000 1000000000 1700003600000000000 1000000000";
+        origin.send_own_texts("", &mut client);
         origin.clock[1].1 = anchors.to_owned();
-        origin.send_texts(&metadata(NAME), "", &mut client);
         origin.send_text(0, 0, 0, 0, &mut client);
         origin.send_text(0, 1, 0, 1_000_000_000, &mut client);
         let (code, out, said) = read(&server, &["-o", "short-unix", "-c", NAME]);
@@ -124,7 +124,7 @@ fn all_anchors_of_a_message_count() {
 fn many_refused_messages_in_a_row_are_counted() {
     let (server, mut client) = server("");
     let mut origin = Origin::made_up("a", NAME);
-    origin.send_texts(&metadata(NAME), "", &mut client);
+    origin.send_own_texts("", &mut client);
     origin.send_text(0, 0, 0, 1000, &mut client);
     for _ in 0..300 {
         client.publish(&origin.subject("cpu0"), &[], b"nonsense");
@@ -150,7 +150,7 @@ fn many_refused_messages_in_a_row_are_counted() {
 fn unreadable_headers_cost_a_lane_one_connection() {
     let (server, mut client) = server(",\"allow_direct\":true");
     let mut origin = Origin::made_up("a", NAME);
-    origin.send_texts(&metadata(NAME), "", &mut client);
+    origin.send_own_texts("", &mut client);
     for cpu in 0..2 {
         origin.send_text(cpu, 0, 0, 1000, &mut client);
         for _ in 0..20 {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use relayfs_tests::forwarded::{Follower, Origin, from, metadata};
+use relayfs_tests::forwarded::{Follower, Origin, from};
 use relayfs_tests::nats::{NatsClient, NatsServer};
 use relayfs_tests::{eventually, exit_code, run, text};
 
@@ -37,7 +37,7 @@ impl Tail {
         let begin = now();
         let mut hosts: Vec<Origin> =
             ["a", "b", "quiet"].map(|host| Origin::made_up_at(host, NAME, begin + ahead)).to_vec();
-        hosts.iter_mut().for_each(|host| host.send_texts(&metadata(NAME), "", &mut client));
+        hosts.iter_mut().for_each(|host| host.send_own_texts("", &mut client));
         let mut tail = Tail { server, client, hosts, begin };
         (0..5).for_each(|number| tail.send(2, 0, number));
         (0..OLD).for_each(|number| tail.send_busy(number));
@@ -58,11 +58,11 @@ impl Tail {
         [(0, 0), (1, 0), (0, 1)].into_iter().for_each(|(host, cpu)| self.send(host, cpu, number));
     }
 
-    /// Returns the texts that are printed, and how many messages the reader has sent to the server.
+    /// Returns the lines that are printed, and how many messages the reader has sent to the server.
     #[track_caller]
     fn read(&self, args: &[&str]) -> (Vec<String>, u64) {
         let before = self.server.counted().messages;
-        let output = run(&mut from(&self.server.url(), &[&["-o", "cat"], args].concat()));
+        let output = run(&mut from(&self.server.url(), args));
         assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()), "{args:?}");
         let lines = text(&output.stdout).lines().map(str::to_owned).collect();
         (lines, self.server.counted().messages - before)
@@ -76,22 +76,22 @@ const FEW: u64 = OLD / 2;
 fn last_records_are_found_without_reading_the_stream() {
     for (more, ahead) in [("", 0), (",\"allow_direct\":true", 0), ("", 3_600_000_000_000)] {
         let tail = Tail::new(more, ahead);
-        let (all, n_all) = tail.read(&[]);
+        let (all, n_all) = tail.read(&["-o", "cat"]);
         assert!(all.len() as u64 == 3 * (OLD + 10) + 5 && n_all > 3 * OLD, "{} {n_all}", all.len());
         for n in [0, 1, 7, 29] {
-            let (last, n_asked) = tail.read(&["-n", &n.to_string()]);
+            let (last, n_asked) = tail.read(&["-o", "cat", "-n", &n.to_string()]);
             assert_eq!(last, all[all.len() - n..], "-n {n}");
             // A clock that is ahead costs as much of the stream as it is ahead.
             assert!(ahead > 0 || n_asked < FEW, "-n {n}: {n_asked} requests");
         }
         // What is asked for is far from the end, and alone.
-        let (last, n_asked) = tail.read(&["--host", "quiet", "-n", "3"]);
+        let (last, n_asked) = tail.read(&["-o", "cat", "--host", "quiet", "-n", "3"]);
         assert_eq!(last, ["quiet.0.2", "quiet.0.3", "quiet.0.4"]);
         assert!(n_asked < FEW, "{n_asked} requests");
         // Records that do not pass do not count: the one that does is the oldest of all.
-        let (last, _) = tail.read(&["-n", "2", "-g", "quiet.0.[03]|a.0.7$"]);
+        let (last, _) = tail.read(&["-o", "cat", "-n", "2", "-g", "quiet.0.[03]|a.0.7$"]);
         assert_eq!(last, ["quiet.0.3", "a.0.7"]);
-        let (last, _) = tail.read(&["-n", "5000"]);
+        let (last, _) = tail.read(&["-o", "cat", "-n", "5000"]);
         assert_eq!(last, all);
     }
 }
@@ -109,7 +109,9 @@ fn last_records_before_a_time_are_found() {
         let end = all.iter().rposition(|line| *line == last[2]).expect("a line of all");
         assert_eq!(last, all[end - 2..=end], "-U {until}");
         let time_of = |line: &str| line.split(' ').nth(2).expect("a time").to_owned();
-        assert!(time_of(&last[2]) == time && all.get(end + 1).is_none_or(|next| time_of(next) > *time));
+        assert!(
+            time_of(&last[2]) == time && all.get(end + 1).is_none_or(|next| time_of(next).as_str() > time)
+        );
         let (since, _) = tail.read(&["-o", "short-unix", "-S", &format!("@{time}"), "-n", "5000"]);
         assert_eq!(since, all[all.len() - since.len()..]);
         assert!(since.len() >= all.len() - at && time_of(&since[0]) == time, "-S {time}");
@@ -121,7 +123,7 @@ fn records_since_a_time_are_read_without_what_is_older() {
     let tail = Tail::new("", 0);
     // A minute, by which clocks may differ, is over at that time. So no message may have it.
     let since = (now() + 62_000_000_000) / 1_000_000_000;
-    let (none, n_asked) = tail.read(&["-S", &format!("@{since}")]);
+    let (none, n_asked) = tail.read(&["-o", "cat", "-S", &format!("@{since}")]);
     assert!(none.is_empty() && n_asked < FEW, "{none:?}, {n_asked} requests");
     // Clocks that are an hour ahead are noticed.
     let ahead = Tail::new("", 3_600_000_000_000);
@@ -163,7 +165,7 @@ fn sub_buffers_in_parts_are_found_as_others() {
     client.create_stream("relay", "");
     let begin = now();
     let mut origin = Origin::made_up_at("a", NAME, begin);
-    origin.send_texts(&metadata(NAME), "", &mut client);
+    origin.send_own_texts("", &mut client);
     let send = |from: u64, to: u64, client: &mut NatsClient| {
         for number in from..to {
             let stamp = now() - begin;

@@ -246,6 +246,13 @@ impl Hub {
     }
 }
 
+impl Drop for Hub {
+    fn drop(&mut self) {
+        // Lanes are at work when the program ends early.
+        self.store.end();
+    }
+}
+
 /// Returns the subjects that a selection asks for.
 pub(super) async fn find(store: &Store, selection: &Selection) -> Subjects {
     store.subjects(&selection.filter(), LANES_MAX, |subject| selection.pick(subject).is_some()).await

@@ -30,6 +30,8 @@ pub(super) struct Store {
     cuts: watch::Receiver<u64>,
     /// Whether a failure was told, and no success since.
     is_away: AtomicBool,
+    /// Whether the program ends: the connection goes then, and that is no failure.
+    is_ending: AtomicBool,
 }
 
 /// How far a stream has come.
@@ -114,7 +116,14 @@ impl Store {
         })?;
         let is_direct = stream.cached_info().config.allow_direct;
         let (server, name) = (server.to_owned(), name.to_owned());
-        Ok(Store { context, stream, server, name, is_direct, cuts, is_away: AtomicBool::new(false) })
+        let (is_away, is_ending) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Store { context, stream, server, name, is_direct, cuts, is_away, is_ending })
+    }
+
+    /// Says nothing of failures from now on.
+    pub(super) fn end(&self) {
+        // Relaxed: a task that finds the connection gone has synchronized with the thread that then let it go.
+        self.is_ending.store(true, Ordering::Relaxed);
     }
 
     /// Returns the name of the stream.
@@ -246,6 +255,7 @@ impl Store {
                 Err(Failed::Because(why)) => Some(why),
             };
             if let Some(why) = why
+                && !self.is_ending.load(Ordering::Relaxed)
                 && !self.is_away.swap(true, Ordering::Relaxed)
             {
                 say(format_args!("{}: cannot read stream '{}': {why}; trying again", self.server, self.name));
