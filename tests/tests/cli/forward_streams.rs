@@ -4,7 +4,7 @@
 use nix::sys::signal::Signal;
 use relayfs_tests::forwarded::{Follower, Origin, from};
 use relayfs_tests::nats::{NatsClient, NatsServer};
-use relayfs_tests::{eventually, exit_code, run, text};
+use relayfs_tests::{complaint, eventually, exit_code, run, text};
 
 const NAME: &str = "app/log";
 /// Processes that name the thread of all records.
@@ -171,4 +171,24 @@ fn unreadable_headers_cost_a_lane_one_connection() {
     let follower = Follower::start(&server, &["-c", NAME, "--hold", "10ms"]);
     eventually("all records", || follower.out().matches(": a.").count() == 4);
     assert_eq!(follower.end(), "");
+}
+
+/// Lanes are at work when the program ends, and lose their connection: that is no trouble to speak of.
+#[test]
+fn early_end_says_one_thing() {
+    let (server, mut client) = server("");
+    for host in ["a", "b", "c", "d"] {
+        let mut origin = Origin::made_up(host, NAME);
+        origin.send_own_texts("", &mut client);
+        for cpu in 0..4 {
+            (0..4).for_each(|number| origin.send_text(cpu, number, 0, 1000 + number, &mut client));
+        }
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let dir = dir.path().join("r");
+    assert_eq!(exit_code(run(from(&server.url(), &["--record"]).arg(&dir)).status), 0);
+    for _ in 0..40 {
+        let again = run(from(&server.url(), &["--record"]).arg(&dir));
+        assert!(complaint("relay-forward", &again).contains("holds a recording already"));
+    }
 }

@@ -4,6 +4,7 @@
 
 mod cluster;
 mod errors;
+mod followed;
 mod killed;
 mod order;
 mod server;
