@@ -37,9 +37,12 @@ PROGRAMS = relayfsd relay-producer audience relay-forward
 PRELOAD = librelayfs_preload.so
 UNITS := $(wildcard relayfsd/*.service audience/*.service audience/forward/*.service)
 MANPAGES := $(wildcard manual/man/*.[1-8])
-DOCS = README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT
-# What README.md links to, by the same paths.
-PAGES := $(wildcard docs/*.md) relayfsd/dist/grafana.json
+DOCS = LICENSE-APACHE LICENSE-MIT
+# The documents, and what they link to, by the same paths: their links work where they are installed, too.
+PAGES := $(wildcard *.md docs/*.md relay/docs/*.md relayfsd/docs/*.md audience/*.md audience/forward/*.md \
+	relay-producer/*.md relay-producer/librelay/*.md relay-producer/librelay/relay.h python/*.md tests/*.md \
+	relay-producer/examples/* python/examples/*.py packaging/containers/* relayfsd/dist/*.json) $(UNITS)
+PAGE_DIRS = $(sort $(patsubst %/,%,$(filter-out ./,$(dir $(PAGES)))))
 LIBRELAY = $(MAKE) --no-print-directory -C relay-producer/librelay PREFIX=$(PREFIX) LIBDIR=$(LIBDIR) \
 	INCLUDEDIR=$(INCLUDEDIR) DESTDIR=$(DESTDIR) PROFILE=$(PROFILE) TARGET=$(TARGET)
 
@@ -63,7 +66,7 @@ install:
 	@for file in $(addprefix $(OUT)/,$(PROGRAMS) $(PRELOAD)); do \
 		[ -e $$file ] || { echo "$$file is missing: run make first, as the user whose cargo it is" >&2; exit 1; }; \
 	done
-	$(LIBRELAY) --old-file=all install
+	$(LIBRELAY) install
 	install -d $(sort $(patsubst %/,%,$(dir $(addprefix $(DESTDIR),$(INSTALLED)))))
 	set -e; for name in $(PROGRAMS); do \
 		$(call put,755,$(OUT)/$$name,$(DESTDIR)$(BINDIR)/$$name); \
@@ -84,8 +87,9 @@ install:
 uninstall:
 	$(LIBRELAY) uninstall
 	rm -f $(addprefix $(DESTDIR),$(INSTALLED))
-	-rmdir $(addprefix $(DESTDIR)$(DOCDIR)/,$(sort $(patsubst %/,%,$(dir $(PAGES)))) relayfsd) \
-		$(DESTDIR)$(DOCDIR) $(DESTDIR)$(PRELOADDIR)
+	[ ! -d $(DESTDIR)$(DOCDIR) ] || (cd $(DESTDIR)$(DOCDIR) && for dir in $(PAGE_DIRS); do \
+		[ ! -d $$dir ] || rmdir -p --ignore-fail-on-non-empty $$dir; done)
+	-rmdir $(DESTDIR)$(DOCDIR) $(DESTDIR)$(PRELOADDIR)
 
 # Writes the man pages and completions again from the programs' options, after a change of these.
 manual:

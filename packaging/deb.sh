@@ -35,13 +35,12 @@ strip --strip-debug "$root"/usr/lib/*/librelay.a
 chmod 644 "$root"/usr/lib/relayfs/*.so "$root"/usr/lib/*/librelay.so.*.*.*
 find "$root/usr/share/man" -type f -exec gzip -9n {} +
 doc=$root/usr/share/doc/relayfs
-gzip -9n "$doc/CHANGELOG.md"
 rm "$doc/LICENSE-APACHE" "$doc/LICENSE-MIT"
 # The lines of the license, with a space before each; an empty line is a dot.
 sed 's/^$/./; s/^/ /' LICENSE-MIT >"$work/mit"
 sed -e "/^@MIT@\$/{r $work/mit" -e 'd}' packaging/debian/copyright >"$doc/copyright"
 # What a package has changed, for those who read that: the same as the changelog.
-printf 'relayfs (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.gz.\n\n -- %s  %s\n' "$version" \
+printf 'relayfs (%s) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- %s  %s\n' "$version" \
     "$(sed -n 's/^Maintainer: //p' packaging/debian/control.in)" \
     "$(date -u -R -d "@${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}")" |
     gzip -9n >"$doc/changelog.gz"

@@ -1,13 +1,16 @@
 #!/bin/sh
-# Measures what relayfs does, beside memcpy, pipes, sockets, tmpfs, ftrace, LTTng-UST and loggers in the same run, and
+# Measures what relayfs does, beside memcpy, pipes, sockets, tmpfs, ftrace, LTTng-UST, journald and loggers in the same run, and
 # prints tables. Judges nothing; run it as root, on a machine that does nothing else. Takes about five minutes and a build.
 #
-# bench.sh [message|record|threads|stream|reading|lines|daemon|many|timed|recording|forward|frontends|operator|python|instructions]: all of them, or one. ROUNDS=N: so many rounds instead of 7.
+# bench.sh [message|record|threads|stream|reading|lines|daemon|many|timed|recording|forward|frontends|operator|python|instructions]...: all of them, or these. ROUNDS=N: so many rounds instead of 7.
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
 
 need babeltrace2 babeltrace2
+need journalctl systemd
+need lttng lttng-tools
+[ -e /usr/include/lttng/tracepoint.h ] || missing="$missing liblttng-ust-dev"
 need taskset util-linux
 need tmux tmux
 need unshare util-linux
@@ -20,7 +23,13 @@ need_rust
 need_fuse
 install_missing
 [ "$(id -u)" -eq 0 ] || fail "run it as root: it mounts and unmounts"
-for bench in ${1:-message record threads stream reading lines daemon many timed recording forward frontends operator python instructions}; do
+# The kernel's own, which most systems mount at boot.
+if [ ! -e /sys/kernel/tracing/trace_marker ] && mount -t tracefs tracefs /sys/kernel/tracing 2>/dev/null; then
+    trap 'umount /sys/kernel/tracing' EXIT
+    trap 'exit 1' HUP INT PIPE TERM
+fi
+[ $# -gt 0 ] || set -- message record threads stream reading lines daemon many timed recording forward frontends operator python instructions
+for bench in "$@"; do
     case $bench in
     instructions)
         printf '\n== instructions of one message\n\n'
@@ -30,8 +39,9 @@ for bench in ${1:-message record threads stream reading lines daemon many timed 
         printf '\n== one record of logging in Python\n\n'
         built=$(target_dir)/release
         cargo build --release --quiet --locked --package relayfsd
+        make --silent -C relay-producer/librelay all PROFILE=release
         make --silent -C relay-producer/librelay install PROFILE=release PREFIX=/usr DESTDIR="$built/librelay-installed"
-        LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
+        RELAYFS_BUILT=$built LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
         ;;
     *) cargo bench --quiet --locked --package relayfs-tests --bench "$bench" ;;
     esac

@@ -28,4 +28,5 @@ for program in relayfsd audience; do
 done
 cargo build --profile $profile --workspace --locked --quiet --lib --bins --example test-plugin --example service --example timed \
     --features relay-producer/log,relay-producer/tracing
+make --silent -C relay-producer/librelay all PROFILE=$profile
 make --silent -C relay-producer/librelay install PROFILE=$profile PREFIX=/usr DESTDIR="$out/librelay-installed"

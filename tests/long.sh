@@ -2,7 +2,7 @@
 # The long forms of the tests that have one: an hour or more in all, so by hand, on a machine with nothing else to do. As root.
 #
 #   sh tests/long.sh          everything
-#   sh tests/long.sh PART     one of: crashes forward stress soak scribble fuzz mutations sanitize package
+#   sh tests/long.sh PART     one of: crashes forward stress soak scribble fuzz mutations sanitize package report
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
@@ -41,10 +41,12 @@ mutations() { run sh tests/mutations.sh; }
 sanitize() { run sh tests/sanitize.sh; }
 # The Debian package in a fresh root.
 package() { run sh tests/package.sh; }
+# Pages of audience report in headless Chromium, which is installed if it is missing.
+report() { run sh tests/report.sh; }
 
-for part in ${1:-crashes forward stress soak scribble fuzz mutations sanitize package}; do
+for part in ${1:-crashes forward stress soak scribble fuzz mutations sanitize package report}; do
     case $part in
-    crashes | forward | stress | soak | scribble | fuzz | mutations | sanitize | package) "$part" ;;
+    crashes | forward | stress | soak | scribble | fuzz | mutations | sanitize | package | report) "$part" ;;
     *) fail "there is no part '$part'" ;;
     esac
 done

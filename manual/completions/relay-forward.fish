@@ -1,17 +1,17 @@
 complete -c relay-forward -l to -d 'Forward channels to these servers' -r
-complete -c relay-forward -l stream -d 'The stream, which is also the first word of its subjects' -r
-complete -c relay-forward -s c -l channel -d 'Only this channel, as app/log; may be repeated [default: all]' -r
+complete -c relay-forward -l stream -d 'The stream; its subjects begin with it' -r
+complete -c relay-forward -s c -l channel -d 'A channel, as app/log; may be repeated [default: all]' -r
 complete -c relay-forward -l host -d 'The host\'s name in the stream [default: the hostname]' -r
 complete -c relay-forward -l creds -d 'A file of credentials, as nsc(1) makes them' -r -F
-complete -c relay-forward -l user-file -d 'A file with user and password [or $NATS_USER, $NATS_PASSWORD]' -r -F
+complete -c relay-forward -l user-file -d 'User and password [or $NATS_USER, $NATS_PASSWORD]' -r -F
 complete -c relay-forward -l token-file -d 'A file with a token [or $NATS_TOKEN]' -r -F
 complete -c relay-forward -l tls-ca -d 'Trust servers that this authority vouches for' -r -F
 complete -c relay-forward -l tls-cert -d 'The certificate of this client, as PEM' -r -F
 complete -c relay-forward -l tls-key -d 'The key of that certificate, as PEM' -r -F
 complete -c relay-forward -s m -l mount -d 'Mount point [$RELAYFS or /mnt/relay]' -r -F
-complete -c relay-forward -l flush-interval -d 'Forward small amounts of data this often' -r
-complete -c relay-forward -l window -d 'Most messages on the way to the server' -r
-complete -c relay-forward -l replicas -d 'With --create: copies of the stream in the cluster' -r
+complete -c relay-forward -l flush-interval -d 'Forward small parts this often' -r
+complete -c relay-forward -l window -d 'Most unacknowledged messages' -r
+complete -c relay-forward -l replicas -d 'Copies of the created stream' -r
 complete -c relay-forward -l from -d 'Print channels that these servers have' -r
 complete -c relay-forward -l hold -d 'With --follow: wait this long for other hosts, or 1s' -r
 complete -c relay-forward -l record -d 'Write recordings below DIR, as DIR/HOST/CHANNEL' -r -F

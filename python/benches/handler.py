@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Measures the handler beside logging.NullHandler, alternating, in one run. handler.py [MOUNT]
 
-Prints nanoseconds of one call, as the processor time of the thread: the least of some rounds, and the ratio. Without MOUNT it starts target/release/relayfsd,
-else target/debug/relayfsd.
+Prints nanoseconds of one call, as the processor time of the thread: the least of some rounds, and the ratio. Without MOUNT it starts the relayfsd of the
+directory RELAYFS_BUILT, else of a release build, else of a debug build.
 """
 
 import logging
@@ -21,14 +21,22 @@ import relayfs  # noqa: E402
 CALLS, ROUNDS = 4_000, 15
 
 
+def built() -> Path:
+    """Returns the daemon that was built, where cargo puts it."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+    directories = [target / "release", target / "debug"]
+    if os.environ.get("RELAYFS_BUILT"):
+        directories = [Path(os.environ["RELAYFS_BUILT"])]
+    for directory in directories:
+        if (directory / "relayfsd").exists():
+            return directory / "relayfsd"
+    sys.exit(f"handler.py: there is no relayfsd in {directories[-1]}; build it with: cargo build --package relayfsd")
+
+
 def mounted(directory: str) -> "subprocess.Popen[bytes]":
     """Starts a daemon, and waits until it has mounted."""
-    built = [ROOT / "target" / profile / "relayfsd" for profile in ("release", "debug")]
-    daemon = next((path for path in built if path.exists()), None)
-    if daemon is None:
-        sys.exit("handler.py: there is no target/debug/relayfsd; build it with: cargo build --package relayfsd")
     options = ["--foreground", "--discard"]
-    process = subprocess.Popen([str(daemon), *options, directory])
+    process = subprocess.Popen([str(built()), *options, directory])
     while not os.path.exists(os.path.join(directory, ".relay/socket")):
         if process.poll() is not None:
             sys.exit("handler.py: the daemon has not started")

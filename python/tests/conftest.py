@@ -15,7 +15,8 @@ import pytest
 import relayfs
 
 ROOT = Path(__file__).resolve().parents[2]
-BUILT = Path(os.environ.get("RELAYFS_BUILT", ROOT / "target/debug"))
+TARGET = Path(os.environ.get("CARGO_TARGET_DIR") or ROOT / "target")
+BUILT = Path(os.environ.get("RELAYFS_BUILT") or TARGET / "debug")
 DAEMON = BUILT / "relayfsd"
 LIBRARY = BUILT / "librelay-installed/usr/lib/librelay.so.0"
 DEADLINE = 60.0

@@ -1,6 +1,10 @@
 //! The API: a channel, opened once and written to by any thread of the process.
 
+mod io_write;
+
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 use std::time::Instant;
@@ -8,7 +12,7 @@ use std::time::Instant;
 use relay::Geometry;
 use relay::ring::subbuf_start::{SubbufHeader, SubbufInfo};
 use relay::trace::definition::Definition;
-use relay::trace::event::{Event as Builtin, Stream, id};
+use relay::trace::event::{Event as Builtin, Stream, What, id};
 use relay::trace::level::Level;
 
 use crate::batch::Batch;
@@ -26,6 +30,9 @@ use crate::socket::handshake::{OPEN_LIMIT, OpenRequest};
 use crate::socket::reconnect::{Link, no_connection};
 use crate::socket::replies::Reply;
 use crate::transport::Transport;
+
+/// Longest name of a command in bytes, as the kernel keeps it.
+const COMMAND_MAX: usize = 15;
 
 /// An open channel.
 ///
@@ -199,6 +206,32 @@ impl Channel {
         }
         let of = RecordOf { about: Some(tid), ..RecordOf::built_in(id::OUTPUT) };
         self.route.write_record(of, &payload)
+    }
+
+    /// Writes how the process has ended whose lines [`output`](Self::output) has written, as a `process` record, and
+    /// closes the channel.
+    ///
+    /// `command` is the name of the process's command. A regular end, which is an exit with status 0, leaves no record.
+    /// The daemon then writes no record of the caller's own end. `Err` means that the record is lost, and the channel is
+    /// still open.
+    pub fn output_ended(&self, tid: u32, command: &[u8], status: ExitStatus) -> Result<(), WriteError> {
+        if !status.success() {
+            let (what, status) = match status.signal() {
+                Some(signal) => (What::Signal, signal),
+                None => (What::Exit, status.code().unwrap_or_default()),
+            };
+            let pid = self.route.link.latest().pid_there();
+            // As long as the name that the kernel keeps of a command.
+            let command = &command[..command.len().min(COMMAND_MAX)];
+            let end = Builtin::Process { pid, what: Some(what), status: status.cast_unsigned(), command };
+            let mut payload = Vec::new();
+            // It is not too long.
+            let _ = end.encode_into(&mut payload);
+            let of = RecordOf { about: Some(tid), ..RecordOf::built_in(id::PROCESS) };
+            self.route.write_record(of, &payload)?;
+        }
+        self.route.link.give_back();
+        Ok(())
     }
 
     /// Defines an event of a timed channel, whose records have typed fields. Waits for the daemon's answer.

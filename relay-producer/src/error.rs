@@ -1,5 +1,7 @@
 //! Errors of opening, of writing without waiting, and of requests with an answer.
 
+use std::io::{self, ErrorKind};
+
 use nix::errno::Errno;
 use relay::trace::definition::DefinitionError;
 use relay::wire::socket::{ConnectError, Refused, SendError};
@@ -84,6 +86,23 @@ pub enum WriteError {
     },
 }
 
+/// Converts the error for code that writes to any file. The kind says what to do; the inner error is this one.
+impl From<WriteError> for io::Error {
+    fn from(error: WriteError) -> io::Error {
+        let kind = match error {
+            WriteError::Full => ErrorKind::StorageFull,
+            WriteError::TooBig { .. } | WriteError::Mismatch | WriteError::NoSuchCpu(_) => {
+                ErrorKind::InvalidInput
+            }
+            WriteError::OtherKind => ErrorKind::Unsupported,
+            WriteError::NotDefined => ErrorKind::NotFound,
+            WriteError::Disconnected => ErrorKind::NotConnected,
+            WriteError::Refused { errno } => io::Error::from_raw_os_error(errno).kind(),
+        };
+        io::Error::new(kind, error)
+    }
+}
+
 /// The error of a request that waits for its answer.
 #[derive(Debug, Error)]
 pub enum RequestError {
@@ -137,6 +156,27 @@ impl From<SendError> for RequestError {
         match error {
             SendError::Full => RequestError::NoReply,
             SendError::Gone => RequestError::Disconnected,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn io_error_has_a_kind_and_the_error_itself() {
+        for (error, kind) in [
+            (WriteError::Full, ErrorKind::StorageFull),
+            (WriteError::TooBig { len: 9, max: 8 }, ErrorKind::InvalidInput),
+            (WriteError::OtherKind, ErrorKind::Unsupported),
+            (WriteError::Disconnected, ErrorKind::NotConnected),
+            (WriteError::Refused { errno: Errno::EACCES as i32 }, ErrorKind::PermissionDenied),
+        ] {
+            let text = error.to_string();
+            let found = io::Error::from(error);
+            assert_eq!((found.kind(), found.to_string()), (kind, text));
+            assert_eq!(found.downcast::<WriteError>().unwrap(), error);
         }
     }
 }

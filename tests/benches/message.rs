@@ -1,5 +1,5 @@
 //! What one message costs a producer: beside memcpy, beside LTTng-UST, beside other ways out of a process, and when
-//! there is no room for it.
+//! there is no room for it. The kernel's relay is not among them: only kernel code writes there.
 
 use std::cell::Cell;
 use std::fs;
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use relay::memory::mapping::Mapping;
 use relay_producer::{Channel, Transport, TransportChoice, WriteError};
+use relayfs_tests::journald::{self, Journald};
 use relayfs_tests::librelay::Linked;
 use relayfs_tests::lttng::{Lttng, NOT_INSTALLED};
 use relayfs_tests::measure::{
@@ -27,6 +28,8 @@ const RING_LEN: usize = 4 << 20;
 const EVENTS: usize = 1_000_000;
 /// Messages where each is a system call of its own.
 const MESSAGES_SINGLY: usize = 300_000;
+/// Messages for the journal, which takes each by itself.
+const MESSAGES_JOURNALD: usize = 50_000;
 
 fn main() -> ExitCode {
     if let Some(played) = play_other_end() {
@@ -134,7 +137,7 @@ fn other_ways(mount: &Mount, channel: &Channel) {
     let socket = Channel::builder(mount.point(), "overwritten").transport(TransportChoice::Socket);
     let socket = socket.open().expect("opening a channel");
     let each = |taken: Duration| taken.as_secs_f64() * 1e9 / MESSAGES_SINGLY as f64;
-    let marker = trace_marker();
+    let (marker, journal) = (trace_marker(), Journald::start());
     let mut names = vec![
         "relayfs",
         "relayfs by socket",
@@ -158,12 +161,19 @@ fn other_ways(mount: &Mount, channel: &Channel) {
             })
         }));
     }
+    if let Some(journal) = &journal {
+        names.push("journald, by its socket");
+        measurements.push(Box::new(|| journal.send(MESSAGE_LEN, MESSAGES_JOURNALD)));
+    }
     let all = alternately(&mut measurements);
     for (name, values) in names.into_iter().zip(&all) {
         row(name, format_args!("{values:<36}{} of relayfs", values.over(&all[0])));
     }
     if let Err(why) = &marker {
         row("ftrace's trace_marker", format_args!("not there: {why}"));
+    }
+    if journal.is_none() {
+        row("journald", journald::NOT_INSTALLED);
     }
 }
 

@@ -11,8 +11,10 @@ pub mod conformance;
 pub mod ctf;
 pub mod direct;
 pub mod disk;
+pub mod ends;
 pub mod forwarded;
 pub mod honest;
+pub mod journald;
 pub mod known;
 pub mod left;
 pub mod librelay;
@@ -36,6 +38,11 @@ pub mod take;
 pub mod terminal;
 pub mod timed;
 pub mod users;
+
+/// The programs in Rust of `docs/libraries.md`, which rustdoc compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/libraries.md")]
+mod libraries {}
 
 use std::collections::BTreeMap;
 use std::fs;

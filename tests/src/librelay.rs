@@ -35,15 +35,27 @@ pub fn installed() -> PathBuf {
 /// Installs the library, which was built before, into another directory.
 #[track_caller]
 pub fn install(root: &Path) {
+    install_by(root, &[format!("CARGO={}", env!("CARGO"))]);
+}
+
+/// Installs the library as under sudo, where cargo cannot say where it builds.
+#[track_caller]
+pub fn install_without_cargo(root: &Path) {
+    let target = profile_dir().parent().expect("target/PROFILE").display().to_string();
+    install_by(root, &["CARGO=false".to_owned(), format!("CARGO_TARGET_DIR={target}")]);
+}
+
+#[track_caller]
+fn install_by(root: &Path, variables: &[String]) {
     installed(); // fails if something was not built
     let profile = if profile_dir().ends_with("release") { "release" } else { "dev" };
     let mut make = tool("make", "make");
-    make.args(["--silent", "--old-file=all", "-C"]).arg(workspace().join("relay-producer/librelay"));
+    make.args(["--silent", "-C"]).arg(workspace().join("relay-producer/librelay"));
     make.arg("install").arg(format!("PROFILE={profile}")).arg("PREFIX=/usr");
     let mut destination = OsString::from("DESTDIR=");
     destination.push(root);
     // Without the jobs of a make that runs the tests.
-    make.arg(destination).arg(format!("CARGO={}", env!("CARGO"))).env_remove("MAKEFLAGS");
+    make.arg(destination).args(variables).env_remove("MAKEFLAGS");
     stdout_of(&mut make);
 }
 
@@ -72,9 +84,15 @@ impl Linked {
     /// Compiles a source of the workspace; warnings are errors. A name that ends in `.cc` is C++.
     #[track_caller]
     pub fn compile(source: &str, args: &[&str]) -> Linked {
+        let cc = if source.ends_with(".cc") { tool("g++", "g++") } else { tool("cc", "gcc") };
+        Linked::compile_by(cc, source, args)
+    }
+
+    /// Compiles a source of the workspace by this compiler; warnings are errors.
+    #[track_caller]
+    pub fn compile_by(mut cc: Command, source: &str, args: &[&str]) -> Linked {
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
-        let mut cc = if source.ends_with(".cc") { tool("g++", "g++") } else { tool("cc", "gcc") };
         cc.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
             .arg(dir.path().join("program"));
         cc.args(args).arg(workspace().join(source));
@@ -93,6 +111,16 @@ impl Linked {
         prepare(&mut command, mount);
         command
     }
+}
+
+/// Compilers for C++: that of the system, and one whose library has `std::format`, which that of Debian 12 has not.
+#[track_caller]
+pub fn cplusplus_compilers() -> [Command; 2] {
+    let mut with_format = tool("clang++-19", "clang-19");
+    let library = Path::new("/usr/lib/llvm-19/include/c++/v1/format");
+    assert!(library.exists(), "libc++ is not installed: apt-get install libc++-19-dev libc++abi-19-dev");
+    with_format.arg("-stdlib=libc++");
+    [tool("g++", "g++"), with_format]
 }
 
 /// Makes a command use the library and a mount.

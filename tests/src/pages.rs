@@ -1,4 +1,4 @@
-//! The pages in `docs/`: their blocks of code, run as they stand, with a relayfs on /mnt/relay.
+//! The pages in `docs/`, and `README.md`: their blocks of code, run as they stand, with a relayfs on /mnt/relay.
 
 use std::fs;
 use std::path::Path;
@@ -17,9 +17,20 @@ impl Page {
     /// Reads `docs/NAME`.
     #[track_caller]
     pub fn open(name: &str) -> Page {
-        let path = workspace().join("docs").join(name);
+        Page::read(&format!("docs/{name}"))
+    }
+
+    /// Reads a page by its path below the workspace.
+    #[track_caller]
+    pub fn read(name: &str) -> Page {
+        let path = workspace().join(name);
         let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Page { name: name.to_owned(), text }
+    }
+
+    /// Returns the whole text.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// Returns all blocks of code: their heading, their language and their lines.
@@ -70,17 +81,17 @@ pub const EVENTUALLY: &str = r#"
     }
 "#;
 
+/// How pages say that the relayfs of their commands is mounted. [`on_mnt_relay`] runs it.
+pub const START: &str = "mkdir -p /mnt/relay\nrelayfsd --channel app/log:timed:overwrite /mnt/relay";
+
 /// A command that runs a shell script with relayfsd on /mnt/relay, which has the timed channel `app/log`.
 ///
 /// As root, in private mount and process namespaces: nothing of it is outside, and all of it ends with the command. The
 /// project's programs come first in PATH. In `dir`, which is `$DIR`, the test may have files for the script.
 #[track_caller]
 pub fn on_mnt_relay(dir: &Path, script: &str) -> Command {
+    let mount = format!("PATH=$PROGRAMS:$PATH\nmount -t tmpfs tmpfs /mnt\n{START}");
     let start = r#"
-        PATH=$PROGRAMS:$PATH
-        mount -t tmpfs tmpfs /mnt
-        mkdir /mnt/relay
-        relayfsd --channel app/log:timed:overwrite /mnt/relay
         # Prints the records as JSON, until one of them matches. It needs no end of what it follows.
         records_until() {
             mkfifo "$DIR/records"
@@ -89,7 +100,7 @@ pub fn on_mnt_relay(dir: &Path, script: &str) -> Command {
         }
         cd "$DIR"
     "#;
-    let mut command = private_shell(&format!("{EVENTUALLY}\n{start}\n{script}"));
+    let mut command = private_shell(&format!("{EVENTUALLY}\n{mount}\n{start}\n{script}"));
     command.env("PROGRAMS", programs()).env("DIR", dir).env("LC_ALL", "C.UTF-8").env_remove("RELAYFS");
     command
 }

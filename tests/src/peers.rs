@@ -13,6 +13,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
 use crate::Process;
+use crate::journald;
 use crate::measure::{WRITER_CPU, on_cpu, reader_cpu};
 
 /// Argument of a process that reads its standard input to the end.
@@ -33,6 +34,9 @@ pub fn play_other_end() -> Option<ExitCode> {
         [READ_RELAY, path, bytes] => {
             let expected = bytes.parse().expect("a number");
             on_cpu(reader_cpu(), || read_relay(Path::new(path), expected));
+        }
+        [journald::SEND, len, n] => {
+            journald::send(len.parse().expect("a length"), n.parse().expect("a number"));
         }
         _ => return None,
     }

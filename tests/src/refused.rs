@@ -1,9 +1,11 @@
 //! Processes in which the kernel refuses restartable sequences.
 //!
-//! The C library of such a process registers no areas, by GLIBC_TUNABLES, and a seccomp filter refuses those of the
-//! project. The filter stays with all descendants of the process. It lets the C library's areas pass, so that a test
-//! without sequences can start a process with them: with another GLIBC_TUNABLES. The filter tells the areas by their
-//! addresses, of which those of the project are multiples of 64, and those of glibc are not.
+//! A seccomp filter refuses the system calls. It stays with all descendants of the process.
+//!
+//! The C library of a process without sequences registers no areas, by GLIBC_TUNABLES, and the filter refuses those of
+//! the project. It lets the C library's areas pass, so that a test without sequences can start a process with them: with
+//! another GLIBC_TUNABLES. The filter tells the areas by their addresses, of which those of the project are multiples of
+//! 64, and those of glibc are not.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -26,28 +28,40 @@ pub fn without_sequences(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(refuse_areas) }
 }
 
+/// Loads a word of the call.
+pub const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+/// Goes to one of two later steps.
+pub const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
+/// Says what the kernel does with the call.
+pub const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+/// Offsets in `seccomp_data`: the call's number, and the lower half of its first argument.
+pub const NUMBER: u32 = 0;
+const FIRST: u32 = 16;
+
+/// A step of a filter: how far the next one is if a comparison holds, and if not.
+pub const fn step(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code, jt, jf, k }
+}
+
 /// Has the kernel refuse the project's areas from now on, to the calling thread and all that it starts.
 pub fn refuse_areas() -> io::Result<()> {
-    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    /// Offsets in `seccomp_data`: the call's number, and the lower half of its first argument.
-    const NUMBER: u32 = 0;
-    const ADDRESS: u32 = 16;
-    let step = |code, k, jt, jf| libc::sock_filter { code, jt, jf, k };
-    let mut steps = [
+    refuse(&mut [
         step(LOAD, NUMBER, 0, 0),
         step(JUMP_IF_EQUAL, libc::SYS_rseq as u32, 0, 4),
-        step(LOAD, ADDRESS, 0, 0),
+        step(LOAD, FIRST, 0, 0),
         step(AND, 63, 0, 0),
         step(JUMP_IF_EQUAL, 0, 0, 1),
         step(RETURN, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32, 0, 0),
         step(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
-    ];
+    ])
+}
+
+/// Sets a filter of system calls.
+pub fn refuse(steps: &mut [libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
     let (filter, program) = (libc::SECCOMP_MODE_FILTER, &raw const program);
-    // SAFETY: the kernel copies the program, whose steps are those of the array above.
+    // SAFETY: the kernel copies the program, whose steps are those of the slice.
     let said = unsafe { libc::prctl(libc::PR_SET_SECCOMP, filter, program, 0, 0) };
     if said == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -56,11 +56,11 @@ pub(crate) struct Options {
           help_heading = DIRECTION)]
     pub(crate) to: Option<Servers>,
 
-    /// The stream, which is also the first word of its subjects
+    /// The stream; its subjects begin with it
     #[arg(long, value_name = "NAME", default_value = "relay", value_parser = stream, help_heading = WHAT)]
     pub(crate) stream: String,
 
-    /// Only this channel, as app/log; may be repeated [default: all]
+    /// A channel, as app/log; may be repeated [default: all]
     #[arg(short, long, value_name = "NAME", help_heading = WHAT)]
     pub(crate) channel: Vec<ChannelName>,
 

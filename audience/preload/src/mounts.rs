@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::start_daemon::{DAEMON, Ended, FUSERMOUNT, appears, run};
 
-/// The environment variable with the path of relayfsd, if relayfsd is not in PATH.
+/// The environment variable with the path of relayfsd, in place of the one in PATH.
 const DAEMON_ENV: &str = "RELAYFSD";
 /// Exit status of relayfsd after wrong usage.
 const USAGE: i32 = 2;

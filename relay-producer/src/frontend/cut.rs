@@ -4,6 +4,8 @@ use std::fmt::{self, Write};
 
 /// Stands for what was cut off.
 const MARK: &str = "…";
+/// Longest value that is put in quotes without memory, in bytes: the payload of a message that takes none.
+const QUOTED_ON_STACK_MAX: usize = 256;
 
 /// A text that grows in a buffer.
 #[derive(Debug)]
@@ -72,12 +74,29 @@ impl<'a> Cut<'a> {
         let written = &self.room[start..self.len];
         let is_plain = |byte: &u8| byte.is_ascii_graphic() && !b"\"'=\\".contains(byte);
         if written.is_empty() && !self.is_cut || !written.iter().all(is_plain) {
-            let text = String::from_utf8_lossy(written).into_owned();
-            let was_cut = std::mem::take(&mut self.is_cut);
-            self.len = start;
-            let _ = write!(self, "{text:?}");
-            self.is_cut |= was_cut;
+            self.quote(start);
         }
+    }
+
+    /// Puts what begins at `start` in quotes.
+    #[cold]
+    fn quote(&mut self, start: usize) {
+        let written = &self.room[start..self.len];
+        // A message whose payload is short takes no memory.
+        let (mut on_stack, on_heap);
+        let copy: &[u8] = if written.len() <= QUOTED_ON_STACK_MAX {
+            on_stack = [0; QUOTED_ON_STACK_MAX];
+            on_stack[..written.len()].copy_from_slice(written);
+            &on_stack[..written.len()]
+        } else {
+            on_heap = written.to_vec();
+            &on_heap
+        };
+        let text = String::from_utf8_lossy(copy);
+        let was_cut = std::mem::take(&mut self.is_cut);
+        self.len = start;
+        let _ = write!(self, "{text:?}");
+        self.is_cut |= was_cut;
     }
 }
 

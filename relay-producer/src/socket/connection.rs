@@ -16,7 +16,7 @@ use relay::Geometry;
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::system::thread_id::ThisThread;
 use relay::wire::frame::{
-    ALL_CPUS, ANSWER_MAX, Body, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, WRITE_REPLY, Write,
+    ALL_CPUS, ANSWER_MAX, Body, Close, FRAME_MAX, Flush, HEADER_LEN, WRITE_FIXED_LEN, WRITE_REPLY, Write,
 };
 use relay::wire::socket::{Deadline, SendError, Socket};
 
@@ -44,6 +44,8 @@ pub(crate) struct Connection {
     /// The process that may use this connection.
     /// A child has inherited the descriptor, but not the replies.
     pid: u32,
+    /// Number of the process in the daemon's PID namespace; 0 if it is not known.
+    pid_there: u32,
     /// The channel's number.
     channel: u32,
     /// Number by which ids of defined events are found.
@@ -102,6 +104,7 @@ impl Connection {
             message_max: MESSAGE_MAX.min(hello.message_max as usize),
             sharing,
             pid: std::process::id(),
+            pid_there: opened.pid,
             channel: reply.channel,
             instance,
             lost: (0..reply.n_bufs).map(|_| AtomicU64::new(0)).collect(),
@@ -146,6 +149,11 @@ impl Connection {
             },
         };
         if message.len() > self.message_max { Err(Unsendable::TooBig) } else { Ok(message) }
+    }
+
+    /// Returns the number of this process in the daemon's PID namespace, as far as is known.
+    pub(crate) fn pid_there(&self) -> u32 {
+        if self.pid_there == 0 { self.pid } else { self.pid_there }
     }
 
     /// Returns whether this process made the connection.
@@ -296,6 +304,16 @@ impl Connection {
         }
         let packet = Flush { channel: self.channel, cpu: ALL_CPUS }.frame(0, id);
         self.when_room(deadline, || self.send_packet(&packet))
+    }
+
+    /// Sends that the channel is given back, after reports of losses, as far as the socket has room.
+    ///
+    /// The daemon takes it before it looks whether the process has ended. Then it reports no end of the process.
+    pub(crate) fn send_close(&self) {
+        for cpu in 0..self.n_bufs() {
+            let _ = self.report_losses(cpu);
+        }
+        let _ = self.send_packet(&Close { channel: self.channel }.frame(0, self.new_id()));
     }
 
     /// Sends the definition of an event. Waits until `deadline` for room.

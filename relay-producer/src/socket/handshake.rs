@@ -108,6 +108,8 @@ pub(crate) struct Opened {
     n_bufs: usize,
     /// This process's number on a timed channel; 0 if the daemon gave none.
     pub(crate) process: u32,
+    /// Number of this process in the daemon's PID namespace; 0 if the daemon gave none.
+    pub(crate) pid: u32,
     /// Ids of the program's events. Those that the daemon has refused have none.
     pub(crate) ids: Vec<(Arc<Defined>, u16)>,
     /// The file of a timed channel's levels.
@@ -191,8 +193,8 @@ impl Handshake {
             Stage::Open(hello) => {
                 let reply = self.answer::<OpenReply>(packet, OPEN_ID)?;
                 let (geometry, n_bufs) = reply.shape().ok_or_else(|| self.not_ours(format!("{reply:?}")))?;
-                let opened =
-                    Opened { hello, reply, geometry, n_bufs, process: 0, ids: Vec::new(), levels: None };
+                let (process, pid, ids, levels) = (0, 0, Vec::new(), None);
+                let opened = Opened { hello, reply, geometry, n_bufs, process, pid, ids, levels };
                 if !geometry.timed() {
                     return self.ask_for_files(opened, request);
                 }
@@ -203,12 +205,12 @@ impl Handshake {
                 Stage::Attach(opened)
             }
             Stage::Attach(mut opened) => {
-                opened.process = match self.answer::<AttachReply>(packet, LATER_ID) {
-                    Ok(reply) => reply.process,
+                match self.answer::<AttachReply>(packet, LATER_ID) {
+                    Ok(reply) => (opened.process, opened.pid) = (reply.process, reply.pid),
                     // Records then have their threads alone.
-                    Err(OpenError::Refused(_)) => 0,
+                    Err(OpenError::Refused(_)) => {}
                     Err(error) => return Err(error),
-                };
+                }
                 self.send(&AskLevels { channel: opened.reply.channel }.frame(0, LATER_ID));
                 Stage::Levels(opened)
             }

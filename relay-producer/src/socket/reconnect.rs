@@ -112,6 +112,15 @@ impl Link {
         self.levels().attach(None);
     }
 
+    /// Gives the channel back to the daemon, which reports no end of this process then, and ends the connection for good.
+    pub(crate) fn give_back(&self) {
+        let latest = self.latest();
+        if latest.works() {
+            latest.send_close();
+        }
+        self.close();
+    }
+
     /// Returns the buffers for direct writing.
     pub(crate) fn buffers(&self) -> &Generations {
         &self.buffers

@@ -104,7 +104,7 @@ numbered! {
     }
 }
 
-/// The status of a process that exited or was killed, where the kernel does not tell which.
+/// The status of a process that exited or was killed, where it is not known which. relayfsd writes no such record.
 pub const STATUS_UNKNOWN: u32 = u32::MAX;
 
 numbered! {

@@ -18,6 +18,7 @@ use super::Finding;
 use crate::config::cli::CONNECTIONS_MAX_DEFAULT;
 use crate::mount::{self, FUSE_DEVICE};
 use crate::process::host_limits::connections_within;
+use crate::process::pidfd;
 
 /// The first release of Linux in which a FUSE server can have its files mapped.
 const PASSTHROUGH_SINCE: (u32, u32) = (6, 9);
@@ -29,7 +30,7 @@ const FUSE_CONF: &str = "/etc/fuse.conf";
 pub(super) fn findings() -> Vec<Finding> {
     let is_root = geteuid().is_root();
     let device = device(is_root);
-    let mut findings = vec![device, privileges(is_root), passthrough(is_root), sequences(), clock()];
+    let mut findings = vec![device, privileges(is_root), passthrough(is_root), sequences(), clock(), ends()];
     if is_root {
         findings.push(helper());
     } else {
@@ -130,7 +131,7 @@ fn sequences() -> Finding {
         );
     }
     let mend = "use x86-64 with Linux 4.18 or later, outside of valgrind and gVisor, and let seccomp filters pass rseq(2)";
-    let text = "no restartable sequences (rseq): producers send by the socket, several hundred times slower in single messages";
+    let text = "no restartable sequences (rseq): producers send by the socket, more than a thousand times slower in single messages";
     Finding::costs(THING, text, mend)
 }
 
@@ -144,6 +145,27 @@ fn clock() -> Finding {
                         offers it there; a virtual machine needs an invariant TSC from its host";
             Finding::costs(THING, text, mend)
         }
+    }
+}
+
+/// Whether relayfsd learns how a process has ended.
+fn ends() -> Finding {
+    const THING: &str = "ends of processes";
+    const COST: &str =
+        "a process that fails may leave no record of its end, except under relay-producer --exec";
+    match pidfd::kernel_tells() {
+        Ok(true) => {
+            Finding::works(THING, "a process that fails leaves a record of its end in its timed channels")
+        }
+        Ok(false) => {
+            let text = format!("this kernel does not tell how a process ended: {COST}");
+            Finding::costs(THING, text, "use Linux 6.15 or later")
+        }
+        Err(error) => Finding::costs(
+            THING,
+            format!("cannot try it: {error}: {COST}"),
+            "mount /proc, and use Linux 6.15 or later",
+        ),
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::process::{Child, Command, Stdio};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -56,6 +57,16 @@ impl End {
     }
 }
 
+/// Returns whether this kernel tells how a process ended, once the parent has asked. Tries it with a child.
+pub(crate) fn kernel_tells() -> io::Result<bool> {
+    let mut child = Command::new("/proc/self/exe");
+    child.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = child.spawn()?;
+    let followed = Followed::child(&child);
+    child.wait()?;
+    Ok(followed?.info().is_ok_and(|info| info.mask & INFO_EXIT != 0))
+}
+
 /// A process that another one may follow to its end.
 pub(crate) struct Followed {
     pidfd: OwnedFd,
@@ -73,6 +84,13 @@ impl Followed {
         let pidfd = getsockopt(socket, sockopt::PeerPidfd).ok();
         let pidfd = pidfd.or_else(|| pidfd_open(pid, PidfdFlags::empty()).ok())?;
         Some(Followed { pidfd, pid: who.pid().cast_unsigned() })
+    }
+
+    /// Follows a child that nothing has waited for.
+    fn child(child: &Child) -> io::Result<Followed> {
+        let pid = child.id();
+        let raw = Pid::from_raw(pid.cast_signed()).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Followed { pidfd: pidfd_open(raw, PidfdFlags::empty())?, pid })
     }
 
     /// Returns the process's number.
@@ -145,14 +163,8 @@ impl AsFd for Followed {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
-    use std::process::{Command, Stdio};
 
     use super::*;
-
-    fn follow(pid: u32) -> Followed {
-        let raw = Pid::from_raw(pid.cast_signed()).unwrap();
-        Followed { pidfd: pidfd_open(raw, PidfdFlags::empty()).unwrap(), pid }
-    }
 
     fn ended(followed: &Followed) -> End {
         let mut polled = [PollFd::new(followed.as_fd(), PollFlags::POLLIN)];
@@ -164,7 +176,7 @@ mod tests {
     fn status_is_known_before_and_after_the_parent_has_asked() {
         for (script, end) in [("read x; exit 7", End::Exit(7)), ("read x; kill -11 $$", End::Signal(11))] {
             let mut child = Command::new("sh").args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
-            let followed = follow(child.id());
+            let followed = Followed::child(&child).unwrap();
             assert!(followed.runs() && followed.end().is_none());
             drop(child.stdin.take());
             assert_eq!(ended(&followed), end, "the parent has not asked");

@@ -1,7 +1,7 @@
 //! A process that is attached to timed channels, and what its end leaves in them: a `process` record.
 //!
 //! An exit with status 0 leaves none. A script that calls `relay-producer` for each message would otherwise have two
-//! records for each.
+//! records for each. An end of which the kernel tells no status leaves none either: it may be regular.
 //!
 //! The record comes behind the messages of the process. Its connection's frames are read first, and the writers have
 //! written them. What the process wrote directly is there when it has ended.
@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use log::debug;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
-use relay::trace::event::{Event, STATUS_UNKNOWN, What};
+use relay::trace::event::{Event, What};
 
 use crate::channel::ChannelRef;
 use crate::channel::timed::record_of;
@@ -97,7 +97,9 @@ impl Attached {
         numbers.into_iter().for_each(|number| self.remove(number));
     }
 
-    /// Leaves a record of the end in each channel, unless it is regular, once the writers have written the messages.
+    /// Leaves a record of the end in each channel, once the writers have written the messages.
+    ///
+    /// An end that is regular, or may be, leaves none.
     pub(crate) fn report(self, end: End, in_flight: &InFlight, writers: Arc<Writers>, epoll: &Epoll) {
         if let Some(followed) = &self.followed {
             let _ = epoll.delete(followed);
@@ -117,13 +119,12 @@ impl Attached {
     }
 }
 
-/// Makes the record of a process's end. A regular end has none.
+/// Makes the record of a process's end. A regular end has none, and neither has one that the kernel does not tell.
 fn record_of_end(identity: &Identity, end: End) -> Option<Vec<u8>> {
     let (what, status) = match end {
-        End::Exit(0) => return None,
+        End::Exit(0) | End::Unknown => return None,
         End::Exit(status) => (What::Exit, status),
         End::Signal(signal) => (What::Signal, signal),
-        End::Unknown => (What::Exit, STATUS_UNKNOWN),
     };
     let command = identity.command.as_bytes();
     record_of(&Event::Process { pid: identity.pid, what: Some(what), status, command }, identity.pid)

@@ -2,7 +2,8 @@
 //!
 //! `test-frontend panic`: a thread panics, with a hook before that prints "hook before".
 //! `test-frontend ticks`: logs ticks by both crates until its standard input ends.
-//! `test-frontend allocations`: prints how many allocations 1000 events within a span make.
+//! `test-frontend allocations`: prints how many allocations 1000 events of `tracing` within a span make, and 3000
+//! messages of `log`.
 //! `test-frontend levels|levels-by-socket|levels-in-child`: logs for each line of its standard input, by `tracing`, by
 //! `log` and by a channel, at each level of two targets, and then prints the line. In a forked child, if asked.
 //! `test-frontend signals`: logs while signals interrupt it whose handler logs too, and prints how many both have logged.
@@ -173,8 +174,19 @@ fn count_allocations() {
             info!(number, host = "example.org", ratio = 0.5, debug = ?Some(number), "event {number} of {count}");
         }
     };
-    events(10);
-    let before = ALLOCATIONS.get();
-    events(1000);
-    println!("{}", ALLOCATIONS.get() - before);
+    relay_producer::log::init(CHANNEL).expect("a logger");
+    let messages = |count: u64| {
+        for number in 0..count {
+            log::info!("a constant");
+            log::info!(target: "app::db", "message {number} of {count}");
+            log::warn!(number = number, text = "in quotes", debug:? = Some(number); "pairs {number} of {count}");
+        }
+    };
+    let during = |act: &dyn Fn(u64)| {
+        act(10);
+        let before = ALLOCATIONS.get();
+        act(1000);
+        ALLOCATIONS.get() - before
+    };
+    println!("tracing {} log {}", during(&events), during(&messages));
 }

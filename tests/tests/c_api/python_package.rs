@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use relayfs_tests::librelay::installed;
+use relayfs_tests::pages::Page;
 use relayfs_tests::{Mount, programs, run, stdout_of, text, tool, workspace};
 
 /// Writes by the handler, and reads the record back.
@@ -41,23 +42,39 @@ fn tests_of_the_package_pass() {
     assert!(output.status.success(), "{stdout}{stderr}(without pytest: pip install pytest)");
 }
 
-/// Without the network: the builder is that of the system, since pip installs the newest one otherwise.
+/// By the command of the page, without the network: the builder is that of the system, since pip downloads the newest
+/// one otherwise.
 #[test]
-fn package_is_installed_from_the_tree() {
+fn package_is_installed_as_the_page_says() {
     let mount = Mount::new(&[]);
     let dir = tempfile::tempdir().expect("a temporary directory");
-    let (copy, venv) = (dir.path().join("python"), dir.path().join("venv"));
     // The builder writes beside the sources.
-    copy_tree(&workspace().join("python"), &copy);
-    stdout_of(python3().args(["-m", "venv", "--without-pip", "--system-site-packages"]).arg(&venv));
-    let python_of_venv = venv.join("bin/python");
-    let mut pip = python3();
-    pip.args(["-m", "pip", "--python"]).arg(&python_of_venv);
-    pip.args(["install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]).arg(&copy);
-    let output = run(&mut pip);
+    copy_tree(&workspace().join("python"), &dir.path().join("python"));
+    let page = Page::open("../python/README.md");
+    let blocks = page.blocks();
+    let (.., command) = blocks.iter().find(|(.., code)| code.contains("pip install")).expect("a command");
+    // The README says the same.
+    assert!(Page::open("../README.md").text().contains(&format!("`{command}`")), "{command}");
+    let find = "import os, wheel; print(os.path.dirname(os.path.dirname(wheel.__file__)))";
+    let builder = run(python3().args(["-c", find]));
+    let stderr = text(&builder.stderr);
+    assert!(builder.status.success(), "{stderr}(without wheel: pip install setuptools wheel)");
+    let mut shell = python(tool("sh", "dash").get_program());
+    shell.args(["-euc", command]).current_dir(dir.path()).env("PYTHONPATH", text(&builder.stdout).trim_end());
+    // The value 0 of the second one switches the isolation off.
+    shell.envs([
+        ("PIP_NO_INDEX", "1"),
+        ("PIP_NO_BUILD_ISOLATION", "0"),
+        ("PIP_DISABLE_PIP_VERSION_CHECK", "1"),
+    ]);
+    let output = run(&mut shell);
     let stderr = text(&output.stderr);
-    assert!(output.status.success(), "{stderr}(without setuptools: pip install setuptools wheel)");
-    let said = stdout_of(python(&python_of_venv).args(["-c", PROGRAM]).arg(mount.point()).current_dir(&dir));
+    assert!(output.status.success(), "{command}: {stderr}(without venv: apt-get install python3-venv)");
+    let entries =
+        fs::read_dir(dir.path()).expect("the directory").map(|entry| entry.expect("an entry").path());
+    let installed = entries.map(|path| path.join("bin/python")).find(|path| path.exists());
+    let installed = installed.expect("an environment that the command has made");
+    let said = stdout_of(python(&installed).args(["-c", PROGRAM]).arg(mount.point()).current_dir(&dir));
     assert_eq!(text(&said), "WARN app.db slow 3\n");
 }
 

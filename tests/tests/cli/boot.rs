@@ -27,9 +27,11 @@ fn unit(template: &str, of: &str) -> (TempDir, PathBuf) {
 
 #[test]
 fn units_are_valid() {
-    for (template, of) in
-        [("relayfsd/relayfsd@.service", "relayfsd"), ("audience/audience-record@.service", "audience")]
-    {
+    for (template, of) in [
+        ("relayfsd/relayfsd@.service", "relayfsd"),
+        ("audience/audience-record@.service", "audience"),
+        ("audience/forward/relay-forward@.service", "relay-forward"),
+    ] {
         let (_dir, path) = unit(template, of);
         let output = run(tool("systemd-analyze", "systemd").args(["verify", "--man=no"]).arg(path));
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use nix::sys::signal::Signal;
 use relayfs_tests::background::Place;
 use relayfs_tests::direct::{with_own_areas, without_sequences};
+use relayfs_tests::ends::without_ends;
 use relayfs_tests::users::where_users_mount;
 use relayfs_tests::{Mount, private_shell, program, programs, run, stdout_of, text};
 
@@ -184,6 +185,25 @@ fn missing_sequences_cost() {
     assert_eq!(line_of(&said, "sequences").0, "costs", "{said}");
     let mend = line_of(&said, "sequences").2;
     assert!(mend.is_some_and(|mend| mend.contains("seccomp")), "{said}");
+}
+
+/// Root's daemon learns how a process ended from the kernel alone.
+#[test]
+fn kernel_that_does_not_tell_ends_costs() {
+    let place = Place::new();
+    let doctor = || {
+        let mut command = Command::new(program("relayfsd"));
+        command.arg("doctor").arg(place.point());
+        command
+    };
+    let said = text(&stdout_of(&mut doctor()));
+    assert_eq!(line_of(&said, "ends of processes").0, "ok", "{said}");
+    let output = run(without_ends(&mut doctor()));
+    let said = text(&output.stdout);
+    assert!(output.status.success(), "{said}");
+    let (verdict, what, mend) = line_of(&said, "ends of processes");
+    assert_eq!((verdict, mend), ("costs", Some("use Linux 6.15 or later")), "{said}");
+    assert!(what.contains("relay-producer --exec"), "{said}");
 }
 
 /// A C library without areas costs nothing.

@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use relay::trace::event::{Event, Stream};
+use relayfs_tests::ends::without_ends;
 use relayfs_tests::records::{FoundRecord, merged, threads};
 use relayfs_tests::terminal::ON_TERMINAL;
 use relayfs_tests::{Mount, Process, eventually, program, run, run_with_input, stdout_of, text, tool};
@@ -128,6 +129,59 @@ fn signal_that_ends_the_program_ends_the_command() {
         assert_eq!(text(&output.stdout), "last\n");
     }
     assert_eq!(lines_of(&lines(&mount), Stream::Stdout), ["last"; 3]);
+}
+
+/// The command reports the end itself, once, and the daemon nothing: whether or not the kernel tells the daemon.
+#[test]
+fn end_of_the_program_is_kept_once_on_every_kernel() {
+    for without in [false, true] {
+        let mount = Mount::prepared(&["--channel=log:timed:subbuf-size=1M:n-subbufs=8"], |command| {
+            if without { without_ends(command) } else { command }
+        });
+        let scripts = [
+            ("kill -KILL $$", "killed by signal 9 (SIGKILL)"),
+            ("exit 3", "exited with status 3"),
+            ("exit 137", "exited with status 137"),
+            ("exit 0", ""),
+        ];
+        for (n, (script, _)) in scripts.iter().enumerate() {
+            run(&mut exec(&mount, &["sh", "-c", &format!("echo {n}; {script}")]));
+        }
+        // Its own end, which the daemon notes if it can. Behind it there is nothing to come of the others.
+        let mut command = exec(&mount, &["sh", "-c", "read line"]);
+        let mut last = Process::start(command.stdin(Stdio::piped()));
+        eventually("the last one to attach", || {
+            let processes = fs::read_to_string(mount.control("log", "processes")).unwrap();
+            processes.lines().filter(|line| line.contains('\t')).count() == scripts.len() + 1
+        });
+        last.signal(Signal::SIGKILL);
+        last.wait();
+        let trace = || fs::read_to_string(mount.control("log", "trace")).unwrap();
+        if without {
+            gone(&mount);
+        } else {
+            eventually("its end", || trace().trim_end().ends_with("killed by signal 9 (SIGKILL) --"));
+        }
+        let trace = trace();
+        let mut lines = trace.lines();
+        let mut next = || lines.next().unwrap_or_else(|| panic!("{trace}"));
+        for (n, (_, end)) in scripts.iter().enumerate() {
+            let (writer, said) = next().split_once(" sh[").unwrap().1.split_once("] ").unwrap();
+            assert_eq!(said, format!("stdout: {n}"), "{trace}");
+            if !end.is_empty() {
+                assert!(next().ends_with(&format!(" -- sh[{writer}] {end} --")), "{n}: {trace}");
+            }
+        }
+        assert_eq!(lines.count(), usize::from(!without), "{trace}");
+    }
+}
+
+/// Waits until no process is connected any more, and what the daemon has to write of them is written.
+fn gone(mount: &Mount) {
+    eventually("the writers to go", || {
+        let status = fs::read_to_string(mount.control("log", "status")).unwrap();
+        !status.lines().any(|line| line.starts_with("writer "))
+    });
 }
 
 /// Prints the names of signals that it gets, and ends with SIGTERM.

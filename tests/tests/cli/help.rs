@@ -10,7 +10,7 @@ const COLUMNS_MAX: usize = 80;
 /// Returns the commands with their subcommands, as words of a command line.
 fn commands() -> Vec<Vec<String>> {
     let mut commands = Vec::new();
-    for name in ["relayfsd", "relay-producer", "audience"] {
+    for name in ["relayfsd", "relay-producer", "audience", "relay-forward"] {
         let own = vec![name.to_owned()];
         let help = help(&own);
         let listed =
@@ -49,7 +49,8 @@ fn help_is_narrow_and_has_a_line_for_each_option() {
 
 #[test]
 fn options_have_headings() {
-    for (name, n_headings) in [("relayfsd", 6), ("relay-producer", 5), ("audience", 4)] {
+    let programs = [("relayfsd", 6), ("relay-producer", 5), ("audience", 4), ("relay-forward", 7)];
+    for (name, n_headings) in programs {
         let help = help(&[name.to_owned()]);
         let headings = help.lines().filter(|line| line.ends_with(':') && !line.starts_with(' '));
         let headings: Vec<&str> = headings.filter(|line| *line != "Commands:").collect();

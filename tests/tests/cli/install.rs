@@ -43,6 +43,74 @@ fn listed(root: &Path) -> (BTreeSet<String>, BTreeSet<String>) {
     found
 }
 
+/// Fails if a link of an installed document leads to nothing.
+#[track_caller]
+fn assert_links_lead_to_files(root: &Path, files: &BTreeSet<String>) {
+    let documents: Vec<&String> = files.iter().filter(|file| file.ends_with(".md")).collect();
+    assert!(documents.len() > 20, "{documents:?}");
+    for document in documents {
+        let text = fs::read_to_string(root.join(document)).expect("a document");
+        // Odd parts are blocks of code.
+        let prose: String = text.split("```").step_by(2).collect();
+        for link in prose.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let file = link.split('#').next().unwrap_or_default();
+            let leads =
+                file.is_empty() || link.contains("://") || root.join(document).with_file_name(file).exists();
+            assert!(leads, "{document}: {link}");
+        }
+    }
+}
+
+/// What the image of the containers takes of an installation is there.
+#[track_caller]
+fn assert_has_what_the_image_takes(root: &Path) {
+    let dockerfile =
+        fs::read_to_string(workspace().join("packaging/containers/Dockerfile")).expect("a Dockerfile");
+    assert!(dockerfile.contains("make install DESTDIR=/installed PREFIX=/usr\n"), "{dockerfile}");
+    let copies = dockerfile.lines().filter_map(|line| line.strip_prefix("COPY --from=build /installed/"));
+    let copies: Vec<&str> = copies.filter_map(|copy| copy.split(' ').next()).collect();
+    assert_eq!(copies.len(), 3, "{copies:?}");
+    assert!(copies.iter().all(|copy| root.join(copy).exists()), "{copies:?}");
+}
+
+/// The package's scripts and its description name each unit, and the description each program.
+#[test]
+fn package_knows_all_units_and_programs() {
+    let makefile = fs::read_to_string(workspace().join("Makefile")).expect("the Makefile");
+    let programs = makefile.lines().find_map(|line| line.strip_prefix("PROGRAMS = ")).expect("the programs");
+    let of_package = |file: &str| {
+        fs::read_to_string(workspace().join("packaging/debian").join(file)).expect("a file of the package")
+    };
+    for unit in [
+        "relayfsd/relayfsd@.service",
+        "audience/audience-record@.service",
+        "audience/forward/relay-forward@.service",
+    ] {
+        assert!(workspace().join(unit).exists(), "{unit}");
+        let name = unit.rsplit('/').next().expect("a name");
+        for script in ["postinst", "prerm"] {
+            assert!(
+                of_package(script).contains(&format!("'{}'", name.replace('@', "@*"))),
+                "{script}: {name}"
+            );
+        }
+        assert!(of_package("control.in").contains(name), "{name}");
+    }
+    for program in programs.split(' ') {
+        assert!(of_package("control.in").contains(program), "{program}");
+    }
+}
+
+/// Under sudo there is no cargo.
+#[test]
+fn library_alone_is_installed_without_cargo() {
+    let dir = tempfile::tempdir().unwrap();
+    librelay::install_without_cargo(dir.path());
+    for name in ["lib/librelay.so.0", "lib/librelay.a", "include/relay.h", "lib/pkgconfig/relay.pc"] {
+        assert!(dir.path().join("usr").join(name).exists(), "{name}");
+    }
+}
+
 #[test]
 fn install_puts_everything_in_place_and_uninstall_leaves_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -51,6 +119,7 @@ fn install_puts_everything_in_place_and_uninstall_leaves_nothing() {
         make("install", &root, &[&format!("PREFIX={prefix}")]);
         let (files, _) = listed(&root);
         let below = &prefix[1..];
+        assert_links_lead_to_files(&root, &files);
         for name in [
             "bin/relayfsd",
             "bin/relay-producer",
@@ -88,6 +157,9 @@ fn install_puts_everything_in_place_and_uninstall_leaves_nothing() {
             fs::read_link(root.join("sbin/mount.relayfs")).unwrap(),
             PathBuf::from(format!("{prefix}/bin/relayfsd"))
         );
+        if prefix == "/usr" {
+            assert_has_what_the_image_takes(&root);
+        }
         let unit = fs::read_to_string(root.join(below).join("lib/systemd/system/relayfsd@.service")).unwrap();
         assert!(unit.contains(&format!("\nExecStart={prefix}/bin/relayfsd -f --keep ")), "{unit}");
         let page = root.join(below).join("share/man/man8/relayfsd.8");

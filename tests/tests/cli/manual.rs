@@ -3,7 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
-use relayfs_tests::{run, stdout_of, text, tool, workspace};
+use relayfs_tests::pages::Page;
+use relayfs_tests::{Mount, run, stdout_of, text, tool, workspace};
 
 fn pages() -> Vec<PathBuf> {
     let entries = fs::read_dir(workspace().join("manual/man")).expect("the man pages");
@@ -68,10 +69,46 @@ fn pages_refer_to_pages() {
     }
 }
 
+/// relay(7) and the tree in `docs/reading.md` have each name in `.relay`.
+#[test]
+fn files_are_described() {
+    let mount = Mount::new(&["--channel=app/log:timed"]);
+    let names = |dir: &str| {
+        let entries = fs::read_dir(mount.path(dir)).expect("a directory of the mount");
+        entries
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
+            .collect::<Vec<_>>()
+    };
+    let (of_daemon, of_channel) = (names(".relay"), names(".relay/channels/app/log"));
+    assert!(of_daemon.len() > 5 && of_channel.len() > 15, "{of_daemon:?} {of_channel:?}");
+    let page = fs::read_to_string(workspace().join("manual/man/relay.7")).expect("relay(7)");
+    let page = page.split_once(".SH FILES").and_then(|(_, rest)| rest.split_once(".SH ")).expect("FILES").0;
+    let described: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix(".I .relay/")).collect();
+    let (of_the_channel, of_the_daemon): (Vec<&str>, Vec<&str>) =
+        described.iter().partition(|line| line.starts_with("channels/app/log/"));
+    let reading = Page::open("reading.md");
+    let (tree_of_daemon, tree_of_channel) =
+        reading.block("The tree", "").split_once("channels/app/log/").expect("the channel's directory");
+    for (names, described, tree) in
+        [(of_daemon, of_the_daemon, tree_of_daemon), (of_channel, of_the_channel, tree_of_channel)]
+    {
+        let described = described.join("\n");
+        for name in names.iter().filter(|name| *name != "channels") {
+            assert!(is_word(&described, name), "relay.7 lacks {name}: {described}");
+            assert!(is_word(tree, name), "reading.md lacks {name}: {tree}");
+        }
+    }
+}
+
+/// Whether a text has a word, not as a part of another one.
+fn is_word(text: &str, word: &str) -> bool {
+    text.split(|c: char| !c.is_alphanumeric() && c != '_').any(|found| found == word)
+}
+
 #[test]
 fn bash_completes() {
     let script = r#"
-        for name in relayfsd relay-producer audience; do . ./$name.bash; done
+        for name in relayfsd relay-producer audience relay-forward; do . ./$name.bash; done
         complete_word() {
             COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=()
             local words=($(complete -p "$1")) function= i
@@ -80,13 +117,17 @@ fn bash_completes() {
         }
         complete_word relayfsd --subb; complete_word relayfsd doctor --st
         complete_word relay-producer --wait-m; complete_word audience record --rotate-s
+        complete_word relay-forward --flush-i
     "#;
     let completed = stdout_of(
         tool("bash", "bash")
             .args(["--norc", "-euc", script])
             .current_dir(workspace().join("manual/completions")),
     );
-    assert_eq!(text(&completed), "--subbuf-size\n--state-dir\n--wait-mount\n--rotate-size\n");
+    assert_eq!(
+        text(&completed),
+        "--subbuf-size\n--state-dir\n--wait-mount\n--rotate-size\n--flush-interval\n"
+    );
 }
 
 /// The shell's own function offers what the file describes: here a stand-in prints that.
@@ -96,7 +137,7 @@ fn zsh_completes() {
         autoload -Uz compinit; compinit -u -D
         fpath=($PWD $fpath)
         _arguments() { print -rl -- "$@"; }
-        for name in relayfsd relay-producer audience; do
+        for name in relayfsd relay-producer audience relay-forward; do
             autoload -Uz _$name; words=($name ''); CURRENT=2; _$name || true
             print "function $(whence -w _$name)"
         done
@@ -105,7 +146,14 @@ fn zsh_completes() {
         .args(["-f", "-c", script])
         .current_dir(workspace().join("manual/completions")));
     let completed = text(&output.stdout);
-    for offered in ["--subbuf-size=", "--wait-mount", "--follow", "function _audience: function"] {
+    for offered in [
+        "--subbuf-size=",
+        "--wait-mount",
+        "--follow",
+        "--flush-interval=",
+        "function _audience: function",
+        "function _relay-forward: function",
+    ] {
         assert!(completed.contains(offered), "{offered}: {output:?}");
     }
 }
@@ -113,13 +161,18 @@ fn zsh_completes() {
 #[test]
 fn fish_completes() {
     let script = r#"
-        for name in relayfsd relay-producer audience; source ./$name.fish; end
+        for name in relayfsd relay-producer audience relay-forward; source ./$name.fish; end
         complete -C 'relayfsd --subb'; complete -C 'relay-producer --wait-m'; complete -C 'audience record --rotate-s'
+        complete -C 'relay-forward --flush-i'
     "#;
     let home = tempfile::tempdir().expect("a temporary directory");
     let mut fish = tool("fish", "fish");
     fish.args(["--no-config", "-c", script]).current_dir(workspace().join("manual/completions"));
     let completed = text(&stdout_of(fish.env("HOME", home.path()).env("XDG_CONFIG_HOME", home.path())));
     let offered: Vec<&str> = completed.lines().filter_map(|line| line.split('\t').next()).collect();
-    assert_eq!(offered, ["--subbuf-size", "--wait-mount", "--rotate-size"], "{completed}");
+    assert_eq!(
+        offered,
+        ["--subbuf-size", "--wait-mount", "--rotate-size", "--flush-interval"],
+        "{completed}"
+    );
 }

@@ -7,8 +7,9 @@ use std::process::Output;
 
 use nix::sys::signal::Signal;
 use relay_producer::{BatchOptions, Channel, TransportChoice};
+use relayfs_tests::pages::{Page, on_mnt_relay};
 use relayfs_tests::users::{GROUP, NOBODY, by_user, gid_of, mount_for_all};
-use relayfs_tests::{Mount, run, run_with_input, text, tool, workspace};
+use relayfs_tests::{Mount, run, run_with_input, stdout_of, text, tool, workspace};
 
 const NEVER_FALLS: &str = "_total";
 
@@ -139,6 +140,83 @@ fn dashboard_and_document_name_metrics_that_exist() {
     let dashboard = fs::read(workspace().join("relayfsd/dist/grafana.json")).unwrap();
     let parsed = run_with_input(tool("python3", "python3").args(["-m", "json.tool"]), &dashboard);
     assert!(parsed.status.success(), "{}", relayfs_tests::text(&parsed.stderr));
+}
+
+/// A block of the page below *Prometheus*.
+#[track_caller]
+fn block<'a>(page: &'a Page, start: &str) -> &'a str {
+    let blocks = page.blocks();
+    let mut found = blocks.iter().filter(|(of, _, code)| *of == "Prometheus" && code.starts_with(start));
+    found.next().unwrap_or_else(|| panic!("no block that begins with {start}")).2
+}
+
+/// The copy that the page's units make is what node_exporter serves.
+#[test]
+fn node_exporter_serves_the_copy_of_the_page() {
+    let page = Page::open("monitoring.md");
+    let units = block(&page, "# /etc/systemd/system/relayfs-metrics.service\n");
+    let (service, timer) = units.split_once("\n\n").expect("two units");
+    let dir = tempfile::tempdir().unwrap();
+    let mut verify = tool("systemd-analyze", "systemd");
+    verify.args(["verify", "--man=no"]);
+    for unit in [service, timer] {
+        let path = unit.lines().next().and_then(|line| line.strip_prefix("# ")).expect("the path of a unit");
+        let path = dir.path().join(path.rsplit('/').next().expect("a name"));
+        fs::write(&path, unit).unwrap();
+        verify.arg(path);
+    }
+    let output = run(&mut verify);
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", text(&output.stderr));
+
+    let value = |key: &str| service.lines().find_map(|line| line.strip_prefix(key)).expect(key);
+    let (place, command) = (value("WorkingDirectory="), value("ExecStart="));
+    tool("prometheus-node-exporter", "prometheus-node-exporter");
+    let script = format!(
+        r#"
+        echo unread >/mnt/relay/.relay/channels/app/log/msg
+        mount -t tmpfs tmpfs /var/lib
+        mkdir -p {place}
+        # A second time replaces it.
+        for time in 1 2; do (cd {place}; {command}); done
+        test relayfs.prom = "$(ls {place})"
+        prometheus-node-exporter --collector.disable-defaults --collector.textfile \
+            --collector.textfile.directory={place} --web.listen-address=127.0.0.1:0 2>"$DIR/said" &
+        address() {{ sed -n 's/.*msg="Listening on".* address=\([0-9.:]*\).*/\1/p' "$DIR/said" | grep .; }}
+        eventually address
+        python3 -c '{FETCH}' "http://$(address)/metrics"
+        echo '# of the mount'
+        cat /mnt/relay/.relay/metrics
+    "#
+    );
+    let said = text(&stdout_of(&mut on_mnt_relay(dir.path(), &script)));
+    let (served, own) = said.split_once("# of the mount\n").expect("both");
+    let served = samples(served);
+    assert_eq!(served["node_textfile_scrape_error"], 0.0);
+    let own = samples(own);
+    assert_eq!(
+        served["relayfs_unread_bytes{channel=\"app/log\",cpu=\"0\"}"]
+            + served["relayfs_unread_bytes{channel=\"app/log\",cpu=\"1\"}"],
+        22.0
+    );
+    let missing: Vec<_> = own.keys().filter(|name| !served.contains_key(*name)).collect();
+    assert!(own.len() > 20 && missing.is_empty(), "{missing:?}");
+}
+
+/// Prints what is at a URL, whatever proxies the caller has.
+const FETCH: &str = "import sys, urllib.request as request; \
+                     opener = request.build_opener(request.ProxyHandler({})); \
+                     sys.stdout.write(opener.open(sys.argv[1]).read().decode())";
+
+#[test]
+fn promtool_accepts_the_alerts_of_the_page() {
+    let page = Page::open("monitoring.md");
+    let alerts = block(&page, "- alert:");
+    let rules: String = alerts.lines().map(|line| format!("      {line}\n")).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rules.yml");
+    fs::write(&file, format!("groups:\n  - name: relayfs\n    rules:\n{rules}")).unwrap();
+    let said = text(&stdout_of(tool("promtool", "prometheus").args(["check", "rules"]).arg(&file)));
+    assert!(said.contains("2 rules found"), "{said}");
 }
 
 fn reads(mount: &Mount, gid: u32, file: &str) -> Output {

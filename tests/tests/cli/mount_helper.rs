@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use relayfs_tests::pages::Page;
 use relayfs_tests::{is_mounted, private_shell, program, run, text, tool};
 
 /// Runs a script with the helper in /sbin and /mnt/relay as an empty directory. Returns the printed lines.
@@ -44,6 +45,29 @@ fn mount_knows_the_type_relayfs() {
     let lines: Vec<&str> =
         lines.iter().map(|line| if line.starts_with(said) { said } else { line }).collect();
     assert_eq!(lines, expected);
+}
+
+/// Both lines for fstab in `docs/running.md` mount, each at a boot of the machine.
+#[test]
+fn documented_lines_of_fstab_mount() {
+    tool("mount.fuse3", "fuse3");
+    let page = Page::open("running.md");
+    let entries: Vec<&str> = page.text().split('`').filter(|text| text.ends_with(" 0 0")).collect();
+    assert_eq!(entries.len(), 2, "{entries:?}");
+    // The second type looks for relayfsd in PATH.
+    let lines = where_mount_finds_us(&format!(
+        "mount -t tmpfs tmpfs /usr/local/bin; cp \"$1\" /usr/local/bin/relayfsd
+        for entry in '{}' '{}'; do
+            echo \"$entry\" >fstab; mount -T fstab -a; echo $?; mounts; echo kept >/mnt/relay/.relay/channels/cpu/msg
+            umount /mnt/relay; mount -T fstab -a; cat /mnt/relay/cpu*; umount /mnt/relay
+        done",
+        entries[0], entries[1]
+    ));
+    let of =
+        |source: &str| ["0".to_owned(), format!("{source} /mnt/relay fuse.relayfsd rw"), "kept".to_owned()];
+    let told = |line: &String| !line.starts_with("relayfsd: ");
+    let lines: Vec<String> = lines.into_iter().filter(told).collect();
+    assert_eq!(lines, [of("none"), of("relayfs")].concat());
 }
 
 /// mount(8)'s `-f` means fake, and `-s` means sloppy. They are not relayfsd's `-f` and `-s`.

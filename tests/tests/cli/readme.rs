@@ -1,7 +1,9 @@
-//! `README.md`: each command in it is run, and what it shows is what is printed.
+//! `README.md`: each command in it is run, and nothing else, in the order in which it stands there. What it shows is what is
+//! printed.
 //!
 //! A block `console` is a session: the output must be as shown, with other times and numbers. A block `sh` must succeed.
-//! A block without a language that has commands is in [`ELSEWHERE`], with the test that runs it.
+//! A block without a language that has commands is in [`ELSEWHERE`], with the test that runs it. The block `text` is run by
+//! `services`, and the block `toml` read by `pages`.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,11 +14,27 @@ use relayfs_tests::{private_shell, programs, run, text, tool, workspace};
 
 /// Commands of blocks without a language, and what runs them.
 const ELSEWHERE: &[(&str, &str)] = &[
+    (
+        "sudo apt-get install build-essential pkg-config fuse3",
+        "cli: install uses them; no test installs packages",
+    ),
     ("make", "cli: install"),
     ("sudo make install", "cli: install"),
+    ("sudo ldconfig", "cli: install names the directory; no test changes the system's cache"),
     ("relayfsd doctor", "cli: doctor"),
-    ("systemctl enable --now relayfsd@mnt-relay", "cli: boot checks the unit; no test machine runs systemd"),
+    (
+        "sudo systemctl enable --now relayfsd@mnt-relay",
+        "cli: boot checks the unit; no test machine runs systemd",
+    ),
     ("ssh host audience -c box -f", "cli: audience_timed follows; no test machine has a host to reach"),
+    (
+        "docker run -v /run/relayfs/mnt-relay:/run/relayfs -e RELAYFS=/run/relayfs/socket IMAGE",
+        "tools: containers has the same mounts and namespaces; no test machine has docker",
+    ),
+    (
+        "kubectl apply -f packaging/containers/kubernetes.yaml",
+        "tools: container_files runs its commands; no test machine has a cluster",
+    ),
 ];
 
 /// A block of code: the heading above it, the language, the lines.
@@ -55,13 +73,18 @@ fn path() -> PathBuf {
     programs()
 }
 
-/// Runs a script as root, in a private place with an empty /mnt; returns what it printed.
+/// Runs a script as root, in a private place with an empty /mnt; returns what it printed, with its complaints.
 #[track_caller]
 fn in_private(script: &str) -> String {
-    let setup =
-        "PATH=$1:$PATH; export TZ=UTC; ulimit -c 0; mount -t tmpfs tmpfs /mnt; mkdir /mnt/relay; cd /mnt";
-    let output = run(private_shell(&format!("{setup}\n{script}\ncd /; umount -l /mnt")).arg(path()));
-    assert!(output.status.success(), "{script}: {}\n{}", text(&output.stdout), text(&output.stderr));
+    let setup = "PATH=$1:$PATH; export TZ=UTC; ulimit -c 0; mount -t tmpfs tmpfs /mnt; cd /mnt; exec 2>&1";
+    let output = run(private_shell(&format!("{setup}\n{script}")).arg(path()));
+    assert!(
+        output.status.success(),
+        "{script}: {}\n{}{}",
+        output.status,
+        text(&output.stdout),
+        text(&output.stderr)
+    );
     text(&output.stdout)
 }
 
@@ -78,36 +101,48 @@ fn shape(text: &str) -> String {
     shape
 }
 
-#[test]
-fn session_is_as_shown() {
+/// The commands of the session, as a script, and what the session shows.
+fn session() -> (String, Vec<String>) {
     let block = blocks().into_iter().find(|block| block.language == "console").expect("a session");
-    let (mut script, mut shown) = (String::new(), Vec::<String>::new());
-    for line in &block.lines {
+    let (mut script, mut shown) = (String::new(), Vec::new());
+    for line in block.lines {
         match line.strip_prefix("$ ") {
             // The daemon notes the end of a process a moment after it: the reader looks until it is there.
             Some(command) if command.starts_with("audience -c box") => {
-                script
-                    .push_str(&format!("until {command} | grep killed >/dev/null; do :; done; {command}\n"));
+                script += &format!("until {command} | grep killed >/dev/null; do :; done; {command}\n");
             }
-            Some(command) => script.push_str(&format!("{command} || [ $? -eq 137 ]\n")),
-            None => shown.push(line.clone()),
+            // The daemon ends a moment after its mount has gone.
+            Some(command) if command.starts_with("audience --state") => {
+                script += &format!(
+                    "while {command} 2>&1 >/dev/null | grep 'is at work' >/dev/null; do :; done; {command}\n"
+                );
+            }
+            Some(command) => script += &format!("{command} || [ $? -eq 137 ]\n"),
+            None => shown.push(line),
         }
     }
-    assert_eq!(shape(&in_private(&script)), shape(&shown.join("\n")), "{script}");
+    (script, shown)
 }
 
 #[test]
+fn session_is_as_shown() {
+    let (script, shown) = session();
+    assert_eq!(shape(&in_private(&script)), shape(&shown.join("\n")), "{script}");
+}
+
+/// Behind the session, which has unmounted.
+#[test]
 fn blocks_of_commands_run() {
     let all = blocks();
-    let scripts = all.iter().filter(|block| block.language == "sh" && block.heading != "Without root");
-    let scripts: Vec<String> = scripts.map(|block| block.lines.join("\n")).collect();
-    assert!(scripts.len() > 4, "{scripts:?}");
-    let script = format!(
-        "relayfsd --channel box:timed:overwrite /mnt/relay\n{}\numount /mnt/relay",
-        scripts.join("\n")
-    );
-    // `timeout` says that it has ended the watch.
-    let script = script.replace("timeout -s INT 2 ", "timeout --preserve-status -s INT 2 ");
+    let blocks = all.iter().filter(|block| block.language == "sh" && block.heading != "Without root");
+    let blocks: Vec<&Block> = blocks.collect();
+    assert!(blocks.len() > 5, "only {} blocks", blocks.len());
+    let (mut script, _) = session();
+    for line in blocks.iter().flat_map(|block| &block.lines) {
+        // `timeout` says by its status that it has ended the watch.
+        let end = if line.starts_with("timeout ") { " || [ $? -eq 124 ]" } else { "" };
+        script += &format!("{line}{end}\n");
+    }
     let said = in_private(&script);
     for expected in [
         "from a file\ntotal.bytes 12\n",
@@ -115,6 +150,8 @@ fn blocks_of_commands_run() {
         "stderr: a warning\n",
         "\"message\":\"disk full\"",
         "ERROR app::db: disk full\n",
+        "relayfs_dropped_messages_total{channel=\"box\",cpu=\"0\"} 0\n",
+        "box: overwrite timed, ",
     ] {
         assert!(said.contains(expected), "{expected:?} is missing in:\n{said}");
     }
@@ -145,6 +182,6 @@ fn other_commands_are_run_elsewhere() {
         );
     }
     assert_eq!(found, ELSEWHERE.iter().map(|(command, _)| (*command).to_owned()).collect());
-    let known = ["console", "sh", "", "toml"];
+    let known = ["console", "sh", "", "toml", "text"];
     assert!(blocks().iter().all(|block| known.contains(&block.language.as_str())));
 }

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use relay_producer::{Definition, Level};
 use relayfs_tests::audience::names;
+use relayfs_tests::ends::without_ends;
 use relayfs_tests::{Mount, Process, ctf, eventually, exit_code, program, run, text, tool};
 
 const CHANNEL: &str = "--channel=app/log:timed:overwrite:subbuf-size=4K:n-subbufs=4";
@@ -172,6 +173,30 @@ fn process_that_fails_saves_its_last_words() {
         assert!(said.contains(message), "{message}: {said}");
     }
     watcher.end();
+}
+
+/// Where the kernel does not tell how processes ended, their ends save nothing: each may be regular. The program of
+/// `--exec` saves its last words all the same.
+#[test]
+fn unknown_end_saves_nothing_and_that_of_a_program_its_last_words() {
+    let mount = Mount::prepared(&[CHANNEL], without_ends);
+    let watcher = Watcher::start(&mount, "saved", &["--on", "exit", "--every", "0s"]);
+    for n in 0..5 {
+        say(&mount, "error", &format!("message {n}"));
+    }
+    assert!(run(&mut producer(&mount, &["--exec", "true"])).status.success());
+    let script = "echo last words; kill -SEGV $$";
+    run(&mut producer(&mount, &["--exec", "sh", "-c", script]));
+    let trace = watcher.saved(1);
+    assert!(trace.to_str().unwrap().ends_with("Z-exit"), "{trace:?}");
+    let (said, _) = read(&trace);
+    for message in ["message 0", "message 4", "last words", "killed by signal 11"] {
+        assert!(said.contains(message), "{message}: {said}");
+    }
+    assert_eq!(said.lines().filter(|line| line.ends_with(" --")).count(), 1, "{said}");
+    let dir = watcher.dir.clone();
+    watcher.end();
+    assert_eq!(names(&dir).len(), 1, "{:?}", names(&dir));
 }
 
 #[test]

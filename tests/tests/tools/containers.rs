@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use relayfs_tests::pages::{EVENTUALLY, Page, content, lines, on_mnt_relay};
+use relayfs_tests::pages::{EVENTUALLY, Page, START, content, lines, on_mnt_relay};
 use relayfs_tests::{private_shell, programs, run_with_input, stdout_of, text, tool};
 
 /// What stands before a program in the sandbox of the page, up to the last option.
@@ -16,12 +16,15 @@ fn sandbox(page: &Page) -> String {
 
 #[test]
 fn page_has_no_other_blocks() {
-    Page::open("containers.md").has_only(&[
+    let page = Page::open("containers.md");
+    page.has_only(&[
+        ("Containers", ""),
         ("docker and podman", "text"),
         ("bubblewrap", "sh"),
         ("bubblewrap", "text"),
         ("Kubernetes", "yaml"),
     ]);
+    assert_eq!(page.block("Containers", ""), START);
 }
 
 #[test]
@@ -50,6 +53,10 @@ fn process_in_its_own_namespaces_has_its_last_words_outside() {
     assert!(found[..2].iter().all(|line| line.contains(r#""command":""#)), "{found:#?}");
     assert!(found[2].contains(r#""command":"sh""#) && found[2].contains("kill"), "{found:#?}");
     assert_eq!(found.len(), 3, "{found:#?}");
+    // Its number is that outside, also in the record of the end, which the command has written inside.
+    let pids: Vec<&str> = found[1..].iter().flat_map(|line| line.split("\"pid\":").skip(1)).collect();
+    let pids: Vec<&str> = pids.iter().filter_map(|rest| rest.split([',', '}']).next()).collect();
+    assert!(pids.len() == 3 && pids.iter().all(|pid| *pid == pids[0]), "{found:#?}");
 }
 
 /// The commands of the manifest's containers, run with its volumes in the places that it names.

@@ -2,8 +2,10 @@
 //!
 //! A test belongs here if it runs a program that does not know relayfs.
 
+mod container_files;
 mod containers;
 mod languages;
+mod pages;
 mod shippers;
 mod snapshot_tools;
 mod take_tools;

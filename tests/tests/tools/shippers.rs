@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use relayfs_tests::pages::{Page, content, lines, on_mnt_relay};
+use relayfs_tests::pages::{Page, START, content, lines, on_mnt_relay};
 use relayfs_tests::{program, programs, run, stdout_of, text, tool};
 
 const OUT: &str = "rsyslog, out of a relayfs";
@@ -11,7 +11,9 @@ const IN: &str = "rsyslog, into a relayfs";
 
 #[test]
 fn page_has_no_other_blocks() {
-    Page::open("shippers.md").has_only(&[
+    let page = Page::open("shippers.md");
+    page.has_only(&[
+        ("Shippers, files and services", ""),
         ("Any program that takes lines", "sh"),
         (OUT, "rsyslog"),
         (OUT, "sh"),
@@ -23,6 +25,7 @@ fn page_has_no_other_blocks() {
         ("A systemd service", "ini"),
         ("A systemd service", "ini"),
     ]);
+    assert_eq!(page.block("Shippers, files and services", ""), START);
 }
 
 #[test]

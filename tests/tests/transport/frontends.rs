@@ -434,8 +434,15 @@ fn program_finds_a_daemon_that_comes_later() {
 #[test]
 fn directly_written_event_takes_no_memory() {
     let mount = Mount::with_sequences(&[]);
-    assert_eq!(text(&stdout_of(with_sequences(&mut frontend(&mount, "allocations")))), "0\n");
-    assert!(!messages(&mount, "event 999 of 1000 span=", 1).is_empty());
+    let counted = text(&stdout_of(with_sequences(&mut frontend(&mount, "allocations"))));
+    assert_eq!(counted, "tracing 0 log 0\n");
+    for last in [
+        "event 999 of 1000 span=",
+        "message 999 of 1000",
+        "pairs 999 of 1000 number=999 text=\"in quotes\" debug=Some(999)",
+    ] {
+        assert!(!messages(&mount, last, 1).is_empty(), "{last}");
+    }
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! The library `relay_producer` with a real daemon: its calls, and what they do without a daemon.
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, IoSlice, LineWriter, Write};
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
+use relay::trace::event::{Event, id};
 use relay_producer::{
     BatchOptions, Channel, Counts, Mode, OpenError, RequestError, TransportChoice, Wait, WriteError,
 };
+use relayfs_tests::direct::on_cpu;
+use relayfs_tests::records::records;
 use relayfs_tests::{Mount, eventually};
 
 use super::producer::{MESSAGE_MAX, bytes, total};
@@ -170,4 +173,73 @@ fn too_big_and_dropped_are_told_apart() {
         cpu.write_to(1, &[0; MESSAGE_MAX + 1]),
         Err(WriteError::TooBig { len: MESSAGE_MAX + 1, max: MESSAGE_MAX })
     );
+}
+
+/// What `std::io` writes in several ways, a message each.
+fn write_by_io(mut channel: &Channel) {
+    writeln!(channel, "{} rows of {:?}", 3, "db").expect("a message");
+    write!(channel, "constant").expect("a message");
+    channel.write_all(b"of bytes\n\n").expect("a message");
+    assert_eq!(Write::write(&mut channel, b"").expect("no message"), 0);
+    let parts = [IoSlice::new(b"of "), IoSlice::new(b"parts\n")];
+    assert_eq!(channel.write_vectored(&parts).expect("a message"), 9);
+    channel.write_all(b"\n").expect("a message");
+    let mut lines = LineWriter::new(channel);
+    for part in ["a line ", "of ", "parts\n"] {
+        lines.write_all(part.as_bytes()).expect("a part");
+    }
+    lines.flush().expect("nothing to do");
+}
+
+/// Each call is one message, whole. A flush finishes no sub-buffer.
+#[test]
+fn io_write_makes_a_message_of_each_call() {
+    let geometry = "subbuf-size=4K:n-subbufs=4";
+    for transport in [TransportChoice::Socket, TransportChoice::Auto] {
+        let mount =
+            Mount::new(&[&format!("--channel=raw:{geometry}"), &format!("--channel=log:timed:{geometry}")]);
+        for name in ["raw", "log"] {
+            let channel =
+                Channel::builder(mount.point(), name).transport(transport).open().expect("a channel");
+            on_cpu(1, || write_by_io(&channel));
+            channel.sync().expect("a daemon");
+            assert_eq!(mount.stats(name)["total.produced"], 0, "a flush did something");
+        }
+        let raw = mount.read("raw1");
+        let expected = "3 rows of \"db\"\nconstantof bytes\n\nof parts\n\na line of parts\n";
+        assert_eq!(String::from_utf8(raw).expect("text"), expected);
+        let log = records(&mount, "log");
+        assert!(log.iter().all(|record| (record.cpu, record.id) == (1, id::TEXT)), "{log:?}");
+        let texts: Vec<String> = log.iter().map(|record| record.text()).collect();
+        let expected = ["3 rows of \"db\"", "constant", "of bytes\n", "of parts", "", "a line of parts"];
+        assert_eq!(texts, expected, "{transport:?}");
+    }
+}
+
+/// Nothing is cut: what is too long is an error and counted, and so is what has no daemon.
+#[test]
+fn io_write_refuses_what_is_no_message() {
+    let mut mount =
+        Mount::new(&["--channel=raw:subbuf-size=100:n-subbufs=2", "--channel=log:timed:subbuf-size=100"]);
+    for (name, max) in [("raw", 100), ("log", 100 - 16)] {
+        for transport in [TransportChoice::Socket, TransportChoice::Auto] {
+            let channel =
+                Channel::builder(mount.point(), name).transport(transport).open().expect("a channel");
+            (&channel).write_all(&vec![b'x'; max]).expect("as long as possible");
+            let error = (&channel).write_all(&vec![b'x'; max + 1]).expect_err("too long");
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{name} {transport:?}");
+            let expected = WriteError::TooBig { len: max + 1, max };
+            assert_eq!(error.downcast::<WriteError>().expect("the cause"), expected);
+            channel.sync().expect("a daemon");
+        }
+        assert_eq!(mount.stats(name)["total.too_big"], 2, "{name}");
+    }
+    let whole =
+        |payload: &[u8]| matches!(Event::decode(id::TEXT, payload), Event::Text(text) if text.len() == 84);
+    let log = records(&mount, "log");
+    assert!(log.len() == 2 && log.iter().all(|record| whole(&record.payload)), "{log:?}");
+    let channel = mount.channel("raw");
+    mount.end(Signal::SIGTERM);
+    let error = writeln!(&channel, "{}", 1).expect_err("no daemon");
+    assert_eq!(error.kind(), ErrorKind::NotConnected);
 }

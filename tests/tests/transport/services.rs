@@ -1,4 +1,4 @@
-//! The example services: each is killed, and `audience` shows what `docs/languages.md` shows.
+//! The example services: each is killed, and `audience` shows what `README.md` shows.
 
 use std::process::Command;
 
@@ -21,13 +21,23 @@ fn without_numbers(line: &str) -> String {
     kept
 }
 
-/// Runs a service until it has written each line of the page, kills it, and returns all that `audience` shows then.
+/// The commands of the README's block, each with the lines that it shows.
+fn shown_commands(page: &Page) -> Vec<(&str, Vec<String>)> {
+    let block = page.block("From your language", "text");
+    let commands = block.split("$ ").skip(1).filter_map(|part| part.split_once('\n'));
+    commands.map(|(command, shown)| (command, shown.lines().map(without_numbers).collect())).collect()
+}
+
+/// Runs a service until it has written each line of the README, kills it, and returns all that `audience` shows then.
+///
+/// Its lines are those of the README's first or second command.
 #[track_caller]
-fn killed(heading: &str, mount: &Mount, service: &mut Command) -> Vec<String> {
-    let page = Page::open("languages.md");
-    let (command, shown) = page.block(heading, "text").split_once('\n').expect("a command");
-    let shown: Vec<String> = shown.lines().map(without_numbers).collect();
-    let options = command.strip_prefix("$ audience -c app/log -n ").expect("a command of audience");
+fn killed(number: usize, mount: &Mount, service: &mut Command) -> Vec<String> {
+    let page = Page::read("README.md");
+    let mut commands = shown_commands(&page);
+    assert_eq!(commands.len(), 2, "{commands:?}");
+    let (command, shown) = commands.swap_remove(number);
+    let options = command.strip_prefix("audience -c app/log -n ").expect("a command of audience");
     assert_eq!(options.parse(), Ok(shown.len()), "{command}");
     let (end, before) = shown.split_last().expect("lines");
     assert!(end.ends_with("] killed by signal 0 (SIGKILL) --"), "{end}");
@@ -41,7 +51,7 @@ fn killed(heading: &str, mount: &Mount, service: &mut Command) -> Vec<String> {
         }
         wanted.iter().all(|wanted| found.iter().any(|line| without_numbers(line) == *wanted))
     };
-    eventually("the lines of the page", || has_all(before));
+    eventually("the lines of the README", || has_all(before));
     service.signal(Signal::SIGKILL);
     service.wait();
     eventually("the end of the service", || has_all(std::slice::from_ref(end)));
@@ -58,7 +68,7 @@ fn assert_has(lines: &[String], parts: &[&str]) {
 #[test]
 fn killed_service_has_left_its_last_lines() {
     let mount = Mount::new(&["--overwrite"]);
-    let lines = killed("Rust", &mount, &mut Command::new(program("examples/service")));
+    let lines = killed(0, &mount, &mut Command::new(program("examples/service")));
     assert_has(&lines, &["begins: request id=", "path=/broken"]);
     assert_has(&lines, &[" begins: query path=/broken", " in "]);
     assert_has(&lines, &["ERROR service: failed span=", r#"status=500 error="no table for"#]);
@@ -74,7 +84,7 @@ fn killed_service_in_python_has_left_its_last_lines() {
         if has_library {
             python.env("LD_LIBRARY_PATH", libraries());
         }
-        let lines = killed("Python", &mount, &mut python);
+        let lines = killed(1, &mount, &mut python);
         let crashed = r"crashed id=";
         assert_has(
             &lines,

@@ -222,6 +222,7 @@ fn attached_processes_have_numbers_and_their_threads_are_listed() {
     let channel = open(&peer, "app", "timed:subbuf-size=4K:global").channel;
     let reply = attach(&peer, channel);
     assert_eq!((reply.process, attach(&peer, channel).process), (1, 1));
+    assert_eq!((reply.pid, reply.reserved), (std::process::id(), 0));
     let clock = fs::read_to_string(mount.control("app", "clock")).unwrap();
     assert!(clock.starts_with(if reply.clock == 2 { "clock tsc " } else { "clock monotonic " }), "{clock}");
     let again = open(&second, "app", "").channel;

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use relay::trace::event::{Event, What};
+use relayfs_tests::ends::without_ends;
 use relayfs_tests::peer::Peer;
 use relayfs_tests::timed::{Found, attach, open, record, snapshot, write};
 use relayfs_tests::{Mount, Process, eventually, program};
@@ -103,6 +104,29 @@ fn regular_exit_leaves_no_record() {
     assert_eq!(end_of(&mount, "app", other.pid()), (What::Exit, 7));
     let ends = all(&mount, "app").iter().filter(|(_, id, ..)| *id == 7).count();
     assert_eq!(ends, 1);
+}
+
+/// An end without a status may be regular, so it is no record: neither that of a failure, nor a regular one.
+#[test]
+fn end_that_the_kernel_does_not_tell_leaves_no_record() {
+    let mut mount = Mount::prepared(&["--channel=app:timed:global:n-subbufs=2:subbuf-size=8K"], without_ends);
+    let peer = Peer::hello(&mount);
+    let channel = open(&peer, "app", "").channel;
+    let pid = mount.daemon().pid();
+    let n_descriptors = || fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+    let before = n_descriptors();
+    for line in ["0\n", "7\n", "\n"] {
+        let mut attached = Attached::new(&mount, "app", &[]);
+        attached.go(line);
+        attached.process.wait();
+    }
+    eventually("the daemon has seen the ends", || n_descriptors() <= before);
+    // Behind all that the daemon would have written.
+    write(&peer, channel, 0, &[record(0, 1, b"behind")]).unwrap();
+    let found = snapshot(&mount, "app", 0);
+    assert_eq!(found.last().unwrap().3, b"behind");
+    assert_eq!(found.iter().filter(|(_, id, ..)| *id == 7).count(), 0, "{found:?}");
+    assert_eq!(found.len(), 3 * 2 + 1, "what they wrote is there");
 }
 
 /// A channel that only the process holds stays long enough for the record. All of it was read before.

@@ -27,7 +27,7 @@ pub(crate) struct Send {
           help_heading = WHAT)]
     pub(crate) mount: PathBuf,
 
-    /// Forward small amounts of data this often
+    /// Forward small parts this often
     ///
     /// Data that has waited so long is forwarded, in a sub-buffer that is not full. 'never' waits for full ones, or for
     /// those that the daemon finishes by its own --flush-interval.
@@ -35,7 +35,7 @@ pub(crate) struct Send {
           help_heading = SENDING)]
     pub(crate) flush_interval: FlushInterval,
 
-    /// Most messages on the way to the server
+    /// Most unacknowledged messages
     ///
     /// Each buffer has one at most, so that its sub-buffers stay in order. The window bounds the memory of all.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = window, help_heading = SENDING)]
@@ -45,7 +45,9 @@ pub(crate) struct Send {
     #[arg(long, help_heading = SENDING)]
     pub(crate) create: bool,
 
-    /// With --create: copies of the stream in the cluster
+    /// Copies of the created stream
+    ///
+    /// As many servers of the cluster keep the stream.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = replicas, requires = "create",
           help_heading = SENDING)]
     pub(crate) replicas: usize,

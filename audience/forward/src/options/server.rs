@@ -69,9 +69,9 @@ pub(crate) struct Server {
     #[arg(long, value_name = "FILE", group = "secret", help_heading = SERVER)]
     pub(crate) creds: Option<PathBuf>,
 
-    /// A file with user and password [or $NATS_USER, $NATS_PASSWORD]
+    /// User and password [or $NATS_USER, $NATS_PASSWORD]
     ///
-    /// The user is the first line, the password is the second.
+    /// The user is the first line of the file, the password is the second.
     #[arg(long, alias = "user_file", value_name = "FILE", group = "secret", help_heading = SERVER)]
     pub(crate) user_file: Option<PathBuf>,
 

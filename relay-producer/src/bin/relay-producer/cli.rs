@@ -159,9 +159,9 @@ pub(crate) struct Options {
 
     /// Run a program and keep its output
     ///
-    /// The output is passed on as it is. Each line of it is kept, in a timed channel as a record with its stream. Signals
-    /// and the exit status are the program's; 126 and 127 say that it cannot be run. Without a daemon it runs all the
-    /// same. All further arguments are the program's.
+    /// The output is passed on as it is. Each line of it is kept, in a timed channel as a record with its stream. A
+    /// program that fails leaves a record of its end there, too. Signals and the exit status are the program's; 126 and
+    /// 127 say that it cannot be run. Without a daemon it runs all the same. All further arguments are the program's.
     #[arg(long, value_name = "PROGRAM [ARG]...", conflicts_with_all = NOT_OF_OUTPUT, help_heading = PROGRAMS)]
     pub(crate) exec: Vec<OsString>,
 

@@ -15,7 +15,8 @@ mod signals;
 use std::ffi::{OsStr, OsString};
 use std::io::ErrorKind;
 use std::os::fd::AsFd;
-use std::process::ExitCode;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitCode, ExitStatus};
 use std::thread;
 
 use nix::sys::eventfd::EventFd;
@@ -83,7 +84,7 @@ pub(crate) fn run(options: &Options, program: &OsStr, args: &[OsString]) -> Exit
     if pumps.iter().any(Pump::is_open) {
         remain(&mut pumps, &recorder);
     }
-    finish(recorder);
+    recorder.finish(exit_status(status));
     end_as(status)
 }
 
@@ -150,13 +151,13 @@ fn remain(pumps: &mut [Pump; 2], recorder: &Recorder<'_>) {
     }
 }
 
-/// Lets the daemon take what is on its way.
-fn finish(recorder: Recorder<'_>) {
-    let Some(channel) = recorder.into_channel() else { return };
-    if channel.sync().is_ok() && channel.is_timed() {
-        // The daemon notes the end of a process whose connection ends with it.
-        std::mem::forget(channel);
-    }
+/// Returns a status as std has it, which reads what wait(2) gives.
+fn exit_status(status: WaitStatus) -> ExitStatus {
+    ExitStatus::from_raw(match status {
+        WaitStatus::Exited(_, code) => code << 8,
+        WaitStatus::Signaled(_, signal, _) => signal as i32,
+        _ => 0,
+    })
 }
 
 /// Ends this process as the program has ended.

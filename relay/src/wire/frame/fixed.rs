@@ -110,8 +110,10 @@ bodies! {
         process: u32,
         /// Number of the clock, see [`crate::clock::Clock`].
         clock: u32,
+        /// Number of the process in the daemon's PID namespace; 0 if the daemon does not know it.
+        pid: u32,
         /// Zero.
-        reserved: u64,
+        reserved: u32,
     }
 
     /// The id of a defined event.

@@ -44,7 +44,7 @@ fn every_encoded_body_is_decoded() {
         Consume { channel: 9, cpu: 1, from: u64::MAX, count: 3 },
         Attach { channel: 9, executable: b"" },
         Attach { channel: 9, executable: b"/usr/bin/app" },
-        AttachReply { process: 5, clock: 2, reserved: 0 },
+        AttachReply { process: 5, clock: 2, pid: 4711, reserved: 0 },
         Define {
             channel: 9,
             level: 3,

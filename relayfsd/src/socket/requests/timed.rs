@@ -44,7 +44,8 @@ impl Requests {
         // may stay within a sub-buffer, so that the daemon would not hear of them.
         self.common.writers.take_anchor(&channel);
         channel.note_activity();
-        let reply = AttachReply { process, clock: timed.clock() as u32, reserved: 0 };
+        let pid = attached.identity().pid;
+        let reply = AttachReply { process, clock: timed.clock() as u32, pid, reserved: 0 };
         self.peer.send(&reply.frame(0, frame.id));
         Ok(())
     }

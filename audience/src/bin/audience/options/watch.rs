@@ -36,7 +36,8 @@ pub(crate) struct Watch {
     /// Save at level>=LEVEL, match=REGEX or exit
     ///
     /// May be given several times: any of them. level>=error: a record of this level or a more severe one. match=REGEX: a record whose text matches. exit: a
-    /// process of the channel ended by a signal, or with another status than 0.
+    /// process of the channel ended by a signal, or with another status than 0. Root's relayfsd knows that on Linux 6.15
+    /// and later; relay-producer --exec reports how its program ended on every kernel.
     #[arg(long, value_name = "CONDITION", required = true, help_heading = WHEN)]
     pub(crate) on: Vec<Condition>,
 

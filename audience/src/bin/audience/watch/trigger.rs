@@ -1,6 +1,6 @@
 //! Which records meet a condition.
 
-use relay::trace::event::{Event, What, id};
+use relay::trace::event::{Event, STATUS_UNKNOWN, What, id};
 use relay::trace::record::Record;
 use relay::trace::text::{Format, Lines};
 
@@ -62,10 +62,12 @@ impl Triggers {
 }
 
 /// Whether the record says that a process ended by a signal, or with another status than 0.
+///
+/// An end without a known status may be regular.
 fn has_failed(record: &Record<'_>) -> bool {
     match Event::decode(record.id, record.payload) {
         Event::Process { what: Some(What::Signal), .. } => true,
-        Event::Process { what: Some(What::Exit), status, .. } => status != 0,
+        Event::Process { what: Some(What::Exit), status, .. } => ![0, STATUS_UNKNOWN].contains(&status),
         _ => false,
     }
 }
@@ -110,6 +112,7 @@ mod tests {
         assert_eq!(hit(&["exit"], &end(What::Signal, 11)).as_deref(), Some("exit"));
         assert_eq!(hit(&["exit"], &end(What::Exit, 3)).as_deref(), Some("exit"));
         assert_eq!(hit(&["exit"], &end(What::Exit, 0)), None);
+        assert_eq!(hit(&["exit"], &end(What::Exit, STATUS_UNKNOWN)), None, "it may be regular");
         assert_eq!(hit(&["exit"], &end(What::Begin, 1)), None);
     }
 

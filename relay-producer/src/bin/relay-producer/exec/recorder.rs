@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -79,9 +80,21 @@ impl<'a> Recorder<'a> {
         };
     }
 
-    /// Takes the channel at the end.
-    pub(crate) fn into_channel(self) -> Option<Channel> {
-        self.channel.into_inner()
+    /// Lets the daemon take what is on its way, and keeps how the program has ended.
+    pub(crate) fn finish(self, status: ExitStatus) {
+        let command = self.command().as_bytes();
+        let Some(channel) = self.channel.into_inner() else { return };
+        // Without a daemon, buffers that were mapped still take the end.
+        let _ = channel.sync();
+        if channel.is_timed() && channel.output_ended(self.pid, command, status).is_err() {
+            // The daemon notes the end of a process whose connection ends with it, if its kernel tells.
+            std::mem::forget(channel);
+        }
+    }
+
+    /// Returns the name of the program's command.
+    fn command(&self) -> &'a OsStr {
+        Path::new(self.program).file_name().unwrap_or_default()
     }
 
     #[cold]
@@ -105,8 +118,8 @@ impl<'a> Recorder<'a> {
     fn open(&self) -> Result<Channel, Failure> {
         // The daemon keeps the name of the process that attaches: let it be the program's.
         let own = fs::read(NAME);
-        if let Some(name) = Path::new(self.program).file_name() {
-            let _ = fs::write(NAME, name.as_bytes());
+        if !self.command().is_empty() {
+            let _ = fs::write(NAME, self.command().as_bytes());
         }
         let opened = crate::open(self.options);
         if let Ok(own) = own {
