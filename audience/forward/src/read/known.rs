@@ -107,7 +107,7 @@ impl Known {
         self.state().lanes.values().for_each(|lane| lane.wake.notify_one());
     }
 
-    /// Returns what has changed for a lane. It is told once.
+    /// Returns what has changed for a lane since the last call.
     pub(super) fn turn(&self, subject: &str) -> Turn {
         let mut state = self.state();
         let restart = state.lanes.get_mut(subject).and_then(|lane| lane.restart.take());
