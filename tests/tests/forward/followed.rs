@@ -127,7 +127,7 @@ fn follow(allow_direct: bool) {
         let wrong = numbers.iter().zip(0..).find(|(number, expected)| *number != expected);
         assert_eq!((wrong, numbers.len()), (None, written), "cpu{cpu}: {said}");
     }
-    // What a writer tried in vain is said beside the stream's changes, and nothing else is.
+    // What a writer could not write is said beside the stream's changes, and nothing else is.
     let (lost, changes): (Vec<&str>, Vec<&str>) =
         said.lines().partition(|line| line.ends_with("(buffer full)"));
     assert!(changes.iter().all(|line| line.contains("stream 'relay'")), "{lost:?} {changes:?}");
