@@ -192,3 +192,23 @@ fn early_end_says_one_thing() {
         assert!(complaint("relay-forward", &again).contains("holds a recording already"));
     }
 }
+
+/// Anything with the right to publish can make subjects. Their number is bounded, and a choice of them is read whole.
+#[test]
+fn more_subjects_than_are_read_are_said() {
+    const LANES_MAX: u32 = 1 << 14;
+    let (server, mut client) = server("");
+    let mut origin = Origin::made_up("a", NAME);
+    origin.send_own_texts("", &mut client);
+    origin.send_text(0, 0, 0, 1000, &mut client);
+    let many = Origin { host: "many".to_owned(), ..origin.clone() };
+    for cpu in 0..LANES_MAX {
+        client.publish(&many.subject(&format!("cpu{cpu}")), &[], b"");
+    }
+    let (code, out, said) = read(&server, &["--host", "a"]);
+    assert_eq!((code, said.as_str(), out.lines().count()), (0, "", 1));
+    let (code, out, said) = read(&server, &["-o", "cat"]);
+    assert_eq!((code, out.lines().count()), (1, 1), "{}", said.lines().last().unwrap_or_default());
+    let told = format!("the stream has more than {LANES_MAX} subjects of what is asked for");
+    assert_eq!(said.matches(&told).count(), 1);
+}
