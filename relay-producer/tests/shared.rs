@@ -5,7 +5,6 @@
 
 mod common;
 #[allow(unreachable_pub, reason = "it is a module of another crate as well")]
-#[expect(dead_code, reason = "it also refuses what only other tests need")]
 #[path = "../../tests/src/refused.rs"]
 mod refused;
 

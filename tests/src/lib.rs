@@ -11,6 +11,7 @@ pub mod conformance;
 pub mod ctf;
 pub mod direct;
 pub mod disk;
+pub mod ends;
 pub mod forwarded;
 pub mod honest;
 pub mod journald;

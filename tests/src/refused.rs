@@ -1,4 +1,4 @@
-//! Processes in which the kernel refuses restartable sequences, or does not tell how other processes ended.
+//! Processes in which the kernel refuses restartable sequences.
 //!
 //! A seccomp filter refuses the system calls. It stays with all descendants of the process.
 //!
@@ -28,22 +28,19 @@ pub fn without_sequences(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(refuse_areas) }
 }
 
-/// Makes a command run as on a kernel that does not tell how a process ended. It takes root, or CAP_SYS_ADMIN.
-pub fn without_ends(command: &mut Command) -> &mut Command {
-    // SAFETY: as above.
-    unsafe { command.pre_exec(refuse_ends) }
-}
-
-const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+/// Loads a word of the call.
+pub const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+/// Goes to one of two later steps.
+pub const JUMP_IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
 const AND: u16 = (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K) as u16;
-const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-/// Offsets in `seccomp_data`: the call's number, and the lower halves of its first two arguments.
-const NUMBER: u32 = 0;
+/// Says what the kernel does with the call.
+pub const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+/// Offsets in `seccomp_data`: the call's number, and the lower half of its first argument.
+pub const NUMBER: u32 = 0;
 const FIRST: u32 = 16;
-const SECOND: u32 = 24;
 
-const fn step(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+/// A step of a filter: how far the next one is if a comparison holds, and if not.
+pub const fn step(code: u16, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
     libc::sock_filter { code, jt, jf, k }
 }
 
@@ -60,22 +57,8 @@ pub fn refuse_areas() -> io::Result<()> {
     ])
 }
 
-/// Has the kernel refuse PIDFD_GET_INFO, with the error of kernels that do not know it. Linux 6.15 tells the end so.
-fn refuse_ends() -> io::Result<()> {
-    /// The number of the request, with a structure of 64 bytes.
-    const PIDFD_GET_INFO: u32 = 0xc040_ff0b;
-    refuse(&mut [
-        step(LOAD, NUMBER, 0, 0),
-        step(JUMP_IF_EQUAL, libc::SYS_ioctl as u32, 0, 3),
-        step(LOAD, SECOND, 0, 0),
-        step(JUMP_IF_EQUAL, PIDFD_GET_INFO, 0, 1),
-        step(RETURN, libc::SECCOMP_RET_ERRNO | libc::ENOTTY as u32, 0, 0),
-        step(RETURN, libc::SECCOMP_RET_ALLOW, 0, 0),
-    ])
-}
-
 /// Sets a filter of system calls.
-fn refuse(steps: &mut [libc::sock_filter]) -> io::Result<()> {
+pub fn refuse(steps: &mut [libc::sock_filter]) -> io::Result<()> {
     let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
     let (filter, program) = (libc::SECCOMP_MODE_FILTER, &raw const program);
     // SAFETY: the kernel copies the program, whose steps are those of the slice.

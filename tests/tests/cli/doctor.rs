@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use nix::sys::signal::Signal;
 use relayfs_tests::background::Place;
 use relayfs_tests::direct::{with_own_areas, without_sequences};
-use relayfs_tests::refused::without_ends;
+use relayfs_tests::ends::without_ends;
 use relayfs_tests::users::where_users_mount;
 use relayfs_tests::{Mount, private_shell, program, programs, run, stdout_of, text};
 

@@ -8,8 +8,8 @@ use std::process::{Command, Output, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use relay::trace::event::{Event, Stream};
+use relayfs_tests::ends::without_ends;
 use relayfs_tests::records::{FoundRecord, merged, threads};
-use relayfs_tests::refused::without_ends;
 use relayfs_tests::terminal::ON_TERMINAL;
 use relayfs_tests::{Mount, Process, eventually, program, run, run_with_input, stdout_of, text, tool};
 

@@ -111,6 +111,12 @@ fn session() -> (String, Vec<String>) {
             Some(command) if command.starts_with("audience -c box") => {
                 script += &format!("until {command} | grep killed >/dev/null; do :; done; {command}\n");
             }
+            // The daemon ends a moment after its mount has gone.
+            Some(command) if command.starts_with("audience --state") => {
+                script += &format!(
+                    "while {command} 2>&1 >/dev/null | grep 'is at work' >/dev/null; do :; done; {command}\n"
+                );
+            }
             Some(command) => script += &format!("{command} || [ $? -eq 137 ]\n"),
             None => shown.push(line),
         }

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 use relay_producer::{Definition, Level};
 use relayfs_tests::audience::names;
-use relayfs_tests::refused::without_ends;
+use relayfs_tests::ends::without_ends;
 use relayfs_tests::{Mount, Process, ctf, eventually, exit_code, program, run, text, tool};
 
 const CHANNEL: &str = "--channel=app/log:timed:overwrite:subbuf-size=4K:n-subbufs=4";

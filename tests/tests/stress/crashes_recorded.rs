@@ -19,7 +19,7 @@ use crate::turn;
 /// Number of writing processes.
 const PROCESSES: u32 = 4;
 /// Daemons that are ended in each test, by default.
-const CRASHES_DEFAULT: u64 = 10;
+const CRASHES_DEFAULT: u64 = 6;
 /// Longest life of a daemon after its first sign of work.
 const LIFE_MAX_MS: usize = 30;
 

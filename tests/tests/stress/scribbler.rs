@@ -28,7 +28,7 @@ use relayfs_tests::{Mount, Process, conformance, eventually, exit_code, program,
 use crate::turn;
 
 /// How long it scribbles by default.
-const SECONDS_DEFAULT: u64 = 3;
+const SECONDS_DEFAULT: u64 = 2;
 /// Longest time that a reader of the healthy channel waits before it checks whether more can come.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Time between two checks whether the channel is broken. A broken channel is recreated.

@@ -20,7 +20,7 @@ use relayfs_tests::{Mount, eventually};
 use crate::turn;
 
 /// Duration by default.
-const SECONDS_DEFAULT: u64 = 5;
+const SECONDS_DEFAULT: u64 = 4;
 /// The part of it after which all one-time allocations are done.
 const WARM_UP_PART: u32 = 5;
 /// Memory that the daemon may have more at the end than then: allocators hold some back, which is no growth.

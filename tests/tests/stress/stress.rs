@@ -32,7 +32,7 @@ use crate::turn;
 /// Processes that write at any time.
 const PROCESSES: usize = 4;
 /// How long each test writes by default.
-const SECONDS_DEFAULT: u64 = 3;
+const SECONDS_DEFAULT: u64 = 2;
 /// Size and number of the sub-buffers.
 const RINGS: [(usize, usize); 4] = [(4 << 10, 8), (16 << 10, 1), (64 << 10, 2), (128 << 10, 3)];
 /// Longest message of a direct write.

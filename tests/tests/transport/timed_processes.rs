@@ -6,8 +6,8 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use relay::trace::event::{Event, What};
+use relayfs_tests::ends::without_ends;
 use relayfs_tests::peer::Peer;
-use relayfs_tests::refused::without_ends;
 use relayfs_tests::timed::{Found, attach, open, record, snapshot, write};
 use relayfs_tests::{Mount, Process, eventually, program};
 

@@ -146,8 +146,10 @@ impl Headers {
         let Some(meaning) = &sub_buffer.meaning else { return map };
         let timeline = &meaning.timeline;
         map.insert(CLOCK, format!("{} {}", timeline.clock().name(), timeline.ticks_per_second()));
-        for anchor in timeline.anchors().take(ANCHORS_MAX) {
-            map.append(ANCHOR, anchor.to_string());
+        let anchors: Vec<String> = timeline.anchors().take(ANCHORS_MAX).map(Anchor::to_string).collect();
+        if !anchors.is_empty() {
+            // One header, since a client may keep only the last of several.
+            map.insert(ANCHOR, anchors.join(","));
         }
         map.insert(DICTIONARY, meaning.dictionary.to_string());
         if let Some(processes) = meaning.processes {
@@ -199,8 +201,10 @@ impl Meaning {
         let clock = text(map, CLOCK)?;
         let timeline: Timeline = format!("clock {clock}").parse().map_err(|_| wrong(CLOCK, clock))?;
         let mut anchors = Vec::new();
-        for value in map.get_all(ANCHOR).take(ANCHORS_MAX) {
-            let anchor: Anchor = value.as_str().parse().map_err(|_| wrong(ANCHOR, value.as_str()))?;
+        // A server may give only the last of several headers of a name.
+        let values = map.get_all(ANCHOR).flat_map(|value| value.as_str().split(','));
+        for value in values.take(ANCHORS_MAX) {
+            let anchor: Anchor = value.trim().parse().map_err(|_| wrong(ANCHOR, value))?;
             anchors.push(anchor);
         }
         let processes = map.get_last(PROCESSES).map(|_| number(map, PROCESSES)).transpose()?;

@@ -20,7 +20,7 @@ use crate::timed::take::Take;
 
 /// Bytes that one read of a copy asks for.
 const BLOCK: usize = 1 << 20;
-/// Bytes of sub-buffers after which they are given back, so that the writer goes on.
+/// Bytes of sub-buffers after which they are given back, so that the writer has room.
 const ROUND: u64 = 1 << 20;
 
 impl Recorder<'_> {
