@@ -44,6 +44,7 @@ need nats-server nats-server
 need nc netcat-openbsd
 need nm binutils
 need node nodejs
+need openssl openssl
 need parallel parallel
 need perl perl
 need pip3 python3-pip

@@ -193,6 +193,16 @@ impl Reader {
         Ok(())
     }
 
+    /// Forgets a CPU's taken sub-buffers without giving them back: [`Reader::next_finished`] returns them again.
+    ///
+    /// It asks the daemon nothing, so it also works after the daemon's end. What another reader has read a moment ago may
+    /// be returned once more, and [`Reader::release`] then fails with [`ReadError::Stale`].
+    pub fn take_again(&mut self, cpu: usize) {
+        if let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) {
+            view.rewind_to_consumed();
+        }
+    }
+
     /// Waits for a finished sub-buffer that was not taken yet; returns false when `deadline` has come.
     ///
     /// [`ReadError::Gone`] if the channel or the daemon has gone. Finished sub-buffers can still be taken.

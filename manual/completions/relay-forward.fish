@@ -5,7 +5,7 @@ complete -c relay-forward -l host -d 'The host\'s name in the stream [default: t
 complete -c relay-forward -l creds -d 'A file of credentials, as nsc(1) makes them' -r -F
 complete -c relay-forward -l user-file -d 'User and password [or $NATS_USER, $NATS_PASSWORD]' -r -F
 complete -c relay-forward -l token-file -d 'A file with a token [or $NATS_TOKEN]' -r -F
-complete -c relay-forward -l tls-ca -d 'Trust servers that this authority vouches for' -r -F
+complete -c relay-forward -l tls-ca -d 'Trust only servers that this authority vouches for' -r -F
 complete -c relay-forward -l tls-cert -d 'The certificate of this client, as PEM' -r -F
 complete -c relay-forward -l tls-key -d 'The key of that certificate, as PEM' -r -F
 complete -c relay-forward -s m -l mount -d 'Mount point [$RELAYFS or /mnt/relay]' -r -F

@@ -126,8 +126,9 @@ pub struct NatsClient {
 }
 
 impl NatsClient {
+    /// Connects to a server on this port.
     #[track_caller]
-    fn connect(port: u16) -> NatsClient {
+    pub fn connect(port: u16) -> NatsClient {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection to nats-server");
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
         stream.set_nodelay(true).expect("a socket option");

@@ -2,11 +2,19 @@
 //!
 //! ```text
 //! channel.rs    a channel: takes sub-buffers, gives them back when they are stored
+//! cpu.rs        one of its buffers, and the tasks that store its sub-buffers
 //! source.rs     its buffers, mapped, and its files
 //! bell.rs       waits for a finished sub-buffer
-//! packets.rs    packets of a timed channel, and the texts that belong to them
+//! idle.rs       when its buffers are closed
+//! window.rs     how much is on the way
+//! packets.rs    packets of a timed channel
+//! texts.rs      the texts that belong to them
 //! lane.rs       a subject: each body is stored behind the last one, once
-//! link.rs       the stream: one message, the last message of a subject
+//! history.rs    what was in it at the start
+//! written.rs    whose a message is, and which part of what
+//! link.rs       the stream: one message into it, its messages of a subject
+//! extent.rs     what the stream has
+//! requests.rs   questions and answers
 //! troubles.rs   what is said
 //! ```
 //!
@@ -14,11 +22,19 @@
 
 mod bell;
 mod channel;
+mod cpu;
+mod extent;
+mod history;
+mod idle;
 mod lane;
 mod link;
 mod packets;
+mod requests;
 mod source;
+mod texts;
 mod troubles;
+mod window;
+mod written;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -28,13 +44,14 @@ use std::time::Duration;
 use relay::ChannelName;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::{Id, JoinSet, LocalSet};
 use tokio::time::{sleep, timeout};
 
 use self::channel::{Job, forward};
 use self::link::{Link, NoStream, Pauses};
 use self::troubles::Troubles;
+use self::window::Window;
 use crate::error::Failure;
 use crate::options::{Options, Servers};
 use crate::output::say;
@@ -63,13 +80,14 @@ async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
         signals.push(signal(kind).map_err(|error| Failure::system("wait for signals", error))?);
     }
     let (stopper, stop) = watch::channel(false);
+    let signalled = stopper.clone();
     tokio::task::spawn_local(async move {
         let [first, second] = signals.as_mut_slice() else { return };
         tokio::select! {
             _ = first.recv() => {}
             _ = second.recv() => {}
         }
-        stopper.send_replace(true);
+        signalled.send_replace(true);
     });
     let host = match &options.host {
         Some(host) => host.clone(),
@@ -91,23 +109,27 @@ async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
         prepared = prepare(&link) => prepared?,
         _ = stopped.wait_for(|stop| *stop) => return Ok(()),
     }
+    let watched = Rc::clone(&link);
+    tokio::task::spawn_local(async move { watched.watch().await });
     let job = Rc::new(Job {
         link,
         mount: options.send.mount.clone(),
         host,
         flush_interval: options.send.flush_interval.0,
-        window: Arc::new(Semaphore::new(options.send.window)),
+        window: Window::new(options.send.window),
         stop,
     });
     let mut channels = Channels { job, running: BTreeMap::new(), tasks: JoinSet::new() };
-    channels.run(&options.channel).await?;
+    let result = channels.run(&options.channel).await;
+    // An error of one channel does not cut short what is on the way of others.
+    stopper.send_replace(true);
     // What is on the way then is stored or not; the next start finds out.
-    timeout(END_MAX, channels.end()).await.unwrap_or(Ok(()))
+    result.and(timeout(END_MAX, channels.end()).await.unwrap_or(Ok(())))
 }
 
 /// Waits for the stream. Fails if it does not exist.
 async fn prepare(link: &Link) -> Result<(), Failure> {
-    let mut pauses = Pauses::default();
+    let mut pauses = Pauses::new(u32::MAX);
     loop {
         link.troubles.until(true).await;
         match link.prepare().await {

@@ -1,13 +1,17 @@
 //! The connection to the server: addresses, TLS, and how this process proves what it is.
 //!
 //! The client connects by itself, and again after each loss, with pauses that grow.
+//!
+//! A server says before TLS begins which other servers its cluster has. So whatever is between here and there can say it,
+//! too. With TLS, only servers that the caller named are connected to.
 
 use std::env;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ConnectOptions, Event};
+use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 
 use crate::error::Failure;
 use crate::options::{Server, Servers};
@@ -30,6 +34,8 @@ pub(crate) async fn connect(
     capacity: usize,
     on_event: impl Fn(Event) + Send + Sync + 'static,
 ) -> Result<Client, Failure> {
+    let on_event = Arc::new(on_event);
+    let listener = Arc::clone(&on_event);
     let connect = with_secrets(ConnectOptions::new(), options)?
         .name("relay-forward")
         .retry_on_initial_connect()
@@ -39,12 +45,47 @@ pub(crate) async fn connect(
         .ping_interval(PING)
         .client_capacity(capacity)
         .event_callback(move |event| {
-            on_event(event);
+            if !is_said_by_servers(&event) {
+                listener(event);
+            }
             std::future::ready(())
+        })
+        // It is called before each round of tries, and leaves the choice to the client.
+        .reconnect_to_server_callback(move |servers, _| {
+            if let Some(why) = trouble(servers.iter().filter_map(|server| server.last_error.as_deref())) {
+                on_event(Event::ClientError(ClientError::Other(why)));
+            }
+            std::future::ready(None)
         });
-    let client = with_tls(connect, options)?.connect(&servers.0[..]).await;
+    let is_secure = options.tls_required || servers.0.iter().any(ServerAddr::tls_required);
+    let mut connect = with_tls(connect, options)?.require_tls(is_secure);
+    if is_secure {
+        connect = connect.ignore_discovered_servers();
+    }
+    let client = connect.connect(&servers.0[..]).await;
     // It connects later, so this is what a file of TLS has.
     client.map_err(|error| Failure::system("prepare a connection", std::io::Error::other(error)))
+}
+
+/// Whether an event is a trouble whose cause the servers' last errors say, which the event does not.
+fn is_said_by_servers(event: &Event) -> bool {
+    // A name that is not found is no server's error.
+    let is_known = |why: &String| *why != ConnectErrorKind::Dns.to_string();
+    matches!(event, Event::ClientError(ClientError::Other(why)) if is_known(why))
+}
+
+/// Puts the servers' last errors into one line.
+fn trouble<'e>(errors: impl Iterator<Item = &'e str>) -> Option<String> {
+    let refused = ConnectErrorKind::AuthorizationViolation.to_string();
+    let mut all: Vec<&str> = Vec::new();
+    for error in errors {
+        // The server's word for it is the same again.
+        let error = if error.starts_with(&refused) { &error[..refused.len()] } else { error };
+        if !all.contains(&error) {
+            all.push(error);
+        }
+    }
+    (!all.is_empty()).then(|| all.join("; "))
 }
 
 /// Returns the pause before try number `attempts`, from 1: none, then 100 ms, and twice as much each time.
@@ -103,7 +144,7 @@ fn with_tls(mut connect: ConnectOptions, options: &Server) -> Result<ConnectOpti
     if let (Some(cert), Some(key)) = (&options.tls_cert, &options.tls_key) {
         connect = connect.add_client_certificate(cert.clone(), key.clone());
     }
-    Ok(connect.require_tls(options.tls_required))
+    Ok(connect)
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -122,6 +163,20 @@ pub(crate) fn hostname() -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_cause_is_in_a_trouble_once() {
+        let said = |errors: &[&str]| trouble(errors.iter().copied());
+        assert_eq!(said(&[]), None);
+        let (away, refused) =
+            ("IO error: Connection refused", "authorization violation: nats: authorization violation");
+        assert_eq!(
+            said(&[away, refused, away]).unwrap(),
+            "IO error: Connection refused; authorization violation"
+        );
+        let event = |why: &str| Event::ClientError(ClientError::Other(why.to_owned()));
+        assert!(is_said_by_servers(&event("IO error")) && !is_said_by_servers(&event("DNS error")));
+    }
 
     #[test]
     fn pauses_grow_to_a_bound() {

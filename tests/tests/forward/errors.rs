@@ -10,10 +10,10 @@ use crate::order::{all_is_given_back, is_given_back};
 use crate::server::{Client, Forwarder, Server, free_port, usual};
 use crate::stored::{raw, sub_buffers};
 
-const ARGS: &[&str] = &["--subbuf-size=16K", "--n-subbufs=16"];
+pub(crate) const ARGS: &[&str] = &["--subbuf-size=16K", "--n-subbufs=16"];
 
 /// Writes some sub-buffers to CPU 0. Returns what was written.
-fn write(mount: &Mount, what: &str) -> Vec<u8> {
+pub(crate) fn write(mount: &Mount, what: &str) -> Vec<u8> {
     let lines: Vec<String> = (0..100).map(|n| format!("{what} {n} {}\n", "z".repeat(1000))).collect();
     let messages: Vec<&[u8]> = lines.iter().map(|line| line.as_bytes()).collect();
     assert_eq!(mount.send(0, &messages).written, 100);
@@ -56,6 +56,7 @@ fn deleted_stream_is_created_again() {
     let before = write(&mount, "before");
     all_is_given_back(&mount, "cpu");
     let client = server.client();
+    assert!(client.info().is_some_and(|info| info.config.allow_direct), "readers may ask any copy");
     assert_eq!(raw(&sub_buffers(&client.read()), "h", "cpu")[0], before);
     client.delete();
     let behind = write(&mount, "behind");

@@ -3,9 +3,17 @@
 //! A test belongs here if it needs a server.
 
 mod cluster;
+mod credentials;
 mod errors;
 mod followed;
+mod foreign;
+mod halted;
+mod jwt;
 mod killed;
+mod lost;
 mod order;
 mod server;
+mod split;
 mod stored;
+mod tls;
+mod window;

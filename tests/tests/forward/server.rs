@@ -11,6 +11,7 @@ use async_nats::ConnectOptions;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::{self, Context, stream};
 use nix::sys::signal::Signal;
+use relayfs_tests::nats::NatsClient;
 use relayfs_tests::{Mount, Process, eventually, exit_code, program, tool};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -38,10 +39,7 @@ impl Server {
     #[track_caller]
     pub(crate) fn on_port(port: u16, more: &str) -> Server {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let store = dir.path().join("store");
-        let config =
-            format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: {:?} }}\n{more}\n", store.display());
-        fs::write(dir.path().join("config"), config).expect("a configuration");
+        configure(&dir, port, more);
         let process = serve(&dir);
         let server = Server { process, dir, port };
         server.is_there();
@@ -64,11 +62,38 @@ impl Server {
         self.process.wait();
     }
 
+    /// Lets it stand still: connections stay, and no answer comes.
+    pub(crate) fn halt(&self) {
+        self.process.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it run again.
+    pub(crate) fn resume(&self) {
+        self.process.signal(Signal::SIGCONT);
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Connects a client that can publish what no library would.
+    #[track_caller]
+    pub(crate) fn raw_client(&self) -> NatsClient {
+        NatsClient::connect(self.port)
+    }
+
     /// Starts it again on its store.
     #[track_caller]
     pub(crate) fn restart(&mut self) {
         self.process = serve(&self.dir);
         self.is_there();
+    }
+
+    /// Starts it again on its store, with other lines in its configuration.
+    #[track_caller]
+    pub(crate) fn restart_with(&mut self, more: &str) {
+        configure(&self.dir, self.port, more);
+        self.restart();
     }
 
     /// Starts it again if it has crashed. Returns whether it had.
@@ -98,6 +123,14 @@ impl Drop for Server {
             println!("nats-server: {}", end.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }
     }
+}
+
+#[track_caller]
+fn configure(dir: &TempDir, port: u16, more: &str) {
+    let store = dir.path().join("store");
+    let config =
+        format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: {:?} }}\n{more}\n", store.display());
+    fs::write(dir.path().join("config"), config).expect("a configuration");
 }
 
 #[track_caller]
@@ -194,9 +227,46 @@ impl Client {
         self.info().map_or(0, |info| info.state.last_sequence)
     }
 
+    /// Removes all messages.
+    #[track_caller]
+    pub(crate) fn purge(&self) {
+        let purged = self.runtime.block_on(async {
+            let stream = self.context.get_stream(STREAM).await.expect("a stream");
+            stream.purge().await
+        });
+        purged.expect("an empty stream");
+    }
+
+    /// Returns the last message of a subject, if there is one and the server answers.
+    pub(crate) fn find_last(&self, subject: &str) -> Option<StreamMessage> {
+        self.runtime.block_on(async {
+            let stream = self.context.get_stream(STREAM).await.ok()?;
+            stream.get_last_raw_message_by_subject(subject).await.ok()
+        })
+    }
+
+    /// Returns the last message of a subject.
+    #[track_caller]
+    pub(crate) fn last(&self, subject: &str) -> StreamMessage {
+        let mut last = None;
+        eventually("a message", || {
+            last = self.find_last(subject);
+            last.is_some()
+        });
+        last.expect("set above")
+    }
+
     /// Reads all messages.
     #[track_caller]
     pub(crate) fn read(&self) -> Vec<StreamMessage> {
+        let (messages, unreadable) = self.read_readable();
+        assert_eq!(unreadable, 0, "all that are there");
+        messages
+    }
+
+    /// Reads all messages whose headers can be read, and counts the others.
+    #[track_caller]
+    pub(crate) fn read_readable(&self) -> (Vec<StreamMessage>, u64) {
         let mut state = None;
         eventually("the stream's state", || {
             state = self.info().map(|info| info.state);
@@ -207,8 +277,8 @@ impl Client {
         let numbers = state.first_sequence.max(1)..=state.last_sequence;
         let messages: Vec<StreamMessage> =
             numbers.filter_map(|number| self.runtime.block_on(stream.get_raw_message(number)).ok()).collect();
-        assert_eq!(messages.len() as u64, state.messages, "all that are there");
-        messages
+        let unreadable = state.messages - messages.len() as u64;
+        (messages, unreadable)
     }
 }
 
@@ -217,18 +287,31 @@ pub(crate) struct Forwarder {
     process: Process,
     log: PathBuf,
     command: Vec<String>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Forwarder {
     /// Forwards a mount under a host's name.
     #[track_caller]
     pub(crate) fn start(mount: &Mount, url: &str, host: &str, args: &[&str]) -> Forwarder {
+        Forwarder::with_variables(mount, url, host, args, Vec::new())
+    }
+
+    /// The same, with variables in its environment.
+    #[track_caller]
+    pub(crate) fn with_variables(
+        mount: &Mount,
+        url: &str,
+        host: &str,
+        args: &[&str],
+        variables: Vec<(&'static str, String)>,
+    ) -> Forwarder {
         let point = mount.point().display().to_string();
         let first = ["--to", url, "--mount", &point, "--host", host];
         let command: Vec<String> = first.iter().chain(args).map(|arg| (*arg).to_owned()).collect();
         let log = mount.beside(&format!("forward-{host}"));
         File::create(&log).expect("a log");
-        Forwarder { process: run(&command, &log), log, command }
+        Forwarder { process: run(&command, &log, &variables), log, command, variables }
     }
 
     /// What it has said so far.
@@ -253,7 +336,7 @@ impl Forwarder {
 
     #[track_caller]
     pub(crate) fn restart(&mut self) {
-        self.process = run(&self.command, &self.log);
+        self.process = run(&self.command, &self.log, &self.variables);
     }
 
     /// Ends it, and checks that it ends well.
@@ -265,9 +348,10 @@ impl Forwarder {
 }
 
 #[track_caller]
-fn run(args: &[String], log: &PathBuf) -> Process {
+fn run(args: &[String], log: &PathBuf, variables: &[(&str, String)]) -> Process {
     let log = File::options().append(true).open(log).expect("its log");
     let mut command = Command::new(program("relay-forward"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-    Process::start(command.env_remove("NATS_TOKEN").env_remove("NATS_USER"))
+    command.env_remove("NATS_TOKEN").env_remove("NATS_USER").env_remove("NATS_PASSWORD");
+    Process::start(command.envs(variables.iter().map(|(name, value)| (name, value))))
 }

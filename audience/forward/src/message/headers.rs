@@ -146,8 +146,10 @@ impl Headers {
         let Some(meaning) = &sub_buffer.meaning else { return map };
         let timeline = &meaning.timeline;
         map.insert(CLOCK, format!("{} {}", timeline.clock().name(), timeline.ticks_per_second()));
-        for anchor in timeline.anchors().take(ANCHORS_MAX) {
-            map.append(ANCHOR, anchor.to_string());
+        let anchors: Vec<String> = timeline.anchors().take(ANCHORS_MAX).map(Anchor::to_string).collect();
+        if !anchors.is_empty() {
+            // One header, since a client may keep only the last of several.
+            map.insert(ANCHOR, anchors.join(","));
         }
         map.insert(DICTIONARY, meaning.dictionary.to_string());
         if let Some(processes) = meaning.processes {

@@ -37,7 +37,8 @@ pub(crate) struct Send {
 
     /// Most unacknowledged messages
     ///
-    /// Each buffer has one at most, so that its sub-buffers stay in order. The window bounds the memory of all.
+    /// Each buffer has one at most, so that its sub-buffers stay in order. All together have at most 32 MiB, or one
+    /// sub-buffer that is larger.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = window, help_heading = SENDING)]
     pub(crate) window: usize,
 

@@ -27,7 +27,7 @@ impl FromStr for Servers {
             if server.host().is_empty() || url.trim().is_empty() {
                 return Err("not a URL as nats://HOST:4222".to_owned());
             }
-            if server.has_user_pass() || server.username().is_some() {
+            if server.username().is_some() || server.password().is_some() {
                 return Err("other processes see a URL: say user and password by --user-file".to_owned());
             }
             if server.is_websocket() {
@@ -79,9 +79,9 @@ pub(crate) struct Server {
     #[arg(long, alias = "token_file", value_name = "FILE", group = "secret", help_heading = SERVER)]
     pub(crate) token_file: Option<PathBuf>,
 
-    /// Trust servers that this authority vouches for
+    /// Trust only servers that this authority vouches for
     ///
-    /// The file has its certificate as PEM. The authorities of the system count as well.
+    /// The file has its certificate as PEM. Without it, the authorities of the system count.
     #[arg(long, alias = "tls_ca", value_name = "FILE", help_heading = SERVER)]
     pub(crate) tls_ca: Option<PathBuf>,
 
@@ -94,6 +94,9 @@ pub(crate) struct Server {
     pub(crate) tls_key: Option<PathBuf>,
 
     /// Refuse servers without TLS
+    ///
+    /// If one URL begins with tls://, this applies to all. Only servers that have a URL are connected to then, and none that
+    /// a server names.
     #[arg(long, alias = "tls_required", help_heading = SERVER)]
     pub(crate) tls_required: bool,
 }
@@ -109,7 +112,9 @@ mod tests {
         for bad in ["", "nats://", "nats://a,,b", "http://a", "ws://a"] {
             assert!(bad.parse::<Servers>().is_err(), "{bad:?}");
         }
-        for secret in ["nats://me:hunter2@a", "nats://hunter2@a", "nats://me:hunter2@a:port"] {
+        for secret in
+            ["nats://me:hunter2@a", "nats://hunter2@a", "nats://:hunter2@a", "nats://me:hunter2@a:port"]
+        {
             let said = secret.parse::<Servers>().unwrap_err();
             assert!(!said.contains("hunter2"), "{said}");
         }

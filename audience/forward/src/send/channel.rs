@@ -1,9 +1,5 @@
 //! Forwards a channel: takes finished sub-buffers of each CPU, one at a time, and gives each back when it is stored.
 //!
-//! ```text
-//! of a CPU:   asking --> ready --take, copy--> on the way --acknowledged--> given back, ready
-//! ```
-//!
 //! A reader gives back all that it has taken of a CPU. So a sub-buffer is taken only when the one before is stored.
 
 use std::collections::BTreeMap;
@@ -14,25 +10,29 @@ use std::time::{Duration, Instant};
 use audience::{Geometry, Mode};
 use bytes::Bytes;
 use relay::ChannelName;
-use relay::clock::Timeline;
 use relay::trace::packet::{Losses, PacketMaker};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::lane::{Lane, Last};
+use super::cpu::{Cpu, Done, Outgoing, Taken};
+use super::idle::Idle;
+use super::lane::Lane;
 use super::link::Link;
-use super::packets::Packets;
+use super::packets::{Packet, Packets};
 use super::source::{Closed, Files, Source};
+use super::texts::Texts;
+use super::window::Window;
+use super::written::Proof;
 use crate::error::Failure;
-use crate::message::{Headers, Kind, Part, SubBuffer, Subject};
+use crate::message::{Kind, Subject};
 use crate::server::pause;
 
 /// Longest time between two looks at a channel at rest.
 const LOOK_AT_LEAST: Duration = Duration::from_secs(1);
 /// Time between two looks for the next daemon, and between two tries to read the dictionary.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// Shortest and longest time without data after which the buffers are closed: they may be all that keeps the channel.
-const IDLE: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(60)];
+/// Time until the next look at a buffer that has just got something.
+const LOOK_SOON: Duration = Duration::from_millis(1);
 /// Time for which the buffers are closed. The daemon hears of closes a moment later.
 const CLOSED: Duration = Duration::from_millis(200);
 
@@ -43,7 +43,7 @@ pub(crate) struct Job {
     pub(crate) host: String,
     pub(crate) flush_interval: Option<Duration>,
     /// Bounds the messages on the way, of all channels.
-    pub(crate) window: std::sync::Arc<Semaphore>,
+    pub(crate) window: Window,
     /// Becomes true when nothing more is to be taken.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -52,13 +52,13 @@ pub(crate) struct Job {
 pub(crate) async fn forward(job: Rc<Job>, channel: ChannelName, until_gone: bool) -> Result<(), Failure> {
     let (mut stop, troubles) = (job.stop.clone(), &job.link.troubles);
     let files = Files::new(&job.mount, &channel);
-    let (mut tries, mut packets, mut idle) = (1, None, IDLE[0]);
+    let (mut tries, mut packets, mut idle) = (1, None, Idle::new());
     while !*stop.borrow() {
         let rest = match Source::open(files.clone()) {
             Ok(source) => {
                 troubles.clear(channel.as_str());
                 tries = 1;
-                match (Forwarding::new(&job, &channel, source, &mut packets)?.run(&mut idle).await)? {
+                match Forwarding::new(&job, &channel, source, &mut packets).run(&mut idle).await? {
                     Over::Stopped => break,
                     Over::Idle => CLOSED,
                     Over::Gone if until_gone => break,
@@ -91,41 +91,6 @@ enum Over {
     Idle,
 }
 
-/// A copied sub-buffer.
-struct Taken {
-    number: u64,
-    position: u64,
-    losses: Losses,
-    /// Bytes at the start that are the rest of a record.
-    cut: usize,
-    bytes: Vec<u8>,
-}
-
-/// What became of a CPU's task.
-enum Done {
-    /// The last message of the subject is known.
-    Asked(Last),
-    /// There is room for one more message.
-    Permitted(OwnedSemaphorePermit),
-    /// The sub-buffer with this number is stored.
-    Stored(u64),
-}
-
-/// A CPU's buffer.
-struct Cpu {
-    /// `None` while a task has it.
-    lane: Option<Lane>,
-    /// Whether the last message was asked for.
-    is_known: bool,
-    /// Number of the last sub-buffer that is stored.
-    stored: Option<u64>,
-    maker: Option<PacketMaker>,
-    /// Stamp and losses with which the packets before end.
-    before: (u64, Option<Losses>),
-    /// A sub-buffer that was taken, and waits for the dictionary.
-    held: Option<Taken>,
-}
-
 struct Forwarding<'a> {
     job: &'a Rc<Job>,
     channel: &'a ChannelName,
@@ -134,9 +99,18 @@ struct Forwarding<'a> {
     packets: &'a mut Option<Packets>,
     cpus: Vec<Cpu>,
     tasks: JoinSet<(usize, Lane, Result<Done, Failure>)>,
+    /// Sends texts that the stream drops soon.
+    renewal: JoinSet<Result<(), Failure>>,
+    /// When that was begun last.
+    renewed: Option<Instant>,
     /// Whether other buffers are in the place of these.
     is_replaced: bool,
+    /// Whether the dictionary could not be read.
+    lacks_dictionary: bool,
 }
+
+/// A packet's dictionary is not there yet.
+struct NoDictionary;
 
 impl<'a> Forwarding<'a> {
     fn new(
@@ -144,21 +118,33 @@ impl<'a> Forwarding<'a> {
         channel: &'a ChannelName,
         source: Source,
         packets: &'a mut Option<Packets>,
-    ) -> Result<Forwarding<'a>, Failure> {
+    ) -> Forwarding<'a> {
         let (geometry, instance) = (*source.reader.geometry(), source.instance);
         *packets = packets.take().filter(|packets| packets.are_of(instance));
         let cpu = |cpu| {
             let kind = Kind::Cpu(cpu as u32);
             let subject = Subject { host: job.host.clone(), channel: channel.clone(), kind };
-            let lane = Some(Lane::new(&job.link, &subject, instance));
-            Cpu { lane, is_known: false, stored: None, maker: None, before: (0, None), held: None }
+            Cpu::new(Lane::new(&job.link, &subject, instance))
         };
         let cpus = (0..source.reader.n_bufs()).map(cpu).collect();
-        let tasks = JoinSet::new();
-        Ok(Forwarding { job, channel, source, geometry, packets, cpus, tasks, is_replaced: false })
+        let (tasks, renewal) = (JoinSet::new(), JoinSet::new());
+        let (renewed, is_replaced, lacks_dictionary) = (None, false, false);
+        Forwarding {
+            job,
+            channel,
+            source,
+            geometry,
+            packets,
+            cpus,
+            tasks,
+            renewal,
+            renewed,
+            is_replaced,
+            lacks_dictionary,
+        }
     }
 
-    async fn run(mut self, idle: &mut Duration) -> Result<Over, Failure> {
+    async fn run(mut self, idle: &mut Idle) -> Result<Over, Failure> {
         let mut stop = self.job.stop.clone();
         let (mut flushed, mut at_rest) = (Instant::now(), Instant::now());
         self.cpus.iter().filter_map(|cpu| cpu.lane.as_ref()).for_each(|lane| {
@@ -167,31 +153,37 @@ impl<'a> Forwarding<'a> {
         loop {
             let stopping = *stop.borrow();
             if !stopping {
-                self.begin_all().await?;
+                (0..self.cpus.len()).for_each(|cpu| self.begin(cpu));
+                self.renew_texts();
             }
-            let is_busy = !self.tasks.is_empty();
+            let (is_busy, waits) = (!self.tasks.is_empty(), self.waits());
             if is_busy {
-                (at_rest, *idle) = (Instant::now(), IDLE[0].max(*idle).min(IDLE[1]));
+                at_rest = Instant::now();
+                idle.note_data();
             } else if stopping {
                 return Ok(Over::Stopped);
-            } else if self.is_replaced {
+            } else if self.is_replaced && !waits {
                 return Ok(Over::Gone);
-            } else if !self.source.is_gone && at_rest.elapsed() >= *idle && !self.has_held() {
-                *idle = (*idle * 2).min(IDLE[1]);
+            } else if !self.source.is_gone && !waits && idle.is_over(at_rest.elapsed()) {
                 return Ok(Over::Idle);
             }
             // While messages are on the way, each acknowledgement is a look at all buffers.
-            let is_armed = !is_busy && !self.source.is_gone && {
-                if self.source.arm() && !self.has_held() {
-                    continue;
-                }
-                !self.source.is_gone
-            };
+            let can_arm = !is_busy && !waits && !self.source.is_gone;
+            let is_there = can_arm && self.source.arm();
+            let is_armed = can_arm && !is_there && !self.source.is_gone;
             let interval = self.job.flush_interval.unwrap_or(LOOK_AT_LEAST).min(LOOK_AT_LEAST);
-            let tick = if is_armed { interval } else { LOOK_AGAIN };
+            let tick = match (is_there, is_armed) {
+                (true, _) => LOOK_SOON,
+                (false, true) => interval,
+                (false, false) => LOOK_AGAIN,
+            };
             tokio::select! {
                 Some(done) = self.tasks.join_next() => {
-                    self.done(done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic())))?;
+                    let (cpu, lane, done) = done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+                    self.done(cpu, lane, done?);
+                }
+                Some(renewed) = self.renewal.join_next() => {
+                    renewed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
                 }
                 guard = self.source.bell.readable(), if is_armed => {
                     if let Ok(mut guard) = guard {
@@ -202,7 +194,7 @@ impl<'a> Forwarding<'a> {
                 _ = stop.wait_for(|stop| *stop), if !stopping => {}
             }
             if self.source.is_gone && self.tasks.is_empty() && !self.is_replaced {
-                self.is_replaced = !self.source.reopen();
+                self.reopen();
             }
             if self.job.flush_interval.is_some_and(|interval| flushed.elapsed() >= interval) {
                 flushed = Instant::now();
@@ -211,89 +203,94 @@ impl<'a> Forwarding<'a> {
         }
     }
 
-    fn has_held(&self) -> bool {
-        self.cpus.iter().any(|cpu| cpu.held.is_some())
+    /// Whether a sub-buffer is there that cannot be stored now.
+    fn waits(&self) -> bool {
+        // The dictionary of a channel that was replaced does not come any more.
+        let is_lost = self.is_replaced && self.lacks_dictionary;
+        !is_lost && self.cpus.iter().any(Cpu::is_refused)
     }
 
-    /// Begins what can be begun of each CPU.
-    async fn begin_all(&mut self) -> Result<(), Failure> {
-        for cpu in 0..self.cpus.len() {
-            let Some(state) = self.cpus.get_mut(cpu) else { continue };
-            let is_there = state.held.is_some() || self.source.reader.has_finished(cpu);
-            let Some(mut lane) = state.lane.take_if(|_| is_there) else { continue };
-            if !state.is_known {
+    /// Begins what can be begun of a CPU.
+    fn begin(&mut self, cpu: usize) {
+        let Some(state) = self.cpus.get_mut(cpu) else { return };
+        if state.rests() {
+            return;
+        }
+        let Some(mut lane) = state.lane.take() else { return };
+        if state.taken.is_none() && !self.source.reader.has_finished(cpu) {
+            state.note_nothing();
+            state.lane = Some(lane);
+            return;
+        }
+        let (len, window) = (self.geometry.subbuf_size(), &self.job.window);
+        let Some(room) = state.room.take().or_else(|| window.try_enter(len)) else {
+            let window = window.clone();
+            self.tasks.spawn_local(async move { (cpu, lane, Ok(Done::Entered(window.enter(len).await))) });
+            return;
+        };
+        let Some(taken) = self.take(cpu) else {
+            self.put_back(cpu, lane);
+            return;
+        };
+        let (is_known, tries) = self.cpus.get(cpu).map_or((true, 1), |state| (state.is_known, state.tries()));
+        if !is_known {
+            let timed = self.geometry.timed();
+            let proof = if timed { Proof::Packet } else { Proof::Bytes(taken.bytes.clone()) };
+            self.tasks.spawn_local(async move {
+                let answer = lane.find(taken.number, &proof, tries).await;
+                (cpu, lane, Ok(Done::Found(taken, room, answer)))
+            });
+            return;
+        }
+        match self.outgoing(cpu, taken, tries) {
+            Ok(outgoing) => {
                 self.tasks.spawn_local(async move {
-                    let last = lane.last().await.map(Done::Asked);
-                    (cpu, lane, last)
+                    let done = outgoing.store(&mut lane).await;
+                    drop(room);
+                    (cpu, lane, done)
                 });
-            } else if let Ok(permit) = self.job.window.clone().try_acquire_owned() {
-                self.send(cpu, lane, permit).await?;
-            } else {
-                let window = self.job.window.clone();
-                self.tasks.spawn_local(async move {
-                    let permit = window.acquire_owned().await;
-                    let closed = |_| Failure::system("wait for room", std::io::Error::other("no window"));
-                    (cpu, lane, permit.map(Done::Permitted).map_err(closed))
-                });
+            }
+            // It stays in the buffer, and the room is for others.
+            Err(NoDictionary) => {
+                self.put_back(cpu, lane);
+                self.refused(cpu);
             }
         }
-        Ok(())
     }
 
-    /// Takes the next sub-buffer of a CPU, and begins to store it.
-    async fn send(
-        &mut self,
-        cpu: usize,
-        mut lane: Lane,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<(), Failure> {
-        let Some((headers, body)) = self.next(cpu).await? else {
-            if let Some(state) = self.cpus.get_mut(cpu) {
-                state.lane = Some(lane);
-            }
-            return Ok(());
-        };
-        self.tasks.spawn_local(async move {
-            let stored = lane.put(&headers, &body).await.map(|_| Done::Stored(headers.number));
-            drop(permit);
-            (cpu, lane, stored)
-        });
-        Ok(())
+    /// Puts the lane of a CPU back.
+    fn put_back(&mut self, cpu: usize, lane: Lane) {
+        if let Some(state) = self.cpus.get_mut(cpu) {
+            state.lane = Some(lane);
+        }
     }
 
-    /// Returns the next message of a CPU, if there is one. Sends texts that must be there before.
-    async fn next(&mut self, cpu: usize) -> Result<Option<(Headers, Bytes)>, Failure> {
-        let Some(taken) = self.take(cpu) else { return Ok(None) };
-        let (number, position, losses) = (taken.number, taken.position, taken.losses);
-        let (body, meaning) = if self.geometry.timed() {
-            let Some((packet, timeline)) = self.packet(cpu, taken) else { return Ok(None) };
-            let Some(packets) = self.packets else { return Ok(None) };
-            let meaning = packets.send_texts(packet.len(), timeline).await?;
-            (packet, Some(meaning))
+    /// Leaves a sub-buffer that was taken in its buffer, for a later try.
+    fn refused(&mut self, cpu: usize) {
+        if let Some(state) = self.cpus.get_mut(cpu) {
+            state.note_refused();
+            self.source.take_again(cpu);
+        }
+    }
+
+    /// Returns what is to be stored of a sub-buffer.
+    fn outgoing(&mut self, cpu: usize, taken: Taken, tries: u32) -> Result<Outgoing, NoDictionary> {
+        let (instance, geometry) = (self.source.instance, self.geometry);
+        let Taken { number, position, losses, .. } = taken;
+        let (body, packet) = if geometry.timed() {
+            let (packet, texts) = self.packet(cpu, taken)?;
+            (Bytes::from(packet.bytes), Some((texts, packet.timeline, packet.end)))
         } else {
             (taken.bytes, None)
         };
-        let sub_buffer = SubBuffer {
-            geometry: self.geometry,
-            position,
-            lost: losses.lost,
-            too_big: losses.too_big,
-            meaning,
-        };
-        let headers = Headers {
-            instance: self.source.instance,
-            number,
-            part: Part::WHOLE,
-            sub_buffer: Some(sub_buffer),
-        };
-        Ok(Some((headers, Bytes::from(body))))
+        Ok(Outgoing { instance, number, geometry, position, losses, body, packet, tries })
     }
 
     /// Copies the next sub-buffer of a CPU that is not stored yet. Gives back those that are.
     fn take(&mut self, cpu: usize) -> Option<Taken> {
         let state = self.cpus.get_mut(cpu)?;
-        if let Some(held) = state.held.take() {
-            return Some(held);
+        if let Some(taken) = state.taken.take() {
+            return Some(taken);
         }
         while let Some(found) = self.source.reader.next_finished(cpu) {
             let (number, cut) = (found.number, found.cut());
@@ -307,15 +304,18 @@ impl<'a> Forwarding<'a> {
             if self.geometry.mode() == Mode::NoOverwrite || found.is_whole() {
                 let losses = Losses { lost: found.lost, too_big: found.too_big };
                 let position = found.begin.wrapping_add(cut as u64);
-                return Some(Taken { number, position, losses, cut: cut.min(bytes.len()), bytes });
+                let (cut, bytes) = (cut.min(bytes.len()), bytes.into());
+                return Some(Taken { number, position, losses, cut, bytes });
             }
         }
+        // If there is one, another reader has read past what was taken here: that is settled first.
+        self.source.release(cpu);
         None
     }
 
-    /// Makes the packet of a sub-buffer. `None` if it has to wait for the dictionary, which has not come yet.
-    fn packet(&mut self, cpu: usize, taken: Taken) -> Option<(Vec<u8>, Timeline)> {
-        let state = self.cpus.get_mut(cpu)?;
+    /// Makes the packet of a sub-buffer.
+    fn packet(&mut self, cpu: usize, taken: Taken) -> Result<(Packet, Rc<Texts>), NoDictionary> {
+        let Some(state) = self.cpus.get_mut(cpu) else { return Err(NoDictionary) };
         if self.packets.is_none() {
             let (host, overwrites) = (self.job.host.as_str(), self.geometry.mode() == Mode::Overwrite);
             let (link, files) = (&self.job.link, self.source.files.clone());
@@ -325,20 +325,20 @@ impl<'a> Forwarding<'a> {
                 Err(error) => {
                     let why = format!("channel '{}': its dictionary cannot be read: {error}", self.channel);
                     self.job.link.troubles.set(self.channel.as_str(), &why);
-                    state.held = Some(taken);
                     // The daemon may have gone.
                     self.source.arm();
-                    return None;
+                    self.lacks_dictionary = true;
+                    return Err(NoDictionary);
                 }
             }
             self.job.link.troubles.clear(self.channel.as_str());
         }
-        let packets = self.packets.as_mut()?;
+        let Some(packets) = self.packets.as_mut() else { return Err(NoDictionary) };
+        self.lacks_dictionary = false;
         let records = taken.bytes.get(taken.cut..).unwrap_or_default();
         // An event that a living daemon does not know is no event. A dead one may have known it.
         if !packets.learn(records) && self.source.is_gone && !self.is_replaced {
-            state.held = Some(taken);
-            return None;
+            return Err(NoDictionary);
         }
         let maker = state.maker.get_or_insert_with(|| {
             let (end, losses) = state.before;
@@ -348,37 +348,59 @@ impl<'a> Forwarding<'a> {
         if taken.cut > 0 {
             maker.note_cut();
         }
-        Some(packets.make(maker, taken.number, taken.losses, records))
+        Ok((packets.make(maker, taken.number, taken.losses, records), Rc::clone(&packets.texts)))
     }
 
     /// Takes the result of a CPU's task.
-    fn done(&mut self, (cpu, lane, done): (usize, Lane, Result<Done, Failure>)) -> Result<(), Failure> {
-        let Some(state) = self.cpus.get_mut(cpu) else { return Ok(()) };
-        match done? {
-            Done::Asked(last) => {
-                if let Some(headers) = last.of(self.source.instance) {
-                    let stored = headers.part.is_last();
-                    state.stored = if stored { Some(headers.number) } else { headers.number.checked_sub(1) };
-                    let losses = headers.sub_buffer.as_ref().filter(|_| stored);
-                    let losses = losses.map(|found| Losses { lost: found.lost, too_big: found.too_big });
-                    state.before = (last.end().filter(|_| stored).unwrap_or(0), losses);
-                    // The counters are younger than the message.
-                    let produced = self.source.files.counters(&["produced"]).unwrap_or_default();
-                    let produced = produced.first().and_then(|counters| counters.get(&cpu));
-                    if produced.is_some_and(|produced| *produced <= headers.number) {
-                        return Err(Failure::Another(lane.subject));
-                    }
-                }
-                state.is_known = true;
-            }
-            Done::Permitted(permit) => drop(permit),
-            Done::Stored(number) => {
-                state.stored = Some(number);
+    fn done(&mut self, cpu: usize, lane: Lane, done: Done) {
+        let Some(state) = self.cpus.get_mut(cpu) else { return };
+        state.lane = Some(lane);
+        match done {
+            Done::Entered(room) => state.room = room,
+            Done::Found(taken, _, Some(answer)) if answer.is_stored => {
+                state.note_stored(taken.number, answer.end.unwrap_or(state.before));
                 self.source.release(cpu);
             }
+            Done::Found(taken, room, Some(answer)) => {
+                state.is_known = true;
+                state.before = answer.end.unwrap_or(state.before);
+                (state.taken, state.room) = (Some(taken), Some(room));
+            }
+            Done::Stored(number, end) => {
+                state.note_stored(number, end);
+                self.source.release(cpu);
+            }
+            // It stays in the buffer, and the room is for others.
+            Done::Found(_, _, None) | Done::Refused => self.refused(cpu),
         }
-        state.lane = Some(lane);
-        Ok(())
+    }
+
+    /// Sends texts again that the stream drops soon. Packets that are there need them.
+    fn renew_texts(&mut self) {
+        let is_early = self.renewed.is_some_and(|at| at.elapsed() < LOOK_AT_LEAST);
+        let Some(packets) = self.packets.as_ref().filter(|_| !is_early && self.renewal.is_empty()) else {
+            return;
+        };
+        if packets.texts.are_old() {
+            self.renewed = Some(Instant::now());
+            let texts = Rc::clone(&packets.texts);
+            self.renewal.spawn_local(async move { texts.send(1).await.map(drop) });
+        }
+    }
+
+    /// Looks for the next daemon of the buffers.
+    fn reopen(&mut self) {
+        self.is_replaced = !self.source.reopen();
+        for (cpu, state) in self.cpus.iter_mut().enumerate() {
+            // The last daemon may have ended before it was told what is stored.
+            if state.taken.is_none() {
+                self.source.release(cpu);
+            }
+            // The next one has the dictionary.
+            if !self.source.is_gone {
+                state.hurry();
+            }
+        }
     }
 
     /// Finishes sub-buffers whose data has waited, unless the daemon has done that by itself.
@@ -387,7 +409,7 @@ impl<'a> Forwarding<'a> {
             return;
         }
         let names = ["bytes", "read_bytes", "overwritten_bytes", "discarded_bytes"];
-        let Ok(counters) = self.source.files.counters(&names) else { return };
+        let Ok(counters) = self.source.files.counters(self.source.instance, &names) else { return };
         let [bytes, gone @ ..] = counters.as_slice() else { return };
         let waits = |(cpu, bytes): (&usize, &u64)| {
             let gone = gone.iter().filter_map(|counter| counter.get(cpu));

@@ -1,11 +1,10 @@
-//! Packets of a timed channel, and the texts that say what they mean, which must be in the stream before them.
+//! Packets of a timed channel, and what the daemon says that they mean.
 
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use audience_common::note::newest_stamp;
-use bytes::Bytes;
 use relay::ChannelName;
 use relay::clock::{Anchor, Timeline};
 use relay::trace::definition::Definitions;
@@ -14,39 +13,34 @@ use relay::trace::metadata::Metadata;
 use relay::trace::packet::{HEADER_LEN, Losses, PacketHeader, PacketMaker, SubBuffer};
 use relay::trace::record::Records;
 
-use super::lane::Lane;
 use super::link::Link;
 use super::source::Files;
-use crate::error::Failure;
-use crate::message::{ANCHORS_MAX, Headers, Kind, Meaning, Part, Subject};
+use super::texts::Texts;
+use super::written::End;
+use crate::message::ANCHORS_MAX;
 
 /// Shortest time between two looks at clock and processes.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// Bytes of packets after which the texts are sent again, for streams that drop the oldest messages.
-const AGAIN_BYTES: u64 = 64 << 20;
-/// Time after which the texts are sent again.
-const AGAIN_TIME: Duration = Duration::from_secs(600);
-
-/// A text of the channel, and its subject.
-struct Text {
-    lane: Lane,
-    text: String,
-    /// Sequence of the first message with the text, once it is stored.
-    sequence: Option<u64>,
-}
 
 /// What a timed channel's packets mean.
 pub(crate) struct Packets {
     files: Files,
     instance: u64,
-    metadata: Text,
-    processes: Text,
+    /// The texts for the stream.
+    pub(crate) texts: Rc<Texts>,
     definitions: Definitions,
     timeline: Timeline,
     looked: Instant,
-    /// Bytes of packets since the texts were sent, and when that was.
-    since: (u64, Instant),
     cause: Cause,
+}
+
+/// A packet.
+pub(crate) struct Packet {
+    pub(crate) bytes: Vec<u8>,
+    /// The clock, with the anchors around its stamps.
+    pub(crate) timeline: Timeline,
+    /// How it ends.
+    pub(crate) end: End,
 }
 
 impl Packets {
@@ -54,27 +48,21 @@ impl Packets {
     pub(crate) fn begin(
         link: &Rc<Link>,
         files: Files,
-        (host, channel): (&str, &ChannelName),
+        names: (&str, &ChannelName),
         instance: u64,
         overwrites: bool,
     ) -> io::Result<Packets> {
-        let text = |kind| {
-            let subject = Subject { host: host.to_owned(), channel: channel.clone(), kind };
-            Text { lane: Lane::new(link, &subject, instance), text: String::new(), sequence: None }
-        };
         let mut packets = Packets {
             instance,
-            metadata: text(Kind::Metadata),
-            processes: text(Kind::Processes),
+            texts: Rc::new(Texts::new(link, names, instance)),
             definitions: Definitions::new(),
-            timeline: files.read("clock")?.parse().map_err(io::Error::other)?,
+            timeline: files.read(instance, "clock")?.parse().map_err(io::Error::other)?,
             looked: Instant::now(),
-            since: (0, Instant::now()),
             // In overwrite mode there is always room.
             cause: if overwrites { Cause::Contended } else { Cause::Full },
             files,
         };
-        packets.processes.set(packets.files.read("processes").unwrap_or_default());
+        packets.texts.set_processes(packets.files.read(instance, "processes").unwrap_or_default());
         packets.read_metadata()?;
         Ok(packets)
     }
@@ -94,38 +82,22 @@ impl Packets {
         records.all(|record| record.id < id::BUILTINS || self.definitions.get(record.id).is_some())
     }
 
-    /// Returns the packet of a sub-buffer, and its anchors.
+    /// Returns the packet of a sub-buffer.
     pub(crate) fn make(
         &mut self,
         maker: &mut PacketMaker,
         number: u64,
         losses: Losses,
         records: &[u8],
-    ) -> (Vec<u8>, Timeline) {
+    ) -> Packet {
         self.look();
         let newest = newest_stamp(&self.timeline);
         let subbuf = SubBuffer { number, losses, newest, cause: self.cause, records };
-        let mut packet = Vec::with_capacity(HEADER_LEN + records.len() + 64);
-        maker.packet(&subbuf, &self.definitions, &mut packet);
-        let header = packet.first_chunk().and_then(|header| PacketHeader::decode(header, 0).ok());
+        let mut bytes = Vec::with_capacity(HEADER_LEN + records.len() + 64);
+        maker.packet(&subbuf, &self.definitions, &mut bytes);
+        let header = bytes.first_chunk().and_then(|header| PacketHeader::decode(header, 0).ok());
         let span = header.map_or((0, u64::MAX), |header| (header.begin, header.end));
-        (packet, around(&self.timeline, span))
-    }
-
-    /// Sends the texts that a packet of this length needs, as far as they are not in the stream.
-    pub(crate) async fn send_texts(&mut self, len: usize, timeline: Timeline) -> Result<Meaning, Failure> {
-        let (bytes, at) = &mut self.since;
-        *bytes = bytes.saturating_add(len as u64);
-        if *bytes >= AGAIN_BYTES || at.elapsed() >= AGAIN_TIME {
-            self.since = (0, Instant::now());
-            (self.metadata.sequence, self.processes.sequence) = (None, None);
-        }
-        let dictionary = self.metadata.send(self.instance).await?;
-        let processes = match self.processes.text.is_empty() {
-            true => None,
-            false => Some(self.processes.send(self.instance).await?),
-        };
-        Ok(Meaning { timeline, dictionary, processes })
+        Packet { bytes, timeline: around(&self.timeline, span), end: (maker.end(), Some(losses)) }
     }
 
     /// Keeps up with clock and processes. Without a daemon, what was known last stays.
@@ -134,40 +106,22 @@ impl Packets {
             return;
         }
         self.looked = Instant::now();
-        if let Some(timeline) = self.files.read("clock").ok().and_then(|text| text.parse().ok()) {
+        if let Some(timeline) =
+            self.files.read(self.instance, "clock").ok().and_then(|text| text.parse().ok())
+        {
             self.timeline = timeline;
         }
-        if let Ok(processes) = self.files.read("processes") {
-            self.processes.set(processes);
+        if let Ok(processes) = self.files.read(self.instance, "processes") {
+            self.texts.set_processes(processes);
         }
     }
 
     fn read_metadata(&mut self) -> io::Result<()> {
-        let text = self.files.read("metadata")?;
+        let text = self.files.read(self.instance, "metadata")?;
         let (_, events) = Metadata::parse(&text).map_err(io::Error::other)?;
         self.definitions = events.definitions;
-        self.metadata.set(text);
+        self.texts.set_metadata(text);
         Ok(())
-    }
-}
-
-impl Text {
-    fn set(&mut self, text: String) {
-        if text != self.text {
-            (self.text, self.sequence) = (text, None);
-        }
-    }
-
-    async fn send(&mut self, instance: u64) -> Result<u64, Failure> {
-        if let Some(sequence) = self.sequence {
-            return Ok(sequence);
-        }
-        let last = self.lane.last().await?;
-        let number = last.of(instance).map_or(0, |last| last.number.wrapping_add(1));
-        let headers = Headers { instance, number, part: Part::WHOLE, sub_buffer: None };
-        let sequence = self.lane.put(&headers, &Bytes::from(self.text.clone())).await?;
-        self.sequence = Some(sequence);
-        Ok(sequence)
     }
 }
 

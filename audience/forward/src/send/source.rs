@@ -39,9 +39,14 @@ impl Files {
         Files { mount: mount.to_owned(), channel: channel.clone() }
     }
 
-    /// Reads one of the channel's control files.
-    pub(crate) fn read(&self, name: &str) -> io::Result<String> {
-        fs::read(self.control(name)).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    /// Reads one of the control files of the channel with this number. Fails if another channel has its name now.
+    pub(crate) fn read(&self, instance: u64, name: &str) -> io::Result<String> {
+        let bytes = fs::read(self.control(name))?;
+        // A number that has gone does not come back. So what was read before is of the same channel.
+        if self.instance()? != instance {
+            return Err(io::Error::other("another channel has this name now"));
+        }
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// Returns the number that identifies the channel: the inode number of its first file.
@@ -61,8 +66,8 @@ impl Files {
     }
 
     /// Returns a counter of each buffer.
-    pub(crate) fn counters(&self, names: &[&str]) -> io::Result<Vec<BTreeMap<usize, u64>>> {
-        let stats = self.read("stats")?;
+    pub(crate) fn counters(&self, instance: u64, names: &[&str]) -> io::Result<Vec<BTreeMap<usize, u64>>> {
+        let stats = self.read(instance, "stats")?;
         Ok(names.iter().map(|name| counter(&stats, name)).collect())
     }
 
@@ -148,6 +153,11 @@ impl Source {
         }
     }
 
+    /// Forgets what was taken of a CPU and not given back: it is there again.
+    pub(crate) fn take_again(&mut self, cpu: usize) {
+        self.reader.take_again(cpu);
+    }
+
     /// Looks for the next daemon of these buffers. Returns false if there are other ones in their place.
     pub(crate) fn reopen(&mut self) -> bool {
         let is_same = |found: &io::Result<u64>| found.as_ref().is_ok_and(|number| *number == self.instance);
@@ -170,6 +180,25 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_of_another_channel_of_the_name_are_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path(), &"app/log".parse().unwrap());
+        fs::create_dir_all(files.control("x")).unwrap();
+        fs::create_dir_all(dir.path().join("app")).unwrap();
+        let first = dir.path().join("app/log0");
+        fs::write(&first, "").unwrap();
+        fs::write(files.control("stats"), "cpu0.produced 3\n").unwrap();
+        let instance = files.instance().unwrap();
+        assert_eq!(files.read(instance, "stats").unwrap(), "cpu0.produced 3\n");
+        assert_eq!(files.counters(instance, &["produced"]).unwrap(), [BTreeMap::from([(0, 3)])]);
+        // The number of a file that is there goes to no other.
+        fs::rename(&first, dir.path().join("before")).unwrap();
+        assert!(files.read(instance, "stats").is_err(), "none");
+        fs::write(&first, "").unwrap();
+        assert!(files.read(instance, "stats").is_err() && files.counters(instance, &["produced"]).is_err());
+    }
 
     #[test]
     fn counters_are_those_of_each_buffer() {

@@ -63,6 +63,15 @@ fn headers_are_as_the_document_says() {
     }
 }
 
+/// Where a client keeps one header of a name, it still has all anchors.
+#[test]
+fn anchors_are_in_one_header() {
+    let map = timed(&[1, 2, 3].map(|n| anchor(n * 1_000_000_000))).encode();
+    let values: Vec<&str> = map.get_all(ANCHOR).map(|value| value.as_str()).collect();
+    assert_eq!(values.len(), 1);
+    assert_eq!(values[0].split(',').nth(1), Some("0 2000000000 2000000000 2000000007 2000000000"));
+}
+
 #[test]
 fn headers_come_back() {
     let mut all = vec![timed(&[anchor(10)]), timed(&[1, 2, 3, 4].map(|n| anchor(n * 1_000_000_000)))];
