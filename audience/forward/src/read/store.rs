@@ -249,8 +249,8 @@ impl Store {
                     }
                     return value;
                 }
-                // Often there is another connection at once.
-                Err(Failed::Cut) if attempts == 1 => None,
+                // Often there is another connection or leader at once, and a busy server answers the next time.
+                Err(_) if attempts == 1 => None,
                 Err(Failed::Cut) => Some("the connection was lost".to_owned()),
                 Err(Failed::Because(why)) => Some(why),
             };
