@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 need babeltrace2 babeltrace2
 need journalctl systemd
 need lttng lttng-tools
-[ -e /usr/include/lttng/tracepoint.h ] || missing="$missing liblttng-ust-dev"
+need lttng-gen-tp liblttng-ust-dev
 need taskset util-linux
 need tmux tmux
 need unshare util-linux

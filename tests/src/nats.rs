@@ -19,6 +19,16 @@ pub struct NatsServer {
     process: Process,
     dir: TempDir,
     port: u16,
+    monitor: u16,
+}
+
+/// What a server has counted since its start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Messages from clients: requests, and what they publish.
+    pub messages: u64,
+    /// Connections that were made.
+    pub connections: u64,
 }
 
 impl NatsServer {
@@ -27,32 +37,49 @@ impl NatsServer {
     pub fn start(args: &[&str]) -> NatsServer {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let process = NatsServer::run(&dir, "-1", args);
-        let mut server = NatsServer { process, dir, port: 0 };
-        server.port = server.wait_for_port();
+        let mut server = NatsServer { process, dir, port: 0, monitor: 0 };
+        server.wait_for_ports();
         server
     }
 
     fn run(dir: &TempDir, port: &str, args: &[&str]) -> Process {
         let path = |name: &str| dir.path().join(name);
         let mut command = tool("nats-server", "nats-server");
-        command.args(["-a", "127.0.0.1", "-p", port, "--jetstream", "-sd"]).arg(path("store"));
+        command.args(["-a", "127.0.0.1", "-p", port, "-m", "-1", "--jetstream", "-sd"]).arg(path("store"));
         command.arg("--ports_file_dir").arg(dir.path()).arg("--log").arg(path("log")).args(args);
         Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
     }
 
     /// Waits until the server says where it listens.
     #[track_caller]
-    fn wait_for_port(&mut self) -> u16 {
+    fn wait_for_ports(&mut self) {
         let file = self.dir.path().join(format!("nats-server_{}.ports", self.process.pid()));
-        let mut port = None;
-        eventually("a port of nats-server", || {
+        eventually("ports of nats-server", || {
             assert!(self.process.is_running(), "nats-server has ended: {}", self.log());
             let text = fs::read_to_string(&file).unwrap_or_default();
-            let after = text.split("nats://127.0.0.1:").nth(1);
-            port = after.and_then(|rest| rest.split('"').next()?.parse().ok());
-            port.is_some()
+            let port = |scheme: &str| {
+                let after = text.split(&format!("\"{scheme}://127.0.0.1:")).nth(1);
+                after.and_then(|rest| rest.split('"').next()?.parse().ok())
+            };
+            let (Some(port), Some(monitor)) = (port("nats"), port("http")) else { return false };
+            (self.port, self.monitor) = (port, monitor);
+            true
         });
-        port.expect("set above")
+    }
+
+    /// Returns what the server has counted.
+    #[track_caller]
+    pub fn counted(&self) -> Counted {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.monitor)).expect("the server's monitor");
+        stream.write_all(b"GET /varz HTTP/1.0\r\n\r\n").expect("asking the monitor");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("an answer of the monitor");
+        let number = |name: &str| -> u64 {
+            let after = answer.split(&format!("\"{name}\": ")).nth(1);
+            let digits = after.and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+            digits.and_then(|digits| digits.parse().ok()).unwrap_or_else(|| panic!("no {name} in {answer}"))
+        };
+        Counted { messages: number("in_msgs"), connections: number("total_connections") }
     }
 
     /// What the server has logged.
@@ -79,8 +106,10 @@ impl NatsServer {
     /// Starts the server again, on the same port and with the same store.
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
-        self.process = NatsServer::run(&self.dir, &self.port.to_string(), args);
-        assert_eq!(self.wait_for_port(), self.port);
+        let port = self.port;
+        self.process = NatsServer::run(&self.dir, &port.to_string(), args);
+        self.wait_for_ports();
+        assert_eq!(self.port, port);
     }
 
     /// Returns a client.
@@ -102,6 +131,7 @@ impl NatsClient {
     pub fn connect(port: u16) -> NatsClient {
         let stream = TcpStream::connect(("127.0.0.1", port)).expect("a connection to nats-server");
         stream.set_read_timeout(Some(DEADLINE)).expect("a timeout");
+        stream.set_nodelay(true).expect("a socket option");
         let mut client = NatsClient { stream: BufReader::new(stream) };
         assert!(client.line().starts_with("INFO "));
         client
@@ -165,10 +195,9 @@ impl NatsClient {
     #[track_caller]
     pub fn publish_with(&mut self, subject: &str, headers: &[u8], body: &[u8]) -> u64 {
         let (len, total) = (headers.len(), headers.len() + body.len());
-        self.send(format!("HPUB {subject} answer {len} {total}\r\n").as_bytes());
-        self.send(headers);
-        self.send(body);
-        self.send(b"\r\n");
+        // In one piece: what follows a first small piece waits for an acknowledgement of the network.
+        let first = format!("HPUB {subject} answer {len} {total}\r\n");
+        self.send(&[first.as_bytes(), headers, body, b"\r\n"].concat());
         let answer = self.answer();
         let sequence = answer.split("\"seq\":").nth(1).and_then(|rest| {
             let digits = rest.trim_start().split(|c: char| !c.is_ascii_digit()).next()?;

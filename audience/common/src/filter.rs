@@ -58,6 +58,11 @@ impl Filter {
         !self.has_times || (self.since..=self.until).contains(&timeline.realtime(stamp))
     }
 
+    /// The first moment that is asked for, in nanoseconds since 1970.
+    pub fn since(&self) -> u64 {
+        self.since
+    }
+
     /// The last moment that is asked for, in nanoseconds since 1970.
     pub fn until(&self) -> u64 {
         self.until

@@ -73,11 +73,28 @@ struct Last {
     n_records: usize,
 }
 
-/// A line, and whether it is a record's.
+/// A line.
 #[derive(Debug)]
 struct Line {
-    is_record: bool,
+    what: What,
     text: Vec<u8>,
+}
+
+/// What a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// A record, with its stamp.
+    Record(u64),
+    /// Something between records.
+    Notice,
+    /// The same, for standard error.
+    Aside,
+}
+
+impl Line {
+    fn is_record(&self) -> bool {
+        matches!(self.what, What::Record(_))
+    }
 }
 
 impl Last {
@@ -85,21 +102,31 @@ impl Last {
         Last { most, lines: VecDeque::new(), n_records: 0 }
     }
 
+    /// Returns the oldest stamp of the records; `None` if they are fewer than asked for.
+    fn oldest(&self) -> Option<u64> {
+        let stamps = self.lines.iter().filter_map(|line| match line.what {
+            What::Record(stamp) => Some(stamp),
+            What::Notice | What::Aside => None,
+        });
+        (self.n_records == self.most).then(|| stamps.min().unwrap_or(u64::MAX))
+    }
+
     /// Keeps a line, and gives up the oldest ones.
-    fn push(&mut self, is_record: bool, text: &[u8]) {
+    fn push(&mut self, what: What, text: &[u8]) {
+        let is_record = matches!(what, What::Record(_));
         if self.most == 0 || self.n_records == 0 && !is_record {
             return; // losses before the first record that is kept are another matter
         }
         self.n_records += usize::from(is_record);
         let mut memory = Vec::new();
-        while self.n_records > self.most || self.lines.front().is_some_and(|line| !line.is_record) {
+        while self.n_records > self.most || self.lines.front().is_some_and(|line| !line.is_record()) {
             let Some(line) = self.lines.pop_front() else { break };
-            self.n_records -= usize::from(line.is_record);
+            self.n_records -= usize::from(line.is_record());
             memory = line.text;
         }
         memory.clear();
         memory.extend_from_slice(text);
-        self.lines.push_back(Line { is_record, text: memory });
+        self.lines.push_back(Line { what, text: memory });
     }
 }
 
@@ -155,16 +182,25 @@ impl<'o> Printer<'o> {
             // The object has begun.
             self.block[at] = b',';
         }
-        if !is_record && self.format == Format::Cat {
-            // The format has texts alone, so other lines go to standard error.
-            let notice = String::from_utf8_lossy(&self.block[at..]);
-            let notice = notice.trim_end().trim_matches('-').trim();
-            (self.say)(&format!("{}{notice}", String::from_utf8_lossy(&self.block[begin..at])));
+        let what = match (is_record, self.format) {
+            (true, _) => What::Record(entry.stamp),
+            (false, Format::Cat) => {
+                // The format has texts alone, so other lines go to standard error.
+                let notice = String::from_utf8_lossy(&self.block[at..]);
+                let notice = notice.trim_end().trim_matches('-').trim().to_owned();
+                self.block.truncate(at);
+                self.block.extend_from_slice(notice.as_bytes());
+                What::Aside
+            }
+            (false, _) => What::Notice,
+        };
+        if let Some(last) = &mut self.last {
+            last.push(what, &self.block[begin..]);
             self.block.truncate(begin);
             return Ok(());
         }
-        if let Some(last) = &mut self.last {
-            last.push(is_record, &self.block[begin..]);
+        if what == What::Aside {
+            (self.say)(&String::from_utf8_lossy(&self.block[begin..]));
             self.block.truncate(begin);
             return Ok(());
         }
@@ -191,13 +227,30 @@ impl<'o> Printer<'o> {
             last.n_records = 0;
             std::mem::take(&mut last.lines)
         });
-        for Line { text, .. } in last.into_iter().flatten() {
+        for Line { what, text } in last.into_iter().flatten() {
+            if what == What::Aside {
+                (self.say)(&String::from_utf8_lossy(&text));
+                continue;
+            }
             self.block.extend_from_slice(&text);
             if self.block.len() >= BLOCK {
                 self.flush()?;
             }
         }
         self.flush()
+    }
+
+    /// Returns the stamp of the oldest of the last records that are asked for; `None` if there are not as many.
+    pub fn oldest_of_last(&self) -> Option<u64> {
+        self.last.as_ref().and_then(Last::oldest)
+    }
+
+    /// Forgets the last records: others come in their place.
+    pub fn forget_last(&mut self) {
+        if let Some(last) = &mut self.last {
+            last.lines.clear();
+            last.n_records = 0;
+        }
     }
 
     /// Returns how many records came, printed or not.
@@ -238,7 +291,8 @@ mod tests {
     fn last_records_are_kept_with_what_is_between_them() {
         let kept = |most, lines: &[(bool, &str)]| {
             let mut last = Last::new(most);
-            lines.iter().for_each(|(is_record, text)| last.push(*is_record, text.as_bytes()));
+            let what = |is_record| if is_record { What::Record(0) } else { What::Notice };
+            lines.iter().for_each(|(is_record, text)| last.push(what(*is_record), text.as_bytes()));
             let lines = last.lines.iter().map(|line| String::from_utf8(line.text.clone()).unwrap());
             lines.collect::<Vec<_>>()
         };
@@ -247,5 +301,16 @@ mod tests {
         assert_eq!(kept(3, &lines), ["a", "gap", "b", "c", "end"]);
         assert_eq!(kept(9, &lines), ["a", "gap", "b", "c", "end"]);
         assert!(kept(0, &lines).is_empty());
+    }
+    #[test]
+    fn oldest_of_the_last_records_is_known() {
+        let mut last = Last::new(2);
+        assert_eq!(last.oldest(), None);
+        for (stamp, oldest) in [(5, None), (7, Some(5)), (6, Some(6)), (9, Some(6)), (8, Some(8))] {
+            last.push(What::Record(stamp), b"x");
+            last.push(What::Notice, b"y");
+            assert_eq!(last.oldest(), oldest, "{stamp}");
+        }
+        assert_eq!(Last::new(0).oldest(), Some(u64::MAX));
     }
 }

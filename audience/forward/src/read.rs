@@ -10,21 +10,27 @@
 //!
 //! A lane fetches a message at a time, and is a message or two ahead of the merge. So the memory is bounded, and the
 //! order over all hosts, channels and CPUs is exact. What a message says is hostile: a lane checks it, says what it
-//! refuses, and continues behind it.
+//! refuses, and continues behind it. With -S and -n, `begin.rs` finds the place in the stream from which on lanes read.
 
+mod arrivals;
+mod begin;
 mod body;
 mod calendar;
 mod connect;
+mod content;
 mod delivery;
 pub(crate) mod error;
 mod feed;
 mod hub;
+mod known;
 mod lane;
 mod meaning;
 mod packet;
 mod print;
 mod raw;
 mod record;
+mod room;
+mod selection;
 mod stops;
 mod store;
 mod texts;
@@ -47,8 +53,14 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
         None => print::run(&mut hub, &options.read),
     };
     done?;
+    if hub.follow {
+        return Ok(());
+    }
+    if hub.is_created_again() {
+        return Err(Failure::CreatedAgain(options.stream.clone()));
+    }
     match hub.n_refused() {
-        refused if refused > 0 && !hub.follow => Err(Failure::Refused(refused)),
-        _ => Ok(()),
+        0 => Ok(()),
+        refused => Err(Failure::Refused(refused)),
     }
 }

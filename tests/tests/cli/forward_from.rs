@@ -6,14 +6,12 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use nix::sys::signal::Signal;
-use relay::trace::event::id;
-use relay::trace::packet::{HEADER_LEN, PacketHeader};
-use relay::trace::record::Record;
+use relay::trace::packet::HEADER_LEN;
 use relay_producer::{BatchOptions, Wait};
 use relayfs_tests::audience::audience;
 use relayfs_tests::clocks::{Clocks, OfKernel};
 use relayfs_tests::ctf;
-use relayfs_tests::forwarded::{Origin, from};
+use relayfs_tests::forwarded::{Follower, Origin, from, packet};
 use relayfs_tests::nats::{NatsClient, NatsServer};
 use relayfs_tests::{Mount, Process, complaint, eventually, exit_code, program, run, text, tool};
 
@@ -197,65 +195,19 @@ fn raw_channels_are_bytes() {
     assert_eq!(file("two/cpu/cpu0"), b"two\n");
 }
 
-/// A packet with one text.
-fn packet(cpu: u32, number: u64, discarded: u64, stamp: u64, message: &str) -> Vec<u8> {
-    let mut packet = vec![0; HEADER_LEN];
-    Record { stamp, id: id::TEXT, tid: 7, payload: message.as_bytes() }.encode_into(&mut packet);
-    let records_len = (packet.len() - HEADER_LEN) as u64;
-    let header = PacketHeader { cpu, begin: stamp, end: stamp, records_len, padding: 0, number, discarded };
-    packet[..HEADER_LEN].copy_from_slice(&header.encode());
-    packet
-}
-
-/// A timed channel that no daemon has, with CLOCK_MONOTONIC, whose zero is a second of 2023.
-fn made_up(host: &str) -> Origin {
-    let anchor = "0 0 0 1700000000000000000 0";
-    let clock = [("Relay-Clock", "monotonic 1000000000"), ("Relay-Anchor", anchor)];
-    Origin {
-        host: host.to_owned(),
-        channel: NAME.to_owned(),
-        instance: 1,
-        geometry: "subbuf-size=4K:n-subbufs=4:timed".to_owned(),
-        clock: clock.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec(),
-        texts: None,
-    }
-}
-
-/// The CTF text of a channel of [`made_up`].
-fn metadata() -> String {
-    use relay::GeometrySpec;
-    use relay::trace::metadata::Metadata;
-    let geometry = "subbuf-size=4K:n-subbufs=4:timed".parse::<GeometrySpec>().and_then(GeometrySpec::build);
-    let timeline = "clock monotonic 1000000000\nanchor 0 0 0 1700000000000000000 0\n".parse();
-    let metadata = Metadata {
-        hostname: "h".to_owned(),
-        channel: NAME.to_owned(),
-        geometry: geometry.expect("a geometry"),
-        release: "0.1.0".to_owned(),
-        timeline: timeline.expect("a clock"),
-    };
-    metadata.write("")
-}
-
-/// Sends a packet with one text.
-fn send(origin: &Origin, cpu: u32, number: u64, lost: u64, stamp: u64, client: &mut NatsClient) {
-    let packet = packet(cpu, number, lost, stamp, &format!("{}.{cpu}.{number}", origin.host));
-    origin.send(cpu as usize, number, lost, 1, &packet, client);
-}
-
 #[test]
 fn gaps_and_losses_are_told_where_they_are() {
     let (server, mut client) = server("");
-    let mut origin = made_up("a");
-    origin.send_texts(&metadata(), "7 700 0 0 app\t/bin/app\nthread 7 7\n", &mut client);
-    send(&origin, 0, 0, 0, 1000, &mut client);
-    send(&origin, 0, 3, 5, 3000, &mut client);
-    send(&origin, 1, 8, 0, 2000, &mut client);
+    let mut origin = Origin::made_up("a", NAME);
+    origin.send_own_texts("7 700 0 0 app\t/bin/app\nthread 7 7\n", &mut client);
+    origin.send_text(0, 0, 0, 1000, &mut client);
+    origin.send_text(0, 3, 5, 3000, &mut client);
+    origin.send_text(1, 8, 0, 2000, &mut client);
     // The channel is created again, with other numbers and losses.
     let mut again = Origin { instance: 2, ..origin.clone() };
-    again.send_texts(&metadata(), "", &mut client);
-    send(&again, 0, 1, 2, 4000, &mut client);
-    send(&again, 0, 2, 2, 5000, &mut client);
+    again.send_own_texts("", &mut client);
+    again.send_text(0, 1, 2, 4000, &mut client);
+    again.send_text(0, 2, 2, 5000, &mut client);
     let time = |micros: u32| format!("2023-11-14T22:13:20.{micros:06}Z");
     let expected = [
         format!("a {} cpu0 app[700]: a.0.0", time(1)),
@@ -294,10 +246,10 @@ fn last_words_of(dir: &Path) -> Vec<String> {
 fn hostile_messages_are_refused_and_the_rest_is_read() {
     for more in ["", ",\"allow_direct\":true"] {
         let (server, mut client) = server(more);
-        let mut origin = made_up("a");
-        origin.send_texts(&metadata(), "", &mut client);
+        let mut origin = Origin::made_up("a", NAME);
+        origin.send_own_texts("", &mut client);
         let cpu0 = origin.subject("cpu0");
-        send(&origin, 0, 0, 0, 1000, &mut client);
+        origin.send_text(0, 0, 0, 1000, &mut client);
         // No headers, foreign ones, those of an answer, and what no client can parse.
         client.publish_with(&cpu0, b"NATS/1.0\r\n\r\n", b"hello");
         client.publish(
@@ -338,16 +290,22 @@ fn hostile_messages_are_refused_and_the_rest_is_read() {
             part(name, &mut client, &vec![b'x'; len]);
         }
         // A number that came already, wild stamps, and records that are none.
-        send(&origin, 0, 0, 0, 1000, &mut client);
+        origin.send_text(0, 0, 0, 1000, &mut client);
         let mut damaged = packet(0, 3, 0, 2000, "damaged");
         damaged[HEADER_LEN + 14] = 0xff;
         origin.send(0, 3, 0, 1, &damaged, &mut client);
-        send(&origin, 0, 4, 0, u64::MAX, &mut client);
-        send(&origin, 0, 5, 0, 3000, &mut client);
+        origin.send_text(0, 4, 0, u64::MAX, &mut client);
+        origin.send_text(0, 5, 0, 3000, &mut client);
         // Texts that are not there, and those of another channel.
         for texts in [(1_000_000, 1_000_000), (3, 3)] {
             let number = 6 + u64::from(texts.0 == 3);
-            send(&Origin { texts: Some(texts), ..origin.clone() }, 0, number, 0, 4000 + number, &mut client);
+            (Origin { texts: Some(texts), ..origin.clone() }).send_text(
+                0,
+                number,
+                0,
+                4000 + number,
+                &mut client,
+            );
         }
         // Subjects that no forwarder has.
         for subject in
@@ -357,7 +315,7 @@ fn hostile_messages_are_refused_and_the_rest_is_read() {
         }
         let other = format!("relay.{}.{NAME}.cpu0", "x".repeat(3000));
         client.publish(&other, &[], b"x");
-        send(&origin, 1, 0, 0, 2500, &mut client);
+        origin.send_text(1, 0, 0, 2500, &mut client);
         let output = read(&server, &["-c", NAME, "--host", "a"]);
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
         assert_eq!(exit_code(output.status), 1, "{stdout}{stderr}");
@@ -385,63 +343,25 @@ fn hostile_messages_are_refused_and_the_rest_is_read() {
     }
 }
 
-/// A running `relay-forward --from URL -f`.
-struct Follower {
-    process: Process,
-    dir: tempfile::TempDir,
-}
-
-impl Follower {
-    #[track_caller]
-    fn start(server: &NatsServer, args: &[&str]) -> Follower {
-        let dir = tempfile::tempdir().expect("a temporary directory");
-        let file = |name| fs::File::create(dir.path().join(name)).expect("a file");
-        let mut command: Command = from(&server.url(), args);
-        command.arg("-f").stdin(Stdio::null()).stdout(file("out")).stderr(file("err"));
-        Follower { process: Process::start(&mut command), dir }
-    }
-
-    fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.dir.path().join(name)).expect("a file")
-    }
-
-    /// Waits until the texts are these.
-    #[track_caller]
-    fn has(&self, expected: &[&str]) {
-        eventually(&format!("{expected:?}, and {}", self.read("err")), || {
-            let out = self.read("out");
-            let words: Vec<&str> = out.lines().filter_map(|line| line.rsplit(": ").next()).collect();
-            words == expected
-        });
-    }
-
-    #[track_caller]
-    fn end(mut self) -> String {
-        self.process.signal(Signal::SIGTERM);
-        assert_eq!(exit_code(self.process.wait()), 0, "{}", self.read("err"));
-        self.read("err")
-    }
-}
-
 #[test]
 fn follower_prints_what_comes_of_old_and_new_hosts() {
     let (server, mut client) = server("");
     let follower = Follower::start(&server, &["-c", NAME, "--hold", "50ms"]);
-    let mut a = made_up("a");
-    a.send_texts(&metadata(), "", &mut client);
-    send(&a, 0, 0, 0, 1000, &mut client);
+    let mut a = Origin::made_up("a", NAME);
+    a.send_own_texts("", &mut client);
+    a.send_text(0, 0, 0, 1000, &mut client);
     follower.has(&["a.0.0"]);
-    let mut b = made_up("b");
-    b.send_texts(&metadata(), "", &mut client);
-    send(&b, 3, 0, 0, 2000, &mut client);
+    let mut b = Origin::made_up("b", NAME);
+    b.send_own_texts("", &mut client);
+    b.send_text(3, 0, 0, 2000, &mut client);
     follower.has(&["a.0.0", "b.3.0"]);
     // A record of before is late; one of an unknown channel is of no interest.
-    send(&a, 1, 0, 0, 1500, &mut client);
+    a.send_text(1, 0, 0, 1500, &mut client);
     let other = Origin { channel: "other".to_owned(), ..a.clone() };
-    send(&other, 0, 0, 0, 1500, &mut client);
-    send(&a, 0, 1, 0, 9000, &mut client);
+    other.send_text(0, 0, 0, 1500, &mut client);
+    a.send_text(0, 1, 0, 9000, &mut client);
     follower.has(&["a.0.0", "b.3.0", "a.1.0", "a.0.1"]);
-    let out = follower.read("out");
+    let out = follower.out();
     assert!(out.lines().nth(2).is_some_and(|line| line.contains(" cpu1 late tid 7: ")), "{out}");
     assert_eq!(follower.end(), "");
 }
@@ -449,46 +369,46 @@ fn follower_prints_what_comes_of_old_and_new_hosts() {
 #[test]
 fn records_that_come_within_the_hold_are_in_order() {
     let (server, mut client) = server("");
-    let (mut a, mut b) = (made_up("a"), made_up("b"));
+    let (mut a, mut b) = (Origin::made_up("a", NAME), Origin::made_up("b", NAME));
     for origin in [&mut a, &mut b] {
-        origin.send_texts(&metadata(), "", &mut client);
-        send(origin, 0, 0, 0, 1000, &mut client);
+        origin.send_own_texts("", &mut client);
+        origin.send_text(0, 0, 0, 1000, &mut client);
     }
     // Of what is there already, the last record alone.
     let follower = Follower::start(&server, &["-n", "1", "--hold", "3s"]);
     follower.has(&["b.0.0"]);
     // It finds all at once.
-    follower.process.signal(Signal::SIGSTOP);
+    follower.process().signal(Signal::SIGSTOP);
     for (origin, number, stamp) in [(&b, 1, 3000), (&a, 1, 2000), (&b, 2, 4000), (&a, 2, 3500)] {
-        send(origin, 0, number, 0, stamp, &mut client);
+        origin.send_text(0, number, 0, stamp, &mut client);
     }
-    follower.process.signal(Signal::SIGCONT);
+    follower.process().signal(Signal::SIGCONT);
     follower.has(&["b.0.0", "a.0.1", "b.0.1", "a.0.2", "b.0.2"]);
-    assert!(!follower.read("out").contains("late"));
+    assert!(!follower.out().contains("late"));
     follower.end();
 }
 
 #[test]
 fn server_that_is_away_is_waited_for() {
     let (mut server, mut client) = server("");
-    let mut a = made_up("a");
-    a.send_texts(&metadata(), "", &mut client);
-    send(&a, 0, 0, 0, 1000, &mut client);
+    let mut a = Origin::made_up("a", NAME);
+    a.send_own_texts("", &mut client);
+    a.send_text(0, 0, 0, 1000, &mut client);
     let follower = Follower::start(&server, &["--hold", "10ms"]);
     follower.has(&["a.0.0"]);
     server.kill();
-    eventually("a complaint", || follower.read("err").contains("trying again"));
+    eventually("a complaint", || follower.said().contains("trying again"));
     server.restart(&[]);
     let mut client = server.client();
-    send(&a, 0, 1, 0, 2000, &mut client);
+    a.send_text(0, 1, 0, 2000, &mut client);
     follower.has(&["a.0.0", "a.0.1"]);
     // A stream that is created again begins again.
     client.request("$JS.API.STREAM.DELETE.relay", "");
     client.create_stream("relay", "");
     a.instance = 5;
-    a.send_texts(&metadata(), "", &mut client);
-    send(&a, 0, 0, 0, 3000, &mut client);
-    eventually("a record of the other stream", || follower.read("out").matches("a.0.0").count() == 2);
+    a.send_own_texts("", &mut client);
+    a.send_text(0, 0, 0, 3000, &mut client);
+    eventually("a record of the other stream", || follower.out().matches("a.0.0").count() == 2);
     let said = follower.end();
     assert!(said.matches("trying again").count() <= 3 && said.contains("again"), "{said}");
 }
@@ -555,9 +475,9 @@ fn two_daemons_are_forwarded_and_read_in_one_order() {
         expected.sort_unstable();
         assert_eq!(raw, expected);
     }
-    eventually("all records of the follower", || follower.read("out").lines().count() == n_records);
+    eventually("all records of the follower", || follower.out().lines().count() == n_records);
     let mut followed: Vec<usize> = follower
-        .read("out")
+        .out()
         .lines()
         .map(|line| line.rsplit(' ').next().expect("a word").parse().expect("a number"))
         .collect();

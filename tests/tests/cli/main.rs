@@ -13,6 +13,8 @@ mod daemon_places;
 mod doctor;
 mod exec;
 mod forward_from;
+mod forward_streams;
+mod forward_tail;
 mod help;
 mod inherited_signals;
 mod install;

@@ -14,18 +14,24 @@ const ROUNDS: usize = 6;
 /// Time from a sign of work to the next end of a node.
 const LIFE: Duration = Duration::from_millis(50);
 
-#[test]
-fn killed_nodes_and_moved_leaders_leave_each_sub_buffer_once() {
+/// Starts a cluster of three.
+#[track_caller]
+pub(crate) fn start() -> [Server; 3] {
     let routes = [(); 3].map(|()| free_port());
     let clients = [(); 3].map(|()| free_port());
     let urls = routes.map(|port| format!("nats://127.0.0.1:{port}")).join(", ");
-    let mut servers = [0, 1, 2].map(|n: usize| {
+    [0, 1, 2].map(|n: usize| {
         let more = format!(
             "server_name: n{n}\ncluster {{ name: c, listen: 127.0.0.1:{}, routes: [{urls}] }}",
             routes[n]
         );
         Server::on_port(clients[n], &more)
-    });
+    })
+}
+
+#[test]
+fn killed_nodes_and_moved_leaders_leave_each_sub_buffer_once() {
+    let mut servers = start();
     let all = servers.each_ref().map(Server::url).join(",");
     let client = Client::connect(&servers[0].url(), async_nats::ConnectOptions::new());
     client.create(|config| config.num_replicas = 3);

@@ -5,6 +5,7 @@
 mod cluster;
 mod credentials;
 mod errors;
+mod followed;
 mod foreign;
 mod halted;
 mod jwt;

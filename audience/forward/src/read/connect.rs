@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::ContextBuilder;
 use async_nats::{ClientError, Event};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::error::Failure;
 use super::store::Store;
@@ -18,11 +18,14 @@ const CAPACITY: usize = 256;
 /// Longest wait for an answer, before the request is sent again.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
-/// Why there is no connection.
+/// What happens to the connection.
 #[derive(Default)]
 struct Trouble {
+    /// Why there is none.
     last: Mutex<Option<String>>,
     has_come: Notify,
+    /// Counts its losses.
+    cuts: watch::Sender<u64>,
 }
 
 impl Trouble {
@@ -30,6 +33,7 @@ impl Trouble {
         let why = match event {
             Event::ClientError(ClientError::Other(why)) => why.clone(),
             Event::ServerError(error) => error.to_string(),
+            Event::Disconnected => return self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1)),
             _ => return,
         };
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
@@ -59,7 +63,7 @@ pub(super) async fn open(options: &Options) -> Result<Store, Failure> {
     let context = ContextBuilder::new().timeout(ANSWER_MAX).build(client);
     let (mut attempts, mut is_told) = (0, false);
     loop {
-        let open = Store::open(context.clone(), &server, &options.stream);
+        let open = Store::open(context.clone(), trouble.cuts.subscribe(), &server, &options.stream);
         // The first trouble with the only server decides, unless there is time.
         let is_hasty = !options.read.follow && servers.0.len() == 1;
         let opened = tokio::select! {

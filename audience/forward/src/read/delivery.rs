@@ -5,7 +5,8 @@ use std::sync::Arc;
 use relay::trace::merge::Notice;
 use relay::trace::packet::PacketHeader;
 
-use super::texts::Dictionary;
+use super::room::Share;
+use super::texts::{Dictionary, Processes};
 use crate::message::SubBuffer;
 
 /// What a lane hands over.
@@ -14,7 +15,12 @@ pub(super) enum Delivery {
     /// A sub-buffer that passed all checks.
     SubBuffer(Box<Arrived>),
     /// Something that stands before the next sub-buffer.
-    Notice(Notice),
+    Notice {
+        /// What to say.
+        notice: Notice,
+        /// How many messages of the stream could not be used.
+        n_refused: u64,
+    },
     /// All messages that were in the stream at the start have come.
     End,
 }
@@ -26,10 +32,14 @@ pub(super) struct Arrived {
     pub(super) instance: u64,
     /// Number of the sub-buffer.
     pub(super) number: u64,
+    /// When the server stored its first part, in nanoseconds since 1970.
+    pub(super) stored: i128,
     /// What the sub-buffer is.
     pub(super) of: SubBuffer,
     /// A packet, or the bytes of a raw channel.
     pub(super) bytes: Vec<u8>,
+    /// The memory of the bytes.
+    pub(super) share: Share,
     /// Of a timed channel.
     pub(super) timed: Option<Timed>,
 }
@@ -41,8 +51,8 @@ pub(super) struct Timed {
     pub(super) header: PacketHeader,
     /// The events; `None` if the stream does not have them.
     pub(super) dictionary: Option<Arc<Dictionary>>,
-    /// The processes' text, with its sequence in the stream.
-    pub(super) processes: Option<(u64, Arc<str>)>,
+    /// The processes.
+    pub(super) processes: Option<Arc<Processes>>,
 }
 
 /// Kinds of notices.

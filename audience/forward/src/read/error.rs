@@ -39,6 +39,11 @@ pub(crate) enum Failure {
     /// Another recorder holds the directory.
     #[error("cannot record into {}: another recorder writes there", .0.display())]
     RecorderAtWork(std::path::PathBuf),
+    /// The stream was deleted and created again while it was read.
+    #[error(
+        "stream '{0}' was deleted and created again meanwhile: what it had before is read as far as it was there; read again"
+    )]
+    CreatedAgain(String),
     /// Some messages could not be used.
     #[error("{0} messages of the stream are refused or incomplete, see above; the rest was read")]
     Refused(u64),

@@ -1,15 +1,17 @@
 //! A lane as a stream of packets for the merge, with wall times for stamps.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 
 use relay::trace::merge::{Notice, Source};
 use relay::trace::packet::{PacketHeader, ReadError};
 
+use super::arrivals::Arrivals;
 use super::delivery::{Delivery, kind, notice};
-use super::hub::{Arrivals, Waiter};
+use super::hub::Waiter;
 use super::meaning::{Meaning, Origin};
+use super::room::Share;
 
 /// A lane for the merge. Clones are the same lane: each ends when nothing is there.
 #[derive(Clone)]
@@ -18,12 +20,16 @@ pub(super) struct Feed {
     waiter: Rc<Waiter>,
     origin: Rc<RefCell<Origin>>,
     state: Rc<RefCell<State>>,
+    /// By how much stamps of all lanes are ahead of the server's clock, at most, in nanoseconds.
+    lead: Rc<Cell<u64>>,
 }
 
 #[derive(Default)]
 struct State {
     /// What the packet means that is being printed.
     meaning: Option<Rc<RefCell<Meaning>>>,
+    /// The memory of that packet.
+    share: Option<Share>,
     /// The last time of the lane.
     latest: u64,
     /// What there is to say before the packet.
@@ -39,9 +45,10 @@ impl Feed {
         arrivals: &Rc<RefCell<Arrivals>>,
         waiter: &Rc<Waiter>,
         origin: &Rc<RefCell<Origin>>,
+        lead: &Rc<Cell<u64>>,
     ) -> Feed {
         let (arrivals, waiter, origin) = (Rc::clone(arrivals), Rc::clone(waiter), Rc::clone(origin));
-        Feed { arrivals, waiter, origin, state: Rc::default() }
+        Feed { arrivals, waiter, origin, state: Rc::default(), lead: Rc::clone(lead) }
     }
 
     /// From now on, a packet that is not here yet is not waited for.
@@ -75,11 +82,12 @@ impl Feed {
 
 impl Source for Feed {
     fn next_packet(&mut self, packet: &mut Vec<u8>) -> Result<Option<PacketHeader>, ReadError> {
+        self.state.borrow_mut().share = None;
         while let Some(delivery) = self.next() {
             let mut state = self.state.borrow_mut();
             let arrived = match delivery {
                 Delivery::End => continue,
-                Delivery::Notice(notice) => {
+                Delivery::Notice { notice, .. } => {
                     state.notices.push_back(notice);
                     continue;
                 }
@@ -96,8 +104,11 @@ impl Source for Feed {
             let of_channel = self.origin.borrow_mut().meaning(arrived.instance, &meaning.timeline, timed);
             let mut latest = state.latest;
             let header = of_channel.borrow().calendar().convert(timed.header, &mut bytes, &mut latest);
+            let stored = u64::try_from(arrived.stored).unwrap_or(0);
+            self.lead.set(self.lead.get().max(header.end.saturating_sub(stored)));
             state.latest = latest;
             state.meaning = Some(of_channel);
+            state.share = Some(arrived.share);
             *packet = bytes;
             return Ok(Some(header));
         }

@@ -1,36 +1,60 @@
 //! Reads a subject of sub-buffers: one message after the other, joined and checked.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use relay::trace::merge::Notice;
 use tokio::sync::{Notify, mpsc};
 
 use super::body::{Body, Joiner};
 use super::delivery::{Arrived, Delivery, Timed, kind, notice};
+use super::known::Known;
 use super::packet;
+use super::room::Room;
 use super::store::{Found, Store};
-use super::texts::Texts;
-use crate::message::{Kind, Subject};
+use super::texts::{Dictionary, Of, Processes, Texts, Version};
+use crate::message::{Kind, Meaning, Subject};
+
+/// Notices in a row that are shown; others are counted.
+const NOTICES_MAX: u64 = 8;
 
 /// What a lane reads, and where that goes.
 pub(super) struct Lane {
     pub(super) store: Arc<Store>,
+    pub(super) known: Arc<Known>,
     pub(super) texts: Arc<Texts>,
+    pub(super) room: Arc<Room>,
     pub(super) subject: Subject,
     /// Number of the CPU.
     pub(super) cpu: u32,
+    /// Sequence of the first message that is of interest.
+    pub(super) from: u64,
     /// Sequence of the last message that was in the stream at the start.
     pub(super) last: u64,
     /// Whether to wait for more.
     pub(super) follow: bool,
     /// Says that there may be more.
     pub(super) wake: Arc<Notify>,
-    /// Counts how often the stream was created again.
-    pub(super) creations: Arc<AtomicU64>,
     pub(super) deliveries: mpsc::Sender<Delivery>,
     /// Says that something was delivered.
     pub(super) delivered: Arc<Notify>,
+}
+
+/// How far a lane has come.
+struct Course {
+    joiner: Joiner,
+    /// Sequence with which it continues.
+    from: u64,
+    /// How often the stream had been created again when the lane began with it.
+    creation: u64,
+    /// Whether any replica may be asked.
+    is_direct: bool,
+    /// Instance and number of the sub-buffer before.
+    before: Option<(u64, u64)>,
+    /// Whether sub-buffers may come that came before: the stream, or its server, begins again.
+    is_again: bool,
+    /// Notices since the last sub-buffer, and how many of these are not said.
+    n_notices: u64,
+    n_unsaid: u64,
 }
 
 /// The main thread wants no more.
@@ -44,48 +68,65 @@ impl Lane {
 
     async fn read(&self) -> Result<(), Gone> {
         let subject = self.subject.encode(self.store.name());
-        let mut joiner = Joiner::new(Kind::Cpu(self.cpu));
-        // Instance and number of the sub-buffer before.
-        let mut before: Option<(u64, u64)> = None;
-        let (mut from, mut is_ended) = (1, false);
-        // Relaxed, here and below: the wake-up orders them.
-        let mut creations = self.creations.load(Ordering::Relaxed);
+        let joiner = Joiner::new(Kind::Cpu(self.cpu), &self.room);
+        let mut at = Course {
+            joiner: if self.from > 1 { joiner.in_middle() } else { joiner },
+            from: self.from,
+            creation: self.known.creation(),
+            is_direct: true,
+            before: None,
+            is_again: false,
+            n_notices: 0,
+            n_unsaid: 0,
+        };
+        let mut is_ended = false;
         loop {
-            let found = self.store.next(&subject, from).await;
-            let sequence = match &found {
-                Found::Message(message) => Some(message.sequence),
-                Found::Unreadable(sequence) => Some(*sequence),
-                Found::Nothing => None,
-            };
-            if !is_ended && sequence.is_none_or(|sequence| sequence > self.last) {
+            let turn = self.known.turn(&subject);
+            if turn.creation != at.creation && !self.follow {
+                // What was asked for is gone.
+                return self.deliver(Delivery::End).await;
+            }
+            at.creation = turn.creation;
+            if let Some(restart) = turn.restart {
+                (at.from, at.is_again) = (at.from.min(restart), true);
+            }
+            if self.room.is_tight() {
+                // Until what came before is taken.
+                drop(self.deliveries.reserve().await.map_err(|_| Gone)?);
+            }
+            let found = self.store.next(&subject, at.from, at.is_direct).await;
+            let place = found.place();
+            if !is_ended && place.is_none_or(|place| place.sequence > self.last) {
                 is_ended = true;
+                self.say_rest(&mut at).await?;
                 self.deliver(Delivery::End).await?;
             }
             if is_ended && !self.follow {
                 return Ok(());
             }
-            let Some(sequence) = sequence else {
+            let Some(place) = place else {
+                self.say_rest(&mut at).await?;
                 self.wake.notified().await;
-                let now = self.creations.load(Ordering::Relaxed);
-                if std::mem::replace(&mut creations, now) != now {
-                    // A stream that was created again counts from 1.
-                    from = 1;
-                }
                 continue;
             };
+            if !self.known.confirms(&self.store, place, at.creation, self.follow).await {
+                continue;
+            }
             // A server that gives an old message again would be asked for it forever.
-            from = sequence.max(from) + 1;
+            at.from = place.sequence.max(at.from).saturating_add(1);
             let Found::Message(message) = found else {
-                let text = format!("message {sequence} is refused: its headers cannot be read");
-                self.deliver(Delivery::Notice(notice(kind::REFUSED, text))).await?;
+                // Such headers cost the connection if they come directly, and more of them may follow.
+                at.is_direct = false;
+                let text = format!("message {} is refused: its headers cannot be read", place.sequence);
+                self.say(&mut at, notice(kind::REFUSED, text)).await?;
                 continue;
             };
-            let (told, body) = joiner.add(sequence, &message.headers, &message.payload);
+            let (told, body) = at.joiner.add(place, &message.headers, &message.payload);
             for notice in told {
-                self.deliver(Delivery::Notice(notice)).await?;
+                self.say(&mut at, notice).await?;
             }
             if let Some(body) = body {
-                self.pass(body, &mut before).await?;
+                self.pass(body, &mut at).await?;
             }
         }
     }
@@ -96,28 +137,51 @@ impl Lane {
         sent.map_err(|_| Gone)
     }
 
+    /// Says that a message cannot be used. Of many in a row the first are said, and how many more there are.
+    async fn say(&self, at: &mut Course, notice: Notice) -> Result<(), Gone> {
+        at.n_notices += 1;
+        if at.n_notices > NOTICES_MAX {
+            at.n_unsaid += 1;
+            return Ok(());
+        }
+        self.deliver(Delivery::Notice { notice, n_refused: 1 }).await
+    }
+
+    /// Says how many messages could not be used beside those that were told.
+    async fn say_rest(&self, at: &mut Course) -> Result<(), Gone> {
+        let n_refused = std::mem::take(&mut at.n_unsaid);
+        if n_refused == 0 {
+            return Ok(());
+        }
+        let notice = notice(kind::REFUSED, format!("{n_refused} more messages are refused or incomplete"));
+        self.deliver(Delivery::Notice { notice, n_refused }).await
+    }
+
     /// Checks a body, adds its texts, and hands it over.
-    async fn pass(&self, body: Body, before: &mut Option<(u64, u64)>) -> Result<(), Gone> {
-        let Body { headers, bytes, sequence } = body;
+    async fn pass(&self, body: Body, at: &mut Course) -> Result<(), Gone> {
+        let Body { headers, bytes, first, share } = body;
         let Some(of) = headers.sub_buffer else { return Ok(()) };
         let (instance, number) = (headers.instance, headers.number);
-        let refused = |why: String| {
-            Delivery::Notice(notice(kind::REFUSED, format!("sub-buffer {number} is refused: {why}")))
-        };
-        let same = before.filter(|(before, _)| *before == instance).map(|(_, number)| number);
+        let refused = |why: String| notice(kind::REFUSED, format!("sub-buffer {number} is refused: {why}"));
+        let same = at.before.filter(|(before, _)| *before == instance).map(|(_, number)| number);
         if same.is_some_and(|before| number <= before) {
-            return self.deliver(refused(format!("message {sequence} has it once more"))).await;
+            if at.is_again {
+                return Ok(());
+            }
+            return self.say(at, refused(format!("message {} has it once more", first.sequence))).await;
         }
         let header = match &of.meaning {
             Some(_) => match packet::check(&bytes, self.cpu, number) {
                 Ok(header) => Some(header),
-                Err(why) => return self.deliver(refused(why)).await,
+                Err(why) => return self.say(at, refused(why)).await,
             },
             None => None,
         };
-        if before.is_some() && same.is_none() {
+        self.say_rest(at).await?;
+        if at.before.is_some() && same.is_none() {
             let text = "the channel was created again".to_owned();
-            self.deliver(Delivery::Notice(Notice { kind: kind::RECREATED, text, restarts: true })).await?;
+            let notice = Notice { kind: kind::RECREATED, text, restarts: true };
+            self.deliver(Delivery::Notice { notice, n_refused: 0 }).await?;
         }
         // A merge finds gaps between packets itself.
         if header.is_none()
@@ -127,26 +191,38 @@ impl Lane {
             let text = format!(
                 "sub-buffers {first} to {last} are missing: they were overwritten, or read elsewhere"
             );
-            self.deliver(Delivery::Notice(notice(kind::MISSING, text))).await?;
+            let notice = notice(kind::MISSING, text);
+            self.deliver(Delivery::Notice { notice, n_refused: 0 }).await?;
         }
-        *before = Some((instance, number));
+        (at.before, at.is_again) = (Some((instance, number)), false);
         let timed = match header.zip(of.meaning.as_ref()) {
             None => None,
             Some((header, meaning)) => {
-                let found =
-                    self.texts.dictionary(&self.store, &self.subject, instance, meaning.dictionary).await;
-                let dictionary = self.told(found, "dictionary", meaning.dictionary, number).await?;
-                let processes = match meaning.processes {
-                    None => None,
-                    Some(at) => {
-                        let found = self.texts.processes(&self.store, &self.subject, instance, at).await;
-                        self.told(found, "processes", at, number).await?.map(|text| (at, text))
-                    }
-                };
+                let (dictionary, processes) = self.texts_of(meaning, instance, at.creation, number).await?;
                 Some(Timed { header, dictionary, processes })
             }
         };
-        self.deliver(Delivery::SubBuffer(Box::new(Arrived { instance, number, of, bytes, timed }))).await
+        at.n_notices = 0;
+        let arrived = Arrived { instance, number, stored: first.time, of, bytes, share, timed };
+        self.deliver(Delivery::SubBuffer(Box::new(arrived))).await
+    }
+
+    /// Returns the texts of a packet; says which are not there.
+    async fn texts_of(
+        &self,
+        meaning: &Meaning,
+        instance: u64,
+        creation: u64,
+        number: u64,
+    ) -> Result<(Option<Arc<Dictionary>>, Option<Arc<Processes>>), Gone> {
+        let of = Of { subject: &self.subject, instance };
+        let version = |sequence| Version { creation, sequence };
+        let at = meaning.dictionary;
+        let found = self.texts.dictionary(&self.store, of, version(at)).await;
+        let dictionary = self.told(found, "dictionary", at, number).await?;
+        let Some(at) = meaning.processes else { return Ok((dictionary, None)) };
+        let found = self.texts.processes(&self.store, of, version(at)).await;
+        Ok((dictionary, self.told(found, "processes", at, number).await?))
     }
 
     /// Says why a text is not there.
@@ -161,7 +237,8 @@ impl Lane {
             Ok(text) => Ok(Some(text)),
             Err(why) => {
                 let text = format!("sub-buffer {number} is without its {what}, message {at}: {why}");
-                self.deliver(Delivery::Notice(notice(kind::INCOMPLETE, text))).await?;
+                let notice = notice(kind::INCOMPLETE, text);
+                self.deliver(Delivery::Notice { notice, n_refused: 1 }).await?;
                 Ok(None)
             }
         }

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use audience_common::print::Look;
 use relay::clock::{Clock, Timeline};
@@ -10,6 +11,7 @@ use relay::trace::text::{Format, Lines};
 
 use super::calendar::Calendar;
 use super::delivery::Timed;
+use super::texts::{Dictionary, Processes};
 use crate::message::Subject;
 
 /// The most channels of a name that are kept: when one was created again, CPUs change over one after the other.
@@ -20,9 +22,9 @@ pub(super) struct Meaning {
     instance: u64,
     calendar: Calendar,
     lines: Lines,
-    /// Sequences of the newest texts.
-    dictionary: u64,
-    processes: u64,
+    /// The newest texts.
+    dictionary: Option<Arc<Dictionary>>,
+    processes: Option<Arc<Processes>>,
 }
 
 impl Meaning {
@@ -39,15 +41,17 @@ impl Meaning {
     /// Adds what came with a packet. Newer texts have all that older ones have.
     fn learn(&mut self, timeline: &Timeline, timed: &Timed) {
         let mut is_new = self.calendar.learn(timeline);
-        if let Some(dictionary) = timed.dictionary.as_ref().filter(|text| text.sequence > self.dictionary) {
-            self.dictionary = dictionary.sequence;
-            is_new |= self.calendar.learn(&dictionary.metadata.timeline);
-            self.lines.change_names(|names| names.set_definitions(dictionary.definitions.clone()));
+        let newest = self.dictionary.as_ref().map(|text| text.version);
+        if let Some(text) = timed.dictionary.as_ref().filter(|text| Some(text.version) > newest) {
+            self.dictionary = Some(Arc::clone(text));
+            is_new |= self.calendar.learn(&text.metadata.timeline);
+            self.lines.change_names(|names| names.set_definitions(text.definitions.clone()));
         }
-        if let Some((sequence, text)) = timed.processes.as_ref().filter(|(at, _)| *at > self.processes) {
-            self.processes = *sequence;
+        let newest = self.processes.as_ref().map(|text| text.version);
+        if let Some(text) = timed.processes.as_ref().filter(|text| Some(text.version) > newest) {
+            self.processes = Some(Arc::clone(text));
             self.lines.change_names(|names| {
-                names.add_processes(text);
+                names.add_processes(&text.text);
             });
         }
         if is_new {
@@ -94,7 +98,7 @@ impl Origin {
             None => {
                 let calendar = Calendar::new(timeline);
                 let lines = self.look.lines(calendar.of_wall_times(), Names::default());
-                let meaning = Meaning { instance, calendar, lines, dictionary: 0, processes: 0 };
+                let meaning = Meaning { instance, calendar, lines, dictionary: None, processes: None };
                 let meaning = Rc::new(RefCell::new(meaning));
                 if self.meanings.len() == INSTANCES_MAX {
                     self.meanings.remove(0);

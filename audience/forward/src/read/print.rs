@@ -4,22 +4,25 @@
 //! for a while, so that other hosts' messages of the same time can come, too. Clocks of hosts need not agree with ours:
 //! a packet that has waited lets everything pass that is not younger than its last record.
 
-use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use audience_common::filter::Filter;
 use audience_common::output::Output;
 use audience_common::print::{Look, Printer};
 use relay::trace::merge::{Entry, Merge};
 use relay::trace::text::Lines;
 
+use super::begin::Begin;
 use super::calendar::newest_stamp;
+use super::content::Content;
 use super::delivery::Delivery;
 use super::error::Failure;
 use super::feed::Feed;
 use super::hub::Hub;
-use super::meaning::{Origin, empty_lines, shown};
+use super::meaning::{Origin, empty_lines};
 use super::raw;
 use crate::message::Subject;
 use crate::options::Read;
@@ -36,14 +39,11 @@ const RECORDS: u64 = 1024;
 
 /// Prints what is asked for.
 pub(super) fn run(hub: &mut Hub, read: &Read) -> Result<(), Failure> {
-    let Some(is_raw) = kind(hub)? else { return hub.end() };
+    let filter = Filter::new(&read.show)?;
+    let (since, until) = (filter.since(), filter.until());
+    let found = Begin::find(hub, since, until, read.show.lines.is_some());
+    let Some(mut begin) = found else { return hub.end() };
     let mut output = Output::new()?;
-    if is_raw {
-        return match read.show.given() {
-            Some(option) => Err(Failure::Raw(format!("the channel is raw: {option} needs a timed channel"))),
-            None => raw::print(hub, &mut output),
-        };
-    }
     let printer = Printer::new(&read.show, &mut output, |notice| say(notice))?;
     let look = Look::new(&read.show);
     // All lines have the channel, if there may be several.
@@ -57,71 +57,34 @@ pub(super) fn run(hub: &mut Hub, read: &Read) -> Result<(), Failure> {
         merge: Merge::new(),
         printer,
         lines,
+        lead: Rc::default(),
     };
-    timed.run(hub, read)
-}
-
-/// Finds out whether the only channel is raw. `None`: the end came first.
-fn kind(hub: &mut Hub) -> Result<Option<bool>, Failure> {
     loop {
-        let (mut timed, mut raw) = (BTreeSet::new(), BTreeSet::new());
-        for lane in &hub.lanes {
-            let mut lane = lane.borrow_mut();
-            let first = |delivery: &Delivery| match delivery {
-                Delivery::SubBuffer(arrived) => Some(arrived.timed.is_some()),
-                Delivery::Notice(_) | Delivery::End => None,
-            };
-            let is_timed = loop {
-                let known = lane.queued().find_map(first);
-                if known.is_some() || !lane.wait(&hub.waiter) {
-                    break known.or_else(|| lane.queued().find_map(first));
+        hub.begin(begin.from());
+        match Content::find(hub, begin.is_partial())? {
+            None => return hub.end(),
+            Some(Content::Raw) => {
+                drop(timed);
+                return match read.show.given() {
+                    Some(option) => {
+                        Err(Failure::Raw(format!("the channel is raw: {option} needs a timed channel")))
+                    }
+                    None => raw::print(hub, &mut output),
+                };
+            }
+            Some(Content::Timed) => {
+                timed.print_start(hub, read)?;
+                if begin.is_enough(timed.printer.oldest_of_last(), timed.lead.get()) {
+                    return timed.finish(hub, read);
                 }
-            };
-            let channel = (shown(&lane.subject.host), lane.subject.channel.to_string());
-            match is_timed {
-                Some(true) => drop(timed.insert(channel)),
-                Some(false) => drop(raw.insert(channel)),
-                None => {}
             }
+            Some(Content::Unknown) if begin.is_partial() => {}
+            Some(Content::Unknown) => return Err(hub.selection.nothing()),
         }
-        if hub.waiter.stops.is_ended() {
-            return Ok(None);
+        if hub.waiter.stops.is_ended() || begin.widen(hub).is_none() {
+            return timed.finish(hub, read);
         }
-        let is_alone = hub.selection.n_channels() == 1 && raw.len() == 1;
-        if timed.is_empty() && is_alone {
-            return Ok(Some(true));
-        }
-        // A channel that was created again may be both.
-        let left_out: BTreeSet<_> = raw.difference(&timed).cloned().collect();
-        // Lanes end when nothing takes what they read.
-        hub.lanes.retain(|lane| {
-            let lane = lane.borrow();
-            !left_out.contains(&(shown(&lane.subject.host), lane.subject.channel.to_string()))
-        });
-        for (host, channel) in &left_out {
-            say(format_args!(
-                "channel '{channel}' of {host} is raw, and is left out: --host {host} -c {channel} prints its bytes, \
-                 --record DIR writes them into files"
-            ));
-        }
-        if !timed.is_empty() || !raw.is_empty() && hub.follow {
-            return Ok(Some(false));
-        }
-        if !raw.is_empty() {
-            return Err(Failure::Raw(
-                "there are raw channels alone, which are printed one at a time".to_owned(),
-            ));
-        }
-        if !hub.follow {
-            if hub.n_refused() > 0 {
-                return Ok(Some(false));
-            }
-            return Err(hub.nothing());
-        }
-        hub.pause(LOOK_AGAIN);
-        for lane in &hub.lanes {
-            lane.borrow_mut().poll();
-        }
+        timed.forget();
     }
 }
 
@@ -139,6 +102,8 @@ struct Timed<'o> {
     printer: Printer<'o>,
     /// For lanes without a packet.
     lines: Lines,
+    /// By how much stamps are ahead of the server's clock, at most, in nanoseconds.
+    lead: Rc<Cell<u64>>,
 }
 
 /// A lane of the merge.
@@ -148,7 +113,8 @@ struct Lane {
 }
 
 impl Timed<'_> {
-    fn run(&mut self, hub: &mut Hub, read: &Read) -> Result<(), Failure> {
+    /// Prints what was in the stream at the start, or keeps the last of it.
+    fn print_start(&mut self, hub: &Hub, read: &Read) -> Result<(), Failure> {
         self.add_lanes(hub);
         for (index, lane) in self.feeds.iter().enumerate() {
             self.merge.push(index as u32, lane.feed.clone());
@@ -156,7 +122,19 @@ impl Timed<'_> {
         if !read.follow {
             self.merge.set_horizon(self.printer.until());
         }
-        self.print(hub)?;
+        self.print(hub)
+    }
+
+    /// Forgets what was kept, and the lanes it came from.
+    fn forget(&mut self) {
+        self.printer.forget_last();
+        self.feeds.clear();
+        self.merge = Merge::new();
+        self.lead.set(0);
+    }
+
+    /// Prints what is kept, and with `--follow` what comes.
+    fn finish(&mut self, hub: &mut Hub, read: &Read) -> Result<(), Failure> {
         let stops = &hub.waiter.stops;
         if stops.is_ended() && (!read.follow || !stops.is_signalled()) {
             return Err(stops.why());
@@ -176,7 +154,7 @@ impl Timed<'_> {
                 (lane.subject.clone(), lane.cpu)
             };
             let origin = self.origin(&subject);
-            self.feeds.push(Lane { feed: Feed::new(lane, &hub.waiter, &origin), cpu });
+            self.feeds.push(Lane { feed: Feed::new(lane, &hub.waiter, &origin, &self.lead), cpu });
         }
     }
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use audience_common::output::Output;
 
+use super::arrivals::Arrivals;
 use super::delivery::Delivery;
 use super::error::Failure;
-use super::hub::{Arrivals, Hub};
+use super::hub::Hub;
 use super::meaning::shown;
 use crate::output::say;
 
@@ -55,7 +56,7 @@ fn print_queued(lane: &mut Arrivals, output: &mut Output) -> Result<(), Failure>
                     arrived.number
                 ));
             }
-            Delivery::Notice(notice) => say(format_args!("{}: {}", place(lane), notice.text)),
+            Delivery::Notice { notice, .. } => say(format_args!("{}: {}", place(lane), notice.text)),
             Delivery::End => {}
         }
     }

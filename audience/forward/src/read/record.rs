@@ -22,9 +22,10 @@ use nix::fcntl::Flock;
 
 use self::bytes::Bytes;
 use self::trace::Traces;
+use super::arrivals::Arrivals;
 use super::delivery::{Arrived, Delivery};
 use super::error::Failure;
-use super::hub::{Arrivals, Hub};
+use super::hub::Hub;
 use super::meaning::shown;
 use super::raw::place;
 use crate::message::Subject;
@@ -37,8 +38,9 @@ const DIR_MODE: u32 = 0o700;
 
 /// Records all lanes below a directory.
 pub(super) fn run(hub: &mut Hub, dir: &Path) -> Result<(), Failure> {
+    hub.begin(1);
     if hub.lanes.is_empty() && !hub.follow {
-        return Err(hub.nothing());
+        return Err(hub.selection.nothing());
     }
     create_dirs(dir)?;
     let mut recorder = Recorder { dir: dir.to_owned(), channels: BTreeMap::new() };
@@ -110,7 +112,7 @@ impl Recorder {
                     let Some(channel) = self.channels.get_mut(&key) else { continue };
                     channel.record(lane, *arrived)?;
                 }
-                Delivery::Notice(notice) => say(format_args!("{}: {}", place(lane), notice.text)),
+                Delivery::Notice { notice, .. } => say(format_args!("{}: {}", place(lane), notice.text)),
                 Delivery::End => {}
             }
         }

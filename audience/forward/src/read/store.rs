@@ -1,12 +1,15 @@
 //! The stream of a server, and what to do while that is away.
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{Context, GetStreamErrorKind};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream};
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::{RawMessage, Stream};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio_stream::StreamExt;
 
 use super::error::Failure;
@@ -23,32 +26,88 @@ pub(super) struct Store {
     name: String,
     /// Whether every replica answers, and without base64.
     is_direct: bool,
+    /// Counts lost connections.
+    cuts: watch::Receiver<u64>,
     /// Whether a failure was told, and no success since.
     is_away: AtomicBool,
+    /// Whether the program ends: the connection goes then, and that is no failure.
+    is_ending: AtomicBool,
 }
 
 /// How far a stream has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Extent {
+    /// Sequence of the first message.
+    pub(super) first: u64,
     /// Sequence of the last message.
     pub(super) last: u64,
-    /// When the stream was created, in nanoseconds since 1970. One that was created again counts from 1.
+    /// When the server stored the last message, in nanoseconds since 1970.
+    pub(super) last_time: i128,
+    /// When the stream was created. One that was created again counts from 1.
     pub(super) created: i128,
+}
+
+/// Where a message is in a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Its sequence.
+    pub(super) sequence: u64,
+    /// When the server stored it, in nanoseconds since 1970.
+    pub(super) time: i128,
+}
+
+impl Place {
+    pub(super) fn of(message: &StreamMessage) -> Place {
+        Place { sequence: message.sequence, time: message.time.unix_timestamp_nanos() }
+    }
 }
 
 /// What there is at a place of the stream.
 pub(super) enum Found {
     /// A message.
     Message(Box<StreamMessage>),
-    /// The message of this sequence, whose headers cannot be read.
-    Unreadable(u64),
+    /// A message whose headers cannot be read.
+    Unreadable(Place),
     /// Nothing yet.
     Nothing,
 }
 
+impl Found {
+    /// Returns where the message is.
+    pub(super) fn place(&self) -> Option<Place> {
+        match self {
+            Found::Message(message) => Some(Place::of(message)),
+            Found::Unreadable(place) => Some(*place),
+            Found::Nothing => None,
+        }
+    }
+}
+
+/// Subjects with the numbers of their messages.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Subjects {
+    /// In their order.
+    pub(super) all: Vec<(String, usize)>,
+    /// Whether there are more than were asked for.
+    pub(super) is_cut: bool,
+}
+
+/// Why a request has no answer.
+enum Failed {
+    /// The connection was lost before the answer.
+    Cut,
+    /// Another reason.
+    Because(String),
+}
+
 impl Store {
-    /// Finds the stream.
-    pub(super) async fn open(context: Context, server: &str, name: &str) -> Result<Store, Failure> {
+    /// Finds the stream. `cuts` counts lost connections.
+    pub(super) async fn open(
+        context: Context,
+        cuts: watch::Receiver<u64>,
+        server: &str,
+        name: &str,
+    ) -> Result<Store, Failure> {
         let stream = context.get_stream(name).await.map_err(|error| match error.kind() {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 Failure::NoStream { server: server.to_owned(), stream: name.to_owned() }
@@ -57,7 +116,14 @@ impl Store {
         })?;
         let is_direct = stream.cached_info().config.allow_direct;
         let (server, name) = (server.to_owned(), name.to_owned());
-        Ok(Store { context, stream, server, name, is_direct, is_away: AtomicBool::new(false) })
+        let (is_away, is_ending) = (AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Store { context, stream, server, name, is_direct, cuts, is_away, is_ending })
+    }
+
+    /// Says nothing of failures from now on.
+    pub(super) fn end(&self) {
+        // Relaxed: a task that finds the connection gone has synchronized with the thread that then let it go.
+        self.is_ending.store(true, Ordering::Relaxed);
     }
 
     /// Returns the name of the stream.
@@ -66,13 +132,20 @@ impl Store {
     }
 
     /// Returns the first message of a subject from a sequence on.
-    pub(super) async fn next(&self, subject: &str, from: u64) -> Found {
-        self.patiently(|| self.try_next(subject, from)).await
+    ///
+    /// `is_direct`: any replica may answer, if the stream allows it. Headers that cannot be read end the connection then.
+    pub(super) async fn next(&self, subject: &str, from: u64, is_direct: bool) -> Found {
+        self.patiently(|| self.try_next(subject, from, is_direct)).await
     }
 
-    /// Returns the message of this sequence; `None`: it is not there, or cannot be read.
-    pub(super) async fn message(&self, sequence: u64) -> Option<StreamMessage> {
-        self.patiently(|| self.try_message(sequence)).await
+    /// Returns the last message of a subject.
+    pub(super) async fn last(&self, subject: &str) -> Found {
+        self.patiently(|| self.get(json!({ "last_by_subj": subject }))).await
+    }
+
+    /// Returns where the first message of all subjects is from a sequence on.
+    pub(super) async fn place(&self, from: u64) -> Option<Place> {
+        self.patiently(|| self.get(json!({ "seq": from, "next_by_subj": ">" }))).await.place()
     }
 
     /// Returns how far the stream has come.
@@ -80,76 +153,95 @@ impl Store {
         self.patiently(|| self.try_extent()).await
     }
 
-    /// Returns the subjects that match a filter, with the numbers of their messages.
-    pub(super) async fn subjects(&self, filter: &str) -> Vec<(String, usize)> {
-        self.patiently(|| self.try_subjects(filter)).await
+    /// Returns subjects that match a filter and are picked, `most` at most.
+    pub(super) async fn subjects(&self, filter: &str, most: usize, pick: impl Fn(&str) -> bool) -> Subjects {
+        self.patiently(|| self.try_subjects(filter, most, &pick)).await
     }
 
-    async fn try_message(&self, sequence: u64) -> Result<Option<StreamMessage>, String> {
-        match self.stream.get_raw_message(sequence).await {
-            Ok(message) => Ok(Some(message)),
-            Err(error) => match error.kind() {
-                RawMessageErrorKind::NoMessageFound => Ok(None),
-                // The answer came, and its headers make no sense.
-                RawMessageErrorKind::Other if self.raw(&json!({ "seq": sequence })).await.is_ok() => Ok(None),
-                _ => Err(error.to_string()),
-            },
+    async fn try_extent(&self) -> Result<Extent, Failed> {
+        let info = self.ask(self.stream.get_info()).await?;
+        Ok(Extent {
+            first: info.state.first_sequence,
+            last: info.state.last_sequence,
+            last_time: info.state.last_timestamp.unix_timestamp_nanos(),
+            created: info.created.unix_timestamp_nanos(),
+        })
+    }
+
+    async fn try_subjects(
+        &self,
+        filter: &str,
+        most: usize,
+        pick: &impl Fn(&str) -> bool,
+    ) -> Result<Subjects, Failed> {
+        let mut found = Subjects::default();
+        let mut info = self.ask(self.stream.info_with_subjects(filter)).await?;
+        while let Some(subject) = self.unless_cut(info.next()).await? {
+            let subject = subject.map_err(|error| Failed::Because(error.to_string()))?;
+            if !pick(&subject.0) {
+                continue;
+            }
+            if found.all.len() == most {
+                found.is_cut = true;
+                break;
+            }
+            found.all.push(subject);
         }
-    }
-
-    async fn try_extent(&self) -> Result<Extent, String> {
-        let info = self.stream.get_info().await.map_err(|error| error.to_string())?;
-        Ok(Extent { last: info.state.last_sequence, created: info.created.unix_timestamp_nanos() })
-    }
-
-    async fn try_subjects(&self, filter: &str) -> Result<Vec<(String, usize)>, String> {
-        let mut found = Vec::new();
-        let mut info = self.stream.info_with_subjects(filter).await.map_err(|error| error.to_string())?;
-        while let Some(subject) = info.next().await {
-            found.push(subject.map_err(|error| error.to_string())?);
-        }
-        found.sort_unstable();
+        found.all.sort_unstable();
         Ok(found)
     }
 
-    async fn try_next(&self, subject: &str, from: u64) -> Result<Found, String> {
-        if self.is_direct {
+    async fn try_next(&self, subject: &str, from: u64, is_direct: bool) -> Result<Found, Failed> {
+        if self.is_direct && is_direct {
             let get = self.stream.direct_get_builder().sequence(from).next_by_subject(subject);
-            match get.send().await {
-                Ok(message) if message.sequence >= from && message.subject.as_str() == subject => {
-                    return Ok(Found::Message(Box::new(message)));
-                }
-                // A message's own headers may look like an answer. So the other way has the last word.
-                _ => {}
+            // A message's own headers may look like an answer, or end the connection. So the other way has the last word.
+            if let Ok(Ok(message)) = self.unless_cut(get.send()).await
+                && message.sequence >= from
+                && message.subject.as_str() == subject
+            {
+                return Ok(Found::Message(Box::new(message)));
             }
         }
-        let get = self.stream.raw_message_builder().sequence(from).next_by_subject(subject);
-        match get.send().await {
-            Ok(message) => Ok(Found::Message(Box::new(message))),
-            Err(error) => match error.kind() {
-                RawMessageErrorKind::NoMessageFound => Ok(Found::Nothing),
-                RawMessageErrorKind::Other => {
-                    let found = self.raw(&json!({ "seq": from, "next_by_subj": subject })).await;
-                    found.map(Found::Unreadable).map_err(|_| error.to_string())
-                }
-                _ => Err(error.to_string()),
-            },
+        self.get(json!({ "seq": from, "next_by_subj": subject })).await
+    }
+
+    /// Asks the stream's leader for a message.
+    async fn get(&self, request: Value) -> Result<Found, Failed> {
+        let subject = format!("STREAM.MSG.GET.{}", self.name);
+        match self.ask(self.context.request(subject, &request)).await? {
+            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
+                Ok(Found::Nothing)
+            }
+            Response::Err { error } => Err(Failed::Because(error.to_string())),
+            Response::Ok::<Value>(mut answer) => {
+                let message: RawMessage = serde_json::from_value(answer["message"].take())
+                    .map_err(|error| Failed::Because(error.to_string()))?;
+                let place = Place { sequence: message.sequence, time: message.time.unix_timestamp_nanos() };
+                let message = StreamMessage::try_from(message);
+                Ok(message.map_or(Found::Unreadable(place), |message| Found::Message(Box::new(message))))
+            }
         }
     }
 
-    /// Returns the sequence of a message alone.
-    async fn raw(&self, request: &Value) -> Result<u64, String> {
-        let subject = format!("STREAM.MSG.GET.{}", self.name);
-        let answer: Value =
-            self.context.request(subject, request).await.map_err(|error| error.to_string())?;
-        answer["message"]["seq"].as_u64().ok_or_else(|| answer["error"].to_string())
+    /// Waits for an answer, as long as there is the connection: nothing answers what was asked before its loss.
+    async fn unless_cut<T>(&self, asked: impl Future<Output = T>) -> Result<T, Failed> {
+        let mut cuts = self.cuts.clone();
+        cuts.mark_unchanged();
+        tokio::select! {
+            answer = asked => Ok(answer),
+            Ok(()) = cuts.changed() => Err(Failed::Cut),
+        }
+    }
+
+    async fn ask<T, E: Display>(&self, asked: impl Future<Output = Result<T, E>>) -> Result<T, Failed> {
+        self.unless_cut(asked).await?.map_err(|error| Failed::Because(error.to_string()))
     }
 
     /// Tries until it succeeds; tells each change once.
-    async fn patiently<T, A: Future<Output = Result<T, String>>>(&self, attempt: impl Fn() -> A) -> T {
+    async fn patiently<T, A: Future<Output = Result<T, Failed>>>(&self, attempt: impl Fn() -> A) -> T {
         let mut attempts = 1;
         loop {
-            match attempt().await {
+            let why = match attempt().await {
                 Ok(value) => {
                     // Relaxed: the flag says nothing about other memory.
                     if self.is_away.swap(false, Ordering::Relaxed) {
@@ -157,17 +249,19 @@ impl Store {
                     }
                     return value;
                 }
-                Err(why) => {
-                    if !self.is_away.swap(true, Ordering::Relaxed) {
-                        say(format_args!(
-                            "{}: cannot read stream '{}': {why}; trying again",
-                            self.server, self.name
-                        ));
-                    }
-                    attempts += 1;
-                    tokio::time::sleep(server::pause(attempts)).await;
-                }
+                // Often there is another connection or leader at once, and a busy server answers the next time.
+                Err(_) if attempts == 1 => None,
+                Err(Failed::Cut) => Some("the connection was lost".to_owned()),
+                Err(Failed::Because(why)) => Some(why),
+            };
+            if let Some(why) = why
+                && !self.is_ending.load(Ordering::Relaxed)
+                && !self.is_away.swap(true, Ordering::Relaxed)
+            {
+                say(format_args!("{}: cannot read stream '{}': {why}; trying again", self.server, self.name));
             }
+            attempts += 1;
+            tokio::time::sleep(server::pause(attempts)).await;
         }
     }
 }

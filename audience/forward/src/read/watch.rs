@@ -4,69 +4,63 @@
 //! that no client can parse end its connection again and again. Numbers of messages have neither fault.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::hub::Wakes;
-use super::store::{Extent, Store};
+use super::hub;
+use super::known::Known;
+use super::selection::Selection;
+use super::store::{Extent, Store, Subjects};
 
 /// Time between two looks.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Longest time until all lanes look themselves. A subject that loses as many messages as it gets seems not to grow.
 const WAKE_ALL: Duration = Duration::from_secs(2);
 
-/// What is watched, and who hears of it.
+/// What is watched, and what hears of it.
 pub(super) struct Watch {
     pub(super) store: Arc<Store>,
-    /// A filter of the subjects.
-    pub(super) filter: String,
-    pub(super) wakes: Wakes,
-    /// Counts how often the stream was created again.
-    pub(super) creations: Arc<AtomicU64>,
+    pub(super) known: Arc<Known>,
+    pub(super) selection: Selection,
     /// Gets subjects that have appeared.
     pub(super) appear: mpsc::UnboundedSender<String>,
 }
 
 impl Watch {
     /// Looks until the main thread ends. It begins with what was there at the start.
-    pub(super) async fn run(self, mut extent: Extent, subjects: Vec<(String, usize)>) {
-        let mut counts: BTreeMap<String, usize> = subjects.into_iter().collect();
+    pub(super) async fn run(self, mut extent: Extent, subjects: Subjects) {
+        let mut counts: BTreeMap<String, usize> = subjects.all.into_iter().collect();
         let (mut woken, mut is_due) = (Instant::now(), false);
         while !self.appear.is_closed() {
             tokio::time::sleep(LOOK_AGAIN).await;
-            let now = self.store.extent().await;
-            let is_new = now.created != extent.created || now.last < extent.last;
-            is_due |= now != extent;
-            if is_new {
-                self.creations.fetch_add(1, Ordering::Relaxed);
+            let now = self.known.look(&self.store).await;
+            let has_changed = (now.last, now.created) != (extent.last, extent.created);
+            is_due |= has_changed;
+            if now.created != extent.created {
                 counts.clear();
             }
-            if now != extent {
-                for (subject, count) in self.store.subjects(&self.filter).await {
-                    match counts.insert(subject.clone(), count) {
-                        Some(before) if before == count => {}
-                        Some(_) => drop(self.wake(&subject)),
-                        None if self.wake(&subject) => {}
-                        None if self.appear.send(subject).is_err() => return,
-                        None => {}
+            if has_changed {
+                let found = hub::find(&self.store, &self.selection).await;
+                for (subject, count) in &found.all {
+                    let is_same = counts.get(subject) == Some(count);
+                    let is_new = !counts.contains_key(subject);
+                    if !is_same
+                        && !self.known.wake(subject)
+                        && is_new
+                        && self.appear.send(subject.clone()).is_err()
+                    {
+                        return;
                     }
                 }
+                counts = found.all.into_iter().collect();
             }
-            if is_new || is_due && woken.elapsed() >= WAKE_ALL {
-                let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
-                wakes.values().for_each(|wake| wake.notify_one());
+            if is_due && woken.elapsed() >= WAKE_ALL {
+                self.known.wake_all();
                 (woken, is_due) = (Instant::now(), false);
             }
             extent = now;
         }
-    }
-
-    /// Wakes the lane of a subject. Returns whether there is one.
-    fn wake(&self, subject: &str) -> bool {
-        let wakes = self.wakes.lock().unwrap_or_else(PoisonError::into_inner);
-        wakes.get(subject).map(|wake| wake.notify_one()).is_some()
     }
 }

@@ -12,12 +12,13 @@ use relay::trace::packet::{HEADER_LEN, Losses, PacketHeader, PacketMaker, SubBuf
 use relay::trace::record::Records;
 
 use crate::output::say;
+use crate::read::arrivals::Arrivals;
 use crate::read::calendar::{Calendar, newest_stamp};
 use crate::read::delivery::{Arrived, Timed};
 use crate::read::error::Failure;
-use crate::read::hub::Arrivals;
+
 use crate::read::raw::place;
-use crate::read::texts::Dictionary;
+use crate::read::texts::{Dictionary, Processes};
 
 /// The traces of a channel.
 pub(super) struct Traces {
@@ -31,7 +32,7 @@ struct Trace {
     instance: u64,
     calendar: Calendar,
     dictionary: Arc<Dictionary>,
-    processes: (u64, Arc<str>),
+    processes: Option<Arc<Processes>>,
     /// Whether anchors have come since the metadata were written.
     is_behind: bool,
     cpus: BTreeMap<u32, Cpu>,
@@ -71,7 +72,7 @@ impl Traces {
                     instance: arrived.instance,
                     calendar: Calendar::new(&meaning.timeline),
                     dictionary: Arc::clone(dictionary),
-                    processes: (0, Arc::from("")),
+                    processes: None,
                     is_behind: true,
                     cpus: BTreeMap::new(),
                 };
@@ -109,13 +110,14 @@ impl Trace {
     /// Takes newer texts. Returns whether there are some.
     fn learn(&mut self, timed: &Timed) -> bool {
         let mut is_new = false;
-        if let Some(newer) = timed.dictionary.as_ref().filter(|text| text.sequence > self.dictionary.sequence)
-        {
+        let newest = self.dictionary.version;
+        if let Some(newer) = timed.dictionary.as_ref().filter(|text| text.version > newest) {
             self.dictionary = Arc::clone(newer);
             is_new = true;
         }
-        if let Some((sequence, text)) = timed.processes.as_ref().filter(|(at, _)| *at > self.processes.0) {
-            self.processes = (*sequence, Arc::clone(text));
+        let newest = self.processes.as_ref().map(|text| text.version);
+        if let Some(newer) = timed.processes.as_ref().filter(|text| Some(text.version) > newest) {
+            self.processes = Some(Arc::clone(newer));
             is_new = true;
         }
         is_new
@@ -125,7 +127,8 @@ impl Trace {
     fn texts(&self) -> Texts {
         let timeline = self.calendar.timeline().clone();
         let metadata = Metadata { timeline, ..self.dictionary.metadata.clone() };
-        Texts { metadata: metadata.write(&self.dictionary.events), processes: self.processes.1.to_string() }
+        let processes = self.processes.as_ref().map(|processes| processes.text.clone());
+        Texts { metadata: metadata.write(&self.dictionary.events), processes: processes.unwrap_or_default() }
     }
 
     fn write(&mut self, dir: &Path) -> Result<(), Failure> {

@@ -1,0 +1,95 @@
+//! Whether what is asked for has records or bytes.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::arrivals::Arrivals;
+use super::delivery::Delivery;
+use super::error::Failure;
+use super::hub::Hub;
+use super::meaning::shown;
+use crate::output::say;
+
+/// Longest wait without a look at what ends it.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// What is to be printed.
+pub(super) enum Content {
+    /// Records.
+    Timed,
+    /// The bytes of the only channel.
+    Raw,
+    /// Nothing has come that says so.
+    Unknown,
+}
+
+impl Content {
+    /// Finds out what the channels are, by the first sub-buffer of each lane. `None`: the end came first.
+    ///
+    /// `is_partial`: there is more in the stream than the lanes read.
+    pub(super) fn find(hub: &mut Hub, is_partial: bool) -> Result<Option<Content>, Failure> {
+        loop {
+            let (mut timed, mut raw) = (BTreeSet::new(), BTreeSet::new());
+            let mut is_known = true;
+            for lane in &hub.lanes {
+                let mut lane = lane.borrow_mut();
+                let first = |delivery: &Delivery| match delivery {
+                    Delivery::SubBuffer(arrived) => Some(arrived.timed.is_some()),
+                    Delivery::Notice { .. } | Delivery::End => None,
+                };
+                let is_timed = loop {
+                    let known = lane.queued().find_map(first);
+                    if known.is_some() || !lane.wait(&hub.waiter) {
+                        break known.or_else(|| lane.queued().find_map(first));
+                    }
+                };
+                let channel = name(&lane);
+                match is_timed.or(lane.is_timed) {
+                    Some(true) => drop(timed.insert(channel)),
+                    Some(false) => drop(raw.insert(channel)),
+                    None => is_known = false,
+                }
+            }
+            if hub.waiter.stops.is_ended() {
+                return Ok(None);
+            }
+            if timed.is_empty() && is_partial && !is_known {
+                return Ok(Some(Content::Unknown));
+            }
+            let is_alone = hub.selection.n_channels() == 1 && raw.len() == 1;
+            if timed.is_empty() && is_alone {
+                return Ok(Some(Content::Raw));
+            }
+            // A channel that was created again may be both.
+            let left_out: BTreeSet<_> = raw.difference(&timed).cloned().collect();
+            hub.leave_out(|lane| left_out.contains(&name(lane)));
+            for (host, channel) in &left_out {
+                say(format_args!(
+                    "channel '{channel}' of {host} is raw, and is left out: --host {host} -c {channel} prints its bytes, \
+                     --record DIR writes them into files"
+                ));
+            }
+            if !timed.is_empty() || !raw.is_empty() && hub.follow {
+                return Ok(Some(Content::Timed));
+            }
+            if !raw.is_empty() {
+                return Err(Failure::Raw(
+                    "there are raw channels alone, which are printed one at a time".to_owned(),
+                ));
+            }
+            if !hub.follow {
+                let is_refused = hub.n_refused() > 0;
+                return Ok(Some(if is_refused { Content::Timed } else { Content::Unknown }));
+            }
+            hub.pause(LOOK_AGAIN);
+            for lane in &hub.lanes {
+                lane.borrow_mut().poll();
+            }
+        }
+    }
+}
+
+/// Returns host and channel of a lane.
+fn name(lane: &Arrivals) -> (String, String) {
+    (shown(&lane.subject.host), lane.subject.channel.to_string())
+}
