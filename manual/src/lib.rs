@@ -68,6 +68,22 @@ pub fn check(mut command: Command, section: u8) {
     );
 }
 
+/// Fails unless each option, also of subcommands, may be written with underscores in the place of dashes.
+///
+/// # Panics
+///
+/// If an option may not.
+pub fn check_underscores(command: &Command) {
+    for command in command.get_subcommands().chain([command]) {
+        for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
+            let name = arg.get_long().expect("an option");
+            let other = name.replace('-', "_");
+            let aliases = arg.get_all_aliases().unwrap_or_default();
+            assert!(name == other || aliases.contains(&other.as_str()), "--{name}");
+        }
+    }
+}
+
 /// Returns the names of a program's pages, each with its command: its own, and one for each subcommand.
 fn pages(command: &Command) -> Vec<(String, Command)> {
     let visible = command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help");

@@ -36,6 +36,7 @@ pub mod streams;
 pub mod stress;
 pub mod take;
 pub mod terminal;
+pub mod ticks;
 pub mod timed;
 pub mod users;
 

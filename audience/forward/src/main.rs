@@ -20,29 +20,17 @@ use std::fmt::Display;
 use std::process::ExitCode;
 
 use audience_common::error::Failure as Common;
+use audience_common::options::end_without_options;
 use audience_common::signals::die_of;
 use clap::Parser;
-use relay::cli::usage_error::of_usage;
 
 use crate::options::Options;
 use crate::read::error::Failure;
 
-/// Exit status for wrong usage.
-const USAGE: u8 = 2;
-
 fn main() -> ExitCode {
     let options = match Options::try_parse() {
         Ok(options) => options,
-        Err(error) if error.use_stderr() => {
-            output::say(of_usage(&error.to_string()));
-            return ExitCode::from(USAGE);
-        }
-        Err(help) => {
-            return match relay_stdio::print(|| help.print()) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(why) => failed(why),
-            };
-        }
+        Err(said) => return end_without_options(&said, output::say),
     };
     // One of the two directions, by the group of the options.
     match &options.to {

@@ -7,11 +7,10 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, Parser, Subcommand};
-use relay::cli::duration::parse_duration;
+use relay::cli::flush_interval::{FlushInterval, parse_flush_interval};
 use relay::cli::size::parse_size;
 use relay::layout::state_file::STATE_FILE_MAX;
 use relay_stdio::flags::{help, version};
@@ -30,12 +29,6 @@ const CHANNELS_MAX_MAX: usize = STATE_FILE_MAX / 1024;
 
 /// Default of `--flush-interval`.
 const FLUSH_INTERVAL_DEFAULT: &str = "200ms";
-
-/// The `--flush-interval` that switches the flushes off.
-const NEVER: &str = "never";
-
-/// Shortest `--flush-interval`.
-const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
 /// Groups of options, in `--help` and in the man page.
 const CHANNELS: &str = "Channels";
@@ -115,7 +108,7 @@ pub(crate) struct Cli {
     ///
     /// While a process sleeps in poll(2), data waits this long at most for its sub-buffer to be finished. With never
     /// poll reports full sub-buffers alone, as the kernel's relay does.
-    #[arg(long, value_name = "DURATION", default_value = FLUSH_INTERVAL_DEFAULT, value_parser = flush_interval,
+    #[arg(long, value_name = "DURATION", default_value = FLUSH_INTERVAL_DEFAULT, value_parser = parse_flush_interval,
           help_heading = CHANNELS)]
     pub(crate) flush_interval: FlushInterval,
 
@@ -246,21 +239,6 @@ pub(crate) struct Doctor {
     /// Mount point [$RELAYFS or /mnt/relay]
     #[arg(value_name = "MOUNTPOINT", help_heading = PLACES)]
     pub(crate) mount_point: Option<PathBuf>,
-}
-
-/// `--flush-interval`; `None` is never.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FlushInterval(pub(crate) Option<Duration>);
-
-fn flush_interval(text: &str) -> Result<FlushInterval, String> {
-    if text == NEVER {
-        return Ok(FlushInterval(None));
-    }
-    let interval = parse_duration(text).map_err(|error| format!("{error}; or {NEVER}"))?;
-    if interval < FLUSH_INTERVAL_MIN {
-        return Err(format!("at least {FLUSH_INTERVAL_MIN:?}, or {NEVER}"));
-    }
-    Ok(FlushInterval(Some(interval)))
 }
 
 fn channels_max(text: &str) -> Result<usize, String> {

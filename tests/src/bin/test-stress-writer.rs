@@ -17,15 +17,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
-use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
-use nix::sys::time::TimeSpec;
-use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
-use nix::time::ClockId;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::{Pid, gettid};
 use relay_producer::{Channel, Transport, TransportChoice, WriteError};
 use relayfs_tests::known::Pattern;
 use relayfs_tests::numbered::Random;
 use relayfs_tests::progress::{Progress, STREAMS, THREADS, get, raise};
+use relayfs_tests::ticks::ticks;
 
 /// Time between two signals to a thread.
 const TICK: Duration = Duration::from_micros(100);
@@ -108,7 +106,7 @@ fn main() {
 fn write(job: &Job, thread: usize) {
     THREAD.set(thread);
     // Dropped at the end of this thread, so that no signal comes later.
-    let _ticks = ticks();
+    let _ticks = ticks(TICK);
     let (writer, stream) = job.stream(2 * thread);
     let mut random = Random::new(writer.into());
     let mut message = vec![0; job.len_max];
@@ -142,16 +140,6 @@ fn random_len(random: &mut Random, min: usize, max: usize) -> usize {
         _ => max,
     };
     min + random.below(most.clamp(min, max) - min + 1)
-}
-
-/// A timer that sends this thread a signal at every tick.
-fn ticks() -> Timer {
-    let notify =
-        SigevNotify::SigevThreadId { signal: Signal::SIGUSR1, thread_id: gettid().as_raw(), si_value: 0 };
-    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify)).expect("a timer");
-    let interval = Expiration::Interval(TimeSpec::from_duration(TICK));
-    timer.set(interval, TimerSetTimeFlags::empty()).expect("setting a timer");
-    timer
 }
 
 /// Counts the signal and perhaps writes a message. Takes no lock, allocates nothing, and keeps `errno`.

@@ -17,15 +17,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
-use nix::sys::signal::{SaFlags, SigAction, SigEvent, SigHandler, SigSet, SigevNotify, Signal, sigaction};
-use nix::sys::time::TimeSpec;
-use nix::sys::timer::{Expiration, Timer, TimerSetTimeFlags};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::time::ClockId;
 use nix::unistd::{ForkResult, Pid, fork, gettid};
 use relay_producer::{Channel, Level, Transport, WriteError};
 use relayfs_tests::direct::assert_direct;
 use relayfs_tests::numbered::Random;
+use relayfs_tests::ticks::ticks;
 
 /// Time between two signals to a thread.
 const TICK: Duration = Duration::from_micros(200);
@@ -73,7 +71,7 @@ fn write_from_threads(channel: &Channel, threads: usize, count: u32) {
                 let mut random = Random::new(tid.as_raw().unsigned_abs().into());
                 // Its first record looks up what a signal handler must not.
                 write_text(channel, &format!("{tid} 0"));
-                let ticks = ticks();
+                let ticks = ticks(TICK);
                 for number in 1..count {
                     write_text(channel, &format!("{tid} {number}"));
                     if random.below(TEXTS_PER_MOVE) == 0 {
@@ -95,16 +93,6 @@ fn write_text(channel: &Channel, text: &str) {
         assert!(error == WriteError::Full && channel.transport() == Transport::Socket, "{error}");
         std::thread::yield_now();
     }
-}
-
-/// A timer that sends this thread a signal at every tick.
-fn ticks() -> Timer {
-    let notify =
-        SigevNotify::SigevThreadId { signal: Signal::SIGUSR1, thread_id: gettid().as_raw(), si_value: 0 };
-    let mut timer = Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify)).expect("a timer");
-    let interval = Expiration::Interval(TimeSpec::from_duration(TICK));
-    timer.set(interval, TimerSetTimeFlags::empty()).expect("setting a timer");
-    timer
 }
 
 /// Writes a record that says how many came before. Takes no lock, allocates nothing, and keeps `errno`.

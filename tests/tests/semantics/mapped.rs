@@ -135,7 +135,7 @@ fn reader_skips_overwritten_sub_buffers() {
     assert_eq!(mount.read("cpu0"), [9; 3000]);
 }
 
-/// A user who may read the mount's files may map the buffers without privilege. Other users may not.
+/// The right to read the mount's files is the right to map the buffers, without privilege.
 #[test]
 fn user_who_may_read_may_map() {
     let mount = mount_for_all(&["--group", GROUP, "--socket-mode=0666"]);

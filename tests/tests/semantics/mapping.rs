@@ -92,7 +92,7 @@ fn map_takes_any_length_and_offset() {
     assert_eq!(c.tell("show 0 0 1904"), "e*904 f*1000", "4.8: it starts at byte 4096 of the ring");
 }
 
-/// A user who may only read cannot write by a map. A user whom the option `mode` lets write can.
+/// The right to read does not let a user write by a map. The option `mode` can give the right to write.
 #[test]
 fn map_is_writable_only_for_users_who_may_write() {
     let mut mount = Mount::new(&["--subbuf-size=4096", "--n-subbufs=2", "-o", "mode=0600"]);

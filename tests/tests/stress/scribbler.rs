@@ -142,7 +142,7 @@ fn scribble(mode: &str) {
     fs::write(mount.control("evil", "reset"), "1").expect("a new channel");
     eventually("a message by the channel", || {
         mount.send_to("evil", 0, &[b"anew"]);
-        read_some(&mount.path("evil0")).expect("a channel that is whole") == b"anew"
+        read_as_cat(&mount.path("evil0")).expect("a channel that is whole") == b"anew"
     });
     mount.send_to("good", 0, &[b"unharmed"]);
     assert_eq!(mount.read("good0"), b"unharmed");
@@ -166,7 +166,7 @@ fn scribble(mode: &str) {
 
 /// Reads a file to its end, as cat does. `fs::read` would first ask for memory of the file's size, and that stays what the
 /// scribbler made it if the channel was only reset.
-fn read_some(path: &Path) -> std::io::Result<Vec<u8>> {
+fn read_as_cat(path: &Path) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(1 << 20).read_to_end(&mut bytes)?;
     Ok(bytes)

@@ -1,10 +1,9 @@
 //! Options of `--to`.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
-use relay::cli::duration::parse_duration;
+use relay::cli::flush_interval::{FlushInterval, parse_flush_interval};
 use relay::cli::number::parse_number;
 use relay::layout::paths::mount_by_environment;
 
@@ -14,10 +13,6 @@ use super::{SENDING, WHAT};
 const WINDOW_MAX: usize = 65_536;
 /// Most copies of a stream that a server accepts.
 const REPLICAS_MAX: usize = 5;
-/// Shortest time between two flushes.
-const FLUSH_INTERVAL_MIN: Duration = Duration::from_millis(1);
-/// The word that switches flushes off.
-const NEVER: &str = "never";
 
 /// How channels are forwarded.
 #[derive(Clone, Debug, Args)]
@@ -31,7 +26,7 @@ pub(crate) struct Send {
     ///
     /// Data that has waited so long is forwarded, in a sub-buffer that is not full. 'never' waits for full ones, or for
     /// those that the daemon finishes by its own --flush-interval.
-    #[arg(long, alias = "flush_interval", value_name = "DURATION", default_value = "1s", value_parser = flush_interval,
+    #[arg(long, alias = "flush_interval", value_name = "DURATION", default_value = "1s", value_parser = parse_flush_interval,
           help_heading = SENDING)]
     pub(crate) flush_interval: FlushInterval,
 
@@ -54,21 +49,6 @@ pub(crate) struct Send {
     pub(crate) replicas: usize,
 }
 
-/// `--flush-interval`; `None` is never.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct FlushInterval(pub(crate) Option<Duration>);
-
-fn flush_interval(text: &str) -> Result<FlushInterval, String> {
-    if text == NEVER {
-        return Ok(FlushInterval(None));
-    }
-    let interval = parse_duration(text).map_err(|error| format!("{error}; or {NEVER}"))?;
-    if interval < FLUSH_INTERVAL_MIN {
-        return Err(format!("at least {FLUSH_INTERVAL_MIN:?}, or {NEVER}"));
-    }
-    Ok(FlushInterval(Some(interval)))
-}
-
 fn window(text: &str) -> Result<usize, String> {
     within(text, WINDOW_MAX)
 }
@@ -87,12 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_and_times_are_checked() {
-        assert_eq!(flush_interval("never"), Ok(FlushInterval(None)));
-        assert_eq!(flush_interval("250ms"), Ok(FlushInterval(Some(Duration::from_millis(250)))));
-        for bad in ["", "0", "0s", "x"] {
-            assert!(flush_interval(bad).is_err(), "{bad}");
-        }
+    fn numbers_are_checked() {
         assert_eq!(window("1"), Ok(1));
         for bad in ["", "0", "-1", "65537", "x"] {
             assert!(window(bad).is_err(), "{bad}");

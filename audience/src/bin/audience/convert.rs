@@ -12,11 +12,7 @@ mod protobuf;
 pub(crate) mod recording;
 pub(crate) mod target;
 
-use std::fs;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
-
-use audience_common::signals::{self, Stop};
+use audience_common::signals::Stop;
 use relay::clock::Timeline;
 use relay::trace::merge::{Entry, Item};
 use relay::trace::names::Names;
@@ -24,7 +20,7 @@ use relay::trace::text::{Format, Lines};
 
 use self::perfetto::Perfetto;
 use self::recording::Recording;
-use self::target::Target;
+use self::target::{Leftover, Target};
 use crate::error::Failure;
 use crate::options::Convert;
 use crate::output::say;
@@ -36,19 +32,9 @@ const LOOK_AGAIN: u64 = 1024;
 
 /// Converts the recording.
 pub(crate) fn run(options: &Convert) -> Result<(), Failure> {
-    let temporary: Arc<OnceLock<PathBuf>> = Arc::default();
-    let left = Arc::clone(&temporary);
-    // Before there is a file that a signal could leave.
-    let stop = signals::catch(Some(signals::END_MAX), move || {
-        if let Some(path) = left.get() {
-            let _ = fs::remove_file(path);
-        }
-    })?;
+    let (stop, left) = Leftover::catch_signals()?;
     let mut recording = Recording::open(&options.dir)?;
-    let target = Target::create(&options.output)?;
-    if let Some(path) = target.temporary() {
-        let _ = temporary.set(path.to_owned()); // set once
-    }
+    let target = Target::create(&options.output, &left)?;
     let (timeline, names) = (recording.timeline().clone(), recording.names().clone());
     let form = match options {
         Convert { perfetto: true, .. } => Form::Perfetto(Box::new(Perfetto::begin(timeline, &names))),

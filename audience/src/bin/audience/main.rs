@@ -34,33 +34,18 @@ mod watch;
 
 use std::process::ExitCode;
 
+use audience_common::options::end_without_options;
 use audience_common::signals;
-use relay::cli::usage_error::of_usage;
 
 use crate::error::Failure;
 use crate::options::{Action, Options};
-
-/// Exit status for wrong usage.
-const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     // If this fails, the limit ends the program, as it would end any program.
     let _ = relay::system::signals::report_size_limit();
     let options = match Options::read() {
         Ok(options) => options,
-        Err(error) if error.use_stderr() => {
-            output::say(of_usage(&error.to_string()));
-            return ExitCode::from(USAGE);
-        }
-        Err(help) => {
-            return match relay_stdio::print(|| help.print()) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(why) => {
-                    output::say(why);
-                    ExitCode::FAILURE
-                }
-            };
-        }
+        Err(said) => return end_without_options(&said, output::say),
     };
     if let [program, args @ ..] = options.program.as_slice() {
         let error = exec::exec(program, args);

@@ -281,15 +281,7 @@ mod tests {
 
     #[test]
     fn every_dash_may_be_an_underscore() {
-        let command = Options::command();
-        for command in command.get_subcommands().chain([&command]) {
-            for arg in command.get_arguments().filter(|arg| !arg.is_positional()) {
-                let name = arg.get_long().expect("an option");
-                let other = name.replace('-', "_");
-                let aliases = arg.get_all_aliases().unwrap_or_default();
-                assert!(name == other || aliases.contains(&other.as_str()), "--{name}");
-            }
-        }
+        relayfs_manual::check_underscores(&Options::command());
     }
 
     #[test]

@@ -13,15 +13,10 @@ mod series;
 mod source;
 mod spans;
 
-use std::fs;
-use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
-
-use audience_common::signals;
 use jiff::Timestamp;
 
 use self::gather::Gathered;
-use crate::convert::target::Target;
+use crate::convert::target::{Leftover, Target};
 use crate::error::Failure;
 use crate::monitor;
 use crate::mount::is_mounted;
@@ -37,14 +32,7 @@ const BLOCK: usize = 1 << 20;
 
 /// Writes the report.
 pub(crate) fn run(options: &Report) -> Result<(), Failure> {
-    let temporary: Arc<OnceLock<PathBuf>> = Arc::default();
-    let left = Arc::clone(&temporary);
-    // Before there is a file that a signal could leave.
-    let stop = signals::catch(Some(signals::END_MAX), move || {
-        if let Some(path) = left.get() {
-            let _ = fs::remove_file(path);
-        }
-    })?;
+    let (stop, left) = Leftover::catch_signals()?;
     let mut gathered = Gathered::new(options.messages);
     let mut is_damaged = false;
     let mut facts = Vec::new();
@@ -67,10 +55,7 @@ pub(crate) fn run(options: &Report) -> Result<(), Failure> {
     facts.push(("by", format!("audience {}", env!("CARGO_PKG_VERSION"))));
     gathered.sort();
     let page = page(&gathered.json(&facts));
-    let mut target = Target::create(&options.output)?;
-    if let Some(path) = target.temporary() {
-        let _ = temporary.set(path.to_owned()); // set once
-    }
+    let mut target = Target::create(&options.output, &left)?;
     page.as_bytes().chunks(BLOCK).try_for_each(|block| target.write(block))?;
     target.finish()?;
     match &options.dir {

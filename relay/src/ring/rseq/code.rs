@@ -147,3 +147,30 @@ macro_rules! end {
         )
     };
 }
+
+/// The commit of an append of {len} bytes, and the ways out: behind it, to {interrupted} after an abort or on another CPU
+/// (5), and to {elsewhere} where there is no room (7). Each leaves no descriptor installed.
+macro_rules! commit_append {
+    () => {
+        concat!(
+            kill_point!("4"),
+            "
+        add qword ptr [{state}], {len}
+    3:  mov qword ptr fs:[{area} + 8], 0
+            ",
+            kill_point!("5"),
+            "
+        .pushsection .text.rseq_abort, \"ax\"
+            ",
+            signature!(),
+            "
+    4:
+    5:  mov qword ptr fs:[{area} + 8], 0
+        jmp {interrupted}
+    7:  mov qword ptr fs:[{area} + 8], 0
+        jmp {elsewhere}
+        .popsection
+            "
+        )
+    };
+}

@@ -5,6 +5,9 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::{Arc, OnceLock};
+
+use audience_common::signals::{self, Stop};
 
 use crate::error::Failure;
 use crate::output::{self, Output};
@@ -32,9 +35,27 @@ pub(crate) struct Replacement {
     file: File,
 }
 
+/// The file that is to be removed if a signal ends the process early.
+pub(crate) struct Leftover(Arc<OnceLock<PathBuf>>);
+
+impl Leftover {
+    /// Catches signals, before there is a file that they could leave.
+    pub(crate) fn catch_signals() -> Result<(Stop, Leftover), Failure> {
+        let file: Arc<OnceLock<PathBuf>> = Arc::default();
+        let left = Leftover(Arc::clone(&file));
+        let stop = signals::catch(Some(signals::END_MAX), move || {
+            if let Some(path) = file.get() {
+                let _ = fs::remove_file(path);
+            }
+        })?;
+        Ok((stop, left))
+    }
+}
+
 impl Target {
     /// Opens the target of this name.
-    pub(crate) fn create(path: &Path) -> Result<Target, Failure> {
+    /// A file with a hidden name becomes the one that `left` removes.
+    pub(crate) fn create(path: &Path, left: &Leftover) -> Result<Target, Failure> {
         if path == Path::new(STDOUT) {
             output::check()?;
             return Ok(Target::Stdout(Output::new()?));
@@ -50,15 +71,8 @@ impl Target {
             Err(_) => path.to_owned(),
         };
         let (temporary, file) = temporary(&path).map_err(|error| Failure::convert(&path, error))?;
+        let _ = left.0.set(temporary.clone()); // set once
         Ok(Target::File(Replacement { path, temporary, file }))
-    }
-
-    /// Returns the file that is to be removed if the process ends early.
-    pub(crate) fn temporary(&self) -> Option<&Path> {
-        match self {
-            Target::File(file) => Some(&file.temporary),
-            _ => None,
-        }
     }
 
     /// Writes all of the bytes.
@@ -108,18 +122,22 @@ mod tests {
 
     use super::*;
 
+    fn create(path: &Path) -> Result<Target, Failure> {
+        Target::create(path, &Leftover(Arc::default()))
+    }
+
     #[test]
     fn file_appears_when_it_is_complete() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("trace");
         fs::write(&path, "old").unwrap();
-        let mut target = Target::create(&path).unwrap();
+        let mut target = create(&path).unwrap();
         target.write(b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"old");
         target.finish().unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, MODE);
-        let mut target = Target::create(&path).unwrap();
+        let mut target = create(&path).unwrap();
         target.write(b"newer").unwrap();
         drop(target);
         assert_eq!(fs::read(&path).unwrap(), b"new");
@@ -135,13 +153,13 @@ mod tests {
         symlink(&path, &link).unwrap();
         symlink("/dev/null", &device).unwrap();
         for target in [&link, &device] {
-            let mut target = Target::create(target).unwrap();
+            let mut target = create(target).unwrap();
             target.write(b"new").unwrap();
             target.finish().unwrap();
         }
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert!([link, device].iter().all(|link| fs::symlink_metadata(link).unwrap().is_symlink()));
-        assert!(matches!(Target::create(dir.path()), Err(Failure::Convert { .. })));
-        assert!(matches!(Target::create(&dir.path().join("none/trace")), Err(Failure::Convert { .. })));
+        assert!(matches!(create(dir.path()), Err(Failure::Convert { .. })));
+        assert!(matches!(create(&dir.path().join("none/trace")), Err(Failure::Convert { .. })));
     }
 }
