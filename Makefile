@@ -31,7 +31,7 @@ CARGOFLAGS = --locked --quiet
 # Where cargo builds. Without cargo, as under sudo: where it builds if nothing says otherwise.
 TARGET := $(or $(shell $(CARGO) metadata --format-version 1 --no-deps 2>/dev/null | \
 	sed 's/.*"target_directory":"\([^"]*\)".*/\1/'),$(or $(CARGO_TARGET_DIR),$(CURDIR)/target))
-OUT := $(TARGET)/$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
+OUT := $(TARGET)/$(if $(CARGO_BUILD_TARGET),$(CARGO_BUILD_TARGET)/)$(if $(filter dev,$(PROFILE)),debug,$(PROFILE))
 
 PROGRAMS = relayfsd relay-producer audience relay-forward
 PRELOAD = librelayfs_preload.so

@@ -2,7 +2,7 @@
 # Measures what relayfs does, beside memcpy, pipes, sockets, tmpfs, ftrace, LTTng-UST, journald and loggers in the same run, and
 # prints tables. Judges nothing; run it as root, on a machine that does nothing else. Takes about five minutes and a build.
 #
-# bench.sh [message|record|threads|stream|reading|lines|daemon|many|timed|recording|forward|frontends|operator|python|instructions]...: all of them, or these. ROUNDS=N: so many rounds instead of 7.
+# bench.sh [message|libraries|socket|record|threads|stream|reading|lines|daemon|many|timed|recording|forward|frontends|operator|python|instructions]...: all of them, or these. ROUNDS=N: so many rounds instead of 7.
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
@@ -17,6 +17,7 @@ need unshare util-linux
 need nats-server nats-server
 need objdump binutils
 need make make
+need musl-gcc musl-tools
 need pkg-config pkg-config
 need python3 python3
 need_rust
@@ -28,7 +29,7 @@ if [ ! -e /sys/kernel/tracing/trace_marker ] && mount -t tracefs tracefs /sys/ke
     trap 'umount /sys/kernel/tracing' EXIT
     trap 'exit 1' HUP INT PIPE TERM
 fi
-[ $# -gt 0 ] || set -- message record threads stream reading lines daemon many timed recording forward frontends operator python instructions
+[ $# -gt 0 ] || set -- message libraries socket record threads stream reading lines daemon many timed recording forward frontends operator python instructions
 for bench in "$@"; do
     case $bench in
     instructions)
@@ -42,6 +43,15 @@ for bench in "$@"; do
         make --silent -C relay-producer/librelay all PROFILE=release
         make --silent -C relay-producer/librelay install PROFILE=release PREFIX=/usr DESTDIR="$built/librelay-installed"
         RELAYFS_BUILT=$built LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
+        ;;
+    libraries)
+        built=$(target_dir)/release musl=x86_64-unknown-linux-musl
+        need_target $musl
+        cargo build --release --quiet --locked --package relayfsd --package librelay
+        make --silent -C relay-producer/librelay all install PROFILE=release PREFIX=/usr DESTDIR="$built/librelay-installed"
+        make --silent -C relay-producer/librelay all install PROFILE=release PREFIX=/usr CARGO_BUILD_TARGET=$musl \
+            DESTDIR="$(target_dir)/$musl/release/librelay-installed"
+        cargo bench --quiet --locked --package relayfs-tests --bench libraries
         ;;
     *) cargo bench --quiet --locked --package relayfs-tests --bench "$bench" ;;
     esac

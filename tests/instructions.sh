@@ -1,8 +1,9 @@
 #!/bin/sh
 # Counts the instructions of one message on its usual way, from the disassembly of an example: those of one turn of a
 # loop that does nothing but call Channel::write, without those of the copy, which memcpy would need as well. For a
-# message of 17 to 32 bytes in a sub-buffer with room for it, which takes no conditional jump but the one that closes
-# the loop: whatever is rare is jumped to. With an argument, also prints them. Other lengths differ in the copy alone.
+# message of 17 to 32 bytes in a sub-buffer with room for it. That way calls nothing: whatever is rare is called. Where a
+# condition leaves two ways, it is the one that does not jump, unless that one calls or returns. With an argument, also
+# prints them. Other lengths differ in the copy alone.
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
@@ -15,6 +16,25 @@ count() {
     objdump --disassemble --no-show-raw-insn -M intel "$(target_dir)/release/examples/repeat" |
         awk -v function_name="$1" -v what="$2" -v list="$3" '
     function die(why) { print "instructions.sh: " why; failed = 1; exit 1 }
+    # The copy compares the length, in some register, with 16 and with 32.
+    function begins_copy(i) {
+        return text[i] ~ /^cmp +r[a-z0-9]+,0x10$/ && operation[i + 1] == "jb" && text[i + 2] == (substr(text[i], 1, length(text[i]) - 2) "20")
+    }
+    # Whether a way leads from an instruction to the begin of the copy; way[] has it, and copies[] which of it copies.
+    # An instruction from which none leads there is not tried again.
+    function leads_back(i, number, copying,    op) {
+        if (number > 1 && i == begin_at) { last = number - 1; return 1 }
+        op = operation[i]
+        if (!i || op == "" || seen[i] || op ~ /^(call|ret|ud|hlt)/) return 0
+        seen[i] = 1
+        way[number] = i
+        copies[i] = copying
+        if (op == "jmp") return leads_back(at[target[i]], number + 1, 0)
+        if (leads_back(i + 1, number + 1, copying)) return 1
+        if (op !~ /^j/) return 0
+        copies[i] = copying
+        return leads_back(at[target[i]], number + 1, copying)
+    }
     BEGIN { begin = "^[0-9a-f]+ <.*6repeat" length(function_name) function_name "(17h[0-9a-f]+E)?>:$" }
     # All instructions, by number in their order; at[] finds the one at an address.
     />:$/ && $0 ~ begin { entry = n + 2; entries++ }
@@ -33,20 +53,11 @@ count() {
         if (failed) exit 1
         if (entries != 1) die(entries + 0 " functions called " function_name)
         # From the copy, which begins with a look at the length and ends with a jump, on until it comes there again.
-        for (i = entry; i <= n && text[i] !~ /^cmp +rcx,0x10$/ && operation[i] != ""; i++) continue
-        copying = copied = i <= n
-        for (; i <= n && i && !place[i]; i = to) {
-            place[i] = ++last
-            way[last] = i
-            to = i + 1
-            if (operation[i] == "jmp") to = at[target[i]]
-            else if (operation[i] ~ /^j/ && place[at[target[i]]]) to = at[target[i]]
-            else if (operation[i] ~ /^(call|ret)/) die("it does not lead back: " text[i])
-            copies[i] = copying
-            if (operation[i] == "jmp") copying = 0
-        }
-        if (!copied || !place[i] || place[i] != 1) die("this is not the usual way")
-        for (turn = place[i]; turn <= last; turn++) {
+        for (i = entry; i <= n && !begins_copy(i) && operation[i] != ""; i++) continue
+        begin_at = i
+        if (i > n || !begins_copy(i)) die("no copy is found")
+        if (!leads_back(i, 1, 1)) die("no way leads back without a call")
+        for (turn = 1; turn <= last; turn++) {
             i = way[turn]
             if (copies[i]) copy++; else rest++
             if (list != "") print (copies[i] ? "  copy  " : "        ") text[i]

@@ -2,7 +2,7 @@
 # The long forms of the tests that have one: an hour or more in all, so by hand, on a machine with nothing else to do. As root.
 #
 #   sh tests/long.sh          everything
-#   sh tests/long.sh PART     one of: crashes forward stress soak scribble fuzz mutations sanitize package report
+#   sh tests/long.sh PART     one of: crashes forward stress soak scribble fuzz mutations sanitize aarch64 package booted containers report
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
@@ -39,14 +39,20 @@ fuzz() { run RUNS=10000000 sh tests/fuzz.sh; }
 # Each ordering and rule of the buffer weakened; AddressSanitizer and valgrind.
 mutations() { run sh tests/mutations.sh; }
 sanitize() { run sh tests/sanitize.sh; }
+# The sequences of aarch64, in an emulated machine.
+aarch64() { run sh tests/aarch64.sh; }
 # The Debian package in a fresh root.
 package() { run sh tests/package.sh; }
+# Its units, in a Debian that boots.
+booted() { run sh tests/booted.sh; }
+# The files of packaging/containers, by podman.
+containers() { run sh tests/containers.sh; }
 # Pages of audience report in headless Chromium, which is installed if it is missing.
 report() { run sh tests/report.sh; }
 
-for part in ${1:-crashes forward stress soak scribble fuzz mutations sanitize package report}; do
+for part in ${1:-crashes forward stress soak scribble fuzz mutations sanitize aarch64 package booted containers report}; do
     case $part in
-    crashes | forward | stress | soak | scribble | fuzz | mutations | sanitize | package | report) "$part" ;;
+    crashes | forward | stress | soak | scribble | fuzz | mutations | sanitize | aarch64 | package | booted | containers | report) "$part" ;;
     *) fail "there is no part '$part'" ;;
     esac
 done

@@ -69,7 +69,7 @@ weaken E-words '`begun` and the records: Relaxed' $executor \
     's/word\.store(\*value, Ordering::Release)/word.store(*value, Ordering::Relaxed)/'
 weaken E-fence 'no fence behind `begun`' $executor 's/^ *fence(Ordering::Release);$/();/'
 weaken F-copy 'no fence between a copy and the look at `begun`' $buffer \
-    '/fn lapped/,/^    }/ s/fence(Ordering::Acquire);/();/'
+    '/fn is_begun_again/,/^    }/ s/fence(Ordering::Acquire);/();/'
 weaken F-begun 'the look at `begun`: Relaxed' $buffer \
     's/begun\.load(Ordering::Acquire)/begun.load(Ordering::Relaxed)/'
 weaken F-record 'no fence behind the look at a record' $overwrite '/fn catch_up/,/^    }/ s/fence(Ordering::Acquire);/();/'
@@ -84,7 +84,8 @@ weaken commit 'the position before the bytes' $executor \
     '/fn append(/,/^    }/ s/^        if !buffer\.data()\.copy_in(at, message)/        state.store(to.0, Ordering::Release);&/'
 weaken begun 'a switch does not tell that it begins a sub-buffer' $writer \
     's/^        stores\.push(&buffer\.block()\.begun, next\.0);$//'
-weaken close-ended 'closing leaves a buffer alone that is blocked' $writer 's/if is_closed \&\& widths\.blocked(from)/if widths.blocked(from)/'
+weaken close-sequence 'the sequence of a switch does not look at `closed`' $executor \
+    's/if sequence\.unless\.is_some_and(.*) {$/if false {/'
 weaken close-look 'a switch does not look at `closed`' $writer \
     '/^    fn switch($/,/^    }/ s/closed\.load(Ordering::Relaxed) != 0/closed.load(Ordering::Relaxed) > 1/'
 weaken single 'a reader goes to a sub-buffer that is not begun' $overwrite \

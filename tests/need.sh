@@ -42,6 +42,12 @@ need_rust() {
     [ -e /usr/include/stdlib.h ] || missing="$missing libc6-dev"
 }
 
+# need_target TRIPLE: the standard library of Rust for another target.
+need_target() {
+    [ -d "$(rustc --print target-libdir --target "$1" 2>/dev/null)" ] && return
+    said=$(rustup target add "$1" 2>&1) || fail "there is no Rust for $1: $said (rustup target add $1)"
+}
+
 # What mounting takes: the device, and for ordinary users the set-uid helper.
 need_fuse() {
     [ "$(id -u)" -eq 0 ] || need fusermount3 fuse3

@@ -7,6 +7,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 . tests/need.sh
+. tests/fresh_root.sh
 [ "$(id -u)" -eq 0 ] || fail "this takes root, for a chroot and mounts"
 need debootstrap debootstrap
 need lintian lintian
@@ -19,22 +20,13 @@ dir=$(mktemp -d)
 trap 'rm -rf --one-file-system "$dir"' EXIT
 trap 'exit 1' HUP INT PIPE TERM
 
-if [ $# -gt 0 ]; then
-    cp "$1" "$dir/relayfs.deb"
-else
-    make --silent
-    mv "$(sh packaging/deb.sh "$dir")" "$dir/relayfs.deb"
-fi
+take_package "$dir" "$@"
 
 echo "== lintian"
 lintian --no-cfg --allow-root --fail-on error "$dir/relayfs.deb" || fail "lintian found errors"
 
-echo "== a fresh root"
-mirror=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' | head -n 1)
-codename=$(. /etc/os-release && echo "$VERSION_CODENAME")
+fresh_root "$dir" fuse3,mount,man-db
 root=$dir/root
-debootstrap --variant=minbase --include=fuse3,mount,man-db "$codename" "$root" "${mirror:-http://deb.debian.org/debian}" \
-    >"$dir/log" 2>&1 || { tail -n 20 "$dir/log" >&2; fail "no root was made"; }
 cp "$dir/relayfs.deb" "$root/tmp"
 cat >"$root/tmp/script" <<'END'
 set -eu

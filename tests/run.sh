@@ -40,6 +40,7 @@ need mkdir coreutils
 need mkfifo coreutils
 need mount mount
 need mount.fuse3 fuse3
+need musl-gcc musl-tools
 need nats-server nats-server
 need nc netcat-openbsd
 need nm binutils
@@ -80,6 +81,7 @@ need xz xz-utils
 need zsh zsh
 need zstd zstd
 need_rust
+need_target aarch64-unknown-linux-gnu
 need_fuse
 for part in fmt clippy; do
     cargo "$part" --version >/dev/null 2>&1 || rustup component add "$(echo $part | sed s/fmt/rustfmt/)" ||
@@ -105,6 +107,8 @@ step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked --quiet -- --deny warnings
 # As README.md says that a program depends on the library.
 step cargo check --package relay-producer --lib --no-default-features --features tracing,log --locked --quiet
+# The sequences of aarch64; `tests/aarch64.sh` runs them.
+step cargo clippy --package relay --package relay-producer --target aarch64-unknown-linux-gnu --locked --quiet -- --deny warnings
 step env RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --locked --quiet
 step sh tests/build.sh
 step cargo test --workspace --locked --no-fail-fast

@@ -144,9 +144,9 @@ impl Reader {
     ///
     /// `None` if there is none yet, or the CPU is not read.
     ///
-    /// A sub-buffer that was partly read begins where that read ended. In overwrite mode sub-buffers may have been
-    /// skipped: compare their numbers. A sub-buffer that was taken may be overwritten any time: see
-    /// [`SubBuffer::is_whole`].
+    /// A sub-buffer that was partly read begins where that read ended; what is read of it later, both have. In overwrite
+    /// mode sub-buffers may have been skipped: compare their numbers. A sub-buffer that was taken may be overwritten any
+    /// time, in no-overwrite mode after a reset or if another reader has read it: see [`SubBuffer::is_whole`].
     pub fn next_finished(&mut self, cpu: usize) -> Option<SubBuffer<'_>> {
         self.buffers.views.get_mut(cpu)?.as_mut()?.next_finished()
     }
@@ -162,8 +162,24 @@ impl Reader {
     /// [`Reader::next_finished`] continues with unread data. [`ReadError::Gone`] if the daemon has gone. It may or may
     /// not have received them; [`Reader::reopen`] finds out.
     pub fn release(&mut self, cpu: usize) -> Result<(), ReadError> {
+        self.give_back(cpu, MappedReader::give_back_range)
+    }
+
+    /// Gives back the taken sub-buffers of a CPU up to this number, and keeps those behind it; otherwise as
+    /// [`Reader::release`].
+    ///
+    /// After [`ReadError::Stale`] none is kept: [`Reader::next_finished`] may return some of those behind it again.
+    pub fn release_until(&mut self, cpu: usize, number: u64) -> Result<(), ReadError> {
+        self.give_back(cpu, |view| view.give_back_until(number))
+    }
+
+    fn give_back(
+        &mut self,
+        cpu: usize,
+        range: impl FnOnce(&mut MappedReader) -> Option<(u64, u64)>,
+    ) -> Result<(), ReadError> {
         let Some(view) = self.buffers.views.get_mut(cpu).and_then(Option::as_mut) else { return Ok(()) };
-        let Some((from, count)) = view.give_back_range() else { return Ok(()) };
+        let Some((from, count)) = range(view) else { return Ok(()) };
         let consume = Consume { channel: self.connection.channel, cpu: cpu as u32, from, count };
         match self.connection.request(&consume) {
             Err(ReadError::Refused(refused)) if refused.errno == libc_errno(Errno::ESTALE) => {

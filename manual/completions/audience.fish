@@ -8,6 +8,8 @@ function __fish_audience_needs_command
     set -l cmd (commandline -opc)
     set -e cmd[1]
     argparse -s (__fish_audience_global_optspecs) -- $cmd 2>/dev/null
+    # The value of the last option is being typed.
+    or argparse -s (__fish_audience_global_optspecs) -- $cmd[1..-2] 2>/dev/null
     or return
     if set -q argv[1]
         # Also print the command, so this can be used to figure out what it is.
@@ -91,6 +93,7 @@ complete -c audience -n "__fish_audience_using_subcommand watch" -l every -d 'Sa
 complete -c audience -n "__fish_audience_using_subcommand watch" -l interval -d 'Look this often' -r
 complete -c audience -n "__fish_audience_using_subcommand watch" -s h -l help -d 'Print this help'
 complete -c audience -n "__fish_audience_using_subcommand status" -s m -l mount -d 'Mount point [$RELAYFS or /mnt/relay]' -r -F
+complete -c audience -n "__fish_audience_using_subcommand status" -s c -l channel -d 'A channel, repeatable [default: all]' -r
 complete -c audience -n "__fish_audience_using_subcommand status" -l interval -d 'Time between two looks' -r
 complete -c audience -n "__fish_audience_using_subcommand status" -l json -d 'Print one line of JSON'
 complete -c audience -n "__fish_audience_using_subcommand status" -s w -l watch -d 'Print again until interrupted'

@@ -8,6 +8,8 @@ function __fish_relayfsd_needs_command
     set -l cmd (commandline -opc)
     set -e cmd[1]
     argparse -s (__fish_relayfsd_global_optspecs) -- $cmd 2>/dev/null
+    # The value of the last option is being typed.
+    or argparse -s (__fish_relayfsd_global_optspecs) -- $cmd[1..-2] 2>/dev/null
     or return
     if set -q argv[1]
         # Also print the command, so this can be used to figure out what it is.

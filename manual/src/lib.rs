@@ -55,7 +55,10 @@ pub fn check(mut command: Command, section: u8) {
     for (shell, before, after) in SHELLS {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut command, &name, &mut text);
-        let text = String::from_utf8(text).expect("the options are text");
+        let mut text = String::from_utf8(text).expect("the options are text");
+        if shell == Shell::Fish {
+            text = completing_values(&text);
+        }
         // Lines must not end in spaces: people see them in diffs.
         let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
         let path = home().join("completions").join(format!("{before}{name}{after}"));
@@ -82,6 +85,23 @@ pub fn check_underscores(command: &Command) {
             assert!(name == other || aliases.contains(&other.as_str()), "--{name}");
         }
     }
+}
+
+/// Returns completions for fish that also complete the value of an option before a subcommand.
+///
+/// Those of clap_complete parse the words before the cursor. If the last of these is an option that takes a value,
+/// argparse refuses them, and fish offers files.
+fn completing_values(text: &str) -> String {
+    let (call, end) = ("    argparse -s (__fish_", " -- $cmd 2>/dev/null");
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        lines.push(line.to_owned());
+        if let Some(specs) = line.strip_prefix(call).and_then(|rest| rest.strip_suffix(end)) {
+            lines.push("    # The value of the last option is being typed.".to_owned());
+            lines.push(format!("    or argparse -s (__fish_{specs} -- $cmd[1..-2] 2>/dev/null"));
+        }
+    }
+    lines.join("\n")
 }
 
 /// Returns the names of a program's pages, each with its command: its own, and one for each subcommand.

@@ -149,12 +149,17 @@ struct rchan *relay_open_at(const char *mount, const char *base_filename, struct
 int relay_close(struct rchan *chan);
 
 /*
- * Writes a message, whole or not at all, and never waits. 0: it is in the buffer. If buffers are not shared, 0 means
- * that it is on its way to the daemon, which will get it even if this process ends now. Otherwise the message is
- * lost, and counted except for ENODEV and EBADF. ENOSPC: no room, since no reader has kept up and every sub-buffer is
- * full, or since the socket to the daemon is full. EMSGSIZE: longer than any message of this channel can be, which is
- * a sub-buffer without its header, at most 1 MiB. EFAULT: data is NULL, and length is not 0. Or the daemon's errno,
- * if it refused the message, such as EIO.
+ * Writes a message, whole or not at all, and never waits for a reader. 0: it is in the buffer. If buffers are not
+ * shared, 0 means that it is on its way to the daemon, which will get it even if this process ends now. Otherwise the
+ * message is lost, and counted except for ENODEV and EBADF. ENOSPC: no room, since no reader has kept up and every
+ * sub-buffer is full, or since the socket to the daemon is full. EMSGSIZE: longer than any message of this channel can
+ * be, which is a sub-buffer without its header, at most 1 MiB. EFAULT: data is NULL, and length is not 0. Or the
+ * daemon's errno, if it refused the message, such as EIO.
+ *
+ * Few messages wait for the daemon, 0.1 s at most: those of more than 64 KiB for room in the socket, and with shared
+ * buffers these and messages that were interrupted 64 times for the daemon's answer. Without an answer in time, 0 means
+ * what it means if buffers are not shared. If the daemon goes away meanwhile, ENODEV, and the message may be in the
+ * buffer all the same.
  */
 int relay_write(struct rchan *chan, const void *data, size_t length);
 

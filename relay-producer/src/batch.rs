@@ -45,6 +45,9 @@ use crate::socket::write_frame::{WireMessage, WriteFrame};
 /// without limit, or 10 s longer than for room. After an error the batch takes no more messages; `finish` then collects
 /// the remaining answers. A batch that is dropped without `finish` is still written as far as it was sent, but its
 /// results are lost.
+///
+/// After fork, a batch belongs to one of the two processes, since both have the messages that are gathered and not sent.
+/// A child gets no answers for what its parent sent: `finish` says how many messages these are.
 #[derive(Debug)]
 pub struct Batch {
     link: Arc<Link>,
@@ -353,6 +356,19 @@ impl Batch {
         }
     }
 
+    /// Looks whether the daemon is there, and goes over to the next one if not.
+    /// See [`Channel::look_for_daemon`](crate::Channel::look_for_daemon). An error is about messages that the last daemon
+    /// has not answered.
+    pub fn look_for_daemon(&mut self) -> Result<(), RequestError> {
+        // Also while the thread is on another CPU: its next message may be written directly again. Without buffers, sending
+        // finds the daemon's end.
+        if self.connection.shared().is_some() && !self.works() && self.link.look_for_daemon() {
+            self.collect_all()?;
+            self.reattach();
+        }
+        Ok(())
+    }
+
     /// Sends the gathered messages, waits for all answers, and returns the counts.
     pub fn finish(&mut self) -> Result<Counts, RequestError> {
         let sent = self.send().and_then(|()| self.settle());
@@ -373,7 +389,8 @@ impl Batch {
 
 impl Drop for Batch {
     fn drop(&mut self) {
-        for frame in &self.in_flight {
+        // A child has the list of replies as it was at the fork, perhaps with a lock that another thread had.
+        for frame in self.in_flight.iter().filter(|_| self.connection.is_own()) {
             self.connection.forget(frame.id);
         }
     }

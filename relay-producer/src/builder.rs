@@ -1,5 +1,7 @@
 //! Opening a channel with options.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,6 +26,7 @@ pub struct Builder {
     spec: GeometrySpec,
     transport: TransportChoice,
     levels: Directives,
+    program: Vec<u8>,
 }
 
 impl Builder {
@@ -35,6 +38,7 @@ impl Builder {
             spec: GeometrySpec::default(),
             transport: TransportChoice::Auto,
             levels: Directives::default(),
+            program: Vec::new(),
         }
     }
 
@@ -89,6 +93,14 @@ impl Builder {
         self
     }
 
+    /// Sets the name by which the daemon knows this process, of a timed channel: that of the program whose output it writes.
+    ///
+    /// See [`Channel::output`]. While this process attaches to the channel, its first thread has that name.
+    pub fn program(mut self, name: &OsStr) -> Self {
+        self.program = name.as_bytes().to_vec();
+        self
+    }
+
     /// Returns the levels of the program alone.
     pub(crate) fn own_levels(&self) -> Arc<Levels> {
         Arc::new(Levels::new(self.levels.clone()))
@@ -114,6 +126,7 @@ impl Builder {
             transport: self.transport,
             definitions: Arc::default(),
             levels,
+            program: self.program,
         };
         request.check()?;
         let socket = find(&self.mount)?;

@@ -36,8 +36,8 @@ const COMMAND_MAX: usize = 15;
 
 /// An open channel.
 ///
-/// Many threads can use it at once, through `&self`. [`write`](Self::write) never waits: not for the daemon, not for a
-/// reader, not for threads that wait. [`write_batch`](Self::write_batch), [`batch`](Self::batch) and
+/// Many threads can use it at once, through `&self`. [`write`](Self::write) never waits for a reader, nor for threads that
+/// wait. It waits for the daemon only where it says so, 0.1 s at most. [`write_batch`](Self::write_batch), [`batch`](Self::batch) and
 /// [`flush`](Self::flush) wait for the daemon's answer.
 ///
 /// **Transports.** If the daemon gives this process the channel's buffers ([`Transport::Shared`]), a message is written
@@ -53,8 +53,9 @@ const COMMAND_MAX: usize = 15;
 ///
 /// **Order.** The messages of one thread for one CPU's buffer arrive in the order in which they were written. Shared
 /// buffers have two exceptions. A message that [`write_to`](Self::write_to) sends to another CPU can be overtaken by
-/// messages that the thread writes after moving there. A message of more than 64 KiB can be overtaken if the daemon has
-/// not written it after 0.1 s. A [`flush`](Self::flush) in between prevents both. A batch always keeps its order.
+/// messages that the thread writes after moving there. A message of more than 64 KiB, or one whose sequence was
+/// interrupted 64 times, can be overtaken if the daemon has not answered for it after 0.1 s. A [`flush`](Self::flush) in
+/// between prevents both. A batch always keeps its order.
 ///
 /// **When the daemon crashes**, writes into shared buffers continue: no error, no pause. The next daemon takes over the
 /// files and continues reading. This process connects to it in a call that needs the daemon, such as flush. Until then,
@@ -113,7 +114,13 @@ impl Channel {
     /// loss is counted, except while the daemon is away. Over the socket, a message that is too big counts as such if
     /// it can be sent at all. All other losses count as dropped.
     ///
-    /// A message of more than 64 KiB may take up to 0.1 s if the daemon does not keep up.
+    /// Two kinds of messages wait for the daemon, 0.1 s at most:
+    /// * One that is longer than a frame of the socket, which is almost 64 KiB, waits for room in the socket. Without
+    ///   room in time it is `Full`.
+    /// * With shared buffers, one that goes over the socket for its length, or since its sequence was interrupted 64
+    ///   times, waits for the daemon's answer. The answer makes `Ok` mean that it is in the buffer. Without an answer in
+    ///   time, `Ok` means what it means over the socket. If the daemon goes away meanwhile, the message is
+    ///   `Disconnected`, and may be in the buffer all the same.
     ///
     /// In a timed channel the message is a `raw` record, of at most 64 KiB.
     #[inline]
@@ -140,16 +147,16 @@ impl Channel {
     /// Writes like [`text`](Self::text). Other bytes than UTF-8 are written as they are.
     #[inline]
     pub fn text_bytes(&self, text: &[u8]) -> Result<(), WriteError> {
-        let max = self.route.payload_max();
-        if text.len() > max {
-            return self.long_text(text, max);
+        if text.len() > self.route.first.record_max() {
+            return self.long_text(text);
         }
         self.route.write_record(RecordOf::built_in(id::TEXT), text)
     }
 
     #[cold]
-    fn long_text(&self, text: &[u8], max: usize) -> Result<(), WriteError> {
-        self.route.write_record(RecordOf::built_in(id::TEXT), &record::cut(text, max))
+    fn long_text(&self, text: &[u8]) -> Result<(), WriteError> {
+        let text = record::cut(text, self.route.payload_max());
+        self.route.write_record(RecordOf::built_in(id::TEXT), &text)
     }
 
     /// Writes a message with level and target into a timed channel; otherwise like [`write`](Self::write).
@@ -196,7 +203,8 @@ impl Channel {
     }
 
     /// Writes a line of another process's output into a timed channel, as an `output` record.
-    /// `tid` is that process's, which the record belongs to. The line has no newline. One that is longer than a record
+    /// `tid` is that process's, which the record belongs to, unless the daemon is in another PID namespace: there it belongs
+    /// to the caller. The line has no newline. One that is longer than a record
     /// is too big.
     pub fn output(&self, stream: Stream, tid: u32, line: &[u8]) -> Result<(), WriteError> {
         let mut payload = Vec::new();
@@ -204,7 +212,8 @@ impl Channel {
         if output.encode_into(&mut payload).is_err() {
             return self.route.write_record(RecordOf::built_in(id::OUTPUT), line);
         }
-        let of = RecordOf { about: Some(tid), ..RecordOf::built_in(id::OUTPUT) };
+        let about = Some(self.route.link.latest().number_about(tid));
+        let of = RecordOf { about, ..RecordOf::built_in(id::OUTPUT) };
         self.route.write_record(of, &payload)
     }
 
@@ -220,14 +229,16 @@ impl Channel {
                 Some(signal) => (What::Signal, signal),
                 None => (What::Exit, status.code().unwrap_or_default()),
             };
-            let pid = self.route.link.latest().pid_there();
+            let connection = self.route.link.latest();
+            let pid = connection.pid_there();
             // As long as the name that the kernel keeps of a command.
             let command = &command[..command.len().min(COMMAND_MAX)];
             let end = Builtin::Process { pid, what: Some(what), status: status.cast_unsigned(), command };
             let mut payload = Vec::new();
             // It is not too long.
             let _ = end.encode_into(&mut payload);
-            let of = RecordOf { about: Some(tid), ..RecordOf::built_in(id::PROCESS) };
+            let of =
+                RecordOf { about: Some(connection.number_about(tid)), ..RecordOf::built_in(id::PROCESS) };
             self.route.write_record(of, &payload)?;
         }
         self.route.link.give_back();
@@ -336,10 +347,23 @@ impl Channel {
 
     /// Waits until all earlier messages of this `Channel` are in the buffers or counted as lost.
     /// Directly written messages are there at once; this call is for those sent over the socket. An error means that
-    /// the daemon has gone, or does not answer within 10 s. Messages on their way may then be lost.
+    /// the daemon has gone, or does not answer within 10 s. Messages on their way may then be lost. Once another call has
+    /// found the next daemon, there is no error any more for what was on its way to the last one.
     pub fn sync(&self) -> Result<(), RequestError> {
         let connection = self.route.link.latest();
         if connection.is_own() { connection.sync(Some(Instant::now() + REPLY_LIMIT)) } else { Ok(()) }
+    }
+
+    /// Looks whether the daemon is there, and tries to reach the next one if not. Returns whether one is there.
+    ///
+    /// Messages written directly need no daemon, so writing finds its end when a sub-buffer is full. Until then,
+    /// messages are for the next daemon that takes over the buffers. If there can be none, since its state directory has
+    /// gone, they are lost. If that was unmounted, as with a container, and not removed, writing never finds out. A program
+    /// that writes rarely, or whose daemon has such buffers, calls this before it writes. It is one system call while a
+    /// daemon is there, and a try to connect, once a second, while there is none. A daemon that does not answer holds the
+    /// caller up for a second, once in five.
+    pub fn look_for_daemon(&self) -> bool {
+        self.route.link.look_for_daemon()
     }
 
     /// Ends the connection like dropping the channel, while other threads may still use it.

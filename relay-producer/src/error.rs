@@ -43,7 +43,7 @@ pub enum OpenError {
     },
 }
 
-/// The reason for which a message was not written. No byte of it is in the buffer.
+/// The reason for which a message was not written. No byte of it is in the buffer; `Disconnected` has an exception.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WriteError {
     /// Every sub-buffer is full because the channel's reader has not kept up.
@@ -75,7 +75,9 @@ pub enum WriteError {
     /// The channel has no buffer for this CPU.
     #[error(transparent)]
     NoSuchCpu(#[from] NoSuchCpu),
-    /// The daemon has gone away. Later calls look for a new one.
+    /// The daemon has gone away, or the channel has ended. Later calls look for a new one.
+    /// If the daemon went away before its answer, for which few messages wait, the message may have been written: see
+    /// [`Channel::write`](crate::Channel::write).
     #[error("the daemon has gone away")]
     Disconnected,
     /// The daemon refused the message: it cannot run on the CPU, or the channel is broken.
@@ -131,7 +133,10 @@ pub enum RequestError {
     /// The daemon had gone away, and there is no new one.
     #[error("the daemon has gone away: {0}")]
     Reopen(#[source] OpenError),
-    /// The answer did not come in time; the daemon may still carry out the request.
+    /// The answer did not come in time: 10 s if the call names no time, and as long besides as messages may wait for room.
+    /// The daemon may still carry out the request. Or the socket had no room for the request in that time, since the
+    /// daemon takes nothing from it; then the daemon has not got it. A batch's messages without an answer may be written
+    /// or lost. [`Channel::write`](crate::Channel::write) has no such error: it says what it does instead.
     #[error("the daemon does not answer")]
     NoReply,
     /// The packet is not a valid answer; the connection was closed.

@@ -50,6 +50,7 @@ mod definitions;
 mod direct;
 mod error;
 mod event;
+mod first_thread;
 mod frontend;
 mod levels;
 #[cfg(feature = "log")]
@@ -67,7 +68,7 @@ pub use batch::{Batch, DaemonEvent};
 pub use builder::Builder;
 pub use channel::Channel;
 pub use direct::appender::Appender;
-pub use direct::buffers::DIRECT_MAX;
+pub use direct::buffers::{DIRECT_MAX, DirectBuffers, Quick};
 pub use error::{BatchError, NoSuchCpu, OpenError, RequestError, WriteError};
 pub use event::Event;
 pub use frontend::late::FrontendError;

@@ -7,5 +7,6 @@ pub(crate) mod follow;
 pub(crate) mod handshake;
 pub(crate) mod receive_files;
 pub(crate) mod reconnect;
+mod renamed;
 pub(crate) mod replies;
 pub(crate) mod write_frame;

@@ -9,7 +9,7 @@ pub mod buffer;
 #[cfg(not(loom))]
 pub mod mapped_reader;
 pub mod reader;
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
 pub mod rseq;
 #[cfg(loom)]
 pub mod scheduler_model;

@@ -4,7 +4,7 @@
 //! touch.
 //!
 //! It uses restartable sequences, like every producer. A thread that writes without them is the daemon's, and alone.
-#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux"))]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -381,8 +381,10 @@ fn parked_batch_is_resumed_when_there_is_room() {
 }
 
 /// Two threads of one CPU, one of which closes the buffer at any load of the other.
-/// Messages written before the end stay, and later ones are refused. Defends that closing changes the state.
-fn closed(subbuf_size: u64, room_while_blocked: bool) {
+/// Messages written before the end stay, and later ones are refused. Defends that closing changes the state of a buffer
+/// that is not blocked, and that a writer that begins a sub-buffer looks at `closed` in its sequence.
+/// The end may have been announced from another CPU before.
+fn closed(subbuf_size: u64, room_while_blocked: bool, is_announced: bool) {
     model(move || {
         let buffer = buffer(Mode::NoOverwrite, subbuf_size, 1);
         let mut reader = Reader::new(buffer.clone());
@@ -418,6 +420,9 @@ fn closed(subbuf_size: u64, room_while_blocked: bool) {
                 written
             })
         });
+        if is_announced {
+            buffer.announce_end();
+        }
         on_cpu(|| {
             Writer::new(&buffer, RseqExecutor).close().unwrap();
             is_closed.store(true, Ordering::Relaxed);
@@ -431,13 +436,19 @@ fn closed(subbuf_size: u64, room_while_blocked: bool) {
 
 #[test]
 fn closed_buffer_takes_no_message() {
-    closed(8, false);
-    closed(2, false);
+    closed(8, false, false);
+    closed(2, false, false);
 }
 
 #[test]
 fn closed_blocked_buffer_takes_no_message() {
-    closed(4, true);
+    closed(4, true, false);
+}
+
+#[test]
+fn buffer_whose_end_was_announced_takes_no_message_once_it_is_closed() {
+    closed(8, false, true);
+    closed(4, true, true);
 }
 
 /// Two threads of one CPU, one of which resets the buffer on behalf of the reader.

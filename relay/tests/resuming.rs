@@ -152,20 +152,31 @@ fn half_reset_is_finished() {
     }
 }
 
-/// A buffer ended while blocked is one sub-buffer further than a writer would have moved.
+/// Earlier releases ended a blocked buffer one sub-buffer further than a writer would have moved.
 #[test]
 fn ended_buffer_is_resumed() {
-    let buffer = Buffer::anonymous(geometry(Mode::NoOverwrite), 3).unwrap();
-    let writer = Writer::new(&buffer, SoleWriter);
-    for _ in 0..6 {
-        writer.write(&[b'x'; 64]).unwrap();
+    for by_earlier_release in [false, true] {
+        let buffer = Buffer::anonymous(geometry(Mode::NoOverwrite), 3).unwrap();
+        let writer = Writer::new(&buffer, SoleWriter);
+        for _ in 0..6 {
+            writer.write(&[b'x'; 64]).unwrap();
+        }
+        writer.close().unwrap();
+        if by_earlier_release {
+            let (widths, block) = (buffer.widths(), buffer.block());
+            let from = Position(block.state.load(Ordering::Relaxed));
+            let (record, next) = (buffer.record(from), buffer.record(widths.next(from)));
+            record.padding.store(64, Ordering::Relaxed);
+            next.number.store(record.number.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            next.begin.store(record.begin.load(Ordering::Relaxed), Ordering::Relaxed);
+            block.state.store(widths.at_blocked(widths.next(from)).0, Ordering::Relaxed);
+        }
+        let mut reader = Reader::resume(buffer.clone()).unwrap();
+        buffer.reopen();
+        let mut got = Vec::new();
+        reader.read(1000, &mut Vec::new(), |bytes| assert!(bytes.copy_to(&mut got)));
+        assert_eq!(got, [b'x'; 320]);
+        writer.write(b"new").unwrap();
+        reader.read(1000, &mut Vec::new(), |bytes| assert_eq!(bytes, b"new"));
     }
-    writer.close().unwrap();
-    let mut reader = Reader::resume(buffer.clone()).unwrap();
-    buffer.reopen();
-    let mut got = Vec::new();
-    reader.read(1000, &mut Vec::new(), |bytes| assert!(bytes.copy_to(&mut got)));
-    assert_eq!(got, [b'x'; 320]);
-    writer.write(b"new").unwrap();
-    reader.read(1000, &mut Vec::new(), |bytes| assert_eq!(bytes, b"new"));
 }

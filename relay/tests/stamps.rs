@@ -3,7 +3,7 @@
 //! Threads write while they move between CPUs, and timers interrupt them. The handler of their signal writes records,
 //! too, between any two instructions of the thread that it interrupts. Threads that write on behalf of others stamp
 //! behind a fence, in the same buffers.
-#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
+#![cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux"))]
 #![allow(unsafe_code)]
 
 use std::cell::Cell;

@@ -42,6 +42,7 @@ fn write(buffer: &Buffer, run: impl Executor, message: &[u8], answer: Answer<'_>
                 Some(Outcome { placed: WriteResult::Written, switched: false })
             }
             relay::ring::writer::Appended::Interrupted => None,
+            relay::ring::writer::Appended::Dropped => unreachable!("it was not asked for"),
         }
     };
     std::iter::repeat_with(once).take(1000).flatten().next().expect("never interrupted so often").placed
@@ -94,6 +95,22 @@ fn callback_gets_the_switch_and_fills_the_header() {
         assert_eq!(told, [(1, false, 2), (4, false, 2), (0, true, 2)]);
         // The oldest is given up; the newest has only its header.
         assert_eq!(read(&mut reader), "<>fg<>hijklm<>");
+    });
+}
+
+#[test]
+fn writer_without_callback_overwrites_after_a_refusal() {
+    both(|write| {
+        let buffer = buffer("subbuf-size=8:n-subbufs=2:overwrite");
+        let mut reader = Reader::new(buffer.clone());
+        for text in ["abcdefgh", "ijklmnop"] {
+            assert_eq!(write(&buffer, text.as_bytes(), &mut |_| start(b"")), WriteResult::Written);
+        }
+        assert_eq!(write(&buffer, b"refused", &mut |_| None), WriteResult::Full);
+        let writer = Writer::new(&buffer, SoleWriter);
+        assert!(!writer.drop_if_blocked(4), "the oldest can be given up");
+        assert_eq!(writer.write(b"next").unwrap().placed, WriteResult::Written);
+        assert_eq!(read(&mut reader), "ijklmnopnext");
     });
 }
 

@@ -19,6 +19,7 @@ pub(crate) mod timed;
 mod channel_ref;
 mod delivered;
 mod poll;
+mod write_side;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -44,6 +45,8 @@ use crate::channel::recent::Recent;
 use crate::channel::snapshot::SnapshotSlot;
 use crate::channel::take::TakeSlot;
 use crate::channel::timed::Timed;
+pub(crate) use crate::channel::write_side::Turn;
+use crate::channel::write_side::{DirectWriters, WriteSide};
 use crate::process::free_later;
 
 /// A channel, with everything the daemon knows about it.
@@ -67,8 +70,7 @@ pub(crate) struct Channel {
     holders: AtomicUsize,
     /// `None` when the channel has ended: the next daemon may own the directory from then on.
     files: Mutex<Option<Files>>,
-    /// Whether the daemon has given the channel's files to a producer.
-    shared: AtomicBool,
+    direct: DirectWriters,
     /// Whether orphaned producers may be left.
     ///
     /// They have the files from an earlier daemon, and have not reconnected.
@@ -95,6 +97,7 @@ pub(crate) struct Named {
 struct ChannelBuffer {
     buffer: Buffer,
     read_side: Mutex<ReadSide>,
+    write_side: WriteSide,
     /// The buffer's open snapshot, if there is one.
     snapshot: SnapshotSlot,
     /// The open copies of the buffer's unread data.
@@ -108,10 +111,18 @@ impl ChannelBuffer {
         let buffer = reader.buffer().clone();
         let (grown, corrected_told) = ((0, SystemTime::now()), reader.corrected());
         let recent = Recent::default();
-        let read_side = Mutex::new(ReadSide { reader, parked: false, grown, corrected_told, recent });
+        let read_side = Mutex::new(ReadSide {
+            reader,
+            parked: false,
+            grown,
+            corrected_told,
+            recent,
+            dropped_seen: (0, 0),
+        });
         ChannelBuffer {
             buffer,
             read_side,
+            write_side: WriteSide::default(),
             snapshot: SnapshotSlot::default(),
             take: TakeSlot::default(),
             waiters: Mutex::new(Vec::new()),
@@ -124,9 +135,7 @@ impl ChannelBuffer {
 /// A reader's thread holds the lock while it replies. So no thread sees bytes that are replied but not consumed.
 pub(crate) struct ReadSide {
     pub(crate) reader: Reader,
-    /// Set by the buffer's writer when a batch waits for room.
-    ///
-    /// The thread that makes room clears it and tells the writer.
+    /// Set by the buffer's writer when a batch waits for room. The thread that makes room clears it and tells the writer.
     pub(crate) parked: bool,
     /// The size at the last look, and when a look first found that size.
     grown: (u64, SystemTime),
@@ -134,6 +143,8 @@ pub(crate) struct ReadSide {
     pub(crate) corrected_told: u64,
     /// Earlier looks at the counters.
     pub(crate) recent: Recent,
+    /// The dropped messages at the last look, and when that was.
+    pub(crate) dropped_seen: (u64, u64),
 }
 
 impl Channel {
@@ -193,7 +204,7 @@ impl Channel {
         let channel = Channel::new(epoch, named, buffers, timed, files);
         channel.inherited.store(true, Ordering::Relaxed);
         // Producers of the last daemon may have the files, and ring the doorbells of that daemon.
-        channel.shared.store(true, Ordering::Relaxed);
+        channel.direct.note_shared();
         Ok(channel)
     }
 
@@ -221,7 +232,7 @@ impl Channel {
             closed: AtomicBool::new(false),
             holders: AtomicUsize::new(0),
             files: Mutex::new(Some(files)),
-            shared: AtomicBool::new(false),
+            direct: DirectWriters::default(),
             inherited: AtomicBool::new(false),
             epoch,
             damage: Damage::default(),
@@ -391,7 +402,7 @@ impl Channel {
     /// With `to_write` the process may write the files, and the channel counts as shared from then on.
     pub(crate) fn share(&self, to_write: bool) -> io::Result<Vec<File>> {
         if to_write {
-            self.shared.store(true, Ordering::Relaxed);
+            self.direct.note_shared();
             self.listen_for_activity();
         }
         // Each look clears a false mark that the buffer is closed. With it, the producer would ask for the files
@@ -406,6 +417,7 @@ impl Channel {
         {
             // A peer has a lock there. The next daemon will not know of this producer; the producer notices that by
             // itself.
+            self.direct.note_unmarked();
             log::debug!("channel {}: cannot mark the control file: {}", self.name, errno.desc());
         }
         Ok(opened)
@@ -416,11 +428,6 @@ impl Channel {
         let files = self.lock_files();
         let [_, _, levels] = files.as_ref().and_then(Files::names).ok_or(io::ErrorKind::NotFound)?;
         File::open(levels)
-    }
-
-    /// Returns whether producers may write the channel directly.
-    pub(crate) fn is_shared(&self) -> bool {
-        self.shared.load(Ordering::Relaxed)
     }
 
     /// Closes the channel for readers and wakes its pollers. Unread data stays readable.

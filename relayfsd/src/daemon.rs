@@ -79,7 +79,7 @@ pub(crate) enum SessionError {
     #[error(transparent)]
     Listen(#[from] ListenError),
     #[error("the FUSE session cannot start: {0}")]
-    Fuse(io::Error),
+    Fuse(#[source] io::Error),
     #[error(
         "no memory for FUSE's threads, {}: raise the limit of memory (ulimit -v, LimitAS=)",
         format_size(*.0 as u64)
@@ -88,7 +88,7 @@ pub(crate) enum SessionError {
     #[error("cannot start {what}: {source}")]
     Start { what: &'static str, source: io::Error },
     #[error("mounted, and unmounted again: {0}")]
-    Starter(io::Error),
+    Starter(#[source] io::Error),
     #[error("the FUSE connection was cut while mounted; see /sys/fs/fuse/connections and the kernel's log")]
     Aborted,
 }
@@ -187,7 +187,7 @@ impl Session {
         kill_point!("adopt-opened");
 
         fs::check_memory(&options.mount).map_err(SessionError::Memory)?;
-        let (device, mount) = mount::attach(&point, &options.mount)?;
+        let (device, mount, _spare) = mount::attach(&point, &options.mount)?;
         let tree = Tree::new(registry.clone(), writers.clone(), socket.path().to_string_lossy().into_owned());
         let mounted = fs::serve(Fs::new(tree, options.access.clone()), device, &options.mount)
             .map_err(SessionError::Fuse)?;
@@ -390,7 +390,7 @@ impl Session {
 
 /// Returns the receiver that gets a message when the mount is gone, unmounted lazily or not.
 fn watch(mount: &Mount) -> io::Result<Receiver<()>> {
-    let wait = mount.watch();
+    let wait = mount.watch()?;
     let (sender, receiver) = bounded(1);
     thread::Builder::new().name("mounts".into()).spawn(move || match wait() {
         Ok(()) => drop(sender.send(())),

@@ -25,6 +25,7 @@ use config::mount_helper::Helper;
 use config::options::Request;
 use nix::sys::stat::{Mode, umask};
 use process::daemonize::{Side, Starter};
+use process::host_limits::advice;
 
 /// Exit status of wrong usage: for people, and for mount(8).
 const USAGE: [u8; 2] = [2, 1];
@@ -91,7 +92,10 @@ fn main() -> ExitCode {
                 return failure;
             }
             Err(error) => {
-                process::daemonize::complain(&format!("cannot go into the background: {error}"));
+                process::daemonize::complain(&format!(
+                    "cannot go into the background: {error}{}",
+                    advice(&error)
+                ));
                 return failure;
             }
         }
@@ -103,7 +107,7 @@ fn main() -> ExitCode {
     match daemon::run(&options, &mut starter) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            starter.failed(&error.to_string());
+            starter.failed(&format!("{error}{}", advice(&error)));
             failure
         }
     }

@@ -11,7 +11,7 @@
 mod error;
 mod fusermount;
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -153,7 +153,12 @@ pub(crate) fn identity(point: &Path) -> Result<Point, MountError> {
 }
 
 /// Mounts on `point`. From now on, the kernel waits for answers from the returned /dev/fuse.
-pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, Mount), MountError> {
+///
+/// A start that fails after this needs descriptors to unmount, even where it fails for want of descriptors. Drop the
+/// [`Spare`] ones before the [`Mount`].
+pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, Mount, Spare), MountError> {
+    let table = mountinfo::open().map_err(MountError::Table)?;
+    let spare = Spare::new(&table).map_err(MountError::Table)?;
     let (device, helper) = if options.auto_unmount {
         let (device, helper) = fusermount::mount(point, options)?;
         (device, Some(helper))
@@ -172,18 +177,41 @@ pub(crate) fn attach(point: &Path, options: &MountOptions) -> Result<(OwnedFd, M
             }
         }
     };
-    let entries = mountinfo::read().map_err(|error| {
-        // What was mounted a moment ago must not stay behind, dead.
-        let _ = unmount(point, How::Lazily);
-        MountError::Table(error)
-    })?;
+    let read = || {
+        let entries = mountinfo::read_again(&table).map_err(MountError::Table)?;
+        let connection = device.try_clone().map_err(|source| MountError::Device { source })?;
+        Ok((entries, connection))
+    };
+    let (entries, connection) = match read() {
+        Ok(read) => read,
+        Err(error) => {
+            // What was mounted a moment ago must not stay behind, dead.
+            drop(spare);
+            let _ = unmount(point, How::Lazily);
+            return Err(error);
+        }
+    };
     match mountinfo::topmost(&entries, point) {
         Some(Entry { id, device: number, fs_type, .. }) if fs_type == FS_TYPE => {
-            let connection = device.try_clone().map_err(|source| MountError::Device { source })?;
             let (point, id, number) = (point.to_owned(), *id, number.clone());
-            Ok((device, Mount { id, device: number, point, gone: false, connection, _helper: helper }))
+            let mount = Mount { id, device: number, point, gone: false, table, connection, _helper: helper };
+            Ok((device, mount, spare))
         }
         _ => Err(MountError::Gone(point.to_owned())),
+    }
+}
+
+/// Descriptors that fusermount3 takes to unmount: its standard streams, and the pipe that tells whether it started.
+pub(crate) struct Spare {
+    _descriptors: Vec<File>,
+}
+
+impl Spare {
+    const COUNT: usize = 8;
+
+    fn new(file: &File) -> io::Result<Spare> {
+        let copies = (0..Spare::COUNT).map(|_| file.try_clone());
+        Ok(Spare { _descriptors: copies.collect::<io::Result<_>>()? })
     }
 }
 
@@ -254,6 +282,8 @@ pub(crate) struct Mount {
     point: PathBuf,
     /// Whether it is known to be unmounted.
     gone: bool,
+    /// The table of mounts. The end can need it when the process has no more descriptors.
+    table: File,
     /// The mounted /dev/fuse.
     connection: OwnedFd,
     /// When this closes, a waiting fusermount3 unmounts.
@@ -263,7 +293,7 @@ pub(crate) struct Mount {
 impl Mount {
     /// Unmounts this mount and no other. Succeeds if it is unmounted already.
     pub(crate) fn detach(&self, how: How) -> io::Result<()> {
-        let entries = mountinfo::read()?;
+        let entries = mountinfo::read_again(&self.table)?;
         // The mount may have been moved; its number stays.
         let Some(ours) = self.find(&entries) else { return Ok(()) };
         match mountinfo::topmost(&entries, &ours.point) {
@@ -281,7 +311,7 @@ impl Mount {
 
     /// Returns whether the mount is still in the table of mounts.
     pub(crate) fn is_attached(&self) -> io::Result<bool> {
-        Ok(self.find(&mountinfo::read()?).is_some())
+        Ok(self.find(&mountinfo::read_again(&self.table)?).is_some())
     }
 
     /// Finds this mount in a table of mounts that was read just now.
@@ -305,9 +335,9 @@ impl Mount {
     }
 
     /// Returns a function that blocks until the mount is gone, unmounted lazily or not.
-    pub(crate) fn watch(&self) -> impl FnOnce() -> io::Result<()> + use<> {
-        let (id, device) = (self.id, self.device.clone());
-        move || mountinfo::wait_until_gone(id, &device)
+    pub(crate) fn watch(&self) -> io::Result<impl FnOnce() -> io::Result<()> + use<>> {
+        let (table, id, device) = (mountinfo::open()?, self.id, self.device.clone());
+        Ok(move || mountinfo::wait_until_gone(&table, id, &device))
     }
 }
 

@@ -1,16 +1,19 @@
 //! Threads that write for other processes: one pinned to each CPU, one for global channels.
 //!
-//! Only a thread on CPU n writes to buffer n. Other threads hand that thread jobs: to write, flush or reset.
-//! A thread starts with its first job, and then sleeps until there is work.
+//! Beside direct producers only a thread on CPU n writes to buffer n. Other threads hand that thread jobs. It starts with
+//! the first one. While no producer has a channel's files, the socket's thread writes frames by itself (`here.rs`).
 //!
 //! Producers' jobs come through a bounded queue. When that is full, the daemon does not read the socket, and the
 //! producer sees its own socket full. Jobs of the mounted files come through another queue, bounded by the number of
 //! file operations in flight. They are never refused, since a file operation must not wait for the socket.
 //!
-//! `daemon` creates the writers; `registry`, `tree` and `socket` hand them jobs.
-//! This room may not know any of these four: each job carries its channel.
+//! `daemon` creates the writers; `registry`, `tree` and `socket` hand them jobs. This room knows none of these four.
 
+pub(crate) mod here;
 pub(crate) mod worker;
+
+mod closing;
+mod progress;
 
 use std::convert::Infallible;
 use std::fmt;
@@ -24,8 +27,11 @@ use relay::ring::writer::WriteResult;
 use relay::wire::frame::WriteReply;
 use thiserror::Error;
 
-use crate::channel::ChannelRef;
+pub(crate) use self::closing::close_all;
 use crate::channel::timed::{RecordBytes, Timed};
+use crate::channel::{Channel, ChannelRef};
+use crate::writers::here::Home;
+use crate::writers::worker::Queued;
 
 /// Most producers' jobs that wait for one writer. A job is a frame, or one message.
 const QUEUE_LEN: usize = 64;
@@ -71,7 +77,7 @@ impl WaitEnd {
         self.cause.compare_exchange(0, cause, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    fn is_set(&self) -> bool {
+    pub(crate) fn is_set(&self) -> bool {
         self.cause.load(Ordering::Relaxed) != 0 // as in `set`
     }
 
@@ -98,6 +104,8 @@ pub(crate) struct Batch {
     pub(crate) single: bool,
     /// Messages that the producer had to drop by itself.
     pub(crate) lost: u64,
+    /// The results for earlier messages of the same frame.
+    pub(crate) counts: WriteReply,
     pub(crate) wait: Wait,
     /// Whether the producer takes messages back that still wait when the daemon ends.
     pub(crate) hand_back: bool,
@@ -125,6 +133,8 @@ pub(crate) enum Job {
     FlushUnread { channel: ChannelRef, cpu: usize, done: Done },
     /// Close the buffer for direct producers.
     Close { channel: ChannelRef, cpu: usize, done: Done },
+    /// Close the buffer of a broken channel, or of one that is gone.
+    GiveUp { channel: Arc<Channel>, cpu: usize },
     /// Discard all unread data.
     Reset { channel: ChannelRef, cpu: usize, done: Done },
     /// Room for a waiting batch: a reader made some, or the buffer may be written from now on.
@@ -146,7 +156,7 @@ impl Job {
             | Job::Close { channel, cpu, .. }
             | Job::Reset { channel, cpu, .. }
             | Job::Room { channel, cpu } => Some((channel, *cpu)),
-            Job::Sweep | Job::Barrier { .. } => None,
+            Job::GiveUp { .. } | Job::Sweep | Job::Barrier { .. } => None,
         }
     }
 
@@ -195,7 +205,7 @@ impl Job {
             | Job::FlushUnread { channel, done, .. }
             | Job::Close { channel, done, .. }
             | Job::Reset { channel, done, .. } => worker::answer(channel, done, Err(why)),
-            Job::Room { .. } | Job::Sweep | Job::Barrier { .. } => {}
+            Job::Room { .. } | Job::GiveUp { .. } | Job::Sweep | Job::Barrier { .. } => {}
         }
     }
 }
@@ -236,8 +246,8 @@ impl fmt::Display for UnavailableCause {
             UnavailableCause::Broken => f.write_str("cannot be written to: the channel is broken"),
             UnavailableCause::Orphans => f.write_str(
                 "is written directly by producers of an earlier relayfsd, and this one cannot write beside them: it has no \
-                 restartable sequences (rseq); end those producers, or start relayfsd where it has (x86-64, Linux \
-                 4.18 or later, rseq(2) allowed)",
+                 restartable sequences (rseq); end those producers, or start relayfsd where it has (x86-64 or \
+                 aarch64, Linux 4.19 or later, rseq(2) allowed)",
             ),
             UnavailableCause::NoThread(error) => write!(f, "has no thread of the daemon's: {error}"),
         }
@@ -255,7 +265,7 @@ impl Unavailable {
 }
 
 /// The error that a writer's queue is full. It returns the job.
-pub(crate) struct Busy(pub(crate) Job);
+pub(crate) struct Busy(pub(crate) Box<Job>);
 
 /// All writing threads.
 pub(crate) struct Writers {
@@ -267,12 +277,13 @@ pub(crate) struct Writers {
 /// The sending end of one thread.
 struct WorkerQueue {
     cpu: Option<usize>,
-    producers: Sender<Job>,
-    files: Sender<Job>,
+    producers: Sender<Queued>,
+    files: Sender<Queued>,
     /// Set when the producers' queue was full. The thread clears the flag and calls `on_room`.
     full: Arc<AtomicBool>,
     /// The receiving ends, until the thread takes them.
-    idle: Mutex<Option<(Receiver<Job>, Receiver<Job>)>>,
+    idle: Mutex<Option<(Receiver<Queued>, Receiver<Queued>)>>,
+    home: Home,
 }
 
 impl Writers {
@@ -282,7 +293,7 @@ impl Writers {
             let (producers, producers_end) = bounded(QUEUE_LEN);
             let (files, files_end) = unbounded();
             let idle = Mutex::new(Some((producers_end, files_end)));
-            WorkerQueue { cpu, producers, files, full: Arc::default(), idle }
+            WorkerQueue { cpu, producers, files, full: Arc::default(), idle, home: Home::default() }
         };
         let queues = (0..n_cpus).map(Some).chain([None]).map(queue).collect();
         Writers { queues, on_room: Arc::default() }
@@ -299,16 +310,16 @@ impl Writers {
     /// If the queue is full, the caller gets the job back, and `on_room` is called when the queue has room.
     pub(crate) fn submit(&self, job: Job) -> Result<(), Busy> {
         let Some((queue, job)) = self.started_queue(job) else { return Ok(()) };
-        match queue.producers.try_send(job) {
+        match queue.producers.try_send(job.into()) {
             Ok(()) => Ok(()),
-            Err(TrySendError::Full(job)) => {
+            Err(TrySendError::Full(queued)) => {
                 // SeqCst, as is the thread's swap: the flag is set before the second try. If the queue is full then
                 // too, the thread still has jobs to take. It checks the flag after each job, so it cannot miss the
                 // flag.
                 queue.full.store(true, Ordering::SeqCst);
-                queue.producers.try_send(job).map_err(|error| Busy(error.into_inner()))
+                queue.producers.try_send(queued).map_err(|error| Busy(Box::new(error.into_inner().job)))
             }
-            Err(TrySendError::Disconnected(job)) => Err(Busy(job)),
+            Err(TrySendError::Disconnected(queued)) => Err(Busy(Box::new(queued.job))),
         }
     }
 
@@ -316,7 +327,7 @@ impl Writers {
     pub(crate) fn submit_now(&self, job: Job) {
         if let Some((queue, job)) = self.started_queue(job) {
             // Cannot fail: the thread keeps its receiving ends for ever.
-            let _ = queue.files.send(job);
+            let _ = queue.files.send(job.into());
         }
     }
 
@@ -348,7 +359,7 @@ impl Writers {
     /// Has every running writer look for batches whose producers are gone.
     pub(crate) fn sweep(&self) {
         for queue in self.running() {
-            let _ = queue.files.send(Job::Sweep);
+            let _ = queue.files.send(Job::Sweep.into());
         }
     }
 
@@ -358,12 +369,16 @@ impl Writers {
         let (sender, receiver) = bounded(0);
         for queue in self.running() {
             // Both queues: a sweep before this call must be done too, and a thread takes from either.
-            let _ = queue.files.send(Job::Barrier { _done: sender.clone() });
-            let _ = queue.producers.send_deadline(Job::Barrier { _done: sender.clone() }, deadline);
+            let _ = queue.files.send(Job::Barrier { _done: sender.clone() }.into());
+            let _ = queue.producers.send_deadline(Job::Barrier { _done: sender.clone() }.into(), deadline);
         }
         drop(sender);
         // Nothing is ever sent: this ends when the last sender has been dropped.
         let _ = receiver.recv_deadline(deadline);
+    }
+
+    fn queue_of(&self, channel: &ChannelRef, cpu: usize) -> Option<&WorkerQueue> {
+        if channel.geometry().global() { self.queues.last() } else { self.queues.get(cpu) }
     }
 
     fn running(&self) -> impl Iterator<Item = &WorkerQueue> {
@@ -375,7 +390,7 @@ impl Writers {
     /// Otherwise fails the job and returns `None`.
     fn started_queue(&self, job: Job) -> Option<(&WorkerQueue, Job)> {
         let (channel, cpu) = job.buffer()?;
-        let queue = if channel.geometry().global() { self.queues.last()? } else { self.queues.get(cpu)? };
+        let queue = self.queue_of(channel, cpu)?;
         match queue.start(&self.on_room) {
             Ok(()) => Some((queue, job)),
             Err(error) => {
@@ -392,6 +407,7 @@ impl WorkerQueue {
         let Some((producers, files)) = idle.as_ref() else { return Ok(()) };
         let (producers, files) = (producers.clone(), files.clone());
         let (cpu, full, on_room) = (self.cpu, self.full.clone(), on_room.clone());
+        let thread = self.home.thread();
         let name = cpu.map_or("writer".to_owned(), |cpu| format!("writer{cpu}"));
         std::thread::Builder::new().name(name).spawn(move || {
             let room = || {
@@ -401,7 +417,7 @@ impl WorkerQueue {
                     ring();
                 }
             };
-            worker::run(cpu, &producers, &files, room);
+            worker::run(cpu, &producers, &files, &thread, room);
         })?;
         *idle = None;
         Ok(())
@@ -424,16 +440,6 @@ pub(crate) fn reset_all(
     done: impl FnOnce(Vec<Unavailable>) + Send + 'static,
 ) {
     on_all(writers, channel, done, |channel, cpu, done| Job::Reset { channel, cpu, done });
-}
-
-/// Closes every buffer of a channel for direct producers, and waits at most `limit` for that.
-pub(crate) fn close_all(writers: &Writers, channel: &ChannelRef, limit: Duration) {
-    channel.set_ending();
-    let (sender, receiver) = bounded(1);
-    let done = move |_| sender.send(()).unwrap_or_default(); // an error: the wait below has ended
-    on_all(writers, channel, done, |channel, cpu, done| Job::Close { channel, cpu, done });
-    // On a CPU that the daemon cannot use, no producer writes, or it finds the channel closed at its next switch.
-    let _ = receiver.recv_timeout(limit);
 }
 
 fn on_all(

@@ -134,7 +134,9 @@ impl Ring {
 fn other_ways(mount: &Mount, channel: &Channel) {
     title(&format!("other ways, {MESSAGE_LEN} B each, one at a time, until all have arrived"), "ns");
     let message = [b'm'; MESSAGE_LEN];
-    let socket = Channel::builder(mount.point(), "overwritten").transport(TransportChoice::Socket);
+    // A channel that no process writes directly: where one does, see the bench `socket`.
+    let socket = Channel::builder(mount.point(), "by-socket").transport(TransportChoice::Socket);
+    let socket = socket.create(true).geometry(GEOMETRY.parse().expect("a geometry"));
     let socket = socket.open().expect("opening a channel");
     let each = |taken: Duration| taken.as_secs_f64() * 1e9 / MESSAGES_SINGLY as f64;
     let (marker, journal) = (trace_marker(), Journald::start());

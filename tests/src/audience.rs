@@ -109,10 +109,15 @@ impl Recorder {
     /// Starts a recording into a directory, with standard error in a file beside the mount point.
     #[track_caller]
     pub fn start_into(point: &Path, dir: &Path, args: &[&str]) -> Recorder {
+        Recorder::run(&mut record(point, dir, args), point, dir)
+    }
+
+    /// Starts a command that records into this directory, with standard error in a file beside the mount point.
+    #[track_caller]
+    pub fn run(command: &mut Command, point: &Path, dir: &Path) -> Recorder {
         let err = point.with_file_name("said");
-        let mut command = record(point, dir, args);
         command.stderr(File::create(&err).expect("a file"));
-        Recorder { process: Process::start(&mut command), dir: dir.to_owned(), err }
+        Recorder { process: Process::start(command), dir: dir.to_owned(), err }
     }
 
     /// Its standard error so far.

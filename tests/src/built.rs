@@ -43,6 +43,24 @@ pub fn panicking_audience() -> PathBuf {
     up_to_date(target.join("kill-points/debug/audience"))
 }
 
+/// Returns `relay-producer` as a program of musl. It is linked statically, and a debug build.
+#[track_caller]
+pub fn musl_producer() -> PathBuf {
+    up_to_date(musl_dir("debug").join("relay-producer"))
+}
+
+/// Returns `relay-producer` with a glibc that is linked statically. It is a debug build.
+#[track_caller]
+pub fn static_producer() -> PathBuf {
+    let target = profile_dir().parent().expect("target/PROFILE").to_owned();
+    up_to_date(target.join("static/debug/relay-producer"))
+}
+
+/// The directory of what is built for programs of musl, in a profile.
+pub(crate) fn musl_dir(profile: &str) -> PathBuf {
+    profile_dir().parent().expect("target/PROFILE").join("x86_64-unknown-linux-musl").join(profile)
+}
+
 /// Returns the directory of the profile that this test was built with: `target/PROFILE`.
 pub(crate) fn profile_dir() -> PathBuf {
     let exe = std::env::current_exe().expect("our own path");

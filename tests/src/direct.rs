@@ -10,6 +10,7 @@ use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use relay_producer::{Channel, Transport};
 
+use crate::cpus;
 pub use crate::refused::without_sequences;
 use crate::refused::{AREAS, NO_AREAS, REFUSED, TUNABLES};
 
@@ -59,7 +60,14 @@ pub fn on_cpu<T>(cpu: usize, act: impl FnOnce() -> T) -> T {
 /// Moves the calling thread to a CPU, and leaves it there.
 #[track_caller]
 pub fn pin(cpu: usize) {
+    pin_thread(Pid::from_raw(0), cpu);
+}
+
+/// Moves a process's first thread to a CPU, and leaves it there.
+#[track_caller]
+pub fn pin_thread(thread: Pid, cpu: usize) {
+    cpus::stay_online();
     let mut set = CpuSet::new();
     set.set(cpu).expect("a small number");
-    sched_setaffinity(Pid::from_raw(0), &set).unwrap_or_else(|error| panic!("going to CPU {cpu}: {error}"));
+    sched_setaffinity(thread, &set).unwrap_or_else(|error| panic!("going to CPU {cpu}: {error}"));
 }

@@ -8,6 +8,7 @@ pub mod c;
 pub mod classic;
 pub mod clocks;
 pub mod conformance;
+pub mod cpus;
 pub mod ctf;
 pub mod direct;
 pub mod disk;
@@ -31,6 +32,7 @@ pub mod perfetto;
 pub mod progress;
 pub mod records;
 pub mod refused;
+pub mod slow_copies;
 pub mod stopped;
 pub mod streams;
 pub mod stress;
@@ -145,7 +147,7 @@ pub fn complaint(name: &str, output: &Output) -> String {
 /// A command that runs a shell script, as root, in private mount and process namespaces.
 ///
 /// Its mounts are invisible to other processes, and the processes that it leaves running end with it. It has a private
-/// /dev/shm and /run, in which daemons keep their files.
+/// /dev/shm and /run, in which daemons keep their files, and none of the machine's own mounts of relayfs.
 ///
 /// A root directory that is no mount point, as after a plain chroot, cannot be made private; it must be private
 /// already.
@@ -165,7 +167,12 @@ pub fn private_shell(script: &str) -> Command {
     command.args(["--mount", "--propagation", propagation]);
     command.args(["--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"]);
     command
-        .arg(format!("mount -t tmpfs tmpfs /dev/shm\nmount -t tmpfs -o mode=755 tmpfs /run\n{script}"))
+        .arg(format!(
+            "for mounted in $(awk '$3 == \"fuse.relayfsd\" {{print $2}}' /proc/mounts); do
+                umount -l \"$mounted\" 2>/dev/null || :
+            done
+            mount -t tmpfs tmpfs /dev/shm; mount -t tmpfs -o mode=755 tmpfs /run\n{script}"
+        ))
         .arg("sh");
     command
 }
@@ -261,6 +268,7 @@ impl Mount {
     /// The same, with a command that the test has prepared.
     #[track_caller]
     pub fn prepared(args: &[&str], prepare: impl FnOnce(&mut Command) -> &mut Command) -> Mount {
+        cpus::stay_online();
         let dir = tempfile::tempdir().expect("a temporary directory");
         let point = dir.path().join("relay");
         fs::create_dir(&point).expect("a directory to mount on");

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 
 use tempfile::TempDir;
 
-use crate::built::{not_older, profile_dir, up_to_date};
+use crate::built::{musl_dir, not_older, profile_dir, up_to_date};
 use crate::direct::with_sequences;
 use crate::{Mount, Process, stdout_of, tool, workspace};
 
@@ -19,13 +19,30 @@ use crate::{Mount, Process, stdout_of, tool, workspace};
 /// `sh tests/build.sh` installs it. The test fails if a file of the library is newer.
 #[track_caller]
 pub fn installed() -> PathBuf {
-    let root = profile_dir().join("librelay-installed");
+    installed_in(profile_dir())
+}
+
+/// Returns the directory in which the library for programs of musl is installed. It is a debug build.
+#[track_caller]
+pub fn installed_for_musl() -> PathBuf {
+    installed_in(musl_dir("debug"))
+}
+
+/// Returns the same of a release build, for measurements. `sh tests/bench.sh libraries` installs it.
+#[track_caller]
+pub fn released_for_musl() -> PathBuf {
+    installed_in(musl_dir("release"))
+}
+
+#[track_caller]
+fn installed_in(built: PathBuf) -> PathBuf {
+    let root = built.join("librelay-installed");
     let package = workspace().join("relay-producer/librelay");
     let compat = fs::read_dir(package.join("relayfs-compat/linux")).expect("the kernel's headers");
     let headers = compat.map(|entry| entry.expect("an entry").path());
     let files = ["Makefile", "librelay.map", "logf.c", "relay.h", "relay.hpp", "relay.pc.in"]
         .map(|name| package.join(name));
-    let archive = up_to_date(profile_dir().join("librelay_c.a"));
+    let archive = up_to_date(built.join("librelay_c.a"));
     // The file that make(1) installs last.
     let last = root.join("usr/lib/pkgconfig/relay.pc");
     not_older(&last, files.into_iter().chain(headers).chain([archive]));
@@ -67,9 +84,14 @@ pub fn libraries() -> PathBuf {
 /// The words that pkg-config prints for the library.
 #[track_caller]
 pub fn pkg_config(args: &[&str]) -> Vec<String> {
+    pkg_config_in(&installed(), args)
+}
+
+#[track_caller]
+fn pkg_config_in(root: &Path, args: &[&str]) -> Vec<String> {
     let mut command = tool("pkg-config", "pkg-config");
-    command.env("PKG_CONFIG_LIBDIR", libraries().join("pkgconfig"));
-    command.env("PKG_CONFIG_SYSROOT_DIR", installed()).args(args).arg("relay");
+    command.env("PKG_CONFIG_LIBDIR", root.join("usr/lib/pkgconfig"));
+    command.env("PKG_CONFIG_SYSROOT_DIR", root).args(args).arg("relay");
     let said = String::from_utf8(stdout_of(&mut command)).expect("text");
     said.split_whitespace().map(str::to_owned).collect()
 }
@@ -90,13 +112,22 @@ impl Linked {
 
     /// Compiles a source of the workspace by this compiler; warnings are errors.
     #[track_caller]
-    pub fn compile_by(mut cc: Command, source: &str, args: &[&str]) -> Linked {
+    pub fn compile_by(cc: Command, source: &str, args: &[&str]) -> Linked {
+        Linked::compile_with(&installed(), cc, source, args)
+    }
+
+    /// Compiles a source of the workspace for the library that is installed in a directory; warnings are errors.
+    /// With an argument `-static` or `-static-pie` the program has the whole library.
+    #[track_caller]
+    pub fn compile_with(root: &Path, mut cc: Command, source: &str, args: &[&str]) -> Linked {
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("a directory of ours");
         cc.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-o"])
             .arg(dir.path().join("program"));
         cc.args(args).arg(workspace().join(source));
-        stdout_of(cc.args(pkg_config(&["--cflags", "--libs"])));
+        let whole = args.iter().find(|arg| arg.starts_with("-static")).map(|_| "--static");
+        let words: Vec<&str> = ["--cflags", "--libs"].into_iter().chain(whole).collect();
+        stdout_of(cc.args(pkg_config_in(root, &words)));
         Linked { dir }
     }
 

@@ -176,6 +176,29 @@ impl NatsClient {
         self.answer()
     }
 
+    /// Answers requests on a subject until the server ends: `answer` gets a request's body, and returns headers and body.
+    /// `None`: no answer.
+    pub fn serve(mut self, subject: &str, answer: impl Fn(&str) -> Option<(Vec<u8>, Vec<u8>)>) {
+        self.send(format!("SUB {subject} 2\r\n").as_bytes());
+        let mut line = String::new();
+        while let Ok(1..) = self.stream.read_line(&mut line) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            if let ["PING"] = words[..] {
+                self.send(b"PONG\r\n");
+            }
+            if let ["MSG", _, _, reply, len] = words[..] {
+                let mut body = vec![0; len.parse::<usize>().expect("a length") + 2];
+                self.stream.read_exact(&mut body).expect("a body");
+                if let Some((headers, body)) = answer(&String::from_utf8_lossy(&body)) {
+                    let (len, total) = (headers.len(), headers.len() + body.len());
+                    let first = format!("HPUB {reply} {len} {total}\r\n");
+                    self.send(&[first.as_bytes(), &headers, &body, b"\r\n"].concat());
+                }
+            }
+            line.clear();
+        }
+    }
+
     /// Creates a stream for the subjects `NAME.>`. `more` are further fields, each behind a comma.
     #[track_caller]
     pub fn create_stream(&mut self, name: &str, more: &str) {

@@ -72,10 +72,9 @@ impl Page {
 /// A function of the shell that waits until a command succeeds.
 pub const EVENTUALLY: &str = r#"
     eventually() {
-        tries=1200
+        end=$(($(date +%s) + 60))
         until "$@" >/dev/null 2>&1; do
-            tries=$((tries - 1))
-            [ $tries -gt 0 ] || { echo "not within a minute: $*" >&2; exit 1; }
+            [ "$(date +%s)" -lt $end ] || { echo "not within a minute: $*" >&2; exit 1; }
             sleep 0.05
         done
     }

@@ -18,6 +18,8 @@ use crate::measure::{WRITER_CPU, on_cpu, reader_cpu};
 
 /// Argument of a process that reads its standard input to the end.
 const DRAIN: &str = "drain-standard-input";
+/// Argument of a process that sends back what it reads from its standard input, a socket.
+const SEND_BACK: &str = "send-back-standard-input";
 /// Argument of a process that reads a number of bytes from a relay's file.
 const READ_RELAY: &str = "read-relay";
 /// Bytes asked for in one read.
@@ -31,6 +33,7 @@ pub fn play_other_end() -> Option<ExitCode> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         [DRAIN] => on_cpu(reader_cpu(), drain),
+        [SEND_BACK] => on_cpu(reader_cpu(), send_back),
         [READ_RELAY, path, bytes] => {
             let expected = bytes.parse().expect("a number");
             on_cpu(reader_cpu(), || read_relay(Path::new(path), expected));
@@ -89,6 +92,18 @@ fn drain() {
     while input.read(&mut bytes).expect("reading our input") > 0 {}
 }
 
+fn send_back() {
+    let input = std::io::stdin().as_fd().try_clone_to_owned().expect("another descriptor");
+    let (mut socket, mut bytes) = (File::from(input), vec![0; READ_LEN]);
+    say_ready();
+    loop {
+        match socket.read(&mut bytes).expect("receiving a packet") {
+            0 => return,
+            len => socket.write_all(&bytes[..len]).expect("sending it back"),
+        }
+    }
+}
+
 fn read_relay(path: &Path, expected: usize) {
     let mut file = File::open(path).expect("opening a buffer");
     let (mut bytes, mut total) = (vec![0; READ_LEN], 0);
@@ -116,6 +131,24 @@ pub fn packets(bytes: &[u8], sends: usize) -> Duration {
     let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
         .expect("a pair of sockets");
     write_to(near.into(), far, bytes, sends)
+}
+
+/// Sends packets to another process that sends each back, and waits for that.
+pub fn sent_back(bytes: &[u8], sends: usize) -> Duration {
+    let (near, far) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+        .expect("a pair of sockets");
+    let (mut near, mut answer) = (File::from(near), vec![0; READ_LEN]);
+    let reader = Reader::start(&[SEND_BACK], far.into());
+    on_cpu(WRITER_CPU, || {
+        let begun = Instant::now();
+        for _ in 0..sends {
+            near.write_all(bytes).expect("writing to a process");
+            assert_eq!(near.read(&mut answer).expect("the packet that comes back"), bytes.len());
+        }
+        drop(near);
+        reader.wait();
+        begun.elapsed()
+    })
 }
 
 fn write_to(mut near: File, far: OwnedFd, bytes: &[u8], writes: usize) -> Duration {

@@ -21,14 +21,17 @@ const CONFINED: &[(&str, &[&str])] = &[
             "relay-producer/librelay/src/c_api.rs", // what C gives
             "relay-producer/librelay/src/handle.rs", // what C keeps
             "relay-producer/librelay/src/timed.rs", // what C gives about timed channels
+            "relay-producer/librelay/src/write.rs", // what C gives, off the usual way
             "relay-producer/src/bin/relay-producer/exec/child.rs", // runs, splits and ends processes
             "relay-producer/src/tracing/layer.rs", // passes on a call of the crate's
             "relay/src/clock/source.rs",         // reads the processor's counter
             "relay/src/memory/lent.rs",
             "relay/src/ring/rseq.rs",
+            "relay/src/ring/rseq/aarch64.rs",
             "relay/src/ring/rseq/area.rs",
-            "relay/src/ring/rseq/own.rs",  // registers threads
-            "relay/src/ring/rseq/pool.rs", // the memory of their areas
+            "relay/src/ring/rseq/linked.rs", // asks the kernel, and the auxiliary vector
+            "relay/src/ring/rseq/own.rs",    // registers threads
+            "relay/src/ring/rseq/pool.rs",   // the memory of their areas
             "relay/src/ring/rseq/record.rs",
             "relay/src/ring/rseq/switch.rs",
             "relay/stdio/src/lib.rs", // runs before the runtime opens what is closed
@@ -65,6 +68,7 @@ const CONFINED_IN_RELAY: &[(&str, &[&str])] = &[(
         "relay/src/memory/sync.rs",
         "relay/src/layout/levels.rs",       // is in no model
         "relay/src/system/at_fork.rs",      // its test
+        "relay/src/system/descriptor.rs",   // the same as levels
         "relay/src/system/next_try.rs",     // the same as levels
         "relay/src/system/process_lock.rs", // the same
         "relay/src/system/thread_id.rs",    // the same

@@ -22,11 +22,11 @@ pub(crate) enum Failure {
         /// The file.
         path: PathBuf,
         /// What is wrong, without the content.
-        why: &'static str,
+        why: String,
     },
-    /// The stream does not exist.
+    /// Something that is needed at the start is not there, and will not be unless the operator does something.
     #[error("{0}")]
-    NoStream(String),
+    Start(String),
     /// Two forwarders would overwrite each other's account of what is stored.
     #[error(
         "another forwarder writes to {0}: end one of the two, or give each mount point a name of a host by --host"
@@ -45,6 +45,10 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn file(path: &Path, source: io::Error) -> Failure {
         Failure::File { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn content(path: &Path, why: impl Into<String>) -> Failure {
+        Failure::Content { path: path.to_owned(), why: why.into() }
     }
 
     pub(crate) fn system(doing: &'static str, source: impl Into<io::Error>) -> Failure {

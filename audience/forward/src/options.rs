@@ -14,6 +14,8 @@ pub(crate) use self::read::Read;
 pub(crate) use self::send::Send;
 pub(crate) use self::server::{Server, Servers, ServersParser};
 
+/// Name of the stream, if none is given.
+const STREAM: &str = "relay";
 /// Groups of options, in `--help` and in the man page.
 const DIRECTION: &str = "Direction";
 const WHAT: &str = "What to forward or read";
@@ -32,8 +34,10 @@ const HOST_MAX: usize = 64;
 /// buffer. After any end of relay-forward, of the daemon or of the server, each sub-buffer is in the stream once. The
 /// daemon must share its buffers with relay-forward: root, the daemon's user and the members of its --group get them.
 ///
-/// If the server is away, slow or full, or refuses, relay-forward says so once and tries again. It waits for channels and
-/// daemons that do not exist yet. It ends at SIGTERM or SIGINT, after the acknowledgements that are due.
+/// If the server is away, slow or full, relay-forward says so once and tries again. It waits for channels and daemons that do
+/// not exist yet. At its start it ends with an error at what only the operator can change: a wrong password or certificate, a
+/// stream that is missing or keeps nothing, channels that it may not read. Later it waits for that, too. It ends at SIGTERM or
+/// SIGINT, after the acknowledgements that are due.
 ///
 /// With --from, the records of all hosts, channels and CPUs in the stream are printed in one order, or written as recordings.
 /// The stream stays as it is. What is missing or wrong in it is said where it is. Exit status: 0; 1 after an error, or if
@@ -57,7 +61,7 @@ pub(crate) struct Options {
     pub(crate) to: Option<Servers>,
 
     /// The stream; its subjects begin with it
-    #[arg(long, value_name = "NAME", default_value = "relay", value_parser = stream, help_heading = WHAT)]
+    #[arg(long, value_name = "NAME", default_value = STREAM, value_parser = stream, help_heading = WHAT)]
     pub(crate) stream: String,
 
     /// A channel, as app/log; may be repeated [default: all]
@@ -98,6 +102,11 @@ fn host(text: &str) -> Result<String, String> {
     } else {
         Err(format!("a host's name has 1 to {HOST_MAX} bytes, and no control characters"))
     }
+}
+
+/// Returns the option that names this stream, behind a space. Nothing, if that needs no option.
+pub(crate) fn stream_option(name: &str) -> String {
+    if name == STREAM { String::new() } else { format!(" --stream {name}") }
 }
 
 #[cfg(test)]

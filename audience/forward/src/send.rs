@@ -2,17 +2,25 @@
 //!
 //! ```text
 //! channel.rs    a channel: takes sub-buffers, gives them back when they are stored
+//! channel/      what it does with each buffer
 //! cpu.rs        one of its buffers, and the tasks that store its sub-buffers
+//! feed.rs       its sub-buffers on the way, from the channel to the task and back
 //! source.rs     its buffers, mapped, and its files
 //! bell.rs       waits for a finished sub-buffer
 //! idle.rs       when its buffers are closed
 //! window.rs     how much is on the way
+//! spare.rs      the memory of it
 //! packets.rs    packets of a timed channel
 //! texts.rs      the texts that belong to them
 //! lane.rs       a subject: each body is stored behind the last one, once
-//! history.rs    what was in it at the start
+//! lane/         its messages on the way, and what was in it at the start
+//! history.rs    what of that matters
 //! written.rs    whose a message is, and which part of what
-//! link.rs       the stream: one message into it, its messages of a subject
+//! pauses.rs     pauses between tries
+//! link.rs       the stream: messages into it
+//! link/         how it is found or created, its messages of a subject, what is said about it
+//! line.rs       the order of the messages on the connection
+//! depth.rs      how many of a subject are on the way
 //! extent.rs     what the stream has
 //! requests.rs   questions and answers
 //! troubles.rs   what is said
@@ -23,20 +31,27 @@
 mod bell;
 mod channel;
 mod cpu;
+mod depth;
 mod extent;
+mod feed;
 mod history;
 mod idle;
 mod lane;
+mod line;
 mod link;
 mod packets;
+mod pauses;
 mod requests;
 mod source;
+mod spare;
 mod texts;
 mod troubles;
 mod window;
 mod written;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,7 +64,10 @@ use tokio::task::{Id, JoinSet, LocalSet};
 use tokio::time::{sleep, timeout};
 
 use self::channel::{Job, forward};
-use self::link::{Link, NoStream, Pauses};
+use self::link::{Link, NoStream};
+use self::pauses::Pauses;
+use self::source::READERS;
+use self::spare::Spare;
 use self::troubles::Troubles;
 use self::window::Window;
 use crate::error::Failure;
@@ -97,18 +115,20 @@ async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
     let listener = Arc::clone(&troubles);
     let capacity = options.send.window.saturating_add(SPARE_REQUESTS);
     let client =
-        server::connect(servers, &options.server, capacity, move |event| listener.event(&event)).await?;
+        server::connect(servers, &options.server, capacity, move |change| listener.change(change)).await?;
     let replicas = options.send.create.then_some(options.send.replicas);
-    let link = Rc::new(Link::new(client, &options.stream, replicas, troubles).await?);
-    // From here on it waits for whatever is missing.
+    let link = Rc::new(Link::new(client, &options.stream, replicas, options.send.window, troubles).await?);
+    // A server that is away holds up no boot. A start that waiting does not help ends behind this, with a status that says so.
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         say(format_args!("cannot notify the service manager: {error}"));
     }
     let mut stopped = stop.clone();
     tokio::select! {
         prepared = prepare(&link) => prepared?,
+        why = link.troubles.until_hopeless() => return Err(Failure::Start(why)),
         _ = stopped.wait_for(|stop| *stop) => return Ok(()),
     }
+    link.troubles.note_started();
     let watched = Rc::clone(&link);
     tokio::task::spawn_local(async move { watched.watch().await });
     let job = Rc::new(Job {
@@ -117,9 +137,11 @@ async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
         host,
         flush_interval: options.send.flush_interval.0,
         window: Window::new(options.send.window),
+        spare: Spare::default(),
+        was_opened: Cell::new(false),
         stop,
     });
-    let mut channels = Channels { job, running: BTreeMap::new(), tasks: JoinSet::new() };
+    let mut channels = Channels { job, running: BTreeMap::new(), tasks: JoinSet::new(), was_listed: false };
     let result = channels.run(&options.channel).await;
     // An error of one channel does not cut short what is on the way of others.
     stopper.send_replace(true);
@@ -127,7 +149,7 @@ async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
     result.and(timeout(END_MAX, channels.end()).await.unwrap_or(Ok(())))
 }
 
-/// Waits for the stream. Fails if it does not exist.
+/// Waits for the stream. Fails if it is not there, or takes nothing of ours, unless the operator changes that.
 async fn prepare(link: &Link) -> Result<(), Failure> {
     let mut pauses = Pauses::new(u32::MAX);
     loop {
@@ -137,7 +159,7 @@ async fn prepare(link: &Link) -> Result<(), Failure> {
                 link.troubles.clear(&link.name);
                 return Ok(());
             }
-            Err(NoStream::Missing(why)) => return Err(Failure::NoStream(why)),
+            Err(NoStream::Final(why)) => return Err(Failure::Start(why)),
             Err(NoStream::Trouble(why)) => link.troubles.set(&link.name, &why),
         }
         pauses.pause().await;
@@ -149,6 +171,8 @@ struct Channels {
     job: Rc<Job>,
     running: BTreeMap<ChannelName, Id>,
     tasks: JoinSet<Result<(), Failure>>,
+    /// Whether the mount has said which there are.
+    was_listed: bool,
 }
 
 impl Channels {
@@ -156,7 +180,7 @@ impl Channels {
     async fn run(&mut self, only: &[ChannelName]) -> Result<(), Failure> {
         let mut stop = self.job.stop.clone();
         while !*stop.borrow() {
-            let names = if only.is_empty() { self.list() } else { only.to_vec() };
+            let names = if only.is_empty() { self.list()? } else { only.to_vec() };
             for name in names {
                 if !self.running.contains_key(&name) {
                     let work = forward(Rc::clone(&self.job), name.clone(), only.is_empty());
@@ -190,18 +214,26 @@ impl Channels {
     }
 
     /// Returns the channels that there are.
-    fn list(&self) -> Vec<ChannelName> {
+    fn list(&mut self) -> Result<Vec<ChannelName>, Failure> {
         let (mount, troubles) = (&self.job.mount, &self.job.link.troubles);
         let what = mount.display().to_string();
-        match source::channels(mount) {
+        Ok(match source::channels(mount) {
             Ok(names) => {
                 troubles.clear(&what);
+                self.was_listed = true;
                 names
+            }
+            Err(error)
+                if error.kind() == ErrorKind::PermissionDenied
+                    && !self.was_listed
+                    && source::is_refused_for_good(mount) =>
+            {
+                return Err(Failure::Start(format!("no channels on {what}: {error}; {READERS}")));
             }
             Err(error) => {
                 troubles.set(&what, &format!("no channels on {what}: {error}; waiting for relayfs there"));
                 Vec::new()
             }
-        }
+        })
     }
 }

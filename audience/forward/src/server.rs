@@ -4,6 +4,14 @@
 //!
 //! A server says before TLS begins which other servers its cluster has. So whatever is between here and there can say it,
 //! too. With TLS, only servers that the caller named are connected to.
+//!
+//! ```text
+//! change.rs   what becomes of it, and what only the operator can change
+//! tls.rs      files of TLS
+//! ```
+
+mod change;
+mod tls;
 
 use std::env;
 use std::fs;
@@ -11,11 +19,16 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{Client, ClientError, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
+use async_nats::{Client, ConnectOptions, ServerAddr};
 
+pub(crate) use self::change::{Change, Trouble};
+use self::tls::with_tls;
 use crate::error::Failure;
 use crate::options::{Server, Servers};
 
+/// What is said if the server knows no JetStream.
+pub(crate) const NO_JETSTREAM: &str =
+    "no answer from JetStream (is it enabled on the server? nats-server -js)";
 /// First pause before a server is tried again.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before a server is tried again.
@@ -25,17 +38,17 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Time between two looks whether a silent server is still there.
 const PING: Duration = Duration::from_secs(10);
 
-/// Begins to connect to a server. `on_event` hears of connections and losses.
+/// Begins to connect to a server. `on_change` hears of connections and losses.
 ///
-/// `capacity`: most requests that wait to be written. Fails only if a file of a secret cannot be read.
+/// `capacity`: most requests that wait to be written. Fails only if a file does not have what an option promises.
 pub(crate) async fn connect(
     servers: &Servers,
     options: &Server,
     capacity: usize,
-    on_event: impl Fn(Event) + Send + Sync + 'static,
+    on_change: impl Fn(Change) + Send + Sync + 'static,
 ) -> Result<Client, Failure> {
-    let on_event = Arc::new(on_event);
-    let listener = Arc::clone(&on_event);
+    let on_change = Arc::new(on_change);
+    let listener = Arc::clone(&on_change);
     let connect = with_secrets(ConnectOptions::new(), options)?
         .name("relay-forward")
         .retry_on_initial_connect()
@@ -45,15 +58,15 @@ pub(crate) async fn connect(
         .ping_interval(PING)
         .client_capacity(capacity)
         .event_callback(move |event| {
-            if !is_said_by_servers(&event) {
-                listener(event);
+            if let Some(change) = Change::of(event) {
+                listener(change);
             }
             std::future::ready(())
         })
         // It is called before each round of tries, and leaves the choice to the client.
         .reconnect_to_server_callback(move |servers, _| {
-            if let Some(why) = trouble(servers.iter().filter_map(|server| server.last_error.as_deref())) {
-                on_event(Event::ClientError(ClientError::Other(why)));
+            if let Some(change) = Change::of_servers(&servers) {
+                on_change(change);
             }
             std::future::ready(None)
         });
@@ -67,27 +80,6 @@ pub(crate) async fn connect(
     client.map_err(|error| Failure::system("prepare a connection", std::io::Error::other(error)))
 }
 
-/// Whether an event is a trouble whose cause the servers' last errors say, which the event does not.
-fn is_said_by_servers(event: &Event) -> bool {
-    // A name that is not found is no server's error.
-    let is_known = |why: &String| *why != ConnectErrorKind::Dns.to_string();
-    matches!(event, Event::ClientError(ClientError::Other(why)) if is_known(why))
-}
-
-/// Puts the servers' last errors into one line.
-fn trouble<'e>(errors: impl Iterator<Item = &'e str>) -> Option<String> {
-    let refused = ConnectErrorKind::AuthorizationViolation.to_string();
-    let mut all: Vec<&str> = Vec::new();
-    for error in errors {
-        // The server's word for it is the same again.
-        let error = if error.starts_with(&refused) { &error[..refused.len()] } else { error };
-        if !all.contains(&error) {
-            all.push(error);
-        }
-    }
-    (!all.is_empty()).then(|| all.join("; "))
-}
-
 /// Returns the pause before try number `attempts`, from 1: none, then 100 ms, and twice as much each time.
 pub(crate) fn pause(attempts: u32) -> Duration {
     match attempts {
@@ -99,9 +91,8 @@ pub(crate) fn pause(attempts: u32) -> Duration {
 fn with_secrets(connect: ConnectOptions, options: &Server) -> Result<ConnectOptions, Failure> {
     if let Some(path) = &options.creds {
         let text = read(path)?;
-        return connect.credentials(&text).map_err(|_| Failure::Content {
-            path: path.clone(),
-            why: "it has no credentials: nsc generate creds makes such files",
+        return connect.credentials(&text).map_err(|_| {
+            Failure::content(path, "it has no credentials: nsc generate creds makes such files")
         });
     }
     if let Some(path) = &options.user_file {
@@ -111,17 +102,16 @@ fn with_secrets(connect: ConnectOptions, options: &Server) -> Result<ConnectOpti
             (Some(user), Some(password)) if !user.is_empty() => {
                 Ok(connect.user_and_password(user.to_owned(), password.to_owned()))
             }
-            _ => Err(Failure::Content {
-                path: path.clone(),
-                why: "it has no user in its first line, or no password in its second",
-            }),
+            _ => {
+                Err(Failure::content(path, "it has no user in its first line, or no password in its second"))
+            }
         };
     }
     if let Some(path) = &options.token_file {
         let text = read(path)?;
         return match text.lines().next() {
             Some(token) if !token.is_empty() => Ok(connect.token(token.to_owned())),
-            _ => Err(Failure::Content { path: path.clone(), why: "it has no token in its first line" }),
+            _ => Err(Failure::content(path, "it has no token in its first line")),
         };
     }
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
@@ -130,21 +120,6 @@ fn with_secrets(connect: ConnectOptions, options: &Server) -> Result<ConnectOpti
         (None, Some(user)) => connect.user_and_password(user, variable("NATS_PASSWORD").unwrap_or_default()),
         (None, None) => connect,
     })
-}
-
-fn with_tls(mut connect: ConnectOptions, options: &Server) -> Result<ConnectOptions, Failure> {
-    let files = [&options.tls_ca, &options.tls_cert, &options.tls_key];
-    for path in files.into_iter().flatten() {
-        // Its error says which file it is.
-        read(path)?;
-    }
-    if let Some(path) = &options.tls_ca {
-        connect = connect.add_root_certificates(path.clone());
-    }
-    if let (Some(cert), Some(key)) = (&options.tls_cert, &options.tls_key) {
-        connect = connect.add_client_certificate(cert.clone(), key.clone());
-    }
-    Ok(connect)
 }
 
 fn read(path: &Path) -> Result<String, Failure> {
@@ -163,20 +138,6 @@ pub(crate) fn hostname() -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_cause_is_in_a_trouble_once() {
-        let said = |errors: &[&str]| trouble(errors.iter().copied());
-        assert_eq!(said(&[]), None);
-        let (away, refused) =
-            ("IO error: Connection refused", "authorization violation: nats: authorization violation");
-        assert_eq!(
-            said(&[away, refused, away]).unwrap(),
-            "IO error: Connection refused; authorization violation"
-        );
-        let event = |why: &str| Event::ClientError(ClientError::Other(why.to_owned()));
-        assert!(is_said_by_servers(&event("IO error")) && !is_said_by_servers(&event("DNS error")));
-    }
 
     #[test]
     fn pauses_grow_to_a_bound() {

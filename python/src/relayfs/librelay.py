@@ -16,7 +16,8 @@ LENGTH_MAX = 1 << 20
 class Library(NamedTuple):
     """The functions of the library."""
 
-    # These never wait, so they keep the interpreter's lock, which costs less than to release it.
+    # These keep the interpreter's lock, which costs less than to release it: they never wait for a reader, and for a
+    # daemon that stands still 0.1 s at most, with long messages.
     write: Any
     log: Any
     text: Any

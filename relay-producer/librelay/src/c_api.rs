@@ -8,11 +8,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::null_mut;
 use std::slice;
+use std::sync::atomic::Ordering;
 
 use nix::errno::Errno;
 use relay::layout::paths::mount_by_environment;
 use relay::system::next_try::NextTry;
-use relay_producer::{DIRECT_MAX, WriteError};
+use relay_producer::{DIRECT_MAX, Quick, WriteError};
 
 use crate::callback::{self, Callbacks};
 use crate::control::Control;
@@ -22,6 +23,7 @@ use crate::handle::{Given, Handle, Rchan, RchanBuf};
 use crate::open::{self, Open, Request, absolute};
 use crate::place::{Place, checked, join};
 use crate::reserve;
+use crate::write::{dropped, write, write_beside_reserved};
 
 /// Returns a text from C; `None` for null.
 ///
@@ -157,6 +159,13 @@ impl Handle {
     }
 }
 
+/// Is no instruction, but keeps the compiler from computing the next condition before it checks the last one.
+#[inline(always)]
+fn keep_apart() {
+    // SAFETY: no instruction.
+    unsafe { std::arch::asm!("", options(nomem, nostack, preserves_flags)) }
+}
+
 /// See `relay.h`.
 ///
 /// # Safety
@@ -253,46 +262,33 @@ pub(crate) unsafe extern "C" fn relay_close(chan: *mut Rchan) -> c_int {
 // SAFETY: no other symbol has this name.
 #[unsafe(no_mangle)]
 pub(crate) unsafe extern "C" fn relay_write(chan: *mut Rchan, data: *const c_void, length: usize) -> c_int {
-    // The path of almost every message. `write` handles the others from the beginning.
-    if !reserve::is_pending() && !data.is_null() && length <= DIRECT_MAX {
+    // The path of almost every message. Its calls are its last steps, so it saves no registers; `write` starts over.
+    if reserve::PENDING.load(Ordering::Relaxed) != 0 {
         // SAFETY: as the caller promises.
-        let handle = unsafe { Handle::find(chan) };
+        return unsafe { write_beside_reserved(chan, data, length) };
+    }
+    if data.is_null() {
+        // SAFETY: as the caller promises.
+        return unsafe { write(chan, data, length) };
+    }
+    keep_apart();
+    if length > DIRECT_MAX {
+        // SAFETY: as the caller promises.
+        return unsafe { write(chan, data, length) };
+    }
+    keep_apart();
+    // SAFETY: as the caller promises.
+    if let Some(handle) = unsafe { Handle::find_quick(chan) } {
         // SAFETY: as the caller promises; the length was checked.
         let message = unsafe { slice::from_raw_parts(data.cast(), length) };
-        if handle.is_ok_and(|handle| handle.append(message)) {
-            return 0;
+        match handle.write_quick(message) {
+            Quick::Written => return 0,
+            Quick::Dropped => return dropped(),
+            Quick::Undone => {}
         }
     }
     // SAFETY: as the caller promises.
     unsafe { write(chan, data, length) }
-}
-
-/// Does all that [`relay_write`] does.
-///
-/// # Safety
-/// As [`relay_write`].
-// SAFETY: as the doc says.
-#[inline(never)]
-unsafe fn write(chan: *mut Rchan, data: *const c_void, length: usize) -> c_int {
-    reserve::commit_pending();
-    // SAFETY: as the caller promises.
-    let handle = unsafe { Handle::find(chan) };
-    let message: &[u8] = match (data.is_null(), length) {
-        (_, 0) => &[],
-        (true, _) => return failed(Errno::EFAULT, -1),
-        (false, _) if isize::try_from(length).is_err() => return failed(Errno::EMSGSIZE, -1),
-        // SAFETY: as the caller promises.
-        (false, _) => unsafe { slice::from_raw_parts(data.cast(), length) },
-    };
-    status(guarded(|| {
-        let handle = handle?;
-        // Writing to full buffers should not cost more than writing to others.
-        if length <= DIRECT_MAX && handle.drop_if_full(message) {
-            Err(Errno::ENOSPC)
-        } else {
-            handle.write(message)
-        }
-    }))
 }
 
 /// See `relay.h`.

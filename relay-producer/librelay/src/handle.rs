@@ -15,11 +15,12 @@ use std::collections::VecDeque;
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::ptr::{NonNull, null, null_mut};
 use std::slice;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 
 use nix::errno::Errno;
 use relay::system::process_lock::ProcessLock;
-use relay_producer::{Appender, Level};
+use relay_producer::{Appender, DirectBuffers, Level, Quick};
 
 use crate::error;
 use crate::open::Open;
@@ -33,6 +34,9 @@ const VERSION: c_uint = 1;
 static LINGERING: ProcessLock<Vec<Lingering>> = ProcessLock::new(Vec::new(), Vec::clone);
 /// The closed handles, in the order in which they were closed.
 static CLOSED: ProcessLock<VecDeque<&'static Handle>> = ProcessLock::new(VecDeque::new(), VecDeque::clone);
+
+/// Buffers of handles that have none. No message is written there.
+static NO_BUFFERS: LazyLock<DirectBuffers> = LazyLock::new(DirectBuffers::none);
 
 /// Addresses of memory that is never freed.
 /// Leak checkers do not report memory that is reachable from here.
@@ -74,6 +78,9 @@ pub(crate) struct Handle {
     public: UnsafeCell<Rchan>,
     /// The handle's address. A copy of a handle, or other memory, does not have it.
     me: AtomicUsize,
+    /// The buffers of `appender`, or [`NO_BUFFERS`]: never null, so that the path of almost every message has no look at
+    /// that.
+    buffers: AtomicPtr<DirectBuffers>,
     /// Null while closed, or if messages do not use it.
     /// A value that was ever here is never freed.
     appender: AtomicPtr<Appender>,
@@ -174,6 +181,7 @@ impl Handle {
         let handle = Handle {
             public: UnsafeCell::new(public),
             me: AtomicUsize::new(0),
+            buffers: AtomicPtr::new(no_buffers()),
             appender: AtomicPtr::new(null_mut()),
             open: AtomicPtr::new(null_mut()),
             n_inside: AtomicUsize::new(0),
@@ -205,6 +213,27 @@ impl Handle {
         Ok(unsafe { &*handle })
     }
 
+    /// Returns the handle like [`Self::find`], with fewer instructions. `None`: ask that.
+    ///
+    /// # Safety
+    /// As [`Self::find`].
+    // SAFETY: as the doc says.
+    #[inline(always)]
+    pub(crate) unsafe fn find_quick(chan: *const Rchan) -> Option<&'static Handle> {
+        if chan.is_null() {
+            return None;
+        }
+        let handle = chan.cast::<Handle>();
+        // SAFETY: as the caller promises; the field is an address of plain memory.
+        let me = unsafe { &raw const (*handle).me }.cast::<usize>();
+        // SAFETY: as above. Perhaps the address is not that of a handle, and then not aligned.
+        if unsafe { me.read_unaligned() } != handle.addr() {
+            return None;
+        }
+        // SAFETY: as in `find`: a handle has its own address in it, and is aligned.
+        Some(unsafe { &*handle })
+    }
+
     /// Returns the handle and the number of a buffer that a program's pointer points to.
     ///
     /// # Safety
@@ -225,10 +254,20 @@ impl Handle {
         self.public.get()
     }
 
-    /// Appends a message behind the last one. False: nothing was done.
+    /// Appends a message behind the last one or drops it, if that takes one look and the C library has registered the
+    /// calling thread's area.
     #[inline(always)]
-    pub(crate) fn append(&self, message: &[u8]) -> bool {
-        self.appender().is_some_and(|appender| appender.append(message))
+    pub(crate) fn write_quick(&self, message: &[u8]) -> Quick {
+        // Acquire, pairs with the Release of `publish`.
+        let buffers = self.buffers.load(Ordering::Acquire);
+        // SAFETY: a static's, or those of an appender from `publish`, which leaked it and with it the count that keeps
+        // them; they are only shared, and no code frees them.
+        unsafe { &*buffers }.write_quick(message)
+    }
+
+    /// Appends a message behind the last one, where [`Self::write_quick`] never does.
+    pub(crate) fn append_otherwise(&self, message: &[u8]) -> bool {
+        self.appender().is_some_and(|appender| appender.append_otherwise(message))
     }
 
     /// Appends a `log` record behind the last one, unless it is disabled. False: nothing was done.
@@ -323,9 +362,12 @@ impl Handle {
 
     /// Gives the open channel to the program.
     pub(crate) fn publish(&'static self, open: Box<Open>) -> *mut Rchan {
-        let appender = open.appender().map_or(null_mut(), |appender| Box::into_raw(Box::new(appender)));
+        let appender = open.appender().map(|appender| &*Box::leak(Box::new(appender)));
         self.open.store(Box::into_raw(open), Ordering::SeqCst);
-        self.appender.store(appender, Ordering::Release);
+        let pointer = |appender: &Appender| std::ptr::from_ref(appender).cast_mut();
+        self.appender.store(appender.map_or(null_mut(), pointer), Ordering::Release);
+        let pointer = |appender: &Appender| std::ptr::from_ref(appender.buffers()).cast_mut();
+        self.buffers.store(appender.map_or_else(no_buffers, pointer), Ordering::Release);
         self.as_chan()
     }
 
@@ -333,6 +375,7 @@ impl Handle {
     /// EBADF: it was closed before. `last` is called with the channel, while other threads may still be using it.
     pub(crate) fn close(&'static self, last: impl FnOnce(&Open)) -> Result<(), Errno> {
         let open = NonNull::new(self.open.swap(null_mut(), Ordering::SeqCst)).ok_or(Errno::EBADF)?;
+        self.buffers.store(no_buffers(), Ordering::Relaxed);
         keep(self.appender.swap(null_mut(), Ordering::Relaxed));
         // SAFETY: from `Box::into_raw` in `publish`, and taken out of the handle once. So this thread alone has it
         // freed, below.
@@ -359,6 +402,10 @@ impl Handle {
         // SAFETY: as above.
         unsafe { &*last_toobig }.store(len, Ordering::Relaxed);
     }
+}
+
+fn no_buffers() -> *mut DirectBuffers {
+    std::ptr::from_ref(&*NO_BUFFERS).cast_mut()
 }
 
 /// Frees the closed channels that no thread uses any more, and makes their handles available.

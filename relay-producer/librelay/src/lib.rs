@@ -26,3 +26,4 @@ mod place;
 mod reserve;
 mod site;
 mod timed;
+mod write;

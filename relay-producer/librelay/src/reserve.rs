@@ -9,7 +9,7 @@ use crate::handle::Handle;
 
 /// Number of reserved messages in the process.
 /// A thread looks for its message only if there is one.
-static PENDING: AtomicUsize = AtomicUsize::new(0);
+pub(crate) static PENDING: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     /// Whether `SCRATCH` has a message.

@@ -247,6 +247,11 @@ impl Batch {
     /// Waits for the answer to the oldest frame.
     fn collect(&mut self, deadline: Deadline) -> Result<(), RequestError> {
         let Some(InFlight { id, n_messages, kept }) = self.in_flight.pop_front() else { return Ok(()) };
+        if !self.connection.is_own() {
+            // The parent gets the answer, and would wait for one that a child has taken.
+            self.unanswered += n_messages;
+            return Ok(());
+        }
         match self.connection.reply(id, deadline).and_then(Reply::counts) {
             Ok(counts) => {
                 self.count(counts);

@@ -28,6 +28,16 @@ impl Appender {
         self.0.append(message)
     }
 
+    /// Returns the buffers, for [`DirectBuffers::write_quick`].
+    pub fn buffers(&self) -> &DirectBuffers {
+        &self.0
+    }
+
+    /// Appends like [`Self::append`], if the C library has not registered the calling thread.
+    pub fn append_otherwise(&self, message: &[u8]) -> bool {
+        self.0.append_otherwise(message)
+    }
+
     /// Returns whether messages with this level and target are written, like
     /// [`Channel::enabled`](crate::Channel::enabled).
     #[inline(always)]

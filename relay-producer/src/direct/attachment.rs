@@ -8,14 +8,18 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use relay::clock::{Anchor, Clock};
+use relay::layout::abi::ThreadTable;
 use relay::ring::buffer::Buffer;
 use relay::system::thread_id::ThisThread;
+
+use crate::first_thread::FirstThread;
 
 /// What this process is to a timed channel whose buffers it has mapped.
 #[derive(Debug)]
 pub(crate) struct Attachment {
     /// `generation << 32 | number of the process`; the number is 0 if it is not known.
     owner: AtomicU64,
+    first_thread: FirstThread,
     /// Generation whose clock is not the channel's; 0 for none.
     refused: AtomicU32,
 }
@@ -32,22 +36,35 @@ pub(crate) enum Introduced {
 }
 
 impl Attachment {
-    pub(crate) fn new(process: u32) -> Attachment {
+    /// Takes the numbers of this process: in the channel, and in the daemon's PID namespace.
+    pub(crate) fn new(process: u32, pid_there: u32) -> Attachment {
         let attachment = Attachment::none();
-        attachment.renew(process);
+        attachment.renew(process, pid_there);
         attachment
     }
 
     /// Returns a placeholder for a raw channel.
     pub(crate) fn none() -> Attachment {
-        Attachment { owner: AtomicU64::new(0), refused: AtomicU32::new(0) }
+        Attachment { owner: AtomicU64::new(0), first_thread: FirstThread::new(0), refused: AtomicU32::new(0) }
     }
 
-    /// Notes the number that this process has got.
-    pub(crate) fn renew(&self, process: u32) {
-        let generation = u64::from(ThisThread::find().generation());
+    /// Notes the numbers that this process has got, see [`Self::new`].
+    pub(crate) fn renew(&self, process: u32, pid_there: u32) {
+        self.first_thread.renew(pid_there);
+        self.renew_in(ThisThread::find().generation(), process);
+    }
+
+    fn renew_in(&self, generation: u32, process: u32) {
+        // Without a generation a child would write as its parent. So its records, and its parent's, have the thread alone.
+        let process = if generation == 0 { 0 } else { process };
         // Relaxed, as all accesses here: the word is complete in itself, and a late look costs another one.
-        self.owner.store(generation << 32 | u64::from(process), Ordering::Relaxed);
+        self.owner.store(u64::from(generation) << 32 | u64::from(process), Ordering::Relaxed);
+    }
+
+    /// Returns the number that records of the thread with this id have.
+    #[inline(always)]
+    pub(crate) fn number_of(&self, id: u32) -> u32 {
+        self.first_thread.number_of(id)
     }
 
     /// Returns whether a thread of this generation may write, if it may read the clock.
@@ -63,6 +80,17 @@ impl Attachment {
             }
             _ => false,
         }
+    }
+
+    /// Returns the number of the record's thread, if the caller may write, and the thread has its word in the table. This
+    /// is `about`, or the caller.
+    /// `None` says nothing: see [`Self::knows`].
+    #[inline(always)]
+    pub(crate) fn has_noted(&self, about: Option<u32>, threads: &ThreadTable) -> Option<u32> {
+        let (id, process) = ThisThread::known_in(self.owner.load(Ordering::Relaxed))?;
+        // A process without a number has no words.
+        let tid = about.unwrap_or_else(|| self.number_of(id));
+        threads.has(tid, process).then_some(tid)
     }
 
     /// Looks whether a thread may write, and puts `tid` into the table.
@@ -155,21 +183,33 @@ mod tests {
 
     #[test]
     fn thread_is_noted_once_its_process_has_a_number() {
-        let (buffer, attachment) = (buffer(Clock::Tsc), Attachment::new(0));
+        let (buffer, attachment) = (buffer(Clock::Tsc), Attachment::new(0, 0));
         let (this, threads) = (ThisThread::find(), buffer.threads().unwrap());
         assert!(!attachment.knows(this.generation(), this.id(), &buffer));
         assert_eq!(attachment.introduce(this, this.id(), &buffer), Introduced::Known);
         assert_eq!(threads.process_of(this.id()), None);
-        attachment.renew(7);
+        assert_eq!(attachment.has_noted(None, threads), None);
+        attachment.renew(7, 0);
+        assert_eq!(attachment.has_noted(None, threads), None, "not yet");
         assert!(attachment.knows(this.generation(), this.id(), &buffer));
+        assert_eq!(attachment.has_noted(None, threads), Some(this.id()));
+        assert_eq!(attachment.has_noted(Some(12345), threads), None);
         assert_eq!(threads.process_of(this.id()), Some(7));
         attachment.note(12345, &buffer);
         assert_eq!(threads.process_of(12345), Some(7));
+        assert_eq!(attachment.has_noted(Some(12345), threads), Some(12345));
         // As in a forked child, whose parent had that number.
         attachment.owner.store(u64::from(u32::MAX) << 32 | 7, Ordering::Relaxed);
         assert!(!attachment.knows(this.generation(), this.id(), &buffer));
+        assert_eq!(attachment.has_noted(None, threads), None);
         assert_eq!(attachment.introduce(this, this.id(), &buffer), Introduced::Child);
+        assert_eq!(attachment.has_noted(None, threads), None, "the word is that of its parent");
         assert_eq!(attachment.introduce(this, this.id(), &buffer), Introduced::Known);
         assert_eq!(attachment.owner.load(Ordering::Relaxed) as u32, 0);
+        // As where the kernel cannot zero pages at a fork.
+        attachment.renew_in(0, 7);
+        assert!(!attachment.knows(0, 4321, &buffer));
+        assert_eq!(attachment.introduce(this, 4321, &buffer), Introduced::Child);
+        assert_eq!(threads.process_of(4321), None);
     }
 }

@@ -9,6 +9,8 @@
 //! Code in this file does not wait, allocates no memory, and takes no lock that another thread could hold. So all of it
 //! can run in a signal handler.
 
+mod appending;
+mod dropping;
 mod writing;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -21,15 +23,15 @@ use relay::ring::writer::Executor;
 use crate::definitions::new_instance;
 use crate::direct::attachment::Attachment;
 use crate::direct::doorbell::{Doorbell, Endpoints};
-use crate::direct::rseq::{Sequences, ThreadArea};
+use crate::direct::rseq::{PerCpu, Sequences};
 
 /// Longest message that is written directly, in bytes.
 /// An interrupted sequence starts over, and a longer one is interrupted more often. The daemon's writers get no
 /// signals.
 pub const DIRECT_MAX: usize = 64 << 10;
-/// Refused messages between two checks that the daemon is still there. A power of two.
+/// Refused messages between two checks that the daemon is still there, without those that a sequence drops.
 /// With every sub-buffer full there are no switches at which to check.
-const REFUSALS_PER_LOOK: usize = 256;
+const REFUSALS_PER_LOOK: usize = 8;
 
 /// Callback before a sub-buffer of a CPU begins.
 pub(crate) type CpuSubbufStart<'a> = dyn FnMut(usize, SubbufInfo) -> Option<SubbufHeader> + 'a;
@@ -62,6 +64,17 @@ pub(crate) enum Direct {
     NotDefined,
 }
 
+/// The result of [`DirectBuffers::write_quick`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quick {
+    /// The message is in the buffer.
+    Written,
+    /// The buffer is full, and the message is counted as dropped.
+    Dropped,
+    /// Nothing was done. The caller should use [`Channel::write`](crate::Channel::write).
+    Undone,
+}
+
 /// Identity of a control file, under any name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FileId {
@@ -71,17 +84,18 @@ pub(crate) struct FileId {
 
 /// A channel's mapped buffers.
 #[derive(Debug)]
-pub(crate) struct DirectBuffers {
+pub struct DirectBuffers {
     /// One for each CPU; none if the connection brought none.
-    cpu_buffers: Box<[CpuBuffer]>,
-    sequences: Option<Sequences>,
+    cpu_buffers: PerCpu<CpuBuffer>,
     /// Whether writing has ended.
     /// Causes: the channel was closed, no daemon will read the files, or newer files have replaced them.
     over: AtomicBool,
     control: Option<FileId>,
     doorbell: Doorbell,
-    /// One more than the longest payload of a record, in bytes; 0 if the channel is raw.
-    record_below: usize,
+    /// Length of the longest payload of a record, in bytes; 0 if the channel is raw. The compiler knows that a payload of
+    /// this length or less is not too long for any record.
+    record_max: u16,
+    is_timed: bool,
     /// Number by which ids of defined events are found.
     instance: u32,
     attachment: Attachment,
@@ -92,56 +106,69 @@ pub(crate) struct DirectBuffers {
 #[repr(align(128))] // threads on other CPUs use other cache lines
 struct CpuBuffer {
     buffer: Buffer,
-    /// Messages without room, approximately.
+    /// Messages without room, approximately, and without those that a sequence drops.
     refused: AtomicUsize,
+}
+
+impl CpuBuffer {
+    /// Counts a message without room, and returns their number.
+    fn count_refused(&self) -> usize {
+        // Relaxed, and not one atomic step: a missed count does not matter.
+        let refused = self.refused.load(Ordering::Relaxed).wrapping_add(1);
+        self.refused.store(refused, Ordering::Relaxed);
+        refused
+    }
 }
 
 impl DirectBuffers {
     /// Wraps the buffers of all CPUs, in order, of the channel with this control file.
-    /// `process` is this process's number there, if the channel is timed.
+    /// `process` is this process's number there, if the channel is timed, and `pid_there` that in the daemon's PID namespace.
     pub(crate) fn new(
         buffers: Vec<Buffer>,
         control: FileId,
         doorbell: Doorbell,
         process: u32,
+        pid_there: u32,
     ) -> DirectBuffers {
         let timed = buffers.first().map(Buffer::geometry).filter(|geometry| geometry.timed());
-        let record_below = timed.map_or(0, |geometry| geometry.payload_max() + 1);
-        let attachment = if timed.is_some() { Attachment::new(process) } else { Attachment::none() };
+        let record_max = timed.map_or(0, |geometry| geometry.payload_max().try_into().unwrap_or(u16::MAX));
+        let is_timed = timed.is_some();
+        let attachment = if is_timed { Attachment::new(process, pid_there) } else { Attachment::none() };
         let cpu_buffer = |buffer| CpuBuffer { buffer, refused: AtomicUsize::new(0) };
         DirectBuffers {
-            cpu_buffers: buffers.into_iter().map(cpu_buffer).collect(),
-            sequences: Sequences::find(),
+            cpu_buffers: PerCpu::new(Sequences::find(), buffers.into_iter().map(cpu_buffer).collect()),
             over: AtomicBool::new(false),
             control: Some(control),
             doorbell,
-            record_below,
+            record_max,
+            is_timed,
             instance: new_instance(),
             attachment,
         }
     }
 
-    /// Returns a placeholder for a connection that brought no buffers.
-    pub(crate) fn none() -> DirectBuffers {
+    /// Returns a placeholder for a connection that brought no buffers. No message is written there.
+    pub fn none() -> DirectBuffers {
         DirectBuffers {
-            cpu_buffers: Box::default(),
-            sequences: None,
+            cpu_buffers: PerCpu::new(None, Vec::new()),
             over: AtomicBool::new(true),
             control: None,
             doorbell: Doorbell::none(),
-            record_below: 0,
+            record_max: 0,
+            is_timed: false,
             instance: new_instance(),
             attachment: Attachment::none(),
         }
     }
 
     fn number(&self, cpu_buffer: &CpuBuffer) -> usize {
-        (std::ptr::from_ref(cpu_buffer).addr() - self.cpu_buffers.as_ptr().addr()) / size_of::<CpuBuffer>()
+        (std::ptr::from_ref(cpu_buffer).addr() - self.cpu_buffers.all().as_ptr().addr())
+            / size_of::<CpuBuffer>()
     }
 
     /// Returns whether all sub-buffers of a CPU are full; `None` if unknown here.
     pub(crate) fn is_full(&self, cpu: usize) -> Option<bool> {
-        let cpu_buffer = self.cpu_buffers.get(cpu)?;
+        let cpu_buffer = self.cpu_buffers.all().get(cpu)?;
         (!self.is_over()).then(|| cpu_buffer.buffer.is_full())
     }
 
@@ -152,43 +179,29 @@ impl DirectBuffers {
 
     /// Returns the buffer of the caller's CPU, which must be `only` if given.
     fn here(&self, only: Option<usize>) -> Option<(&CpuBuffer, impl Executor + use<>)> {
-        self.buffer_at(self.sequences?.here(), only)
+        self.cpu_buffers.here(only)
     }
 
     /// The same where the C library has registered the calling thread; `None` elsewhere, and [`Self::here`] has to look.
     #[inline(always)]
     fn here_by_c_library(&self, only: Option<usize>) -> Option<(&CpuBuffer, impl Executor + use<>)> {
-        self.buffer_at(self.sequences?.of_c_library()?, only)
-    }
-
-    #[inline(always)]
-    fn buffer_at(
-        &self,
-        area: ThreadArea,
-        only: Option<usize>,
-    ) -> Option<(&CpuBuffer, impl Executor + use<>)> {
-        // The number exceeds that of the buffers if the thread is not registered.
-        let cpu = area.cpu();
-        if only.is_some_and(|only| only != cpu) {
-            return None;
-        }
-        Some((self.cpu_buffers.get(cpu)?, area.on(cpu)))
+        self.cpu_buffers.here_by_c_library(only)
     }
 
     /// Returns the length of the channel's longest message, in bytes.
     pub(crate) fn message_max(&self) -> usize {
-        self.cpu_buffers.first().map_or(0, |cpu_buffer| cpu_buffer.buffer.geometry().payload_max())
+        self.cpu_buffers.all().first().map_or(0, |cpu_buffer| cpu_buffer.buffer.geometry().payload_max())
     }
 
     /// Returns the length of a timed channel's longest payload, in bytes; 0 if the channel is raw.
     #[inline(always)]
     pub(crate) fn record_max(&self) -> usize {
-        self.record_below.saturating_sub(1)
+        self.record_max.into()
     }
 
     /// Returns whether the channel is timed.
     pub(crate) fn is_timed(&self) -> bool {
-        self.record_below != 0
+        self.is_timed
     }
 
     /// Returns the number by which ids of defined events are found.
@@ -206,8 +219,8 @@ impl DirectBuffers {
     pub(crate) fn is_of(&self, control: FileId, geometry: &Geometry, n_bufs: usize) -> bool {
         self.control == Some(control)
             && !self.is_over()
-            && self.cpu_buffers.len() == n_bufs
-            && self.cpu_buffers.iter().all(|cpu_buffer| cpu_buffer.buffer.geometry() == geometry)
+            && self.cpu_buffers.all().len() == n_bufs
+            && self.cpu_buffers.all().iter().all(|cpu_buffer| cpu_buffer.buffer.geometry() == geometry)
     }
 
     /// Returns whether this process made the connection.
@@ -220,11 +233,11 @@ impl DirectBuffers {
         self.doorbell.is_cut()
     }
 
-    /// Continues with another connection of this process, which has this number on a timed channel.
-    pub(crate) fn attach(&self, ends: Endpoints, process: u32) {
+    /// Continues with another connection of this process, which has these numbers on a timed channel.
+    pub(crate) fn attach(&self, ends: Endpoints, process: u32, pid_there: u32) {
         self.doorbell.replace(ends);
         if self.is_timed() {
-            self.attachment.renew(process);
+            self.attachment.renew(process, pid_there);
         }
     }
 
@@ -233,14 +246,14 @@ impl DirectBuffers {
     pub(crate) fn end(&self) {
         // Relaxed: as in `is_over`.
         self.over.store(true, Ordering::Relaxed);
-        self.cpu_buffers.iter().for_each(|cpu_buffer| cpu_buffer.buffer.stop_appending());
+        self.cpu_buffers.all().iter().for_each(|cpu_buffer| cpu_buffer.buffer.stop_appending());
     }
 
     /// Releases the files and the connection.
     /// Threads inside a call then write to memory without a reader.
     pub(crate) fn retire(&self) {
         self.end();
-        for cpu_buffer in &self.cpu_buffers {
+        for cpu_buffer in self.cpu_buffers.all() {
             // If this fails, the memory is wasted; nothing else depends on it.
             let _ = cpu_buffer.buffer.retire();
         }
@@ -260,12 +273,8 @@ impl DirectBuffers {
         self.look();
     }
 
-    #[inline]
     fn after_refusal(&self, cpu_buffer: &CpuBuffer) {
-        // Relaxed, and not one atomic step: a missed count does not matter.
-        let refused = cpu_buffer.refused.load(Ordering::Relaxed).wrapping_add(1);
-        cpu_buffer.refused.store(refused, Ordering::Relaxed);
-        if refused.is_multiple_of(REFUSALS_PER_LOOK) {
+        if cpu_buffer.count_refused().is_multiple_of(REFUSALS_PER_LOOK) {
             self.look();
         }
     }
@@ -283,6 +292,7 @@ impl DirectBuffers {
         // Relaxed: as in `is_over`.
         if self
             .cpu_buffers
+            .all()
             .iter()
             .any(|cpu_buffer| cpu_buffer.buffer.block().closed.load(Ordering::Relaxed) != 0)
         {
@@ -293,7 +303,7 @@ impl DirectBuffers {
 
     /// Rings for every armed buffer: switches under an earlier connection may have gone unheard.
     pub(crate) fn ring_for_all(&self) {
-        for wanted in self.cpu_buffers.iter().filter_map(|cpu_buffer| cpu_buffer.buffer.wake_wanted()) {
+        for wanted in self.cpu_buffers.all().iter().filter_map(|cpu_buffer| cpu_buffer.buffer.wake_wanted()) {
             if self.doorbell.ring() {
                 wanted.rung();
             }

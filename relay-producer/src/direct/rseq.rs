@@ -1,20 +1,21 @@
 //! Restartable sequences of this process's threads; a type without values on other platforms.
 
-#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-pub(crate) use relay::ring::rseq::{Sequences, ThreadArea};
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux"))]
+pub(crate) use relay::ring::rseq::{PerCpu, Sequences};
 
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
-pub(crate) use absent::{Sequences, ThreadArea};
+#[cfg(not(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux")))]
+pub(crate) use absent::{PerCpu, Sequences};
 
-#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+#[cfg(not(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux")))]
 mod absent {
     use relay::ring::writer::SoleWriter;
 
     #[derive(Clone, Copy, Debug)]
     pub(crate) enum Sequences {}
 
-    #[derive(Clone, Copy, Debug)]
-    pub(crate) enum ThreadArea {}
+    /// The values of CPUs that no thread is on.
+    #[derive(Debug)]
+    pub(crate) struct PerCpu<T>(Vec<T>);
 
     impl Sequences {
         pub(crate) fn find() -> Option<Sequences> {
@@ -22,25 +23,25 @@ mod absent {
         }
 
         pub(crate) fn why_none() -> Option<&'static str> {
-            Some("shared buffers need Linux on x86-64")
-        }
-
-        pub(crate) fn of_c_library(self) -> Option<ThreadArea> {
-            match self {}
-        }
-
-        pub(crate) fn here(self) -> ThreadArea {
-            match self {}
+            Some("shared buffers need Linux on x86-64 or aarch64")
         }
     }
 
-    impl ThreadArea {
-        pub(crate) fn cpu(self) -> usize {
-            match self {}
+    impl<T> PerCpu<T> {
+        pub(crate) fn new(_: Option<Sequences>, values: Vec<T>) -> PerCpu<T> {
+            PerCpu(values)
         }
 
-        pub(crate) fn on(self, _cpu: usize) -> SoleWriter {
-            match self {}
+        pub(crate) fn all(&self) -> &[T] {
+            &self.0
+        }
+
+        pub(crate) fn here(&self, _: Option<usize>) -> Option<(&T, SoleWriter)> {
+            None
+        }
+
+        pub(crate) fn here_by_c_library(&self, _: Option<usize>) -> Option<(&T, SoleWriter)> {
+            None
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::definitions::{Defined, new_instance};
 use crate::direct::buffers::DirectBuffers;
 use crate::direct::content::{Content, Form};
 use crate::error::{NoSuchCpu, RequestError};
+use crate::first_thread::FirstThread;
 use crate::socket::handshake::{FIRST_FREE_ID, Opened};
 use crate::socket::replies::{Replies, Reply};
 use crate::socket::write_frame::{WireMessage, WriteFrame, pieces};
@@ -41,11 +42,13 @@ pub(crate) struct Connection {
     pub(crate) message_max: usize,
     /// The channel's buffers, or the reason for which this process does not have them.
     pub(crate) sharing: Result<Arc<DirectBuffers>, String>,
-    /// The process that may use this connection.
+    /// The process that may use this connection: its number and its generation.
     /// A child has inherited the descriptor, but not the replies.
     pid: u32,
+    generation: u32,
     /// Number of the process in the daemon's PID namespace; 0 if it is not known.
     pid_there: u32,
+    first_thread: FirstThread,
     /// The channel's number.
     channel: u32,
     /// Number by which ids of defined events are found.
@@ -104,7 +107,9 @@ impl Connection {
             message_max: MESSAGE_MAX.min(hello.message_max as usize),
             sharing,
             pid: std::process::id(),
+            generation: ThisThread::find().generation(),
             pid_there: opened.pid,
+            first_thread: FirstThread::new(opened.pid),
             channel: reply.channel,
             instance,
             lost: (0..reply.n_bufs).map(|_| AtomicU64::new(0)).collect(),
@@ -143,7 +148,7 @@ impl Connection {
         let message = match content {
             Content::Bytes(payload) if !self.geometry.timed() => WireMessage { head: None, payload },
             Content::Record(..) if !self.geometry.timed() => return Err(Unsendable::OtherKind),
-            _ => match content.stamped(self.instance, ThisThread::find().id()) {
+            _ => match content.stamped(self.instance, self.first_thread.number_of(ThisThread::find().id())) {
                 Some(Form::Stamped { head, payload }) => WireMessage { head: Some(head), payload },
                 _ => return Err(Unsendable::NotDefined),
             },
@@ -156,9 +161,18 @@ impl Connection {
         if self.pid_there == 0 { self.pid } else { self.pid_there }
     }
 
+    /// Returns the number that records about another process have, which is in this process's PID namespace.
+    pub(crate) fn number_about(&self, process: u32) -> u32 {
+        self.first_thread.number_about(process)
+    }
+
     /// Returns whether this process made the connection.
     pub(crate) fn is_own(&self) -> bool {
-        self.pid == std::process::id()
+        match ThisThread::find().generation() {
+            // The kernel cannot zero pages at a fork.
+            0 => self.pid == std::process::id(),
+            generation => self.generation == generation,
+        }
     }
 
     /// Returns the channel's buffers while they may be written.

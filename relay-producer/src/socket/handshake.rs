@@ -28,6 +28,7 @@ use crate::error::OpenError;
 use crate::levels::Levels;
 use crate::socket::connection::Connection;
 use crate::socket::receive_files::{FileReceiver, wanted};
+use crate::socket::renamed::Renamed;
 use crate::socket::replies::id_of;
 use crate::transport::TransportChoice;
 
@@ -56,6 +57,8 @@ pub(crate) struct OpenRequest {
     pub(crate) definitions: Arc<Definitions>,
     /// Which messages are written.
     pub(crate) levels: Arc<Levels>,
+    /// The name by which the daemon knows this process; empty: its own.
+    pub(crate) program: Vec<u8>,
 }
 
 impl OpenRequest {
@@ -92,7 +95,7 @@ pub(crate) struct Handshake {
 enum Stage {
     Hello,
     Open(HelloReply),
-    Attach(Opened),
+    Attach(Opened, Renamed),
     Levels(Opened),
     /// The events that are still to be defined; the last one has been sent.
     Define(Opened, Vec<Arc<Defined>>),
@@ -198,14 +201,17 @@ impl Handshake {
                 if !geometry.timed() {
                     return self.ask_for_files(opened, request);
                 }
+                let renamed = Renamed::to(&request.program);
                 // Root's daemon may not look.
                 let executable = fs::read_link("/proc/self/exe").unwrap_or_default();
                 let executable = executable.as_os_str().as_bytes();
                 self.send(&Attach { channel: reply.channel, executable }.frame(0, LATER_ID));
-                Stage::Attach(opened)
+                Stage::Attach(opened, renamed)
             }
-            Stage::Attach(mut opened) => {
-                match self.answer::<AttachReply>(packet, LATER_ID) {
+            Stage::Attach(mut opened, renamed) => {
+                let answer = self.answer::<AttachReply>(packet, LATER_ID);
+                drop(renamed);
+                match answer {
                     Ok(reply) => (opened.process, opened.pid) = (reply.process, reply.pid),
                     // Records then have their threads alone.
                     Err(OpenError::Refused(_)) => {}
@@ -250,7 +256,7 @@ impl Handshake {
                     Err(error) => return Err(error),
                 }
                 if files.is_complete() {
-                    let shared = files.finish(&self.socket, opened.process);
+                    let shared = files.finish(&self.socket, opened.process, opened.pid);
                     return self.done(opened, shared, request);
                 }
                 Stage::Share(opened, files)
@@ -339,6 +345,7 @@ mod tests {
             transport: TransportChoice::Auto,
             definitions: Arc::default(),
             levels: Arc::new(Levels::new(Directives::default())),
+            program: Vec::new(),
         }
         .check()
     }

@@ -99,8 +99,13 @@ impl FileReceiver {
     }
 
     /// Returns the buffers, or the reason for which they cannot be used.
-    /// `process` is this process's number on a timed channel.
-    pub(crate) fn finish(self, socket: &Arc<Socket>, process: u32) -> Result<Arc<DirectBuffers>, String> {
+    /// `process` is this process's number on a timed channel, `pid_there` that in the daemon's PID namespace.
+    pub(crate) fn finish(
+        self,
+        socket: &Arc<Socket>,
+        process: u32,
+        pid_there: u32,
+    ) -> Result<Arc<DirectBuffers>, String> {
         let control = match (self.unusable, self.control) {
             (None, Some(control)) => control,
             (why, _) => return Err(why.unwrap_or_else(|| "no control file came".into())),
@@ -108,14 +113,14 @@ impl FileReceiver {
         let ends = Endpoints { bell: control.bell, socket: Arc::clone(socket), control: control.file };
         match self.mapped {
             Some(mapped) if control.mapped.is_none() => {
-                mapped.attach(ends, process);
+                mapped.attach(ends, process, pid_there);
                 Ok(mapped)
             }
             _ => match self.buffers.first().and_then(why_other_clock) {
                 Some(why) => Err(why),
                 None => {
                     let doorbell = Doorbell::new(ends);
-                    Ok(Arc::new(DirectBuffers::new(self.buffers, control.id, doorbell, process)))
+                    Ok(Arc::new(DirectBuffers::new(self.buffers, control.id, doorbell, process, pid_there)))
                 }
             },
         }

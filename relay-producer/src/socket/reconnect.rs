@@ -23,8 +23,10 @@ use crate::socket::handshake::{Handshake, OPEN_LIMIT, OpenRequest, Progress};
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Least time between two tries of a thread that only waits for a daemon.
 const AWAIT_INTERVAL: Duration = Duration::from_millis(50);
-/// Wait for the answers of a daemon that no message needs.
-const SEARCH_WAIT: Duration = Duration::from_millis(200);
+/// Wait for the answers of a daemon that no message needs. A busy machine's daemon answers within it.
+const SEARCH_WAIT: Duration = Duration::from_secs(1);
+/// Least time between two such waits.
+const SEARCH_WAIT_INTERVAL: Duration = Duration::from_secs(5);
 /// Sleep of such a thread between two looks.
 const AWAIT_SLEEP: Duration = Duration::from_millis(10);
 
@@ -51,6 +53,8 @@ pub(crate) struct Link {
 struct Redial {
     last_try: Option<Instant>,
     pending: Option<Handshake>,
+    /// When a thread last waited for an answer of `pending` and got none.
+    last_wait: Option<Instant>,
 }
 
 /// The reason for which there is no connection; `None` if no try was due.
@@ -94,7 +98,16 @@ impl Link {
     pub(crate) fn look_for_daemon(&self) -> bool {
         let latest = self.latest();
         latest.look();
-        latest.works() || self.reconnect(SEARCH_WAIT, RETRY_INTERVAL).is_ok()
+        if latest.works() {
+            return true;
+        }
+        // A daemon that stands still takes the connection and does not answer. It costs one wait in each interval.
+        let is_silent = self
+            .redial
+            .try_write()
+            .is_some_and(|redial| redial.last_wait.is_some_and(|at| at.elapsed() < SEARCH_WAIT_INTERVAL));
+        let wait = if is_silent { Duration::ZERO } else { SEARCH_WAIT };
+        self.reconnect(wait, RETRY_INTERVAL).is_ok()
     }
 
     /// Ends the connection for good.
@@ -202,6 +215,9 @@ impl Link {
             Progress::Done(connection) => Ok(self.replace_latest(connection, &latest)),
             Progress::Waiting(handshake) => {
                 redial.pending = Some(handshake);
+                if !wait.is_zero() {
+                    redial.last_wait = Some(Instant::now());
+                }
                 Err(None)
             }
         }

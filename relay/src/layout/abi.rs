@@ -112,7 +112,7 @@ pub struct ControlHeader {
 }
 
 /// Shared words of one buffer.
-/// Each line of 64 bytes has one kind of writer. The exception is `corrected`, which the daemon writes.
+/// Each line of 64 bytes has one kind of writer. A few words that only reports use have another one, which each names.
 #[derive(Debug, Default)]
 #[repr(C)]
 pub struct BufferBlock {
@@ -138,13 +138,17 @@ pub struct BufferBlock {
     /// Times that a writer found every sub-buffer full where it had found room before.
     /// This word and the next three are written by any process, atomically; only reports use them.
     pub full: AtomicU64,
-    /// Bytes that messages refused for lack of room would have taken.
-    pub dropped_bytes: AtomicU64,
+    /// Bytes that messages refused for lack of room would have taken, besides [`Self::dropped_bytes`]: those that no
+    /// thread on the buffer's CPU has counted. Earlier releases count all here.
+    pub dropped_bytes_elsewhere: AtomicU64,
     /// Bytes that the longest of these messages would have taken.
     pub longest_dropped: AtomicU64,
     /// Bytes that the longest message of [`Self::too_big`] would have taken.
     pub longest_too_big: AtomicU64,
-    pad2: Pad<24>,
+    /// Bytes that messages refused for lack of room would have taken.
+    /// Written only on the buffer's CPU, like [`Self::dropped`].
+    pub dropped_bytes: AtomicU64,
+    pad2: Pad<16>,
     /// Messages refused because every sub-buffer was full.
     pub dropped: AtomicU64,
     /// Messages refused because they are longer than a sub-buffer or the message limit.
@@ -265,9 +269,10 @@ const _: () = {
     assert!(offset_of!(BufferBlock, old_overwritten_bytes) == 96);
     assert!(offset_of!(BufferBlock, begun) == 128);
     assert!(offset_of!(BufferBlock, full) == 136);
-    assert!(offset_of!(BufferBlock, dropped_bytes) == 144);
+    assert!(offset_of!(BufferBlock, dropped_bytes_elsewhere) == 144);
     assert!(offset_of!(BufferBlock, longest_dropped) == 152);
     assert!(offset_of!(BufferBlock, longest_too_big) == 160);
+    assert!(offset_of!(BufferBlock, dropped_bytes) == 168);
     assert!(offset_of!(BufferBlock, dropped) == 192);
     assert!(offset_of!(BufferBlock, too_big) == 200);
     assert!(offset_of!(BufferBlock, contended) == 208);

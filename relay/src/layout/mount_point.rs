@@ -15,9 +15,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::time::UNIX_EPOCH;
 
 use nix::fcntl::OFlag;
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
 /// A directory that a daemon was mounted on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,14 +38,9 @@ impl Point {
     /// Those of open(2) and statx(2).
     pub fn of(path: &Path) -> io::Result<Point> {
         // O_PATH alone: with O_DIRECTORY the kernel would trigger an automounter.
-        let status = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?.metadata()?;
-        let born = status.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-        Ok(Point {
-            device: status.dev(),
-            inode: status.ino(),
-            born: born.map(|age| (age.as_secs(), age.subsec_nanos())),
-            path: path.to_owned(),
-        })
+        let directory = File::options().read(true).custom_flags(OFlag::O_PATH.bits()).open(path)?;
+        let status = directory.metadata()?;
+        Ok(Point { device: status.dev(), inode: status.ino(), born: born(&directory), path: path.to_owned() })
     }
 
     /// Returns the directory's path when it was looked up.
@@ -59,6 +54,14 @@ impl Point {
         let numbers = |point: &Point| (point.device, point.inode, point.born);
         self.born.is_some() && numbers(self) == numbers(other)
     }
+}
+
+/// Returns the birth of an open directory, which the standard library does not know where the C library is musl.
+fn born(directory: &File) -> Option<(u64, u32)> {
+    let status = statx(directory, "", AtFlags::EMPTY_PATH, StatxFlags::BTIME).ok()?;
+    let is_known = StatxFlags::from_bits_retain(status.stx_mask).contains(StatxFlags::BTIME);
+    let seconds = u64::try_from(status.stx_btime.tv_sec).ok()?;
+    is_known.then_some((seconds, status.stx_btime.tv_nsec))
 }
 
 impl fmt::Display for Point {

@@ -25,10 +25,10 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use self::sigbus::{Listed, PAGE};
 pub use self::sigbus::{outlive_truncation, truncations_met};
 use crate::layout::abi::{AnchorTable, BufferBlock, ControlHeader, Record, ThreadTable};
-use crate::layout::geometry::Geometry;
+use crate::layout::geometry::{Geometry, RECORD_OVERHEAD};
 use crate::layout::levels::LevelPage;
 use crate::memory::lent::Lent;
-use crate::memory::sync::{AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::memory::sync::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 /// Bytes populated at a time, which takes about a millisecond.
 const POPULATE_LEN: usize = 4 << 20;
@@ -317,29 +317,88 @@ pub(crate) struct Window {
     address: AtomicPtr<u8>,
     /// Size of the sub-buffer in bytes, or 0 to stop appends of bare messages.
     size: AtomicUsize,
-    /// The same for records. A buffer has bare messages or records, so one of the two is always 0.
-    record_size: AtomicUsize,
+    /// The same for the payload of a record, or -1: also a record without payload takes room. A buffer has bare messages
+    /// or records.
+    payload_size: AtomicI64,
+    /// Sum of a state and a `consumed` at which the buffer is full. Neither ever goes back, so while the sum is the same,
+    /// so are both. It is stored and loaded like the first two.
+    full_at: AtomicU64,
+    /// Messages that may be dropped there without another look, or a negative number.
+    drops_left: AtomicI64,
+    /// Shortest message that is copied by moves of 32 bytes; `usize::MAX` if the processor has none.
+    wide_from: usize,
+    /// The buffer's shared words, of which the state is the first.
+    block: NonNull<BufferBlock>,
 }
 
+// SAFETY: the pointer is to atomic words of the mapping, which no thread owns.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
+
+// Sequences know the offsets.
+const _: () = {
+    use std::mem::offset_of;
+    assert!(offset_of!(Window, begin) == 0 && offset_of!(Window, address) == 8);
+    assert!(offset_of!(Window, size) == 16 && offset_of!(Window, payload_size) == 24);
+    assert!(offset_of!(Window, full_at) == 32 && offset_of!(Window, drops_left) == 40);
+    assert!(offset_of!(Window, wide_from) == 48 && offset_of!(Window, block) == 56);
+    assert!(offset_of!(BufferBlock, state) == 0);
+};
+
 impl Window {
-    /// Returns the window of a ring's first sub-buffer in lap 0.
-    /// The caller has checked that the ring holds it.
-    pub(crate) fn new(ring: &Mapping, geometry: &Geometry) -> Window {
-        let size =
-            |timed| AtomicUsize::new(if geometry.timed() == timed { geometry.subbuf_size() } else { 0 });
+    /// Messages that are dropped, in a burst, between two that the writer looks at.
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    pub(crate) const DROPS_UNNOTED: i32 = 63;
+
+    /// Returns the window of a ring's first sub-buffer in lap 0, of the buffer with these words.
+    /// The caller has checked that the ring holds it, and keeps the words' mapping.
+    pub(crate) fn new(ring: &Mapping, geometry: &Geometry, block: &BufferBlock) -> Window {
+        let (size, timed) = (geometry.subbuf_size(), geometry.timed());
         Window {
             begin: AtomicU64::new(0),
             address: AtomicPtr::new(ring.base.as_ptr()),
-            size: size(false),
-            record_size: size(true),
+            size: AtomicUsize::new(if timed { 0 } else { size }),
+            payload_size: AtomicI64::new(if timed { size as i64 - RECORD_OVERHEAD as i64 } else { -1 }),
+            full_at: AtomicU64::new(0),
+            drops_left: AtomicI64::new(0),
+            wide_from: wide_from(),
+            block: NonNull::from(block),
         }
+    }
+
+    /// Returns the shortest message that is copied by moves of 32 bytes.
+    #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux"))]
+    pub(crate) fn wide_from(&self) -> usize {
+        self.wide_from
+    }
+
+    /// Makes sequences copy as on a processor without moves of 32 bytes.
+    #[cfg(test)]
+    pub(crate) fn copy_narrowly(&mut self) {
+        self.wide_from = usize::MAX;
+    }
+
+    /// Returns the number of messages that may be dropped where the sum of `state` and `consumed` is this.
+    #[cfg(all(test, target_arch = "x86_64"))]
+    pub(crate) fn drops_left(&self, sum: u64) -> i64 {
+        if self.full_at.load(Ordering::Relaxed) == sum { self.drops_left.load(Ordering::Relaxed) } else { 0 }
     }
 
     pub(crate) fn close(&self) {
         // Relaxed: writers may see the 0 at any later time.
         self.size.store(0, Ordering::Relaxed);
-        self.record_size.store(0, Ordering::Relaxed);
+        self.payload_size.store(-1, Ordering::Relaxed);
     }
+}
+
+/// Returns the shortest message that sequences copy by moves of 32 bytes: AVX has them.
+fn wide_from() -> usize {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx") {
+        return 65;
+    }
+    usize::MAX
 }
 
 fn map_len(len: u64) -> io::Result<NonZeroUsize> {

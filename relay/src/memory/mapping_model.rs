@@ -227,7 +227,7 @@ pub(crate) struct Window;
 
 impl Window {
     /// Does nothing.
-    pub(crate) fn new(_: &Mapping, _: &Geometry) -> Window {
+    pub(crate) fn new(_: &Mapping, _: &Geometry, _: &crate::layout::abi::BufferBlock) -> Window {
         Window
     }
 

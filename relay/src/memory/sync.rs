@@ -8,7 +8,7 @@ pub(crate) use loom::sync::atomic::{Ordering, fence};
 pub(crate) use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// For `rseq.rs`.
-#[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+#[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
 pub(crate) use std::sync::atomic::AtomicIsize;
 /// Bytes that other processes may change and no model watches: padding of shared words, and lent memory.
 pub(crate) use std::sync::atomic::AtomicU8 as AtomicByte;
@@ -16,4 +16,4 @@ pub(crate) use std::sync::atomic::AtomicU8 as AtomicByte;
 pub(crate) use std::sync::atomic::AtomicU32;
 /// For `mapping.rs` and `mapped_reader.rs`, which no model runs.
 #[cfg(not(loom))]
-pub(crate) use std::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize};
+pub(crate) use std::sync::atomic::{AtomicI64, AtomicPtr, AtomicU8, AtomicUsize};

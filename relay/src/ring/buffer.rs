@@ -63,13 +63,13 @@ impl Buffer {
         let block_at = header.buffers_offset.checked_add(header.buffer_stride.checked_mul(index as u64)?)?;
         let records_at = usize::try_from(block_at.checked_add(header.records_offset)?).ok()?;
         let record_stride = usize::try_from(header.record_stride).ok()?;
-        let block = Located::new(&control, usize::try_from(block_at).ok()?)?;
+        let block = Located::<BufferBlock>::new(&control, usize::try_from(block_at).ok()?)?;
         let last_record = records_at.checked_add(record_stride.checked_mul(2 * geometry.n_subbufs() - 1)?)?;
         control.get::<Record>(records_at)?;
         control.get::<Record>(last_record)?;
         data.address(0, usize::try_from(geometry.buffer_size()).ok()?)?;
         let widths = Widths::new(&geometry);
-        let window = Window::new(&data, &geometry);
+        let window = Window::new(&data, &geometry, &block);
         let timed = if geometry.timed() { Some(Timed::new(&control, header)?) } else { None };
         Some(Buffer { window, control, block, records_at, record_stride, data, geometry, widths, timed })
     }
@@ -111,21 +111,11 @@ impl Buffer {
         self.block().closed.store(0, Ordering::Relaxed);
     }
 
-    /// Ends a buffer that this process cannot write: producers notice at their next switch.
+    /// Ends a buffer from any CPU: producers notice at their next switch.
+    /// Only [`crate::ring::writer::Writer::close`], on the buffer's CPU, makes them notice with their next message.
     pub fn announce_end(&self) {
         // Relaxed: a producer that still finds the buffer open writes until a later switch.
         self.block().closed.store(1, Ordering::Relaxed);
-    }
-
-    /// Ends a corrupted buffer from any CPU.
-    /// The stored state sends every writer to a switch with its next message, and there it finds the buffer closed. The
-    /// store may interrupt a writer's change, which does not matter any more.
-    pub fn condemn(&self) {
-        let block = self.block();
-        // Relaxed, and Release behind it: a writer that finds this state also finds the buffer closed.
-        block.closed.store(1, Ordering::Relaxed);
-        let state = Position(block.state.load(Ordering::Relaxed));
-        block.state.store(self.widths.at_blocked(self.widths.next(state)).0, Ordering::Release);
     }
 
     /// Returns whether another process truncated the files.
@@ -173,6 +163,16 @@ impl Buffer {
     #[inline(always)]
     pub fn threads(&self) -> Option<&ThreadTable> {
         self.timed.as_ref().map(|timed| &*timed.threads)
+    }
+
+    /// Returns the table of threads, if [`Writer::append_record_quick`] is for this buffer: sequences read its clock.
+    ///
+    /// [`Writer::append_record_quick`]: crate::ring::writer::Writer::append_record_quick
+    #[inline(always)]
+    pub fn threads_if_quick(&self) -> Option<&ThreadTable> {
+        // aarch64 has one way for all clocks.
+        let is_quick = |clock| !cfg!(target_arch = "x86_64") || clock == Clock::Tsc;
+        self.timed.as_ref().filter(|timed| is_quick(timed.clock)).map(|timed| &*timed.threads)
     }
 
     /// Returns the widths of the channel's positions.
@@ -224,10 +224,16 @@ impl Buffer {
     }
 
     /// Returns the window that this process's threads append through.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+    #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
     #[inline(always)]
     pub(crate) fn window(&self) -> &Window {
         &self.window
+    }
+
+    /// Makes sequences copy as on a processor without moves of 32 bytes.
+    #[cfg(all(test, any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
+    pub(crate) fn copy_narrowly(&mut self) {
+        self.window.copy_narrowly();
     }
 
     /// Returns the offset of `position` in the ring, in bytes.
@@ -238,9 +244,11 @@ impl Buffer {
 
     /// Whether the writer has begun to overwrite the sub-buffer at `position`; never in no-overwrite mode.
     pub(crate) fn lapped(&self, position: Position) -> bool {
-        if self.geometry().mode() == Mode::NoOverwrite {
-            return false;
-        }
+        self.geometry().mode() == Mode::Overwrite && self.is_begun_again(position)
+    }
+
+    /// Whether the writer has begun the sub-buffer at `position` again, in either mode.
+    pub(crate) fn is_begun_again(&self, position: Position) -> bool {
         // F, pairs with E: what was copied or looked up before, comes before the look at `begun`.
         fence(Ordering::Acquire);
         self.widths().before(position, self.oldest_whole())
@@ -256,7 +264,7 @@ impl Buffer {
 impl Clone for Buffer {
     fn clone(&self) -> Buffer {
         Buffer {
-            window: Window::new(&self.data, &self.geometry),
+            window: Window::new(&self.data, &self.geometry, &self.block),
             control: self.control.clone(),
             block: self.block.clone(),
             records_at: self.records_at,

@@ -80,10 +80,19 @@ impl MappedReader {
         self.taken.take()
     }
 
-    /// Undoes [`MappedReader::give_back_range`] when the daemon has died.
+    /// Forgets the taken sub-buffers up to this number, and returns their range as [`MappedReader::give_back_range`] does.
+    pub fn give_back_until(&mut self, number: u64) -> Option<(u64, u64)> {
+        let (first, count) = self.taken?;
+        let given = number.checked_sub(first)?.saturating_add(1).min(count);
+        self.taken = (given < count).then(|| (first.wrapping_add(given), count - given));
+        Some((first, given))
+    }
+
+    /// Undoes [`MappedReader::give_back_range`] or [`MappedReader::give_back_until`] when the daemon has died.
     /// Whether it took the range is unknown.
     pub fn restore_taken(&mut self, (first, count): (u64, u64)) {
-        self.taken = Some((first, count));
+        let later = self.taken.filter(|(next, _)| first.wrapping_add(count) == *next);
+        self.taken = Some((first, count.saturating_add(later.map_or(0, |(_, rest)| rest))));
     }
 
     /// Continues with the next daemon on the same buffer.
@@ -147,6 +156,10 @@ impl MappedReader {
                 }
                 self.cursor = consumed;
                 continue;
+            }
+            if !widths.before(consumed, self.cursor) && widths.offset(consumed) > widths.offset(self.cursor) {
+                // Another reader has read the first part, perhaps before the sub-buffer was finished.
+                self.cursor = consumed;
             }
             if !self.buffer.lapped(self.cursor) {
                 let offset = widths.offset(self.cursor);
@@ -216,211 +229,11 @@ impl SubBuffer<'_> {
     }
 
     /// Returns whether no writer has begun to overwrite it, so that an earlier copy is right.
-    /// Always true in no-overwrite mode until the sub-buffer is given back.
+    /// In no-overwrite mode a writer overwrites a sub-buffer that another reader, or a reset, has given back.
     pub fn is_whole(&self) -> bool {
-        !self.buffer.lapped(self.position)
+        !self.buffer.is_begun_again(self.position)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::GeometrySpec;
-    use crate::ring::reader::{ConsumeError, Reader};
-    use crate::ring::writer::{SoleWriter, Writer};
-
-    fn buffer(spec: &str) -> Buffer {
-        let spec: GeometrySpec = spec.parse().unwrap();
-        Buffer::anonymous(spec.build().unwrap(), 0).unwrap()
-    }
-
-    fn text(sub_buffer: SubBuffer<'_>) -> String {
-        let mut bytes = Vec::new();
-        sub_buffer.copy_to(&mut bytes);
-        let seen: Vec<u8> = sub_buffer.bytes().iter().map(|byte| byte.load(Ordering::Relaxed)).collect();
-        assert_eq!(seen, bytes);
-        String::from_utf8(bytes).unwrap()
-    }
-
-    #[test]
-    fn finished_sub_buffers_are_seen_once_and_given_back_by_number() {
-        let buffer = buffer("subbuf-size=8:n-subbufs=3");
-        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-        let mut mapped = MappedReader::new(buffer.clone());
-        assert!(mapped.next_finished().is_none());
-        for message in [b"aaaaa", b"bbbbb", b"ccccc"] {
-            writer.write(message).unwrap();
-        }
-        assert_eq!(text(mapped.next_finished().unwrap()), "aaaaa");
-        let second = mapped.next_finished().unwrap();
-        assert_eq!((second.number, second.len(), second.is_whole()), (1, 5, true));
-        assert!(mapped.next_finished().is_none(), "the third is not finished");
-        assert_eq!(mapped.give_back_range(), Some((0, 2)));
-        assert_eq!(reader.consume(Some(0), 2), Ok(true));
-        assert_eq!(reader.consume(Some(0), 1), Err(ConsumeError::Stale { next: 2 }));
-        assert_eq!(reader.consume(Some(2), 1), Err(ConsumeError::TooMany { finished: 0 }));
-        writer.flush().unwrap();
-        assert_eq!(text(mapped.next_finished().unwrap()), "ccccc");
-        assert_eq!(mapped.give_back_range(), Some((2, 1)));
-        assert_eq!(mapped.give_back_range(), None);
-    }
-
-    #[test]
-    fn partly_read_sub_buffer_is_seen_from_there_and_counts_as_one() {
-        let buffer = buffer("subbuf-size=8:n-subbufs=3");
-        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-        writer.write(b"abcdefg").unwrap();
-        writer.flush().unwrap();
-        reader.read(3, &mut Vec::new(), |bytes| assert_eq!(bytes, b"abc"));
-        let mut mapped = MappedReader::new(buffer.clone());
-        assert_eq!(mapped.consumed_bytes(), Some(3));
-        let next = mapped.next_finished().unwrap();
-        assert_eq!((next.begin, text(next)), (3, "defg".to_owned()));
-        assert_eq!(reader.consume(mapped.give_back_range().map(|(from, _)| from), 1), Ok(true));
-        assert_eq!(reader.unread(), 0);
-        assert_eq!(buffer.block().read_bytes.load(Ordering::Relaxed), 7);
-    }
-
-    #[test]
-    fn losses_are_those_up_to_the_sub_buffers_end() {
-        let buffer = buffer("subbuf-size=64:n-subbufs=2:timed");
-        let writer = Writer::new(&buffer, SoleWriter);
-        let mut mapped = MappedReader::new(buffer.clone());
-        for len in [10, 100] {
-            let head = crate::trace::record::Head { id: 0, tid: 1, len };
-            writer.place_record(head.to_word(), &vec![b'x'; len.into()]).unwrap();
-        }
-        writer.flush().unwrap();
-        let first = mapped.next_finished().unwrap();
-        assert_eq!((first.number, first.lost, first.too_big), (0, 1, 1));
-    }
-
-    #[test]
-    fn rest_of_a_record_that_was_read_in_part_is_cut() {
-        let buffer = buffer("subbuf-size=128:n-subbufs=3:timed");
-        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-        for _ in 0..3 {
-            let head = crate::trace::record::Head { id: 0, tid: 1, len: 4 };
-            writer.place_record(head.to_word(), b"text").unwrap();
-        }
-        writer.flush().unwrap();
-        for (read, cut, len) in [(0, 0, 60), (5, 15, 55), (15, 0, 40), (39, 1, 1)] {
-            reader.read(read, &mut Vec::new(), |_| {});
-            let mut mapped = MappedReader::new(buffer.clone());
-            let next = mapped.next_finished().unwrap();
-            assert_eq!((next.cut(), next.len()), (cut, len), "{read} bytes more");
-        }
-    }
-
-    #[test]
-    fn sub_buffer_read_by_another_reader_is_not_seen_or_given_back() {
-        for mode in ["no-overwrite", "overwrite"] {
-            let buffer = buffer(&format!("subbuf-size=8:n-subbufs=3:{mode}"));
-            let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-            let mut mapped = MappedReader::new(buffer.clone());
-            let mut pass = |text: &[u8]| {
-                writer.write(text).unwrap();
-                writer.flush().unwrap();
-                reader.read(10, &mut Vec::new(), |bytes| assert_eq!(bytes, text));
-            };
-            // Twice around the ring: the record at the cursor has another number by now.
-            (0..6).for_each(|_| pass(b"theirs"));
-            writer.write(b"ours").unwrap();
-            assert!(mapped.next_finished().is_none(), "{mode}");
-            writer.flush().unwrap();
-            let next = mapped.next_finished().unwrap();
-            assert_eq!((next.number, text(next)), (6, "ours".to_owned()), "{mode}");
-            // Taken here, and read by another reader: this one has to give it back first.
-            reader.read(10, &mut Vec::new(), |bytes| assert_eq!(bytes, b"ours"));
-            writer.write(b"more").unwrap();
-            writer.flush().unwrap();
-            reader.read(10, &mut Vec::new(), |_| {});
-            writer.write(b"last").unwrap();
-            writer.flush().unwrap();
-            assert!(mapped.next_finished().is_none(), "{mode}");
-            assert_eq!(mapped.give_back_range(), Some((6, 1)), "{mode}");
-            assert_eq!(reader.consume(Some(6), 1), Err(ConsumeError::Stale { next: 8 }));
-            mapped.rewind_to_consumed();
-            assert_eq!(text(mapped.next_finished().unwrap()), "last", "{mode}");
-        }
-    }
-
-    /// The dying daemon may or may not have taken the range.
-    #[test]
-    fn range_given_to_dying_daemon_is_given_back_once() {
-        let buffer = buffer("subbuf-size=8:n-subbufs=4");
-        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-        let mut mapped = MappedReader::new(buffer.clone());
-        for message in [b"aaaaa", b"bbbbb", b"ccccc"] {
-            writer.write(message).unwrap();
-        }
-        assert_eq!(text(mapped.next_finished().unwrap()), "aaaaa");
-        let taken = mapped.give_back_range().unwrap();
-        mapped.restore_taken(taken);
-        mapped.attach_next_daemon();
-        assert_eq!(text(mapped.next_finished().unwrap()), "bbbbb", "it continues where it was");
-        assert_eq!(mapped.give_back_range(), Some((0, 2)), "and the daemon has not taken it");
-        assert_eq!(reader.consume(Some(0), 2), Ok(true));
-        mapped.restore_taken((0, 2));
-        mapped.attach_next_daemon();
-        assert_eq!(mapped.give_back_range(), None, "the daemon has taken it");
-        assert_eq!(mapped.consumed_bytes(), Some(10));
-    }
-
-    #[test]
-    fn consumed_bytes_are_known_until_their_record_is_overwritten() {
-        let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
-        let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-        let mapped = MappedReader::new(buffer.clone());
-        let mut scratch = Vec::new();
-        for n in 1..20 {
-            writer.write(b"12345").unwrap();
-            reader.read(100, &mut scratch, |_| {});
-            assert_eq!(mapped.consumed_bytes(), Some(5 * n));
-        }
-        for _ in 0..3 {
-            writer.write(b"12345").unwrap();
-        }
-        assert_eq!(mapped.consumed_bytes(), None, "the writer was there");
-        reader.read(100, &mut scratch, |_| {});
-        assert_eq!(mapped.consumed_bytes(), Some(5 * 22));
-    }
-
-    #[test]
-    fn sub_buffer_before_reset_is_not_seen() {
-        for mode in ["no-overwrite", "overwrite"] {
-            let buffer = buffer(&format!("subbuf-size=8:n-subbufs=3:{mode}"));
-            let (writer, mut reader) = (Writer::new(&buffer, SoleWriter), Reader::new(buffer.clone()));
-            let mut mapped = MappedReader::new(buffer.clone());
-            writer.write(b"before").unwrap();
-            reader.reset(SoleWriter).unwrap();
-            assert!(mapped.next_finished().is_none(), "{mode}");
-            writer.write(b"behind").unwrap();
-            writer.flush().unwrap();
-            let next = mapped.next_finished().unwrap();
-            assert_eq!((next.number, text(next)), (0, "behind".to_owned()), "{mode}");
-        }
-    }
-
-    #[test]
-    fn overwritten_sub_buffers_are_skipped_and_numbers_show_it() {
-        let buffer = buffer("subbuf-size=8:n-subbufs=3:overwrite");
-        let writer = Writer::new(&buffer, SoleWriter);
-        let mut mapped = MappedReader::new(buffer.clone());
-        writer.write(b"00000").unwrap();
-        writer.write(b"11111").unwrap();
-        let first = mapped.next_finished().unwrap();
-        assert_eq!((first.number, first.is_whole()), (0, true));
-        for n in 2..7 {
-            writer.write(n.to_string().repeat(5).as_bytes()).unwrap();
-        }
-        let next = mapped.next_finished().unwrap();
-        assert_eq!(next.number, 4);
-        assert_eq!(text(next), "44444");
-        assert_eq!(
-            mapped.give_back_range(),
-            Some((4, 1)),
-            "the first was the writer's before it was ours to give back"
-        );
-    }
-}
+mod tests;

@@ -4,12 +4,13 @@
 //! kernel jumps to a handler, which starts over. A thread that checks its CPU at the start of a sequence is therefore
 //! alone on that CPU until the end, without a lock.
 //!
-//! It needs x86-64, and an area of each thread that the kernel knows. glibc 2.35 and later registers one for each thread
-//! (`rseq/area.rs`). Where the C library has registered none, `rseq/own.rs` registers one at a thread's first write.
-//! Where the kernel refuses that, there are no sequences, and messages go over the socket.
+//! It needs x86-64 or aarch64, and an area of each thread that the kernel knows. glibc 2.35 and later registers one for
+//! each thread (`rseq/area.rs`). Where the C library has registered none, `rseq/own.rs` registers one at a thread's first
+//! write. Where the kernel refuses that, there are no sequences, and messages go over the socket.
 //!
-//! `rseq/code.rs` has the pieces of assembly that sequences have in common, `rseq/record.rs` appends records with their
-//! stamps, `rseq/switch.rs` finishes and begins sub-buffers.
+//! Here are the sequences of x86-64: `rseq/code.rs` has the pieces of assembly that they have in common, `rseq/record.rs`
+//! appends records with their stamps, `rseq/switch.rs` finishes and begins sub-buffers. `rseq/aarch64.rs` has those of
+//! aarch64.
 //!
 //! The steps of each sequence, in librseq's terms (`append` loads the state instead of comparing it):
 //!
@@ -28,23 +29,36 @@
 //! nothing but `rseq_cs` in the thread's area. A debugger that steps through a sequence aborts it each time.
 #![allow(unsafe_code)]
 
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "x86_64")]
 #[macro_use]
 mod code;
 mod area;
+mod linked;
 mod own;
+mod per_cpu;
 mod pool;
+#[cfg(target_arch = "x86_64")]
 mod record;
 mod switch;
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::asm;
 
 pub use self::area::{Sequences, ThreadArea};
-use self::code::REP_MOVSB_MIN;
-use crate::clock::Clock;
-use crate::layout::position::Position;
-use crate::memory::sync::AtomicU64;
-use crate::ring::buffer::Buffer;
-use crate::ring::writer::{Appended, Executor, Sequence};
+pub use self::per_cpu::PerCpu;
+#[cfg(target_arch = "x86_64")]
+use {
+    crate::clock::Clock,
+    crate::layout::abi::BufferBlock,
+    crate::layout::position::Position,
+    crate::memory::mapping::Window,
+    crate::memory::sync::AtomicU64,
+    crate::ring::buffer::Buffer,
+    crate::ring::writer::{Appended, Executor, Sequence},
+    std::mem::offset_of,
+};
 
 /// An executor for a thread on a CPU; it changes nothing once the thread has left that CPU.
 #[derive(Clone, Copy, Debug)]
@@ -68,54 +82,80 @@ pub fn die_at(point: u32) {
     relay_kill_at.store(point, crate::memory::sync::Ordering::SeqCst);
 }
 
-impl Executor for RseqExecutor {
+#[cfg(target_arch = "x86_64")]
+impl RseqExecutor {
+    /// Appends a message. With `DROPS`, counts it as dropped instead if the buffer is known to be full.
     #[inline(always)]
-    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
-        let (window, state) = (buffer.window(), &raw const buffer.block().state);
+    fn append_bare<const DROPS: bool>(&self, buffer: &Buffer, message: &[u8]) -> Appended {
         // SAFETY:
         // - the area, at a distance from where fs points, is the calling thread's own, and only its descriptor word is
         //   written, which is zero again after;
-        // - `state` and `window` are borrowed for longer than this takes;
+        // - the window is borrowed for longer than this takes, and its pointer is to the `state` of the same buffer;
+        // - `state` is the first field of the buffer's block, so the counters of drops are fields of that block, too;
         // - the window's address is that of a whole sub-buffer inside the mapping, whatever else it says, and the message is
         //   copied to an offset of at most `room` there, so it ends inside; the bytes read are the message's;
-        // - all registers used are declared, and flags and memory are taken to be changed by default;
+        // - all registers used are declared, and flags and memory are taken to be changed by default; the high halves of
+        //   vector registers belong to those that are declared;
+        // - instructions of AVX run only where `wide_from` says that the processor has them;
         // - the abort handler is preceded by the signature that every area is registered with, and leaves by a way out.
         unsafe {
             asm!(
                 kill_point!("1"),
-                begin!("rdi"),
+                begin!("{dst}"),
                 kill_point!("2"),
                 "cmp dword ptr fs:[{area} + 4], {tmp:e}",
                 "jne 5f",
-                "mov {room}, [{window} + 16]",
-                "sub {room}, {len}",
+                "mov {end}, [{window} + 16]",
+                "sub {end}, {n}",
                 "jb 7f",
-                "mov rdi, [{state}]",
-                "sub rdi, [{window}]",
-                "cmp rdi, {room}",
-                "ja 7f",
-                "add rdi, [{window} + 8]",
+                "mov {state}, [{window} + 56]",
+                "mov {dst}, [{state}]",
+                "sub {dst}, [{window}]",
+                "cmp {dst}, {end}",
+                no_room!(),
+                "add {dst}, [{window} + 8]",
                 kill_point!("3"),
-                copy!(),
-                commit_append!(),
+                copy!("[{window} + 48]"),
+                commit_append!("{n}"),
+                drop_if_full!("{n}"),
                 area = in(reg) self.area.offset,
-                state = in(reg) state,
-                window = in(reg) window,
-                room = out(reg) _,
-                len = in(reg) message.len(),
-                rep_movsb_min = const REP_MOVSB_MIN,
+                window = in(reg) buffer.window(),
+                state = out(reg) _,
+                end = out(reg) _, // the room, before
+                dst = out(reg) _,
+                src = in(reg) message.as_ptr(),
+                n = in(reg) message.len(),
                 tmp = inout(reg) self.cpu => _,
+                drops = const DROPS as u8,
+                consumed = const offset_of!(BufferBlock, consumed),
+                longest_dropped = const offset_of!(BufferBlock, longest_dropped),
+                dropped = const offset_of!(BufferBlock, dropped),
+                dropped_bytes = const offset_of!(BufferBlock, dropped_bytes),
+                dropped_bytes_elsewhere = const offset_of!(BufferBlock, dropped_bytes_elsewhere),
                 interrupted = label { return Appended::Interrupted },
                 elsewhere = label { return Appended::Elsewhere },
-                out("rdi") _,
-                inout("rsi") message.as_ptr() => _,
-                inout("rcx") message.len() => _,
+                full = label { return Appended::Dropped },
                 out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
                 out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
                 options(nostack),
             );
         }
         Appended::Done
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Executor for RseqExecutor {
+    #[inline(always)]
+    fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
+        self.append_bare::<false>(buffer, message)
+    }
+
+    #[inline(always)]
+    fn append_or_drop(&self, buffer: &Buffer, message: &[u8]) -> Appended {
+        self.append_bare::<true>(buffer, message)
     }
 
     fn locate(&self, buffer: &Buffer, position: Position) {
@@ -125,7 +165,7 @@ impl Executor for RseqExecutor {
             return;
         };
         let begin = widths.at(position, 0).0;
-        // SAFETY: as in `append`; the one store is to the window, which is aligned to its size, so that no interruption
+        // SAFETY: as in `append_bare`; the one store is to the window, which is aligned to its size, so that no interruption
         // leaves half of it. A failed store shows at the next message.
         unsafe {
             asm!(
@@ -153,35 +193,65 @@ impl Executor for RseqExecutor {
     #[inline(always)]
     fn append_record(&self, buffer: &Buffer, head: u64, payload: &[u8]) -> Appended {
         match buffer.clock() {
-            Some(Clock::Tsc) => self.append_with_tsc(buffer, head, payload),
+            Some(Clock::Tsc) => self.append_with_tsc::<false>(buffer, head, payload),
             Some(clock) => self.append_at_state(buffer, clock, head, payload),
             None => Appended::Elsewhere,
         }
+    }
+
+    #[inline(always)]
+    fn append_record_quick<const DROPS: bool>(&self, buffer: &Buffer, head: u64, payload: &[u8]) -> Appended {
+        self.append_with_tsc::<DROPS>(buffer, head, payload)
     }
 
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
         self.run_switch(buffer, sequence)
     }
 
+    #[inline(always)]
     fn count(&self, counter: &AtomicU64, n: u64) -> bool {
         let counter: *const AtomicU64 = counter;
-        let done: u64;
-        // SAFETY: as in `append`; the commit is one addition to a word borrowed from the mapping.
+        // SAFETY: as in `append_bare`; the commit is one addition to a word borrowed from the mapping.
         unsafe {
             asm!(
                 begin!("{tmp}"),
                 "cmp dword ptr fs:[{area} + 4], {cpu:e}",
                 "jne 5f",
                 "add qword ptr [{counter}], {n}",
-                end!(),
+                end_by_label!(),
                 area = in(reg) self.area.offset,
                 cpu = in(reg) self.cpu,
                 counter = in(reg) counter,
                 n = in(reg) n,
-                tmp = out(reg) done,
+                tmp = out(reg) _,
+                failed = label { return false },
                 options(nostack),
             );
         }
-        done != 0
+        true
+    }
+
+    fn note_full(&self, buffer: &Buffer, state: Position, consumed: Position) {
+        // SAFETY: as in `append_bare`; both stores are to the window.
+        unsafe {
+            asm!(
+                begin!("{tmp}"),
+                "cmp dword ptr fs:[{area} + 4], {cpu:e}",
+                "jne 5f",
+                "mov [{window} + 32], {sum}",
+                "mov qword ptr [{window} + 40], {drops}",
+                end!(),
+                area = in(reg) self.area.offset,
+                cpu = in(reg) self.cpu,
+                window = in(reg) buffer.window(),
+                sum = in(reg) state.0.wrapping_add(consumed.0),
+                drops = const Window::DROPS_UNNOTED,
+                tmp = out(reg) _,
+                options(nostack),
+            );
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -42,6 +42,8 @@ const TRIES_MAX: u32 = 64;
 pub struct Sequence<'a> {
     /// The state that the buffer must still have.
     pub(crate) from: Position,
+    /// A word that must be 0.
+    pub(crate) unless: Option<&'a AtomicU64>,
     pub(crate) stores: Stores<'a>,
     /// The header to zero: a range of the ring.
     pub(crate) zero: Range<usize>,
@@ -115,7 +117,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         match appended {
             Appended::Done => Attempt::done_without_switch(WriteResult::Written),
             Appended::Interrupted => Attempt::Interrupted,
-            Appended::Elsewhere => self.elsewhere(message, None),
+            Appended::Elsewhere | Appended::Dropped => self.elsewhere(message, None),
         }
     }
 
@@ -124,6 +126,27 @@ impl<'a, R: Executor> Writer<'a, R> {
     #[inline(always)]
     pub fn append(&self, message: &[u8]) -> Appended {
         self.executor.append(self.buffer, message)
+    }
+
+    /// Appends like [`Writer::append`]. Instead, drops and counts the message if [`Writer::drop_if_blocked`] has found the
+    /// buffer full, it is as it was then, and that call has dropped a message of this length or a longer one.
+    ///
+    /// A number of messages are dropped like this. Then one is [`Appended::Elsewhere`] again, so that the caller looks at
+    /// what else there is.
+    #[inline(always)]
+    pub fn append_or_drop(&self, message: &[u8]) -> Appended {
+        self.executor.append_or_drop(self.buffer, message)
+    }
+
+    /// Appends a record like [`Writer::append_record`], to a buffer with [`Buffer::threads_if_quick`].
+    /// With `DROPS`, it may drop the record like [`Writer::append_or_drop`].
+    #[inline(always)]
+    pub fn append_record_quick<const DROPS: bool>(&self, head: u64, payload: &[u8]) -> Appended {
+        if payload.len() > RECORD_PAYLOAD_MAX {
+            return Appended::Elsewhere;
+        }
+        let head = with_len(head, payload.len());
+        self.executor.append_record_quick::<DROPS>(self.buffer, head, payload)
     }
 
     /// Stamps a record and appends it behind the last one.
@@ -185,20 +208,42 @@ impl<'a, R: Executor> Writer<'a, R> {
 
     /// Counts a message of `len` bytes as dropped if the buffer is blocked and still full (W5).
     /// False: the buffer is not blocked, or this is not certain, and nothing was done.
-    #[inline(always)]
     pub fn drop_if_blocked(&self, len: usize) -> bool {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
         let (from, block) = (self.state(), buffer.block());
+        // Relaxed, also below: no write depends on these.
+        let consumed = Position(block.consumed.load(Ordering::Relaxed));
+        // In overwrite mode a buffer is blocked where a callback has refused to begin the next sub-buffer.
         let dropped = len <= buffer.geometry().subbuf_size()
+            && buffer.geometry().mode() == Mode::NoOverwrite
             && widths.blocked(from)
-            // Relaxed: no write depends on these.
-            && widths.full(widths.at(from, 0), Position(block.consumed.load(Ordering::Relaxed)))
+            && widths.full(widths.at(from, 0), consumed)
             && block.closed.load(Ordering::Relaxed) == 0
             && self.executor.count(&block.dropped, 1);
         if dropped {
-            buffer.note_dropped(len);
+            self.note_bytes_dropped(len);
+            if buffer.note_dropped(len) {
+                self.executor.note_full(buffer, from, consumed);
+            }
         }
         dropped
+    }
+
+    /// Counts a message of `len` bytes as dropped for lack of room.
+    /// False: the calling thread is not on the buffer's CPU, and nothing was done.
+    pub fn count_dropped(&self, len: usize) -> bool {
+        let is_here = self.count(1, |block| &block.dropped);
+        if is_here {
+            self.note_bytes_dropped(len);
+            self.buffer.note_dropped(len);
+        }
+        is_here
+    }
+
+    fn note_bytes_dropped(&self, len: usize) {
+        if !cfg!(loom) && !self.executor.count(&self.buffer.block().dropped_bytes, len as u64) {
+            self.buffer.note_bytes_dropped_elsewhere(len);
+        }
     }
 
     /// Counts a record with a payload of `len` bytes as dropped, like [`Writer::drop_if_blocked`].
@@ -296,20 +341,21 @@ impl<'a, R: Executor> Writer<'a, R> {
     }
 
     /// Ends the buffer: every later write returns [`WriteResult::Closed`].
-    /// Such a write finds the buffer blocked, and therefore looks at `closed`.
+    /// Such a write finds the buffer blocked, and therefore looks at `closed`. Only [`Writer::append_or_drop`] may first
+    /// drop the few messages that it drops without a look.
     ///
-    /// The state changes even if the buffer is blocked already: it moves on by an empty sub-buffer. Otherwise a writer
-    /// interrupted after its look at `closed`, for which there is room by now, would continue from the same state. All
-    /// later writers would append there without a look.
+    /// A buffer that is blocked already stays as it is. A writer may have looked at `closed` before, and there may be
+    /// room for it by now. So the sequence that begins a sub-buffer looks again. This thread runs a sequence on the CPU
+    /// behind its store to `closed`, so no sequence of another thread that looked earlier is left.
     pub fn close(&self) -> Result<(), RetriesExhausted> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
-        // Relaxed, both: stored before the state, which sends writers to `switch`, where they look.
-        let is_closed = buffer.block().closed.load(Ordering::Relaxed) != 0;
+        // Relaxed: stored before the state, which sends writers to `switch`, where they look.
         buffer.block().closed.store(1, Ordering::Relaxed);
         let done = (0..TRIES_MAX).any(|_| {
             let from = self.state();
-            if is_closed && widths.blocked(from) {
-                return true;
+            if widths.blocked(from) {
+                // Counts nothing, but fails elsewhere than on the CPU.
+                return self.executor.count(&buffer.block().dropped, 0);
             }
             self.executor.switch(buffer, &self.blocking(from, widths.next(from)))
         });
@@ -363,6 +409,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         let message = if fits { message } else { Message::Bare(&[]) };
         let gives_up = geometry.mode() == Mode::Overwrite && is_full();
         let sequence = self.beginning(from, stores, next, start, message); // W2.d, W2.e
+        let sequence = Sequence { unless: Some(&buffer.block().closed), ..sequence };
         let placed = if fits { WriteResult::Written } else { WriteResult::TooBig };
         let done = self.executor.switch(buffer, &sequence);
         if done && gives_up {
@@ -383,7 +430,8 @@ impl<'a, R: Executor> Writer<'a, R> {
         let (widths, header) = (self.buffer.widths(), self.buffer.geometry().header());
         let at = self.buffer.ring_offset(next);
         let to = widths.at(next, header + message.len_in_ring());
-        Sequence { from, stores, zero: at..at + header, start, message_at: at + header, message, to }
+        let (zero, message_at) = (at..at + header, at + header);
+        Sequence { from, unless: None, stores, zero, start, message_at, message, to }
     }
 
     /// Returns the change that ends the sub-buffer at `from` without starting the one at `next`.
@@ -392,7 +440,8 @@ impl<'a, R: Executor> Writer<'a, R> {
         let mut stores = Stores::none(buffer);
         self.close_record(&mut stores, from, next);
         let (message_at, to) = (buffer.ring_offset(next), buffer.widths().at_blocked(next));
-        Sequence { from, stores, zero: 0..0, start: &[], message_at, message: Message::Bare(&[]), to }
+        let message = Message::Bare(&[]);
+        Sequence { from, unless: None, stores, zero: 0..0, start: &[], message_at, message, to }
     }
 
     /// Adds the stores that record the end of the sub-buffer at `from`, and the start of the next.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::system::descriptor::{self, away_from_stdio};
+use crate::system::descriptor;
 
 /// File system type of relayfs mounts, in /proc/mounts and in fstab.
 pub const FS_TYPE: &str = "fuse.relayfsd";
@@ -63,7 +63,15 @@ fn explained(error: io::Error) -> io::Error {
 
 /// Returns all mounts of this process's mount namespace.
 pub fn read() -> io::Result<Vec<Entry>> {
-    Ok(parse(&away_from_stdio(|| std::fs::read(MOUNTINFO)).map_err(explained)?))
+    read_again(&open()?)
+}
+
+/// Returns all mounts as they are now, from a table that [`open`] has opened. Takes no further descriptor.
+pub fn read_again(mut table: &File) -> io::Result<Vec<Entry>> {
+    let mut text = Vec::new();
+    table.rewind()?;
+    table.read_to_end(&mut text)?;
+    Ok(parse(&text))
 }
 
 /// Returns the mount that a path lookup of `point` ends in.
@@ -71,7 +79,23 @@ pub fn read() -> io::Result<Vec<Entry>> {
 pub fn topmost<'a>(entries: &'a [Entry], point: &Path) -> Option<&'a Entry> {
     let here = || entries.iter().filter(|entry| entry.point == point);
     // Of mounts stacked on one point, take the one without another on it. (The first root is its own parent.)
-    here().find(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
+    here()
+        .filter(|entry| !here().any(|other| other.parent == entry.id && other.id != entry.id))
+        .find(|entry| !is_hidden(entries, entry))
+}
+
+/// Returns whether a later mount covers a directory on the way to this one. The table still has such a mount.
+fn is_hidden(entries: &[Entry], entry: &Entry) -> bool {
+    let covers = |other: &Entry, mount: &Entry| {
+        other.parent == mount.parent
+            && other.id != mount.parent
+            && other.point != mount.point
+            && mount.point.starts_with(&other.point)
+    };
+    let on = |mount: &&Entry| entries.iter().find(|other| other.id == mount.parent && other.id != mount.id);
+    // A table that changes while it is read could name parents in a circle.
+    let way = std::iter::successors(Some(entry), on).take(entries.len());
+    way.into_iter().any(|mount| entries.iter().any(|other| covers(other, mount)))
 }
 
 /// Returns the mount that a directory lies in, without one that is mounted exactly there.
@@ -80,19 +104,16 @@ pub fn around<'a>(entries: &'a [Entry], dir: &Path) -> Option<&'a Entry> {
 }
 
 /// Blocks until the given mount has left the table, unmounted lazily or not.
-pub fn wait_until_gone(id: u64, device: &str) -> io::Result<()> {
-    let mut file = open()?;
-    let mut table = Vec::new();
+///
+/// `table` comes from [`open`], and no other caller may poll it.
+pub fn wait_until_gone(table: &File, id: u64, device: &str) -> io::Result<()> {
     loop {
-        table.clear();
-        file.rewind()?;
-        file.read_to_end(&mut table)?;
-        if !parse(&table).iter().any(|entry| entry.id == id && entry.device == device) {
+        if !read_again(table)?.iter().any(|entry| entry.id == id && entry.device == device) {
             return Ok(());
         }
         // The kernel compares with the state at this descriptor's last poll, so a change since the read above is not
         // missed.
-        let mut fds = [PollFd::new(file.as_fd(), PollFlags::POLLPRI)];
+        let mut fds = [PollFd::new(table.as_fd(), PollFlags::POLLPRI)];
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -144,7 +165,7 @@ mod tests {
 torn line\n\
 42 27 0:39 / /mnt/x rw - autofs systemd-1 rw\n\
 43 42 0:40 / /mnt/x rw - fuse.relayfsd relayfs rw\n\
-44 27 0:41 / /mnt/x/y rw - tmpfs tmpfs rw\n";
+44 43 0:41 / /mnt/x/y rw - tmpfs tmpfs rw\n";
 
     #[test]
     fn fields_of_a_line_are_unescaped() {
@@ -170,6 +191,25 @@ torn line\n\
         assert_eq!(topmost(&entries, Path::new("/mnt/x")).unwrap().id, 43);
         assert_eq!(topmost(&entries, Path::new("/mnt/x/y")).unwrap().id, 44);
         assert_eq!(topmost(&entries, Path::new("/mnt")), None);
+    }
+
+    #[test]
+    fn hidden_mounts_are_passed_over() {
+        const TABLE: &[u8] = b"\
+27 27 254:0 / / rw - ext4 /dev/vda rw\n\
+30 27 0:35 / /mnt/x rw - fuse.relayfsd relayfs rw\n\
+31 27 0:36 / /srv rw - tmpfs tmpfs rw\n\
+32 31 0:37 / /srv/x rw - fuse.relayfsd relayfs rw\n\
+33 27 0:38 / /mnt rw - tmpfs tmpfs rw\n\
+34 31 0:39 / /srv rw - tmpfs tmpfs rw\n\
+35 34 0:40 / /srv/x rw - fuse.relayfsd relayfs rw\n";
+        let entries = parse(TABLE);
+        let topmost = |path| topmost(&entries, Path::new(path)).map(|entry| entry.id);
+        assert_eq!(
+            ["/", "/mnt", "/mnt/x", "/srv", "/srv/x"].map(topmost),
+            [Some(27), Some(33), None, Some(34), Some(35)]
+        );
+        assert_eq!(around(&entries, Path::new("/mnt/x/y")).map(|entry| entry.id), Some(33));
     }
 
     #[test]

@@ -9,7 +9,6 @@
 
 use std::cell::Cell;
 use std::num::NonZeroUsize;
-use std::ptr::null_mut;
 use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, munmap};
@@ -18,11 +17,15 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap_anonymous, m
 const PAGE: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 /// Set in a kept word if the thread may not read the time stamp counter. No thread's id is as large.
 const NO_TSC: u64 = 1 << 31;
+/// Number of no generation: it has no 32 zero bits, so no thread is known in it.
+const NEVER: u64 = NO_TSC;
 
-/// The word with the number of the generation, above 32 zero bits. Null before the first look.
-static GENERATION: AtomicPtr<AtomicU64> = AtomicPtr::new(null_mut());
-/// Stands in for that word where it cannot be had: no generation has the number 0.
-static NONE: AtomicU64 = AtomicU64::new(0);
+/// The word with the number of the generation, above 32 zero bits. [`NOT_YET`] before the first look.
+static GENERATION: AtomicPtr<AtomicU64> = AtomicPtr::new((&raw const NOT_YET).cast_mut());
+/// Stands in for that word.
+static NOT_YET: AtomicU64 = AtomicU64::new(NEVER);
+/// The same, where the word cannot be had.
+static NONE: AtomicU64 = AtomicU64::new(NEVER);
 /// The highest number of this process and its forebears.
 static LAST: AtomicU32 = AtomicU32::new(0);
 
@@ -49,15 +52,21 @@ impl ThisThread {
     /// Returns the calling thread if it was looked up before, and may read the time stamp counter.
     #[inline(always)]
     pub fn known() -> Option<ThisThread> {
-        let word = GENERATION.load(Ordering::Acquire);
-        if word.is_null() {
-            return None;
-        }
-        // SAFETY: `page` never stores the address of anything that is unmapped or freed, see there.
-        let generation = unsafe { &*word }.load(Ordering::Relaxed);
+        let generation = generation();
         let word = KEPT.get().wrapping_sub(generation);
-        // 0 is no id: there is no generation yet.
+        // 0 is no id: the thread has kept none.
         (word.wrapping_sub(1) < NO_TSC - 1).then_some(ThisThread { generation, word })
+    }
+
+    /// Returns the calling thread's id and the low half of `owner`, if the high half is the generation's number, and
+    /// [`Self::known`] knows the thread. A low half of 2^31 or more is not found, and an id of 0 says nothing.
+    ///
+    /// One comparison for both: it is on the way of each record.
+    #[inline(always)]
+    pub fn known_in(owner: u64) -> Option<(u32, u32)> {
+        let generation = generation();
+        let (id, low) = (KEPT.get().wrapping_sub(generation), owner.wrapping_sub(generation));
+        ((id | low) < NO_TSC).then_some((id as u32, low as u32))
     }
 
     /// Returns the thread's id as gettid(2) does.
@@ -81,14 +90,23 @@ impl ThisThread {
     }
 }
 
+/// Returns the number of the process's generation above 32 zero bits; 0 in a child that has not looked, or [`NEVER`].
+#[inline(always)]
+fn generation() -> u64 {
+    let word = GENERATION.load(Ordering::Acquire);
+    // SAFETY: `page` never stores the address of anything that is unmapped or freed, see there.
+    unsafe { &*word }.load(Ordering::Relaxed)
+}
+
 /// Asks the kernel for the calling thread's id, and keeps it.
 #[cold]
 #[inline(never)]
 fn look_up() -> ThisThread {
     let word = page();
     // Relaxed, here and below: a thread that sees 0 finds out in the exchange, and nothing else is ordered by it.
-    let mut generation = word.load(Ordering::Relaxed);
-    if generation == 0 && !std::ptr::eq(word, &NONE) {
+    let is_none = std::ptr::eq(word, &NONE);
+    let mut generation = if is_none { 0 } else { word.load(Ordering::Relaxed) };
+    if generation == 0 && !is_none {
         let next = u64::from(LAST.fetch_add(1, Ordering::Relaxed).wrapping_add(1)) << 32;
         generation = match word.compare_exchange(0, next, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => next,
@@ -107,17 +125,18 @@ fn look_up() -> ThisThread {
     this
 }
 
-/// Returns the word with the generation's number; a zero that stays so if the kernel cannot zero pages at a fork.
+/// Returns the word with the generation's number; [`NONE`] if the kernel cannot zero pages at a fork.
 fn page() -> &'static AtomicU64 {
     // Acquire, pairs with the AcqRel below: the page was advised before its address could be seen.
     let known = GENERATION.load(Ordering::Acquire);
-    if !known.is_null() {
+    let not_yet = (&raw const NOT_YET).cast_mut();
+    if known != not_yet {
         // SAFETY: stored below; what is stored there is never unmapped.
         return unsafe { &*known };
     }
     let made = map();
     let word = made.unwrap_or_else(|| (&raw const NONE).cast_mut());
-    match GENERATION.compare_exchange(null_mut(), word, Ordering::AcqRel, Ordering::Acquire) {
+    match GENERATION.compare_exchange(not_yet, word, Ordering::AcqRel, Ordering::Acquire) {
         // SAFETY: a static, or the start of a mapping that only the other branch would unmap.
         Ok(_) => unsafe { &*word },
         Err(other) => {
@@ -226,6 +245,40 @@ mod tests {
         assert_eq!(ThisThread::find(), before, "the parent's stays");
     }
 
+    /// A child that has the word of its parent must not pass for it.
+    #[test]
+    fn no_thread_is_known_where_pages_cannot_be_zeroed() {
+        let without_page = || {
+            GENERATION.store((&raw const NONE).cast_mut(), Ordering::Release);
+            KEPT.set(0);
+            (0..2).all(|_| {
+                let this = ThisThread::find();
+                (this.id(), this.generation()) == (real(), 0)
+                    && this.may_read_tsc()
+                    && ThisThread::known().is_none()
+                    && [0, 7, 1 << 32 | 7].iter().all(|owner| ThisThread::known_in(*owner).is_none())
+            })
+        };
+        ThisThread::find();
+        // SAFETY: the child only looks and ends.
+        let made = || unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) } as i32;
+        in_child(made, without_page);
+    }
+
+    #[test]
+    fn owner_is_known_in_its_generation_alone() {
+        let this = ThisThread::find();
+        let owner = u64::from(this.generation()) << 32 | 7;
+        assert_eq!(ThisThread::known_in(owner), Some((this.id(), 7)));
+        assert_eq!(ThisThread::known_in(owner + (1 << 32)), None);
+        assert_eq!(ThisThread::known_in(owner - (1 << 32)), None);
+        assert_eq!(ThisThread::known_in(7), None);
+        // It is only not found this way.
+        assert_eq!(ThisThread::known_in(owner | 1 << 31), None);
+        let of_new_thread = thread::spawn(move || ThisThread::known_in(owner)).join().unwrap();
+        assert_eq!(of_new_thread, None, "it has not looked yet");
+    }
+
     #[test]
     fn thread_that_may_not_read_the_counter_is_known() {
         thread::spawn(|| {
@@ -233,6 +286,7 @@ mod tests {
             assert_eq!(unsafe { libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_SIGSEGV) }, 0);
             let this = ThisThread::find();
             let again = ThisThread::find();
+            assert_eq!(ThisThread::known_in(u64::from(this.generation()) << 32 | 7), None);
             // SAFETY: as above; the end of a thread may read it.
             assert_eq!(unsafe { libc::prctl(libc::PR_SET_TSC, libc::PR_TSC_ENABLE) }, 0);
             assert_eq!((this.id(), this.may_read_tsc(), this), (real(), false, again));

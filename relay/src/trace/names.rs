@@ -22,7 +22,7 @@ const START_SLACK: u64 = START_TICK;
 pub struct Process {
     /// Its number in the channel.
     pub number: u32,
-    /// Its process id.
+    /// Its process id; 0 if it is in a PID namespace that the daemon does not see.
     pub pid: u32,
     /// When it started, in clock ticks since the boot.
     pub start_ticks: u64,
@@ -120,14 +120,15 @@ impl Names {
         // A process id is given again when its process has ended.
         let is_followed = |number: u32, later: u32| {
             let pid = |number: u32| self.processes.get(&number).map(|process| process.pid);
-            number < later && pid(number) == pid(later)
+            number < later && pid(number) == pid(later) && pid(later) != Some(0)
         };
         let number = match self.threads.process(tid, ran, is_followed) {
             Found::One(number) => number,
             Found::Several => return None,
             Found::None => *self.pids.get(&tid)?.iter().rev().find(|number| ran(**number))?,
         };
-        self.processes.get(&number)
+        // Nothing tells a hidden process from others.
+        self.processes.get(&number).filter(|process| process.pid != 0)
     }
 
     /// Returns a number that is the same for all times between which no process has begun.
@@ -253,6 +254,17 @@ thread 300 9
         // Two processes with one id follow each other.
         names.add_processes("thread 100 3\nthread 100 1\n");
         assert_eq!(names.process(100, LATE).map(|process| process.number), Some(3));
+    }
+
+    /// They have the process id 0, which is that of no thread, and no name.
+    #[test]
+    fn hidden_processes_have_no_threads() {
+        let text = "1 0 0 0 \t\n2 0 0 1000 \t\n3 300 5000 0 app\t/x\nthread 7 1\nthread 7 2\nthread 8 1\nthread 8 3\nthread 9 2\n";
+        let names = Names::new(Definitions::new(), text);
+        for tid in [0, 7, 8, 9] {
+            assert_eq!(names.process(tid, LATE), None, "{tid}");
+        }
+        assert_eq!(names.process(300, LATE).map(|process| process.number), Some(3));
     }
 
     #[test]

@@ -160,7 +160,7 @@ impl Channel {
         }
     }
 
-    /// Marks the channel as broken: condemns its buffers, wakes its pollers, calls the callback.
+    /// Marks the channel as broken: ends its buffers, wakes its pollers, calls the callback.
     fn set_broken(&self, why: String) {
         if self.damage().broken.set(why).is_err() {
             return;
@@ -174,12 +174,15 @@ impl Channel {
         }
     }
 
-    /// Ends the buffers, from any thread: the next message of a producer that maps them is refused.
+    /// Ends the buffers, from any thread: producers that map them notice at their next switch.
     ///
-    /// What a producer writes at this moment may be lost.
+    /// The caller has the writers close the buffers, see [`Writers::give_up`]. What a producer writes until then may be
+    /// lost.
+    ///
+    /// [`Writers::give_up`]: crate::writers::Writers::give_up
     pub(crate) fn give_up_buffers(&self) {
         self.set_ending();
-        (0..self.n_bufs()).for_each(|cpu| self.buffer(cpu).condemn());
+        (0..self.n_bufs()).for_each(|cpu| self.buffer(cpu).announce_end());
     }
 
     /// Allows the buffers to be closed from now on.

@@ -106,16 +106,22 @@ impl Channel {
         let time = |word: &AtomicU64| word.load(Ordering::Relaxed).min(now);
         // Relaxed: counters say nothing about other memory.
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let dropped = get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere));
+        let (dropped_before, seen) = side.dropped_seen;
+        if dropped != dropped_before {
+            // In a burst, a writer does not note each time. What was not there at the last look came after it.
+            block.last_dropped.fetch_max(seen, Ordering::Relaxed);
+        }
         let produced = side.reader.produced();
         // Before the size is read: so no more bytes count as overwritten than as written.
         let overwritten = side.reader.overwritten_unread();
         let given_up = get(&block.overwritten_bytes).wrapping_add(overwritten.bytes);
-        Counts {
+        let counts = Counts {
             produced,
             consumed: produced.saturating_sub(side.reader.n_finished()),
             bytes: side.reader.size(),
             written: get(&block.written),
-            dropped: get(&block.dropped).wrapping_add(get(&block.dropped_elsewhere)),
+            dropped,
             too_big: get(&block.too_big),
             contended: get(&block.contended),
             read_bytes: get(&block.read_bytes),
@@ -132,7 +138,7 @@ impl Channel {
             old_overwritten_bytes: get(&block.old_overwritten_bytes),
             messages,
             full: get(&block.full),
-            dropped_bytes: get(&block.dropped_bytes),
+            dropped_bytes: get(&block.dropped_bytes).wrapping_add(get(&block.dropped_bytes_elsewhere)),
             longest_dropped: get(&block.longest_dropped),
             longest_too_big: get(&block.longest_too_big),
             last_dropped: time(&block.last_dropped),
@@ -140,7 +146,9 @@ impl Channel {
             last_contended: time(&block.last_contended),
             // A sub-buffer that was read before it was finished is given back late, and then nothing of it is lost.
             last_overwritten: if given_up == 0 { 0 } else { time(&block.last_overwritten) },
-        }
+        };
+        side.dropped_seen = (dropped, now);
+        counts
     }
 
     /// Returns the counters of each buffer.

@@ -130,7 +130,7 @@ fn sequences() -> Finding {
             "restartable sequences (rseq): producers can write the buffers directly",
         );
     }
-    let mend = "use x86-64 with Linux 4.18 or later, outside of valgrind and gVisor, and let seccomp filters pass rseq(2)";
+    let mend = "use x86-64 or aarch64 with Linux 4.19 or later, outside of valgrind and gVisor, and let seccomp filters pass rseq(2)";
     let text = "no restartable sequences (rseq): producers send by the socket, more than a thousand times slower in single messages";
     Finding::costs(THING, text, mend)
 }

@@ -22,7 +22,7 @@ use relay::system::mountinfo::{self, Entry, FS_TYPE};
 use super::{Finding, Verdict};
 use crate::channel::Channel;
 use crate::mount;
-use crate::process::host_limits::memory_max;
+use crate::process::host_limits::{MEMORY_PART, memory_max};
 
 /// Longest wait for a mount's answer. Beyond it, its daemon stands still.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -30,6 +30,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const THING: &str = "mount point";
 /// Space that a state directory needs besides buffers, in bytes.
 const BESIDES: u64 = 1 << 20;
+/// An advised size of a file system is a multiple of this, in bytes.
+const ROOM: u64 = 256 << 20;
 
 /// What a mount of relayfsd is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ pub(super) fn findings(point: &Path, named: Option<&Path>) -> Vec<Finding> {
     let (directory, is_alive) = directory(&real, &entries);
     let mut findings = vec![directory];
     findings.extend(other_mounts(&real, &entries));
-    findings.push(room(&own));
+    findings.push(room(&own, &entries));
     if is_alive {
         findings.push(socket(&real));
     }
@@ -161,8 +163,9 @@ fn ask(point: &Path) -> Daemon {
 }
 
 /// The file system of the buffers.
-fn room(own: &Path) -> Finding {
+fn room(own: &Path, entries: &[Entry]) -> Finding {
     const THING: &str = "room";
+    const SMALLER: &str = "or --n-subbufs 2 --subbuf-size 64K";
     // The daemon creates it, and what is missing above it.
     let Some((dir, status)) = own.ancestors().find_map(|dir| Some((dir, statfs(dir).ok()?))) else {
         return Finding::fails(
@@ -171,22 +174,44 @@ fn room(own: &Path) -> Finding {
             "name another by --state-dir",
         );
     };
-    let needed = default_channel() + BESIDES;
-    let free = status.blocks_available().saturating_mul(u64::try_from(status.block_size()).unwrap_or(0));
+    let channel = default_channel();
+    let bytes = |blocks: u64| blocks.saturating_mul(u64::try_from(status.block_size()).unwrap_or(0));
+    let free = bytes(status.blocks_available());
     let shown = format!("{} for {}", format_free(free), own.display());
     // A ramfs has no limit, and says 0 of 0.
-    if status.blocks() != 0 && free < needed {
-        let text =
-            format!("{shown} is free: too little for the buffers of channel cpu, {}", format_free(needed));
-        let mend = "mount -o remount,size=256M /dev/shm; in a container: --shm-size 256m; or --n-subbufs 2 --subbuf-size 64K";
+    if status.blocks() != 0 && free < channel + BESIDES {
+        let text = format!(
+            "{shown} is free: too little for the buffers of channel cpu, {}",
+            format_free(channel + BESIDES)
+        );
+        let size =
+            (bytes(status.blocks()) - free + channel * MEMORY_PART + BESIDES).div_ceil(ROOM) * (ROOM >> 20);
+        let mount = mount_of(dir, entries);
+        let mend =
+            format!("mount -o remount,size={size}M {mount}; in a container: --shm-size {size}m; {SMALLER}");
         return Finding::fails(THING, text, mend);
+    }
+    let max = memory_max(dir);
+    if max < channel {
+        let text = format!(
+            "{shown} is free, and --max-memory is {} by default: too little for the buffers of channel cpu, {}",
+            format_free(max),
+            format_free(channel)
+        );
+        return Finding::fails(THING, text, format!("--max-memory {}; {SMALLER}", format_size(channel)));
     }
     if status.filesystem_type() != TMPFS_MAGIC {
         let text = format!("{shown} is free, and no tmpfs: each message costs writes to a disk");
         return Finding::costs(THING, text, format!("--state-dir below {STATE_BASE}"));
     }
-    let max = memory_max(dir);
     Finding::works(THING, format!("{shown} is free; --max-memory is {} by default", format_free(max)))
+}
+
+/// The mount point of the file system that a directory is in, as a word for the shell.
+fn mount_of(dir: &Path, entries: &[Entry]) -> String {
+    let dir = mount::resolve(dir).unwrap_or_else(|_| dir.to_owned());
+    let entry = mountinfo::topmost(entries, &dir).or_else(|| mountinfo::around(entries, &dir));
+    shell_word(entry.map_or(&dir, |entry| &entry.point))
 }
 
 /// Bytes of channel `cpu` with the daemon's defaults.
@@ -195,9 +220,9 @@ fn default_channel() -> u64 {
     geometry.map_or(0, |geometry| Channel::memory_needed(&geometry, cpus::count()))
 }
 
-/// Shows a size in whole units: K, M or G.
+/// Shows a size in whole units, at least 16 of them: K, M or G.
 fn format_free(bytes: u64) -> String {
-    let unit = [1u64 << 30, 1 << 20, 1 << 10].into_iter().find(|unit| bytes >= 4 * unit).unwrap_or(1);
+    let unit = [1u64 << 30, 1 << 20, 1 << 10].into_iter().find(|unit| bytes >= 16 * unit).unwrap_or(1);
     format_size(bytes - bytes % unit)
 }
 

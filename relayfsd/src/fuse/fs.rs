@@ -115,10 +115,12 @@ fn kind_of(node: Node) -> FileType {
 /// Returns a node's attributes, with the permissions that the access options give it.
 fn attr(ino: INodeNo, node: Node, stat: &NodeStat, access: &Access) -> FileAttr {
     let kind = kind_of(node);
+    // A producer may have damaged the size. The kernel takes none above this, and would answer EIO for the file.
+    let size = stat.size.min(i64::MAX as u64);
     FileAttr {
         ino,
-        size: stat.size,
-        blocks: stat.size.div_ceil(512),
+        size,
+        blocks: size.div_ceil(512),
         atime: stat.ctime,
         mtime: stat.mtime,
         ctime: stat.ctime,

@@ -36,6 +36,8 @@ pub(crate) enum MountError {
     NoFusermount,
     #[error("cannot mount on {}: {reason}", path.display())]
     Refused { path: PathBuf, reason: String },
+    #[error("cannot mount on {}: {}: {source}", path.display(), fusermount::FUSERMOUNT)]
+    Helper { path: PathBuf, source: io::Error },
     #[error(
         "{option} {}: it would be below the mount point {}, out of reach once relayfsd has mounted there; name a place outside",
         path.display(), point.display()

@@ -16,7 +16,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use crate::config::options::MountOptions;
 use crate::mount::{How, MountError, words};
 
-const FUSERMOUNT: &str = "fusermount3";
+pub(super) const FUSERMOUNT: &str = "fusermount3";
 /// Where execvp(3) looks in an environment without PATH.
 const PATH_DEFAULT: &str = "/bin:/usr/bin";
 /// The error text if fusermount3 is needed and missing.
@@ -39,7 +39,7 @@ pub(crate) fn find() -> Option<PathBuf> {
 /// With `auto_unmount` the helper stays, and unmounts when the returned socket closes.
 pub(crate) fn mount(point: &Path, options: &MountOptions) -> Result<(OwnedFd, UnixStream), MountError> {
     let refused = |reason: String| MountError::Refused { path: point.to_owned(), reason };
-    let failed = |error: io::Error| refused(format!("{FUSERMOUNT}: {error}"));
+    let failed = |source| MountError::Helper { path: point.to_owned(), source };
 
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     let mut helper = Command::new(FUSERMOUNT)

@@ -62,7 +62,7 @@ impl fmt::Display for NotShared {
                 write!(f, "uid {uid} is not relayfsd's user (--shared=group or --shared=all admit others)")
             }
             NotShared::NoSequences => {
-                f.write_str("relayfsd has no restartable sequences here (rseq(2), x86-64)")
+                f.write_str("relayfsd has no restartable sequences here (rseq(2), x86-64 or aarch64)")
             }
             NotShared::NoReader { uid } => write!(f, "uid {uid} may not read the channel's files"),
             NotShared::Global => f.write_str("a global channel is written by relayfsd alone"),

@@ -1,14 +1,16 @@
 //! Limits of the machine: memory, descriptors.
 
-use std::fs;
+use std::error::Error;
 use std::path::{Path, PathBuf};
+use std::{fs, io, iter};
 
+use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::statvfs::statvfs;
 use relay::system::mountinfo;
 
-/// Channels may take one part in `PART` of the memory.
-const PART: u64 = 4;
+/// By default channels may take one part in `MEMORY_PART` of the memory.
+pub(crate) const MEMORY_PART: u64 = 4;
 /// Descriptors reserved for files, the log, epoll, and channels that are being created.
 const FILES_RESERVED: u64 = 128;
 /// Limits are rounded down to a multiple of this, so that people can read them, in bytes.
@@ -22,7 +24,7 @@ const UNKNOWN: u64 = 256 << 20;
 /// directory.
 pub(crate) fn memory_max(state_dir: &Path) -> u64 {
     let limits = [ram(), cgroup_limit(), free_space(state_dir)];
-    let part = limits.into_iter().flatten().min().unwrap_or(UNKNOWN) / PART;
+    let part = limits.into_iter().flatten().min().unwrap_or(UNKNOWN) / MEMORY_PART;
     if part > ROUND { part - part % ROUND } else { part }
 }
 
@@ -92,6 +94,18 @@ pub(crate) fn connections_max(wanted: usize) -> usize {
         log::info!("{possible} connections at most instead of {wanted}: the limit of open files is {hard}");
     }
     wanted.min(possible)
+}
+
+/// Returns what to do about a limit of this process that is behind an error. Empty if none is.
+pub(crate) fn advice(error: &(dyn Error + 'static)) -> &'static str {
+    let mut causes = iter::successors(Some(error), |&error: &&(dyn Error + 'static)| error.source());
+    let cause = causes.find_map(|error| error.downcast_ref::<io::Error>());
+    match cause.and_then(io::Error::raw_os_error) {
+        Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n, LimitNOFILE=)",
+        Some(libc::ENFILE) => "; raise the system's limit of open files (sysctl fs.file-max)",
+        Some(libc::ENOMEM) => "; raise the limit of memory (ulimit -v, LimitAS=)",
+        _ => "",
+    }
 }
 
 /// Returns how many connections fit in a limit of open files.

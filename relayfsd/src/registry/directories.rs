@@ -102,10 +102,69 @@ impl Registry {
         if !channel.is_broken() {
             channels.add_gone(channel.name(), &channel.all_counts());
         }
-        self.forget(channels, channel);
-        // A producer that has lost its descriptors may still map the buffers: its next messages are refused, not
+        // A producer that has lost its descriptors may still map the buffers: its messages are refused from then on, not
         // lost. Behind the removal: a daemon that dies before it leaves a channel that its successor can continue.
+        let is_written = channel.may_be_written_directly();
+        self.forget(channels, channel);
         channel.give_up_buffers();
+        if is_written {
+            self.writers.give_up(channel);
+        }
         log::info!("channel {}: gone; {} dropped, {} too big", channel.name(), total.dropped, total.too_big);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+    use std::thread::yield_now;
+    use std::time::{Duration, Instant};
+
+    use relay::layout::position::Position;
+    use relay::ring::buffer::Buffer;
+
+    use super::*;
+    use crate::registry::Limits;
+    use crate::state::recovery::Recovered;
+    use crate::writers::Writers;
+
+    fn is_blocked(buffer: &Buffer) -> bool {
+        buffer.widths().blocked(Position(buffer.block().state.load(Ordering::Acquire)))
+    }
+
+    /// Writers on the buffer's CPU change `state` without a lock, and would lose the store of another CPU.
+    #[test]
+    fn buffer_that_is_given_up_is_closed_by_its_writer_alone() {
+        for breaks in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let limits = Limits { memory: 64 << 20, channels: 4 };
+            let path = dir.path().to_owned();
+            let writers = Arc::new(Writers::new(1));
+            let registry =
+                Registry::new(path, 1, limits, GeometrySpec::default(), Recovered::default(), writers)
+                    .unwrap();
+            let name = "app".parse().unwrap();
+            let (held, _) = registry.open(&name, GeometrySpec::default(), Create::ForHolders(0)).unwrap();
+            // A producer that keeps its mappings, but loses its connection.
+            let _files = held.share(true).unwrap();
+            let channel = registry.all()[0].clone();
+            let buffer = channel.buffer(0).clone();
+            let writing = channel.lock_to_write(0);
+            if breaks {
+                buffer.block().begun.store(u64::MAX, Ordering::Relaxed);
+                drop(channel.read_side(0));
+                assert!(channel.is_broken());
+            } else {
+                drop(held);
+                assert!(registry.all().is_empty());
+            }
+            assert_eq!((buffer.block().closed.load(Ordering::Relaxed), is_blocked(&buffer)), (1, false));
+            drop(writing);
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while !is_blocked(&buffer) {
+                assert!(Instant::now() < deadline, "nothing closes the buffer");
+                yield_now();
+            }
+        }
     }
 }

@@ -10,18 +10,21 @@ use crate::channel::{Channel, ChannelRef};
 impl Registry {
     /// Connects a new channel to the writers and to the first thread.
     ///
-    /// When the channel breaks, the writers drop the batches that wait for room in it. The first thread learns of
-    /// pollers, and of the use of timed channels.
-    pub(super) fn watch(self: &Arc<Self>, channel: &Channel) {
+    /// When the channel breaks, the writers drop the batches that wait for room in it, and close it for direct producers.
+    /// The first thread learns of pollers, and of the use of timed channels.
+    pub(super) fn watch(self: &Arc<Self>, channel: &Arc<Channel>) {
         channel.set_flush_request(Arc::clone(&self.flush_request));
         if let Some(timed) = channel.timed() {
             timed.set_request(Arc::clone(&self.anchor_request));
         }
         // Weak: the writers' jobs hold channels, and a strong reference would close a circle.
-        let writers = Arc::downgrade(&self.writers);
+        let (writers, broken) = (Arc::downgrade(&self.writers), Arc::downgrade(channel));
         channel.on_broken(Box::new(move || {
-            if let Some(writers) = writers.upgrade() {
+            if let (Some(writers), Some(broken)) = (writers.upgrade(), broken.upgrade()) {
                 writers.sweep();
+                if broken.may_be_written_directly() {
+                    writers.give_up(&broken);
+                }
             }
         }));
     }

@@ -1,8 +1,9 @@
 //! One connection of the socket protocol (`relay::wire::frame`): greeting, turns, refusals.
 //!
 //! `requests.rs` has the requests. Everything runs on the socket's thread and never waits. Frames take effect in the
-//! order in which they came. A job that finds its writer's queue full is held back. The daemon does not read the socket
-//! meanwhile, so all later frames wait too, and a producer's backlog stays in its own socket.
+//! order in which they came. What this thread cannot write by itself becomes a job. A job that finds its writer's queue
+//! full is held back. The daemon does not read the socket meanwhile, so all later frames wait too, and a producer's
+//! backlog stays in its own socket.
 
 use std::ops::ControlFlow;
 use std::os::fd::{AsFd, BorrowedFd};

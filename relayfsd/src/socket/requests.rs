@@ -143,7 +143,7 @@ impl Requests {
         }
         while let Some(job) = self.held_back.pop_front() {
             if let Err(Busy(job)) = self.common.writers.submit(job) {
-                self.held_back.push_front(job);
+                self.held_back.push_front(*job);
                 return false;
             }
         }

@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, RenameFlags, open, openat, renameat2};
-use nix::libc;
 use nix::sys::stat::{FileStat, Mode, fchmod, fstat, fstatat, mkdirat};
 use nix::unistd::geteuid;
 use relay::layout::channel_files::{LOCK_FILE, id_of_control};
@@ -26,6 +25,7 @@ use rustix::fs::{RawDir, SeekFrom, seek};
 use thiserror::Error;
 
 use crate::kill_point;
+use crate::process::host_limits;
 
 /// Most tries to open a directory that an ending daemon removes at the same time.
 const RETRIES_MAX: usize = 16;
@@ -61,19 +61,11 @@ pub(crate) enum DirError {
 }
 
 impl DirError {
-    /// Returns what the administrator can do.
-    ///
-    /// `option` names another directory, which does not help against a limit of the process.
+    /// Returns what the administrator can do, where `option` names another directory.
     pub(crate) fn remedy(&self, option: &str) -> String {
         match self {
-            DirError::Io { source, .. }
-                if matches!(source.raw_os_error(), Some(libc::EMFILE | libc::ENFILE)) =>
-            {
-                "; raise the limit of open files (ulimit -n, LimitNOFILE=)".to_owned()
-            }
-            DirError::Io { source, .. } if source.raw_os_error() == Some(libc::ENOMEM) => {
-                "; raise the limit of memory (ulimit -v, LimitAS=)".to_owned()
-            }
+            // The daemon adds its own advice about a limit of the process. Another directory has the same limit.
+            DirError::Io { source, .. } if !host_limits::advice(source).is_empty() => String::new(),
             _ => format!("; {option} names another"),
         }
     }

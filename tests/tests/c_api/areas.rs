@@ -7,15 +7,26 @@ use relayfs_tests::direct::{is_without_sequences, with_own_areas};
 use relayfs_tests::librelay::{Linked, prepare};
 use relayfs_tests::{Mount, run, text};
 
-/// Runs a case of `tests/c/areas.c`, and checks the numbers in the channel.
+/// Runs a case of `tests/c/areas.c` where the C library registers no areas, and checks the numbers in the channel.
 #[track_caller]
 fn check(case: &str, n: usize, prepare_further: impl FnOnce(&mut Command)) {
     // The program names none of the library's functions, so it is not linked with the library.
     let program = Linked::compile("tests/c/areas.c", &["-Wl,--as-needed"]);
+    check_program(&program, case, n, |command| prepare_further(with_own_areas(command)));
+}
+
+/// Runs a case of a program that was compiled from `tests/c/areas.c`, and checks the numbers in the channel.
+#[track_caller]
+pub(crate) fn check_program(
+    program: &Linked,
+    case: &str,
+    n: usize,
+    prepare_further: impl FnOnce(&mut Command),
+) {
     let mount = Mount::with_sequences(&["--subbuf-size=1M", "--n-subbufs=8"]);
     let mut command = Command::new(program.path());
     prepare(&mut command, mount.point());
-    prepare_further(with_own_areas(&mut command));
+    prepare_further(&mut command);
     let output = run(command.args([case, &n.to_string()]));
     let said = text(&output.stderr);
     assert!(output.status.success(), "{case}: {}: {said}", output.status);
@@ -79,6 +90,11 @@ fn children_and_their_threads_write_directly() {
     check("forks", 20, |_| {});
 }
 
+#[test]
+fn children_by_vfork_leave_their_parents_areas_alone() {
+    check("vforks", 50, |_| {});
+}
+
 /// The same with the areas of the C library.
 #[test]
 fn areas_of_c_library_serve_as_well() {
@@ -88,4 +104,5 @@ fn areas_of_c_library_serve_as_well() {
     check("ends", 100, with_its_areas);
     check("signals", 50, with_its_areas);
     check("forks", 5, with_its_areas);
+    check("vforks", 20, with_its_areas);
 }

@@ -6,6 +6,7 @@ mod areas;
 mod c_api;
 mod c_api_bad_input;
 mod c_examples;
+mod c_libraries;
 mod classic_module;
 mod classic_reader;
 mod descriptors_taken;

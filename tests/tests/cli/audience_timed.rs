@@ -532,9 +532,9 @@ fn reader_without_memory_for_a_copy_reads_all_the_same() {
     assert!(said.contains("no memory for a copy of ") && said.lines().count() == 1, "{said}");
 }
 
-/// Two processes that have the same number, each in its PID namespace: neither is taken for the other.
+/// Two processes that have the same number, each in its PID namespace: each has its number in the daemon's.
 #[test]
-fn threads_of_two_pid_namespaces_are_not_mixed_up() {
+fn processes_of_two_pid_namespaces_are_told_apart() {
     let mount = Mount::new(&[CHANNEL]);
     let start = || {
         let mut command = tool("unshare", "util-linux");
@@ -549,16 +549,16 @@ fn threads_of_two_pid_namespaces_are_not_mixed_up() {
     };
     let (mut first, mut second) = (start(), start());
     write(&mut first, "one\n");
-    let trace = || fs::read_to_string(mount.control("app/log", "trace")).unwrap();
-    assert!(trace().contains(" relay-producer["), "{}", trace());
     write(&mut second, "two\n");
     write(&mut first, "three\n");
-    let lines = trace();
-    // Before the second process began, there was one of that number.
-    let of = |text: &str| lines.lines().find(|line| line.ends_with(&format!(": {text}"))).unwrap().to_owned();
-    for text in ["two", "three"] {
-        assert!(of(text).contains(" tid 1: "), "{lines}");
-    }
+    let lines = fs::read_to_string(mount.control("app/log", "trace")).unwrap();
+    let of = |text: &str| {
+        let line = lines.lines().find(|line| line.ends_with(&format!("]: {text}"))).expect(&lines);
+        line.split_once(" relay-producer[").expect(&lines).1.split_once(']').expect(&lines).0.to_owned()
+    };
+    assert_eq!(of("one"), of("three"), "{lines}");
+    assert_ne!(of("one"), of("two"), "{lines}");
+    assert!([of("one"), of("two")].iter().all(|pid| pid != "1"), "{lines}");
     for process in [&mut first, &mut second] {
         drop(process.child().stdin.take());
         assert!(process.wait().success());

@@ -83,6 +83,24 @@ fn programs_say_that_proc_is_missing() {
     }
 }
 
+/// A container hides the host's directories by its own. The kernel still lists what is mounted below them.
+#[test]
+fn mount_that_another_one_hides_is_not_in_the_way() {
+    let script = r#"
+        export PATH="$1:$PATH"; cd /; unset RELAYFS
+        cover() { for dir in /mnt /run /dev/shm; do mount -t tmpfs tmpfs $dir; done; mkdir /mnt/relay; }
+        # The first one is hidden, and then the second.
+        cover; relayfsd /mnt/relay; echo first | relay-producer
+        cover; relayfsd /mnt/relay; echo second | relay-producer; relayfsd doctor | grep -c "is mounted there"
+        cat /mnt/relay/cpu*
+        umount /mnt/relay; umount -l /mnt /run /dev/shm # which the daemon may still use
+        cat /mnt/relay/cpu*
+        umount /mnt/relay
+    "#;
+    let said = text(&stdout_of(private_shell(script).arg(programs())));
+    assert_eq!(said, "1\nsecond\nfirst\n");
+}
+
 /// The options are the kernel's. As mount(8) does it, they are passed on only if it has SELinux.
 #[test]
 fn contexts_of_selinux_are_accepted() {

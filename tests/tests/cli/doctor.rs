@@ -139,13 +139,41 @@ fn small_tmpfs_fails_and_a_disk_costs() {
     let said = in_private("mount -o remount,size=512k /dev/shm; relayfsd doctor relay; echo $?");
     let (verdict, what, mend) = line_of(&said, "room");
     assert_eq!((verdict, what.contains("too little")), ("FAILS", true), "{said}");
-    assert!(mend.is_some_and(|mend| mend.contains("remount,size=") && mend.contains("--shm-size")), "{said}");
+    assert!(
+        mend.is_some_and(|mend| mend.contains("remount,size=256M /dev/shm;") && mend.contains("--shm-size")),
+        "{said}"
+    );
     assert!(said.ends_with("\n1\n"), "{said}");
+
+    // Another file system, which is full and not small: its size must grow.
+    let full = "mkdir state; mount -t tmpfs -o size=300M tmpfs state; fallocate -l 299M state/full";
+    let said = in_private(&format!("{full}; relayfsd doctor --state-dir state/x relay; umount state"));
+    let (verdict, _, mend) = line_of(&said, "room");
+    assert_eq!(verdict, "FAILS", "{said}");
+    assert!(
+        mend.is_some_and(|mend| mend.contains("remount,size=512M /") && mend.contains("/state;")),
+        "{said}"
+    );
 
     let said = in_private("relayfsd doctor --state-dir \"$dir/state\" relay; echo $?");
     let (verdict, what, _) = line_of(&said, "room");
     assert_eq!((verdict, what.contains("no tmpfs")), ("costs", true), "{said}");
     assert!(said.ends_with("\n0\n"), "{said}");
+}
+
+/// The default of `--max-memory` is a quarter of what is free. What the doctor says of that is what the daemon does.
+#[test]
+fn room_for_one_channel_alone_is_too_little_without_an_option() {
+    let said = in_private(
+        "kib=$((2 * 1024 + $(nproc --all) * 1100)); mount -o remount,size=${kib}k /dev/shm
+        relayfsd doctor relay; relayfsd relay; echo $?
+        mend=$(relayfsd doctor relay | grep -A 1 ' room ' | sed -n 's/.*mend: \\(--max-memory [^;]*\\).*/\\1/p')
+        relayfsd $mend relay; echo $?; umount relay",
+    );
+    let (verdict, what, mend) = line_of(&said, "room");
+    assert_eq!((verdict, what.contains("--max-memory is ")), ("FAILS", true), "{said}");
+    assert!(mend.is_some_and(|mend| mend.starts_with("--max-memory ")), "{said}");
+    assert!(said.ends_with("\n1\n0\n"), "{said}");
 }
 
 #[test]

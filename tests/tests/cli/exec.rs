@@ -40,6 +40,31 @@ fn lines_of(lines: &[(Stream, u32, Vec<u8>)], of: Stream) -> Vec<String> {
 }
 
 #[test]
+fn command_keeps_its_name_beside_that_of_the_program() {
+    let mount = mount();
+    let output = stdout_of(&mut exec(&mount, &["sh", "-c", "cat /proc/$PPID/comm"]));
+    assert_eq!(text(&output), "relay-producer\n");
+}
+
+#[test]
+fn next_daemon_knows_the_program_by_its_name() {
+    let mut mount = Mount::new(&["--channel=log:timed", "--discard"]);
+    let mut command = exec(&mount, &["sh", "-c", "echo $$; read x; echo second"]);
+    let mut producer = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("relay-producer");
+    let mut stdout = BufReader::new(producer.stdout.take().expect("a pipe"));
+    let mut pid = String::new();
+    stdout.read_line(&mut pid).expect("a line");
+    // Nothing of the channel is left, and the next one has other files.
+    mount.end(Signal::SIGTERM);
+    mount.restart(&["--channel=log:timed"]);
+    producer.stdin.take().expect("a pipe").write_all(b"\n").expect("room");
+    assert!(producer.wait().expect("an end").success());
+    assert_eq!(lines_of(&lines(&mount), Stream::Stdout), ["second"]);
+    let threads = threads(&mount, "log");
+    assert_eq!(threads[&pid.trim().parse().expect("a pid")].1, "sh");
+}
+
+#[test]
 fn output_goes_on_and_each_line_is_kept_with_its_stream() {
     let mount = mount();
     let script = "echo $$; echo error >&2; printf 'no\\nnewline'; exit 7";

@@ -177,7 +177,7 @@ fn raw_channels_are_bytes() {
     }
     let output = read(&server, &["-c", "cpu"]);
     assert_eq!((exit_code(output.status), text(&output.stdout)), (0, "ab\nlate\n12\n".to_owned()));
-    let told = "relay-forward: one cpu cpu0: sub-buffers 2 to 3 are missing: they were overwritten, or read elsewhere\n";
+    let told = "relay-forward: one cpu cpu0: sub-buffers 2 to 3 are missing: discarded by a reset, or read elsewhere\n";
     assert_eq!(text(&output.stderr), told);
     let refused = complaint("relay-forward", &read(&server, &["-c", "cpu", "-n", "1"]));
     assert!(refused.contains("raw") && refused.contains("--lines"), "{refused}");
@@ -418,6 +418,8 @@ fn what_is_not_there_is_said() {
     let server = NatsServer::start(&[]);
     let missing = complaint("relay-forward", &read(&server, &[]));
     assert!(missing.contains("has no stream 'relay'"), "{missing}");
+    let other = complaint("relay-forward", &read(&server, &["--stream", "logs"]));
+    assert!(other.contains("--stream logs --create makes it"), "{other}");
     server.client().create_stream("relay", "");
     let nothing = complaint("relay-forward", &read(&server, &["--host", "x", "-c", "cpu"]));
     assert_eq!(nothing, "stream 'relay' has nothing of host 'x' of channel cpu");

@@ -1,8 +1,12 @@
 //! `relay-forward --from` and streams that are not as they were: created again, purged, or full of what no forwarder
 //! writes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
 use nix::sys::signal::Signal;
-use relayfs_tests::forwarded::{Follower, Origin, from};
+use relayfs_tests::forwarded::{Follower, Origin, from, packet};
 use relayfs_tests::nats::{NatsClient, NatsServer};
 use relayfs_tests::{complaint, eventually, exit_code, run, text};
 
@@ -69,6 +73,46 @@ fn follower_drops_what_it_has_read_before() {
     origin.send_own_texts(PROCESSES, &mut client);
     (2..7).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
     follower.has(&["a.0.0", "a.0.1", "a.0.2", "a.0.3", "a.0.4", "a.0.5", "a.0.6"]);
+    assert_eq!(follower.end(), "");
+}
+
+/// Answers in the place of a copy that does not know yet that the stream was created again.
+#[test]
+fn copy_that_lags_behind_does_not_hide_what_is_in_the_new_stream() {
+    let (server, mut client) = server(",\"allow_direct\":true");
+    let mut origin = Origin::made_up("a", NAME);
+    origin.send_own_texts(PROCESSES, &mut client);
+    (0..6).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
+    let follower = Follower::start(&server, &["-c", NAME, "--hold", "50ms"]);
+    let lines = |numbers: std::ops::Range<u64>| numbers.map(|n| format!("a.0.{n}")).collect::<Vec<_>>();
+    let expected = lines(0..6);
+    follower.has(&expected.iter().map(String::as_str).collect::<Vec<_>>());
+    // The last message of the old stream, for every question about the CPU.
+    let n_asked = Arc::new(AtomicUsize::new(0));
+    let (subject, old, asked) = (origin.subject("cpu0"), origin.headers(5, 0), Arc::clone(&n_asked));
+    let answer = move |request: &str| {
+        if !request.contains(&subject) {
+            return Some((b"NATS/1.0 404 Message Not Found\r\n\r\n".to_vec(), Vec::new()));
+        }
+        let mut headers = format!(
+            "NATS/1.0\r\nNats-Stream: relay\r\nNats-Subject: {subject}\r\nNats-Sequence: 8\r\n\
+             Nats-Time-Stamp: 2024-01-01T00:00:00Z\r\n"
+        );
+        old.iter().for_each(|(name, value)| headers.push_str(&format!("{name}: {value}\r\n")));
+        // Relaxed: the number says nothing about other memory.
+        asked.fetch_add(1, Ordering::Relaxed);
+        Some(((headers + "\r\n").into_bytes(), packet(0, 5, 0, 1005, "a.0.5")))
+    };
+    let copy = server.client();
+    thread::spawn(move || copy.serve("$JS.API.DIRECT.GET.relay", answer));
+    client.request("$JS.API.STREAM.DELETE.relay", "");
+    // No other copy answers: the stream allows no direct questions.
+    client.create_stream("relay", "");
+    origin.send_own_texts(PROCESSES, &mut client);
+    (6..20).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
+    let expected = lines(0..20);
+    follower.has(&expected.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(n_asked.load(Ordering::Relaxed) > 0, "the copy was asked");
     assert_eq!(follower.end(), "");
 }
 

@@ -24,6 +24,7 @@ mod mount_helper;
 mod readme;
 mod record;
 mod record_continued;
+mod record_reset;
 mod record_timed;
 mod report;
 mod signals;

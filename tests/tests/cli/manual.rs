@@ -164,6 +164,7 @@ fn fish_completes() {
         for name in relayfsd relay-producer audience relay-forward; source ./$name.fish; end
         complete -C 'relayfsd --subb'; complete -C 'relay-producer --wait-m'; complete -C 'audience record --rotate-s'
         complete -C 'relay-forward --flush-i'
+        complete -C 'audience --color al'; complete -C 'audience --utc --color al'; complete -C 'relayfsd --shared ow'
     "#;
     let home = tempfile::tempdir().expect("a temporary directory");
     let mut fish = tool("fish", "fish");
@@ -172,7 +173,7 @@ fn fish_completes() {
     let offered: Vec<&str> = completed.lines().filter_map(|line| line.split('\t').next()).collect();
     assert_eq!(
         offered,
-        ["--subbuf-size", "--wait-mount", "--rotate-size", "--flush-interval"],
+        ["--subbuf-size", "--wait-mount", "--rotate-size", "--flush-interval", "always", "always", "owner"],
         "{completed}"
     );
 }

@@ -171,6 +171,7 @@ fn node_exporter_serves_the_copy_of_the_page() {
     let value = |key: &str| service.lines().find_map(|line| line.strip_prefix(key)).expect(key);
     let (place, command) = (value("WorkingDirectory="), value("ExecStart="));
     tool("prometheus-node-exporter", "prometheus-node-exporter");
+    let label = block(&page, "sed ");
     let script = format!(
         r#"
         echo unread >/mnt/relay/.relay/channels/app/log/msg
@@ -179,6 +180,8 @@ fn node_exporter_serves_the_copy_of_the_page() {
         # A second time replaces it.
         for time in 1 2; do (cd {place}; {command}); done
         test relayfs.prom = "$(ls {place})"
+        # As the file of another mount.
+        ({label}) >{place}/other.prom
         prometheus-node-exporter --collector.disable-defaults --collector.textfile \
             --collector.textfile.directory={place} --web.listen-address=127.0.0.1:0 2>"$DIR/said" &
         address() {{ sed -n 's/.*msg="Listening on".* address=\([0-9.:]*\).*/\1/p' "$DIR/said" | grep .; }}
@@ -200,6 +203,8 @@ fn node_exporter_serves_the_copy_of_the_page() {
     );
     let missing: Vec<_> = own.keys().filter(|name| !served.contains_key(*name)).collect();
     assert!(own.len() > 20 && missing.is_empty(), "{missing:?}");
+    let labelled = served.keys().filter(|name| name.contains("mount=\"mnt-relay\""));
+    assert_eq!(labelled.count(), own.len());
 }
 
 /// Prints what is at a URL, whatever proxies the caller has.
@@ -216,7 +221,7 @@ fn promtool_accepts_the_alerts_of_the_page() {
     let file = dir.path().join("rules.yml");
     fs::write(&file, format!("groups:\n  - name: relayfs\n    rules:\n{rules}")).unwrap();
     let said = text(&stdout_of(tool("promtool", "prometheus").args(["check", "rules"]).arg(&file)));
-    assert!(said.contains("2 rules found"), "{said}");
+    assert!(said.contains("3 rules found"), "{said}");
 }
 
 fn reads(mount: &Mount, gid: u32, file: &str) -> Output {

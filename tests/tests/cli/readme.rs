@@ -27,6 +27,8 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "cli: boot checks the unit; no test machine runs systemd",
     ),
     ("ssh host audience -c box -f", "cli: audience_timed follows; no test machine has a host to reach"),
+    ("relay-forward --to nats://log1 --create", "forward: order, with another server"),
+    ("relay-forward --from nats://log1 -c box -f", "forward: followed, with another server"),
     (
         "docker run -v /run/relayfs/mnt-relay:/run/relayfs -e RELAYFS=/run/relayfs/socket IMAGE",
         "tools: containers has the same mounts and namespaces; no test machine has docker",

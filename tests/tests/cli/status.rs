@@ -213,17 +213,35 @@ fn stopped_daemon_is_an_error() {
 }
 
 #[test]
+fn channels_are_named_by_option_or_word() {
+    let mount = Mount::new(&["--channel", "a", "--channel", "b", "--channel", "c"]);
+    let names = "[c['name'] for c in s['channels']]";
+    assert_eq!(json(&mount, &[], names), "['a', 'b', 'c', 'cpu']");
+    for args in [&["-c", "a", "-c", "c"][..], &["a", "c"], &["-c", "c", "a"], &["--channel=a", "c", "a"]] {
+        assert_eq!(json(&mount, args, names), "['a', 'c']", "{args:?}");
+    }
+}
+
+#[test]
 fn errors_say_what_to_do() {
-    let mount = Mount::new(&[]);
+    let mut mount = Mount::new(&[]);
     let fails = |args: &[&str], point: &Path| {
         complaint("audience", &run(Command::new(program("audience")).args(args).arg("-m").arg(point)))
     };
-    let there = fails(&["status", "app"], mount.point());
-    assert!(there.starts_with("no channel 'app' in ") && there.ends_with(" (existing: cpu)"), "{there}");
+    for args in [&["status", "app"][..], &["status", "-c", "app"]] {
+        let said = fails(args, mount.point());
+        assert!(said.starts_with("no channel 'app' in ") && said.ends_with(" (existing: cpu)"), "{said}");
+    }
     let dir = mount.beside("empty");
     fs::create_dir(&dir).unwrap();
     for args in [&["status"][..], &["--list"], &["status", "--json"]] {
         let said = fails(args, &dir);
+        assert!(said.contains("no relayfs is mounted there; start relayfsd"), "{said}");
+    }
+    // A daemon that died leaves a mount behind that answers nothing.
+    mount.end(Signal::SIGKILL);
+    for args in [&["status"][..], &["--list"], &["status", "--json"]] {
+        let said = fails(args, mount.point());
         assert!(said.contains("no relayfs is mounted there; start relayfsd"), "{said}");
     }
 }

@@ -103,6 +103,28 @@ impl Drop for Terminal {
     }
 }
 
+/// What was on the terminal before is still there when the user scrolls back.
+#[test]
+fn status_that_is_printed_again_clears_the_screen_alone() {
+    let mount = Mount::new(&[]);
+    let terminal = Terminal::new(&mount);
+    terminal.runs("clear; seq 100; echo do''ne");
+    terminal.shows("done");
+    let scrolled = |terminal: &Terminal| terminal.format("#{history_size}").parse::<u32>().unwrap();
+    let before = scrolled(&terminal);
+    assert!(before > 50, "{before}");
+    terminal.runs(&format!(
+        "{} status --watch --interval 20ms -m {}",
+        program("audience").display(),
+        mount.point().display()
+    ));
+    terminal.shows("readers: none");
+    eventually("the screen to be cleared", || !terminal.screen().contains("--watch"));
+    terminal.press("C-c");
+    terminal.is_restored("0");
+    assert!(scrolled(&terminal) >= before, "{}", terminal.screen());
+}
+
 #[test]
 fn channels_are_shown_opened_followed_and_acted_on() {
     let mount = Mount::new(&["--channel=app/log:timed", "--subbuf-size=4K", "--n-subbufs=2"]);
@@ -201,9 +223,12 @@ fn stopped_daemon_is_reported_and_keys_work() {
     terminal.press("Escape");
     drop(stopped);
     terminal.shows("Enter: open");
-    let _stopped = Stopped::new(mount.daemon().pid());
+    let stopped = Stopped::new(mount.daemon().pid());
     terminal.shows("no answer from relayfsd for ");
     terminal.press("q");
+    eventually("the first screen", || terminal.format("#{alternate_on}") == "0");
+    // The kernel ends no process with a request that the daemon has taken and not answered.
+    drop(stopped);
     terminal.is_restored("0");
 }
 
@@ -226,6 +251,25 @@ fn small_terminals_are_drawn_on() {
         terminal.press("q");
         terminal.is_restored("0");
     }
+}
+
+/// A key that comes together with another size of the terminal does what it does otherwise.
+#[test]
+fn keys_count_while_the_terminal_is_resized() {
+    let mount = Mount::new(&[]);
+    let terminal = Terminal::new(&mount);
+    terminal.starts_top(&mount);
+    for round in 0..40 {
+        for (key, shown) in [("Enter", "Esc: back"), ("Left", "Enter: open")] {
+            let columns = (80 + round % 2).to_string();
+            let lines = if key == "Enter" { "24" } else { "25" };
+            let resize = ["resize-window", "-x", &columns, "-y", lines];
+            stdout_of(&mut terminal.tmux(&[&resize[..], &[";", "send-keys", key]].concat()));
+            terminal.shows(shown);
+        }
+    }
+    terminal.press("q");
+    terminal.is_restored("0");
 }
 
 /// The shell gets its terminal back for a while, and the view continues after `fg`.

@@ -31,20 +31,21 @@ fn works(server: &Server, options: ConnectOptions, arg: Option<&str>, variables:
     client.delete();
 }
 
-/// Checks that the forwarder says once that it is refused, and the reader ends with an error; neither shows a secret.
+/// Checks that forwarder and reader end with an error that says what to do, and show no secret.
 #[track_caller]
 fn is_refused(server: &Server, arg: Option<&str>, variables: &[(&'static str, &str)], secret: &str) {
     let mount = Mount::new(ARGS);
     let args: Vec<&str> = ["--create"].into_iter().chain(arg).collect();
     let variables = variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect::<Vec<_>>();
     let mut forwarder = Forwarder::with_variables(&mount, &server.url(), "h", &args, variables.clone());
-    forwarder.says("authorization violation; trying again");
-    forwarder.end();
-    let said = forwarder.said();
-    assert!(said.lines().count() == 1 && !said.contains(secret), "{said}");
-    let args: Vec<&str> = ["-c", "cpu"].into_iter().chain(arg).collect();
-    let said = complaint("relay-forward", &run(from(&server.url(), &args).envs(variables)));
-    assert!(said.contains("authorization violation") && !said.contains(secret), "{said}");
+    forwarder
+        .fails(&["no connection to", "authorization violation; check --user-file, --token-file or --creds"]);
+    assert!(!forwarder.said().contains(secret), "{}", forwarder.said());
+    for more in [&[][..], &["-f"]] {
+        let args: Vec<&str> = ["-c", "cpu"].iter().chain(more).copied().chain(arg).collect();
+        let said = complaint("relay-forward", &run(from(&server.url(), &args).envs(variables.clone())));
+        assert!(said.contains("authorization violation; check ") && !said.contains(secret), "{said}");
+    }
 }
 
 /// Writes a file of a secret; returns the option that names it.

@@ -1,13 +1,10 @@
 //! What a server refuses: the forwarder says it once, keeps what it has, and continues when it can.
 
-use std::fs;
-
-use async_nats::ConnectOptions;
 use async_nats::jetstream::stream::DiscardPolicy;
-use relayfs_tests::{Mount, eventually, exit_code, text};
+use relayfs_tests::{Mount, eventually, text};
 
 use crate::order::{all_is_given_back, is_given_back};
-use crate::server::{Client, Forwarder, Server, free_port, usual};
+use crate::server::{Forwarder, Server, free_port, usual};
 use crate::stored::{raw, sub_buffers};
 
 pub(crate) const ARGS: &[&str] = &["--subbuf-size=16K", "--n-subbufs=16"];
@@ -24,10 +21,7 @@ pub(crate) fn write(mount: &Mount, what: &str) -> Vec<u8> {
 fn missing_stream_is_an_error_with_the_command() {
     let (server, mount) = (Server::start(""), Mount::new(ARGS));
     let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &[]);
-    assert_eq!(exit_code(forwarder.process().wait()), 1);
-    let said = forwarder.said();
-    assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains("there is no stream 'relay': relay-forward --create"), "{said}");
+    forwarder.fails(&["there is no stream 'relay': relay-forward --create"]);
 }
 
 /// The sub-buffers that do not fit the stream stay in the buffer.
@@ -49,6 +43,39 @@ fn full_stream_costs_nothing() {
     assert_eq!(said.lines().count(), 2, "{said}");
 }
 
+/// A limit that is lowered between two looks at the stream is nothing to say: smaller parts are sent.
+#[test]
+fn lower_limit_of_messages_is_kept_to_without_a_word() {
+    let (server, mount) = (Server::start(""), Mount::new(ARGS));
+    let client = server.client();
+    client.create(|_| {});
+    let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &[]);
+    let mut written = write(&mount, "before");
+    all_is_given_back(&mount, "cpu");
+    client.update(|config| config.max_message_size = 4000);
+    written.extend(write(&mount, "behind"));
+    all_is_given_back(&mount, "cpu");
+    forwarder.end();
+    assert_eq!(forwarder.said(), "");
+    assert_eq!(raw(&sub_buffers(&client.read()), "h", "cpu")[0], written);
+}
+
+/// The complaint has the command that mends it.
+#[test]
+fn limit_that_the_headers_exceed_is_said_with_the_command() {
+    let (server, mount) = (Server::start(""), Mount::new(ARGS));
+    let client = server.client();
+    client.create(|config| config.max_message_size = 300);
+    let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &[]);
+    let written = write(&mount, "kept");
+    forwarder.says("stream 'relay' takes messages of 300 bytes");
+    forwarder.says(": nats stream edit relay --max-msg-size=-1");
+    client.update(|config| config.max_message_size = -1);
+    all_is_given_back(&mount, "cpu");
+    forwarder.end();
+    assert_eq!(raw(&sub_buffers(&client.read()), "h", "cpu")[0], written);
+}
+
 #[test]
 fn deleted_stream_is_created_again() {
     let (server, mount) = (Server::start(""), Mount::new(ARGS));
@@ -65,6 +92,7 @@ fn deleted_stream_is_created_again() {
     let bodies = sub_buffers(&client.read());
     let bytes: Vec<u8> = bodies["relay.h.cpu.cpu0"].iter().flat_map(|body| body.bytes.clone()).collect();
     assert_eq!(text(&bytes), text(&behind));
+    assert_eq!(forwarder.said(), "relay-forward: stream 'relay' created\n".repeat(2));
 }
 
 /// Without --create the forwarder waits for the stream, and says how to make it.
@@ -93,29 +121,6 @@ fn deleted_stream_is_waited_for() {
         is_given_back(&mount, "cpu")
     });
     forwarder.end();
-}
-
-#[test]
-fn wrong_credentials_are_said_once_and_never_shown() {
-    let server = Server::start("authorization { user: me, password: hunter2 }");
-    let mount = Mount::new(ARGS);
-    let secret = mount.beside("secret");
-    fs::write(&secret, "me\nwrong-one\n").expect("a file");
-    let file = format!("--user-file={}", secret.display());
-    let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &["--create", &file]);
-    let written = write(&mount, "kept");
-    forwarder.says("authorization violation");
-    forwarder.end();
-    fs::write(&secret, "me\nhunter2\n").expect("a file");
-    forwarder.restart();
-    all_is_given_back(&mount, "cpu");
-    forwarder.end();
-    let options = ConnectOptions::with_user_and_password("me".into(), "hunter2".into());
-    let client = Client::connect(&server.url(), options);
-    assert_eq!(raw(&sub_buffers(&client.read()), "h", "cpu")[0], written);
-    let said = forwarder.said();
-    assert!(!said.contains("wrong-one") && !said.contains("hunter2"), "{said}");
-    assert_eq!(said.matches("authorization violation").count(), 1, "{said}");
 }
 
 /// Server and daemon come after the forwarder.

@@ -98,9 +98,28 @@ fn forged_messages_give_nothing_back() {
     assert_eq!(forwarder.said(), "");
 }
 
-/// The daemon is killed before it hears of an acknowledgement, and then the forwarder. A foreign message follows.
 #[test]
 fn foreign_message_hides_no_sub_buffer() {
+    killed_before_it_gives_back(|server, _| {
+        let mut raw_client = server.raw_client();
+        for _ in 0..5 {
+            raw_client.publish(SUBJECT, &[], FOREIGN);
+        }
+    });
+}
+
+/// nats-server 2.9 finds no last message of the subject then.
+#[test]
+fn deleted_message_hides_no_sub_buffer() {
+    killed_before_it_gives_back(|server, client| {
+        let sequence = server.raw_client().publish(SUBJECT, &[], FOREIGN);
+        client.delete_message(sequence);
+    });
+}
+
+/// The daemon is killed before it hears of an acknowledgement, and then the forwarder. What other programs do follows.
+#[track_caller]
+fn killed_before_it_gives_back(disturb: impl FnOnce(&Server, &Client)) {
     let (server, mut mount) = (Server::start(""), Mount::new(ARGS));
     let client = server.client();
     client.create(|_| {});
@@ -115,10 +134,7 @@ fn foreign_message_hides_no_sub_buffer() {
     server.resume();
     eventually("sub-buffers in the stream", || client.count() > before);
     forwarder.kill();
-    let mut raw_client = server.raw_client();
-    for _ in 0..5 {
-        raw_client.publish(SUBJECT, &[], FOREIGN);
-    }
+    disturb(&server, &client);
     mount.restart(ARGS);
     forwarder.restart();
     all_is_given_back(&mount, "cpu");

@@ -1,15 +1,16 @@
 //! The stream loses what was in it: the dictionary is sent again, before what needs it.
 
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DiscardPolicy, RetentionPolicy};
+use async_nats::jetstream::stream::DiscardPolicy;
 use relayfs_tests::{Mount, eventually};
 
-use crate::errors::{ARGS, write};
-use crate::order::{all_is_given_back, is_given_back};
+use crate::errors::write;
+use crate::order::all_is_given_back;
 use crate::server::{Forwarder, Server};
-use crate::stored::{header, raw, sub_buffers, texts};
+use crate::stored::{header, sub_buffers, texts};
 
-const TIMED: &[&str] = &["--subbuf-size=16K", "--n-subbufs=16", "--channel=box:timed:subbuf-size=16K"];
+pub(crate) const TIMED: &[&str] =
+    &["--subbuf-size=16K", "--n-subbufs=16", "--channel=box:timed:subbuf-size=16K"];
 
 /// Checks that each packet names a dictionary that is there.
 #[track_caller]
@@ -58,6 +59,25 @@ fn purged_stream_gets_the_texts_again() {
     assert_eq!(texts(&sub_buffers(&messages), "h", "box")[0], ["behind"]);
 }
 
+/// The stream keeps its first and last message.
+#[test]
+fn removed_texts_are_sent_again() {
+    let (server, mount) = (Server::start(""), Mount::new(TIMED));
+    let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &["--create"]);
+    let client = server.client();
+    write(&mount, "first");
+    all_is_given_back(&mount, "cpu");
+    assert_eq!(mount.send_to("box", 0, &[b"before"]).written, 1);
+    all_is_given_back(&mount, "box");
+    for subject in ["relay.h.box.metadata", "relay.h.box.processes"] {
+        let before = client.last(subject).sequence;
+        client.purge_subject(subject);
+        eventually("the text", || client.find_last(subject).is_some_and(|last| last.sequence > before));
+    }
+    forwarder.end();
+    assert_eq!(texts(&sub_buffers(&client.read()), "h", "box")[0], ["before"]);
+}
+
 /// A busy channel makes the stream drop its oldest messages, and the texts of a quiet one are among them.
 #[test]
 fn quiet_channel_keeps_its_dictionary() {
@@ -74,24 +94,4 @@ fn quiet_channel_keeps_its_dictionary() {
     }
     eventually("the dictionary in the stream", || client.find_last("relay.h.box.metadata").is_some());
     forwarder.end();
-}
-
-/// Such a stream acknowledges what it does not keep.
-#[test]
-fn stream_that_keeps_nothing_is_refused() {
-    let (server, mount) = (Server::start(""), Mount::new(ARGS));
-    let client = server.client();
-    client.create(|config| config.retention = RetentionPolicy::Interest);
-    let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &[]);
-    forwarder.says("stream 'relay' keeps messages only for its consumers");
-    let written = write(&mount, "kept");
-    assert!(!is_given_back(&mount, "cpu"));
-    // It would end if it found no stream between the two.
-    forwarder.end();
-    client.delete();
-    client.create(|_| {});
-    forwarder.restart();
-    all_is_given_back(&mount, "cpu");
-    forwarder.end();
-    assert_eq!(raw(&sub_buffers(&client.read()), "h", "cpu")[0], written);
 }

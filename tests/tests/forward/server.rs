@@ -8,7 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use async_nats::ConnectOptions;
+use async_nats::jetstream::context::{RequestError, RequestErrorKind};
 use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::RawMessageError;
 use async_nats::jetstream::{self, Context, stream};
 use nix::sys::signal::Signal;
 use relayfs_tests::nats::NatsClient;
@@ -237,6 +239,26 @@ impl Client {
         purged.expect("an empty stream");
     }
 
+    /// Removes the messages of a subject.
+    #[track_caller]
+    pub(crate) fn purge_subject(&self, subject: &str) {
+        let purged = self.runtime.block_on(async {
+            let stream = self.context.get_stream(STREAM).await.expect("a stream");
+            stream.purge().filter(subject).await
+        });
+        assert!(purged.expect("an answer").purged > 0, "{subject}");
+    }
+
+    /// Removes a message.
+    #[track_caller]
+    pub(crate) fn delete_message(&self, sequence: u64) {
+        let deleted = self.runtime.block_on(async {
+            let stream = self.context.get_stream(STREAM).await.expect("a stream");
+            stream.delete_message(sequence).await
+        });
+        assert!(deleted.expect("a message"), "{sequence} is there");
+    }
+
     /// Returns the last message of a subject, if there is one and the server answers.
     pub(crate) fn find_last(&self, subject: &str) -> Option<StreamMessage> {
         self.runtime.block_on(async {
@@ -275,11 +297,30 @@ impl Client {
         let state = state.expect("set above");
         let stream = self.runtime.block_on(self.context.get_stream(STREAM)).expect("a stream");
         let numbers = state.first_sequence.max(1)..=state.last_sequence;
-        let messages: Vec<StreamMessage> =
-            numbers.filter_map(|number| self.runtime.block_on(stream.get_raw_message(number)).ok()).collect();
+        let get = |number| {
+            let mut got = None;
+            eventually("an answer", || {
+                got = match self.runtime.block_on(stream.get_raw_message(number)) {
+                    // No answer in time says nothing about the message.
+                    Err(error) if is_unanswered(&error) => None,
+                    result => Some(result.ok()),
+                };
+                got.is_some()
+            });
+            got.flatten()
+        };
+        let messages: Vec<StreamMessage> = numbers.filter_map(get).collect();
         let unreadable = state.messages - messages.len() as u64;
         (messages, unreadable)
     }
+}
+
+/// Whether a message was not given since no server has answered.
+fn is_unanswered(error: &RawMessageError) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<RequestError>());
+    source.is_some_and(|error| {
+        matches!(error.kind(), RequestErrorKind::TimedOut | RequestErrorKind::NoResponders)
+    })
 }
 
 /// A running `relay-forward --to`.
@@ -339,11 +380,28 @@ impl Forwarder {
         self.process = run(&self.command, &self.log, &self.variables);
     }
 
+    /// Waits until it ends with an error of one line, in which these words are.
+    #[track_caller]
+    pub(crate) fn fails(&mut self, words: &[&str]) {
+        assert_eq!(exit_code(self.process.wait()), 1, "{}", self.said());
+        let said = self.said();
+        let has_all = words.iter().all(|word| said.contains(word));
+        assert!(said.lines().count() == 1 && has_all && !said.contains("trying again"), "{words:?}: {said}");
+    }
+
     /// Ends it, and checks that it ends well.
     #[track_caller]
     pub(crate) fn end(&mut self) {
         self.process.signal(Signal::SIGTERM);
         assert_eq!(exit_code(self.process.wait()), 0, "{}", self.said());
+    }
+}
+
+impl Drop for Forwarder {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            println!("{}", fs::read_to_string(&self.log).unwrap_or_default());
+        }
     }
 }
 

@@ -15,9 +15,11 @@ use tempfile::TempDir;
 
 use crate::errors::{ARGS, write};
 use crate::order::all_is_given_back;
-use crate::server::{Client, Forwarder, Server};
+use crate::server::{Client, Forwarder, Server, free_port};
 use crate::stored::{raw, sub_buffers};
 
+/// What is said if the server does not accept our certificate.
+const CERTIFICATE: &str = "; check --tls-cert and --tls-key, and the authority that the server knows";
 const NEW_KEY: [&str; 5] = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
 
 /// An authority that signs certificates.
@@ -88,17 +90,16 @@ fn works(url: &str, args: &[&str], options: ConnectOptions) {
     client.delete();
 }
 
-/// Checks that there is no connection, and what is said about it, once.
+/// Checks that forwarder and reader end with an error of these words.
 #[track_caller]
 fn is_refused(url: &str, args: &[&str], why: &str) {
     let mount = Mount::new(ARGS);
-    let mut forwarder = Forwarder::start(&mount, url, "h", args);
-    forwarder.says(why);
-    forwarder.end();
-    let said = forwarder.said();
-    assert!(said.lines().count() == 1 && said.contains("no connection to 127.0.0.1:"), "{said}");
-    let said = complaint("relay-forward", &run(&mut from(url, args)));
-    assert!(said.contains(why), "{said}");
+    Forwarder::start(&mount, url, "h", args).fails(&[why]);
+    for more in [&[][..], &["-f"]] {
+        let args: Vec<&str> = args.iter().chain(more).copied().collect();
+        let said = complaint("relay-forward", &run(&mut from(url, &args)));
+        assert!(said.contains(why), "{said}");
+    }
 }
 
 #[test]
@@ -110,8 +111,12 @@ fn server_has_to_prove_what_it_is() {
     let secure = server.url().replace("nats://", "tls://");
     works(&secure, &[&ca], options());
     works(&server.url(), &[&ca, "--tls-required"], options());
-    is_refused(&secure, &[&other.arg("--tls-ca", "ca.pem")], "invalid peer certificate: UnknownIssuer");
-    is_refused(&secure, &[], "invalid peer certificate: UnknownIssuer");
+    is_refused(
+        &secure,
+        &[&other.arg("--tls-ca", "ca.pem")],
+        "invalid peer certificate: UnknownIssuer; check --tls-ca",
+    );
+    is_refused(&secure, &[], "invalid peer certificate: UnknownIssuer; check --tls-ca");
 }
 
 #[test]
@@ -125,9 +130,37 @@ fn forwarder_proves_what_it_is() {
     let options = ConnectOptions::new().add_root_certificates(ours.path("ca.pem"));
     let options = options.add_client_certificate(ours.path("client.pem"), ours.path("client.key"));
     works(&url, &[&ca, &cert, &key], options);
-    is_refused(&url, &[&ca], "received fatal alert");
+    is_refused(&url, &[&ca], CERTIFICATE);
     let (cert, key) = (other.arg("--tls-cert", "client.pem"), other.arg("--tls-key", "client.key"));
-    is_refused(&url, &[&ca, &cert, &key], "received fatal alert");
+    is_refused(&url, &[&ca, &cert, &key], CERTIFICATE);
+}
+
+/// Where no server is needed to see it.
+#[test]
+fn files_of_tls_are_checked_at_the_start() {
+    let ours = Authority::new("ours");
+    ["one", "other"].iter().for_each(|name| ours.sign(name));
+    fs::write(ours.path("empty.pem"), "").expect("a file");
+    fs::write(ours.path("bad.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+        .expect("a file");
+    let url = format!("tls://127.0.0.1:{}", free_port());
+    let pair = |cert, key| [ours.arg("--tls-cert", cert), ours.arg("--tls-key", key)];
+    for (args, why) in [
+        (pair("one.pem", "other.key"), "other.key: it is not the key of the certificate in "),
+        (pair("empty.pem", "one.key"), "empty.pem: it has no certificate as PEM"),
+        (pair("one.pem", "one.pem"), "one.pem: it has no private key as PEM"),
+        (pair("bad.pem", "one.key"), "bad.pem: its certificate cannot be used: "),
+        (
+            [ours.arg("--tls-ca", "empty.pem"), "--tls-required".into()],
+            "empty.pem: it has no certificate as PEM",
+        ),
+        (
+            [ours.arg("--tls-ca", "bad.pem"), "--tls-required".into()],
+            "bad.pem: its certificate cannot be used: ",
+        ),
+    ] {
+        is_refused(&url, &args.each_ref().map(String::as_str), why);
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! second at most. A wrong position of reader or writer cannot be corrected: the channel is broken.
 
 use std::fs::{self, File};
+use std::io::Read;
 use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -102,6 +103,25 @@ fn misplaced_record_is_corrected_once() {
     assert_eq!(bytes, [[b'a'; 3000], [b'b'; 3000], [b'c'; 3000]].concat(), "all is there");
     // At that record, and at the next one, which is right.
     assert_eq!(scene.corrected(), 2);
+}
+
+/// The kernel takes no size above that of a signed number: any look at such a file would be EIO.
+#[test]
+fn impossible_size_hides_no_file() {
+    for mode in ["no-overwrite", "overwrite"] {
+        let scene = Scene::new(mode);
+        let mount = &scene.mount;
+        mount.send(0, &[b"before"]);
+        scene.set(BLOCK_LEN + offset_of!(Record, begin), u64::MAX - 100);
+        let found = fs::metadata(mount.path("cpu0")).expect("its attributes");
+        assert_eq!(found.len(), i64::MAX as u64, "{mode}");
+        fs::write(mount.control("cpu", "reset"), "1").expect("a reset");
+        mount.send(0, &[b"after"]);
+        // Not as `fs::read`, which first asks for memory of the file's size.
+        let mut bytes = [0; 100];
+        let len = File::open(mount.path("cpu0")).and_then(|mut file| file.read(&mut bytes));
+        assert_eq!(&bytes[..len.expect("a channel that is whole")], b"after", "{mode}");
+    }
 }
 
 /// A thousand corrections make one line a second in the log.

@@ -13,6 +13,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use relayfs_tests::background::{Daemon, Place, try_to_start};
 use relayfs_tests::lines::shell;
+use relayfs_tests::users::where_users_mount;
 use relayfs_tests::{complaint, eventually, program, run, stdout_of, text, tool};
 
 /// Less than the log lines that a few hundred requests cause.
@@ -80,11 +81,30 @@ fn start_with_few_descriptors_names_the_limit() {
             return;
         }
         let told = complaint("relayfsd", &output);
-        assert!(told.contains("Too many open files"), "{limit}: {told}");
+        assert!(told.contains("raise the limit of open files (ulimit -n"), "{limit}: {told}");
         assert!(!told.contains("names another") && !told.contains("nobody"), "{limit}: {told}");
         place.assert_clean();
     }
     panic!("relayfsd needs more than 64 descriptors");
+}
+
+/// A user's daemon unmounts by fusermount3, and starting that takes descriptors too.
+#[test]
+fn start_of_a_user_with_few_descriptors_leaves_no_mount() {
+    let printed = where_users_mount(
+        r#"
+        for limit in $(seq 5 64); do
+            if told=$($nobody sh -c "ulimit -n $limit && exec relayfsd relay" 2>&1); then
+                $nobody fusermount3 -u relay
+                exit
+            fi
+            grep -q "$PWD/relay " /proc/mounts && echo "$limit: still mounted: $told"
+            case $told in *"Too many open files"*"raise the limit of open files"*) ;; *) echo "$limit: $told" ;; esac
+        done
+        echo "no limit with which it starts"
+        "#,
+    );
+    assert_eq!(printed, Vec::<String>::new());
 }
 
 /// From the least memory with which the program itself starts, up to the first limit with which the daemon does.

@@ -10,6 +10,7 @@ mod pipeline;
 mod post_mortem;
 mod reconnecting;
 mod recreated;
+mod socket_producers;
 mod survive_producers;
 mod timed_adoption;
 mod without_sequences;

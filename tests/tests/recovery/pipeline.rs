@@ -6,7 +6,10 @@ use std::io::{Read, Write};
 use std::process::{ChildStdin, Command, Stdio};
 
 use nix::sys::signal::Signal;
-use relayfs_tests::{Mount, Process, direct, eventually, exit_code, interruptible, program, text};
+use nix::unistd::Pid;
+use relayfs_tests::audience::audience;
+use relayfs_tests::direct::pin_thread;
+use relayfs_tests::{Mount, Process, direct, eventually, exit_code, interruptible, program, stdout_of, text};
 
 const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4"];
 
@@ -21,9 +24,13 @@ impl Pipeline {
     fn start(mount: &Mount, args: &[&str]) -> Pipeline {
         let said = mount.beside("said");
         let mut command = Command::new(program("relay-producer"));
-        command.arg("-m").arg(mount.point()).arg("--cpu=0").args(args);
+        command.arg("-m").arg(mount.point());
+        if !args.contains(&"--exec") {
+            command.arg("--cpu=0");
+        }
+        command.args(args);
         let mut command = interruptible(&command);
-        command.stdin(Stdio::piped()).stderr(File::create(&said).expect("a file"));
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(File::create(&said).expect("a file"));
         let mut process = Process::start(direct::with_sequences(&mut command));
         let input = process.child().stdin.take();
         Pipeline { process, input, said }
@@ -50,9 +57,15 @@ impl Pipeline {
 /// Reads until the expected data has come.
 #[track_caller]
 fn has_read(mount: &Mount, expected: &str) {
+    has_come(expected, || text(&mount.read("cpu0")));
+}
+
+/// Collects until the expected data has come.
+#[track_caller]
+fn has_come(expected: &str, mut read: impl FnMut() -> String) {
     let mut got = String::new();
     eventually(&format!("{expected:?}"), || {
-        got += &text(&mount.read("cpu0"));
+        got += &read();
         assert!(expected.starts_with(&got), "{got:?} instead of {expected:?}");
         got == expected
     });
@@ -94,6 +107,73 @@ fn service_outlives_clean_ends() {
         let rounds = said.matches(&waiting).count();
         assert!(said == format!("{waiting}{again}").repeat(rounds), "{daemon:?} {producer:?}: {said}");
     }
+}
+
+/// The daemon dies, and its buffers with it, as in a container that goes. Nothing tells the producer, which has room left.
+#[test]
+fn next_daemon_without_the_buffers_gets_the_next_line() {
+    // The CPU where the command writes the first line. The buffer is that of CPU 0, so from CPU 1 it sends the line.
+    for (producer, cpu) in [(&[][..], 0), (&[], 1), (&["--exec", "cat"], 0)] {
+        let mut mount = Mount::with_sequences(ARGS);
+        let mut pipeline = Pipeline::start(&mount, producer);
+        let pid = Pid::from_raw(pipeline.process.child().id().cast_signed());
+        pin_thread(pid, cpu);
+        // A line of a program is written on the CPU where its pipe is read.
+        let read = |mount: &Mount| text(&stdout_of(&mut audience(mount.point(), &[])));
+        pipeline.line("before\n");
+        has_come("before\n", || read(&mount));
+        let state = relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw());
+        mount.end(Signal::SIGKILL);
+        fs::remove_dir_all(state).expect("the state directory");
+        mount.restart_with_sequences(ARGS);
+        pin_thread(pid, 0);
+        pipeline.line("after\n");
+        has_come("after\n", || read(&mount));
+        let (code, said) = pipeline.end();
+        assert_eq!((code, said.as_str()), (0, ""), "{producer:?}");
+    }
+}
+
+/// The same, and the program writes no further line: its end, and what it left of a line, are for the next daemon.
+#[test]
+fn next_daemon_without_the_buffers_gets_the_end_of_a_program() {
+    let args = [ARGS, &["--channel=box:timed"]].concat();
+    let mut mount = Mount::with_sequences(&args);
+    let program = "printf 'before\\npart'; read line; kill -KILL $$";
+    let mut pipeline = Pipeline::start(&mount, &["-c", "box", "--exec", "sh", "-c", program]);
+    let read = |mount: &Mount| text(&stdout_of(&mut audience(mount.point(), &["-c", "box"])));
+    eventually("a line", || read(&mount).contains("stdout: before\n"));
+    let state = relay::layout::paths::state_dir(mount.point(), nix::unistd::geteuid().as_raw());
+    mount.end(Signal::SIGKILL);
+    fs::remove_dir_all(state).expect("the state directory");
+    mount.restart_with_sequences(&args);
+    pipeline.line("go\n");
+    let mut got = String::new();
+    eventually("the end", || {
+        got += &read(&mount);
+        got.contains("killed by signal 9 (SIGKILL)")
+    });
+    assert!(got.contains("stdout: part\n"), "{got}");
+    assert_eq!(pipeline.end().0, 128 + 9);
+}
+
+/// The next daemon takes the connection and does not answer. A program that prints much does not wait for it each time.
+#[test]
+fn daemon_that_stands_still_does_not_hold_up_a_program() {
+    let mut mount = Mount::with_sequences(ARGS);
+    // A wait at each read of the program's pipe would take minutes.
+    let program = "read line; echo $line; read line; yes \"$(printf %01000d 0)\" | head -c 128M";
+    let mut pipeline = Pipeline::start(&mount, &["--exec", "sh", "-c", program]);
+    pipeline.line("before\n");
+    has_come("before\n", || text(&stdout_of(&mut audience(mount.point(), &[]))));
+    mount.end(Signal::SIGKILL);
+    mount.restart_with_sequences(ARGS);
+    mount.daemon().signal(Signal::SIGSTOP);
+    pipeline.line("go\n");
+    eventually("the end of the program", || !pipeline.process.is_running());
+    mount.daemon().signal(Signal::SIGCONT);
+    let (code, said) = pipeline.end();
+    assert_eq!(code, 0, "{said}");
 }
 
 /// Daemons end while lines wait for room inside them: no line is lost, or written twice, or out of order.

@@ -127,7 +127,7 @@ fn all_cases_pass() {
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
 
     let script = "
-        $nobody relayfsd --discard -o default_permissions --subbuf-size=8192 --n-subbufs=2 relay
+        $nobody relayfsd --discard --flush-interval=never -o default_permissions --subbuf-size=8192 --n-subbufs=2 relay
         $nobody PROGRAM --mapping none relay cpu; echo \"# status $?\"
         $nobody fusermount3 -u relay
         while ls -A /dev/shm | grep -q .; do :; done

@@ -87,6 +87,24 @@ fn second_reader_of_same_range_gets_error() {
     other.release(1).unwrap();
 }
 
+/// `cat` reads what is written so far, and the reader of mappings the rest.
+#[test]
+fn bytes_that_cat_has_read_do_not_come_again() {
+    for mode in [&[][..], &["--overwrite"]] {
+        let mount = Mount::new(&[&["--subbuf-size=4K", "--n-subbufs=4"], mode].concat());
+        let mut reader = Reader::open(mount.point(), "cpu").unwrap();
+        for round in 0..6 {
+            mount.send(0, &[b"for cat"]);
+            assert_eq!(mount.read("cpu0"), b"for cat");
+            mount.send(0, &[b"for the other"]);
+            mount.poke("cpu", "flush");
+            // The daemon publishes a read shortly after its reply, with the lock that this look takes.
+            assert_eq!(mount.stats("cpu")["cpu0.read_bytes"], 20 * round + 7);
+            assert_eq!(text(&take(&mut reader, 0)), "for the other", "{mode:?}, round {round}");
+        }
+    }
+}
+
 #[test]
 fn switch_and_end_wake_waiting_reader() {
     let mut mount = Mount::new(&["--subbuf-size=4K"]);

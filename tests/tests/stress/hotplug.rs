@@ -6,18 +6,22 @@ use std::path::PathBuf;
 
 use nix::sys::signal::Signal;
 use relay_producer::BatchOptions;
+use relayfs_tests::cpus::{self, Alone};
 use relayfs_tests::{Mount, eventually, exit_code};
 
 use crate::turn;
 
 /// A CPU that is offline until this is dropped.
-struct Offline(PathBuf);
+struct Offline {
+    switch: PathBuf,
+    _alone: Alone,
+}
 
 impl Offline {
     fn new(cpu: usize) -> io::Result<Offline> {
         let switch = PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/online"));
-        let offline = Offline(switch);
-        fs::write(&offline.0, "0")?;
+        let offline = Offline { switch, _alone: cpus::alone()? };
+        fs::write(&offline.switch, "0")?;
         Ok(offline)
     }
 }
@@ -25,7 +29,7 @@ impl Offline {
 impl Drop for Offline {
     fn drop(&mut self) {
         // The kernel may have no switch for this CPU.
-        let _ = fs::write(&self.0, "1");
+        let _ = fs::write(&self.switch, "1");
     }
 }
 

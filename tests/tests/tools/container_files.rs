@@ -138,22 +138,25 @@ const COMPOSE: &str = r#"
 services = known(yaml.safe_load(sys.stdin), "services")["services"]
 propagations = {"rshared": "unchanged", "rslave": "slave"}
 for name, service in services.items():
-    known(service, "image", "build", "command", "entrypoint", "devices", "cap_add", "security_opt", "shm_size", "volumes",
-          "restart", "depends_on", "healthcheck", "environment")
+    known(service, "image", "build", "command", "entrypoint", "devices", "cap_add", "security_opt", "volumes",
+          "restart", "depends_on", "healthcheck", "environment", "pid")
     assert service["image"] == "relayfs"
-    mount, *socket = service["volumes"]
+    mount, *others = service["volumes"]
     for volume in service["volumes"]:
         known(volume, "type", "source", "target", "bind")
         assert volume["type"] == "bind" and volume["source"] == volume["target"]
     propagation = propagations[mount["bind"]["propagation"]]
-    assert mount["source"] == "/srv/relay" and [volume["source"] for volume in socket] in ([], ["/srv/relay-socket"])
+    assert mount["source"] == "/srv/relay"
+    others = [volume["source"] for volume in others]
     if name == "relayfsd":
-        assert service["devices"] == ["/dev/fuse"] and service["cap_add"] == ["SYS_ADMIN"]
+        assert others == ["/srv/relay-socket", "/dev/shm"]
+        assert service["devices"] == ["/dev/fuse"] and service["pid"] == "host" and service["cap_add"] == ["SYS_ADMIN"]
         # Behind the words of the entry point.
         words = shlex.join(service["command"])
         print(f'relayfsd() {{ unshare --mount --propagation {propagation} "$@" {words}; }}')
         function("in_relayfsd", propagation, [], service["environment"])
     else:
+        assert others in ([], ["/srv/relay-socket"])
         # The image's check of health is about a daemon.
         assert service["healthcheck"] == {"disable": True} and service["depends_on"] == ["relayfsd"]
         function(name, propagation, service["entrypoint"] + service.get("command", []), service.get("environment", {}))
@@ -168,7 +171,9 @@ assert (pod["apiVersion"], pod["kind"]) == ("v1", "Pod")
 labels = daemons["spec"]["template"]["metadata"]["labels"]
 assert daemons["spec"]["selector"] == {"matchLabels": labels}
 for spec in daemons["spec"]["template"]["spec"], pod["spec"]:
-    known(spec, "containers", "volumes")
+    known(spec, "containers", "volumes", "hostPID")
+    # The daemon sees the processes that write.
+    assert spec.get("hostPID", False) == (spec is not pod["spec"])
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
     for container in spec["containers"]:
         known(container, "name", "image", "args", "command", "securityContext", "readinessProbe", "volumeMounts")
@@ -184,7 +189,7 @@ for spec in daemons["spec"]["template"]["spec"], pod["spec"]:
         function(container["name"], propagation, container["command"] + container.get("args", []))
         if "readinessProbe" in container:
             assert container["securityContext"] == {"privileged": True}
-            assert volumes["buffers"]["emptyDir"]["medium"] == "Memory"
-            assert places["buffers"]["mountPath"] == "/dev/shm"
+            # They outlive the pod.
+            assert volumes["buffers"]["hostPath"]["path"] == "/dev/shm"
             function("ready", propagation, known(container["readinessProbe"], "exec")["exec"]["command"])
 "#;

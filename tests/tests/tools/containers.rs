@@ -1,5 +1,6 @@
 //! `docs/containers.md`: processes in namespaces of their own that see the socket's directory alone.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use relayfs_tests::pages::{EVENTUALLY, Page, START, content, lines, on_mnt_relay};
@@ -59,6 +60,39 @@ fn process_in_its_own_namespaces_has_its_last_words_outside() {
     assert!(pids.len() == 3 && pids.iter().all(|pid| *pid == pids[0]), "{found:#?}");
 }
 
+/// Containers of one image have the same numbers for their processes.
+#[test]
+fn processes_of_several_containers_have_their_names() {
+    let page = Page::open("containers.md");
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    tool("bwrap", "bubblewrap");
+    let sandbox = sandbox(&page);
+    let script = format!(
+        "for way in '' '--transport socket'; do for n in 1 2; do
+            {sandbox} relay-producer -c app/log $way --level info alone >&2
+            {sandbox} relay-producer -c app/log $way --exec sh -c 'echo by the command; exit 7' >&2 || test $? = 7
+        done; done
+        {sandbox} relay-producer -c app/log last
+        records_until last"
+    );
+    let output = relayfs_tests::run(&mut on_mnt_relay(dir.path(), &script));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let found = lines(&output.stdout);
+    let number = |line: &str, key: &str| -> String {
+        let behind = line.split_once(&format!("\"{key}\":")).unwrap_or_else(|| panic!("{key}: {found:#?}")).1;
+        behind.split([',', '}']).next().expect("a number").to_owned()
+    };
+    // A message, a line, an end; each is of one process, which no other one is.
+    assert_eq!(found.len(), 13, "{found:#?}");
+    let pids: Vec<String> = found.iter().map(|line| number(line, "pid")).collect();
+    assert_eq!(pids, found.iter().map(|line| number(line, "tid")).collect::<Vec<_>>());
+    assert_eq!(pids.iter().collect::<BTreeSet<_>>().len(), 9, "{found:#?}");
+    let commands: Vec<String> = found.iter().map(|line| number(line, "command")).collect();
+    for of in commands[..12].chunks(3) {
+        assert_eq!(of, ["\"relay-producer\"", "\"sh\"", "\"sh\""]);
+    }
+}
+
 /// The commands of the manifest's containers, run with its volumes in the places that it names.
 #[test]
 fn pod_prints_the_records_of_its_application() {
@@ -99,7 +133,7 @@ import shlex, sys, yaml
 
 KNOWN = {
     "": {"apiVersion", "kind", "metadata", "spec"},
-    "spec": {"volumes", "initContainers", "containers"},
+    "spec": {"shareProcessNamespace", "volumes", "initContainers", "containers"},
     "volume": {"name", "emptyDir"},
     "container": {"name", "image", "restartPolicy", "securityContext", "command", "args", "startupProbe", "env", "volumeMounts"},
     "mount": {"name", "mountPath"},

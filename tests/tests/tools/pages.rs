@@ -5,7 +5,7 @@ use std::fs;
 use std::process::Command;
 
 use relayfs_tests::classic::Classic;
-use relayfs_tests::librelay::{libraries, pkg_config};
+use relayfs_tests::librelay::{installed_for_musl, libraries, pkg_config};
 use relayfs_tests::pages::{EVENTUALLY, Page, START, lines, on_mnt_relay};
 use relayfs_tests::{stdout_of, text, tool, workspace};
 use tempfile::TempDir;
@@ -28,8 +28,32 @@ fn libraries_have_these_programs() {
         ("tracing, log, panics", "toml"),
         ("tracing, log, panics", "rust,no_run"),
         ("From C", "c"),
+        ("C libraries", "text"), // its last line runs below, with what the others have installed
         ("From Python", "python"),
     ]);
+}
+
+/// The raw channel's program is linked statically, with glibc and with musl.
+#[test]
+fn c_is_linked_statically_by_these_commands() {
+    let page = Page::open("libraries.md");
+    let dir = directory();
+    fs::write(dir.path().join("raw.c"), page.block("From C", "c")).expect("a program");
+    assert!(
+        page.text().contains("`cc -static raw.c $(pkg-config --static --cflags --libs\nrelay)`"),
+        "{page:?}"
+    );
+    let mut cc = tool("cc", "gcc");
+    cc.current_dir(dir.path()).args(["-static", "raw.c", "-o", "a.out"]);
+    stdout_of(cc.args(pkg_config(&["--static", "--cflags", "--libs"])));
+
+    let block = page.block("C libraries", "text");
+    let [_, _, link] = commands(block)[..] else { panic!("{block}") };
+    tool("musl-gcc", "musl-tools");
+    std::os::unix::fs::symlink(installed_for_musl().join("usr"), dir.path().join("musl")).expect("a link");
+    stdout_of(Command::new("sh").current_dir(dir.path()).args(["-c", &format!("{link} -o b.out")]));
+    let mut command = on_mnt_relay(dir.path(), "./a.out && ./b.out\naudience -c app/raw");
+    assert_eq!(text(&stdout_of(&mut command)), "started\nstarted\n");
 }
 
 #[test]
@@ -187,7 +211,8 @@ fn forwarding_works_by_these_commands() {
     ]);
     let blocks = page.blocks();
     let [server, forward] = commands(blocks[0].2)[..] else { panic!("{page:?}") };
-    let read = blocks[1].2;
+    let [write, read] = commands(blocks[1].2)[..] else { panic!("{page:?}") };
+    let read_all = read.replace(" -c box", "");
     let here = |command: &str| {
         let command = command.replace("nats://log1:4222", "nats://localhost:4223");
         command.replace("--host web1", "--host \"$(uname -n)\"").replace("rec/web1", "\"rec/$(uname -n)\"")
@@ -197,8 +222,11 @@ fn forwarding_works_by_these_commands() {
     let script = format!(
         "{}
         {forward} &
+        {write}
         echo hello | relay-producer -c app/log --level warn
-        forwarded() {{ {read} >read && grep -q ' WARN: hello' read; }}
+        written() {{ {read} >box && grep -q ' relay-producer.*: it works$' box; }}
+        eventually written
+        forwarded() {{ {read_all} >read && grep -q ' WARN: hello' read; }}
         eventually forwarded
         grep hello read
         {}
@@ -247,7 +275,8 @@ fn timed_channels_are_used_by_these_commands() {
     let (mut script, endless) = (String::new(), [" -f", " -o rec", " -o saved"]);
     for command in commands(page.blocks()[0].2) {
         if endless.iter().any(|end| command.ends_with(end)) && !command.starts_with("audience convert") {
-            script += &format!("timeout --preserve-status -s INT 2 {command}\n");
+            // In the foreground, since timeout would send the signal twice, and the second one ends a command at once.
+            script += &format!("timeout --foreground --preserve-status -s INT 2 {command}\n");
         } else {
             script += &format!("{command}\n");
         }

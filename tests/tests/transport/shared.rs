@@ -40,7 +40,7 @@ fn verbose_prints_transport_and_reason() {
     let never = ["--channel=all:global", "--shared=never"];
     let (mount, closed) = (mount(&channels), mount(&never));
     let without = Mount::prepared(&channels, without_sequences);
-    let no_sequences = "relayfsd has no restartable sequences here (rseq(2), x86-64)";
+    let no_sequences = "relayfsd has no restartable sequences here (rseq(2), x86-64 or aarch64)";
     assert_eq!(transport(&mount, "cpu", producer(&mount)), "shared");
     let mut asking = producer(&mount);
     asking.arg("--transport=socket");

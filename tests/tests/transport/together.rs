@@ -557,3 +557,22 @@ fn program_run_by_producer_inherits_no_connection() {
         }
     }
 }
+
+/// The child waits for no answer that is its parent's, and takes none from it.
+#[test]
+fn batch_in_forked_child_leaves_the_answers_to_its_parent() {
+    let mount = Mount::new(&["--shared=never", "--subbuf-size=4K", "--n-subbufs=2"]);
+    let mut command = Command::new(program("test-fork"));
+    let said = mount.beside("said");
+    let stdout = File::create(&said).expect("a file");
+    let mut process = Process::start(command.arg(mount.point()).arg("batch").stdout(stdout));
+    eventually("the child's end", || {
+        fs::read_to_string(&said).expect("what it said") == "Err(Unanswered { messages: 100 })\n"
+    });
+    let mut len = 0;
+    eventually("all messages", || {
+        len += mount.read("cpu0").len();
+        len == 10_000
+    });
+    assert!(process.wait().success());
+}

@@ -32,8 +32,8 @@ pub(crate) struct Send {
 
     /// Most unacknowledged messages
     ///
-    /// Each buffer has one at most, so that its sub-buffers stay in order. All together have at most 32 MiB, or one
-    /// sub-buffer that is larger.
+    /// All together have at most 32 MiB, or one sub-buffer that is larger. A buffer has one at a time if the stream has
+    /// copies, or if other forwarders write to it.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = window, help_heading = SENDING)]
     pub(crate) window: usize,
 

@@ -1,17 +1,16 @@
 //! The connection of a reader.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::jetstream::context::ContextBuilder;
-use async_nats::{ClientError, Event};
 use tokio::sync::{Notify, watch};
 
 use super::error::Failure;
 use super::store::Store;
 use crate::options::Options;
 use crate::output::say;
-use crate::server;
+use crate::server::{self, Change, Trouble};
 
 /// Requests that may wait to be written.
 const CAPACITY: usize = 256;
@@ -20,56 +19,72 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// What happens to the connection.
 #[derive(Default)]
-struct Trouble {
-    /// Why there is none.
-    last: Mutex<Option<String>>,
+struct Troubles {
+    last: Mutex<Option<Trouble>>,
     has_come: Notify,
     /// Counts its losses.
     cuts: watch::Sender<u64>,
 }
 
-impl Trouble {
-    fn event(&self, event: &Event) {
-        let why = match event {
-            Event::ClientError(ClientError::Other(why)) => why.clone(),
-            Event::ServerError(error) => error.to_string(),
-            Event::Disconnected => return self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1)),
-            _ => return,
-        };
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
-        self.has_come.notify_one();
+impl Troubles {
+    fn change(&self, change: Change) {
+        match change {
+            Change::Made => {}
+            Change::Lost => self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1)),
+            Change::Missing(trouble) | Change::Refused(trouble) => {
+                *self.last() = Some(trouble);
+                self.has_come.notify_one();
+            }
+        }
+    }
+
+    /// Returns the last trouble.
+    fn last(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a trouble that is not tried again: one that only the operator can end, or with `hasty` any.
+    async fn until_hopeless(&self, hasty: bool) {
+        while !self.last().as_ref().is_some_and(|trouble| hasty || trouble.advice.is_some()) {
+            self.has_come.notified().await;
+        }
     }
 
     /// Puts the connection's trouble in the place of a request's, which just got no answer.
     fn explain(&self, failure: Failure) -> Failure {
-        match (failure, self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()) {
-            (Failure::Connect { server, .. }, Some(reason)) => Failure::Connect { server, reason },
+        match (failure, &*self.last()) {
+            (Failure::Connect { server, .. }, Some(Trouble { why, advice })) => {
+                let reason = advice.map_or(why.clone(), |advice| format!("{why}; {advice}"));
+                Failure::Connect { server, reason }
+            }
             (failure, _) => failure,
         }
     }
 }
 
-/// Connects to the servers that the options name, and finds the stream. With `--follow` it waits for both.
+/// Connects to the servers that the options name, and finds the stream.
+///
+/// With `--follow` it waits for both, unless only the operator can make a connection possible.
 pub(super) async fn open(options: &Options) -> Result<Store, Failure> {
     let Some(servers) = &options.read.from else {
         return Err(Failure::Nothing("--from is missing".to_owned()));
     };
     let server = servers.to_string();
-    let trouble = Arc::new(Trouble::default());
-    let listener = Arc::clone(&trouble);
+    let troubles = Arc::new(Troubles::default());
+    let listener = Arc::clone(&troubles);
     let connected =
-        server::connect(servers, &options.server, CAPACITY, move |event| listener.event(&event)).await;
+        server::connect(servers, &options.server, CAPACITY, move |change| listener.change(change)).await;
     let client = connected.map_err(|failure| Failure::Server(Box::new(failure)))?;
     let context = ContextBuilder::new().timeout(ANSWER_MAX).build(client);
     let (mut attempts, mut is_told) = (0, false);
     loop {
-        let open = Store::open(context.clone(), trouble.cuts.subscribe(), &server, &options.stream);
+        let open = Store::open(context.clone(), troubles.cuts.subscribe(), &server, &options.stream);
         // The first trouble with the only server decides, unless there is time.
         let is_hasty = !options.read.follow && servers.0.len() == 1;
-        let opened = tokio::select! {
-            opened = open => opened,
-            () = trouble.has_come.notified(), if is_hasty => {
-                Err(Failure::Connect { server: server.clone(), reason: String::new() })
+        let (opened, is_final) = tokio::select! {
+            opened = open => (opened, !options.read.follow),
+            () = troubles.until_hopeless(is_hasty) => {
+                (Err(Failure::Connect { server: server.clone(), reason: String::new() }), true)
             }
         };
         let failure = match opened {
@@ -79,9 +94,9 @@ pub(super) async fn open(options: &Options) -> Result<Store, Failure> {
                 }
                 return Ok(store);
             }
-            Err(failure) => trouble.explain(failure),
+            Err(failure) => troubles.explain(failure),
         };
-        if !options.read.follow {
+        if is_final {
             return Err(failure);
         }
         if !std::mem::replace(&mut is_told, true) {

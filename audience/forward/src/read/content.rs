@@ -64,8 +64,9 @@ impl Content {
             let left_out: BTreeSet<_> = raw.difference(&timed).cloned().collect();
             hub.leave_out(|lane| left_out.contains(&name(lane)));
             for (host, channel) in &left_out {
+                let (option, host) = (host_option(host), shown(host));
                 say(format_args!(
-                    "channel '{channel}' of {host} is raw, and is left out: --host {host} -c {channel} prints its bytes, \
+                    "channel '{channel}' of {host} is raw, and is left out: {option} -c {channel} prints its bytes, \
                      --record DIR writes them into files"
                 ));
             }
@@ -91,5 +92,38 @@ impl Content {
 
 /// Returns host and channel of a lane.
 fn name(lane: &Arrivals) -> (String, String) {
-    (shown(&lane.subject.host), lane.subject.channel.to_string())
+    (lane.subject.host.clone(), lane.subject.channel.to_string())
+}
+
+/// Returns the option that chooses a host, as a shell takes it.
+fn host_option(host: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._/:@%+,-".contains(c);
+    if host.chars().all(is_plain) && !host.starts_with('-') {
+        return format!("--host {host}");
+    }
+    match host.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
+        true => format!("--host='{}'", host.replace('\'', "'\\''")),
+        // No terminal shows what is to be typed.
+        false => "--host with its name and".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shell_takes_the_option() {
+        for (host, option) in [
+            ("web1.example.org", "--host web1.example.org"),
+            ("%2F", "--host %2F"),
+            ("-n", "--host='-n'"),
+            ("a b", "--host='a b'"),
+            ("it's $HOME", "--host='it'\\''s $HOME'"),
+            ("a\x1b", "--host with its name and"),
+            ("\u{e4}", "--host with its name and"),
+        ] {
+            assert_eq!(host_option(host), option);
+        }
+    }
 }

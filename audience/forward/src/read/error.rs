@@ -3,6 +3,8 @@
 use audience_common::error as common;
 use thiserror::Error;
 
+use crate::options::stream_option;
+
 /// Why reading a stream ends early.
 #[derive(Debug, Error)]
 pub(crate) enum Failure {
@@ -22,7 +24,8 @@ pub(crate) enum Failure {
     },
     /// There is no such stream.
     #[error(
-        "{server} has no stream '{stream}': relay-forward --to {server} --create makes it, --stream names another"
+        "{server} has no stream '{stream}': relay-forward --to {server}{} --create makes it, --stream names another",
+        stream_option(stream)
     )]
     NoStream {
         /// Addresses of the servers.

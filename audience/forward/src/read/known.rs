@@ -123,6 +123,10 @@ impl Known {
     pub(super) async fn look(&self, store: &Store) -> Extent {
         let _turn = self.looking.lock().await;
         let extent = store.extent().await;
+        if extent.created != self.state().extent.created {
+            // Before lanes hear of it.
+            store.note_creation(extent.created);
+        }
         self.state().learn(extent);
         self.looks.send_modify(|looks| *looks = looks.wrapping_add(1));
         extent

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use relay::Mode;
 use relay::trace::merge::Notice;
 use tokio::sync::{Notify, mpsc};
 
@@ -12,7 +13,7 @@ use super::packet;
 use super::room::Room;
 use super::store::{Found, Store};
 use super::texts::{Dictionary, Of, Processes, Texts, Version};
-use crate::message::{Kind, Meaning, Subject};
+use crate::message::{Kind, Meaning, SubBuffer, Subject};
 
 /// Notices in a row that are shown; others are counted.
 const NOTICES_MAX: u64 = 8;
@@ -48,13 +49,21 @@ struct Course {
     creation: u64,
     /// Whether any replica may be asked.
     is_direct: bool,
-    /// Instance and number of the sub-buffer before.
-    before: Option<(u64, u64)>,
+    /// The sub-buffer before.
+    before: Option<Before>,
     /// Whether sub-buffers may come that came before: the stream, or its server, begins again.
     is_again: bool,
     /// Notices since the last sub-buffer, and how many of these are not said.
     n_notices: u64,
     n_unsaid: u64,
+}
+
+/// A sub-buffer that was handed over.
+struct Before {
+    instance: u64,
+    number: u64,
+    /// Position in the buffer's stream behind its bytes. Nothing is known of a timed channel's: a packet is mended.
+    end: u64,
 }
 
 /// The main thread wants no more.
@@ -163,8 +172,8 @@ impl Lane {
         let Some(of) = headers.sub_buffer else { return Ok(()) };
         let (instance, number) = (headers.instance, headers.number);
         let refused = |why: String| notice(kind::REFUSED, format!("sub-buffer {number} is refused: {why}"));
-        let same = at.before.filter(|(before, _)| *before == instance).map(|(_, number)| number);
-        if same.is_some_and(|before| number <= before) {
+        let same = at.before.as_ref().filter(|before| before.instance == instance);
+        if same.is_some_and(|before| number <= before.number) {
             if at.is_again {
                 return Ok(());
             }
@@ -177,24 +186,22 @@ impl Lane {
             },
             None => None,
         };
+        // A merge finds gaps between packets itself.
+        let missing = same.filter(|_| header.is_none()).and_then(|before| missing(before, number, &of));
+        let is_created_again = at.before.is_some() && same.is_none();
         self.say_rest(at).await?;
-        if at.before.is_some() && same.is_none() {
+        if is_created_again {
             let text = "the channel was created again".to_owned();
             let notice = Notice { kind: kind::RECREATED, text, restarts: true };
             self.deliver(Delivery::Notice { notice, n_refused: 0 }).await?;
         }
-        // A merge finds gaps between packets itself.
-        if header.is_none()
-            && let Some(before) = same.filter(|before| number - before > 1)
-        {
-            let (first, last) = (before + 1, number - 1);
-            let text = format!(
-                "sub-buffers {first} to {last} are missing: they were overwritten, or read elsewhere"
-            );
+        if let Some(text) = missing {
             let notice = notice(kind::MISSING, text);
             self.deliver(Delivery::Notice { notice, n_refused: 0 }).await?;
         }
-        (at.before, at.is_again) = (Some((instance, number)), false);
+        let end = of.position.saturating_add(bytes.len() as u64);
+        let before = Before { instance, number, end };
+        (at.before, at.is_again) = (Some(before), false);
         let timed = match header.zip(of.meaning.as_ref()) {
             None => None,
             Some((header, meaning)) => {
@@ -243,4 +250,35 @@ impl Lane {
             }
         }
     }
+}
+
+/// Says what is missing between two sub-buffers of a raw channel, the second with this number.
+///
+/// A reset discards an unfinished sub-buffer without using up its number. Only the position shows that.
+fn missing(before: &Before, number: u64, of: &SubBuffer) -> Option<String> {
+    if of.position == before.end {
+        // A sub-buffer in between had no bytes.
+        return None;
+    }
+    let n_bytes = of.position.saturating_sub(before.end);
+    let (first, last) = (before.number.saturating_add(1), number.saturating_sub(1));
+    let numbers = match last.checked_sub(first) {
+        None => None,
+        Some(0) => Some(format!("sub-buffer {first} is missing")),
+        Some(_) => Some(format!("sub-buffers {first} to {last} are missing")),
+    };
+    let what = match (numbers, n_bytes) {
+        (None, 0) => return None,
+        (None, 1) => format!("1 byte before sub-buffer {number} is missing"),
+        (None, _) => format!("{n_bytes} bytes before sub-buffer {number} are missing"),
+        // Its position need not be true: the message may be another program's.
+        (Some(numbers), 0) => numbers,
+        (Some(numbers), 1) => format!("{numbers}, 1 byte"),
+        (Some(numbers), _) => format!("{numbers}, {n_bytes} bytes"),
+    };
+    let why = match of.geometry.mode() {
+        Mode::Overwrite => "overwritten, discarded by a reset, or read elsewhere",
+        Mode::NoOverwrite => "discarded by a reset, or read elsewhere",
+    };
+    Some(format!("{what}: {why}"))
 }

@@ -1,10 +1,13 @@
 //! The stream of a server, and what to do while that is away.
 
+use std::error::Error;
 use std::fmt::Display;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{Context, GetStreamErrorKind};
+use async_nats::jetstream::context::{
+    Context, GetStreamError, GetStreamErrorKind, RequestError, RequestErrorKind,
+};
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{RawMessage, Stream};
@@ -14,7 +17,7 @@ use tokio_stream::StreamExt;
 
 use super::error::Failure;
 use crate::output::say;
-use crate::server;
+use crate::server::{self, NO_JETSTREAM};
 
 /// The stream, for lanes that read it at the same time.
 pub(super) struct Store {
@@ -26,6 +29,8 @@ pub(super) struct Store {
     name: String,
     /// Whether every replica answers, and without base64.
     is_direct: bool,
+    /// Time before which no message of the stream was stored, in nanoseconds since 1970; 0: not known.
+    since: AtomicU64,
     /// Counts lost connections.
     cuts: watch::Receiver<u64>,
     /// Whether a failure was told, and no success since.
@@ -112,12 +117,20 @@ impl Store {
             GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
                 Failure::NoStream { server: server.to_owned(), stream: name.to_owned() }
             }
-            _ => Failure::Connect { server: server.to_owned(), reason: error.to_string() },
+            _ => Failure::Connect { server: server.to_owned(), reason: reason(&error) },
         })?;
         let is_direct = stream.cached_info().config.allow_direct;
         let (server, name) = (server.to_owned(), name.to_owned());
         let (is_away, is_ending) = (AtomicBool::new(false), AtomicBool::new(false));
-        Ok(Store { context, stream, server, name, is_direct, cuts, is_away, is_ending })
+        let since = AtomicU64::new(0);
+        Ok(Store { context, stream, server, name, is_direct, since, cuts, is_away, is_ending })
+    }
+
+    /// Takes over that the stream was created again, at this time in nanoseconds since 1970. A replica may still have
+    /// the old one for a while, and answer with its messages: they would hide what the new one has before them.
+    pub(super) fn note_creation(&self, created: i128) {
+        // Relaxed: a lane that reads the new stream has synchronized with the look that found it.
+        self.since.store(u64::try_from(created).unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Says nothing of failures from now on.
@@ -135,7 +148,9 @@ impl Store {
     ///
     /// `is_direct`: any replica may answer, if the stream allows it. Headers that cannot be read end the connection then.
     pub(super) async fn next(&self, subject: &str, from: u64, is_direct: bool) -> Found {
-        self.patiently(|| self.try_next(subject, from, is_direct)).await
+        // Not again once the connection was lost meanwhile: these headers may have been the reason.
+        let is_direct = AtomicBool::new(self.is_direct && is_direct);
+        self.patiently(|| self.try_next(subject, from, &is_direct)).await
     }
 
     /// Returns the last message of a subject.
@@ -191,13 +206,18 @@ impl Store {
         Ok(found)
     }
 
-    async fn try_next(&self, subject: &str, from: u64, is_direct: bool) -> Result<Found, Failed> {
-        if self.is_direct && is_direct {
+    async fn try_next(&self, subject: &str, from: u64, is_direct: &AtomicBool) -> Result<Found, Failed> {
+        // Relaxed, both: one task has it.
+        if is_direct.load(Ordering::Relaxed) {
             let get = self.stream.direct_get_builder().sequence(from).next_by_subject(subject);
+            let answer = self.unless_cut(get.send()).await;
+            is_direct.store(answer.is_ok(), Ordering::Relaxed);
             // A message's own headers may look like an answer, or end the connection. So the other way has the last word.
-            if let Ok(Ok(message)) = self.unless_cut(get.send()).await
+            // It also has where clocks of servers differ, and a message seems older than the stream.
+            if let Ok(Ok(message)) = answer
                 && message.sequence >= from
                 && message.subject.as_str() == subject
+                && Place::of(&message).time >= i128::from(self.since.load(Ordering::Relaxed))
             {
                 return Ok(Found::Message(Box::new(message)));
             }
@@ -263,5 +283,15 @@ impl Store {
             attempts += 1;
             tokio::time::sleep(server::pause(attempts)).await;
         }
+    }
+}
+
+/// Returns why a stream cannot be opened.
+fn reason(error: &GetStreamError) -> String {
+    let request = error.source().and_then(|source| source.downcast_ref::<RequestError>());
+    match request.map(RequestError::kind) {
+        Some(RequestErrorKind::NoResponders) => NO_JETSTREAM.to_owned(),
+        Some(RequestErrorKind::TimedOut) => "JetStream does not answer".to_owned(),
+        _ => error.to_string(),
     }
 }

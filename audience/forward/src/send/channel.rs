@@ -1,28 +1,32 @@
-//! Forwards a channel: takes finished sub-buffers of each CPU, one at a time, and gives each back when it is stored.
+//! Forwards a channel: takes finished sub-buffers of each CPU, and gives each back when it is stored.
 //!
-//! A reader gives back all that it has taken of a CPU. So a sub-buffer is taken only when the one before is stored.
+//! ```text
+//! storing.rs   what is begun for a CPU, and what comes of it
+//! taking.rs    sub-buffers out of the buffers
+//! ```
 
+mod storing;
+mod taking;
+
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use audience::{Geometry, Mode};
-use bytes::Bytes;
+use audience::Geometry;
 use relay::ChannelName;
-use relay::trace::packet::{Losses, PacketMaker};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::cpu::{Cpu, Done, Outgoing, Taken};
+use super::cpu::{Cpu, Done};
 use super::idle::Idle;
 use super::lane::Lane;
 use super::link::Link;
-use super::packets::{Packet, Packets};
+use super::packets::Packets;
 use super::source::{Closed, Files, Source};
-use super::texts::Texts;
+use super::spare::Spare;
 use super::window::Window;
-use super::written::Proof;
 use crate::error::Failure;
 use crate::message::{Kind, Subject};
 use crate::server::pause;
@@ -44,6 +48,10 @@ pub(crate) struct Job {
     pub(crate) flush_interval: Option<Duration>,
     /// Bounds the messages on the way, of all channels.
     pub(crate) window: Window,
+    /// Memory for them.
+    pub(crate) spare: Spare,
+    /// Whether the daemon has shared the buffers of a channel.
+    pub(crate) was_opened: Cell<bool>,
     /// Becomes true when nothing more is to be taken.
     pub(crate) stop: watch::Receiver<bool>,
 }
@@ -57,6 +65,7 @@ pub(crate) async fn forward(job: Rc<Job>, channel: ChannelName, until_gone: bool
         let rest = match Source::open(files.clone()) {
             Ok(source) => {
                 troubles.clear(channel.as_str());
+                job.was_opened.set(true);
                 tries = 1;
                 match Forwarding::new(&job, &channel, source, &mut packets).run(&mut idle).await? {
                     Over::Stopped => break,
@@ -66,8 +75,10 @@ pub(crate) async fn forward(job: Rc<Job>, channel: ChannelName, until_gone: bool
                 }
             }
             Err(Closed::Gone(_)) if until_gone => break,
-            Err(Closed::Gone(why) | Closed::Trouble(why)) => {
-                troubles.set(channel.as_str(), &why);
+            // The rights to the channels of a daemon are all the same.
+            Err(Closed::Forbidden(why)) if !job.was_opened.get() => return Err(Failure::Start(why)),
+            Err(closed) => {
+                troubles.set(channel.as_str(), &closed.to_string());
                 tries += 1;
                 pause(tries)
             }
@@ -99,6 +110,8 @@ struct Forwarding<'a> {
     packets: &'a mut Option<Packets>,
     cpus: Vec<Cpu>,
     tasks: JoinSet<(usize, Lane, Result<Done, Failure>)>,
+    /// Says that sub-buffers are stored.
+    progress: Rc<Notify>,
     /// Sends texts that the stream drops soon.
     renewal: JoinSet<Result<(), Failure>>,
     /// When that was begun last.
@@ -121,10 +134,11 @@ impl<'a> Forwarding<'a> {
     ) -> Forwarding<'a> {
         let (geometry, instance) = (*source.reader.geometry(), source.instance);
         *packets = packets.take().filter(|packets| packets.are_of(instance));
+        let progress = Rc::new(Notify::new());
         let cpu = |cpu| {
             let kind = Kind::Cpu(cpu as u32);
             let subject = Subject { host: job.host.clone(), channel: channel.clone(), kind };
-            Cpu::new(Lane::new(&job.link, &subject, instance))
+            Cpu::new(Lane::new(&job.link, &subject, instance), &progress)
         };
         let cpus = (0..source.reader.n_bufs()).map(cpu).collect();
         let (tasks, renewal) = (JoinSet::new(), JoinSet::new());
@@ -137,6 +151,7 @@ impl<'a> Forwarding<'a> {
             packets,
             cpus,
             tasks,
+            progress,
             renewal,
             renewed,
             is_replaced,
@@ -164,7 +179,8 @@ impl<'a> Forwarding<'a> {
                 return Ok(Over::Stopped);
             } else if self.is_replaced && !waits {
                 return Ok(Over::Gone);
-            } else if !self.source.is_gone && !waits && idle.is_over(at_rest.elapsed()) {
+            } else if self.can_close() && !waits && idle.is_over(at_rest.elapsed()) {
+                self.job.spare.clear();
                 return Ok(Over::Idle);
             }
             // While messages are on the way, each acknowledgement is a look at all buffers.
@@ -185,6 +201,7 @@ impl<'a> Forwarding<'a> {
                 Some(renewed) = self.renewal.join_next() => {
                     renewed.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))?;
                 }
+                () = self.progress.notified() => {}
                 guard = self.source.bell.readable(), if is_armed => {
                     if let Ok(mut guard) = guard {
                         guard.clear_ready();
@@ -193,6 +210,7 @@ impl<'a> Forwarding<'a> {
                 () = tokio::time::sleep(tick) => {}
                 _ = stop.wait_for(|stop| *stop), if !stopping => {}
             }
+            (0..self.cpus.len()).for_each(|cpu| self.give_back(cpu));
             if self.source.is_gone && self.tasks.is_empty() && !self.is_replaced {
                 self.reopen();
             }
@@ -203,176 +221,16 @@ impl<'a> Forwarding<'a> {
         }
     }
 
+    /// Whether the buffers may be closed. A text that is cut short may be stored later: the next one would be taken for it.
+    fn can_close(&self) -> bool {
+        !self.source.is_gone && self.renewal.is_empty()
+    }
+
     /// Whether a sub-buffer is there that cannot be stored now.
     fn waits(&self) -> bool {
         // The dictionary of a channel that was replaced does not come any more.
         let is_lost = self.is_replaced && self.lacks_dictionary;
         !is_lost && self.cpus.iter().any(Cpu::is_refused)
-    }
-
-    /// Begins what can be begun of a CPU.
-    fn begin(&mut self, cpu: usize) {
-        let Some(state) = self.cpus.get_mut(cpu) else { return };
-        if state.rests() {
-            return;
-        }
-        let Some(mut lane) = state.lane.take() else { return };
-        if state.taken.is_none() && !self.source.reader.has_finished(cpu) {
-            state.note_nothing();
-            state.lane = Some(lane);
-            return;
-        }
-        let (len, window) = (self.geometry.subbuf_size(), &self.job.window);
-        let Some(room) = state.room.take().or_else(|| window.try_enter(len)) else {
-            let window = window.clone();
-            self.tasks.spawn_local(async move { (cpu, lane, Ok(Done::Entered(window.enter(len).await))) });
-            return;
-        };
-        let Some(taken) = self.take(cpu) else {
-            self.put_back(cpu, lane);
-            return;
-        };
-        let (is_known, tries) = self.cpus.get(cpu).map_or((true, 1), |state| (state.is_known, state.tries()));
-        if !is_known {
-            let timed = self.geometry.timed();
-            let proof = if timed { Proof::Packet } else { Proof::Bytes(taken.bytes.clone()) };
-            self.tasks.spawn_local(async move {
-                let answer = lane.find(taken.number, &proof, tries).await;
-                (cpu, lane, Ok(Done::Found(taken, room, answer)))
-            });
-            return;
-        }
-        match self.outgoing(cpu, taken, tries) {
-            Ok(outgoing) => {
-                self.tasks.spawn_local(async move {
-                    let done = outgoing.store(&mut lane).await;
-                    drop(room);
-                    (cpu, lane, done)
-                });
-            }
-            // It stays in the buffer, and the room is for others.
-            Err(NoDictionary) => {
-                self.put_back(cpu, lane);
-                self.refused(cpu);
-            }
-        }
-    }
-
-    /// Puts the lane of a CPU back.
-    fn put_back(&mut self, cpu: usize, lane: Lane) {
-        if let Some(state) = self.cpus.get_mut(cpu) {
-            state.lane = Some(lane);
-        }
-    }
-
-    /// Leaves a sub-buffer that was taken in its buffer, for a later try.
-    fn refused(&mut self, cpu: usize) {
-        if let Some(state) = self.cpus.get_mut(cpu) {
-            state.note_refused();
-            self.source.take_again(cpu);
-        }
-    }
-
-    /// Returns what is to be stored of a sub-buffer.
-    fn outgoing(&mut self, cpu: usize, taken: Taken, tries: u32) -> Result<Outgoing, NoDictionary> {
-        let (instance, geometry) = (self.source.instance, self.geometry);
-        let Taken { number, position, losses, .. } = taken;
-        let (body, packet) = if geometry.timed() {
-            let (packet, texts) = self.packet(cpu, taken)?;
-            (Bytes::from(packet.bytes), Some((texts, packet.timeline, packet.end)))
-        } else {
-            (taken.bytes, None)
-        };
-        Ok(Outgoing { instance, number, geometry, position, losses, body, packet, tries })
-    }
-
-    /// Copies the next sub-buffer of a CPU that is not stored yet. Gives back those that are.
-    fn take(&mut self, cpu: usize) -> Option<Taken> {
-        let state = self.cpus.get_mut(cpu)?;
-        if let Some(taken) = state.taken.take() {
-            return Some(taken);
-        }
-        while let Some(found) = self.source.reader.next_finished(cpu) {
-            let (number, cut) = (found.number, found.cut());
-            if state.stored.is_some_and(|stored| number <= stored) {
-                self.source.release(cpu);
-                continue;
-            }
-            let mut bytes = Vec::with_capacity(found.len());
-            found.copy_to(&mut bytes);
-            // What a writer overwrites meanwhile counts as overwritten.
-            if self.geometry.mode() == Mode::NoOverwrite || found.is_whole() {
-                let losses = Losses { lost: found.lost, too_big: found.too_big };
-                let position = found.begin.wrapping_add(cut as u64);
-                let (cut, bytes) = (cut.min(bytes.len()), bytes.into());
-                return Some(Taken { number, position, losses, cut, bytes });
-            }
-        }
-        // If there is one, another reader has read past what was taken here: that is settled first.
-        self.source.release(cpu);
-        None
-    }
-
-    /// Makes the packet of a sub-buffer.
-    fn packet(&mut self, cpu: usize, taken: Taken) -> Result<(Packet, Rc<Texts>), NoDictionary> {
-        let Some(state) = self.cpus.get_mut(cpu) else { return Err(NoDictionary) };
-        if self.packets.is_none() {
-            let (host, overwrites) = (self.job.host.as_str(), self.geometry.mode() == Mode::Overwrite);
-            let (link, files) = (&self.job.link, self.source.files.clone());
-            let begun = Packets::begin(link, files, (host, self.channel), self.source.instance, overwrites);
-            match begun {
-                Ok(begun) => *self.packets = Some(begun),
-                Err(error) => {
-                    let why = format!("channel '{}': its dictionary cannot be read: {error}", self.channel);
-                    self.job.link.troubles.set(self.channel.as_str(), &why);
-                    // The daemon may have gone.
-                    self.source.arm();
-                    self.lacks_dictionary = true;
-                    return Err(NoDictionary);
-                }
-            }
-            self.job.link.troubles.clear(self.channel.as_str());
-        }
-        let Some(packets) = self.packets.as_mut() else { return Err(NoDictionary) };
-        self.lacks_dictionary = false;
-        let records = taken.bytes.get(taken.cut..).unwrap_or_default();
-        // An event that a living daemon does not know is no event. A dead one may have known it.
-        if !packets.learn(records) && self.source.is_gone && !self.is_replaced {
-            return Err(NoDictionary);
-        }
-        let maker = state.maker.get_or_insert_with(|| {
-            let (end, losses) = state.before;
-            let at_first = (taken.number == 0).then(Losses::default);
-            PacketMaker::new(cpu as u32, end, losses.or(at_first))
-        });
-        if taken.cut > 0 {
-            maker.note_cut();
-        }
-        Ok((packets.make(maker, taken.number, taken.losses, records), Rc::clone(&packets.texts)))
-    }
-
-    /// Takes the result of a CPU's task.
-    fn done(&mut self, cpu: usize, lane: Lane, done: Done) {
-        let Some(state) = self.cpus.get_mut(cpu) else { return };
-        state.lane = Some(lane);
-        match done {
-            Done::Entered(room) => state.room = room,
-            Done::Found(taken, _, Some(answer)) if answer.is_stored => {
-                state.note_stored(taken.number, answer.end.unwrap_or(state.before));
-                self.source.release(cpu);
-            }
-            Done::Found(taken, room, Some(answer)) => {
-                state.is_known = true;
-                state.before = answer.end.unwrap_or(state.before);
-                (state.taken, state.room) = (Some(taken), Some(room));
-            }
-            Done::Stored(number, end) => {
-                state.note_stored(number, end);
-                self.source.release(cpu);
-            }
-            // It stays in the buffer, and the room is for others.
-            Done::Found(_, _, None) | Done::Refused => self.refused(cpu),
-        }
     }
 
     /// Sends texts again that the stream drops soon. Packets that are there need them.
@@ -393,8 +251,8 @@ impl<'a> Forwarding<'a> {
         self.is_replaced = !self.source.reopen();
         for (cpu, state) in self.cpus.iter_mut().enumerate() {
             // The last daemon may have ended before it was told what is stored.
-            if state.taken.is_none() {
-                self.source.release(cpu);
+            if let Some(stored) = state.stored {
+                self.source.release_until(cpu, stored);
             }
             // The next one has the dictionary.
             if !self.source.is_gone {

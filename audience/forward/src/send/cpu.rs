@@ -7,27 +7,27 @@
 //!    ^                                |                         |
 //!    |                                +<-----------no-----------+
 //!    |                                v
-//!    +--given back, or taken again-- storing
+//!    +--all stored, or taken again-- storing <--- further ones
 //! ```
+//!
+//! Each is given back when it is stored, and those before it are.
 
 use std::rc::Rc;
 use std::time::Instant;
 
-use audience::Geometry;
 use bytes::Bytes;
-use relay::clock::Timeline;
 use relay::trace::packet::{Losses, PacketMaker};
+use tokio::sync::Notify;
 
+use super::feed::Feed;
 use super::lane::{Answer, Lane, Put};
-use super::texts::Texts;
+use super::pauses;
 use super::window::Room;
-use super::written::{End, Proof};
-use crate::error::Failure;
-use crate::message::{Headers, Meaning, Part, SubBuffer};
+use super::written::End;
 use crate::server::pause;
 
 /// Tries of the first attempt to store a sub-buffer, and of those behind it.
-const TRIES: [u32; 2] = [3, 1];
+const TRIES: [u32; 2] = [pauses::TRIES, 1];
 
 /// A copied sub-buffer.
 pub(crate) struct Taken {
@@ -47,6 +47,12 @@ pub(crate) struct Cpu {
     pub(crate) room: Option<Room>,
     /// A sub-buffer that was taken and is not on the way.
     pub(crate) taken: Option<Taken>,
+    /// Sub-buffers that are on the way, or go there next.
+    pub(crate) feed: Rc<Feed>,
+    /// Whether a task stores those.
+    pub(crate) is_storing: bool,
+    /// Number of the last one of them.
+    pub(crate) fed: Option<u64>,
     /// Whether the first sub-buffer was found that the stream does not have.
     pub(crate) is_known: bool,
     /// Number of the last sub-buffer that is stored.
@@ -66,18 +72,20 @@ pub(crate) enum Done {
     Entered(Option<Room>),
     /// The server says whether it has a sub-buffer. `None`: it does not answer.
     Found(Taken, Room, Option<Answer>),
-    /// The sub-buffer with this number is stored; how it ends.
-    Stored(u64, End),
-    /// The server does not take it.
-    Refused,
+    /// All that was in the feed is stored, or the server does not take the next of it.
+    Put(Put),
 }
 
 impl Cpu {
-    pub(crate) fn new(lane: Lane) -> Cpu {
+    /// `progress` hears of sub-buffers that are stored.
+    pub(crate) fn new(lane: Lane, progress: &Rc<Notify>) -> Cpu {
         Cpu {
             lane: Some(lane),
             room: None,
             taken: None,
+            feed: Rc::new(Feed::new(progress)),
+            is_storing: false,
+            fed: None,
             is_known: false,
             stored: None,
             maker: None,
@@ -104,7 +112,8 @@ impl Cpu {
 
     /// Notes that a sub-buffer was refused. Packets begin again behind what is stored.
     pub(crate) fn note_refused(&mut self) {
-        self.maker = None;
+        self.feed.clear();
+        (self.taken, self.room, self.fed, self.maker) = (None, None, None, None);
         self.refused = self.refused.saturating_add(1);
         self.again = Some(Instant::now() + pause(self.refused.saturating_add(1)));
     }
@@ -125,56 +134,5 @@ impl Cpu {
     pub(crate) fn note_stored(&mut self, number: u64, end: End) {
         (self.stored, self.before) = (Some(number), end);
         (self.refused, self.again) = (0, None);
-    }
-}
-
-/// A sub-buffer for the stream.
-pub(crate) struct Outgoing {
-    pub(crate) instance: u64,
-    pub(crate) number: u64,
-    pub(crate) geometry: Geometry,
-    pub(crate) position: u64,
-    pub(crate) losses: Losses,
-    pub(crate) body: Bytes,
-    /// Of a packet: the texts that say what it means, its clock, and how it ends.
-    pub(crate) packet: Option<(Rc<Texts>, Timeline, End)>,
-    pub(crate) tries: u32,
-}
-
-impl Outgoing {
-    /// Stores the sub-buffer, and before it the texts that it needs.
-    pub(crate) async fn store(self, lane: &mut Lane) -> Result<Done, Failure> {
-        let mut sub_buffer = SubBuffer {
-            geometry: self.geometry,
-            position: self.position,
-            lost: self.losses.lost,
-            too_big: self.losses.too_big,
-            meaning: None,
-        };
-        let end = self.packet.as_ref().map_or((0, None), |(_, _, end)| *end);
-        let proof = match &self.packet {
-            Some(_) => Proof::Packet,
-            None => Proof::Bytes(self.body.clone()),
-        };
-        loop {
-            let mut generation = None;
-            if let Some((texts, timeline, _)) = &self.packet {
-                let Some(places) = texts.send(self.tries).await? else { return Ok(Done::Refused) };
-                let (dictionary, processes) = (places.dictionary, places.processes);
-                sub_buffer.meaning = Some(Meaning { timeline: timeline.clone(), dictionary, processes });
-                generation = Some(places.generation);
-            }
-            let headers = Headers {
-                instance: self.instance,
-                number: self.number,
-                part: Part::WHOLE,
-                sub_buffer: Some(sub_buffer.clone()),
-            };
-            match lane.put(&headers, &self.body, &proof, generation, self.tries).await? {
-                Put::Stored(_) => return Ok(Done::Stored(self.number, end)),
-                Put::Refused => return Ok(Done::Refused),
-                Put::Outdated => {}
-            }
-        }
     }
 }

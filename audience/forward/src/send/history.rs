@@ -52,6 +52,13 @@ impl History {
         true
     }
 
+    /// Adds a message that came behind the others.
+    pub(crate) fn add_behind(&mut self, sequence: u64, written: &Written) {
+        if written.headers.part.is_last() {
+            self.stored.insert(written.headers.number, sequence);
+        }
+    }
+
     /// Returns the sequence of the message that ends a sub-buffer, if there is one that says so.
     pub(crate) fn stored(&self, number: u64) -> Option<u64> {
         self.stored.get(&number).copied()

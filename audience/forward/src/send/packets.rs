@@ -1,5 +1,6 @@
 //! Packets of a timed channel, and what the daemon says that they mean.
 
+use std::collections::HashSet;
 use std::io;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -10,16 +11,18 @@ use relay::clock::{Anchor, Timeline};
 use relay::trace::definition::Definitions;
 use relay::trace::event::{Cause, id};
 use relay::trace::metadata::Metadata;
+use relay::trace::names::Names;
 use relay::trace::packet::{HEADER_LEN, Losses, PacketHeader, PacketMaker, SubBuffer};
 use relay::trace::record::Records;
 
 use super::link::Link;
 use super::source::Files;
+use super::spare::Spare;
 use super::texts::Texts;
 use super::written::End;
 use crate::message::ANCHORS_MAX;
 
-/// Shortest time between two looks at clock and processes.
+/// Time between two looks at clock and processes, if no thread is new.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What a timed channel's packets mean.
@@ -31,6 +34,8 @@ pub(crate) struct Packets {
     definitions: Definitions,
     timeline: Timeline,
     looked: Instant,
+    /// Threads that need no look before it is time: those of the text, and those that it lacked.
+    threads: HashSet<u32>,
     cause: Cause,
 }
 
@@ -58,11 +63,13 @@ impl Packets {
             definitions: Definitions::new(),
             timeline: files.read(instance, "clock")?.parse().map_err(io::Error::other)?,
             looked: Instant::now(),
+            threads: HashSet::new(),
             // In overwrite mode there is always room.
             cause: if overwrites { Cause::Contended } else { Cause::Full },
             files,
         };
-        packets.texts.set_processes(packets.files.read(instance, "processes").unwrap_or_default());
+        let processes = packets.files.read(instance, "processes").unwrap_or_default();
+        packets.set_processes(processes);
         packets.read_metadata()?;
         Ok(packets)
     }
@@ -89,11 +96,12 @@ impl Packets {
         number: u64,
         losses: Losses,
         records: &[u8],
+        spare: &Spare,
     ) -> Packet {
-        self.look();
+        self.look(records);
         let newest = newest_stamp(&self.timeline);
         let subbuf = SubBuffer { number, losses, newest, cause: self.cause, records };
-        let mut bytes = Vec::with_capacity(HEADER_LEN + records.len() + 64);
+        let mut bytes = spare.take(HEADER_LEN + records.len() + 64);
         maker.packet(&subbuf, &self.definitions, &mut bytes);
         let header = bytes.first_chunk().and_then(|header| PacketHeader::decode(header, 0).ok());
         let span = header.map_or((0, u64::MAX), |header| (header.begin, header.end));
@@ -101,19 +109,38 @@ impl Packets {
     }
 
     /// Keeps up with clock and processes. Without a daemon, what was known last stays.
-    fn look(&mut self) {
-        if self.looked.elapsed() < LOOK_AGAIN {
+    ///
+    /// The daemon knows a process before that writes its first record. So a look at a process whose records are here
+    /// finds it, however short its life was.
+    fn look(&mut self, records: &[u8]) {
+        if self.looked.elapsed() >= LOOK_AGAIN {
+            self.looked = Instant::now();
+            self.threads.clear();
+        } else if !self.has_new_threads(records) {
             return;
         }
-        self.looked = Instant::now();
         if let Some(timeline) =
             self.files.read(self.instance, "clock").ok().and_then(|text| text.parse().ok())
         {
             self.timeline = timeline;
         }
         if let Ok(processes) = self.files.read(self.instance, "processes") {
-            self.texts.set_processes(processes);
+            self.set_processes(processes);
         }
+        // A thread that no text has is looked for once in this time.
+        self.threads.extend(threads_of(records));
+    }
+
+    fn has_new_threads(&self, records: &[u8]) -> bool {
+        let mut last = None;
+        threads_of(records).any(|tid| last.replace(tid) != Some(tid) && !self.threads.contains(&tid))
+    }
+
+    fn set_processes(&mut self, text: String) {
+        let names = Names::new(Definitions::new(), &text);
+        let threads = names.threads().map(|(tid, _)| tid);
+        self.threads.extend(names.processes().map(|process| process.pid).chain(threads));
+        self.texts.set_processes(text);
     }
 
     fn read_metadata(&mut self) -> io::Result<()> {
@@ -123,6 +150,11 @@ impl Packets {
         self.texts.set_metadata(text);
         Ok(())
     }
+}
+
+/// Iterates over the threads of records, as often as they have records.
+fn threads_of(records: &[u8]) -> impl Iterator<Item = u32> {
+    Records::new(records).map_while(Result::ok).map(|record| record.tid)
 }
 
 /// Returns the timeline with some of its anchors: those around these stamps, and two at least, for the rate.

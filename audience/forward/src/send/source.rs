@@ -1,6 +1,7 @@
 //! A channel as the forwarder sees it: its mapped buffers, and its files in the mount.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,13 +9,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use audience::{ReadError, Reader, Refused};
+use audience::{ConnectError, ReadError, Reader, Refused};
 use nix::errno::Errno;
 use relay::ChannelName;
+use relay::system::mountinfo::{self, FS_TYPE};
 use thiserror::Error;
 use tokio::io::unix::AsyncFd;
 
 use super::bell;
+
+/// Which processes may read channels.
+pub(crate) const READERS: &str =
+    "its files are for the user who mounted it, root, and the group that relayfsd --group names";
 
 /// Why a channel cannot be forwarded now.
 #[derive(Debug, Error)]
@@ -22,6 +28,9 @@ pub(crate) enum Closed {
     /// There is no daemon, or no such channel.
     #[error("{0}; waiting for it")]
     Gone(String),
+    /// This process may not read it.
+    #[error("{0}")]
+    Forbidden(String),
     /// The daemon refuses, or something failed.
     #[error("{0}")]
     Trouble(String),
@@ -93,6 +102,17 @@ pub(crate) fn channels(mount: &Path) -> io::Result<Vec<ChannelName>> {
     Ok(status.lines().filter_map(|line| line.strip_prefix("channel ")?.parse().ok()).collect())
 }
 
+/// Returns whether it is a daemon's mount that does not let this process in.
+///
+/// Without one, it is the directory below, which another user may keep from us until the daemon mounts there.
+pub(crate) fn is_refused_for_good(mount: &Path) -> bool {
+    // A path that this process cannot look up stays so, whatever is mounted.
+    let Ok(point) = mountinfo::resolve(mount) else { return true };
+    mountinfo::read().is_ok_and(|entries| {
+        mountinfo::topmost(&entries, &point).is_some_and(|entry| entry.fs_type == FS_TYPE)
+    })
+}
+
 /// A channel's mapped buffers.
 pub(crate) struct Source {
     pub(crate) files: Files,
@@ -110,15 +130,18 @@ impl Source {
     pub(crate) fn open(files: Files) -> Result<Source, Closed> {
         let missing =
             || Closed::Gone(format!("there is no channel '{}' on {}", files.channel, files.mount.display()));
+        let forbidden = |error: &dyn Display| {
+            Closed::Forbidden(format!("channel '{}' is not forwarded: {error}; {READERS}", files.channel))
+        };
         let instance = files.instance().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if files.is_mounted() => missing(),
-            io::ErrorKind::PermissionDenied => {
-                Closed::Trouble(format!("channel '{}' cannot be read: {error}", files.channel))
-            }
+            io::ErrorKind::PermissionDenied if is_refused_for_good(&files.mount) => forbidden(&error),
             _ => Closed::Gone(format!("no relayfs is mounted on {}", files.mount.display())),
         })?;
         let reader = Reader::open(&files.mount, files.channel.as_str()).map_err(|error| match error {
             ReadError::Refused(Refused { errno, .. }) if errno == Errno::ENOENT as i32 => missing(),
+            ReadError::Connect(ConnectError::Forbidden { .. }) => forbidden(&error),
+            ReadError::Refused(Refused { errno, .. }) if errno == Errno::EPERM as i32 => forbidden(&error),
             ReadError::Connect(_) => Closed::Gone(format!("channel '{}': {error}", files.channel)),
             error => Closed::Trouble(format!("channel '{}' is not forwarded: {error}", files.channel)),
         })?;
@@ -141,12 +164,12 @@ impl Source {
         }
     }
 
-    /// Gives back what was taken of a CPU.
-    pub(crate) fn release(&mut self, cpu: usize) {
+    /// Gives back what was taken of a CPU, up to this number.
+    pub(crate) fn release_until(&mut self, cpu: usize, number: u64) {
         if self.is_gone {
             return;
         }
-        match self.reader.release(cpu) {
+        match self.reader.release_until(cpu, number) {
             // Overwritten meanwhile, or read by another process too.
             Ok(()) | Err(ReadError::Stale) => {}
             Err(_) => self.is_gone = true,

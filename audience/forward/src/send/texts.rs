@@ -8,9 +8,8 @@ use bytes::Bytes;
 use relay::ChannelName;
 use tokio::sync::Mutex;
 
-use super::lane::{Lane, Put};
+use super::lane::Lane;
 use super::link::Link;
-use super::written::Proof;
 use crate::error::Failure;
 use crate::message::{Headers, Kind, Part, Subject};
 
@@ -43,6 +42,8 @@ struct Text {
     text: Bytes,
     /// Sequence of the first message with the text, and the stream's generation then.
     place: Option<(u64, u64)>,
+    /// How often messages had been removed from the stream when it was known to be there.
+    removals: u64,
 }
 
 /// Where the texts are.
@@ -60,7 +61,7 @@ impl Texts {
     pub(crate) fn new(link: &Rc<Link>, (host, channel): (&str, &ChannelName), instance: u64) -> Texts {
         let text = |kind| {
             let subject = Subject { host: host.to_owned(), channel: channel.clone(), kind };
-            Text { lane: Lane::new(link, &subject, instance), text: Bytes::new(), place: None }
+            Text { lane: Lane::new(link, &subject, instance), text: Bytes::new(), place: None, removals: 0 }
         };
         let (metadata, processes) = (text(Kind::Metadata), text(Kind::Processes));
         Texts {
@@ -88,10 +89,36 @@ impl Texts {
         self.sent.try_lock().is_ok_and(|sent| {
             [&sent.metadata, &sent.processes].iter().any(|text| {
                 text.place.is_some_and(|(sequence, generation)| {
-                    generation != self.link.generation() || self.link.is_old(sequence)
+                    let may_be_removed = text.removals != self.link.removals();
+                    may_be_removed || generation != self.link.generation() || self.link.is_old(sequence)
                 })
             })
         })
+    }
+
+    /// Returns where the texts are, if all are in the stream.
+    pub(crate) fn places(&self) -> Option<Places> {
+        let sent = self.sent.try_lock().ok().filter(|sent| sent.at.elapsed() < AGAIN)?;
+        let generation = self.link.generation();
+        let dictionary = self.place(&sent.metadata, &self.metadata.borrow(), generation)?;
+        let processes = self.processes.borrow();
+        let processes = match processes.is_empty() {
+            true => None,
+            false => Some(self.place(&sent.processes, &processes, generation)?),
+        };
+        Some(Places { dictionary, processes, generation })
+    }
+
+    /// Returns the sequence of a text in this generation of the stream, if it is there and stays.
+    fn place(&self, sent: &Text, text: &Bytes, generation: u64) -> Option<u64> {
+        self.place_before(sent, text, generation).filter(|_| sent.removals == self.link.removals())
+    }
+
+    /// Returns the sequence like [`Self::place`], but the text may have been removed from there since.
+    fn place_before(&self, sent: &Text, text: &Bytes, generation: u64) -> Option<u64> {
+        let place = sent.place.filter(|_| sent.text == *text);
+        let place = place.filter(|(sequence, of)| *of == generation && !self.link.is_old(*sequence));
+        place.map(|(sequence, _)| sequence)
     }
 
     /// Sends the texts, as far as they are not in the stream. `None`: the server does not take them.
@@ -134,20 +161,22 @@ impl Texts {
         generation: u64,
         tries: u32,
     ) -> Result<Option<u64>, Failure> {
-        let place = sent.place.filter(|_| sent.text == text);
-        if let Some((sequence, _)) =
-            place.filter(|(sequence, of)| *of == generation && !self.link.is_old(*sequence))
+        if let Some(sequence) = self.place(sent, &text, generation) {
+            return Ok(Some(sequence));
+        }
+        let removals = self.link.removals();
+        if let Some(sequence) = self.place_before(sent, &text, generation)
+            && sent.lane.has_parts(sequence).await.is_ok_and(|has_parts| has_parts)
         {
+            sent.removals = removals;
             return Ok(Some(sequence));
         }
         let Some(number) = sent.lane.next_number(tries).await else { return Ok(None) };
         let headers = Headers { instance: self.instance, number, part: Part::WHOLE, sub_buffer: None };
-        match sent.lane.put(&headers, &text, &Proof::Nothing, None, tries).await? {
-            Put::Stored(sequence) => {
-                (sent.text, sent.place) = (text, Some((sequence, generation)));
-                Ok(Some(sequence))
-            }
-            Put::Refused | Put::Outdated => Ok(None),
+        let stored = sent.lane.put(headers, text.clone(), tries).await?;
+        if let Some(sequence) = stored {
+            (sent.text, sent.place, sent.removals) = (text, Some((sequence, generation)), removals);
         }
+        Ok(stored)
     }
 }

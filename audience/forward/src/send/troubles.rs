@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use async_nats::{ClientError, Event};
 use tokio::sync::watch;
 
 use crate::output::say;
+use crate::server::{Change, Trouble};
 
 /// The troubles of the moment.
 #[derive(Debug)]
@@ -14,8 +14,20 @@ pub(crate) struct Troubles {
     /// Where the servers are, for messages.
     servers: String,
     inner: Mutex<Inner>,
-    /// Whether there is a connection.
-    connected: watch::Sender<bool>,
+    /// Whether there is a connection, and how many were lost.
+    connection: watch::Sender<(bool, u64)>,
+    start: watch::Sender<Start>,
+}
+
+/// How far the start is.
+#[derive(Debug)]
+enum Start {
+    /// It is not known whether there can be a connection, and the stream.
+    Open,
+    /// There will be none, for this reason.
+    Hopeless(String),
+    /// There was one.
+    Done,
 }
 
 #[derive(Debug, Default)]
@@ -29,40 +41,75 @@ struct Inner {
 impl Troubles {
     /// Begins without trouble and without a connection.
     pub(crate) fn new(servers: String) -> Troubles {
-        Troubles { servers, inner: Mutex::default(), connected: watch::Sender::new(false) }
+        let (connection, start) = (watch::Sender::new((false, 0)), watch::Sender::new(Start::Open));
+        Troubles { servers, inner: Mutex::default(), connection, start }
     }
 
-    /// Takes a word of the client's about its connection.
-    pub(crate) fn event(&self, event: &Event) {
+    /// Takes what becomes of the connection.
+    pub(crate) fn change(&self, change: Change) {
         let servers = &self.servers;
-        match event {
-            Event::Connected => {
-                self.connected.send_replace(true);
+        match change {
+            Change::Made => {
+                self.connection.send_modify(|(is_there, _)| *is_there = true);
                 if !std::mem::take(&mut self.lock().server).is_empty() {
                     say(format_args!("connected to {servers}"));
                 }
             }
-            Event::Disconnected => {
-                self.connected.send_replace(false);
+            Change::Lost => {
+                self.connection.send_modify(|(is_there, n_lost)| (*is_there, *n_lost) = (false, *n_lost + 1));
                 self.server(format!("no connection to {servers}: lost; trying again"));
             }
-            Event::ClientError(ClientError::Other(why)) => {
-                self.server(format!("no connection to {servers}: {why}; trying again"));
+            Change::Missing(trouble) => self.trouble(&format!("no connection to {servers}"), trouble),
+            Change::Refused(trouble) => self.trouble(servers, trouble),
+        }
+    }
+
+    /// Says a trouble of the connection, or ends the start.
+    fn trouble(&self, what: &str, Trouble { why, advice }: Trouble) {
+        let is_started = matches!(*self.start.borrow(), Start::Done);
+        if let Some(advice) = advice.filter(|_| !is_started) {
+            self.start.send_replace(Start::Hopeless(format!("{what}: {why}; {advice}")));
+            return;
+        }
+        self.server(format!("{what}: {why}; trying again"));
+    }
+
+    /// Notes that there was a connection, and the stream. From then on, whatever is missing is waited for.
+    pub(crate) fn note_started(&self) {
+        self.start.send_replace(Start::Done);
+    }
+
+    /// Waits until it is known that only the operator can make a connection possible. Returns why.
+    pub(crate) async fn until_hopeless(&self) -> String {
+        let mut start = self.start.subscribe();
+        loop {
+            if let Start::Hopeless(why) = &*start.borrow_and_update() {
+                return why.clone();
             }
-            Event::ServerError(error) => self.server(format!("{servers}: {error}; trying again")),
-            _ => {}
+            // The sender is part of this value.
+            let _ = start.changed().await;
         }
     }
 
     /// Returns whether there is a connection.
     pub(crate) fn is_connected(&self) -> bool {
-        *self.connected.borrow()
+        self.connection.borrow().0
+    }
+
+    /// Returns how many connections were lost.
+    pub(crate) fn n_lost(&self) -> u64 {
+        self.connection.borrow().1
     }
 
     /// Waits until there is a connection, or none.
     pub(crate) async fn until(&self, connected: bool) {
         // The sender is part of this value.
-        let _ = self.connected.subscribe().wait_for(|now| *now == connected).await;
+        let _ = self.connection.subscribe().wait_for(|(is_there, _)| *is_there == connected).await;
+    }
+
+    /// Waits until more connections are lost than these.
+    pub(crate) async fn until_lost(&self, n_lost: u64) {
+        let _ = self.connection.subscribe().wait_for(|(_, lost)| *lost > n_lost).await;
     }
 
     /// Notes that `what` has this trouble. Says it, unless the same trouble is known, of this or of others.

@@ -30,10 +30,15 @@ pub(crate) struct Written {
     stamp: u64,
 }
 
-/// Returns a message's id. `lane` is what ids of its subject begin with, `before` the sequence that it expects.
-pub(crate) fn id(lane: &str, headers: &Headers, before: u64, token: u64) -> String {
+/// Returns a message's id. `lane` is what ids of its subject begin with, `before` the sequence that the first of its run
+/// expects. `place`, of a linked one, is a number that no other message of the process has.
+///
+/// Tries of a message that is not linked have the same id: a stream with copies stores one of them, also while another is in
+/// process. Tries of a linked one have different ids: what is linked to the first is not stored behind the second.
+pub(crate) fn id(lane: &str, headers: &Headers, before: u64, place: Option<u64>, token: u64) -> String {
     let (instance, number, part) = (headers.instance, headers.number, headers.part.number());
-    format!("{lane}/{instance:016x}/{number}/{part}@{before}.{token:016x}")
+    let place = place.map(|place| format!(".{place}")).unwrap_or_default();
+    format!("{lane}/{instance:016x}/{number}/{part}@{before}{place}.{token:016x}")
 }
 
 impl Written {
@@ -66,9 +71,13 @@ impl Written {
 
 fn token(lane: &str, headers: &Headers, map: &HeaderMap) -> Option<u64> {
     let text = map.get_last(ID)?.as_str();
-    let (before, token) = text.rsplit_once('@')?.1.split_once('.')?;
+    let (numbers, token) = text.rsplit_once('@')?.1.rsplit_once('.')?;
+    let (before, place) = match numbers.split_once('.') {
+        Some((before, place)) => (before, Some(place.parse().ok()?)),
+        None => (numbers, None),
+    };
     let (before, token) = (before.parse().ok()?, u64::from_str_radix(token, 16).ok()?);
-    (text == id(lane, headers, before, token)).then_some(token)
+    (text == id(lane, headers, before, place, token)).then_some(token)
 }
 
 fn header(packet: &[u8]) -> Option<PacketHeader> {
@@ -122,6 +131,11 @@ impl Plan {
         (self.room, self.last) == (room, last)
     }
 
+    /// Returns whether the last part has this token.
+    pub(crate) fn ends(&self, last: u64) -> bool {
+        self.last == last
+    }
+
     /// Returns how many parts are stored, if this is the last message of the subject.
     pub(crate) fn stored(&self, last: Option<&Written>) -> u32 {
         let Some(Written { headers, token, .. }) = last else { return 0 };
@@ -173,18 +187,24 @@ mod tests {
     #[test]
     fn ids_of_other_programs_are_not_ours() {
         let ours = headers(5, Part::new(2, 3).unwrap());
-        let text = id(LANE, &ours, 41, 0xabc);
-        assert_eq!(text, "h/cpu/cpu0/0000000000000007/5/2@41.0000000000000abc");
-        assert_eq!(read(&ours, &text).unwrap().token, 0xabc);
+        for (place, end) in [(None, "@41.0000000000000abc"), (Some(8), "@41.8.0000000000000abc")] {
+            let text = id(LANE, &ours, 41, place, 0xabc);
+            assert_eq!(text, format!("h/cpu/cpu0/0000000000000007/5/2{end}"));
+            assert_eq!(read(&ours, &text).unwrap().token, 0xabc);
+        }
         for wrong in [
             "",
             "x",
             "h/cpu/cpu0/0000000000000007/5/2@41",
+            "h/cpu/cpu0/0000000000000007/5/2@41.8",
             "h/cpu/cpu0/0000000000000007/5/2@41.abc",
-            "h/cpu/cpu0/0000000000000007/5/2@041.0000000000000abc",
-            "h/cpu/cpu0/0000000000000007/5/1@41.0000000000000abc",
-            "h/cpu/cpu0/0000000000000007/6/2@41.0000000000000abc",
-            "h/cpu/cpu1/0000000000000007/5/2@41.0000000000000abc",
+            "h/cpu/cpu0/0000000000000007/5/2@41.8.9.0000000000000abc",
+            "h/cpu/cpu0/0000000000000007/5/2@41.8.abc",
+            "h/cpu/cpu0/0000000000000007/5/2@041.8.0000000000000abc",
+            "h/cpu/cpu0/0000000000000007/5/2@41.8.0000000000000abc.",
+            "h/cpu/cpu0/0000000000000007/5/1@41.8.0000000000000abc",
+            "h/cpu/cpu0/0000000000000007/6/2@41.8.0000000000000abc",
+            "h/cpu/cpu1/0000000000000007/5/2@41.8.0000000000000abc",
         ] {
             assert!(read(&ours, wrong).is_none(), "{wrong}");
         }

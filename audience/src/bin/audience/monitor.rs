@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::thread;
 
-use crate::error::{Failure, SILENT};
+use crate::error::{Failure, SILENT, means_gone};
 use crate::mount;
 
 use self::look::Look;
@@ -37,11 +37,10 @@ pub(crate) fn look(mount: &Path) -> Result<Look, Failure> {
     let path: PathBuf = mount.join(".relay/status");
     match fs::read_to_string(&path) {
         Ok(text) => Ok(Look::parse(&text)),
-        Err(source) if source.kind() == ErrorKind::NotFound => Err(if mount::is_mounted(mount)? {
-            Failure::NoStatus(mount.to_owned())
-        } else {
-            Failure::NotMounted(mount.to_owned())
-        }),
+        Err(source) if source.kind() == ErrorKind::NotFound && mount::is_mounted(mount)? => {
+            Err(Failure::NoStatus(mount.to_owned()))
+        }
+        Err(source) if means_gone(&source) => Err(Failure::NotMounted(mount.to_owned())),
         Err(source) => Err(Failure::open(&path, source)),
     }
 }

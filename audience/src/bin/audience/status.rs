@@ -22,8 +22,8 @@ use crate::wait_for_channel::poll_timeout;
 
 pub(crate) use self::list::list;
 
-/// Clears a terminal, and goes to its first line.
-const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
+/// Goes to the first line of a terminal, and clears the screen. What has scrolled out of it is the user's, and stays.
+const CLEAR: &str = "\x1b[H\x1b[J";
 
 /// A channel with all that is said of it.
 struct Shown<'a> {
@@ -79,7 +79,7 @@ impl<'a> Shown<'a> {
 fn look(options: &Status) -> Result<Look, Failure> {
     monitor::check_answer(&options.mount)?;
     let look = monitor::look(&options.mount)?;
-    match options.channels.iter().find(|name| look.channel(name.as_str()).is_none()) {
+    match options.channels().find(|name| look.channel(name.as_str()).is_none()) {
         None => Ok(look),
         Some(name) => Err(Failure::NoChannel {
             channel: name.clone(),
@@ -91,7 +91,8 @@ fn look(options: &Status) -> Result<Look, Failure> {
 
 fn wanted<'a>(options: &'a Status, look: &'a Look) -> impl Iterator<Item = &'a ChannelLook> {
     let is_wanted = |channel: &&ChannelLook| {
-        options.channels.is_empty() || options.channels.iter().any(|name| name.as_str() == channel.name)
+        let mut names = options.channels().peekable();
+        names.peek().is_none() || names.any(|name| name.as_str() == channel.name)
     };
     look.channels.iter().filter(is_wanted)
 }

@@ -7,6 +7,7 @@ mod kernel_module;
 mod pieces;
 mod wait_mount;
 
+use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -119,7 +120,7 @@ fn run(options: &Options) -> Result<(Counts, usize), Failure> {
     if options.messages.is_empty() {
         relay_stdio::input()?;
     }
-    let channel = open(options)?;
+    let channel = open(options, OsStr::new(""))?;
     let geometry = channel.geometry();
     if options.level.is_some() && !geometry.timed() {
         return Err(RequestError::NotTimed.into());
@@ -136,7 +137,7 @@ fn run(options: &Options) -> Result<(Counts, usize), Failure> {
         None => Kind::Bytes,
     };
     let end = if options.null { 0 } else { b'\n' };
-    let mut producer = Producer { batch, kind, end, message_max: max, continues: false };
+    let mut producer = Producer { batch, kind, end, message_max: max, continues: false, rested: false };
     let tried = if options.messages.is_empty() {
         if is_stream(&io::stdin())? {
             producer.outlive_daemons(options.mount());
@@ -157,12 +158,13 @@ fn run(options: &Options) -> Result<(Counts, usize), Failure> {
 }
 
 /// Opens the channel, and says so if that is wanted.
-fn open(options: &Options) -> Result<Channel, Failure> {
+fn open(options: &Options, program: &OsStr) -> Result<Channel, Failure> {
     let geometry = options.geometry();
     let channel = Channel::builder(options.mount(), options.channel.as_str())
         .create(geometry.is_some())
         .geometry(geometry.unwrap_or_default())
         .transport(options.transport.into())
+        .program(program)
         .open()?;
     if options.verbose {
         let (geometry, n_bufs) = (channel.geometry(), channel.n_bufs());
@@ -204,6 +206,8 @@ struct Producer {
     message_max: usize,
     /// Whether a part of the present line has been written.
     continues: bool,
+    /// Whether there was no further input for a while.
+    rested: bool,
 }
 
 /// Returns whether input is a pipe, a socket or a terminal, where it comes as it is written.
@@ -257,6 +261,11 @@ impl Producer {
         feed(io::stdin().lock(), cut, MESSAGE_MAX, self)
     }
 
+    /// Looks for the daemon if there was no input for a while.
+    fn look_after_rest(&mut self) -> Result<(), RequestError> {
+        if std::mem::take(&mut self.rested) { self.batch.look_for_daemon() } else { Ok(()) }
+    }
+
     #[cold]
     fn tell_skipped(&self, number: u64) {
         say(&format!(
@@ -270,6 +279,7 @@ impl Sink for Producer {
     type Error = Failure;
 
     fn message(&mut self, number: u64, message: &[u8]) -> Result<(), Failure> {
+        self.look_after_rest()?;
         if matches!(self.kind, Kind::Bytes) {
             if message.len() > self.message_max {
                 // Pushed all the same: the daemon counts it if it gets there.
@@ -287,6 +297,7 @@ impl Sink for Producer {
         if matches!(self.kind, Kind::Bytes) {
             return Ok(false);
         }
+        self.look_after_rest()?;
         self.continues = true;
         self.push(part)?;
         Ok(true)
@@ -299,6 +310,7 @@ impl Sink for Producer {
     }
 
     fn pause(&mut self) -> Result<(), Failure> {
+        self.rested = true;
         Ok(self.batch.send()?)
     }
 }

@@ -3,6 +3,7 @@
 //! Almost every message takes the first, inlined path, for bare messages and for records alike. All that is rare is in
 //! other functions.
 
+use std::hint::black_box;
 use std::sync::atomic::AtomicU64;
 
 use relay::layout::abi::BufferBlock;
@@ -50,48 +51,49 @@ impl DirectBuffers {
         if message.len() > DIRECT_MAX {
             return self.bytes_here(only, message, drop_if_full);
         }
-        match self.here_by_c_library(only) {
-            Some(place) => self.bytes_at(place, only, message, drop_if_full),
-            None => self.bytes_here(only, message, drop_if_full),
+        let Some((cpu_buffer, here)) = self.here_by_c_library(only) else {
+            return self.bytes_here(only, message, drop_if_full);
+        };
+        // A timed buffer takes no bare message: there seems to be no room for it.
+        let writer = Writer::new(&cpu_buffer.buffer, here);
+        let appended = if drop_if_full { writer.append_or_drop(message) } else { writer.append(message) };
+        match appended {
+            Appended::Done => Direct::Written,
+            Appended::Dropped => full(),
+            Appended::Elsewhere => self.bytes_elsewhere(only, message, drop_if_full),
+            Appended::Interrupted => self.bytes_again(only, message, drop_if_full),
         }
     }
 
     /// Writes bytes if the C library has not registered the calling thread, or if they are long.
     #[inline(never)]
     fn bytes_here(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
-        match self.here(only) {
-            Some(place) if message.len() <= DIRECT_MAX => self.bytes_at(place, only, message, drop_if_full),
-            _ => self.bytes_elsewhere(Appended::Interrupted, only, message, drop_if_full),
-        }
-    }
-
-    #[inline(always)]
-    fn bytes_at(
-        &self,
-        (cpu_buffer, here): (&CpuBuffer, impl Executor),
-        only: Option<usize>,
-        message: &[u8],
-        drop_if_full: bool,
-    ) -> Direct {
-        // A timed buffer takes no bare message: there seems to be no room for it.
-        match Writer::new(&cpu_buffer.buffer, here).append(message) {
+        let place = if message.len() <= DIRECT_MAX { self.here(only) } else { None };
+        let Some((cpu_buffer, here)) = place else { return self.bytes_again(only, message, drop_if_full) };
+        let writer = Writer::new(&cpu_buffer.buffer, here);
+        let appended = if drop_if_full { writer.append_or_drop(message) } else { writer.append(message) };
+        match appended {
             Appended::Done => Direct::Written,
-            Appended::Elsewhere if drop_if_full && self.drop_if_blocked(cpu_buffer, here, message.len()) => {
-                Direct::Full
-            }
-            appended => self.bytes_elsewhere(appended, only, message, drop_if_full),
+            Appended::Dropped => Direct::Full,
+            Appended::Elsewhere => self.bytes_elsewhere(only, message, drop_if_full),
+            Appended::Interrupted => self.bytes_again(only, message, drop_if_full),
         }
     }
 
+    /// Continues without room behind the last message.
     #[inline(never)]
-    fn bytes_elsewhere(
-        &self,
-        appended: Appended,
-        only: Option<usize>,
-        message: &[u8],
-        drop_if_full: bool,
-    ) -> Direct {
-        self.write_elsewhere(TRIES_MAX, appended, only, Content::Bytes(message), drop_if_full)
+    fn bytes_elsewhere(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
+        if drop_if_full && self.drop_here(only, self.space_of(message.len())) {
+            return Direct::Full;
+        }
+        self.write_elsewhere(TRIES_MAX, Appended::Elsewhere, only, Content::Bytes(message), drop_if_full)
+    }
+
+    /// Continues after an interruption. A function without an argument for that: the usual way would have to set it.
+    #[cold]
+    #[inline(never)]
+    fn bytes_again(&self, only: Option<usize>, message: &[u8], drop_if_full: bool) -> Direct {
+        self.write_elsewhere(TRIES_MAX, Appended::Interrupted, only, Content::Bytes(message), drop_if_full)
     }
 
     /// Writes a record like [`Self::write`].
@@ -104,18 +106,17 @@ impl DirectBuffers {
         drop_if_full: bool,
     ) -> Direct {
         let RecordOf { id, defined, about } = of;
-        let admitted = self.admit_record(|| self.here_by_c_library(only), of, payload);
-        let Some((head, cpu_buffer, here)) = admitted else {
+        let Some((head, writer)) = self.admit_record_quickly(only, of, payload) else {
             return self.record_here(only, id, defined, about, payload, drop_if_full);
         };
-        match Writer::new(&cpu_buffer.buffer, here).append_record(head, payload) {
+        let appended = if drop_if_full {
+            writer.append_record_quick::<true>(head, payload)
+        } else {
+            writer.append_record_quick::<false>(head, payload)
+        };
+        match appended {
             Appended::Done => Direct::Written,
-            Appended::Elsewhere
-                if drop_if_full
-                    && self.drop_if_blocked(cpu_buffer, here, RECORD_OVERHEAD + payload.len()) =>
-            {
-                Direct::Full
-            }
+            Appended::Dropped => full(),
             appended => self.record_elsewhere(appended, only, id, defined, about, payload, drop_if_full),
         }
     }
@@ -160,93 +161,49 @@ impl DirectBuffers {
         payload: &[u8],
         drop_if_full: bool,
     ) -> Direct {
+        let no_room = appended == Appended::Elsewhere;
+        if no_room && drop_if_full && self.drop_here(only, RECORD_OVERHEAD + payload.len()) {
+            return Direct::Full;
+        }
         let content = Content::Record(RecordOf { id, defined, about }, payload);
         self.write_elsewhere(TRIES_MAX, appended, only, content, drop_if_full)
     }
 
-    /// Returns what almost every record needs: its head, and the buffer. `None`: there is more to look at.
+    /// Returns what almost every record needs: its head, and the writing end of the buffer. `None`: there is more to look
+    /// at.
     #[inline(always)]
-    fn admit_record<'a, R: Executor>(
+    pub(super) fn admit_record_quickly(
+        &self,
+        only: Option<usize>,
+        of: RecordOf<'_>,
+        payload: &[u8],
+    ) -> Option<(u64, Writer<'_, impl Executor + use<>>)> {
+        if payload.len() > self.record_max() {
+            return None;
+        }
+        let (cpu_buffer, here) = self.here_by_c_library(only)?;
+        let tid = self.attachment.has_noted(of.about, cpu_buffer.buffer.threads_if_quick()?)?;
+        let head = head(of.id_in(self.instance)?, tid, payload);
+        Some((head, Writer::new(&cpu_buffer.buffer, here)))
+    }
+
+    /// Returns what a record needs, and notes its thread. `None`: there is more to look at.
+    pub(super) fn admit_record<'a, R: Executor>(
         &self,
         place: impl FnOnce() -> Option<(&'a CpuBuffer, R)>,
         of: RecordOf<'_>,
         payload: &[u8],
     ) -> Option<(u64, &'a CpuBuffer, R)> {
-        if payload.len() >= self.record_below {
+        if payload.len() > self.record_max() {
             return None;
         }
         let this = ThisThread::known()?;
         let (cpu_buffer, here) = place()?;
-        let tid = of.about.unwrap_or(this.id());
+        let tid = of.about.unwrap_or_else(|| self.attachment.number_of(this.id()));
         if !self.attachment.knows(this.generation(), tid, &cpu_buffer.buffer) {
             return None;
         }
         Some((head(of.id_in(self.instance)?, tid, payload), cpu_buffer, here))
-    }
-
-    /// Drops a message without room, if an earlier message found the buffer blocked.
-    /// `space` is what it needs in a sub-buffer. Writing to full buffers should not cost more than writing to others.
-    #[inline(never)]
-    fn drop_if_blocked<R: Executor>(&self, cpu_buffer: &CpuBuffer, here: R, space: usize) -> bool {
-        // Buffers whose writing has ended stay full for ever.
-        let dropped = !self.is_over() && Writer::new(&cpu_buffer.buffer, here).drop_if_blocked(space);
-        if dropped {
-            self.after_refusal(cpu_buffer);
-        }
-        dropped
-    }
-
-    /// Appends a message behind the last one. False: nothing was done.
-    #[inline(always)]
-    pub(crate) fn append(&self, message: &[u8]) -> bool {
-        if message.len() > DIRECT_MAX {
-            return false;
-        }
-        match self.here_by_c_library(None) {
-            Some((cpu_buffer, here)) => {
-                Writer::new(&cpu_buffer.buffer, here).append(message) == Appended::Done
-            }
-            None => self.append_here(message),
-        }
-    }
-
-    /// Appends a message if the C library has not registered the calling thread.
-    #[inline(never)]
-    fn append_here(&self, message: &[u8]) -> bool {
-        self.here(None).is_some_and(|(cpu_buffer, here)| {
-            Writer::new(&cpu_buffer.buffer, here).append(message) == Appended::Done
-        })
-    }
-
-    /// Appends a record of a built-in event behind the last one. False: nothing was done.
-    #[inline(always)]
-    pub(crate) fn append_record(&self, id: u16, payload: &[u8]) -> bool {
-        match self.admit_record(|| self.here_by_c_library(None), RecordOf::built_in(id), payload) {
-            Some((head, cpu_buffer, here)) => {
-                Writer::new(&cpu_buffer.buffer, here).append_record(head, payload) == Appended::Done
-            }
-            None => self.append_record_here(id, payload),
-        }
-    }
-
-    /// Appends a record if the C library has not registered the calling thread.
-    #[cold]
-    #[inline(never)]
-    fn append_record_here(&self, id: u16, payload: &[u8]) -> bool {
-        self.admit_record(|| self.here(None), RecordOf::built_in(id), payload).is_some_and(
-            |(head, cpu_buffer, here)| {
-                Writer::new(&cpu_buffer.buffer, here).append_record(head, payload) == Appended::Done
-            },
-        )
-    }
-
-    /// Drops a message that was not appended, if there is no room. Returns whether it did.
-    pub(crate) fn drop_if_full(&self, message: &[u8]) -> bool {
-        !self.is_timed()
-            && message.len() <= DIRECT_MAX
-            && self
-                .here(None)
-                .is_some_and(|(cpu_buffer, here)| self.drop_if_blocked(cpu_buffer, here, message.len()))
     }
 
     /// Writes like [`DirectBuffers::write`], but calls `subbuf_start` before a sub-buffer begins.
@@ -285,7 +242,7 @@ impl DirectBuffers {
             match writer.append(message) {
                 Appended::Done => return Direct::Written,
                 Appended::Interrupted => continue,
-                Appended::Elsewhere => {}
+                Appended::Elsewhere | Appended::Dropped => {}
             }
             if let Attempt::Done(outcome) = writer.write_elsewhere_if(message, Some(callback)) {
                 return self.settle(cpu_buffer, here, outcome, message.len(), true);
@@ -328,7 +285,7 @@ impl DirectBuffers {
         if is_record && !self.is_timed() {
             return Admitted::No(Direct::OtherKind);
         }
-        let longest = if self.is_timed() { self.record_below - 1 } else { buffer.geometry().subbuf_size() };
+        let longest = if self.is_timed() { self.record_max() } else { buffer.geometry().subbuf_size() };
         if content.len() > longest.min(MESSAGE_MAX) {
             count_in(buffer, here, |block| &block.too_big);
             buffer.note_too_big(self.space_of(content.len()));
@@ -343,10 +300,9 @@ impl DirectBuffers {
             };
         }
         let this = ThisThread::find();
-        let tid = content.about().unwrap_or(this.id());
+        let tid = content.about().unwrap_or_else(|| self.attachment.number_of(this.id()));
         let Some(form) = content.stamped(self.instance, tid) else {
-            count_in(buffer, here, |block| &block.dropped);
-            buffer.note_dropped(0); // not for lack of room
+            count_dropped(buffer, here, 0); // not for lack of room
             return Admitted::No(Direct::NotDefined);
         };
         match self.attachment.introduce(this, tid, buffer) {
@@ -428,8 +384,7 @@ impl DirectBuffers {
             }
             WriteResult::Full => {
                 if drop_if_full {
-                    count_in(&cpu_buffer.buffer, here, |block| &block.dropped);
-                    cpu_buffer.buffer.note_dropped(self.space_of(len));
+                    count_dropped(&cpu_buffer.buffer, here, self.space_of(len));
                 }
                 if outcome.switched {
                     self.after_switch(&cpu_buffer.buffer);
@@ -476,15 +431,30 @@ impl DirectBuffers {
 
     /// Puts the caller into a timed channel's table of threads.
     pub(crate) fn note_thread(&self, tid: Option<u32>) {
-        if let Some(cpu_buffer) = self.cpu_buffers.first() {
+        if let Some(cpu_buffer) = self.cpu_buffers.all().first() {
             self.attachment.note(tid.unwrap_or(ThisThread::find().id()), &cpu_buffer.buffer);
         }
     }
+}
+
+/// Returns [`Direct::Full`], in a way that keeps the compiler from setting it, for each message, before the sequence that
+/// may drop it.
+#[inline(always)]
+fn full() -> Direct {
+    black_box(());
+    Direct::Full
 }
 
 /// Counts a message in a buffer: in the given counter if the thread is still on its CPU.
 fn count_in<R: Executor>(buffer: &Buffer, here: R, counter: impl FnOnce(&BufferBlock) -> &AtomicU64) {
     if !Writer::new(buffer, here).count(1, counter) {
         buffer.count_dropped_elsewhere(1);
+    }
+}
+
+/// Counts a dropped message that would have taken `len` bytes: on its CPU if the thread is still there.
+fn count_dropped<R: Executor>(buffer: &Buffer, here: R, len: usize) {
+    if !Writer::new(buffer, here).count_dropped(len) {
+        buffer.count_full_elsewhere(len);
     }
 }

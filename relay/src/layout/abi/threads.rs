@@ -22,13 +22,19 @@ impl ThreadTable {
     /// Notes that the thread `tid` belongs to the process with this number; a writer does so before each record.
     #[inline(always)]
     pub fn note(&self, tid: u32, process: u32) {
-        let (slot, word) =
-            (&self.words[tid as usize % THREADS_LEN], u64::from(process) << 32 | u64::from(tid));
+        let word = word_of(tid, process);
         // Relaxed: a word of another thread is overwritten whenever it was seen.
-        let before = slot.load(Ordering::Relaxed);
+        let before = self.words[tid as usize % THREADS_LEN].load(Ordering::Relaxed);
         if before != word {
             self.replace(before, word);
         }
+    }
+
+    /// Returns whether [`Self::note`] would change nothing.
+    #[inline(always)]
+    pub fn has(&self, tid: u32, process: u32) -> bool {
+        // Relaxed: as in `note`.
+        self.words[tid as usize % THREADS_LEN].load(Ordering::Relaxed) == word_of(tid, process)
     }
 
     #[cold]
@@ -73,6 +79,10 @@ impl ThreadTable {
     }
 }
 
+fn word_of(tid: u32, process: u32) -> u64 {
+    u64::from(process) << 32 | u64::from(tid)
+}
+
 /// Returns the place of the word that moves.
 fn second(index: usize) -> usize {
     (index + THREADS_LEN / 2) % THREADS_LEN
@@ -93,6 +103,7 @@ mod tests {
         table.note(u32::MAX, 4);
         assert_eq!((table.process_of(7), table.process_of(u32::MAX)), (Some(3), Some(4)));
         assert_eq!(table.threads().collect::<Vec<_>>(), [(7, 3), (u32::MAX, 4)]);
+        assert!(table.has(7, 3) && !table.has(7, 4) && !table.has(7 + 4096, 3));
         table.note(7 + 4096, 5);
         assert_eq!((table.process_of(7), table.process_of(7 + 4096)), (None, Some(5)));
     }

@@ -17,7 +17,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, si
 
 use crate::memory::sync::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
-/// Page size of x86-64.
+/// Page size of x86-64, and of most kernels of aarch64.
 /// With larger pages, replacing a page fails, and the signal ends the process as before.
 pub(super) const PAGE: usize = 4096;
 /// Bits of an entry's word for the mapping's number of pages: 2 TiB at most.

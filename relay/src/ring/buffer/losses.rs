@@ -6,6 +6,9 @@ use super::{Buffer, add};
 use crate::clock::realtime_tick;
 use crate::memory::sync::{AtomicU64, Ordering};
 
+/// Messages that are dropped in such intervals are a burst, in nanoseconds. Two ticks of the slowest kernel.
+const BURST: u64 = 20_000_000;
+
 impl Buffer {
     /// Counts messages whose tries were all interrupted.
     pub fn count_contended(&self, n: u64) {
@@ -21,15 +24,29 @@ impl Buffer {
         }
     }
 
-    /// Notes that a message was refused for lack of room, which would have taken `len` bytes.
-    /// The caller counts the message.
-    pub fn note_dropped(&self, len: usize) {
-        let block = self.block();
-        note_time(&block.last_dropped);
-        note_len(&block.longest_dropped, len);
+    /// Counts a message of `len` bytes that was refused for lack of room, from any CPU.
+    pub fn count_full_elsewhere(&self, len: usize) {
+        self.count_dropped_elsewhere(1);
+        note_len(&self.block().longest_dropped, len);
+        self.note_bytes_dropped_elsewhere(len);
+    }
+
+    /// Counts the bytes of a message that was refused for lack of room, from any CPU.
+    pub(crate) fn note_bytes_dropped_elsewhere(&self, len: usize) {
         if !cfg!(loom) {
-            add(&block.dropped_bytes, len as u64);
+            add(&self.block().dropped_bytes_elsewhere, len as u64);
         }
+    }
+
+    /// Notes time and length of a message that was refused for lack of room. The caller counts it, and its bytes.
+    /// Returns whether the last one before was less than [`BURST`] ago.
+    pub(crate) fn note_dropped(&self, len: usize) -> bool {
+        let block = self.block();
+        note_len(&block.longest_dropped, len);
+        // Relaxed, as in `note_time`.
+        let before = if cfg!(loom) { 0 } else { block.last_dropped.load(Ordering::Relaxed) };
+        let now = note_time(&block.last_dropped);
+        now.wrapping_sub(before) < BURST
     }
 
     /// Notes that a message was refused because its `len` bytes are too many for any sub-buffer.
@@ -52,12 +69,15 @@ impl Buffer {
     }
 }
 
-/// Stores the present. Models leave it out: they need not watch what no code depends on.
-fn note_time(word: &AtomicU64) {
-    if !cfg!(loom) {
-        // Relaxed: the time says nothing about other memory.
-        word.store(realtime_tick(), Ordering::Relaxed);
+/// Stores the present, and returns it. Models leave it out: they need not watch what no code depends on.
+fn note_time(word: &AtomicU64) -> u64 {
+    if cfg!(loom) {
+        return 0;
     }
+    let now = realtime_tick();
+    // Relaxed: the time says nothing about other memory.
+    word.store(now, Ordering::Relaxed);
+    now
 }
 
 /// Raises a longest length.

@@ -52,8 +52,8 @@ impl Reader {
         }
         let behind = widths.count(self.cursor, state);
         let n_subbufs = self.buffer.geometry().n_subbufs() as i64;
-        // After half a reset the reader is ahead, by less than a lap. Ending a blocked buffer moves the state one
-        // further than a writer would.
+        // After half a reset the reader is ahead, by less than a lap. A daemon of an earlier release that ended a blocked
+        // buffer has moved the state one further than a writer would.
         let may_be = match self.buffer.geometry().mode() {
             Mode::NoOverwrite => (-n_subbufs..2 * n_subbufs + 1).contains(&behind),
             Mode::Overwrite => behind >= -n_subbufs,
@@ -102,7 +102,7 @@ impl Reader {
             return; // the record may be that of another sub-buffer by now
         }
         let behind = self.buffer.widths().count(self.cursor, self.state());
-        // Where a blocked buffer was ended, the record may also be that of another sub-buffer.
+        // Where an earlier release has ended a blocked buffer, the record may also be that of another sub-buffer.
         if (0..=self.buffer.geometry().n_subbufs() as i64).contains(&behind) {
             // Relaxed: the load of `state` orders it.
             let begin = self.buffer.record(self.cursor).begin.load(Ordering::Relaxed);

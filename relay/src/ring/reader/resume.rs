@@ -85,8 +85,8 @@ impl Reader {
         let lost = get(&block.overwritten_bytes).wrapping_add(get(&block.discarded_bytes));
         let counted = get(&block.read_bytes).wrapping_add(lost);
         let size = self.size();
-        // An overwritten sub-buffer, or one not begun yet, has no record. The record of one lap ago may be gone where a
-        // blocked buffer was ended.
+        // An overwritten sub-buffer, or one not begun yet, has no record. The record of one lap ago may be gone where an
+        // earlier release has ended a blocked buffer.
         let overwrite = self.buffer.geometry().mode() == Mode::Overwrite;
         if behind < 0 || behind > n_subbufs || self.lapped() {
             if counted > size {
@@ -142,7 +142,7 @@ impl Reader {
         }
         let behind = widths.count(self.cursor, state);
         let half_reset = self.cursor == widths.next_lap(state);
-        // Ending a blocked buffer moves the state one further than a writer would.
+        // A daemon of an earlier release that ended a blocked buffer has moved the state one further than a writer would.
         let may_be = match self.buffer.geometry().mode() {
             Mode::NoOverwrite => (0..2 * n_subbufs + 1).contains(&behind),
             Mode::Overwrite => behind >= 0,

@@ -1,9 +1,10 @@
 //! The area of a thread, which rseq(2) registers: the C library's, or one of ours.
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::asm;
 use std::marker::PhantomData;
 
-use super::{RseqExecutor, own};
+use super::{RseqExecutor, linked, own};
 use crate::memory::sync::{AtomicIsize, Ordering};
 
 /// Where the areas of this process's threads are: the distance from the thread pointer to that of the C library, or one
@@ -97,8 +98,15 @@ impl Sequences {
 
 impl ThreadArea {
     #[inline(always)]
-    fn at(offset: isize) -> ThreadArea {
+    pub(super) fn at(offset: isize) -> ThreadArea {
         ThreadArea { offset, of_this_thread: PhantomData }
+    }
+
+    /// Returns the area's address.
+    #[cfg(target_arch = "aarch64")]
+    #[inline(always)]
+    pub(super) fn address(self) -> *mut u32 {
+        std::ptr::with_exposed_provenance_mut(own::thread_pointer().wrapping_add_signed(self.offset))
     }
 
     fn is_registered(self) -> bool {
@@ -109,6 +117,7 @@ impl ThreadArea {
     /// Returns the CPU of the calling thread at this moment.
     /// The number is above that of any CPU if the thread is not registered.
     #[inline(always)]
+    #[cfg(target_arch = "x86_64")]
     pub fn cpu(self) -> usize {
         let cpu: usize;
         // SAFETY: there is an area at this distance from where fs points: that which the C library has for every thread,
@@ -119,6 +128,18 @@ impl ThreadArea {
                 options(nostack, preserves_flags, readonly))
         };
         cpu
+    }
+
+    /// Returns the CPU of the calling thread at this moment.
+    /// The number is above that of any CPU if the thread is not registered.
+    #[inline(always)]
+    #[cfg(target_arch = "aarch64")]
+    pub fn cpu(self) -> usize {
+        // SAFETY: inside the area, see `address`.
+        let word = unsafe { self.address().add(1) };
+        // SAFETY: there is an area at this distance from the thread pointer: that which the C library has for every thread,
+        // registered or not, or one of ours, which are never unmapped. The kernel keeps its second word up to date.
+        unsafe { word.read_volatile() as usize }
     }
 
     /// Returns an executor that writes the buffer of `cpu` for the calling thread.
@@ -143,6 +164,7 @@ fn look() -> isize {
 }
 
 /// Asks the C library for its areas, and otherwise tries to register one for the calling thread.
+/// If that thread is registered, a C library that is linked statically has done so, or another library.
 #[cold]
 fn find_areas() -> isize {
     match c_library::offset() {
@@ -150,16 +172,19 @@ fn find_areas() -> isize {
         None => match own::register() {
             Ok(()) => OWN,
             // The kernel has another area of the thread.
-            Err(nix::Error::EINVAL | nix::Error::EBUSY) => TAKEN,
+            Err(nix::Error::EINVAL | nix::Error::EBUSY) => linked::offset().unwrap_or(TAKEN),
             Err(_) => REFUSED,
         },
     }
 }
 
-/// For tests of `own`.
+/// For tests of `own`: the distance of the C library's areas, also in programs that are linked statically.
 #[cfg(test)]
 pub(super) fn of_c_library() -> Option<isize> {
-    c_library::offset()
+    static FOUND: std::sync::OnceLock<Option<isize>> = std::sync::OnceLock::new();
+    // In a thread that no test has changed.
+    let find = || c_library::offset().or_else(linked::offset);
+    *FOUND.get_or_init(|| std::thread::spawn(find).join().expect("a search"))
 }
 
 /// glibc 2.35 and later registers an area for each thread, at the same distance from its thread pointer.

@@ -1,84 +1,140 @@
 //! Pieces of assembly that sequences have in common.
 
-/// From this length on, `rep movsb` copies, which processors do best with long copies.
-pub(super) const REP_MOVSB_MIN: usize = 2048;
-
-/// Copies rcx bytes from rsi to rdi inside a sequence.
-/// The moves overlap and have the largest fitting size. Uses {tmp}, rdi, rsi, rcx, xmm0-7; continues at 60.
+/// Copies {n} bytes from {src} to {dst} inside a sequence, and leaves these three as they are.
+/// The moves overlap and have the largest fitting size. From the length at `$wide_from` on they have 32 bytes; see
+/// `Window`. Uses {tmp}, {end} and vector registers, of which a caller declares all: `vzeroupper` changes all of them.
+/// Continues at 60.
 macro_rules! copy {
-    () => {
-        "
-        cmp rcx, 16
+    ($wide_from:literal) => {
+        concat!(
+            "
+        cmp {n}, 16
         jb 20f
-        cmp rcx, 32
+        cmp {n}, 32
         ja 30f
-        movups xmm0, [rsi]
-        movups xmm1, [rsi + rcx - 16]
-        movups [rdi], xmm0
-        movups [rdi + rcx - 16], xmm1
+        movups xmm0, [{src}]
+        movups xmm1, [{src} + {n} - 16]
+        movups [{dst}], xmm0
+        movups [{dst} + {n} - 16], xmm1
         jmp 60f
-    30: cmp rcx, 64
+    30: cmp {n}, 64
         ja 40f
-        movups xmm0, [rsi]
-        movups xmm1, [rsi + 16]
-        movups xmm2, [rsi + rcx - 32]
-        movups xmm3, [rsi + rcx - 16]
-        movups [rdi], xmm0
-        movups [rdi + 16], xmm1
-        movups [rdi + rcx - 32], xmm2
-        movups [rdi + rcx - 16], xmm3
+        movups xmm0, [{src}]
+        movups xmm1, [{src} + 16]
+        movups xmm2, [{src} + {n} - 32]
+        movups xmm3, [{src} + {n} - 16]
+        movups [{dst}], xmm0
+        movups [{dst} + 16], xmm1
+        movups [{dst} + {n} - 32], xmm2
+        movups [{dst} + {n} - 16], xmm3
         jmp 60f
-    40: cmp rcx, {rep_movsb_min}
+    40: cmp {n}, ",
+            $wide_from,
+            "
         jae 50f
-        movups xmm4, [rsi + rcx - 64]
-        movups xmm5, [rsi + rcx - 48]
-        movups xmm6, [rsi + rcx - 32]
-        movups xmm7, [rsi + rcx - 16]
-        lea rcx, [rdi + rcx - 64]
-    41: movups xmm0, [rsi]
-        movups xmm1, [rsi + 16]
-        movups xmm2, [rsi + 32]
-        movups xmm3, [rsi + 48]
-        add rsi, 64
-        movups [rdi], xmm0
-        movups [rdi + 16], xmm1
-        movups [rdi + 32], xmm2
-        movups [rdi + 48], xmm3
-        add rdi, 64
-        cmp rdi, rcx
+        movups xmm4, [{src} + {n} - 64]
+        movups xmm5, [{src} + {n} - 48]
+        movups xmm6, [{src} + {n} - 32]
+        movups xmm7, [{src} + {n} - 16]
+        lea {end}, [{n} - 64]
+        xor {tmp:e}, {tmp:e}
+    41: movups xmm0, [{src} + {tmp}]
+        movups xmm1, [{src} + {tmp} + 16]
+        movups xmm2, [{src} + {tmp} + 32]
+        movups xmm3, [{src} + {tmp} + 48]
+        movups [{dst} + {tmp}], xmm0
+        movups [{dst} + {tmp} + 16], xmm1
+        movups [{dst} + {tmp} + 32], xmm2
+        movups [{dst} + {tmp} + 48], xmm3
+        add {tmp}, 64
+        cmp {tmp}, {end}
         jb 41b
-        movups [rcx], xmm4
-        movups [rcx + 16], xmm5
-        movups [rcx + 32], xmm6
-        movups [rcx + 48], xmm7
+        movups [{dst} + {end}], xmm4
+        movups [{dst} + {end} + 16], xmm5
+        movups [{dst} + {end} + 32], xmm6
+        movups [{dst} + {end} + 48], xmm7
         jmp 60f
-    50: rep movsb
+    50: vmovups ymm0, [{src}]
+        vmovups ymm1, [{src} + 32]
+        cmp {n}, 128
+        ja 51f
+        vmovups ymm2, [{src} + {n} - 64]
+        vmovups ymm3, [{src} + {n} - 32]
+        vmovups [{dst}], ymm0
+        vmovups [{dst} + 32], ymm1
+        vmovups [{dst} + {n} - 64], ymm2
+        vmovups [{dst} + {n} - 32], ymm3
+        vzeroupper
         jmp 60f
-    20: cmp rcx, 8
+    51: vmovups ymm4, [{src} + {n} - 128]
+        vmovups ymm5, [{src} + {n} - 96]
+        vmovups ymm6, [{src} + {n} - 64]
+        vmovups ymm7, [{src} + {n} - 32]
+        lea {end}, [{n} - 128]
+        cmp {n}, 256
+        ja 52f
+        vmovups ymm2, [{src} + 64]
+        vmovups ymm3, [{src} + 96]
+        vmovups [{dst}], ymm0
+        vmovups [{dst} + 32], ymm1
+        vmovups [{dst} + 64], ymm2
+        vmovups [{dst} + 96], ymm3
+        jmp 54f
+    52: mov {tmp:e}, {dst:e}
+        neg {tmp:e}
+        and {tmp:e}, 31
+        vmovups [{dst}], ymm0
+    53: vmovups ymm0, [{src} + {tmp}]
+        vmovups ymm1, [{src} + {tmp} + 32]
+        vmovups ymm2, [{src} + {tmp} + 64]
+        vmovups ymm3, [{src} + {tmp} + 96]
+        vmovups [{dst} + {tmp}], ymm0
+        vmovups [{dst} + {tmp} + 32], ymm1
+        vmovups [{dst} + {tmp} + 64], ymm2
+        vmovups [{dst} + {tmp} + 96], ymm3
+        sub {tmp}, -128
+        cmp {tmp}, {end}
+        jb 53b
+    54: vmovups [{dst} + {end}], ymm4
+        vmovups [{dst} + {end} + 32], ymm5
+        vmovups [{dst} + {end} + 64], ymm6
+        vmovups [{dst} + {end} + 96], ymm7
+        vzeroupper
+        jmp 60f
+    20: cmp {n}, 8
         jb 21f
-        mov {tmp}, [rsi]
-        mov rsi, [rsi + rcx - 8]
-        mov [rdi], {tmp}
-        mov [rdi + rcx - 8], rsi
+        mov {tmp}, [{src}]
+        mov {end}, [{src} + {n} - 8]
+        mov [{dst}], {tmp}
+        mov [{dst} + {n} - 8], {end}
         jmp 60f
-    21: cmp rcx, 4
+    21: cmp {n}, 4
         jb 22f
-        mov {tmp:e}, [rsi]
-        mov esi, [rsi + rcx - 4]
-        mov [rdi], {tmp:e}
-        mov [rdi + rcx - 4], esi
+        mov {tmp:e}, [{src}]
+        mov {end:e}, [{src} + {n} - 4]
+        mov [{dst}], {tmp:e}
+        mov [{dst} + {n} - 4], {end:e}
         jmp 60f
-    22: test rcx, rcx
+    22: test {n}, {n}
         jz 60f
-        movzx {tmp:e}, byte ptr [rsi]
-        mov [rdi], {tmp:l}
-        movzx {tmp:e}, byte ptr [rsi + rcx - 1]
-        mov [rdi + rcx - 1], {tmp:l}
-        shr rcx, 1
-        movzx {tmp:e}, byte ptr [rsi + rcx]
-        mov [rdi + rcx], {tmp:l}
+        movzx {tmp:e}, byte ptr [{src}]
+        mov [{dst}], {tmp:l}
+        movzx {tmp:e}, byte ptr [{src} + {n} - 1]
+        mov [{dst} + {n} - 1], {tmp:l}
+        mov {end}, {n}
+        shr {end}, 1
+        movzx {tmp:e}, byte ptr [{src} + {end}]
+        mov [{dst} + {end}], {tmp:l}
     60:
         "
+        )
+    };
+}
+
+/// Behind an abort, what `vzeroupper` would have done in the copy, where the processor knows it.
+macro_rules! leave_wide {
+    ($wide_from:literal) => {
+        concat!("cmp qword ptr ", $wide_from, ", -1\nje 5f\nvzeroupper\n")
     };
 }
 
@@ -131,6 +187,9 @@ macro_rules! begin {
 /// Leaves 1 in {tmp}, or 0 after an abort or a failed check, and no descriptor installed.
 macro_rules! end {
     () => {
+        end!("")
+    };
+    ($after_abort:expr) => {
         concat!(
             "
     3:  mov {tmp:e}, 1
@@ -139,7 +198,11 @@ macro_rules! end {
             ",
             signature!(),
             "
-    4:  jmp 5f
+    4:
+            ",
+            $after_abort,
+            "
+        jmp 5f
         .popsection
     5:  xor {tmp:e}, {tmp:e}
     6:  mov qword ptr fs:[{area} + 8], 0
@@ -148,14 +211,36 @@ macro_rules! end {
     };
 }
 
-/// The commit of an append of {len} bytes, and the ways out: behind it, to {interrupted} after an abort or on another CPU
-/// (5), and to {elsewhere} where there is no room (7). Each leaves no descriptor installed.
-macro_rules! commit_append {
+/// The code behind the commit, and the way to {failed} after an abort or a failed check (5).
+/// Each leaves no descriptor installed.
+macro_rules! end_by_label {
     () => {
+        concat!(
+            "
+    3:  mov qword ptr fs:[{area} + 8], 0
+        .pushsection .text.rseq_abort, \"ax\"
+            ",
+            signature!(),
+            "
+    4:
+    5:  mov qword ptr fs:[{area} + 8], 0
+        jmp {failed}
+        .popsection
+            "
+        )
+    };
+}
+
+/// The commit of an append of `$len` bytes, and the ways out: behind it, to {interrupted} after an abort or on another
+/// CPU (5), and to {elsewhere} where there is no room (7). Each leaves no descriptor installed.
+macro_rules! commit_append {
+    ($len:literal) => {
         concat!(
             kill_point!("4"),
             "
-        add qword ptr [{state}], {len}
+        add qword ptr [{state}], ",
+            $len,
+            "
     3:  mov qword ptr fs:[{area} + 8], 0
             ",
             kill_point!("5"),
@@ -165,11 +250,84 @@ macro_rules! commit_append {
             signature!(),
             "
     4:
+            ",
+            leave_wide!("[{window} + 48]"),
+            "
     5:  mov qword ptr fs:[{area} + 8], 0
         jmp {interrupted}
     7:  mov qword ptr fs:[{area} + 8], 0
         jmp {elsewhere}
         .popsection
+            "
+        )
+    };
+}
+
+/// Leaves an append that finds no room, by the flags of a comparison with it.
+macro_rules! no_room {
+    () => {
+        ".if {drops}\nja 8f\n.else\nja 7f\n.endif"
+    };
+}
+
+/// Behind [`commit_append!`]: the way of a message of `$len` bytes that does not fit where the last one ended (8). If
+/// {drops} is 1 and the buffer is known to be full, it is counted as dropped, and the way out is to {full}.
+/// {state} has the block's address, {tmp} the CPU.
+///
+/// It is another sequence. Only `dropped` and `dropped_bytes` change other processes' view, by an instruction each.
+/// An abort between these two leaves 0 in {dst} and no zero flag: `inc` has cleared the one that `xor` has set. Then the
+/// bytes are counted at `dropped_bytes_elsewhere`. An abort anywhere before means that nothing was done.
+macro_rules! drop_if_full {
+    ($len:literal) => {
+        drop_if_full!($len, "")
+    };
+    ($len:literal, $get_len:literal) => {
+        concat!(
+            "
+        .if {drops}
+        .pushsection .data.rel.ro.rseq_cs, \"aw\"
+        .balign 32
+    78: .long 0, 0
+        .quad 82f, 83f - 82f, 84f
+        .popsection
+        .pushsection .text.rseq_abort, \"ax\"
+    8:
+            ",
+            $get_len,
+            "
+        lea {dst}, [rip + 78b]
+        mov qword ptr fs:[{area} + 8], {dst}
+    82: cmp dword ptr fs:[{area} + 4], {tmp:e}
+        jne 5b
+        mov {dst}, [{state}]
+        add {dst}, [{state} + {consumed}]
+        cmp {dst}, [{window} + 32]
+        jne 7b
+        cmp ",
+            $len,
+            ", [{state} + {longest_dropped}]
+        ja 7b
+        dec qword ptr [{window} + 40]
+        js 7b
+        xor {dst:e}, {dst:e}
+        inc qword ptr [{state} + {dropped}]
+        add qword ptr [{state} + {dropped_bytes}], ",
+            $len,
+            "
+    83: mov qword ptr fs:[{area} + 8], 0
+        jmp {full}
+            ",
+            signature!(),
+            "
+    84: jz 5b
+        test {dst}, {dst}
+        jnz 5b
+        lock add qword ptr [{state} + {dropped_bytes_elsewhere}], ",
+            $len,
+            "
+        jmp 83b
+        .popsection
+        .endif
             "
         )
     };

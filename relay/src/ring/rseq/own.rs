@@ -11,6 +11,7 @@
 //! - If another library has registered the thread first, the thread has no area here. If a library comes later, the
 //!   kernel tells that library.
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::{asm, global_asm};
 use std::ptr;
 use std::sync::atomic::AtomicU32;
@@ -18,14 +19,16 @@ use std::sync::atomic::AtomicU32;
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
 
+#[cfg(target_arch = "aarch64")]
+pub(super) use super::aarch64::thread_pointer;
 use super::pool::{self, Place};
 use crate::memory::sync::{AtomicIsize, AtomicPtr, AtomicU64, Ordering};
 use crate::ring::area_owners::Owner;
 
 /// Length that is registered, in bytes: the one that every kernel accepts.
-const AREA_LEN: u32 = 32;
+pub(super) const AREA_LEN: u32 = 32;
 /// Precedes every abort handler, see `signature!` in `code.rs`. It is the same as that of glibc.
-const SIGNATURE: u32 = 0x5305_3053;
+pub(super) const SIGNATURE: u32 = if cfg!(target_arch = "aarch64") { 0xd428_bc00 } else { 0x5305_3053 };
 /// In place of a CPU's number while the kernel has not registered the area. It is the same as that of glibc.
 const NOT_REGISTERED: u32 = u32::MAX;
 
@@ -50,7 +53,7 @@ static NO_OWNER: AtomicU64 = AtomicU64::new(1);
 
 /// What a thread keeps of its area, in its thread-local memory. Zero in a new thread.
 #[repr(C)]
-struct Kept {
+pub(super) struct Kept {
     /// Distance from the thread pointer to the area.
     offset: AtomicIsize,
     /// The owner's word; null if the thread has not asked for an area yet.
@@ -60,6 +63,7 @@ struct Kept {
 // The memory of `Kept`. It is reached by a TLS descriptor, which needs neither a lock nor memory in a signal handler, also
 // in a library that was loaded by dlopen. `thread_local!` would allocate there. Weak, and with a number for the layout of
 // `Kept`: a program may link several releases of this crate.
+#[cfg(target_arch = "x86_64")]
 global_asm!(
     ".pushsection .tbss.relay_rseq_kept_1, \"awT\", @nobits",
     ".weak relay_rseq_kept_1",
@@ -100,7 +104,8 @@ impl Area {
     }
 }
 
-fn thread_pointer() -> usize {
+#[cfg(target_arch = "x86_64")]
+pub(super) fn thread_pointer() -> usize {
     let thread: usize;
     // SAFETY: loads the first word at the thread pointer, which has its own address by the ABI of x86-64.
     unsafe {
@@ -141,6 +146,15 @@ impl Kept {
 
 /// Returns the calling thread's memory.
 #[inline]
+#[cfg(target_arch = "aarch64")]
+fn kept() -> &'static Kept {
+    // SAFETY: as below.
+    unsafe { &*super::aarch64::kept() }
+}
+
+/// Returns the calling thread's memory.
+#[inline]
+#[cfg(target_arch = "x86_64")]
 fn kept() -> &'static Kept {
     let kept: *const Kept;
     // SAFETY: the sequence of x86-64's ABI for TLS descriptors: rax has the distance of the variable from the thread

@@ -25,7 +25,8 @@ use crate::ring::area_owners::{self, Owner, Owners};
 const FIRST_LEN: usize = 64;
 /// Most chunks: together they have more areas than Linux has ids for threads.
 const CHUNKS_MAX: usize = 17;
-const PAGE: usize = 4096;
+/// The largest page of the architecture.
+const PAGE: usize = if cfg!(target_arch = "aarch64") { 65536 } else { 4096 };
 /// Words before those of the owners. The first one of the first chunk has the process's id.
 const HEAD: usize = 1;
 
@@ -91,7 +92,7 @@ impl Chunk {
     }
 
     fn size(number: usize) -> usize {
-        Chunk::areas_at(number) + Chunk::len(number) * size_of::<Area>()
+        (Chunk::areas_at(number) + Chunk::len(number) * size_of::<Area>()).next_multiple_of(PAGE)
     }
 
     /// Maps a chunk whose areas are all free.

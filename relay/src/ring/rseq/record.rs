@@ -6,60 +6,79 @@
 //! a buffer.
 
 use std::arch::asm;
+use std::mem::offset_of;
 
 use super::RseqExecutor;
-use super::code::REP_MOVSB_MIN;
 use crate::clock::Clock;
+use crate::layout::abi::BufferBlock;
 use crate::layout::geometry::RECORD_OVERHEAD;
 use crate::memory::sync::Ordering;
 use crate::ring::buffer::Buffer;
 use crate::ring::writer::Appended;
 
 impl RseqExecutor {
-    /// Appends a record with a stamp of the time stamp counter, which the sequence reads.
+    /// Appends a record with a stamp of the time stamp counter, which the sequence reads. With `DROPS`, counts it as
+    /// dropped instead if the buffer is known to be full.
     #[inline(always)]
-    pub(super) fn append_with_tsc(&self, buffer: &Buffer, head: u64, payload: &[u8]) -> Appended {
-        let (window, state) = (buffer.window(), &raw const buffer.block().state);
-        // SAFETY: as in `append` in `rseq.rs`. The length compared with the room is that of the whole record, so stamp and
-        // head are inside as well. A thread that may not read the counter gets a signal, and the caller knows it may.
+    pub(super) fn append_with_tsc<const DROPS: bool>(
+        &self,
+        buffer: &Buffer,
+        head: u64,
+        payload: &[u8],
+    ) -> Appended {
+        // SAFETY: as in `append_bare` in `rseq.rs`. The room compared with the payload's length is that behind stamp and head,
+        // so these are inside as well. A thread that may not read the counter gets a signal, and the caller knows it may.
         unsafe {
             asm!(
                 kill_point!("1"),
-                begin!("rdi"),
+                begin!("{dst}"),
                 kill_point!("2"),
                 "cmp dword ptr fs:[{area} + 4], {tmp:e}",
                 "jne 5f",
                 "mov rdx, [{window} + 24]",
-                "sub rdx, {len}",
-                "jb 7f",
-                "mov rdi, [{state}]",
-                "sub rdi, [{window}]",
-                "cmp rdi, rdx",
-                "ja 7f",
-                "add rdi, [{window} + 8]",
+                "sub rdx, {n}",
+                "js 7f",
+                "mov {state}, [{window} + 56]",
+                "mov {dst}, [{state}]",
+                "sub {dst}, [{window}]",
+                "cmp {dst}, rdx",
+                no_room!(),
+                "add {dst}, [{window} + 8]",
                 "rdtsc",
                 "shl rdx, 32",
                 "or rax, rdx",
-                "mov [rdi], rax",
-                "mov [rdi + 8], {head}",
-                "add rdi, 16",
+                "mov [{dst}], rax",
+                "mov [{dst} + 8], {head}",
+                "add {dst}, 16",
                 kill_point!("3"),
-                copy!(),
-                commit_append!(),
+                copy!("[{window} + 48]"),
+                "lea {tmp}, [{n} + {overhead}]",
+                commit_append!("{tmp}"),
+                drop_if_full!("{end}", "lea {end}, [{n} + {overhead}]"),
                 area = in(reg) self.area.offset,
-                state = in(reg) state,
-                window = in(reg) window,
-                len = in(reg) RECORD_OVERHEAD + payload.len(),
+                window = in(reg) buffer.window(),
+                state = out(reg) _,
+                overhead = const RECORD_OVERHEAD,
                 head = in(reg) head,
-                rep_movsb_min = const REP_MOVSB_MIN,
                 tmp = inout(reg) self.cpu => _,
+                drops = const DROPS as u8,
+                consumed = const offset_of!(BufferBlock, consumed),
+                longest_dropped = const offset_of!(BufferBlock, longest_dropped),
+                dropped = const offset_of!(BufferBlock, dropped),
+                dropped_bytes = const offset_of!(BufferBlock, dropped_bytes),
+                dropped_bytes_elsewhere = const offset_of!(BufferBlock, dropped_bytes_elsewhere),
                 interrupted = label { return Appended::Interrupted },
                 elsewhere = label { return Appended::Elsewhere },
-                out("rax") _, out("rdx") _, out("rdi") _,
-                inout("rsi") payload.as_ptr() => _,
-                inout("rcx") payload.len() => _,
+                full = label { return Appended::Dropped },
+                dst = out(reg) _,
+                end = out(reg) _,
+                src = in(reg) payload.as_ptr(),
+                n = in(reg) payload.len(),
+                out("rax") _, out("rdx") _,
                 out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
                 out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
                 options(nostack),
             );
         }
@@ -86,43 +105,44 @@ impl RseqExecutor {
         unsafe {
             asm!(
                 kill_point!("1"),
-                begin!("rdi"),
+                begin!("{dst}"),
                 kill_point!("2"),
                 "cmp dword ptr fs:[{area} + 4], {tmp:e}",
                 "jne 5f",
-                "mov {room}, [{window} + 24]",
-                "sub {room}, {len}",
-                "jb 7f",
-                "mov rdi, [{state}]",
-                "cmp rdi, {from}",
+                "mov {end}, [{window} + 24]",
+                "sub {end}, {n}",
+                "js 7f",
+                "mov {dst}, [{state}]",
+                "cmp {dst}, {from}",
                 "jne 5f",
-                "sub rdi, [{window}]",
-                "cmp rdi, {room}",
+                "sub {dst}, [{window}]",
+                "cmp {dst}, {end}",
                 "ja 7f",
-                "add rdi, [{window} + 8]",
-                "mov [rdi], {stamp}",
-                "mov [rdi + 8], {head}",
-                "add rdi, 16",
+                "add {dst}, [{window} + 8]",
+                "mov [{dst}], {stamp}",
+                "mov [{dst} + 8], {head}",
+                "add {dst}, 16",
                 kill_point!("3"),
-                copy!(),
-                commit_append!(),
+                copy!("[{window} + 48]"),
+                commit_append!("{len}"),
                 area = in(reg) self.area.offset,
                 state = in(reg) state,
                 window = in(reg) window,
-                room = out(reg) _,
+                end = out(reg) _,
                 len = in(reg) RECORD_OVERHEAD + payload.len(),
                 head = in(reg) head,
                 from = in(reg) from,
                 stamp = in(reg) stamp,
-                rep_movsb_min = const REP_MOVSB_MIN,
                 tmp = inout(reg) self.cpu => _,
                 interrupted = label { return Appended::Interrupted },
                 elsewhere = label { return Appended::Elsewhere },
-                out("rdi") _,
-                inout("rsi") payload.as_ptr() => _,
-                inout("rcx") payload.len() => _,
+                dst = out(reg) _,
+                src = in(reg) payload.as_ptr(),
+                n = in(reg) payload.len(),
                 out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
                 out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
                 options(nostack),
             );
         }

@@ -1,9 +1,9 @@
 //! The sequence that finishes or begins a sub-buffer.
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::asm;
 
 use super::RseqExecutor;
-use super::code::REP_MOVSB_MIN;
 use crate::clock::Clock;
 use crate::memory::mapping::Mapping;
 use crate::memory::sync::AtomicU64;
@@ -12,7 +12,7 @@ use crate::ring::writer::{Message, Sequence};
 
 /// The operands of a switch, in memory for its sequence.
 #[repr(C)]
-struct Switch {
+pub(super) struct Switch {
     cpu: usize,
     state: *const AtomicU64,
     from: u64,
@@ -30,7 +30,16 @@ struct Switch {
     stamping: u64,
     stamp: u64,
     head: u64,
+    wide_from: usize,
+    /// A word that must be 0.
+    unless: *const AtomicU64,
 }
+
+// Sequences know the offsets. Each field has 8 bytes, and this is the last one.
+const _: () = assert!(std::mem::offset_of!(Switch, unless) == 136);
+
+/// The word of a sequence that needs none.
+static NOTHING: AtomicU64 = AtomicU64::new(0);
 
 const BARE: u64 = 0;
 const STAMP_GIVEN: u64 = 1;
@@ -53,7 +62,7 @@ impl RseqExecutor {
         };
         let (stamping, stamp) = match (head, buffer.clock()) {
             (None, _) => (BARE, 0),
-            (Some(_), Some(Clock::Tsc)) => (STAMP_BY_TSC, 0),
+            (Some(_), Some(Clock::Tsc)) if cfg!(target_arch = "x86_64") => (STAMP_BY_TSC, 0),
             // The caller has loaded `from` before. The sequence fails if the state is another one by now.
             (Some(_), Some(clock)) => (STAMP_GIVEN, clock.now()),
             (Some(_), None) => return false,
@@ -79,10 +88,17 @@ impl RseqExecutor {
             stamping,
             stamp,
             head: head.unwrap_or(0),
+            wide_from: buffer.window().wide_from(),
+            unless: sequence.unless.unwrap_or(&NOTHING),
         };
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as below.
+        let done = u64::from(unsafe { self.switch(&switch) });
+        #[cfg(target_arch = "x86_64")]
         let done: u64;
         // SAFETY: as in `append`; besides, `switch` and `list` outlive the block, the words in the list are borrowed from
         // the mapping for as long as `sequence`, `zero` was checked like the message's place, and `start` is no longer.
+        #[cfg(target_arch = "x86_64")]
         unsafe {
             asm!(
                 kill_point!("1"),
@@ -94,6 +110,9 @@ impl RseqExecutor {
                 "mov rdx, [{switch} + 8]",
                 "mov rax, [{switch} + 16]",
                 "cmp qword ptr [rdx], rax",
+                "jne 5f",
+                "mov rax, [{switch} + 136]",
+                "cmp qword ptr [rax], 0",
                 "jne 5f",
                 "mov rsi, [{switch} + 32]",
                 "mov rcx, [{switch} + 40]",
@@ -115,7 +134,7 @@ impl RseqExecutor {
                 "mov rsi, [{switch} + 88]",
                 "mov rcx, [{switch} + 96]",
                 "rep movsb",
-                "mov rdi, [{switch} + 64]",
+                "mov {dst}, [{switch} + 64]",
                 "mov rcx, [{switch} + 104]",
                 "test rcx, rcx",
                 "jz 64f",
@@ -126,27 +145,32 @@ impl RseqExecutor {
                 "shl rdx, 32",
                 "or rax, rdx",
                 "mov rdx, [{switch} + 8]",
-                "63: mov [rdi], rax",
+                "63: mov [{dst}], rax",
                 "mov rax, [{switch} + 120]",
-                "mov [rdi + 8], rax",
-                "add rdi, 16",
+                "mov [{dst} + 8], rax",
+                "add {dst}, 16",
                 "64:",
-                "mov rsi, [{switch} + 72]",
-                "mov rcx, [{switch} + 80]",
-                copy!(),
+                "mov {src}, [{switch} + 72]",
+                "mov {n}, [{switch} + 80]",
+                copy!("[{switch} + 128]"),
                 kill_point!("4"),
                 "mov rax, [{switch} + 24]",
                 "mov qword ptr [rdx], rax",
-                end!(),
+                end!(leave_wide!("[{switch} + 128]")),
                 kill_point!("5"),
                 area = in(reg) self.area.offset,
                 switch = in(reg) &raw const switch,
-                rep_movsb_min = const REP_MOVSB_MIN,
                 stamp_by_tsc = const STAMP_BY_TSC,
                 tmp = out(reg) done,
+                dst = out(reg) _,
+                src = out(reg) _,
+                n = out(reg) _,
+                end = out(reg) _,
                 out("rax") _, out("rdx") _, out("rdi") _, out("rsi") _, out("rcx") _,
                 out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _,
                 out("xmm4") _, out("xmm5") _, out("xmm6") _, out("xmm7") _,
+                out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _,
                 options(nostack),
             );
         }

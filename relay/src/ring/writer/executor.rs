@@ -23,6 +23,19 @@ pub trait Executor: Copy {
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool;
     /// Adds to a counter that other threads on this CPU add to as well.
     fn count(&self, counter: &AtomicU64, n: u64) -> bool;
+    /// Appends like [`Executor::append`]. Counts the message as dropped instead, if the buffer is as
+    /// [`Executor::note_full`] has noted it, and a message of this length or a longer one was dropped before.
+    fn append_or_drop(&self, buffer: &Buffer, message: &[u8]) -> Appended {
+        self.append(buffer, message)
+    }
+    /// Appends a record to a buffer with [`Buffer::threads_if_quick`]. With `DROPS`, counts it as dropped instead, like
+    /// [`Executor::append_or_drop`].
+    fn append_record_quick<const DROPS: bool>(&self, buffer: &Buffer, head: u64, payload: &[u8]) -> Appended {
+        self.append_record(buffer, head, payload)
+    }
+    /// Notes a state and a `consumed` at which the buffer has no room for any message.
+    /// A number of the next messages may be dropped there without another look.
+    fn note_full(&self, _: &Buffer, _state: Position, _consumed: Position) {}
 }
 
 /// The result of appending a message behind the last one.
@@ -35,6 +48,8 @@ pub enum Appended {
     /// The message does not fit the current sub-buffer, or the place of that is unknown.
     /// Nothing was changed.
     Elsewhere,
+    /// The buffer is full, and the message is counted as dropped. Only the calls that say so drop.
+    Dropped,
 }
 
 /// The only writer of its buffer: no other thread can come between the steps of a change.
@@ -52,14 +67,14 @@ pub enum AnyExecutor {
     /// The only writer.
     SoleWriter,
     /// One of several writers on this CPU.
-    #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+    #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
     RseqExecutor(crate::ring::rseq::RseqExecutor),
 }
 
 impl AnyExecutor {
     /// Returns the executor for the calling thread on `cpu`. Without a CPU it is the only writer.
     pub fn on(cpu: Option<usize>) -> AnyExecutor {
-        #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+        #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
         if let (Some(cpu), Some(sequences)) = (cpu, crate::ring::rseq::Sequences::find()) {
             return AnyExecutor::RseqExecutor(sequences.on(cpu));
         }
@@ -77,7 +92,7 @@ impl Executor for AnyExecutor {
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
         match self {
             AnyExecutor::SoleWriter => SoleWriter.append(buffer, message),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
             AnyExecutor::RseqExecutor(on_cpu) => on_cpu.append(buffer, message),
         }
     }
@@ -85,7 +100,7 @@ impl Executor for AnyExecutor {
     fn append_record(&self, buffer: &Buffer, head: u64, payload: &[u8]) -> Appended {
         match self {
             AnyExecutor::SoleWriter => SoleWriter.append_record(buffer, head, payload),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
             AnyExecutor::RseqExecutor(on_cpu) => {
                 crate::clock::Clock::wait_for_loads();
                 on_cpu.append_record(buffer, head, payload)
@@ -96,7 +111,7 @@ impl Executor for AnyExecutor {
     fn locate(&self, buffer: &Buffer, position: Position) {
         match self {
             AnyExecutor::SoleWriter => SoleWriter.locate(buffer, position),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
             AnyExecutor::RseqExecutor(on_cpu) => on_cpu.locate(buffer, position),
         }
     }
@@ -104,7 +119,7 @@ impl Executor for AnyExecutor {
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
         match self {
             AnyExecutor::SoleWriter => SoleWriter.switch(buffer, sequence),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
             AnyExecutor::RseqExecutor(on_cpu) => {
                 if matches!(sequence.message, Message::Record { .. }) {
                     crate::clock::Clock::wait_for_loads();
@@ -117,7 +132,7 @@ impl Executor for AnyExecutor {
     fn count(&self, counter: &AtomicU64, n: u64) -> bool {
         match self {
             AnyExecutor::SoleWriter => SoleWriter.count(counter, n),
-            #[cfg(all(target_arch = "x86_64", target_os = "linux", not(loom)))]
+            #[cfg(all(any(target_arch = "x86_64", target_arch = "aarch64"), target_os = "linux", not(loom)))]
             AnyExecutor::RseqExecutor(on_cpu) => on_cpu.count(counter, n),
         }
     }
@@ -161,6 +176,10 @@ impl Executor for SoleWriter {
     fn switch(&self, buffer: &Buffer, sequence: &Sequence<'_>) -> bool {
         if buffer.block().state.load(Ordering::Relaxed) != sequence.from.0 {
             return false; // a peer has corrupted it
+        }
+        // Relaxed: a thread that stored it for an end that counts was the only writer then, as this one is now.
+        if sequence.unless.is_some_and(|word| word.load(Ordering::Relaxed) != 0) {
+            return false;
         }
         for (word, value) in sequence.stores.as_slice() {
             // Release, because of `begun`, the last of them: a reader that loads it (E, Acquire in `oldest_whole`)

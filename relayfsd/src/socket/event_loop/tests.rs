@@ -3,6 +3,7 @@
 mod channels;
 mod connections;
 mod ending;
+mod here;
 mod long_writes;
 mod writes;
 

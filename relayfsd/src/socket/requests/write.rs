@@ -6,14 +6,20 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use relay::wire::frame::{
     ALL_CPUS, Body, Flush, Frame, FrameType, Messages, Refusal, WAIT_FOREVER, WRITE_HAND_BACK, WRITE_MORE,
-    WRITE_REPLY, Write, done,
+    WRITE_REPLY, Write, WriteReply, done,
 };
 
 use super::{Requests, buffer_of};
 use crate::policy::quota::Reservation;
 use crate::socket::reassembly::{AssemblyError, Reassembly};
 use crate::socket::refusal::FrameRefusal;
+use crate::writers::here::Here;
 use crate::writers::{Batch, Gather, Job, Wait};
+
+/// Most messages of a frame that the socket's thread writes by itself.
+///
+/// More of them take longer than handing the frame to a writer, and other connections wait meanwhile.
+const HERE_MAX: usize = 1024;
 
 /// A message in several frames, all with the same id.
 pub(super) enum Long {
@@ -61,11 +67,31 @@ impl Requests {
         write: &Write,
     ) -> Result<(), FrameRefusal> {
         // All lengths are checked before any message is written: a frame is written whole, or refused.
-        Messages(write.messages).try_for_each(|message| message.map(drop))?;
+        let n_messages = Messages(write.messages).try_fold(0, |n, message| message.map(|_| n + 1))?;
+        let channel = self.channel(write.channel)?;
+        let cpu = buffer_of(channel, write.cpu)?;
+        self.check_records(write.channel, channel, Messages(write.messages).flatten())?;
+        // Batches that may be handed back keep their order among themselves, which only their writer knows.
+        let is_of_ending = write.wait_ms != 0 && self.wait_end.is_set();
+        let here = match is_of_ending || n_messages > HERE_MAX {
+            true => None,
+            false => self.common.writers.write_here(channel, cpu, write),
+        };
+        if let Some(Here { len, counts }) = &here
+            && *len == write.messages.len()
+        {
+            if answer {
+                self.peer.send(&counts.frame(0, id));
+            }
+            return Ok(());
+        }
         let mut batch = self.batch(write, hand_back)?;
-        self.check_records(write.channel, &batch.channel, Messages(write.messages).flatten())?;
+        let mut rest = write.messages;
+        if let Some(Here { len, counts }) = here {
+            (batch.lost, batch.counts, rest) = (0, counts, &rest[len..]);
+        }
         // The next packet overwrites the memory of this one. The copy is as long as the messages.
-        batch.bytes = write.messages.to_vec();
+        batch.bytes = rest.to_vec();
         self.submit_batch(batch, id, answer, None);
         Ok(())
     }
@@ -150,6 +176,7 @@ impl Requests {
             bytes: Vec::new(),
             single: false,
             lost: write.lost.into(),
+            counts: WriteReply::default(),
             wait,
             hand_back: hand_back && wait != Wait::No,
             wait_end: Arc::clone(&self.wait_end),
@@ -204,7 +231,9 @@ impl Requests {
             peer.send(&Refusal { errno: first.errno(), text: texts.join("; ") }.frame(0, id));
         });
         for cpu in cpus {
-            self.submit(Job::Flush { channel: channel.clone(), cpu, done: all.part() });
+            if !self.common.writers.flush_here(&channel, cpu) {
+                self.submit(Job::Flush { channel: channel.clone(), cpu, done: all.part() });
+            }
         }
         Ok(())
     }

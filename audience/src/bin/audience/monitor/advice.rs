@@ -35,14 +35,12 @@ struct Short {
     times: u64,
     lost_bytes: u64,
     span: String,
-    /// Whether these are all losses since the channel was created.
-    since_creation: bool,
 }
 
 fn of_room(channel: &ChannelLook, rates: &[Rates], memory_max: u64) -> Option<String> {
     let shorts = channel.buffers.iter().enumerate().filter_map(|(cpu, numbers)| short(channel, cpu, numbers));
     let worst = shorts.max_by_key(|short| short.lost_bytes)?;
-    let Short { cpu, times, lost_bytes, span, since_creation } = worst;
+    let Short { cpu, times, lost_bytes, span } = worst;
     let numbers = &channel.buffers[cpu];
     let n_subbufs = subbufs_for(channel, numbers, lost_bytes)?;
     let memory = n_subbufs.saturating_mul(channel.subbuf_size).saturating_mul(channel.buffers.len() as u64);
@@ -58,7 +56,7 @@ fn of_room(channel: &ChannelLook, rates: &[Rates], memory_max: u64) -> Option<St
     }
     let was_full = format!("cpu{cpu} was full {} {span}", count(times, "time"));
     let is_read = !channel.readers.is_empty() || sum.read_bytes > 0.0;
-    if !is_read && (since_creation && numbers.read_bytes == 0 || !fits) {
+    if !is_read && (numbers.read_bytes == 0 || !fits) {
         return Some(format!(
             "{was_full}, and no process reads it: audience record -c {} -o DIR, or a channel with :overwrite",
             channel.name
@@ -85,8 +83,7 @@ fn short(channel: &ChannelLook, cpu: usize, numbers: &Numbers) -> Option<Short> 
     } else {
         (numbers.recent_dropped_bytes, numbers.dropped_bytes)
     };
-    let since_creation = recent == 0;
-    let (times, lost_bytes, span) = if since_creation {
+    let (times, lost_bytes, span) = if recent == 0 {
         let ago = age(channel.time.saturating_sub(last));
         (numbers.full, all, format!("since it was created (last {ago} ago)"))
     } else {
@@ -96,7 +93,7 @@ fn short(channel: &ChannelLook, cpu: usize, numbers: &Numbers) -> Option<Short> 
             format!("in the last {}", age(numbers.recent_ms.saturating_mul(1_000_000))),
         )
     };
-    (lost_bytes > 0).then_some(Short { cpu, times: times.max(1), lost_bytes, span, since_creation })
+    (lost_bytes > 0).then_some(Short { cpu, times: times.max(1), lost_bytes, span })
 }
 
 /// Returns the number of sub-buffers that would have had room for the lost bytes as well, as a power of two.
@@ -167,6 +164,13 @@ mod tests {
         );
         let unread = full.replace("cpu1.read_bytes 1\n", "");
         assert!(said(&unread)[0].contains("no process reads it: audience record -c a -o DIR"));
+        let unread_lately = said(&recent.replace("cpu1.read_bytes 1\n", ""));
+        assert_eq!(
+            unread_lately,
+            [
+                "cpu1 was full 1 time in the last 61s, and no process reads it: audience record -c a -o DIR, or a channel with :overwrite"
+            ]
+        );
         let much = full.replace("dropped_bytes 2000", "dropped_bytes 999999999999");
         assert!(said(&format!("{much}reader 1 0 read cpu1 cat\n"))[0].contains("more than memory can hold"));
         assert_eq!(said(&full.replace(&last, "cpu1.last_dropped 1\n")), [""; 0], "long ago");

@@ -24,9 +24,13 @@ pub(crate) struct Status {
           help_heading = WHAT)]
     pub(crate) mount: PathBuf,
 
-    /// Channels to show [default: all]
+    /// A channel, repeatable [default: all]
+    #[arg(short, long, value_name = "NAME", help_heading = WHAT)]
+    channel: Vec<ChannelName>,
+
+    /// Channels, as with -c
     #[arg(value_name = "CHANNEL", help_heading = WHAT)]
-    pub(crate) channels: Vec<ChannelName>,
+    channels: Vec<ChannelName>,
 
     /// Print one line of JSON
     #[arg(long, help_heading = LOOKS)]
@@ -43,6 +47,13 @@ pub(crate) struct Status {
     /// Rates are made of two looks.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = interval, help_heading = LOOKS)]
     pub(crate) interval: Duration,
+}
+
+impl Status {
+    /// Returns the channels that the caller has named, in either way. None: all.
+    pub(crate) fn channels(&self) -> impl Iterator<Item = &ChannelName> {
+        self.channel.iter().chain(&self.channels)
+    }
 }
 
 /// The options of a live view.

@@ -14,7 +14,7 @@
 mod end;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -218,7 +218,8 @@ impl Recording<'_> {
         self.store.end(&complete.path)
     }
 
-    /// Appends a block of bytes.
+    /// Appends a block of bytes, unless a writer has overwritten it meanwhile: then it counts as overwritten, or another
+    /// reader has it.
     pub(crate) fn append(&mut self, block: &Bytes<'_>) -> Result<(), Failure> {
         let Bytes { bytes, whole, consumed, at, .. } = *block;
         let current = &mut self.current;
@@ -228,7 +229,9 @@ impl Recording<'_> {
         if let Some(end) = &mut self.end
             && let Some(at) = at
         {
-            end.note(self.rotation.map(|_| self.number), current.len, at)?;
+            // Bytes that are not consumed come again.
+            let len = if consumed { 0 } else { bytes.len() as u64 };
+            end.note(self.rotation.map(|_| self.number), current.len, at, len)?;
         }
         let mut rest = bytes;
         let result = loop {
@@ -244,7 +247,7 @@ impl Recording<'_> {
         };
         let written = (bytes.len() - rest.len()) as u64;
         // A block that is not consumed will be read again, all of it.
-        let kept = if result.is_err() && !consumed { 0 } else { written };
+        let kept = if (result.is_err() && !consumed) || !block.is_whole() { 0 } else { written };
         current.len += kept;
         if let Some(end) = &mut self.end {
             end.grow(kept);
@@ -252,10 +255,10 @@ impl Recording<'_> {
         // Relaxed: the number is only shown, and orders nothing else.
         self.total.fetch_add(kept, Ordering::Relaxed);
         current.whole = whole;
+        if kept < written {
+            current.take_back();
+        }
         result.map_err(|source| {
-            if kept < written {
-                current.cut();
-            }
             let lost = if consumed { rest.len() } else { 0 };
             Failure::Record { path: current.path.clone(), source, lost }
         })
@@ -326,6 +329,13 @@ impl Current {
         }
     }
 
+    /// Removes what was written behind the bytes that the file keeps. The next bytes are written there.
+    fn take_back(&mut self) {
+        self.cut();
+        // It fails for no file.
+        let _ = self.file.seek(SeekFrom::Start(self.len));
+    }
+
     /// Cuts the file behind the bytes that it keeps.
     fn cut(&self) {
         let _ = self.file.set_len(self.len);
@@ -357,7 +367,7 @@ mod tests {
     }
 
     fn block(bytes: &[u8], whole: bool, consumed: bool) -> Bytes<'_> {
-        Bytes { bytes: Lent::from(bytes), whole, all: true, consumed, at: None }
+        Bytes { bytes: Lent::from(bytes), whole, all: true, consumed, at: None, within: None }
     }
 
     #[test]

@@ -13,7 +13,7 @@
 use std::io::{Error, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use audience::{BuffersId, Mode, ReadError, Reader};
+use audience::{BuffersId, Mode, ReadError, Reader, SubBuffer};
 
 use relay::Geometry;
 use relay::memory::lent::Lent;
@@ -38,6 +38,15 @@ pub(crate) struct Bytes<'a> {
     pub(crate) consumed: bool,
     /// Stream position of the first byte, if it is known.
     pub(crate) at: Option<u64>,
+    /// The sub-buffer of the mapping that the bytes lie in.
+    pub(crate) within: Option<SubBuffer<'a>>,
+}
+
+impl Bytes<'_> {
+    /// Returns whether what was taken of the bytes before is right: no writer has begun to overwrite them.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.within.is_none_or(|sub_buffer| sub_buffer.is_whole())
+    }
 }
 
 /// A buffer from which blocks of bytes are taken, one after the other.
@@ -171,7 +180,14 @@ impl Source {
         let (len, all) = (bytes.len() as u64, bytes.len() < asked);
         let found = len > 0;
         if found {
-            record(Bytes { bytes: bytes.into(), whole: all, all, consumed: true, at: Some(self.done) })?;
+            record(Bytes {
+                bytes: bytes.into(),
+                whole: all,
+                all,
+                consumed: true,
+                at: Some(self.done),
+                within: None,
+            })?;
             // The bytes began at `done`, or behind it.
             self.done = self.done.saturating_add(len);
         } else if !was_behind {
@@ -199,7 +215,9 @@ impl Source {
         let skip = if self.may_come_again { self.done.saturating_sub(begin) } else { 0 };
         let skip = usize::try_from(skip).unwrap_or(usize::MAX).min(sub_buffer.len());
         let mut bytes = sub_buffer.lend().map(|bytes| bytes.skip(skip)).filter(|bytes| !bytes.is_empty());
-        if let Some(lent) = bytes.filter(|_| overwrites) {
+        // A recorder that is killed while it writes leaves what it has written to the next one, and cannot take it back.
+        let needs_copy = overwrites || self.only_mapping;
+        if let Some(lent) = bytes.filter(|_| needs_copy) {
             self.copy.clear();
             let is_copied = lent.copy_to(&mut self.copy) && sub_buffer.is_whole();
             // What a writer overwrites meanwhile counts as overwritten.
@@ -207,7 +225,9 @@ impl Source {
         }
         if let Some(bytes) = bytes {
             let at = Some(begin.saturating_add(skip as u64));
-            record(Bytes { bytes, whole: true, all, consumed: false, at })?;
+            // In no-overwrite mode a writer has it again after a reset, or if another reader has read it.
+            let within = Some(sub_buffer).filter(|_| !needs_copy);
+            record(Bytes { bytes, whole: true, all, consumed: false, at, within })?;
         }
         self.may_come_again &= end <= self.done;
         self.done = self.done.max(end);

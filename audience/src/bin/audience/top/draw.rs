@@ -39,15 +39,16 @@ pub(super) fn draw(frame: &mut Frame<'_>, state: &mut State) {
 
 fn summary(state: &State) -> String {
     let look = &state.look;
+    // What a narrow terminal cuts off first is last.
     format!(
-        "relayfsd {} {}  up {}  {}  memory {} of {}  {}",
-        look.version,
+        "{}  up {}  {}  {}  memory {} of {}  relayfsd {}",
         state.mount.display(),
         age(look.uptime()),
         count(look.channels.len() as u64, "channel"),
+        count(look.connections, "connection"),
         bytes(look.memory_bytes as f64),
         bytes(look.memory_max_bytes as f64),
-        count(look.connections, "connection"),
+        look.version,
     )
 }
 

@@ -64,7 +64,7 @@ impl Pump {
     }
 
     fn pass(&mut self, recorder: &Recorder<'_>, bytes: &[u8]) {
-        match recorder.channel() {
+        match recorder.channel_now() {
             Some(channel) => {
                 self.lines.set_limit(line_max(channel));
                 self.lines.take(bytes, |line| recorder.keep(channel, self.stream, line));
@@ -90,7 +90,7 @@ impl Pump {
     /// Ends the stream: the program's further output there fails.
     pub(crate) fn end(&mut self, recorder: &Recorder<'_>) {
         if self.lines.is_inside()
-            && let Some(channel) = recorder.channel()
+            && let Some(channel) = recorder.channel_now()
         {
             self.lines.end(|line| recorder.keep(channel, self.stream, line));
         }

@@ -1,7 +1,6 @@
 //! Keeping the program's lines, in a channel that may come later than the program.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -18,8 +17,6 @@ use crate::{Failure, say};
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Bytes of an `output` record before the line.
 const OUTPUT_HEAD: usize = 3;
-/// Name of this process's first thread, which the daemon takes for the command's.
-const NAME: &str = "/proc/self/comm";
 
 /// Where lines are kept, once there is a daemon.
 #[derive(Debug)]
@@ -64,6 +61,13 @@ impl<'a> Recorder<'a> {
         self.channel.get().or_else(|| self.look())
     }
 
+    /// Returns the channel for lines that have come, connected to the daemon of now if there is one.
+    pub(crate) fn channel_now(&self) -> Option<&Channel> {
+        let channel = self.channel()?;
+        channel.look_for_daemon();
+        Some(channel)
+    }
+
     /// Notes what comes while there is no channel.
     pub(crate) fn miss(&self, bytes: &[u8]) {
         // Relaxed: a count, for a message.
@@ -84,7 +88,9 @@ impl<'a> Recorder<'a> {
     pub(crate) fn finish(self, status: ExitStatus) {
         let command = self.command().as_bytes();
         let Some(channel) = self.channel.into_inner() else { return };
-        // Without a daemon, buffers that were mapped still take the end.
+        // The end is often all that a quiet program leaves to the next daemon. Without a daemon, buffers that were mapped
+        // still take it.
+        channel.look_for_daemon();
         let _ = channel.sync();
         if channel.is_timed() && channel.output_ended(self.pid, command, status).is_err() {
             // The daemon notes the end of a process whose connection ends with it, if its kernel tells.
@@ -116,16 +122,7 @@ impl<'a> Recorder<'a> {
     }
 
     fn open(&self) -> Result<Channel, Failure> {
-        // The daemon keeps the name of the process that attaches: let it be the program's.
-        let own = fs::read(NAME);
-        if !self.command().is_empty() {
-            let _ = fs::write(NAME, self.command().as_bytes());
-        }
-        let opened = crate::open(self.options);
-        if let Ok(own) = own {
-            let _ = fs::write(NAME, own);
-        }
-        opened
+        crate::open(self.options, self.command())
     }
 }
 

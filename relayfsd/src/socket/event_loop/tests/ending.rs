@@ -136,6 +136,7 @@ impl Waiting<'_> {
             bytes: messages(&[message]),
             single: false,
             lost: 0,
+            counts: WriteReply::default(),
             wait: Wait::Forever,
             hand_back: true,
             wait_end: Arc::clone(&self.wait_end),

@@ -2,8 +2,12 @@
 //!
 //! A slot says which stream position lies where in which file. What follows in the file follows in the stream. So the
 //! file's length tells the next recorder the position behind the last byte, wherever this recorder was killed.
+//!
+//! Bytes that are still in the buffer have a slot of their own with their number. If the file has some of them and not
+//! all, the next recorder cuts it: they come again, or a reset has discarded them, and the rest of a message never comes.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io;
 use std::path::Path;
 
 use super::path_of;
@@ -20,14 +24,20 @@ const NO_NUMBER: u64 = u64::MAX;
 /// Returns what the next recorder knows of a CPU, by the slots that a recorder left.
 pub(crate) fn settle(dir: &Path, cpu: usize, slots: &[Words]) -> Option<Words> {
     let mut words = *slots.first()?;
-    let [kind, _, number, offset, position, ..] = words;
+    let [kind, _, number, offset, position, block, ..] = words;
     if kind == RAW {
         let path = path_of(dir, cpu, (number != NO_NUMBER).then_some(number));
-        let len = fs::metadata(path).map_or(offset, |found| found.len());
+        let len = fs::metadata(&path).map_or(offset, |found| found.len()).saturating_sub(offset);
+        let is_part = (1..block).contains(&len);
+        let len = if is_part && cut(&path, offset).is_ok() { 0 } else { len };
         words[0] = RAW_SETTLED;
-        words[4] = position.saturating_add(len.saturating_sub(offset));
+        words[4] = position.saturating_add(len);
     }
     (words[0] == RAW_SETTLED).then_some(words)
+}
+
+fn cut(path: &Path, len: u64) -> io::Result<()> {
+    OpenOptions::new().write(true).open(path)?.set_len(len)
 }
 
 /// Where a recording ends in a buffer's stream.
@@ -65,7 +75,7 @@ impl End {
     /// Notes that the next bytes go into another file, and that the one before is complete.
     pub(super) fn next_file(&mut self, number: u64) -> Result<(), Failure> {
         self.is_noted = false;
-        self.position.map_or(Ok(()), |position| self.note(Some(number), 0, position))
+        self.position.map_or(Ok(()), |position| self.note(Some(number), 0, position, 0))
     }
 
     /// Notes that all bytes are written, whatever becomes of the file.
@@ -82,12 +92,18 @@ impl End {
         self.position = self.position.map(|position| position.saturating_add(len));
     }
 
-    /// Notes where bytes go, unless they follow what was noted.
-    pub(super) fn note(&mut self, number: Option<u64>, offset: u64, position: u64) -> Result<(), Failure> {
-        if !self.is_noted || self.position != Some(position) {
+    /// Notes where bytes go, unless they follow what was noted. `block`: how many they are, if the buffer still has them.
+    pub(super) fn note(
+        &mut self,
+        number: Option<u64>,
+        offset: u64,
+        position: u64,
+        block: u64,
+    ) -> Result<(), Failure> {
+        if block > 0 || !self.is_noted || self.position != Some(position) {
             let mut words = Words::default();
             let number = number.unwrap_or(NO_NUMBER);
-            words[..5].copy_from_slice(&[RAW, self.stream, number, offset, position]);
+            words[..6].copy_from_slice(&[RAW, self.stream, number, offset, position, block]);
             self.slot.put(&words)?;
             (self.is_noted, self.position) = (true, Some(position));
         }
@@ -115,7 +131,7 @@ mod tests {
         // 20 bytes of another recording are there.
         for (number, name) in [(None, "cpu1"), (Some(3), "cpu1.000003")] {
             end.finish().unwrap();
-            end.note(number, 20, 500).unwrap();
+            end.note(number, 20, 500, 0).unwrap();
             for (len, position) in [(20, 500), (27, 507)] {
                 fs::write(dir.path().join(name), vec![0; len]).unwrap();
                 let words = settled(dir.path()).unwrap();
@@ -126,10 +142,10 @@ mod tests {
         }
         // What follows needs no other slot.
         end.grow(7);
-        end.note(Some(3), 27, 507).unwrap();
+        end.note(Some(3), 27, 507, 0).unwrap();
         assert_eq!(settled(dir.path()).unwrap()[4], 507);
         // Another reader has read 100 bytes.
-        end.note(Some(3), 27, 607).unwrap();
+        end.note(Some(3), 27, 607, 0).unwrap();
         assert_eq!(settled(dir.path()).unwrap()[4], 607);
         // Another file begins.
         end.next_file(4).unwrap();
@@ -142,5 +158,25 @@ mod tests {
         Ends::create(dir.path(), &BTreeMap::from([(1, words)])).unwrap();
         fs::remove_file(dir.path().join("cpu1.000004")).unwrap();
         assert_eq!(settled(dir.path()), Some(words));
+    }
+
+    /// The rest of the block may never come.
+    #[test]
+    fn part_of_a_block_is_cut() {
+        let dir = tempfile::tempdir().unwrap();
+        let ends = Ends::create(dir.path(), &BTreeMap::new()).unwrap();
+        let mut end = End::new(ends.slot(1).unwrap(), None);
+        end.of_stream(70);
+        end.note(None, 20, 500, 10).unwrap();
+        for (len, kept, position) in [(20, 20, 500), (27, 20, 500), (30, 30, 510)] {
+            fs::write(dir.path().join("cpu1"), vec![0; len]).unwrap();
+            assert_eq!(settled(dir.path()).unwrap()[4], position);
+            assert_eq!(fs::metadata(dir.path().join("cpu1")).unwrap().len(), kept);
+        }
+        // What follows has its own.
+        end.grow(10);
+        end.note(None, 30, 510, 10).unwrap();
+        fs::write(dir.path().join("cpu1"), [0; 31]).unwrap();
+        assert_eq!(settled(dir.path()).unwrap()[4], 510);
     }
 }
