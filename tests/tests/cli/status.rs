@@ -189,6 +189,28 @@ fn watch_prints_until_interrupted() {
     assert_eq!(exit_code(watch.wait()), 0);
 }
 
+/// The daemon is restarted under it, and its channel comes later.
+#[test]
+fn watch_outlives_the_daemon() {
+    let mut mount = Mount::new(&["--channel=app/log"]);
+    let (out, err) = (mount.beside("out"), mount.beside("err"));
+    let mut command = Command::new(program("audience"));
+    command.args(["status", "app/log", "--json", "--watch", "--interval", "10ms", "-m"]).arg(mount.point());
+    command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+    let mut watch = Process::start(&mut command);
+    let lines = || fs::read_to_string(&out).unwrap().lines().count();
+    let said = || fs::read_to_string(&err).unwrap();
+    eventually("a line", || lines() >= 1);
+    mount.end(Signal::SIGTERM);
+    eventually("that the daemon has gone", || said().contains("no relayfs is mounted there"));
+    mount.restart(&["--channel=app/log"]);
+    let before = lines();
+    eventually("lines of the next daemon", || lines() > before);
+    assert_eq!(said().lines().count(), 1, "{}", said());
+    watch.signal(Signal::SIGTERM);
+    assert_eq!(exit_code(watch.wait()), 0);
+}
+
 #[test]
 fn list_has_each_channel_with_its_geometry() {
     let mount = Mount::new(&["--channel=app/log:timed:overwrite:subbuf-size=64K:n-subbufs=8"]);

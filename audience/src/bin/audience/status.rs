@@ -1,6 +1,6 @@
 //! `audience status`: channels with their rates, losses, writers and readers, as text or as JSON.
 //!
-//! Rates are those between two looks. `--watch` prints again at each interval.
+//! Rates are those between two looks. `--watch` prints again at each interval, also when another daemon serves the mount.
 
 mod json;
 mod list;
@@ -39,13 +39,25 @@ pub(crate) fn run(options: &Status) -> Result<(), Failure> {
     let (mut output, mut users) = (Output::new()?, Users::default());
     let clears = options.watch && !options.json && stdout().is_terminal();
     let mut before = look(options)?;
+    let mut is_missing = false;
     loop {
         rest(options, &stop)?;
         if stop.caught().is_some() {
             // A watch is ended so.
             return if options.watch { Ok(()) } else { Err(interrupted(&stop)) };
         }
-        let now = look(options)?;
+        let now = match look(options) {
+            Ok(now) => now,
+            // The next daemon may come, or the channel.
+            Err(failure @ (Failure::NotMounted(_) | Failure::NoChannel { .. })) if options.watch => {
+                if !std::mem::replace(&mut is_missing, true) {
+                    output::say(failure);
+                }
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        is_missing = false;
         let shown: Vec<Shown<'_>> =
             wanted(options, &now).map(|channel| Shown::new(channel, &before, &now)).collect();
         let printed = if options.json {

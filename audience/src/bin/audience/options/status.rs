@@ -38,7 +38,7 @@ pub(crate) struct Status {
 
     /// Print again until interrupted
     ///
-    /// At each interval.
+    /// At each interval. Without a daemon it waits for the next one.
     #[arg(short, long, help_heading = LOOKS)]
     pub(crate) watch: bool,
 

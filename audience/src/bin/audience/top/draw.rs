@@ -58,7 +58,7 @@ fn bottom(state: &State) -> Line<'static> {
         let asked = format!("reset {name}: forget what is unread on all CPUs? y: yes, other keys: no");
         return Line::styled(asked, Style::new().fg(Color::Yellow));
     }
-    if let Some(message) = state.failed.as_ref().or(state.message.as_ref()) {
+    if let Some(message) = state.failed.as_deref().or(state.message()) {
         return Line::styled(one_line(message).into_owned(), Style::new().fg(Color::Yellow));
     }
     let order = if state.reversed { ", reversed" } else { "" };

@@ -30,7 +30,7 @@ pub(super) fn press(state: &mut State, key: KeyEvent) -> Next {
             _ => Next::Stay,
         };
     }
-    state.message = None;
+    state.forget_message();
     if std::mem::take(&mut state.asks) {
         let is_yes = key.code == KeyCode::Char('y');
         return state.write("reset").filter(|_| is_yes).map_or(Next::Stay, Next::Ask);

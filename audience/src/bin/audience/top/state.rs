@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::asking::{Answer, Ask};
 use super::history::History;
@@ -12,6 +12,9 @@ use crate::monitor::amounts::age;
 use crate::monitor::look::{ChannelLook, Look, Numbers};
 use crate::monitor::rates::Rates;
 use crate::monitor::users::Users;
+
+/// How long the result of an action stands in the place of the keys' names.
+const MESSAGE_TIME: Duration = Duration::from_secs(5);
 
 /// The order of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +64,8 @@ pub(super) struct State {
     pub(super) first_cpu: usize,
     /// Whether the user is asked whether the open channel is to be reset.
     pub(super) asks: bool,
-    /// The result of the last action.
-    pub(super) message: Option<String>,
+    /// The result of the last action, and when it came.
+    message: Option<(String, Instant)>,
     /// Why there is no new look.
     pub(super) failed: Option<String>,
     /// When the mount was asked for a look that has not come.
@@ -113,11 +116,21 @@ impl State {
         Some(Ask::Write { channel: self.open_channel()?.name.clone(), file })
     }
 
+    /// Returns the result of the last action, until a key is pressed or its time is over.
+    pub(super) fn message(&self) -> Option<&str> {
+        let (message, since) = self.message.as_ref()?;
+        (since.elapsed() < MESSAGE_TIME).then_some(message)
+    }
+
+    pub(super) fn forget_message(&mut self) {
+        self.message = None;
+    }
+
     /// Takes what the mount has answered. Without a new look the last one stays, with the reason.
     pub(super) fn take(&mut self, answer: Answer) {
         let (look, lines) = match answer {
             Answer::Done(message) => {
-                self.message = Some(message);
+                self.message = Some((message, Instant::now()));
                 return;
             }
             Answer::Look { look, lines } => (look, lines),
