@@ -1,7 +1,12 @@
 //! Frozen copies of buffers: `snapshot/cpuN` shows one from its first open to its last close.
 
+use std::convert::Infallible;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use crate::channel::ChannelRef;
 use crate::channel::timed::packets::Marks;
@@ -10,17 +15,39 @@ use crate::hold_point;
 use crate::policy::quota::{Quota, Reservation};
 use crate::process::free_later;
 
+/// Longest wait for the end of a copy whose users have all closed a descriptor of it.
+///
+/// A descriptor that was duplicated, or a mapping, may hold it longer. Then it is shared.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+
 /// A frozen copy of a buffer.
 pub(crate) struct Snapshot {
     bytes: Vec<u8>,
     _memory: Reservation,
+    /// Number of its open files that no process has closed.
+    users: AtomicUsize,
+    /// The copy's end closes it.
+    _alive: Sender<Infallible>,
+}
+
+/// An open file's use of a copy.
+pub(crate) struct SnapshotUse {
+    snapshot: Arc<Snapshot>,
+    /// Whether a process has closed a descriptor, and not read since.
+    is_closed: AtomicBool,
 }
 
 /// A buffer's open copy, if there is one.
 ///
 /// All opens of a file share the bytes that the kernel caches for it. So a buffer has one copy at a time.
 #[derive(Default)]
-pub(crate) struct SnapshotSlot(Mutex<Weak<Snapshot>>);
+pub(crate) struct SnapshotSlot(Mutex<Option<Open>>);
+
+struct Open {
+    snapshot: Weak<Snapshot>,
+    /// Is closed at the copy's end.
+    end: Receiver<Infallible>,
+}
 
 impl Snapshot {
     /// Copies a buffer, or shares the open copy. The flag says whether the copy is new.
@@ -31,25 +58,13 @@ impl Snapshot {
         memory: &Arc<Quota>,
         channel: &ChannelRef,
         cpu: usize,
-    ) -> Result<(Arc<Snapshot>, bool), i32> {
-        if let Some(open) = channel.snapshot_slot(cpu).shared() {
-            return Ok((open, false));
-        }
-        let (bytes, memory) = Snapshot::copy(memory, channel, cpu)?;
-        let snapshot = Arc::new(Snapshot { bytes, _memory: memory });
-        *channel.snapshot_slot(cpu).lock() = Arc::downgrade(&snapshot);
-        Ok((snapshot, true))
+    ) -> Result<(SnapshotUse, bool), i32> {
+        channel.snapshot_slot(cpu).open(|| Snapshot::copy(memory, channel, cpu))
     }
 
     /// Copies all buffers as text, or shares the open copy, like [`Snapshot::take`].
-    pub(crate) fn trace(memory: &Arc<Quota>, channel: &ChannelRef) -> Result<(Arc<Snapshot>, bool), i32> {
-        if let Some(open) = channel.trace_slot().shared() {
-            return Ok((open, false));
-        }
-        let (bytes, memory) = trace_text::text(memory, channel)?;
-        let snapshot = Arc::new(Snapshot { bytes, _memory: memory });
-        *channel.trace_slot().lock() = Arc::downgrade(&snapshot);
-        Ok((snapshot, true))
+    pub(crate) fn trace(memory: &Arc<Quota>, channel: &ChannelRef) -> Result<(SnapshotUse, bool), i32> {
+        channel.trace_slot().open(|| trace_text::text(memory, channel))
     }
 
     /// Copies a buffer: its bytes, or the packets of a timed channel.
@@ -97,9 +112,35 @@ impl Snapshot {
         memory.shrink(packets.capacity());
         Ok((packets, memory))
     }
+}
 
+// Relaxed in all that follows: the counts order no other memory. Close(2) returns after its FLUSH was answered, and the
+// kernel passes a later open on after that.
+impl SnapshotUse {
+    fn new(snapshot: Arc<Snapshot>) -> SnapshotUse {
+        snapshot.users.fetch_add(1, Ordering::Relaxed);
+        SnapshotUse { snapshot, is_closed: AtomicBool::new(false) }
+    }
+
+    /// Returns the copy, for a process that reads it.
     pub(crate) fn bytes(&self) -> &[u8] {
-        &self.bytes
+        if self.is_closed.swap(false, Ordering::Relaxed) {
+            self.snapshot.users.fetch_add(1, Ordering::Relaxed);
+        }
+        &self.snapshot.bytes
+    }
+
+    /// Called when a process closes a descriptor. The file's end comes behind it, perhaps behind the next open.
+    pub(crate) fn close(&self) {
+        if !self.is_closed.swap(true, Ordering::Relaxed) {
+            self.snapshot.users.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for SnapshotUse {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -113,17 +154,41 @@ impl Drop for Snapshot {
 }
 
 impl SnapshotSlot {
-    /// Returns the open copy, if there is one.
-    pub(crate) fn shared(&self) -> Option<Arc<Snapshot>> {
-        self.lock().upgrade()
+    /// Shares the open copy, or makes one. The flag says whether it is new.
+    ///
+    /// A process that has closed its copy finds what was written since: the open waits for the end of the old one.
+    fn open(
+        &self,
+        copy: impl FnOnce() -> Result<(Vec<u8>, Reservation), i32>,
+    ) -> Result<(SnapshotUse, bool), i32> {
+        let open = self.lock().as_ref().and_then(|open| Some((open.snapshot.upgrade()?, open.end.clone())));
+        if let Some((snapshot, end)) = open {
+            if snapshot.users.load(Ordering::Relaxed) > 0 {
+                return Ok((SnapshotUse::new(snapshot), false));
+            }
+            let closed = Arc::downgrade(&snapshot);
+            drop(snapshot);
+            if end.recv_timeout(CLOSE_MAX) == Err(RecvTimeoutError::Timeout)
+                && let Some(held) = closed.upgrade()
+            {
+                return Ok((SnapshotUse::new(held), false));
+            }
+        }
+        let (bytes, memory) = copy()?;
+        let (alive, end) = bounded(0);
+        let snapshot =
+            Arc::new(Snapshot { bytes, _memory: memory, users: AtomicUsize::new(0), _alive: alive });
+        *self.lock() = Some(Open { snapshot: Arc::downgrade(&snapshot), end });
+        Ok((SnapshotUse::new(snapshot), true))
     }
 
     /// Returns the size of the open copy, in bytes.
     pub(crate) fn len(&self) -> Option<u64> {
-        self.shared().map(|snapshot| snapshot.bytes.len() as u64)
+        let snapshot = self.lock().as_ref()?.snapshot.upgrade()?;
+        Some(snapshot.bytes.len() as u64)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Weak<Snapshot>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Open>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

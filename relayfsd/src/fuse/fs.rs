@@ -29,6 +29,7 @@ use crate::channel::{PollState, Wake};
 use crate::config::options::{Access, MountOptions};
 use crate::fuse::passthrough::Behind;
 use crate::fuse::permissions;
+use crate::hold_point;
 use crate::tree::inode::Node;
 use crate::tree::listing::{self, Entry};
 use crate::tree::open_file::{OpenFiles, Source};
@@ -143,8 +144,8 @@ fn flags_of(source: &Source) -> FopenFlags {
             FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NOFLUSH
         }
         Source::UntilClosed(_) => FopenFlags::FOPEN_DIRECT_IO,
-        Source::Cache { is_new: true } => FopenFlags::FOPEN_NOFLUSH,
-        Source::Cache { is_new: false } => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
+        Source::Cache { is_new: true } => FopenFlags::empty(),
+        Source::Cache { is_new: false } => FopenFlags::FOPEN_KEEP_CACHE,
     }
 }
 
@@ -373,6 +374,7 @@ impl Filesystem for Fs {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        hold_point!("release");
         self.files.remove(fh.0);
         self.behind.close(fh.0);
         reply.ok();

@@ -11,7 +11,7 @@ use relay::memory::lent::Lent;
 use relay::trace::directives::DirectivesError;
 
 use crate::channel::clients::{Presence, Use};
-use crate::channel::snapshot::Snapshot;
+use crate::channel::snapshot::{Snapshot, SnapshotUse};
 use crate::channel::take::Take;
 use crate::channel::{ChannelRef, PollState, Wake};
 use crate::policy::quota::{Quota, Reservation};
@@ -49,7 +49,7 @@ pub(crate) enum OpenFile {
     /// One of the channel's own files: the positions, or a ring.
     Own { file: File, channel: ChannelRef },
     /// A frozen copy of a buffer, or the text of all.
-    Snapshot { snapshot: Arc<Snapshot>, is_new: bool, _channel: ChannelRef },
+    Snapshot { snapshot: SnapshotUse, is_new: bool, _channel: ChannelRef },
     /// A copy of unread data.
     Take(Arc<Take>),
 }
@@ -64,7 +64,7 @@ pub(crate) enum Source {
     UsAndFile(io::Result<File>),
     /// From the daemon once, since the bytes do not change.
     ///
-    /// `is_new`: the kernel drops its cache of an earlier copy.
+    /// `is_new`: the kernel drops its cache of an earlier copy. It reports each close by a process.
     Cache { is_new: bool },
     /// From the daemon each time, and for mappings from a file.
     ///
@@ -318,11 +318,13 @@ impl OpenFile {
 
     /// Called when a thread closes a descriptor of open file number `number`, or ends.
     pub(crate) fn flush(&self, tree: &Tree, number: u64, process: u64, thread: u32) {
-        if let OpenFile::Take(take) = self
-            && take.flush(number, process, thread)
-        {
-            let (channel, cpu) = take.buffer();
-            tree.writers().make_room(channel, cpu);
+        match self {
+            OpenFile::Take(take) if take.flush(number, process, thread) => {
+                let (channel, cpu) = take.buffer();
+                tree.writers().make_room(channel, cpu);
+            }
+            OpenFile::Snapshot { snapshot, .. } => snapshot.close(),
+            _ => {}
         }
     }
 

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use nix::sys::signal::Signal;
@@ -23,23 +24,32 @@ const MEANWHILE: &[(&str, &str)] = &[
     ("head -c 3 cpu0", "mmm"),
 ];
 
-#[test]
-fn other_files_are_served_while_a_snapshot_is_copied() {
-    let place = Place::new();
-    let hold = place.beside("hold");
-    fs::write(&hold, "").unwrap();
+/// Starts a daemon that waits at a place as long as the file `hold` is there.
+fn held_at(place: &Place, point: &str, args: &[&str]) -> Process {
     let mut command = Command::new(mortal_daemon());
-    command.args(["-f", "-s", "--subbuf-size=4096", "--n-subbufs=8"]).arg(place.point());
-    command.env("RELAYFSD_HOLD_AT", format!("snapshot-part:{}", hold.display()));
+    command.args(["-f", "--subbuf-size=4096", "--n-subbufs=8"]).args(args).arg(place.point());
+    command.env("RELAYFSD_HOLD_AT", format!("{point}:{}", place.beside("hold").display()));
     let mut daemon = Process::start(command.stdin(Stdio::null()).stderr(Stdio::piped()));
     eventually("the mount", || {
         assert!(daemon.is_running(), "relayfsd ended: {}", daemon.stderr());
         place.path(".relay/version").exists()
     });
-    let builder = Channel::builder(place.point(), "cpu").transport(TransportChoice::Socket);
+    daemon
+}
+
+fn write(place: &Place, channel: &str, messages: &[&[u8]]) {
+    let builder = Channel::builder(place.point(), channel).transport(TransportChoice::Socket);
     let options = BatchOptions { cpu: Some(0), ..BatchOptions::default() };
-    let message = [b'm'; 3000];
-    builder.open().unwrap().write_batch([&message, &message], options).unwrap();
+    builder.open().unwrap().write_batch(messages, options).unwrap();
+}
+
+#[test]
+fn other_files_are_served_while_a_snapshot_is_copied() {
+    let place = Place::new();
+    let hold = place.beside("hold");
+    fs::write(&hold, "").unwrap();
+    let mut daemon = held_at(&place, "snapshot-part", &["-s"]);
+    write(&place, "cpu", &[&[b'm'; 3000], &[b'm'; 3000]]);
 
     let path = place.path(".relay/channels/cpu/snapshot/cpu0");
     let look = || {
@@ -66,6 +76,41 @@ fn other_files_are_served_while_a_snapshot_is_copied() {
     assert!(seen[0].0 == seen[1].0, "both share one");
     assert!(!seen[0].0.is_empty() && fs::metadata(&path).unwrap().len() == seen[0].0.len() as u64);
     drop(seen);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(exit_code(daemon.wait()), 0, "{}", daemon.stderr());
+}
+
+/// A program that looks, writes and looks again finds what it wrote, however late the kernel's word comes that the first
+/// look has ended.
+#[test]
+fn closed_snapshot_is_not_shown_again() {
+    let place = Place::new();
+    let (hold, reached) = (place.beside("hold"), place.beside("hold.reached"));
+    let mut daemon = held_at(&place, "release", &["--channel=app:timed"]);
+    for file in ["snapshot/cpu0", "trace"] {
+        let path = place.path(&format!(".relay/channels/app/{file}"));
+        write(&place, "app", &[b"first"]);
+        let mut before = Vec::new();
+        let mut first = File::open(&path).unwrap();
+        first.read_to_end(&mut before).unwrap();
+        fs::write(&hold, "").unwrap();
+        let _ = fs::remove_file(&reached);
+        drop(first);
+        eventually("the end of the first look", || reached.exists());
+        write(&place, "app", &[b"second"]);
+        let (looker, is_over) = (nix::unistd::gettid(), AtomicBool::new(false));
+        let after = thread::scope(|scope| {
+            scope.spawn(|| {
+                let stat = || fs::read_to_string(format!("/proc/self/task/{looker}/stat")).unwrap();
+                eventually("the second look", || is_over.load(Ordering::Relaxed) || !stat().contains(") R "));
+                fs::remove_file(&hold).unwrap();
+            });
+            let after = fs::read(&path).unwrap();
+            is_over.store(true, Ordering::Relaxed);
+            after
+        });
+        assert!(after.len() > before.len(), "{file}: {} bytes, then {}", before.len(), after.len());
+    }
     daemon.signal(Signal::SIGTERM);
     assert_eq!(exit_code(daemon.wait()), 0, "{}", daemon.stderr());
 }
