@@ -29,7 +29,6 @@ use crate::channel::{PollState, Wake};
 use crate::config::options::{Access, MountOptions};
 use crate::fuse::passthrough::Behind;
 use crate::fuse::permissions;
-use crate::hold_point;
 use crate::tree::inode::Node;
 use crate::tree::listing::{self, Entry};
 use crate::tree::open_file::{OpenFiles, Source};
@@ -374,7 +373,6 @@ impl Filesystem for Fs {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        hold_point!("release");
         self.files.remove(fh.0);
         self.behind.close(fh.0);
         reply.ok();

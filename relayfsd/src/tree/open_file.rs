@@ -14,6 +14,7 @@ use crate::channel::clients::{Presence, Use};
 use crate::channel::snapshot::{Snapshot, SnapshotUse};
 use crate::channel::take::Take;
 use crate::channel::{ChannelRef, PollState, Wake};
+use crate::hold_point;
 use crate::policy::quota::{Quota, Reservation};
 use crate::tree::buffer_file::OpenBuffer;
 use crate::tree::consumed_file::consume;
@@ -419,6 +420,7 @@ impl OpenFiles {
     }
 
     pub(crate) fn remove(&self, number: u64) {
+        hold_point!("release");
         let file = self.files.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
         if let Some(Opened { file, .. }) = file {
             file.release(number);
