@@ -136,6 +136,24 @@ fn page_of_a_snapshot_has_hostile_texts_as_texts_and_consumes_nothing() {
     assert_eq!(mode & 0o777, 0o600);
 }
 
+/// Channels are gathered one after another. The first of them has the newest messages here.
+#[test]
+fn newest_messages_are_those_of_all_channels() {
+    let mount = Mount::new(&["--channel=a:timed", "--channel=b:timed"]);
+    let write = |channel: &str, message: &str| mount.direct_channel(channel).text(message).unwrap();
+    for (channel, message) in [("b", "1"), ("a", "2"), ("b", "3"), ("b", "4"), ("a", "5"), ("a", "6")] {
+        write(channel, message);
+    }
+    let point = mount.point().to_str().unwrap().to_owned();
+    let page = reported(&mount, &["-m", &point, "--snapshot", "-c", "a", "-c", "b", "--messages=3"]);
+    let found = checked(&page, &[]);
+    let newest = [("b", 4), ("a", 5), ("a", 6)].map(|(name, n)| format!("[\"{name}\",0,\"\",\"{n}\"]"));
+    assert_eq!(texts(&found), newest, "{found:?}");
+    assert!(found.contains(&"left out 3".to_owned()), "{found:?}");
+    let page = reported(&mount, &["-m", &point, "--snapshot", "--messages=0"]);
+    assert_eq!(texts(&checked(&page, &[])), [""; 0]);
+}
+
 #[test]
 fn page_of_live_channels_has_what_comes_meanwhile() {
     let mount = Mount::new(&[CHANNEL, "--channel=raw"]);

@@ -53,7 +53,6 @@ pub(crate) fn run(options: &Report) -> Result<(), Failure> {
     }
     facts.push(("made", Timestamp::now().strftime("%Y-%m-%d %H:%M:%S UTC").to_string()));
     facts.push(("by", format!("audience {}", env!("CARGO_PKG_VERSION"))));
-    gathered.sort();
     let page = page(&gathered.json(&facts));
     let mut target = Target::create(&options.output, &left)?;
     page.as_bytes().chunks(BLOCK).try_for_each(|block| target.write(block))?;

@@ -1,6 +1,6 @@
 //! What a page shows, gathered from records and from counters.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 
 use relay::trace::event::{Event, What, id};
@@ -22,7 +22,8 @@ const NOTICE: u8 = 9;
 #[derive(Debug)]
 pub(super) struct Gathered {
     channels: Vec<Channel>,
-    messages: VecDeque<Message>,
+    /// The newest messages of all channels, by time and by the order in which they came. Channels come one after another.
+    messages: BTreeMap<(u64, u64), Message>,
     messages_max: usize,
     /// Messages that are left out: older ones.
     left_out: u64,
@@ -56,8 +57,6 @@ pub(super) enum Kind {
 
 #[derive(Debug)]
 struct Message {
-    /// In nanoseconds since 1970.
-    time: u64,
     channel: usize,
     cpu: u32,
     level: u8,
@@ -153,6 +152,7 @@ impl Gathered {
     }
 
     fn message(&mut self, channel: usize, time: u64, entry: &Entry<'_>, lines: &mut Lines) {
+        let number = self.left_out + self.messages.len() as u64;
         let mut text = Vec::new();
         let (level, writer, target) = match &entry.item {
             Item::Record(record) if record.id != id::LOST => {
@@ -169,23 +169,19 @@ impl Gathered {
             }
         };
         let end = text.trim_ascii_end().len().min(TEXT_MAX);
-        if self.messages_max == 0 {
-            self.left_out += 1;
-            return;
-        }
-        if self.messages.len() >= self.messages_max {
-            self.messages.pop_front();
-            self.left_out += 1;
-        }
-        self.messages.push_back(Message {
-            time,
+        let message = Message {
             channel,
             cpu: entry.cpu,
             level,
             writer: self.writers.number(&writer),
             target: self.targets.number(&target),
             text: String::from_utf8_lossy(&text[..end]).into_owned(),
-        });
+        };
+        self.messages.insert((time, number), message);
+        if self.messages.len() > self.messages_max {
+            self.messages.pop_first();
+            self.left_out += 1;
+        }
     }
 
     /// Ends the spans of a channel that have no end.
@@ -193,17 +189,11 @@ impl Gathered {
         self.spans.end_all(channel, None, self.newest[channel]);
     }
 
-    /// Puts the messages of all channels into one order.
-    pub(super) fn sort(&mut self) {
-        // Stable: a channel's own order stays.
-        self.messages.make_contiguous().sort_by_key(|message| message.time);
-    }
-
     /// Writes all of it as the JSON that the page reads. `facts` are shown at the page's top.
     pub(super) fn json(&self, facts: &[(&str, String)]) -> String {
         // Times are relative, so that JavaScript's numbers have the nanoseconds.
         let starts = self.channels.iter().flat_map(|channel| channel.cpus.values().filter_map(Series::begin));
-        let base = starts.chain(self.messages.iter().map(|message| message.time)).min().unwrap_or(0);
+        let base = starts.chain(self.messages.keys().map(|(time, _)| *time)).min().unwrap_or(0);
         let relative = |time: u64| i128::from(time) - i128::from(base);
         let mut out = String::from("{");
         push_name("base", &mut out);
@@ -226,13 +216,13 @@ impl Gathered {
             ("writer", |message| message.writer as i128),
             ("target", |message| message.target as i128),
         ];
-        push_numbers("time", self.messages.iter().map(|message| relative(message.time)), &mut out);
+        push_numbers("time", self.messages.keys().map(|(time, _)| relative(*time)), &mut out);
         for (name, of) in numbers {
             out.push(',');
-            push_numbers(name, self.messages.iter().map(of), &mut out);
+            push_numbers(name, self.messages.values().map(of), &mut out);
         }
         out.push(',');
-        push_texts("text", self.messages.iter().map(|message| &message.text[..]), &mut out);
+        push_texts("text", self.messages.values().map(|message| &message.text[..]), &mut out);
         out.push_str("},");
         push_texts("lines", self.spans.lines.iter().map(String::as_str), &mut out);
         out.push(',');
