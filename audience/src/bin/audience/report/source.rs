@@ -188,7 +188,8 @@ impl Watched {
     fn begin(place: Place, kind: Kind, gathered: &mut Gathered) -> Watched {
         let text = |file| fs::read_to_string(place.control_path(file)).unwrap_or_default().trim().to_owned();
         let (size, count, mode) = (text("subbuf_size"), text("n_subbufs"), text("mode"));
-        let capacity = size.parse().unwrap_or(u64::MAX) * count.parse().unwrap_or(1).max(1);
+        let (bytes, n_subbufs) = (size.parse().unwrap_or(u64::MAX), count.parse().unwrap_or(1));
+        let capacity = bytes.saturating_mul(n_subbufs.max(1));
         let about = format!("{count} sub-buffers of {size} bytes, {mode}");
         let number = gathered.channel(place.channel.as_str(), about, kind);
         let is_timed = place.is_timed();
