@@ -211,6 +211,28 @@ fn watch_outlives_the_daemon() {
     assert_eq!(exit_code(watch.wait()), 0);
 }
 
+/// The daemon stands still for longer than it may take to answer.
+#[test]
+fn watch_outlives_a_pause_of_the_daemon() {
+    let mut mount = Mount::new(&[]);
+    let (out, err) = (mount.beside("out"), mount.beside("err"));
+    let mut command = Command::new(program("audience"));
+    command.args(["status", "--json", "--watch", "--interval", "10ms", "-m"]).arg(mount.point());
+    command.stdout(File::create(&out).unwrap()).stderr(File::create(&err).unwrap());
+    let mut watch = Process::start(&mut command);
+    let lines = || fs::read_to_string(&out).unwrap().lines().count();
+    let said = || fs::read_to_string(&err).unwrap();
+    eventually("a line", || lines() >= 1);
+    let stopped = Stopped::new(mount.daemon().pid());
+    eventually("the silence", || said().contains("does not answer within"));
+    let before = lines();
+    drop(stopped);
+    eventually("more lines", || lines() > before);
+    assert_eq!(said().lines().count(), 1, "{}", said());
+    watch.signal(Signal::SIGTERM);
+    assert_eq!(exit_code(watch.wait()), 0);
+}
+
 #[test]
 fn list_has_each_channel_with_its_geometry() {
     let mount = Mount::new(&["--channel=app/log:timed:overwrite:subbuf-size=64K:n-subbufs=8"]);

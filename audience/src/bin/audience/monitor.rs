@@ -11,7 +11,7 @@ pub(crate) mod users;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError, channel};
 use std::thread;
 
 use crate::error::{Failure, SILENT, means_gone};
@@ -23,13 +23,36 @@ use self::look::Look;
 ///
 /// The thread that asks stays behind then, and ends with the process.
 pub(crate) fn check_answer(mount: &Path) -> Result<(), Failure> {
-    let path = mount.join(".relay/version");
-    let (sender, answer) = channel();
-    // Any answer will do. One that comes too late has no receiver.
-    let ask = move || sender.send(fs::read(path).is_ok()).unwrap_or_default();
-    let started = thread::Builder::new().name("asking".to_owned()).spawn(ask);
-    started.map_err(|error| Failure::system("start a thread", error))?;
-    answer.recv_timeout(SILENT).map(drop).map_err(|_| Failure::Silent(mount.to_owned()))
+    Asker::default().check_answer(mount)
+}
+
+/// Asks the daemon of a mount for any answer, again and again. At most one thread waits for an answer.
+#[derive(Default)]
+pub(crate) struct Asker {
+    /// Hangs up when the question that was not answered in time is answered.
+    late: Option<Receiver<()>>,
+}
+
+impl Asker {
+    /// Like [`check_answer`], but returns at once while an earlier question is not answered.
+    pub(crate) fn check_answer(&mut self, mount: &Path) -> Result<(), Failure> {
+        let silent = || Failure::Silent(mount.to_owned());
+        if self.late.as_ref().is_some_and(|late| late.try_recv() == Err(TryRecvError::Empty)) {
+            return Err(silent());
+        }
+        let path = mount.join(".relay/version");
+        let (sender, answer) = channel();
+        let ask = move || {
+            // Any answer will do.
+            let _ = fs::read(path);
+            drop(sender);
+        };
+        let started = thread::Builder::new().name("asking".to_owned()).spawn(ask);
+        started.map_err(|error| Failure::system("start a thread", error))?;
+        let is_late = answer.recv_timeout(SILENT) == Err(RecvTimeoutError::Timeout);
+        self.late = is_late.then_some(answer);
+        if is_late { Err(silent()) } else { Ok(()) }
+    }
 }
 
 /// Looks at all channels of a mount.

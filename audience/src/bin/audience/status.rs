@@ -1,6 +1,7 @@
 //! `audience status`: channels with their rates, losses, writers and readers, as text or as JSON.
 //!
-//! Rates are those between two looks. `--watch` prints again at each interval, also when another daemon serves the mount.
+//! Rates are those between two looks. `--watch` prints again at each interval, also when another daemon serves the mount,
+//! or the daemon has stood still.
 
 mod json;
 mod list;
@@ -15,7 +16,7 @@ use crate::error::Failure;
 use crate::monitor::look::{ChannelLook, Look};
 use crate::monitor::rates::Rates;
 use crate::monitor::users::Users;
-use crate::monitor::{self, advice::advice};
+use crate::monitor::{self, Asker, advice::advice};
 use crate::options::Status;
 use crate::output::{self, Output};
 use crate::wait_for_channel::poll_timeout;
@@ -38,7 +39,8 @@ pub(crate) fn run(options: &Status) -> Result<(), Failure> {
     let stop = signals::catch(Some(signals::END_MAX), || {})?;
     let (mut output, mut users) = (Output::new()?, Users::default());
     let clears = options.watch && !options.json && stdout().is_terminal();
-    let mut before = look(options)?;
+    let mut asker = Asker::default();
+    let mut before = look(options, &mut asker)?;
     let mut is_missing = false;
     loop {
         rest(options, &stop)?;
@@ -46,10 +48,12 @@ pub(crate) fn run(options: &Status) -> Result<(), Failure> {
             // A watch is ended so.
             return if options.watch { Ok(()) } else { Err(interrupted(&stop)) };
         }
-        let now = match look(options) {
+        let now = match look(options, &mut asker) {
             Ok(now) => now,
-            // The next daemon may come, or the channel.
-            Err(failure @ (Failure::NotMounted(_) | Failure::NoChannel { .. })) if options.watch => {
+            // The daemon may continue, the next one may come, or the channel.
+            Err(failure @ (Failure::Silent(_) | Failure::NotMounted(_) | Failure::NoChannel { .. }))
+                if options.watch =>
+            {
                 if !std::mem::replace(&mut is_missing, true) {
                     output::say(failure);
                 }
@@ -88,8 +92,8 @@ impl<'a> Shown<'a> {
 }
 
 /// Looks, and checks that the named channels are there.
-fn look(options: &Status) -> Result<Look, Failure> {
-    monitor::check_answer(&options.mount)?;
+fn look(options: &Status, asker: &mut Asker) -> Result<Look, Failure> {
+    asker.check_answer(&options.mount)?;
     let look = monitor::look(&options.mount)?;
     match options.channels().find(|name| look.channel(name.as_str()).is_none()) {
         None => Ok(look),
