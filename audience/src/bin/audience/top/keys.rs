@@ -63,9 +63,7 @@ fn in_list(state: &mut State, code: KeyCode) {
 
 fn in_channel(state: &mut State, code: KeyCode) -> Option<Ask> {
     match code {
-        KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => {
-            (state.is_open, state.text, state.first_cpu) = (false, None, 0);
-        }
+        KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => state.close(),
         KeyCode::Up | KeyCode::Char('k') => state.scroll(-1),
         KeyCode::Down | KeyCode::Char('j') => state.scroll(1),
         KeyCode::PageUp => state.scroll(-PAGE),

@@ -62,7 +62,7 @@ pub(super) struct State {
     pub(super) text: Option<Vec<String>>,
     /// The first CPU of the open channel that is shown.
     pub(super) first_cpu: usize,
-    /// Whether the user is asked whether the open channel is to be reset.
+    /// Whether the screen asks the user for a reset of the open channel.
     pub(super) asks: bool,
     /// The result of the last action, and when it came.
     message: Option<(String, Instant)>,
@@ -92,7 +92,7 @@ impl State {
             asked: None,
             users: Users::default(),
         };
-        state.chosen = state.sorted().first().map(|channel| channel.name.clone());
+        state.choose(0);
         state
     }
 
@@ -139,6 +139,7 @@ impl State {
         if let (Some(text), Some(lines)) = (&mut self.text, lines) {
             *text = lines;
         }
+        let place = self.place();
         match look {
             Ok(now) => {
                 let rates =
@@ -146,6 +147,10 @@ impl State {
                 self.rates = now.channels.iter().map(rates).collect();
                 self.history.add(&now, &self.rates);
                 (self.look, self.failed) = (now, None);
+                // The row that is highlighted is the chosen one.
+                if !self.is_open && self.open_channel().is_none() {
+                    self.choose_at(place);
+                }
             }
             Err(reason) => self.failed = Some(reason),
         }
@@ -155,7 +160,7 @@ impl State {
     pub(super) fn sorted(&self) -> Vec<&ChannelLook> {
         let mut channels: Vec<&ChannelLook> = self.look.channels.iter().collect();
         let rates = |channel: &ChannelLook| self.sum(channel);
-        // The greatest first, but for names.
+        // The greatest comes first. Names go the other way.
         let by = |a: f64, b: f64| b.partial_cmp(&a).unwrap_or(Ordering::Equal);
         channels.sort_by(|a, b| {
             let order = match self.sort {
@@ -186,9 +191,20 @@ impl State {
 
     /// Chooses the channel some places down the list, or up.
     pub(super) fn choose(&mut self, by: isize) {
+        self.choose_at(self.place().saturating_add_signed(by));
+    }
+
+    /// Chooses the channel at a place of the list, or the last one.
+    fn choose_at(&mut self, place: usize) {
         let last = self.look.channels.len().saturating_sub(1);
-        let place = self.place().saturating_add_signed(by).min(last);
-        self.chosen = self.sorted().get(place).map(|channel| channel.name.clone());
+        self.chosen = self.sorted().get(place.min(last)).map(|channel| channel.name.clone());
+    }
+
+    /// Goes back from the open channel to the list.
+    pub(super) fn close(&mut self) {
+        (self.is_open, self.text, self.first_cpu) = (false, None, 0);
+        // The channel may have gone.
+        self.choose(0);
     }
 
     /// Moves the list of the open channel's CPUs. Drawing keeps it within what there is.
@@ -243,5 +259,29 @@ mod tests {
         state.reversed = true;
         assert_eq!((state.sort, state.chosen.as_deref()), (Sort::Name, Some("c")));
         assert_eq!(names(&state), ["c", "b", "a"]);
+    }
+
+    #[test]
+    fn highlighted_channel_is_the_chosen_one_when_channels_come_and_go() {
+        let look = |names: &[&str]| {
+            let channels = names.iter().map(|name| format!("channel {name}\nn_subbufs 4\nbuffers 1\n"));
+            Look::parse(&channels.collect::<String>())
+        };
+        let mut state = State::new("/m".into(), look(&[]));
+        let chosen = |state: &mut State, names: &[&str]| {
+            state.take(Answer::Look { look: Ok(look(names)), lines: None });
+            state.chosen.clone().unwrap_or_default()
+        };
+        assert_eq!(chosen(&mut state, &["a", "b", "c"]), "a");
+        state.choose(1);
+        assert_eq!(chosen(&mut state, &["a", "c", "d"]), "c", "the next one is in its place");
+        assert_eq!(chosen(&mut state, &["a"]), "a");
+        assert_eq!(chosen(&mut state, &[]), "");
+        assert_eq!(chosen(&mut state, &["b"]), "b");
+        // The open channel stays chosen, until the user goes back.
+        state.is_open = true;
+        assert_eq!(chosen(&mut state, &["c"]), "b");
+        state.close();
+        assert_eq!(state.chosen.as_deref(), Some("c"));
     }
 }
