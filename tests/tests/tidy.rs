@@ -45,7 +45,8 @@ const CONFINED: &[(&str, &[&str])] = &[
             "relay/tests/bus_errors.rs",        // the same
             "relay/tests/stamps.rs",            // the same
             "relayfsd/src/process/daemonize.rs",
-            "relayfsd/src/process/pidfd.rs", // an ioctl that no crate has
+            "relayfsd/src/process/peer_groups.rs", // a socket option that no crate has
+            "relayfsd/src/process/pidfd.rs",       // an ioctl that no crate has
             "tests/examples/test-plugin.rs",
             "tests/fuzz/src/arena.rs",
             "tests/src/bin/test-fork.rs",

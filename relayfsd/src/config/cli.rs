@@ -148,9 +148,10 @@ pub(crate) struct Cli {
 
     /// Users that get the buffers
     ///
-    /// Says which users get the buffers, to write them directly: never, owner, group or all. Sharing means trusting: such a process can damage what
-    /// others wrote to the channel. never: none; owner: root and the daemon's user; group: these, and the members of
-    /// --group; all: every user that may connect. Others send by the socket.
+    /// Says which users get the buffers, to write them directly: never, owner, group or all. Sharing means trusting:
+    /// such a process can damage what others wrote to the channel. never: none; owner: root and the daemon's user;
+    /// group: these, and processes that have the group of --group; all: every user that may connect. Others send by
+    /// the socket.
     #[arg(long, value_name = "USERS", default_value = "group", hide_possible_values = true, help_heading = ACCESS)]
     pub(crate) shared: Shared,
 

@@ -8,8 +8,6 @@
 use std::fmt;
 
 use clap::ValueEnum;
-use nix::sys::socket::UnixCredentials;
-use nix::unistd::{Gid, Uid, User, getgrouplist};
 use relay::ring::writer::AnyExecutor;
 
 use crate::policy::quota::is_trusted;
@@ -55,7 +53,7 @@ impl fmt::Display for NotShared {
             NotShared::Stranger { uid, with: Shared::Group } => {
                 write!(
                     f,
-                    "uid {uid} is neither relayfsd's user nor of its --group (--shared=all admits everybody)"
+                    "uid {uid} is neither relayfsd's user nor of its --group (--shared=all admits every user)"
                 )
             }
             NotShared::Stranger { uid, .. } => {
@@ -71,46 +69,30 @@ impl fmt::Display for NotShared {
 }
 
 impl Sharing {
-    /// Checks whether a peer gets the files of channels for writing.
-    pub(crate) fn admits(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
+    /// Checks whether a peer gets the files of channels for writing. `is_member` says whether it is in a group.
+    pub(crate) fn admits(&self, uid: u32, is_member: impl Fn(u32) -> bool) -> Result<(), NotShared> {
         if !AnyExecutor::can_share() {
             return Err(NotShared::NoSequences);
         }
-        let uid = peer.map_or(u32::MAX, UnixCredentials::uid);
         let trusted = is_trusted(uid);
-        let in_group = || peer.zip(self.gid).is_some_and(|(peer, gid)| is_member(peer, Gid::from_raw(gid)));
         match self.with {
             Shared::Never => Err(NotShared::Never),
             Shared::All => Ok(()),
             Shared::Owner if trusted => Ok(()),
-            Shared::Group if trusted || in_group() => Ok(()),
+            Shared::Group if trusted || self.gid.is_some_and(is_member) => Ok(()),
             Shared::Owner | Shared::Group => Err(NotShared::Stranger { uid, with: self.with }),
         }
     }
 
     /// Checks whether a peer gets the files for reading: whether it could open them in the mount.
-    pub(crate) fn admits_reader(&self, peer: Option<&UnixCredentials>) -> Result<(), NotShared> {
-        let uid = peer.map_or(u32::MAX, UnixCredentials::uid);
+    pub(crate) fn admits_reader(&self, uid: u32, is_member: impl Fn(u32) -> bool) -> Result<(), NotShared> {
         let (owner, group) = self.owner;
-        let class = match peer {
-            _ if uid == 0 => return Ok(()),
+        let class = match uid {
+            0 => return Ok(()),
             _ if uid == owner => 6,
-            Some(peer) if is_member(peer, Gid::from_raw(group)) => 3,
+            _ if is_member(group) => 3,
             _ => 0,
         };
         if self.mode >> class & 4 != 0 { Ok(()) } else { Err(NotShared::NoReader { uid }) }
     }
-}
-
-/// Returns whether a peer is in a group, by its own group or by those of its user.
-///
-/// The user's groups come from the system's database.
-fn is_member(peer: &UnixCredentials, group: Gid) -> bool {
-    let own = Gid::from_raw(peer.gid());
-    if own == group {
-        return true;
-    }
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(peer.uid())) else { return false };
-    let Ok(name) = std::ffi::CString::new(user.name) else { return false };
-    getgrouplist(&name, own).is_ok_and(|groups| groups.contains(&group))
 }

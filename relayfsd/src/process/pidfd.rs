@@ -1,6 +1,6 @@
 //! Descriptors of processes: how a peer's process ended.
 //!
-//! The only file of the daemon besides `daemonize.rs` with `unsafe`: one ioctl(2) that no crate has.
+//! With `unsafe`: one ioctl(2) that no crate has.
 #![allow(unsafe_code)]
 
 use std::fs;

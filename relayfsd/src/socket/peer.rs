@@ -11,6 +11,8 @@ use nix::sys::socket::{
     sockopt,
 };
 
+use crate::process::peer_groups;
+
 /// Socket option; the `libc` crate lacks it for most platforms.
 const SO_PASSRIGHTS: libc::c_int = 83;
 
@@ -79,6 +81,11 @@ impl Peer {
     /// Returns the peer's user. An unknown peer gets a number that is no user's.
     pub(crate) fn uid(&self) -> u32 {
         self.who.as_ref().map_or(u32::MAX, UnixCredentials::uid)
+    }
+
+    /// Returns whether the peer was in a group when it connected. An unknown peer is in none.
+    pub(crate) fn is_member(&self, group: u32) -> bool {
+        self.who.as_ref().is_some_and(|who| peer_groups::is_member(&self.socket, who, group))
     }
 
     /// Receives the next packet, and returns its length in bytes.

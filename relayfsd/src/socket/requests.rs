@@ -252,10 +252,12 @@ impl Requests {
         let n_descriptors = SHARE_FIRST_EXTRA + self.channel(number)?.n_bufs();
         self.check_descriptors(n_descriptors)?;
         let channel = self.channel(number)?;
+        let (sharing, uid) = (&self.common.sharing, self.peer.uid());
+        let is_member = |group| self.peer.is_member(group);
         let admitted = match to_write {
-            false => self.common.sharing.admits_reader(self.peer.who()),
+            false => sharing.admits_reader(uid, is_member),
             true if channel.geometry().global() => Err(NotShared::Global),
-            true => self.common.sharing.admits(self.peer.who()),
+            true => sharing.admits(uid, is_member),
         };
         admitted.map_err(|why| FrameRefusal::request(Errno::EPERM, why))?;
         let files = channel.share(to_write).map_err(failed)?;

@@ -7,8 +7,10 @@ use audience::{ReadError, Reader};
 use nix::sys::signal::Signal;
 use relay_producer::{BatchOptions, Wait};
 use relayfs_tests::direct::on_cpu;
-use relayfs_tests::users::{GROUP, NOBODY, USER, by_user, gid_of, mount_for_all, program_for_all};
-use relayfs_tests::{DEADLINE, Mount, exit_code, run, text};
+use relayfs_tests::users::{
+    GROUP, NOBODY, USER, by_user, copied_for_all, gid_of, mount_for_all, program_for_all,
+};
+use relayfs_tests::{DEADLINE, Mount, exit_code, program, run, text, tool};
 
 fn deadline() -> Option<Instant> {
     Some(Instant::now() + DEADLINE)
@@ -157,14 +159,23 @@ fn reader_skips_overwritten_sub_buffers() {
 #[test]
 fn user_who_may_read_may_map() {
     let mount = mount_for_all(&["--group", GROUP, "--socket-mode=0666"]);
-    let program = program_for_all("test-mapped");
-    let by = |uid, gid| run(by_user(uid, gid, &program).arg(mount.point()).arg("cpu"));
+    let mapped = program_for_all("test-mapped");
+    let by = |uid, gid| run(by_user(uid, gid, &mapped).arg(mount.point()).arg("cpu"));
     for (uid, gid) in [(0, 0), (NOBODY, gid_of(GROUP))] {
         mount.send(1, &[b"for those who may"]);
         mount.poke("cpu", "flush");
         let output = by(uid, gid);
         assert_eq!(text(&output.stdout), "for those who may", "uid {uid}: {}", text(&output.stderr));
     }
+    // A supplementary group counts too, which only the process has.
+    mount.send(1, &[b"for those of the group"]);
+    mount.poke("cpu", "flush");
+    let copied = copied_for_all(&[program("test-mapped")]);
+    let mut command = tool("setpriv", "util-linux");
+    command.args(["--reuid=1000", "--regid=1000", &format!("--groups={GROUP}")]);
+    let output = run(command.arg(copied.path().join("test-mapped")).arg(mount.point()).arg("cpu"));
+    assert_eq!(text(&output.stdout), "for those of the group", "{}", text(&output.stderr));
+
     let output = by(USER, USER);
     assert_eq!(exit_code(output.status), 1);
     assert_eq!(text(&output.stderr), format!("uid {USER} may not read the channel's files\n"));

@@ -89,7 +89,7 @@ fn option_shared_decides_which_users_are_trusted() {
     let not_owner =
         |uid| format!("uid {uid} is not relayfsd's user (--shared=group or --shared=all admit others)");
     let not_member = |uid| {
-        format!("uid {uid} is neither relayfsd's user nor of its --group (--shared=all admits everybody)")
+        format!("uid {uid} is neither relayfsd's user nor of its --group (--shared=all admits every user)")
     };
     let group = ["--group", GROUP];
     type Refusal<'a> = Option<&'a dyn Fn(u32) -> String>;
@@ -119,8 +119,8 @@ fn option_shared_decides_which_users_are_trusted() {
     assert_eq!(transport(&mount, "cpu", command), format!("socket ({})", not_member(NOBODY)));
 }
 
-/// A user is also a member by the system's list of groups. A user's daemon trusts that user and root, and others by
-/// option.
+/// A process is also a member by its supplementary groups, whatever the system's list of groups says. A user's daemon
+/// trusts that user and root, and others by option.
 #[test]
 fn daemon_of_user_trusts_that_user_and_root() {
     tool("setpriv", "util-linux");
@@ -131,6 +131,9 @@ fn daemon_of_user_trusts_that_user_and_root() {
         echo user_allow_other >fuse.conf
         listed="setpriv --reuid=daemon --regid=daemon --init-groups"
         stranger="setpriv --reuid=1000 --regid=1000 --clear-groups"
+        unlisted="setpriv --reuid=1000 --regid=1000 --groups=relaytest"
+        of_many="setpriv --reuid=1000 --regid=1000 --groups=relaytest,$(seq -s, 60000 60200)"
+        left="setpriv --reuid=daemon --regid=daemon --clear-groups"
         say() { "$@" -m relay -v x 2>&1 | sed 's/.*; transport: //'; }
         mkdir run; chown 65534 run
         for shared in owner group all; do
@@ -138,6 +141,7 @@ fn daemon_of_user_trusts_that_user_and_root() {
             # The socket is root's: the user nobody may not give files away.
             relayfsd --group relaytest --socket-mode 0666 --shared $shared relay
             say relay-producer; say $listed relay-producer; say $stranger relay-producer
+            say $unlisted relay-producer; say $of_many relay-producer; say $left relay-producer
             umount relay
             $nobody relayfsd -o allow_other --socket "$PWD/run/socket" --socket-mode 0666 --shared $shared relay
             say relay-producer; say $nobody relay-producer; say $stranger relay-producer
@@ -150,14 +154,31 @@ fn daemon_of_user_trusts_that_user_and_root() {
     };
     let not_member = |uid| {
         format!(
-            "socket (uid {uid} is neither relayfsd's user nor of its --group (--shared=all admits everybody))"
+            "socket (uid {uid} is neither relayfsd's user nor of its --group (--shared=all admits every user))"
         )
     };
     let shared = || "shared".to_owned();
-    let expected = [
-        ["owner".to_owned(), shared(), not_owner(1), not_owner(1000), shared(), shared(), not_owner(1000)],
-        ["group".to_owned(), shared(), shared(), not_member(1000), shared(), shared(), not_member(1000)],
+    // Root, the listed user, a stranger, one of the group, one of many groups, and the listed user without its groups;
+    // of a user's daemon root, that user and a stranger.
+    let roots = [
+        [
+            "owner".to_owned(),
+            shared(),
+            not_owner(1),
+            not_owner(1000),
+            not_owner(1000),
+            not_owner(1000),
+            not_owner(1),
+        ],
+        ["group".to_owned(), shared(), shared(), not_member(1000), shared(), shared(), not_member(1)],
         ["all".to_owned(), shared(), shared(), shared(), shared(), shared(), shared()],
     ];
-    assert_eq!(lines, expected.concat());
+    let users = [
+        [shared(), shared(), not_owner(1000)],
+        [shared(), shared(), not_member(1000)],
+        [shared(), shared(), shared()],
+    ];
+    let expected: Vec<String> =
+        roots.into_iter().zip(users).flat_map(|(roots, users)| roots.into_iter().chain(users)).collect();
+    assert_eq!(lines, expected);
 }
