@@ -1,6 +1,7 @@
 //! Frozen copies of buffers: `snapshot/cpuN` shows one from its first open to its last close.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -12,7 +13,7 @@ use crate::channel::ChannelRef;
 use crate::channel::timed::packets::Marks;
 use crate::channel::timed::trace_text;
 use crate::hold_point;
-use crate::policy::quota::{Quota, Reservation};
+use crate::policy::quota::{Quota, Reservation, USED_UP};
 use crate::process::free_later;
 
 /// Longest wait for the end of a copy whose users have all closed a descriptor of it.
@@ -73,14 +74,15 @@ impl Snapshot {
         channel: &ChannelRef,
         cpu: usize,
     ) -> Result<(Vec<u8>, Reservation), i32> {
-        let no_memory = || {
-            log::warn!("channel {}: no memory for a snapshot of cpu{cpu}, see --max-memory", channel.name());
+        let no_memory = |why: &dyn fmt::Display| {
+            log::warn!("channel {}: no memory for a snapshot of cpu{cpu}: {why}", channel.name());
             libc::ENOMEM
         };
+        let used_up = |_| no_memory(&USED_UP);
         let mut extent = channel.read_side(cpu).reader.snapshot_extent();
-        let mut memory = memory.claim(0, extent.max()).map_err(|_| no_memory())?;
+        let mut memory = memory.claim(0, extent.max()).map_err(used_up)?;
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(extent.max()).map_err(|_| no_memory())?;
+        bytes.try_reserve_exact(extent.max()).map_err(|error| no_memory(&error))?;
         let mut marks = Marks::default();
         // The lock is released after each sub-buffer: the writer and the socket's thread may be waiting for it.
         loop {
@@ -100,9 +102,9 @@ impl Snapshot {
             return Err(libc::EIO);
         }
         let Some(timed) = channel.timed() else { return Ok((bytes, memory)) };
-        memory.grow(marks.packets_max()).map_err(|_| no_memory())?;
+        memory.grow(marks.packets_max()).map_err(used_up)?;
         let mut packets = Vec::new();
-        packets.try_reserve_exact(marks.packets_max()).map_err(|_| no_memory())?;
+        packets.try_reserve_exact(marks.packets_max()).map_err(|error| no_memory(&error))?;
         let part = |range: Range<usize>| Ok(bytes[range].into());
         marks.packets(channel, timed, cpu, part, |packet| {
             packets.extend_from_slice(packet);

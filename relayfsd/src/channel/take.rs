@@ -5,6 +5,7 @@
 //! range of the stream that the copy covers, once. From then on the file's name means another inode with another copy.
 //! Programs that still have the old file open see it unchanged.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -19,7 +20,7 @@ use relay::ring::reader::Taken;
 use crate::channel::ChannelRef;
 use crate::channel::delivered::{Delivered, Ended};
 use crate::channel::timed::packets::Marks;
-use crate::policy::quota::{Quota, Reservation};
+use crate::policy::quota::{Quota, Reservation, USED_UP};
 use crate::process::killed::{is_killed, process_of};
 
 /// Number of numbers for the copies of a buffer.
@@ -96,14 +97,14 @@ impl Take {
     }
 
     fn make(memory: &Arc<Quota>, channel: &ChannelRef, cpu: usize, copy: u32) -> Result<Take, i32> {
-        let no_memory = || {
-            let name = channel.name();
-            log::warn!("channel {name}: no memory for take/cpu{cpu}; raise --max-memory");
+        let no_memory = |why: &dyn fmt::Display| {
+            log::warn!("channel {}: no memory for take/cpu{cpu}: {why}", channel.name());
             libc::ENOMEM
         };
+        let used_up = |_| no_memory(&USED_UP);
         let mtime = channel.size_and_mtime(cpu).1;
         let mut taken = channel.read_side(cpu).reader.take();
-        let mut memory = memory.claim(0, taken.max()).map_err(|_| no_memory())?;
+        let mut memory = memory.claim(0, taken.max()).map_err(used_up)?;
         let new_file = || {
             let file = memfd_create(c"relayfs-take", MFdFlags::MFD_CLOEXEC);
             file.map(File::from).map_err(|errno| errno as i32)
@@ -111,7 +112,7 @@ impl Take {
         let file = new_file()?;
         let mut part = Vec::new();
         part.try_reserve_exact(taken.max().min(2 * channel.geometry().subbuf_size()))
-            .map_err(|_| no_memory())?;
+            .map_err(|error| no_memory(&error))?;
         let mut marks = Marks::default();
         loop {
             part.clear();
@@ -123,7 +124,7 @@ impl Take {
                 marks.add(from, part.len(), side.reader.take_marks(&taken, part.len()));
             }
             drop(side);
-            file.write_all_at(&part, from as u64).map_err(|_| no_memory())?;
+            file.write_all_at(&part, from as u64).map_err(|error| no_memory(&error))?;
             if !more {
                 break;
             }
@@ -134,16 +135,16 @@ impl Take {
         let (file, len) = match channel.timed() {
             None => (file, taken.len() as u64),
             Some(timed) => {
-                memory.grow(marks.packets_max()).map_err(|_| no_memory())?;
+                memory.grow(marks.packets_max()).map_err(used_up)?;
                 let packets = new_file()?;
                 let mut len = 0;
                 let part = |range: Range<usize>| {
                     let mut bytes = vec![0; range.len()];
-                    file.read_exact_at(&mut bytes, range.start as u64).map_err(|_| no_memory())?;
+                    file.read_exact_at(&mut bytes, range.start as u64).map_err(|error| no_memory(&error))?;
                     Ok(bytes.into())
                 };
                 marks.packets(channel, timed, cpu, part, |packet| {
-                    packets.write_all_at(packet, len).map_err(|_| no_memory())?;
+                    packets.write_all_at(packet, len).map_err(|error| no_memory(&error))?;
                     len += packet.len() as u64;
                     Ok::<(), i32>(())
                 })?;

@@ -26,6 +26,9 @@ pub(crate) fn admits(uid: u32, own: u64, used: u64, max: u64, more: u64) -> Resu
     Ok(())
 }
 
+/// Says what to do when the daemon's memory for channels and their copies is used up.
+pub(crate) const USED_UP: &str = "all of --max-memory is in use; raise it";
+
 /// Why a user gets no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QuotaExceeded {

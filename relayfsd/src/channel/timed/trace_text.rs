@@ -1,5 +1,6 @@
 //! `trace`: the records of all buffers, in one order, as text.
 
+use std::fmt;
 use std::sync::Arc;
 
 use relay::trace::merge::Merge;
@@ -9,7 +10,7 @@ use relay::trace::text::{Format, Lines};
 
 use crate::channel::ChannelRef;
 use crate::channel::snapshot::Snapshot;
-use crate::policy::quota::{Quota, Reservation};
+use crate::policy::quota::{Quota, Reservation, USED_UP};
 
 /// How much memory the text reserves at a time, in bytes.
 const STEP: usize = 1 << 20;
@@ -20,8 +21,8 @@ const STEP: usize = 1 << 20;
 /// elders.
 pub(crate) fn text(memory: &Arc<Quota>, channel: &ChannelRef) -> Result<(Vec<u8>, Reservation), i32> {
     let timed = channel.timed().ok_or(libc::ESTALE)?;
-    let no_memory = || {
-        log::warn!("channel {}: no memory for its trace, see --max-memory", channel.name());
+    let no_memory = |why: &dyn fmt::Display| {
+        log::warn!("channel {}: no memory for its trace: {why}", channel.name());
         libc::ENOMEM
     };
     let note = timed.newest_stamp();
@@ -43,8 +44,8 @@ pub(crate) fn text(memory: &Arc<Quota>, channel: &ChannelRef) -> Result<(Vec<u8>
         lines.line(&entry, &mut line);
         if text.len() + line.len() > reserved.len() {
             let more = STEP.max(line.len());
-            reserved.grow(more).map_err(|_| no_memory())?;
-            text.try_reserve_exact(more).map_err(|_| no_memory())?;
+            reserved.grow(more).map_err(|_| no_memory(&USED_UP))?;
+            text.try_reserve_exact(more).map_err(|error| no_memory(&error))?;
         }
         text.extend_from_slice(&line);
     }
