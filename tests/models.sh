@@ -8,7 +8,7 @@ need_rust
 install_missing
 target_dir=$(target_dir)
 
-# Bounds are in the models; LOOM_MAX_PREEMPTIONS sets another, for whoever has the time.
+# Bounds are in the models. LOOM_MAX_PREEMPTIONS sets another: a higher one takes much longer.
 RUSTFLAGS="${RUSTFLAGS:-} --cfg loom" CARGO_TARGET_DIR=$target_dir/loom \
     cargo test --package relay --test models --release --locked --quiet
 cargo test --package relay --features kill-points --test kill_points --locked --quiet

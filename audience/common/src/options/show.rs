@@ -16,8 +16,8 @@ use super::when::When;
 pub struct Show {
     /// Print as short-iso, cat, json or others
     ///
-    /// short-iso, the default, begins a line with the time. short-monotonic counts from the start of the machine, short-unix from 1970. cat prints the text alone. json
-    /// prints an object a line, with nanoseconds as strings.
+    /// short-iso, the default, begins a line with the time. short-monotonic counts from the start of the machine,
+    /// short-unix from 1970. cat prints the text alone. json prints an object a line, with nanoseconds as strings.
     #[arg(short, long, value_name = "FORMAT")]
     pub output: Option<Format>,
 

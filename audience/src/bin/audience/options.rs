@@ -171,10 +171,11 @@ pub(crate) enum Action {
 
     /// Make a page for a browser
     ///
-    /// It shows rates, fill and losses over time, the messages, and spans. The page is one file and needs no network. It shows a recording, or what the buffers hold (--snapshot), or some
-    /// time with live channels. It consumes nothing. A raw channel has no times, so a recording of one is left out. A
-    /// live report looks twice a second, and has what the buffers held then. Exit status: 0 if all was read; 1 after an
-    /// error, or if a recording is damaged; 2 for wrong usage.
+    /// It shows rates, fill and losses over time, the messages, and spans. The page is one file and needs no network.
+    /// It shows a recording, or what the buffers hold (--snapshot), or some time with live channels. It consumes
+    /// nothing. A raw channel has no times, so a recording of one is left out. A live report looks twice a second, and
+    /// has what the buffers held then. Exit status: 0 if all was read; 1 after an error, or if a recording is damaged;
+    /// 2 for wrong usage.
     Report(Report),
 
     /// Save the last seconds of a timed channel when something happens
@@ -186,16 +187,17 @@ pub(crate) enum Action {
 
     /// Show how channels fare: rates, fill, losses
     ///
-    /// It also shows writers and readers. It looks twice, --interval apart, and consumes nothing. Losses are those since a channel was created, by cause,
-    /// with the time since the last. Advice follows from what was measured. A raw channel does not know where messages
-    /// end, so it has no message rate. Exit status: 0; 1 after an error; 2 for wrong usage.
+    /// It also shows writers and readers. It looks twice, --interval apart, and consumes nothing. Losses are those
+    /// since a channel was created, by cause, with the time since the last. Advice follows from what was measured. A
+    /// raw channel does not know where messages end, so it has no message rate. Exit status: 0; 1 after an error; 2
+    /// for wrong usage.
     Status(Status),
 
     /// Show channels live
     ///
-    /// It shows rates of the last minute, fill, losses, writers and readers. Keys: arrows choose a channel and Enter opens it; s sorts; q ends. In a channel: f shows its text, from copies; F
-    /// flushes; R resets, after a question; w saves a snapshot into files of this directory; Esc goes back. It looks at
-    /// copies, and consumes nothing.
+    /// It shows rates of the last minute, fill, losses, writers and readers. Keys: arrows choose a channel and Enter
+    /// opens it; s sorts; q ends. In a channel: f shows its text, from copies; F flushes; R resets, after a question;
+    /// w saves a snapshot into files of this directory; Esc goes back. It looks at copies, and consumes nothing.
     #[cfg(feature = "top")]
     Top(Top),
 }

@@ -38,7 +38,9 @@ pub(crate) fn elsewhere(place: &Place) -> Option<String> {
     ))
 }
 
-/// Unread bytes in all buffers of a channel, but for headers that stand alone. `None` if the channel has gone or its files may not be read.
+/// Returns the unread bytes in all buffers of a channel, without headers that stand alone.
+///
+/// `None`: the channel has gone, or its files may not be read.
 pub(crate) fn of_channel(place: &Place) -> Option<u64> {
     let mut header = [0; 4];
     let control = File::open(place.control_path("control")).ok()?;

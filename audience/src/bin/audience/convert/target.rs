@@ -35,7 +35,7 @@ pub(crate) struct Replacement {
     file: File,
 }
 
-/// The file that is to be removed if a signal ends the process early.
+/// The file that goes if a signal ends the process early.
 pub(crate) struct Leftover(Arc<OnceLock<PathBuf>>);
 
 impl Leftover {

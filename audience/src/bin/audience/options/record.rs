@@ -48,8 +48,9 @@ pub(crate) struct Record {
 
     /// Begin another file at this size
     ///
-    /// The files are cpu0.000000, cpu0.000001, and so on. A file ends with a whole message, so it may be a little longer. If the reader falls behind for so long that a
-    /// file reaches twice the size, a message may continue in the next file.
+    /// The files are cpu0.000000, cpu0.000001, and so on. A file ends with a whole message, so it may be a little
+    /// longer. If the reader falls behind for so long that a file reaches twice the size, a message may continue in
+    /// the next file.
     #[arg(long, alias = "rotate_size", value_name = "SIZE", value_parser = nonzero_size, help_heading = FILES)]
     pub(crate) rotate_size: Option<u64>,
 
@@ -68,8 +69,8 @@ pub(crate) struct Record {
 
     /// Keep all files below this size
     ///
-    /// All in DIR together; the oldest are removed. Files that are being written stay. Without --rotate-size, a file is long enough at a sixteenth of this size. The
-    /// least is 64K.
+    /// All in DIR together; the oldest are removed. Files that are being written stay. Without --rotate-size, a file
+    /// is long enough at a sixteenth of this size. The least is 64K.
     #[arg(long, alias = "total_size", value_name = "SIZE", value_parser = total_size, help_heading = FILES)]
     pub(crate) total_size: Option<u64>,
 

@@ -67,7 +67,7 @@ impl Idle {
         *self = Idle::new();
     }
 
-    /// Returns whether the files are to be closed now.
+    /// Returns whether it is time to close the files.
     pub(crate) fn is_over(&mut self) -> bool {
         let is_over = self.since.elapsed() >= self.after;
         if is_over {

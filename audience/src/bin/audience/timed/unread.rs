@@ -128,7 +128,7 @@ fn read(mut from: impl Read) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Returns the number of the sub-buffer that is to be read next.
+/// Returns the number of the sub-buffer that comes next.
 fn next_number(place: &Place, cpu: usize) -> Result<u64, Failure> {
     let path = place.control_path(&format!("consumed/cpu{cpu}"));
     let text = fs::read_to_string(&path).map_err(|error| Failure::open(&path, error))?;
