@@ -1,8 +1,8 @@
 #!/bin/sh
 # packaging/containers/ in containers of podman: builds the image, runs it as its header says, and the services of compose.yaml
 # with two programs and a user more, whose daemon is killed meanwhile; compares what the reader printed with what was written;
-# and kubernetes.yaml. It needs no registry: the base images are made of Debian's packages, and of the Rust toolchain that is
-# installed. By hand and in tests/long.sh: it takes many minutes and a network. As root.
+# and kubernetes.yaml, whose daemon is killed as well. It needs no registry: the base images are made of Debian's packages, and
+# of the Rust toolchain that is installed. By hand and in tests/long.sh: it takes many minutes and a network. As root.
 #
 #   sh tests/containers.sh [ARCHIVE]      # with an image that podman save has written
 set -eu
@@ -147,4 +147,10 @@ END
 podman kube play --network none "$dir/pods.yaml" >/dev/null
 followed() { podman logs relayfs-example-reader | grep -q stdout:; }
 until_true followed
+# The next daemon replaces the dead mount of one that was killed.
+podman kill relayfsd-relayfsd >/dev/null
+read_before=$(podman logs relayfs-example-reader | grep -c stdout:)
+podman start relayfsd-relayfsd >/dev/null
+continued() { [ "$(podman logs relayfs-example-reader | grep -c stdout:)" -gt $((read_before + 5)) ]; }
+until_true continued
 echo "image, services and pods work"

@@ -50,6 +50,7 @@ need parallel parallel
 need perl perl
 need pip3 python3-pip
 need pkg-config pkg-config
+need pgrep procps
 need pkill procps
 need prlimit util-linux
 need prometheus-node-exporter prometheus-node-exporter

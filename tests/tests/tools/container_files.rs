@@ -103,10 +103,17 @@ fn compose_shares_a_mount() {
 
 #[test]
 fn daemon_of_a_node_serves_a_pod() {
+    tool("pgrep", "procps");
     let script = format!(
         "{}
         mount --make-rshared /run
         mkdir /run/relayfs-mount /run/relayfs-socket
+        relayfsd &
+        eventually ready
+        # A daemon that is killed leaves a dead mount, and the container is started again.
+        kill -KILL $(pgrep -x relayfsd)
+        wait $! || :
+        if cat /run/relayfs-mount/relay/.relay/version 2>/dev/null; then exit 9; fi
         relayfsd &
         eventually ready
         app >/dev/null &
