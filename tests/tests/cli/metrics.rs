@@ -224,6 +224,22 @@ fn promtool_accepts_the_alerts_of_the_page() {
     assert!(said.contains("3 rules found"), "{said}");
 }
 
+/// The longest time between two copies of a healthy machine, by the page's timer, is too short for the page's alert.
+#[test]
+fn alert_of_a_daemon_that_is_down_waits_for_the_timer() {
+    let page = Page::open("monitoring.md");
+    let units = block(&page, "# /etc/systemd/system/relayfs-metrics.service\n");
+    let value = |key: &str| -> f64 {
+        let value = units.lines().find_map(|line| line.strip_prefix(key)).expect(key);
+        value.trim_end_matches('s').parse().expect("seconds")
+    };
+    let between = value("OnUnitActiveSec=") + value("AccuracySec=");
+    let alerts = block(&page, "- alert:");
+    let down = alerts.lines().find(|line| line.contains("node_textfile_mtime_seconds")).expect("the alert");
+    let limit: f64 = down.rsplit_once("> ").expect("a limit").1.parse().expect("seconds");
+    assert!(2.0 * between < limit, "{between}, {limit}");
+}
+
 fn reads(mount: &Mount, gid: u32, file: &str) -> Output {
     let mut command = by_user(NOBODY, gid, "/bin/cat");
     run(command.arg(mount.path(file)))
