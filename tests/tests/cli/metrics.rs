@@ -240,6 +240,39 @@ fn alert_of_a_daemon_that_is_down_waits_for_the_timer() {
     assert!(2.0 * between < limit, "{between}, {limit}");
 }
 
+/// Two mounts of one machine, told apart by the page's label, have channels of one name.
+#[test]
+fn dashboard_divides_within_each_mount() {
+    let dashboard = fs::read_to_string(workspace().join("relayfsd/dist/grafana.json")).unwrap();
+    let divided: Vec<&str> = dashboard.lines().filter(|line| line.contains("group_left")).collect();
+    let [line] = divided[..] else { panic!("{divided:?}") };
+    let expr = line.split_once("\"expr\": ").expect("an expression").1.trim_end_matches(',');
+    let expr: String = serde_json::from_str(expr).expect("a string");
+    let series = |name: &str, labels: &str, value: u32| {
+        ["m1", "m2"].map(|mount| {
+            let of = format!("{name}{{instance=\"i\",mount=\"{mount}\",channel=\"cpu\"{labels}}}");
+            format!("      - {{series: '{of}', values: '{value}'}}\n")
+        })
+    };
+    let input = [series("relayfs_unread_subbufs", ",cpu=\"0\"", 1), series("relayfs_channel_subbufs", "", 4)];
+    let samples = ["m1", "m2"].map(|mount| {
+        let labels = format!("{{instance=\"i\",mount=\"{mount}\",channel=\"cpu\",cpu=\"0\"}}");
+        format!("          - {{labels: '{labels}', value: 0.25}}\n")
+    });
+    let test = format!(
+        "tests:\n  - interval: 1m\n    input_series:\n{}    promql_expr_test:\n      - expr: '{}'\n        \
+         eval_time: 0s\n        exp_samples:\n{}",
+        input.concat().concat(),
+        expr.replace("$channel", ".*"),
+        samples.concat(),
+    );
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("test.yml");
+    fs::write(&file, &test).unwrap();
+    let output = run(tool("promtool", "prometheus").args(["test", "rules"]).arg(&file));
+    assert!(output.status.success(), "{test}{}{}", text(&output.stdout), text(&output.stderr));
+}
+
 fn reads(mount: &Mount, gid: u32, file: &str) -> Output {
     let mut command = by_user(NOBODY, gid, "/bin/cat");
     run(command.arg(mount.path(file)))
