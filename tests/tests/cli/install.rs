@@ -73,7 +73,7 @@ fn assert_has_what_the_image_takes(root: &Path) {
     assert!(copies.iter().all(|copy| root.join(copy).exists()), "{copies:?}");
 }
 
-/// The package's scripts and its description name each unit, and the description each program.
+/// The package's scripts and its description name each unit. The description names each program, as the image's does.
 #[test]
 fn package_knows_all_units_and_programs() {
     let makefile = fs::read_to_string(workspace().join("Makefile")).expect("the Makefile");
@@ -96,8 +96,12 @@ fn package_knows_all_units_and_programs() {
         }
         assert!(of_package("control.in").contains(name), "{name}");
     }
+    let dockerfile =
+        fs::read_to_string(workspace().join("packaging/containers/Dockerfile")).expect("a Dockerfile");
+    let image = dockerfile.lines().next().expect("what the image has");
     for program in programs.split(' ') {
         assert!(of_package("control.in").contains(program), "{program}");
+        assert!(image.contains(program), "{program}: {image}");
     }
 }
 
