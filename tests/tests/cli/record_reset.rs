@@ -64,55 +64,51 @@ fn reset_in_a_copy(mount: &Mount, dir: &Path, byte: u8, mut what: impl FnMut()) 
     })
 }
 
+/// Records resets until one comes in the middle of a copy: `attempt` fills a directory with this byte and the next one, and
+/// says whether it has caught that, with the recorder that is there in the end. Checks what was recorded.
 #[track_caller]
-fn is_not_mixed(recorded: &[u8]) {
+fn assert_not_mixed(mount: &Mount, mut attempt: impl FnMut(&Path, u8) -> (bool, Recorder)) {
+    let (mut byte, mut seen) = (0, Vec::new());
+    eventually("a reset in the middle of a copy", || {
+        byte += 2;
+        let dir = mount.beside(&format!("recorded-{byte}"));
+        let (is_caught, mut recorder) = attempt(&dir, byte);
+        assert_eq!(recorder.end(Signal::SIGINT), 0, "{}", recorder.said());
+        seen = recorder.recorded(0);
+        is_caught
+    });
     let is_one = |message: &[u8]| message.len() == MESSAGE && message.iter().all(|byte| *byte == message[0]);
-    assert!(recorded.chunks(MESSAGE).all(is_one), "mixed messages");
+    assert!(seen.chunks(MESSAGE).all(is_one), "mixed messages");
+    seen.dedup();
+    assert_eq!(seen, [byte + 1], "what was copied when the reset came is no whole sub-buffer");
 }
 
 #[test]
 fn sub_buffer_that_is_reset_while_it_is_recorded_is_not_mixed() {
     let mount = Mount::new(ARGS);
-    let (mut byte, mut seen) = (0, Vec::new());
-    eventually("a reset in the middle of a copy", || {
-        byte += 2;
-        let dir = mount.beside(&format!("recorded-{byte}"));
-        let mut recorder = slow(&mount, &dir, "19", &[]);
-        let is_caught = reset_in_a_copy(&mount, &dir, byte, || {});
-        assert_eq!(recorder.end(Signal::SIGINT), 0, "{}", recorder.said());
-        seen = recorder.recorded(0);
-        is_caught
+    assert_not_mixed(&mount, |dir, byte| {
+        let recorder = slow(&mount, dir, "19", &[]);
+        (reset_in_a_copy(&mount, dir, byte, || {}), recorder)
     });
-    is_not_mixed(&seen);
-    seen.dedup();
-    assert_eq!(seen, [byte + 1], "what was copied when the reset came is no whole sub-buffer");
 }
 
 /// Another recorder continues the recording.
 #[test]
 fn recorder_that_is_killed_behind_a_reset_leaves_nothing_mixed() {
     let mount = Mount::new(ARGS);
-    let (mut byte, mut seen) = (0, Vec::new());
-    eventually("a reset and the end in the middle of a copy", || {
-        byte += 2;
-        let dir = mount.beside(&format!("continued-{byte}"));
+    assert_not_mixed(&mount, |dir, byte| {
         // It copies twice.
-        let mut recorder = slow(&mount, &dir, "10", &["--append"]);
-        let is_caught = reset_in_a_copy(&mount, &dir, byte, || {
+        let mut recorder = slow(&mount, dir, "10", &["--append"]);
+        let is_caught = reset_in_a_copy(&mount, dir, byte, || {
             recorder.process.signal(Signal::SIGKILL);
             recorder.process.wait();
         });
-        let mut recorder = Recorder::start_into(mount.point(), &dir, &["--cpu", "0", "--append"]);
+        let recorder = Recorder::start_into(mount.point(), dir, &["--cpu", "0", "--append"]);
         recorder.is_ready();
         mount.poke("cpu", "flush");
         eventually("what came behind the reset", || {
             fs::read(dir.join("cpu0")).is_ok_and(|recorded| recorded.ends_with(&[byte + 1; MESSAGE]))
         });
-        assert_eq!(recorder.end(Signal::SIGINT), 0, "{}", recorder.said());
-        seen = recorder.recorded(0);
-        is_caught
+        (is_caught, recorder)
     });
-    is_not_mixed(&seen);
-    seen.dedup();
-    assert_eq!(seen, [byte + 1], "a part of a sub-buffer is none");
 }
