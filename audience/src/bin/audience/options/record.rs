@@ -69,8 +69,9 @@ pub(crate) struct Record {
 
     /// Keep all files below this size
     ///
-    /// All in DIR together; the oldest are removed. Files that are being written stay. Without --rotate-size, a file
-    /// is long enough at a sixteenth of this size. The least is 64K.
+    /// All in DIR together; the oldest are removed. Files that are being written stay. The files are counted at most
+    /// once a second, so there may be as much more as comes in a second. Without --rotate-size, a file is long enough
+    /// at a sixteenth of this size. The least is 64K.
     #[arg(long, alias = "total_size", value_name = "SIZE", value_parser = total_size, help_heading = FILES)]
     pub(crate) total_size: Option<u64>,
 
