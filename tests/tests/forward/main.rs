@@ -18,6 +18,7 @@ mod removed;
 mod reset;
 mod server;
 mod split;
+mod stands_still;
 mod start;
 mod stored;
 mod texts;
