@@ -16,6 +16,7 @@ mod on_way;
 mod order;
 mod removed;
 mod reset;
+mod rights;
 mod server;
 mod split;
 mod stands_still;

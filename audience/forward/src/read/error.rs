@@ -22,6 +22,9 @@ pub(crate) enum Failure {
         /// Why.
         reason: String,
     },
+    /// The stream cannot be read any more.
+    #[error("{0}")]
+    GivenUp(String),
     /// There is no such stream.
     #[error(
         "{server} has no stream '{stream}': relay-forward --to {server}{} --create makes it, --stream names another",

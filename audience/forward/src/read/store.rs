@@ -10,7 +10,7 @@ use async_nats::jetstream::context::{
 };
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{RawMessage, Stream};
+use async_nats::jetstream::stream::{DirectGetErrorKind, RawMessage, Stream};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
@@ -29,6 +29,8 @@ pub(super) struct Store {
     name: String,
     /// Whether every replica answers, and without base64.
     is_direct: bool,
+    /// Whether there are no such answers: the user lacks the right, or nothing has answered.
+    is_indirect: watch::Sender<bool>,
     /// Time before which no message of the stream was stored, in nanoseconds since 1970; 0: not known.
     since: AtomicU64,
     /// Counts lost connections.
@@ -106,10 +108,11 @@ enum Failed {
 }
 
 impl Store {
-    /// Finds the stream. `cuts` counts lost connections.
+    /// Finds the stream. `cuts` counts lost connections, `is_indirect` says that direct questions are of no use.
     pub(super) async fn open(
         context: Context,
         cuts: watch::Receiver<u64>,
+        is_indirect: &watch::Sender<bool>,
         server: &str,
         name: &str,
     ) -> Result<Store, Failure> {
@@ -122,8 +125,8 @@ impl Store {
         let is_direct = stream.cached_info().config.allow_direct;
         let (server, name) = (server.to_owned(), name.to_owned());
         let (is_away, is_ending) = (AtomicBool::new(false), AtomicBool::new(false));
-        let since = AtomicU64::new(0);
-        Ok(Store { context, stream, server, name, is_direct, since, cuts, is_away, is_ending })
+        let (since, is_indirect) = (AtomicU64::new(0), is_indirect.clone());
+        Ok(Store { context, stream, server, name, is_direct, is_indirect, since, cuts, is_away, is_ending })
     }
 
     /// Takes over that the stream was created again, at this time in nanoseconds since 1970. A replica may still have
@@ -207,11 +210,18 @@ impl Store {
     }
 
     async fn try_next(&self, subject: &str, from: u64, is_direct: &AtomicBool) -> Result<Found, Failed> {
+        let mut is_silent = false;
         // Relaxed, both: one task has it.
-        if is_direct.load(Ordering::Relaxed) {
+        if is_direct.load(Ordering::Relaxed) && !*self.is_indirect.borrow() {
             let get = self.stream.direct_get_builder().sequence(from).next_by_subject(subject);
-            let answer = self.unless_cut(get.send()).await;
+            let mut is_indirect = self.is_indirect.subscribe();
+            let answer = tokio::select! {
+                answer = self.unless_cut(get.send()) => answer,
+                // What was refused gets no answer.
+                _ = is_indirect.wait_for(|is_indirect| *is_indirect) => Err(Failed::Cut),
+            };
             is_direct.store(answer.is_ok(), Ordering::Relaxed);
+            is_silent = matches!(&answer, Ok(Err(error)) if error.kind() == DirectGetErrorKind::TimedOut);
             // A message's own headers may look like an answer, or end the connection. So the other way has the last word.
             // It also has where clocks of servers differ, and a message seems older than the stream.
             if let Ok(Ok(message)) = answer
@@ -222,7 +232,12 @@ impl Store {
                 return Ok(Found::Message(Box::new(message)));
             }
         }
-        self.get(json!({ "seq": from, "next_by_subj": subject })).await
+        let found = self.get(json!({ "seq": from, "next_by_subj": subject })).await?;
+        if is_silent {
+            // The leader has answered. Each further message would wait for as long.
+            self.is_indirect.send_replace(true);
+        }
+        Ok(found)
     }
 
     /// Asks the stream's leader for a message.
