@@ -7,6 +7,7 @@ mod credentials;
 mod errors;
 mod followed;
 mod foreign;
+mod gone;
 mod halted;
 mod jwt;
 mod killed;

@@ -140,7 +140,14 @@ pub(super) async fn open(options: &Options, give_up: Option<GiveUp>) -> Result<S
     let (mut attempts, mut is_told) = (0, false);
     loop {
         let cuts = troubles.cuts.subscribe();
-        let open = Store::open(context.clone(), cuts, &troubles.is_indirect, &server, &options.stream);
+        let open = Store::open(
+            context.clone(),
+            cuts,
+            &troubles.is_indirect,
+            give_up.clone(),
+            &server,
+            &options.stream,
+        );
         // The first trouble with the only server decides, unless there is time.
         let is_hasty = !options.read.follow && servers.0.len() == 1;
         let (opened, is_final) = tokio::select! {
