@@ -67,7 +67,7 @@ use tokio::task::{Id, JoinSet, LocalSet};
 use tokio::time::{sleep, timeout};
 
 use self::channel::{Job, forward};
-use self::link::{Link, NoStream};
+use self::link::{Link, NoStream, Unstored};
 use self::pauses::Pauses;
 use self::source::READERS;
 use self::spare::Spare;
@@ -159,10 +159,16 @@ async fn prepare(link: &Link) -> Result<(), Failure> {
     loop {
         link.troubles.until(true).await;
         match link.prepare().await {
-            Ok(()) => {
-                link.troubles.clear(&link.name);
-                return Ok(());
-            }
+            // The stream may be there for a user who has no right to its messages.
+            Ok(()) => match link.message(1).await {
+                Ok(_) => {
+                    link.troubles.clear(&link.name);
+                    return Ok(());
+                }
+                Err(Unstored::Trouble(why)) => link.troubles.set(&link.name, &why),
+                // It was created a moment ago, or the connection has gone.
+                Err(_) => {}
+            },
             Err(NoStream::Final(why)) => return Err(Failure::Start(why)),
             Err(NoStream::Trouble(why)) => link.troubles.set(&link.name, &why),
         }

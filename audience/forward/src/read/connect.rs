@@ -75,9 +75,9 @@ impl Troubles {
     }
 
     /// Takes a refusal while the stream is read. Only missing rights keep it from being read.
-    fn refused(&self, Trouble { why, advice }: Trouble) {
+    fn refused(&self, Trouble { why, advice, subject }: Trouble) {
         let (Some(advice), server) = (advice, &self.server) else { return };
-        if why.contains(DIRECT) {
+        if subject.is_some_and(|subject| subject.starts_with(DIRECT)) {
             if !self.is_indirect.send_replace(true) {
                 say(format_args!("{server}: {why}; asking without it, which is slower ({advice})"));
             }
@@ -113,7 +113,7 @@ impl Troubles {
     /// Puts the connection's trouble in the place of a request's, which just got no answer.
     fn explain(&self, failure: Failure) -> Failure {
         match (failure, &*self.last()) {
-            (Failure::Connect { server, .. }, Some(Trouble { why, advice })) => {
+            (Failure::Connect { server, .. }, Some(Trouble { why, advice, .. })) => {
                 let reason = advice.map_or(why.clone(), |advice| format!("{why}; {advice}"));
                 Failure::Connect { server, reason }
             }

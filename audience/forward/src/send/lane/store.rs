@@ -119,7 +119,7 @@ impl Lane {
                 tokio::select! {
                     biased;
                     answer = self.link.answer(sent, *n_connections) => {
-                        let stored = self.link.stored(answer, before, *max).await;
+                        let stored = self.link.stored(&self.subject, answer, before, *max).await;
                         self.settle(run, bodies, stored, &mut pauses);
                     }
                     () = bodies.more(), if !run.is_broken => {}
