@@ -150,6 +150,18 @@ impl Hub {
         }
     }
 
+    /// Begins to read a subject that was found, from its start, unless it is read already.
+    pub(super) fn begin_one(&mut self, subject: &str) -> Option<Rc<RefCell<Arrivals>>> {
+        let n_before = self.lanes.len();
+        self.add_new(subject);
+        self.lanes.get(n_before).cloned()
+    }
+
+    /// Whether so much waits that lanes do not read ahead.
+    pub(super) fn is_tight(&self) -> bool {
+        self.room.is_tight()
+    }
+
     /// Begins to read a subject, if it is asked for.
     fn add(&mut self, text: &str, from: u64) {
         let Some((subject, cpu)) = self.selection.pick(text) else { return };
