@@ -24,7 +24,7 @@ use async_nats::{Client, ConnectOptions, ServerAddr};
 pub(crate) use self::change::{Change, Trouble};
 use self::tls::with_tls;
 use crate::error::Failure;
-use crate::options::{Server, Servers};
+use crate::options::{ALL_HOSTS, Server, Servers};
 
 /// What is said if the server knows no JetStream.
 pub(crate) const NO_JETSTREAM: &str =
@@ -131,6 +131,10 @@ pub(crate) fn hostname() -> Result<String, Failure> {
     let name = read(Path::new("/proc/sys/kernel/hostname"))?.trim_end().to_owned();
     if name.is_empty() {
         return Err(Failure::system("find the hostname", std::io::Error::other("it is empty: say --host")));
+    }
+    if name == ALL_HOSTS {
+        let why = std::io::Error::other("readers take 'all' for all hosts: say --host with another name");
+        return Err(Failure::system("use the hostname", why));
     }
     Ok(name)
 }
