@@ -37,14 +37,14 @@ const HOST_MAX: usize = 64;
 /// buffer. After any end of relay-forward, of the daemon or of the server, each sub-buffer is in the stream once. The
 /// daemon must share its buffers with relay-forward: root, the daemon's user and the members of its --group get them.
 ///
-/// If the server is away, slow or full, relay-forward says so once and tries again. It waits for channels and daemons that do
-/// not exist yet. At its start it ends with an error at what only the operator can change: a wrong password or certificate, a
-/// stream that is missing or keeps nothing, channels that it may not read. Later it waits for that, too. It ends at SIGTERM or
-/// SIGINT, after the acknowledgements that are due.
+/// If the server is away, slow or full, relay-forward says so once and tries again. It waits for channels and daemons
+/// that do not exist yet. At its start it ends with an error at what only the operator can change: a wrong password
+/// or certificate, a stream that is missing or keeps nothing, channels that it may not read. Later it waits for that,
+/// too. It ends at SIGTERM or SIGINT, after the acknowledgements that are due.
 ///
-/// With --from, the records of all hosts, channels and CPUs in the stream are printed in one order, or written as recordings.
-/// The stream stays as it is. What is missing or wrong in it is said where it is. Exit status: 0; 1 after an error, or if
-/// messages were refused; 2 for wrong usage.
+/// With --from, the records of all hosts, channels and CPUs in the stream are printed in one order, or written as
+/// recordings. The stream stays as it is. What is missing or wrong in it is said where it is. Exit status: 0; 1 after
+/// an error, or if messages were refused; 2 for wrong usage.
 #[derive(Debug, Parser)]
 #[command(
     name = "relay-forward",
@@ -73,8 +73,8 @@ pub(crate) struct Options {
 
     /// A host in the stream [--to: the hostname, --from: all]
     ///
-    /// Each mount point that forwards into a stream needs a name of a host that no other one has there. With --from, only this
-    /// host is read, or 'all' of them. So no host can be called 'all'.
+    /// Each mount point that forwards into a stream needs a name of a host that no other one has there. With --from,
+    /// only this host is read, or 'all' of them. So no host can be called 'all'.
     #[arg(long, value_name = "NAME", value_parser = host, help_heading = WHAT)]
     pub(crate) host: Option<String>,
 

@@ -26,8 +26,9 @@
 //! troubles.rs   what is said
 //! ```
 //!
-//! One thread does all: it waits for the server most of the time, and calls to the daemon are short. They are not while the
-//! daemon stands still. So signals are caught by another thread, which ends the program by force after a while.
+//! One thread does all: it waits for the server most of the time, and calls to the daemon are short. They are not
+//! while the daemon stands still. So signals are caught by another thread, which ends the program by force after a
+//! while.
 
 mod bell;
 mod channel;
@@ -122,7 +123,8 @@ async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
         server::connect(servers, &options.server, capacity, move |change| listener.change(change)).await?;
     let replicas = options.send.create.then_some(options.send.replicas);
     let link = Rc::new(Link::new(client, &options.stream, replicas, options.send.window, troubles).await?);
-    // A server that is away holds up no boot. A start that waiting does not help ends behind this, with a status that says so.
+    // A server that is away holds up no boot. A start that waiting does not help ends behind this, with a status that
+    // says so.
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         say(format_args!("cannot notify the service manager: {error}"));
     }

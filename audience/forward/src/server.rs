@@ -2,8 +2,8 @@
 //!
 //! The client connects by itself, and again after each loss, with pauses that grow.
 //!
-//! A server says before TLS begins which other servers its cluster has. So whatever is between here and there can say it,
-//! too. With TLS, only servers that the caller named are connected to.
+//! A server says before TLS begins which other servers its cluster has. So whatever is between here and there can say
+//! it, too. With TLS, only servers that the caller named are connected to.
 //!
 //! ```text
 //! change.rs   what becomes of it, and what only the operator can change

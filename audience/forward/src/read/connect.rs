@@ -124,8 +124,8 @@ impl Troubles {
 
 /// Connects to the servers that the options name, and finds the stream.
 ///
-/// With `--follow` it waits for both, unless only the operator can make a connection possible. `give_up` ends reading when
-/// that cannot continue; `None`: it is waited for.
+/// With `--follow` it waits for both, unless only the operator can make a connection possible. `give_up` ends reading
+/// when that cannot continue; `None`: it is waited for.
 pub(super) async fn open(options: &Options, give_up: Option<GiveUp>) -> Result<Store, Failure> {
     let Some(servers) = &options.read.from else {
         return Err(Failure::Nothing("--from is missing".to_owned()));

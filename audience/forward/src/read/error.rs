@@ -47,7 +47,8 @@ pub(crate) enum Failure {
     RecorderAtWork(std::path::PathBuf),
     /// The stream was deleted and created again while it was read.
     #[error(
-        "stream '{0}' was deleted and created again meanwhile: what it had before is read as far as it was there; read again"
+        "stream '{0}' was deleted and created again meanwhile: what it had before is read as far as it was there; read \
+         again"
     )]
     CreatedAgain(String),
     /// Some messages could not be used.

@@ -112,8 +112,8 @@ pub(super) struct Subjects {
 }
 
 impl Store {
-    /// Finds the stream. `cuts` counts lost connections, `is_indirect` says that direct questions are of no use. `give_up` ends
-    /// reading when the stream does not come back; `None`: it is waited for.
+    /// Finds the stream. `cuts` counts lost connections, `is_indirect` says that direct questions are of no use.
+    /// `give_up` ends reading when the stream does not come back; `None`: it is waited for.
     pub(super) async fn open(
         context: Context,
         cuts: watch::Receiver<u64>,
@@ -169,7 +169,8 @@ impl Store {
 
     /// Returns the first message of a subject from a sequence on.
     ///
-    /// `is_direct`: any replica may answer, if the stream allows it. Headers that cannot be read end the connection then.
+    /// `is_direct`: any replica may answer, if the stream allows it. Headers that cannot be read end the connection
+    /// then.
     pub(super) async fn next(&self, subject: &str, from: u64, is_direct: bool) -> Found {
         // Not again once the connection was lost meanwhile: these headers may have been the reason.
         let is_direct = AtomicBool::new(self.is_direct && is_direct);
@@ -242,8 +243,8 @@ impl Store {
             };
             is_direct.store(answer.is_ok(), Ordering::Relaxed);
             is_silent = matches!(&answer, Ok(Err(error)) if error.kind() == DirectGetErrorKind::TimedOut);
-            // A message's own headers may look like an answer, or end the connection. So the other way has the last word.
-            // It also has where clocks of servers differ, and a message seems older than the stream.
+            // A message's own headers may look like an answer, or end the connection. So the other way has the last
+            // word. It also has where clocks of servers differ, and a message seems older than the stream.
             if let Ok(Ok(message)) = answer
                 && message.sequence >= from
                 && message.subject.as_str() == subject

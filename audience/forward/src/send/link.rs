@@ -42,7 +42,7 @@ pub(crate) struct Link {
     pub(crate) line: Line,
     /// Name of the stream.
     pub(crate) name: String,
-    /// Copies of the stream, if it is to be created.
+    /// Copies of a stream that this process creates. `None`: it creates none.
     replicas: Option<usize>,
     /// The stream's limit of a message with headers, in bytes.
     message_max: Cell<usize>,
@@ -192,8 +192,8 @@ impl Link {
         }
     }
 
-    /// Returns the sequence of a message with this answer. It expects the message `before` it in its subject, and is at most
-    /// as long as `max`, which was [`Link::message_max`].
+    /// Returns the sequence of a message with this answer. It expects the message `before` it in its subject, and is
+    /// at most as long as `max`, which was [`Link::message_max`].
     pub(crate) async fn stored(
         &self,
         subject: &str,

@@ -32,7 +32,8 @@ pub(crate) enum Change {
 pub(crate) struct Trouble {
     /// Why.
     pub(crate) why: String,
-    /// What the operator can do, if waiting does not change it. Before the first connection only, and for missing rights.
+    /// What the operator can do, if waiting does not change it. Before the first connection only, and for missing
+    /// rights.
     pub(crate) advice: Option<&'static str>,
     /// Subject that this user may not publish to.
     pub(crate) subject: Option<String>,

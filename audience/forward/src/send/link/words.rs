@@ -42,8 +42,8 @@ impl Link {
     pub(super) fn missing(&self) -> String {
         let name = &self.name;
         format!(
-            "there is no stream '{name}': add --create, or: nats stream add {name} --subjects '{name}.>' --storage file \
-             --allow-direct --defaults"
+            "there is no stream '{name}': add --create, or: nats stream add {name} --subjects '{name}.>' --storage \
+             file --allow-direct --defaults"
         )
     }
 }
