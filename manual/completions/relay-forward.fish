@@ -1,7 +1,7 @@
 complete -c relay-forward -l to -d 'Forward channels to these servers' -r
 complete -c relay-forward -l stream -d 'The stream; its subjects begin with it' -r
 complete -c relay-forward -s c -l channel -d 'A channel, as app/log; may be repeated [default: all]' -r
-complete -c relay-forward -l host -d 'The host\'s name in the stream [default: the hostname]' -r
+complete -c relay-forward -l host -d 'A host in the stream [--to: the hostname, --from: all]' -r
 complete -c relay-forward -l creds -d 'A file of credentials, as nsc(1) makes them' -r -F
 complete -c relay-forward -l user-file -d 'User and password [or $NATS_USER, $NATS_PASSWORD]' -r -F
 complete -c relay-forward -l token-file -d 'A file with a token [or $NATS_TOKEN]' -r -F

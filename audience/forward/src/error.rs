@@ -32,6 +32,9 @@ pub(crate) enum Failure {
         "another forwarder writes to {0}: end one of the two, or give each mount point a name of a host by --host"
     )]
     Another(String),
+    /// Signals cannot be caught.
+    #[error(transparent)]
+    Signals(#[from] audience_common::error::Failure),
     /// The system refused something.
     #[error("cannot {doing}: {source}")]
     System {

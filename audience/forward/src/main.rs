@@ -22,13 +22,12 @@ use std::process::ExitCode;
 use audience_common::error::Failure as Common;
 use audience_common::options::end_without_options;
 use audience_common::signals::die_of;
-use clap::Parser;
 
 use crate::options::Options;
 use crate::read::error::Failure;
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let options = match Options::of_process() {
         Ok(options) => options,
         Err(said) => return end_without_options(&said, output::say),
     };

@@ -6,7 +6,8 @@ pub(crate) mod read;
 pub(crate) mod send;
 pub(crate) mod server;
 
-use clap::{ArgGroup, Parser};
+use clap::error::ErrorKind;
+use clap::{ArgGroup, CommandFactory, Parser};
 use relay::ChannelName;
 use relay_stdio::flags::{help, version};
 
@@ -24,6 +25,8 @@ const SENDING: &str = "With --to";
 const READING: &str = "With --from";
 const OTHER: &str = "Other";
 
+/// The word for all hosts, which no host has for a name.
+pub(crate) const ALL_HOSTS: &str = "all";
 /// Longest name of a host in bytes, as the kernel's.
 const HOST_MAX: usize = 64;
 
@@ -34,14 +37,14 @@ const HOST_MAX: usize = 64;
 /// buffer. After any end of relay-forward, of the daemon or of the server, each sub-buffer is in the stream once. The
 /// daemon must share its buffers with relay-forward: root, the daemon's user and the members of its --group get them.
 ///
-/// If the server is away, slow or full, relay-forward says so once and tries again. It waits for channels and daemons that do
-/// not exist yet. At its start it ends with an error at what only the operator can change: a wrong password or certificate, a
-/// stream that is missing or keeps nothing, channels that it may not read. Later it waits for that, too. It ends at SIGTERM or
-/// SIGINT, after the acknowledgements that are due.
+/// If the server is away, slow or full, relay-forward says so once and tries again. It waits for channels and daemons
+/// that do not exist yet. At its start it ends with an error at what only the operator can change: a wrong password
+/// or certificate, a stream that is missing or keeps nothing, channels that it may not read. Later it waits for that,
+/// too. It ends at SIGTERM or SIGINT, after the acknowledgements that are due.
 ///
-/// With --from, the records of all hosts, channels and CPUs in the stream are printed in one order, or written as recordings.
-/// The stream stays as it is. What is missing or wrong in it is said where it is. Exit status: 0; 1 after an error, or if
-/// messages were refused; 2 for wrong usage.
+/// With --from, the records of all hosts, channels and CPUs in the stream are printed in one order, or written as
+/// recordings. The stream stays as it is. What is missing or wrong in it is said where it is. Exit status: 0; 1 after
+/// an error, or if messages were refused; 2 for wrong usage.
 #[derive(Debug, Parser)]
 #[command(
     name = "relay-forward",
@@ -68,10 +71,10 @@ pub(crate) struct Options {
     #[arg(short, long, value_name = "NAME", help_heading = WHAT)]
     pub(crate) channel: Vec<ChannelName>,
 
-    /// The host's name in the stream [default: the hostname]
+    /// A host in the stream [--to: the hostname, --from: all]
     ///
-    /// Each mount point that forwards into a stream needs a name of a host that no other one has there. With --from: only
-    /// this host [default: all].
+    /// Each mount point that forwards into a stream needs a name of a host that no other one has there. With --from,
+    /// only this host is read, or 'all' of them. So no host can be called 'all'.
     #[arg(long, value_name = "NAME", value_parser = host, help_heading = WHAT)]
     pub(crate) host: Option<String>,
 
@@ -83,6 +86,22 @@ pub(crate) struct Options {
 
     #[command(flatten)]
     pub(crate) read: Read,
+}
+
+impl Options {
+    /// Parses the arguments of this process.
+    pub(crate) fn of_process() -> Result<Options, clap::Error> {
+        Options::try_parse()?.checked()
+    }
+
+    /// Refuses what one option alone does not show.
+    fn checked(self) -> Result<Options, clap::Error> {
+        if self.to.is_some() && self.host.as_deref() == Some(ALL_HOSTS) {
+            let why = "--host all: readers take that word for all hosts; give this one another name";
+            return Err(Options::command().error(ErrorKind::ValueValidation, why));
+        }
+        Ok(self)
+    }
 }
 
 /// Parses the name of a stream, which is one token of a subject too.
@@ -111,13 +130,11 @@ pub(crate) fn stream_option(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(args: &[&str]) -> Result<Options, String> {
         let args = ["relay-forward"].iter().chain(args);
-        Options::try_parse_from(args).map_err(|error| error.to_string())
+        Options::try_parse_from(args).and_then(Options::checked).map_err(|error| error.to_string())
     }
 
     #[test]
@@ -152,6 +169,8 @@ mod tests {
             assert!(parse(&["--to=nats://a", bad]).is_err(), "{bad}");
         }
         assert!(parse(&["--to=nats://a", &format!("--host={}", "h".repeat(65))]).is_err());
+        assert!(parse(&["--to=nats://a", "--host=all"]).unwrap_err().contains("another name"));
+        assert_eq!(parse(&["--from=nats://a", "--host=all"]).unwrap().host.as_deref(), Some("all"));
         assert_eq!(parse(&["--to=nats://a", "--host=web1.org"]).unwrap().host.as_deref(), Some("web1.org"));
     }
 }

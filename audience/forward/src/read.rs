@@ -56,7 +56,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     if hub.follow {
         return Ok(());
     }
-    if hub.is_created_again() {
+    if hub.is_created_again()? {
         return Err(Failure::CreatedAgain(options.stream.clone()));
     }
     match hub.n_refused() {

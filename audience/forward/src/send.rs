@@ -26,7 +26,9 @@
 //! troubles.rs   what is said
 //! ```
 //!
-//! One thread does all: it waits for the server most of the time, and calls to the daemon are short.
+//! One thread does all: it waits for the server most of the time, and calls to the daemon are short. They are not
+//! while the daemon stands still. So signals are caught by another thread, which ends the program by force after a
+//! while.
 
 mod bell;
 mod channel;
@@ -56,15 +58,17 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use audience_common::signals;
+use nix::sys::signal::{SigSet, Signal};
 use relay::ChannelName;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet, LocalSet};
 use tokio::time::{sleep, timeout};
 
 use self::channel::{Job, forward};
-use self::link::{Link, NoStream};
+use self::link::{Link, NoStream, Unstored};
 use self::pauses::Pauses;
 use self::source::READERS;
 use self::spare::Spare;
@@ -79,6 +83,8 @@ use crate::server;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Longest time for acknowledgements after a signal.
 const END_MAX: Duration = Duration::from_secs(5);
+/// Longest time for the end after a signal: the rest is for a daemon that stands still.
+const SIGNAL_MAX: Duration = END_MAX.saturating_add(Duration::from_secs(1));
 /// Requests that may wait to be written, beside those of the window.
 const SPARE_REQUESTS: usize = 64;
 
@@ -93,18 +99,17 @@ pub(crate) fn run(servers: &Servers, options: &Options) -> Result<(), Failure> {
 }
 
 async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
-    let mut signals = Vec::new();
-    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
-        signals.push(signal(kind).map_err(|error| Failure::system("wait for signals", error))?);
-    }
+    let caught = signals::catch(Some(SIGNAL_MAX), || {})?;
+    // The kernel gives a signal to one thread. This one may wait for the daemon, and no handler runs in it then.
+    let blocked: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    blocked.thread_block().map_err(|errno| Failure::system("block signals", errno))?;
+    let hung_up = caught.as_fd().try_clone_to_owned().and_then(pipe::Receiver::from_owned_fd);
+    let hung_up = hung_up.map_err(|error| Failure::system("wait for signals", error))?;
     let (stopper, stop) = watch::channel(false);
     let signalled = stopper.clone();
     tokio::task::spawn_local(async move {
-        let [first, second] = signals.as_mut_slice() else { return };
-        tokio::select! {
-            _ = first.recv() => {}
-            _ = second.recv() => {}
-        }
+        // It has no bytes: it hangs up at the first signal.
+        let _ = hung_up.readable().await;
         signalled.send_replace(true);
     });
     let host = match &options.host {
@@ -118,7 +123,8 @@ async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
         server::connect(servers, &options.server, capacity, move |change| listener.change(change)).await?;
     let replicas = options.send.create.then_some(options.send.replicas);
     let link = Rc::new(Link::new(client, &options.stream, replicas, options.send.window, troubles).await?);
-    // A server that is away holds up no boot. A start that waiting does not help ends behind this, with a status that says so.
+    // A server that is away holds up no boot. A start that waiting does not help ends behind this, with a status that
+    // says so.
     if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
         say(format_args!("cannot notify the service manager: {error}"));
     }
@@ -155,10 +161,16 @@ async fn prepare(link: &Link) -> Result<(), Failure> {
     loop {
         link.troubles.until(true).await;
         match link.prepare().await {
-            Ok(()) => {
-                link.troubles.clear(&link.name);
-                return Ok(());
-            }
+            // The stream may be there for a user who has no right to its messages.
+            Ok(()) => match link.message(1).await {
+                Ok(_) => {
+                    link.troubles.clear(&link.name);
+                    return Ok(());
+                }
+                Err(Unstored::Trouble(why)) => link.troubles.set(&link.name, &why),
+                // It was created a moment ago, or the connection has gone.
+                Err(_) => {}
+            },
             Err(NoStream::Final(why)) => return Err(Failure::Start(why)),
             Err(NoStream::Trouble(why)) => link.troubles.set(&link.name, &why),
         }

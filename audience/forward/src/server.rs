@@ -2,8 +2,8 @@
 //!
 //! The client connects by itself, and again after each loss, with pauses that grow.
 //!
-//! A server says before TLS begins which other servers its cluster has. So whatever is between here and there can say it,
-//! too. With TLS, only servers that the caller named are connected to.
+//! A server says before TLS begins which other servers its cluster has. So whatever is between here and there can say
+//! it, too. With TLS, only servers that the caller named are connected to.
 //!
 //! ```text
 //! change.rs   what becomes of it, and what only the operator can change
@@ -24,7 +24,7 @@ use async_nats::{Client, ConnectOptions, ServerAddr};
 pub(crate) use self::change::{Change, Trouble};
 use self::tls::with_tls;
 use crate::error::Failure;
-use crate::options::{Server, Servers};
+use crate::options::{ALL_HOSTS, Server, Servers};
 
 /// What is said if the server knows no JetStream.
 pub(crate) const NO_JETSTREAM: &str =
@@ -131,6 +131,10 @@ pub(crate) fn hostname() -> Result<String, Failure> {
     let name = read(Path::new("/proc/sys/kernel/hostname"))?.trim_end().to_owned();
     if name.is_empty() {
         return Err(Failure::system("find the hostname", std::io::Error::other("it is empty: say --host")));
+    }
+    if name == ALL_HOSTS {
+        let why = std::io::Error::other("readers take 'all' for all hosts: say --host with another name");
+        return Err(Failure::system("use the hostname", why));
     }
     Ok(name)
 }

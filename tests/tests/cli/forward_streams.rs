@@ -1,6 +1,7 @@
 //! `relay-forward --from` and streams that are not as they were: created again, purged, or full of what no forwarder
 //! writes.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -255,4 +256,28 @@ fn more_subjects_than_are_read_are_said() {
     assert_eq!((code, out.lines().count()), (1, 1), "{}", said.lines().last().unwrap_or_default());
     let told = format!("the stream has more than {LANES_MAX} subjects of what is asked for");
     assert_eq!(said.matches(&told).count(), 1);
+}
+
+/// What is fetched before its turn waits in memory, and of many channels some would have no room there.
+#[test]
+fn recorder_fetches_each_cpu_at_its_turn() {
+    const CPUS: usize = 100;
+    const LEN: usize = 1_000_000;
+    let (server, mut client) = server(",\"allow_direct\":true");
+    let origin = Origin { geometry: "subbuf-size=1M:n-subbufs=4".to_owned(), ..Origin::made_up("a", NAME) };
+    let origin = Origin { clock: Vec::new(), ..origin };
+    for cpu in 0..CPUS {
+        (0..2).for_each(|number| origin.send(cpu, number, 0, 1, &vec![b'x'; LEN], &mut client));
+    }
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let args = ["--record", dir.path().to_str().expect("a path")];
+    let follower = Follower::start(&server, &args);
+    let len = |cpu| fs::metadata(dir.path().join(format!("a/{NAME}/cpu{cpu}"))).map_or(0, |file| file.len());
+    eventually("all bytes", || (0..CPUS).all(|cpu| len(cpu) == 2 * LEN as u64));
+    let status = fs::read_to_string(format!("/proc/{}/status", follower.process().pid())).expect("a process");
+    let most =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB")?.trim().parse().ok());
+    let most: usize = most.expect("the most memory that it had");
+    assert!(most < CPUS * LEN / 1024 / 2, "{most} kB");
+    follower.end();
 }

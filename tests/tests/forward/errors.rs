@@ -21,7 +21,8 @@ pub(crate) fn write(mount: &Mount, what: &str) -> Vec<u8> {
 fn missing_stream_is_an_error_with_the_command() {
     let (server, mount) = (Server::start(""), Mount::new(ARGS));
     let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &[]);
-    forwarder.fails(&["there is no stream 'relay': relay-forward --create"]);
+    forwarder
+        .fails(&["there is no stream 'relay': add --create, or: nats stream add relay --subjects 'relay.>'"]);
 }
 
 /// The sub-buffers that do not fit the stream stay in the buffer.

@@ -98,6 +98,13 @@ impl Server {
         self.restart();
     }
 
+    /// Lets it take other lines in its configuration while it runs. Connections stay.
+    #[track_caller]
+    pub(crate) fn reload_with(&self, more: &str) {
+        configure(&self.dir, self.port, more);
+        self.process.signal(Signal::SIGHUP);
+    }
+
     /// Starts it again if it has crashed. Returns whether it had.
     ///
     /// nats-server 2.9 can crash when a stream goes while a message of it is asked for.

@@ -38,7 +38,7 @@ fn stream_that_keeps_nothing_ends_the_start() {
         (|config| config.no_ack = true, "acknowledges nothing: create it again without --no-ack"),
         (
             |config| config.subjects = vec!["other.>".to_owned()],
-            "does not have the subjects relay.>: nats stream edit relay --subjects 'relay.>'",
+            "does not have the subjects relay.>: nats stream edit relay --subjects 'other.>,relay.>'",
         ),
     ];
     for (set, why) in set_ups {

@@ -25,7 +25,8 @@ pub(crate) struct Read {
 
     /// Read until interrupted
     ///
-    /// Hosts and channels that are new are read, too. A server that is away is waited for.
+    /// Hosts and channels that are new are read, too. A server that is away is waited for; without --follow, for 30
+    /// seconds.
     #[arg(short, long, requires = "from", help_heading = READING)]
     pub(crate) follow: bool,
 

@@ -26,8 +26,8 @@ pub(crate) struct Send {
     ///
     /// Data that has waited so long is forwarded, in a sub-buffer that is not full. 'never' waits for full ones, or for
     /// those that the daemon finishes by its own --flush-interval.
-    #[arg(long, alias = "flush_interval", value_name = "DURATION", default_value = "1s", value_parser = parse_flush_interval,
-          help_heading = SENDING)]
+    #[arg(long, alias = "flush_interval", value_name = "DURATION", default_value = "1s",
+          value_parser = parse_flush_interval, help_heading = SENDING)]
     pub(crate) flush_interval: FlushInterval,
 
     /// Most unacknowledged messages

@@ -95,8 +95,8 @@ pub(crate) struct Server {
 
     /// Refuse servers without TLS
     ///
-    /// If one URL begins with tls://, this applies to all. Only servers that have a URL are connected to then, and none that
-    /// a server names.
+    /// If one URL begins with tls://, this applies to all. Only servers that have a URL are connected to then, and
+    /// none that a server names.
     #[arg(long, alias = "tls_required", help_heading = SERVER)]
     pub(crate) tls_required: bool,
 }

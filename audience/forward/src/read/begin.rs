@@ -9,8 +9,8 @@
 //! ```
 //!
 //! -S begins where B is the time that is asked for. -n begins near the end, and farther from it each time until the
-//! records that it keeps are all stamped after B: no record that was not read can be among the last then. How far clocks
-//! are ahead of the server's is seen in the messages.
+//! records that it keeps are all stamped after B: no record that was not read can be among the last then. How far
+//! clocks are ahead of the server's is seen in the messages.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

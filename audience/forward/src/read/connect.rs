@@ -1,5 +1,6 @@
 //! The connection of a reader.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use async_nats::jetstream::context::ContextBuilder;
 use tokio::sync::{Notify, watch};
 
 use super::error::Failure;
+use super::stops::GiveUp;
 use super::store::Store;
 use crate::options::Options;
 use crate::output::say;
@@ -17,25 +19,83 @@ const CAPACITY: usize = 256;
 /// Longest wait for an answer, before the request is sent again.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
+/// Subject of direct questions, without the name of the stream.
+const DIRECT: &str = "$JS.API.DIRECT.GET.";
+/// Most missing rights that are said on one connection.
+const TOLD_MAX: usize = 8;
+
 /// What happens to the connection.
-#[derive(Default)]
 struct Troubles {
+    /// Addresses of the servers, for messages.
+    server: String,
     last: Mutex<Option<Trouble>>,
     has_come: Notify,
     /// Counts its losses.
     cuts: watch::Sender<u64>,
+    /// Whether direct questions are of no use: the user lacks the right, or nothing answers them.
+    is_indirect: watch::Sender<bool>,
+    /// What is done without a right that reading needs; `None` before it begins.
+    reading: Mutex<Option<Reading>>,
+}
+
+/// The stream is read.
+struct Reading {
+    /// Ends it. `None`: it waits for the right.
+    give_up: Option<GiveUp>,
+    /// Missing rights that were said since the last connection was made.
+    told: BTreeSet<String>,
 }
 
 impl Troubles {
+    fn new(server: String) -> Troubles {
+        Troubles {
+            server,
+            last: Mutex::default(),
+            has_come: Notify::new(),
+            cuts: watch::Sender::default(),
+            is_indirect: watch::Sender::default(),
+            reading: Mutex::default(),
+        }
+    }
+
     fn change(&self, change: Change) {
         match change {
-            Change::Made => {}
+            Change::Made => {
+                if let Some(reading) = &mut *self.reading() {
+                    reading.told.clear();
+                }
+            }
             Change::Lost => self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1)),
+            Change::Refused(trouble) if self.reading().is_some() => self.refused(trouble),
             Change::Missing(trouble) | Change::Refused(trouble) => {
                 *self.last() = Some(trouble);
                 self.has_come.notify_one();
             }
         }
+    }
+
+    /// Takes a refusal while the stream is read. Only missing rights keep it from being read.
+    fn refused(&self, Trouble { why, advice, subject }: Trouble) {
+        let (Some(advice), server) = (advice, &self.server) else { return };
+        if subject.is_some_and(|subject| subject.starts_with(DIRECT)) {
+            if !self.is_indirect.send_replace(true) {
+                say(format_args!("{server}: {why}; asking without it, which is slower ({advice})"));
+            }
+            return;
+        }
+        let mut reading = self.reading();
+        let Some(Reading { give_up, told }) = &mut *reading else { return };
+        match give_up {
+            Some(give_up) => give_up.because(format!("cannot read from {server}: {why}; {advice}")),
+            None if told.len() < TOLD_MAX && told.insert(why.clone()) => {
+                say(format_args!("{server}: {why}; {advice}"));
+            }
+            None => {}
+        }
+    }
+
+    fn reading(&self) -> MutexGuard<'_, Option<Reading>> {
+        self.reading.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the last trouble.
@@ -53,7 +113,7 @@ impl Troubles {
     /// Puts the connection's trouble in the place of a request's, which just got no answer.
     fn explain(&self, failure: Failure) -> Failure {
         match (failure, &*self.last()) {
-            (Failure::Connect { server, .. }, Some(Trouble { why, advice })) => {
+            (Failure::Connect { server, .. }, Some(Trouble { why, advice, .. })) => {
                 let reason = advice.map_or(why.clone(), |advice| format!("{why}; {advice}"));
                 Failure::Connect { server, reason }
             }
@@ -64,13 +124,14 @@ impl Troubles {
 
 /// Connects to the servers that the options name, and finds the stream.
 ///
-/// With `--follow` it waits for both, unless only the operator can make a connection possible.
-pub(super) async fn open(options: &Options) -> Result<Store, Failure> {
+/// With `--follow` it waits for both, unless only the operator can make a connection possible. `give_up` ends reading
+/// when that cannot continue; `None`: it is waited for.
+pub(super) async fn open(options: &Options, give_up: Option<GiveUp>) -> Result<Store, Failure> {
     let Some(servers) = &options.read.from else {
         return Err(Failure::Nothing("--from is missing".to_owned()));
     };
     let server = servers.to_string();
-    let troubles = Arc::new(Troubles::default());
+    let troubles = Arc::new(Troubles::new(server.clone()));
     let listener = Arc::clone(&troubles);
     let connected =
         server::connect(servers, &options.server, CAPACITY, move |change| listener.change(change)).await;
@@ -78,7 +139,15 @@ pub(super) async fn open(options: &Options) -> Result<Store, Failure> {
     let context = ContextBuilder::new().timeout(ANSWER_MAX).build(client);
     let (mut attempts, mut is_told) = (0, false);
     loop {
-        let open = Store::open(context.clone(), troubles.cuts.subscribe(), &server, &options.stream);
+        let cuts = troubles.cuts.subscribe();
+        let open = Store::open(
+            context.clone(),
+            cuts,
+            &troubles.is_indirect,
+            give_up.clone(),
+            &server,
+            &options.stream,
+        );
         // The first trouble with the only server decides, unless there is time.
         let is_hasty = !options.read.follow && servers.0.len() == 1;
         let (opened, is_final) = tokio::select! {
@@ -89,6 +158,7 @@ pub(super) async fn open(options: &Options) -> Result<Store, Failure> {
         };
         let failure = match opened {
             Ok(store) => {
+                *troubles.reading() = Some(Reading { give_up, told: BTreeSet::new() });
                 if is_told {
                     say(format_args!("{server}: reading stream '{}'", options.stream));
                 }

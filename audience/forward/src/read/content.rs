@@ -13,7 +13,7 @@ use crate::output::say;
 /// Longest wait without a look at what ends it.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// What is to be printed.
+/// What channels have to print.
 pub(super) enum Content {
     /// Records.
     Timed,
@@ -103,7 +103,7 @@ fn host_option(host: &str) -> String {
     }
     match host.chars().all(|c| c.is_ascii_graphic() || c == ' ') {
         true => format!("--host='{}'", host.replace('\'', "'\\''")),
-        // No terminal shows what is to be typed.
+        // No terminal shows how to type it.
         false => "--host with its name and".to_owned(),
     }
 }

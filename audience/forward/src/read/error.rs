@@ -22,6 +22,9 @@ pub(crate) enum Failure {
         /// Why.
         reason: String,
     },
+    /// The stream cannot be read any more.
+    #[error("{0}")]
+    GivenUp(String),
     /// There is no such stream.
     #[error(
         "{server} has no stream '{stream}': relay-forward --to {server}{} --create makes it, --stream names another",
@@ -44,7 +47,8 @@ pub(crate) enum Failure {
     RecorderAtWork(std::path::PathBuf),
     /// The stream was deleted and created again while it was read.
     #[error(
-        "stream '{0}' was deleted and created again meanwhile: what it had before is read as far as it was there; read again"
+        "stream '{0}' was deleted and created again meanwhile: what it had before is read as far as it was there; read \
+         again"
     )]
     CreatedAgain(String),
     /// Some messages could not be used.

@@ -96,7 +96,9 @@ impl Hub {
         let waiter = Waiter { runtime, stops };
         let selection = Selection::new(options);
         let open = async {
-            let store = connect::open(options).await?;
+            // With --follow, all is waited for.
+            let give_up = (!read.follow).then(|| waiter.stops.give_up());
+            let store = connect::open(options, give_up).await?;
             let extent = store.extent().await;
             let subjects = find(&store, &selection).await;
             Ok::<_, Failure>((store, extent, subjects))
@@ -146,6 +148,18 @@ impl Hub {
                 self.add(&subject, from);
             }
         }
+    }
+
+    /// Begins to read a subject that was found, from its start, unless it is read already.
+    pub(super) fn begin_one(&mut self, subject: &str) -> Option<Rc<RefCell<Arrivals>>> {
+        let n_before = self.lanes.len();
+        self.add_new(subject);
+        self.lanes.get(n_before).cloned()
+    }
+
+    /// Whether so much waits that lanes do not read ahead.
+    pub(super) fn is_tight(&self) -> bool {
+        self.room.is_tight()
     }
 
     /// Begins to read a subject, if it is asked for.
@@ -233,10 +247,11 @@ impl Hub {
         self.refused.get()
     }
 
-    /// Returns whether the stream was deleted and created again since the start.
-    pub(super) fn is_created_again(&self) -> bool {
+    /// Returns whether the stream was deleted and created again since the start. Fails if the end comes first.
+    pub(super) fn is_created_again(&self) -> Result<bool, Failure> {
         let looked = self.waiter.wait(self.known.look(&self.store));
-        looked.is_some_and(|now| now.created != self.extent.created)
+        let now = looked.ok_or_else(|| self.waiter.stops.why())?;
+        Ok(now.created != self.extent.created)
     }
 
     /// Returns how reading has ended: a signal is the usual end of `--follow`, and an early one of all else.

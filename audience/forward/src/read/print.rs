@@ -1,8 +1,8 @@
 //! Prints records of all hosts, channels and CPUs in one order.
 //!
-//! What is in the stream at the start is merged exactly: each lane is waited for. With `--follow`, what comes then waits
-//! for a while, so that other hosts' messages of the same time can come, too. Clocks of hosts need not agree with ours:
-//! a packet that has waited lets everything pass that is not younger than its last record.
+//! What is in the stream at the start is merged exactly: each lane is waited for. With `--follow`, what comes then
+//! waits for a while, so that other hosts' messages of the same time can come, too. Clocks of hosts need not agree
+//! with ours: a packet that has waited lets everything pass that is not younger than its last record.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};

@@ -38,8 +38,7 @@ const DIR_MODE: u32 = 0o700;
 
 /// Records all lanes below a directory.
 pub(super) fn run(hub: &mut Hub, dir: &Path) -> Result<(), Failure> {
-    hub.begin(1);
-    if hub.lanes.is_empty() && !hub.follow {
+    if hub.found.is_empty() && !hub.follow {
         return Err(hub.selection.nothing());
     }
     create_dirs(dir)?;
@@ -75,26 +74,40 @@ enum Content {
 
 impl Recorder {
     fn run(&mut self, hub: &mut Hub) -> Result<(), Failure> {
-        for lane in &hub.lanes {
-            let mut lane = lane.borrow_mut();
-            while lane.wait(&hub.waiter) {
-                self.take(&mut lane)?;
+        // One after the other, and each begins at its turn: what many fetch before that has no room.
+        for subject in hub.found.clone() {
+            if hub.waiter.stops.is_ended() {
+                break;
             }
-            self.take(&mut lane)?;
+            let Some(lane) = hub.begin_one(&subject) else { continue };
+            let mut is_there = true;
+            while is_there {
+                is_there = lane.borrow_mut().wait(&hub.waiter);
+                self.take(&mut lane.borrow_mut())?;
+                if hub.is_tight() {
+                    self.take_all(hub)?;
+                }
+            }
         }
         while hub.follow {
             let is_ending = hub.waiter.stops.is_ended();
             hub.add_appeared();
-            for lane in &hub.lanes {
-                let mut lane = lane.borrow_mut();
-                while lane.poll() {
-                    self.take(&mut lane)?;
-                }
-            }
+            self.take_all(hub)?;
             if is_ending {
                 break;
             }
             hub.pause(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
+    /// Records what all lanes have delivered.
+    fn take_all(&mut self, hub: &Hub) -> Result<(), Failure> {
+        for lane in &hub.lanes {
+            let mut lane = lane.borrow_mut();
+            while lane.poll() {
+                self.take(&mut lane)?;
+            }
         }
         Ok(())
     }

@@ -4,10 +4,7 @@ use relay::ChannelName;
 
 use super::error::Failure;
 use crate::message::{Kind, Subject, to_token};
-use crate::options::Options;
-
-/// Word for all hosts.
-const ALL: &str = "all";
+use crate::options::{ALL_HOSTS, Options};
 
 /// Which subjects are asked for.
 #[derive(Clone, Debug)]
@@ -22,7 +19,7 @@ pub(super) struct Selection {
 impl Selection {
     /// Takes what the options say.
     pub(super) fn new(options: &Options) -> Selection {
-        let host = options.host.clone().filter(|host| host != ALL);
+        let host = options.host.clone().filter(|host| host != ALL_HOSTS);
         Selection { stream: options.stream.clone(), host, channels: options.channel.clone() }
     }
 

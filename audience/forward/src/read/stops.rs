@@ -1,7 +1,7 @@
-//! What ends waiting: a signal, or the end of the output's reader.
+//! What ends waiting: a signal, the end of the output's reader, or what keeps a reader without `--follow` from reading.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use audience_common::error::Failure as Common;
@@ -16,6 +16,22 @@ use super::error::Failure;
 pub(super) struct Stops {
     stop: Arc<Stop>,
     ended: watch::Receiver<bool>,
+    give_up: GiveUp,
+}
+
+/// Ends waiting, for a reason.
+#[derive(Clone, Debug)]
+pub(super) struct GiveUp {
+    why: Arc<OnceLock<String>>,
+    end: watch::Sender<bool>,
+}
+
+impl GiveUp {
+    /// Ends waiting. The first reason counts.
+    pub(super) fn because(&self, why: String) {
+        let _ = self.why.set(why);
+        self.end.send_replace(true);
+    }
 }
 
 impl Stops {
@@ -23,16 +39,17 @@ impl Stops {
     pub(super) fn watch(output: Option<OwnedFd>) -> Result<Stops, Failure> {
         let stop = Arc::new(signals::catch(Some(signals::END_MAX), || {})?);
         let (end, ended) = watch::channel(false);
+        let give_up = GiveUp { why: Arc::default(), end: end.clone() };
         let theirs = Arc::clone(&stop);
         let wait = move || {
             wait(&theirs, output.as_ref());
-            let _ = end.send(true);
+            end.send_replace(true);
         };
         thread::Builder::new()
             .name("end".to_owned())
             .spawn(wait)
             .map_err(|error| Failure::system("start a thread", error))?;
-        Ok(Stops { stop, ended })
+        Ok(Stops { stop, ended, give_up })
     }
 
     /// Waits for the end.
@@ -46,12 +63,18 @@ impl Stops {
         *self.ended.borrow() || self.stop.caught().is_some()
     }
 
-    /// Returns why: the signal, or that the reader of the output has gone.
+    /// Returns why: the signal, that reading was given up, or that the reader of the output has gone.
     pub(super) fn why(&self) -> Failure {
-        match self.stop.caught() {
-            Some((signal, _)) => Common::Interrupted(signal).into(),
-            None => Common::OutputClosed.into(),
+        match (self.stop.caught(), self.give_up.why.get()) {
+            (Some((signal, _)), _) => Common::Interrupted(signal).into(),
+            (None, Some(why)) => Failure::GivenUp(why.clone()),
+            (None, None) => Common::OutputClosed.into(),
         }
+    }
+
+    /// Returns what ends waiting for a reason.
+    pub(super) fn give_up(&self) -> GiveUp {
+        self.give_up.clone()
     }
 
     /// Returns whether a signal has asked for the end.

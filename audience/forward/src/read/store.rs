@@ -1,8 +1,15 @@
-//! The stream of a server, and what to do while that is away.
+//! The stream of a server.
+//!
+//! ```text
+//! patience.rs   what to do while it is away
+//! ```
+
+mod patience;
 
 use std::error::Error;
-use std::fmt::Display;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::context::{
@@ -10,14 +17,15 @@ use async_nats::jetstream::context::{
 };
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{RawMessage, Stream};
+use async_nats::jetstream::stream::{DirectGetErrorKind, RawMessage, Stream};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 
+use self::patience::Failed;
 use super::error::Failure;
-use crate::output::say;
-use crate::server::{self, NO_JETSTREAM};
+use super::stops::GiveUp;
+use crate::server::NO_JETSTREAM;
 
 /// The stream, for lanes that read it at the same time.
 pub(super) struct Store {
@@ -29,12 +37,18 @@ pub(super) struct Store {
     name: String,
     /// Whether every replica answers, and without base64.
     is_direct: bool,
+    /// Whether there are no such answers: the user lacks the right, or nothing has answered.
+    is_indirect: watch::Sender<bool>,
     /// Time before which no message of the stream was stored, in nanoseconds since 1970; 0: not known.
     since: AtomicU64,
     /// Counts lost connections.
     cuts: watch::Receiver<u64>,
     /// Whether a failure was told, and no success since.
     is_away: AtomicBool,
+    /// When a question was answered last.
+    answered: Mutex<Instant>,
+    /// Ends reading. `None`: all is waited for.
+    give_up: Option<GiveUp>,
     /// Whether the program ends: the connection goes then, and that is no failure.
     is_ending: AtomicBool,
 }
@@ -97,19 +111,14 @@ pub(super) struct Subjects {
     pub(super) is_cut: bool,
 }
 
-/// Why a request has no answer.
-enum Failed {
-    /// The connection was lost before the answer.
-    Cut,
-    /// Another reason.
-    Because(String),
-}
-
 impl Store {
-    /// Finds the stream. `cuts` counts lost connections.
+    /// Finds the stream. `cuts` counts lost connections, `is_indirect` says that direct questions are of no use.
+    /// `give_up` ends reading when the stream does not come back; `None`: it is waited for.
     pub(super) async fn open(
         context: Context,
         cuts: watch::Receiver<u64>,
+        is_indirect: &watch::Sender<bool>,
+        give_up: Option<GiveUp>,
         server: &str,
         name: &str,
     ) -> Result<Store, Failure> {
@@ -122,8 +131,22 @@ impl Store {
         let is_direct = stream.cached_info().config.allow_direct;
         let (server, name) = (server.to_owned(), name.to_owned());
         let (is_away, is_ending) = (AtomicBool::new(false), AtomicBool::new(false));
-        let since = AtomicU64::new(0);
-        Ok(Store { context, stream, server, name, is_direct, since, cuts, is_away, is_ending })
+        let (since, is_indirect) = (AtomicU64::new(0), is_indirect.clone());
+        let answered = Mutex::new(Instant::now());
+        Ok(Store {
+            context,
+            stream,
+            server,
+            name,
+            is_direct,
+            is_indirect,
+            since,
+            cuts,
+            is_away,
+            answered,
+            give_up,
+            is_ending,
+        })
     }
 
     /// Takes over that the stream was created again, at this time in nanoseconds since 1970. A replica may still have
@@ -146,7 +169,8 @@ impl Store {
 
     /// Returns the first message of a subject from a sequence on.
     ///
-    /// `is_direct`: any replica may answer, if the stream allows it. Headers that cannot be read end the connection then.
+    /// `is_direct`: any replica may answer, if the stream allows it. Headers that cannot be read end the connection
+    /// then.
     pub(super) async fn next(&self, subject: &str, from: u64, is_direct: bool) -> Found {
         // Not again once the connection was lost meanwhile: these headers may have been the reason.
         let is_direct = AtomicBool::new(self.is_direct && is_direct);
@@ -192,7 +216,7 @@ impl Store {
         let mut found = Subjects::default();
         let mut info = self.ask(self.stream.info_with_subjects(filter)).await?;
         while let Some(subject) = self.unless_cut(info.next()).await? {
-            let subject = subject.map_err(|error| Failed::Because(error.to_string()))?;
+            let subject = subject.map_err(|error| Failed::of(&error))?;
             if !pick(&subject.0) {
                 continue;
             }
@@ -207,13 +231,20 @@ impl Store {
     }
 
     async fn try_next(&self, subject: &str, from: u64, is_direct: &AtomicBool) -> Result<Found, Failed> {
+        let mut is_silent = false;
         // Relaxed, both: one task has it.
-        if is_direct.load(Ordering::Relaxed) {
+        if is_direct.load(Ordering::Relaxed) && !*self.is_indirect.borrow() {
             let get = self.stream.direct_get_builder().sequence(from).next_by_subject(subject);
-            let answer = self.unless_cut(get.send()).await;
+            let mut is_indirect = self.is_indirect.subscribe();
+            let answer = tokio::select! {
+                answer = self.unless_cut(get.send()) => answer,
+                // What was refused gets no answer.
+                _ = is_indirect.wait_for(|is_indirect| *is_indirect) => Err(Failed::Cut),
+            };
             is_direct.store(answer.is_ok(), Ordering::Relaxed);
-            // A message's own headers may look like an answer, or end the connection. So the other way has the last word.
-            // It also has where clocks of servers differ, and a message seems older than the stream.
+            is_silent = matches!(&answer, Ok(Err(error)) if error.kind() == DirectGetErrorKind::TimedOut);
+            // A message's own headers may look like an answer, or end the connection. So the other way has the last
+            // word. It also has where clocks of servers differ, and a message seems older than the stream.
             if let Ok(Ok(message)) = answer
                 && message.sequence >= from
                 && message.subject.as_str() == subject
@@ -222,7 +253,12 @@ impl Store {
                 return Ok(Found::Message(Box::new(message)));
             }
         }
-        self.get(json!({ "seq": from, "next_by_subj": subject })).await
+        let found = self.get(json!({ "seq": from, "next_by_subj": subject })).await?;
+        if is_silent {
+            // The leader has answered. Each further message would wait for as long.
+            self.is_indirect.send_replace(true);
+        }
+        Ok(found)
     }
 
     /// Asks the stream's leader for a message.
@@ -232,6 +268,9 @@ impl Store {
             Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
                 Ok(Found::Nothing)
             }
+            Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
+                Err(Failed::NoStream(error.to_string()))
+            }
             Response::Err { error } => Err(Failed::Because(error.to_string())),
             Response::Ok::<Value>(mut answer) => {
                 let message: RawMessage = serde_json::from_value(answer["message"].take())
@@ -240,48 +279,6 @@ impl Store {
                 let message = StreamMessage::try_from(message);
                 Ok(message.map_or(Found::Unreadable(place), |message| Found::Message(Box::new(message))))
             }
-        }
-    }
-
-    /// Waits for an answer, as long as there is the connection: nothing answers what was asked before its loss.
-    async fn unless_cut<T>(&self, asked: impl Future<Output = T>) -> Result<T, Failed> {
-        let mut cuts = self.cuts.clone();
-        cuts.mark_unchanged();
-        tokio::select! {
-            answer = asked => Ok(answer),
-            Ok(()) = cuts.changed() => Err(Failed::Cut),
-        }
-    }
-
-    async fn ask<T, E: Display>(&self, asked: impl Future<Output = Result<T, E>>) -> Result<T, Failed> {
-        self.unless_cut(asked).await?.map_err(|error| Failed::Because(error.to_string()))
-    }
-
-    /// Tries until it succeeds; tells each change once.
-    async fn patiently<T, A: Future<Output = Result<T, Failed>>>(&self, attempt: impl Fn() -> A) -> T {
-        let mut attempts = 1;
-        loop {
-            let why = match attempt().await {
-                Ok(value) => {
-                    // Relaxed: the flag says nothing about other memory.
-                    if self.is_away.swap(false, Ordering::Relaxed) {
-                        say(format_args!("{}: reading stream '{}' again", self.server, self.name));
-                    }
-                    return value;
-                }
-                // Often there is another connection or leader at once, and a busy server answers the next time.
-                Err(_) if attempts == 1 => None,
-                Err(Failed::Cut) => Some("the connection was lost".to_owned()),
-                Err(Failed::Because(why)) => Some(why),
-            };
-            if let Some(why) = why
-                && !self.is_ending.load(Ordering::Relaxed)
-                && !self.is_away.swap(true, Ordering::Relaxed)
-            {
-                say(format_args!("{}: cannot read stream '{}': {why}; trying again", self.server, self.name));
-            }
-            attempts += 1;
-            tokio::time::sleep(server::pause(attempts)).await;
         }
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct Job {
     pub(crate) spare: Spare,
     /// Whether the daemon has shared the buffers of a channel.
     pub(crate) was_opened: Cell<bool>,
-    /// Becomes true when nothing more is to be taken.
+    /// Becomes true at the end: nothing more is taken then.
     pub(crate) stop: watch::Receiver<bool>,
 }
 
@@ -221,7 +221,8 @@ impl<'a> Forwarding<'a> {
         }
     }
 
-    /// Whether the buffers may be closed. A text that is cut short may be stored later: the next one would be taken for it.
+    /// Whether the buffers may be closed. A text that is cut short may be stored later: the next one would be taken
+    /// for it.
     fn can_close(&self) -> bool {
         !self.source.is_gone && self.renewal.is_empty()
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! behind.rs  what was stored of earlier tries
-//! body.rs    what is to be stored
+//! body.rs    what it stores
 //! find.rs    what it had at the start
 //! store.rs   messages on the way
 //! ```
@@ -49,7 +49,8 @@ pub(crate) struct Lane {
     instance: u64,
     /// The last message; `None` if it is not known.
     last: Option<Last>,
-    /// Sequence of the last message when it was known last, and all was settled that was there; `None`: it was never known.
+    /// Sequence of the last message when it was known last, and all was settled that was there; `None`: it was never
+    /// known.
     known: Option<u64>,
     /// Sequence of the last message that this process has stored, and the stream's generation then; 0: none.
     stored: (u64, u64),
@@ -197,8 +198,8 @@ impl Lane {
         Unstored::Trouble(self.link.too_long())
     }
 
-    /// Returns the headers of a message. `before`: the sequence of the last message of the subject. `behind`: the id of the
-    /// last message in the line.
+    /// Returns the headers of a message. `before`: the sequence of the last message of the subject. `behind`: the id
+    /// of the last message in the line.
     fn headers(&self, headers: &Headers, id: &str, before: Option<u64>, behind: Option<&str>) -> HeaderMap {
         let mut map = headers.encode();
         map.insert(ID, id);

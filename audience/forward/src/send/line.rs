@@ -163,13 +163,14 @@ impl Line {
         Arc::clone(&self.slots).try_acquire_owned().ok()
     }
 
-    /// Returns the id of the last message in the line, if all behind this one are linked, and the next one of its subject
-    /// may be.
+    /// Returns the id of the last message in the line, if all behind this one are linked, and the next one of its
+    /// subject may be.
     pub(crate) fn end_behind(&self, sent: &Sent) -> Option<String> {
         self.state.borrow().end_behind(sent.place)
     }
 
-    /// Returns the id of the last message in the line, if that is on the way, and one of another subject may be linked to it.
+    /// Returns the id of the last message in the line, if that is on the way, and one of another subject may be
+    /// linked to it.
     pub(crate) fn end(&self) -> Option<String> {
         let state = self.state.borrow();
         // Where others write to the stream, it would be refused too often.

@@ -42,7 +42,7 @@ pub(crate) struct Link {
     pub(crate) line: Line,
     /// Name of the stream.
     pub(crate) name: String,
-    /// Copies of the stream, if it is to be created.
+    /// Copies of a stream that this process creates. `None`: it creates none.
     replicas: Option<usize>,
     /// The stream's limit of a message with headers, in bytes.
     message_max: Cell<usize>,
@@ -192,9 +192,15 @@ impl Link {
         }
     }
 
-    /// Returns the sequence of a message with this answer. It expects the message `before` it in its subject, and is at most
-    /// as long as `max`, which was [`Link::message_max`].
-    pub(crate) async fn stored(&self, answer: Answer, before: u64, max: usize) -> Result<u64, Unstored> {
+    /// Returns the sequence of a message with this answer. It expects the message `before` it in its subject, and is
+    /// at most as long as `max`, which was [`Link::message_max`].
+    pub(crate) async fn stored(
+        &self,
+        subject: &str,
+        answer: Answer,
+        before: u64,
+        max: usize,
+    ) -> Result<u64, Unstored> {
         let why = match answer {
             Ok(ack) if ack.duplicate => return Err(Unstored::Doubt),
             Ok(ack) if ack.stream == self.name && ack.sequence > before => {
@@ -235,7 +241,11 @@ impl Link {
                 Ok(()) => Unstored::Unheard(self.unheard()),
                 Err(why) => why.into(),
             },
-            Unanswered::Silence => Unstored::Trouble(self.silent()),
+            // What a user may not publish gets no answer.
+            Unanswered::Silence => {
+                Unstored::Trouble(self.troubles.refusal(subject).unwrap_or_else(|| self.silent()))
+            }
+            Unanswered::Refused(why) => Unstored::Trouble(why),
             // The server's limit is lower than it was.
             Unanswered::TooLong => Unstored::Doubt,
             Unanswered::Other(why) => Unstored::Trouble(format!("stream '{}': {why}", self.name)),
@@ -254,6 +264,7 @@ impl Link {
             Unanswered::NoResponders => unavailable(),
             Unanswered::Away | Unanswered::Silence => self.silent(),
             Unanswered::TooLong => self.too_long(),
+            Unanswered::Refused(why) => why,
             Unanswered::Other(why) => format!("stream '{}': {why}", self.name),
         })
     }
@@ -268,9 +279,21 @@ impl Link {
         if !self.troubles.is_connected() {
             return Err(Unanswered::Away);
         }
-        tokio::select! {
-            answer = self.requests.ask(subject, headers, body, ANSWER_MAX) => answer,
+        let asked = self.requests.ask(subject.clone(), headers, body, ANSWER_MAX);
+        let answer = tokio::select! {
+            answer = asked => answer,
             () = self.troubles.until(false) => Err(Unanswered::Away),
+        };
+        match answer {
+            Ok(answer) => {
+                self.troubles.note_taken(&subject);
+                Ok(answer)
+            }
+            // What a user may not ask gets no answer.
+            Err(Unanswered::Silence) => {
+                Err(self.troubles.refusal(&subject).map_or(Unanswered::Silence, Unanswered::Refused))
+            }
+            Err(why) => Err(why),
         }
     }
 }

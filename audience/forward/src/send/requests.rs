@@ -36,6 +36,8 @@ pub(crate) enum Unanswered {
     Away,
     /// None came in time.
     Silence,
+    /// The server has refused the question, in these words.
+    Refused(String),
     /// Nothing listens to the subject.
     NoResponders,
     /// The server takes no message of this length.

@@ -1,7 +1,7 @@
 //! Memory of sub-buffers that were on the way, for the next ones.
 //!
-//! An allocator gives the kernel back what is free at its end, and gets it again a moment later, page by page. That costs as
-//! much as the copies.
+//! An allocator gives the kernel back what is free at its end, and gets it again a moment later, page by page. That
+//! costs as much as the copies.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};

@@ -30,11 +30,12 @@ pub(crate) struct Written {
     stamp: u64,
 }
 
-/// Returns a message's id. `lane` is what ids of its subject begin with, `before` the sequence that the first of its run
-/// expects. `place`, of a linked one, is a number that no other message of the process has.
+/// Returns a message's id. `lane` is what ids of its subject begin with, `before` the sequence that the first of its
+/// run expects. `place`, of a linked one, is a number that no other message of the process has.
 ///
-/// Tries of a message that is not linked have the same id: a stream with copies stores one of them, also while another is in
-/// process. Tries of a linked one have different ids: what is linked to the first is not stored behind the second.
+/// Tries of a message that is not linked have the same id: a stream with copies stores one of them, also while
+/// another is in process. Tries of a linked one have different ids: what is linked to the first is not stored behind
+/// the second.
 pub(crate) fn id(lane: &str, headers: &Headers, before: u64, place: Option<u64>, token: u64) -> String {
     let (instance, number, part) = (headers.instance, headers.number, headers.part.number());
     let place = place.map(|place| format!(".{place}")).unwrap_or_default();

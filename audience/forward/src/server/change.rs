@@ -32,8 +32,11 @@ pub(crate) enum Change {
 pub(crate) struct Trouble {
     /// Why.
     pub(crate) why: String,
-    /// What the operator can do, if waiting does not change it. Before the first connection only, and for missing rights.
+    /// What the operator can do, if waiting does not change it. Before the first connection only, and for missing
+    /// rights.
     pub(crate) advice: Option<&'static str>,
+    /// Subject that this user may not publish to.
+    pub(crate) subject: Option<String>,
 }
 
 impl Change {
@@ -44,11 +47,15 @@ impl Change {
             Event::Disconnected => Change::Lost,
             // The servers' last errors say it better. A name that is not found is no server's error.
             Event::ClientError(ClientError::Other(why)) if why == ConnectErrorKind::Dns.to_string() => {
-                Change::Missing(Trouble { why, advice: None })
+                Change::Missing(Trouble { why, advice: None, subject: None })
             }
             Event::ServerError(error) => {
-                let is_final = matches!(&error, ServerError::Other(why) if is_about_rights(why));
-                Change::Refused(Trouble { why: error.to_string(), advice: is_final.then_some(RIGHT) })
+                let right = match &error {
+                    ServerError::Other(why) if is_about_rights(why) => Some(why),
+                    _ => None,
+                };
+                let subject = right.and_then(|why| published_to(why)).map(str::to_owned);
+                Change::Refused(Trouble { why: error.to_string(), advice: right.map(|_| RIGHT), subject })
             }
             _ => return None,
         })
@@ -63,13 +70,18 @@ impl Change {
         let is_final =
             is_first && named.all(|server| server.last_error.as_deref().and_then(advice).is_some());
         let advice = errors().find_map(advice).filter(|_| is_final);
-        trouble(errors()).map(|why| Change::Missing(Trouble { why, advice }))
+        trouble(errors()).map(|why| Change::Missing(Trouble { why, advice, subject: None }))
     }
 }
 
 /// Whether a server says that we lack a right.
 fn is_about_rights(why: &str) -> bool {
     why.to_lowercase().starts_with("permissions violation")
+}
+
+/// Returns the subject that a server says we may not publish to.
+fn published_to(why: &str) -> Option<&str> {
+    Some(why.split_once(" for Publish to \"")?.1.rsplit_once('"')?.0)
 }
 
 /// Returns what to do about a server's last error, if waiting does not change it.
@@ -179,10 +191,17 @@ mod tests {
         ] {
             assert_eq!(advice(error).is_some(), is_final, "{error}");
         }
-        let refusal = |why: &str| match Change::of(Event::ServerError(ServerError::Other(why.to_owned()))) {
-            Some(Change::Refused(trouble)) => trouble.advice.is_some(),
+        let refused = |why: &str| match Change::of(Event::ServerError(ServerError::Other(why.to_owned()))) {
+            Some(Change::Refused(trouble)) => trouble,
             other => panic!("{other:?}"),
         };
+        let refusal = |why: &str| refused(why).advice.is_some();
+        let subject = |why: &str| refused(why).subject;
+        assert_eq!(
+            subject("Permissions Violation for Publish to \"relay.h.a.cpu0\"").unwrap(),
+            "relay.h.a.cpu0"
+        );
+        assert_eq!(subject("Permissions Violation for Subscription to \"_INBOX.x.*\""), None);
         assert!(refusal("Permissions Violation for Publish to \"$JS.API.STREAM.INFO.relay\""));
         assert!(!refusal("maximum connections exceeded"));
     }

@@ -12,7 +12,7 @@ use crate::send::packets::{Packet, Packets};
 use crate::send::texts::Texts;
 
 impl Forwarding<'_> {
-    /// Returns what is to be stored of a sub-buffer.
+    /// Returns what the stream gets of a sub-buffer.
     pub(super) fn outgoing(&mut self, cpu: usize, taken: &Taken) -> Result<Outgoing, NoDictionary> {
         let (instance, geometry) = (self.source.instance, self.geometry);
         let Taken { number, position, losses, .. } = *taken;
@@ -25,7 +25,8 @@ impl Forwarding<'_> {
         Ok(Outgoing { instance, number, geometry, position, losses, body, packet })
     }
 
-    /// Copies the next sub-buffer of a CPU that is not stored yet, and not on the way. Gives back those that are stored.
+    /// Copies the next sub-buffer of a CPU that is not stored yet, and not on the way. Gives back those that are
+    /// stored.
     pub(super) fn take(&mut self, cpu: usize) -> Option<Taken> {
         let state = self.cpus.get_mut(cpu)?;
         if let Some(taken) = state.taken.take() {

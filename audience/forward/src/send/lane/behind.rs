@@ -1,7 +1,7 @@
 //! Finds what was stored of earlier tries, behind the last message that was known.
 //!
-//! A message expects the last one that was known, or one of the same run. So what is stored of a try is directly behind that
-//! one in the subject. Other programs' messages may follow, and hide it.
+//! A message expects the last one that was known, or one of the same run. So what is stored of a try is directly
+//! behind that one in the subject. Other programs' messages may follow, and hide it.
 
 use super::store::Run;
 use super::{Bodies, Lane};

@@ -7,7 +7,8 @@ use crate::send::pauses::Pauses;
 use crate::send::written::Proof;
 
 impl Lane {
-    /// Returns whether the stream has a sub-buffer already, from the time before this process. `None`: it does not answer.
+    /// Returns whether the stream has a sub-buffer already, from the time before this process. `None`: it does not
+    /// answer.
     ///
     /// It is asked for the first sub-buffer of the buffer, and for those behind it until one is not there.
     pub(crate) async fn find(&mut self, number: u64, proof: &Proof, tries: u32) -> Option<Answer> {

@@ -119,7 +119,7 @@ impl Lane {
                 tokio::select! {
                     biased;
                     answer = self.link.answer(sent, *n_connections) => {
-                        let stored = self.link.stored(answer, before, *max).await;
+                        let stored = self.link.stored(&self.subject, answer, before, *max).await;
                         self.settle(run, bodies, stored, &mut pauses);
                     }
                     () = bodies.more(), if !run.is_broken => {}
@@ -191,8 +191,8 @@ impl Lane {
         Ok(Begun::Done)
     }
 
-    /// Sends a message behind the last one on the way, if that may be. It is stored only if that one and all of other subjects
-    /// in between are, next to each other.
+    /// Sends a message behind the last one on the way, if that may be. It is stored only if that one and all of other
+    /// subjects in between are, next to each other.
     fn follow(&self, run: &mut Run, bodies: &mut impl Bodies) -> bool {
         let (line, n_on_way) = (&self.link.line, run.on_way.len());
         let Some(last) = run.on_way.back().filter(|_| !run.is_broken && n_on_way < line.share()) else {
@@ -222,8 +222,8 @@ impl Lane {
         is_sent
     }
 
-    /// Plans how a body is split, unless it is planned. Returns false if parts of another plan are on the way, or nothing
-    /// fits.
+    /// Plans how a body is split, unless it is planned. Returns false if parts of another plan are on the way, or
+    /// nothing fits.
     fn keep_plan(&self, body: &mut Body) -> bool {
         match &body.plan {
             None => self.plan(body),
@@ -249,8 +249,8 @@ impl Lane {
         true
     }
 
-    /// Sends the next part of a body. `before`: the sequence that the first of the run expects, and whether this one is behind
-    /// it. `end`: the id of the last message in the line, if it is linked to that one.
+    /// Sends the next part of a body. `before`: the sequence that the first of the run expects, and whether this one
+    /// is behind it. `end`: the id of the last message in the line, if it is linked to that one.
     fn send(
         &self,
         body: &mut Body,

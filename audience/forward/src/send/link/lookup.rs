@@ -19,7 +19,8 @@ pub(crate) struct Found {
 }
 
 impl Link {
-    /// Returns the last message of a subject; `None` if there is none. And the sequence that the next one has to expect.
+    /// Returns the last message of a subject; `None` if there is none. And the sequence that the next one has to
+    /// expect.
     pub(crate) async fn last(&self, subject: &str) -> Result<(Option<Found>, u64), Unstored> {
         let found = self.get(json!({ "last_by_subj": subject })).await?;
         let expected = found.as_ref().map_or(0, |found| found.sequence);

@@ -82,7 +82,8 @@ impl Link {
         let config = &info.config;
         let subjects = self.subjects();
         let refusal = if !config.subjects.contains(&subjects) {
-            let edit = format!("nats stream edit {} --subjects '{subjects}'", self.name);
+            let all = with_subjects(&config.subjects, &self.name);
+            let edit = format!("nats stream edit {} --subjects '{all}'", self.name);
             Some(format!("does not have the subjects {subjects}: {edit}"))
         } else if config.no_ack {
             Some("acknowledges nothing: create it again without --no-ack".to_owned())
@@ -112,6 +113,16 @@ impl Link {
     }
 }
 
+/// Returns a stream's subjects with ours, as a command takes them in quotes: it replaces all that there are.
+fn with_subjects(subjects: &[String], name: &str) -> String {
+    let ours = format!("{name}.");
+    // The server refuses subjects that another one of the stream includes.
+    let others = subjects.iter().filter(|subject| !subject.starts_with(&ours));
+    let all: Vec<String> =
+        others.map(|subject| subject.replace('\'', "'\\''")).chain([ours.clone() + ">"]).collect();
+    all.join(",")
+}
+
 /// Returns an error of the stream's set-up, with what to do if only the operator can change it.
 fn of_error(why: String, code: ErrorCode) -> NoStream {
     match advice(code) {
@@ -131,5 +142,21 @@ fn advice(code: ErrorCode) -> Option<&'static str> {
         }
         ErrorCode::JETSTREAM_NOT_ENABLED_FOR_ACCOUNT => Some("enable it in the server's configuration"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subjects_of_the_stream_stay_in_the_advice() {
+        let with = |subjects: &[&str]| {
+            let subjects: Vec<String> = subjects.iter().map(|subject| (*subject).to_owned()).collect();
+            with_subjects(&subjects, "relay")
+        };
+        assert_eq!(with(&[]), "relay.>");
+        assert_eq!(with(&["orders.*", "relay.a.>", "relays.>"]), "orders.*,relays.>,relay.>");
+        assert_eq!(with(&["it's"]), "it'\\''s,relay.>");
     }
 }

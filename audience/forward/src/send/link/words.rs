@@ -1,7 +1,6 @@
 //! What is said about the stream, with what to do about it.
 
 use super::{Link, NoStream};
-use crate::options::stream_option;
 use crate::server::NO_JETSTREAM;
 
 /// What to do about a stream that has no leader.
@@ -43,9 +42,8 @@ impl Link {
     pub(super) fn missing(&self) -> String {
         let name = &self.name;
         format!(
-            "there is no stream '{name}': relay-forward{} --create makes it, or: nats stream add {name} --subjects '{name}.>' \
-             --storage file --allow-direct --defaults",
-            stream_option(name)
+            "there is no stream '{name}': add --create, or: nats stream add {name} --subjects '{name}.>' --storage \
+             file --allow-direct --defaults"
         )
     }
 }
