@@ -4,7 +4,9 @@
 //! Another thread therefore ends the program at a second signal, or some seconds later. While a recording runs, only a
 //! second signal does: writing what is in the buffers takes its time.
 //!
-//! Blocked signals and a signalfd would be simpler, but the programs that this one runs would inherit the block.
+//! The kernel gives a signal to the main thread if it can, and runs no handler there while that thread waits for a FUSE
+//! daemon that stands still. So the main thread blocks both signals. Programs that it runs inherit that: relayfsd, which
+//! takes them all the same, and fusermount3, which ends soon.
 
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,6 +15,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{SigSet, Signal as BlockedSignal};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
@@ -45,7 +48,7 @@ impl Stop {
     }
 }
 
-/// Catches signals from now on; each asks the process to end.
+/// Catches signals from now on; each asks the process to end. The calling thread blocks them, and those that it starts.
 ///
 /// The process ends within `end_max` of the first signal; `None`: only a second signal ends it by force. Such an end
 /// does not wait for the main thread, so it calls `clean_up`.
@@ -62,7 +65,10 @@ pub fn catch(
         clean_up();
         die_of(signal);
     });
+    let set = SigSet::from_iter([BlockedSignal::SIGINT, BlockedSignal::SIGTERM]);
     let wait = move || {
+        // Cannot fail: both exist. The process may have been started with them blocked.
+        let _ = set.thread_unblock();
         let mut line = Some(line);
         for signal in signals.forever() {
             if line.take().is_none() {
@@ -79,6 +85,7 @@ pub fn catch(
         }
     };
     thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(failure)?;
+    set.thread_block().map_err(|errno| failure(errno.into()))?;
     Ok(Stop { caught, hung_up })
 }
 

@@ -59,7 +59,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use audience_common::signals;
-use nix::sys::signal::{SigSet, Signal};
 use relay::ChannelName;
 use sd_notify::NotifyState;
 use tokio::net::unix::pipe;
@@ -100,9 +99,6 @@ pub(crate) fn run(servers: &Servers, options: &Options) -> Result<(), Failure> {
 
 async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
     let caught = signals::catch(Some(SIGNAL_MAX), || {})?;
-    // The kernel gives a signal to one thread. This one may wait for the daemon, and no handler runs in it then.
-    let blocked: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
-    blocked.thread_block().map_err(|errno| Failure::system("block signals", errno))?;
     let hung_up = caught.as_fd().try_clone_to_owned().and_then(pipe::Receiver::from_owned_fd);
     let hung_up = hung_up.map_err(|error| Failure::system("wait for signals", error))?;
     let (stopper, stop) = watch::channel(false);

@@ -6,6 +6,7 @@ use std::process::Stdio;
 
 use nix::sys::signal::Signal;
 use relayfs_tests::background::Place;
+use relayfs_tests::stopped::Stopped;
 use relayfs_tests::{Mount, Process, eventually, exit_code, is_mounted, program, programs, run, text, tool};
 
 /// Signals for faults: they end a program at once.
@@ -142,6 +143,33 @@ fn limit_of_file_size_refuses_large_channels_only() {
     daemon.signal(Signal::SIGTERM);
     assert_eq!(daemon.wait(), 0);
     place.assert_clean();
+}
+
+/// The main thread waits for an answer then, and the kernel runs no handler in it.
+#[test]
+fn signals_end_the_commands_of_a_daemon_that_stands_still() {
+    let mut mount = Mount::new(&[]);
+    let dir = mount.beside("recorded");
+    for args in [&["--follow"][..], &["record", "--output", dir.to_str().unwrap()]] {
+        let mut command = tool("env", "coreutils");
+        command.arg("--block-signal=TERM").arg(program("audience")).args(args);
+        command.arg("-m").arg(mount.point()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut process = Process::start(&mut command);
+        let at = format!("/proc/{}/wchan", process.pid());
+        let sleeps_in = |part: &str| fs::read_to_string(&at).expect("where it sleeps").contains(part);
+        mount.send(0, &[b"a message"]);
+        eventually("a command that waits for messages", || sleeps_in("poll"));
+        let stopped = Stopped::new(mount.daemon().pid());
+        eventually("a command that waits for the daemon", || sleeps_in("request_wait_answer"));
+        process.signal(Signal::SIGTERM);
+        // A recorder ends by force at the second one.
+        eventually("the end", || {
+            process.signal(Signal::SIGTERM);
+            !process.is_running()
+        });
+        assert_eq!(exit_code(process.wait()), 128 + libc::SIGTERM, "{args:?}");
+        drop(stopped);
+    }
 }
 
 /// The commands, with files as standard output.
