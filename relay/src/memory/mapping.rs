@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -170,6 +171,18 @@ impl Mapping {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
         // SAFETY: as in `retire`; every user of the mapping only loads there, since it was made read-only.
         unsafe { mmap(Some(self.base.addr()), len, ProtFlags::PROT_READ, flags, file, 0) }?;
+        Ok(())
+    }
+
+    /// Maps the same file over this writable mapping by `file`, another open file of it.
+    /// Addresses and contents stay. The mapping keeps the former open file, and with it that file's locks, no longer.
+    pub fn remap(&self, file: impl AsFd) -> io::Result<()> {
+        let len = map_len(self.len as u64)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: as in `retire`; the pages are those of the same file.
+        unsafe { mmap(Some(self.base.addr()), len, prot, flags, file, 0) }?;
+        self.populate(libc::MADV_POPULATE_WRITE);
         Ok(())
     }
 

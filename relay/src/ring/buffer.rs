@@ -105,6 +105,13 @@ impl Buffer {
         self.data.retire()
     }
 
+    /// Keeps the control file by another of its open files, see [`Mapping::remap`].
+    /// Other buffers that were made with the same mapping do so, too.
+    #[cfg(not(loom))]
+    pub fn remap_control(&self, file: impl std::os::fd::AsFd) -> std::io::Result<()> {
+        self.control.remap(file)
+    }
+
     /// Opens a buffer that an earlier daemon ended, see [`crate::ring::writer::Writer::close`].
     pub fn reopen(&self) {
         // Relaxed: a producer that still finds the buffer closed detaches and comes back.
