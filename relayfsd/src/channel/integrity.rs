@@ -176,9 +176,10 @@ impl Channel {
 
     /// Ends the buffers, from any thread: producers that map them notice at their next switch.
     ///
-    /// The caller has the writers close the buffers, see [`Writers::give_up`]. What a producer writes until then may be
-    /// lost.
+    /// The caller has the writers close the buffers, see [`close_all`] and [`Writers::give_up`]. What a producer writes
+    /// until then may be lost. On a CPU that the daemon cannot use there is no other end.
     ///
+    /// [`close_all`]: crate::writers::close_all
     /// [`Writers::give_up`]: crate::writers::Writers::give_up
     pub(crate) fn give_up_buffers(&self) {
         self.set_ending();

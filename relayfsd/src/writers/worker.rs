@@ -233,10 +233,8 @@ fn refuse_for_orphans(
                 parked.push_back(progress);
             }
         }
-        Job::Close { channel, cpu, done } => {
-            channel.buffer(cpu).announce_end();
-            answer(channel, done, Ok(()));
-        }
+        // Its end is announced.
+        Job::Close { channel, done, .. } => answer(channel, done, Ok(())),
         job => job.refuse(UnavailableCause::Orphans),
     }
 }
