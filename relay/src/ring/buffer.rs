@@ -121,8 +121,21 @@ impl Buffer {
     /// Ends a buffer from any CPU: producers notice at their next switch.
     /// Only [`crate::ring::writer::Writer::close`], on the buffer's CPU, makes them notice with their next message.
     pub fn announce_end(&self) {
-        // Relaxed: a producer that still finds the buffer open writes until a later switch.
-        self.block().closed.store(1, Ordering::Relaxed);
+        // M, pairs with N.
+        self.block().closed.store(1, Ordering::Release);
+    }
+
+    /// Opens a buffer if only a peer has stored that it is closed. Returns whether it did.
+    ///
+    /// `is_ending` says whether the daemon ends the buffer, which it notes before it closes the buffer or announces the
+    /// end. It is called after the look: an answer from before it could be that of an open buffer.
+    pub fn deny_closed(&self, is_ending: impl FnOnce() -> bool) -> bool {
+        // N, pairs with M: behind the daemon's own store, `is_ending` finds the note.
+        let is_denied = self.block().closed.load(Ordering::Acquire) != 0 && !is_ending();
+        if is_denied {
+            self.reopen();
+        }
+        is_denied
     }
 
     /// Returns whether another process truncated the files.

@@ -51,9 +51,7 @@ impl<'a> ReadGuard<'a> {
             channel.set_broken(format!("buffer {cpu}: {unsound}"));
         }
         // Only the daemon closes a channel, and it sets `ending` first.
-        if !channel.damage().ending.load(Ordering::Acquire) {
-            side.reader.deny_closed();
-        }
+        side.reader.deny_closed(|| channel.damage().ending.load(Ordering::Acquire));
         ReadGuard { channel, cpu, side: Some(side) }
     }
 }
