@@ -341,7 +341,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         done.ok_or(RetriesExhausted)
     }
 
-    /// Ends the buffer: every later write returns [`WriteResult::Closed`].
+    /// Ends the buffer: every later write returns [`WriteResult::Closed`]. The caller has it reset no more.
     /// Such a write finds the buffer blocked, and therefore looks at `closed`. Only [`Writer::append_or_drop`] may first
     /// drop the few messages that it drops without a look.
     ///

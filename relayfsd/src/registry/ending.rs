@@ -138,6 +138,7 @@ mod tests {
     use std::path::Path;
     use std::sync::atomic::Ordering;
 
+    use crossbeam_channel::bounded;
     use relay::GeometrySpec;
     use relay::system::cpus;
 
@@ -145,7 +146,7 @@ mod tests {
     use crate::channel::ChannelRef;
     use crate::registry::{Create, Limits};
     use crate::state::recovery::Recovered;
-    use crate::writers::Writers;
+    use crate::writers::{Writers, reset_all};
 
     /// A channel with a buffer for each CPU of the machine, and with one more.
     fn channel(dir: &Path) -> (Arc<Registry>, ChannelRef) {
@@ -165,9 +166,27 @@ mod tests {
     fn buffer_of_a_cpu_that_the_daemon_cannot_use_is_closed() {
         let dir = tempfile::tempdir().unwrap();
         let (registry, channel) = channel(dir.path());
-        channel.share(true).unwrap();
-        registry.close_buffers(&channel);
+        writers::close_all(&registry.writers, &channel, Duration::from_secs(60));
         let closed = |cpu| channel.buffer(cpu).block().closed.load(Ordering::Relaxed);
         assert!((0..channel.n_bufs()).all(|cpu| closed(cpu) == 1));
+    }
+
+    /// An append does not look whether the buffer is closed: only a blocked one refuses it.
+    #[test]
+    fn buffer_that_was_closed_is_not_reset() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, channel) = channel(dir.path());
+        writers::close_all(&registry.writers, &channel, Duration::from_secs(60));
+        let states = || {
+            let words = (0..channel.n_bufs()).map(|cpu| &channel.buffer(cpu).block().state);
+            words.map(|state| state.load(Ordering::Relaxed)).collect::<Vec<_>>()
+        };
+        let before = states();
+        let (sender, receiver) = bounded(1);
+        reset_all(&registry.writers, &channel, move |failed| sender.send(failed).unwrap());
+        let failed = receiver.recv().unwrap();
+        assert_eq!(states(), before);
+        let refused = "cannot be reset: the channel has ended";
+        assert!(failed.iter().any(|why| why.to_string().ends_with(refused)));
     }
 }

@@ -183,6 +183,10 @@ fn work(job: Job, turn: Option<Turn>, parked: &mut VecDeque<Progress>, thread_cp
             drop(writing);
             answer(channel, done, closed.map_err(|RetriesExhausted| contended(cpu)));
         }
+        // A reset would open the buffer for appends, which do not look whether it is closed.
+        job @ Job::Reset { .. } if job.buffer().is_some_and(|(channel, _)| channel.is_ending()) => {
+            job.refuse(UnavailableCause::Closed)
+        }
         Job::Reset { channel, cpu, done } => {
             let writing = channel.lock_to_write(cpu);
             let reset = channel.read_side(cpu).reader.reset(AnyExecutor::on(thread_cpu));
