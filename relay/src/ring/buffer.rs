@@ -91,7 +91,7 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// Stops appends through this value; empty messages may still pass.
+    /// Stops appends through this value, also of empty messages.
     /// Later appends return [`Appended::Elsewhere`].
     ///
     /// [`Appended::Elsewhere`]: crate::ring::writer::Appended::Elsewhere
