@@ -70,7 +70,8 @@ const COMMAND_MAX: usize = 15;
 ///
 /// **After fork**, the child's first call makes a new connection and waits for it. With shared buffers the child writes
 /// at once. It gets its connection when it finishes a sub-buffer or first needs the daemon. Other threads may be inside a
-/// call during the fork: the child has other locks than they hold. A child of vfork must not write. A child in a new PID namespace where it has its parent's number must open the channel itself.
+/// call during the fork: the child has other locks than they hold. A child of vfork must not
+/// write.
 ///
 /// **Descriptors** of this library are 3 or above, and close-on-exec. The program may close them, as daemons close all
 /// they have. Before the library writes to a descriptor or closes it, it checks that the descriptor is still its own.
