@@ -92,6 +92,11 @@ weaken single 'a reader goes to a sub-buffer that is not begun' $overwrite \
     '/fn catch_up/,/^    }/ s/before(state, oldest)/before(oldest, oldest)/'
 weaken single-losses 'no second look at a state whose record is used again' $overwrite 's/let is_old = .*/let is_old = false;/'
 weaken room 'no second look for room with the lock' $models 's/^                placed = put(&buffer, SoleWriter, 2);$//'
+weaken M-close '`closed` of an end: Relaxed' $writer 's/closed\.store(1, Ordering::Release)/closed.store(1, Ordering::Relaxed)/'
+weaken M-announce '`closed` of an announced end: Relaxed' $buffer \
+    's/closed\.store(1, Ordering::Release)/closed.store(1, Ordering::Relaxed)/'
+weaken N 'the look at `closed` of a reader: Relaxed' $buffer \
+    's/closed\.load(Ordering::Acquire)/closed.load(Ordering::Relaxed)/'
 owners=relay/src/ring/area_owners.rs
 weaken K-ended 'freeing an ended thread'"'"'s area: Relaxed' $owners '/fn free_ended/,/^    }/ s/Ordering::Release/Ordering::Relaxed/'
 weaken K-back 'giving an area back: Relaxed' $owners '/fn give_back/,/^    }/ s/Ordering::Release/Ordering::Relaxed/'

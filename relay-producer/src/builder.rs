@@ -95,7 +95,8 @@ impl Builder {
 
     /// Sets the name by which the daemon knows this process, of a timed channel: that of the program whose output it writes.
     ///
-    /// See [`Channel::output`]. While this process attaches to the channel, its first thread has that name.
+    /// See [`Channel::output`]. While this process attaches to the channel, its first thread has that name. So any call
+    /// that connects to the next daemon may wait for that, 0.1 s at most.
     pub fn program(mut self, name: &OsStr) -> Self {
         self.program = name.as_bytes().to_vec();
         self

@@ -36,16 +36,16 @@ const COMMAND_MAX: usize = 15;
 
 /// An open channel.
 ///
-/// Many threads can use it at once, through `&self`. [`write`](Self::write) never waits for a reader, nor for threads that
-/// wait. It waits for the daemon only where it says so, 0.1 s at most. [`write_batch`](Self::write_batch), [`batch`](Self::batch) and
-/// [`flush`](Self::flush) wait for the daemon's answer.
+/// Many threads can use it at once, through `&self`. [`write`](Self::write) never waits for a reader, nor for threads
+/// that wait. It waits for the daemon only where it says so, 0.1 s at most. [`write_batch`](Self::write_batch),
+/// [`batch`](Self::batch) and [`flush`](Self::flush) wait for the daemon's answer.
 ///
 /// **Transports.** If the daemon gives this process the channel's buffers ([`Transport::Shared`]), a message is written
 /// straight into them, without a system call. Otherwise ([`Transport::Socket`]) the daemon gets it as a packet. With
 /// shared buffers some messages still go over the socket:
 /// * those of more than 64 KiB
 /// * those for another CPU than the caller's
-/// * those of threads that the C library did not register for restartable sequences
+/// * those of threads that cannot run restartable sequences
 /// * those whose sequence was interrupted 64 times
 ///
 /// Sharing requires trust. A process with the buffers can corrupt messages of others. By truncating the files it can
@@ -69,8 +69,8 @@ const COMMAND_MAX: usize = 15;
 /// in the socket are lost.
 ///
 /// **After fork**, the child's first call makes a new connection and waits for it. With shared buffers the child writes
-/// at once. It gets its connection when it finishes a sub-buffer or first needs the daemon. Other threads may be inside a
-/// call during the fork: the child has other locks than they hold. A child of vfork must not write. A child in a new PID namespace where it has its parent's number must open the channel itself.
+/// at once. It gets its connection when it finishes a sub-buffer or first needs the daemon. Other threads may be inside
+/// a call during the fork: the child has other locks than they hold. A child of vfork must not write.
 ///
 /// **Descriptors** of this library are 3 or above, and close-on-exec. The program may close them, as daemons close all
 /// they have. Before the library writes to a descriptor or closes it, it checks that the descriptor is still its own.

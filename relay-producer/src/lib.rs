@@ -68,7 +68,9 @@ pub use batch::{Batch, DaemonEvent};
 pub use builder::Builder;
 pub use channel::Channel;
 pub use direct::appender::Appender;
-pub use direct::buffers::{DIRECT_MAX, DirectBuffers, Quick};
+pub use direct::buffers::DIRECT_MAX;
+#[doc(hidden)] // for librelay alone
+pub use direct::buffers::{DirectBuffers, Quick};
 pub use error::{BatchError, NoSuchCpu, OpenError, RequestError, WriteError};
 pub use event::Event;
 pub use frontend::late::FrontendError;

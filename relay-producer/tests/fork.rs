@@ -1,10 +1,13 @@
 //! A channel is open when its process forks, and the parent ends.
 //!
 //! The child continues writing at once, and gets a connection when it finishes a sub-buffer. In a second run the daemon
-//! has gone before, and the next one comes later.
+//! has gone before, and the next one comes later. A third one is the first process of a PID namespace, and its child that
+//! of another: both have the number 1.
 //!
 //! This file does not use the test harness, since a process that forks should have one thread. The program runs itself
 //! again, and that process becomes a daemon, as forking producers usually do.
+
+#![allow(unsafe_code)]
 
 mod common;
 
@@ -14,7 +17,9 @@ use std::time::Instant;
 
 use common::files::{Files, pin_anywhere};
 use common::{Daemon, Manners, PATIENCE, geometry};
-use nix::unistd::daemon;
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, daemon, fork, geteuid};
 use relay_producer::Channel;
 use tempfile::tempdir;
 
@@ -22,6 +27,8 @@ use tempfile::tempdir;
 const SOCKET: &str = "RELAY_TEST_FORK_SOCKET";
 /// Tells it to fork when that daemon has gone.
 const GONE: &str = "RELAY_TEST_FORK_GONE";
+/// Tells it to fork into a PID namespace where the child has the parent's number.
+const SAME: &str = "RELAY_TEST_FORK_SAME";
 const GEOMETRY: &str = "subbuf-size=1000:n-subbufs=64";
 /// Messages of 100 bytes that the child writes: a number of sub-buffers.
 const N_MESSAGES: usize = 200;
@@ -30,10 +37,19 @@ fn main() -> ExitCode {
     match env::var_os(SOCKET) {
         Some(socket) => {
             let channel = Channel::open(socket, "cpu").unwrap();
-            if env::var_os(GONE).is_some() { forks_without_daemon(&channel) } else { forks(&channel) }
+            match (env::var_os(GONE), env::var_os(SAME)) {
+                (Some(_), _) => forks_without_daemon(&channel),
+                (_, Some(_)) => forks_with_same_number(&channel),
+                _ => forks(&channel),
+            }
         }
         None => {
-            reads();
+            reads(&mut Command::new(env::current_exe().unwrap()));
+            let mut first = Command::new("unshare");
+            if !geteuid().is_root() {
+                first.args(["--user", "--map-root-user"]);
+            }
+            reads(first.args(["--pid", "--fork"]).arg(env::current_exe().unwrap()).env(SAME, "yes"));
             takes_over();
         }
     }
@@ -51,6 +67,25 @@ fn forks(channel: &Channel) {
     daemon(true, true).unwrap();
     for number in 0..N_MESSAGES {
         channel.write(text("child", number).as_bytes()).unwrap();
+    }
+}
+
+/// Each is the first process of its PID namespace. The parent stays, as the kernel ends all processes of a namespace
+/// with its first one.
+fn forks_with_same_number(channel: &Channel) {
+    pin_anywhere();
+    channel.write(text("parent", 0).as_bytes()).unwrap();
+    unshare(CloneFlags::CLONE_NEWPID).unwrap();
+    // SAFETY: this process has one thread.
+    match unsafe { fork() }.unwrap() {
+        ForkResult::Child => {
+            assert_eq!(std::process::id(), 1);
+            (0..N_MESSAGES).for_each(|number| channel.write(text("child", number).as_bytes()).unwrap());
+        }
+        ForkResult::Parent { child } => {
+            assert_eq!(std::process::id(), 1);
+            assert_eq!(waitpid(child, None), Ok(WaitStatus::Exited(child, 0)));
+        }
     }
 }
 
@@ -110,14 +145,14 @@ fn takes_over() {
     println!("child without a daemon continues and finds the next one ... ok");
 }
 
-fn reads() {
+fn reads(program: &mut Command) {
     let dir = tempdir().unwrap();
     let files = Files::new(geometry(GEOMETRY));
     let daemon = Daemon::start(&dir, Manners { geometry: GEOMETRY, ..Manners::default() });
     daemon.share(&files);
     let cpu = common::files::allowed_cpus()[0];
     files.buffers[cpu].arm();
-    let status = Command::new(env::current_exe().unwrap()).env(SOCKET, &daemon.socket).status().unwrap();
+    let status = program.env(SOCKET, &daemon.socket).status().unwrap();
     assert!(status.success());
     let expected: String =
         [text("parent", 0)].into_iter().chain((0..N_MESSAGES).map(|number| text("child", number))).collect();

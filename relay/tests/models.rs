@@ -11,6 +11,8 @@
 
 #[path = "models/areas.rs"]
 mod areas;
+#[path = "models/ending.rs"]
+mod ending;
 #[path = "models/timed.rs"]
 mod timed;
 

@@ -2,9 +2,9 @@
 //!
 //! `registry` makes channels and hands out [`ChannelRef`]s, which keep a channel. `writers`, `tree` and `socket` use
 //! them. `poll.rs` has the waiters of a buffer, `stats.rs` the counters, `integrity.rs` what the daemon does about
-//! damage, `timed.rs` what timed channels have besides. A reader may make room for a batch that waits. The call then returns true, and its caller tells the writers.
-//! The room uses `policy` for quotas and `process` for what it asks of the system. It may not know the registry, the
-//! writers, the tree, the socket or the state. The lock order is in `registry.rs`.
+//! damage, `timed.rs` what timed channels have besides. Where a reader makes room for a batch that waits, the call
+//! returns true, and its caller tells the writers. The room uses `policy`, and `process` for what it asks of the system.
+//! It may not know the registry, the writers, the tree, the socket or the state. The lock order is in `registry.rs`.
 
 pub(crate) mod clients;
 pub(crate) mod files;

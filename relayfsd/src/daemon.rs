@@ -12,7 +12,8 @@
 //! ```
 //!
 //! The thread uses timers for four things only: the end has deadlines, `--flush-interval` passes while processes poll,
-//! timed channels get an anchor each second while processes use them, and the doorbells of orphaned producers are replaced by looks.
+//! timed channels get an anchor each second while processes use them, and the doorbells of orphaned producers are replaced
+//! by looks.
 
 use std::io;
 use std::path::{Path, PathBuf};

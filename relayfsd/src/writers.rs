@@ -231,6 +231,8 @@ pub(crate) enum UnavailableCause {
     Contended,
     /// The channel's files are damaged.
     Broken,
+    /// The channel has ended.
+    Closed,
     /// Orphaned producers write the buffer, and this daemon has no restartable sequences.
     Orphans,
 }
@@ -244,6 +246,7 @@ impl fmt::Display for UnavailableCause {
             UnavailableCause::Ending => f.write_str("is not served any more: the daemon is ending"),
             UnavailableCause::Contended => f.write_str("is too busy for the daemon to write there"),
             UnavailableCause::Broken => f.write_str("cannot be written to: the channel is broken"),
+            UnavailableCause::Closed => f.write_str("cannot be reset: the channel has ended"),
             UnavailableCause::Orphans => f.write_str(
                 "is written directly by producers of an earlier relayfsd, and this one cannot write beside them: it has no \
                  restartable sequences (rseq); end those producers, or start relayfsd where it has (x86-64 or \

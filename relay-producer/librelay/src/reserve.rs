@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::errno::Errno;
+use relay::system::thread_id::ThisThread;
 
 use crate::handle::Handle;
 
@@ -25,7 +26,7 @@ struct Scratch {
     /// The channel of the message; `None` without a message.
     of: Option<&'static Handle>,
     /// The process that reserved it. A forked child has a copy, and must not write it too.
-    by: u32,
+    by: u64,
 }
 
 impl Scratch {
@@ -35,7 +36,7 @@ impl Scratch {
         let handle = self.of.take_if(|of| only.is_none_or(|only| std::ptr::eq(only, *of)))?;
         PENDING.fetch_sub(1, Ordering::Relaxed);
         RESERVED.set(false);
-        if self.by != std::process::id() {
+        if self.by != ThisThread::find().process() {
             return None;
         }
         Some(handle.write(&self.bytes))
@@ -60,7 +61,7 @@ pub(crate) fn reserve(handle: &'static Handle, len: usize) -> Result<*mut u8, Er
             // At least one byte, so that an empty message has an address.
             scratch.bytes.try_reserve(len.max(1)).map_err(|_| Errno::ENOMEM)?;
             scratch.bytes.resize(len, 0);
-            (scratch.of, scratch.by) = (Some(handle), std::process::id());
+            (scratch.of, scratch.by) = (Some(handle), ThisThread::find().process());
             // Relaxed: each thread only looks for its own message.
             PENDING.fetch_add(1, Ordering::Relaxed);
             RESERVED.set(true);

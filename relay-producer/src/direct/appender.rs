@@ -29,6 +29,7 @@ impl Appender {
     }
 
     /// Returns the buffers, for [`DirectBuffers::write_quick`].
+    #[doc(hidden)]
     pub fn buffers(&self) -> &DirectBuffers {
         &self.0
     }

@@ -234,7 +234,14 @@ impl DirectBuffers {
     }
 
     /// Continues with another connection of this process, which has these numbers on a timed channel.
+    ///
+    /// The mapping of the control file is one of the new open file from then on. The former open file has the mark of an
+    /// earlier daemon, and as long as a mapping keeps it, the daemon takes this process for an orphaned producer.
     pub(crate) fn attach(&self, ends: Endpoints, process: u32, pid_there: u32) {
+        // All buffers share the mapping of the control file. If this fails, the process stays an orphan, no more.
+        if let (Some(control), Some(first)) = (ends.control.get(), self.cpu_buffers.all().first()) {
+            let _ = first.buffer.remap_control(control);
+        }
         self.doorbell.replace(ends);
         if self.is_timed() {
             self.attachment.renew(process, pid_there);

@@ -8,9 +8,8 @@
 //! Code in this file does not wait, except in [`Doorbell::replace`]. The lock is only ever tried. A thread that waits
 //! for it could wait for itself, in a signal handler.
 
-use std::process;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::thread::yield_now;
 use std::time::{Duration, Instant};
 
@@ -20,6 +19,7 @@ use nix::unistd::write;
 
 use relay::system::descriptor::HeldFd;
 use relay::system::process_lock::ProcessLock;
+use relay::system::thread_id::ThisThread;
 use relay::wire::socket::Socket;
 
 /// Least time between two checks of the connection.
@@ -37,8 +37,8 @@ const CUT: u8 = 2;
 /// The connection to the daemon as direct writers use it.
 #[derive(Debug)]
 pub(crate) struct Doorbell {
-    /// The process that made the connection.
-    pid: AtomicU32,
+    /// The process that made the connection, see [`ThisThread::process`].
+    process: AtomicU64,
     /// `None` once closed.
     ends: ProcessLock<Option<Arc<Endpoints>>>,
     /// `WHOLE`, `INHERITED` or `CUT`. Changed only by threads that hold the lock.
@@ -70,7 +70,7 @@ impl Doorbell {
 
     fn with(ends: Option<Endpoints>) -> Doorbell {
         Doorbell {
-            pid: AtomicU32::new(process::id()),
+            process: AtomicU64::new(ThisThread::find().process()),
             ends: ProcessLock::new(ends.map(Arc::new), Clone::clone),
             state: AtomicU8::new(WHOLE),
             looked: AtomicU64::new(0),
@@ -84,7 +84,7 @@ impl Doorbell {
         let new = Some(Arc::new(new));
         self.ends.replace(new, || {
             // Relaxed, both: the lock orders them.
-            self.pid.store(process::id(), Ordering::Relaxed);
+            self.process.store(ThisThread::find().process(), Ordering::Relaxed);
             self.state.store(WHOLE, Ordering::Relaxed);
         });
     }
@@ -92,7 +92,7 @@ impl Doorbell {
     /// Whether this process made the connection.
     pub(crate) fn is_own(&self) -> bool {
         // Relaxed: another value is only ever stored by a child, in its own memory.
-        self.pid.load(Ordering::Relaxed) == process::id()
+        self.process.load(Ordering::Relaxed) == ThisThread::find().process()
     }
 
     /// Returns whether the connection was found ended, or another process's.

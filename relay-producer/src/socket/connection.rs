@@ -42,10 +42,11 @@ pub(crate) struct Connection {
     pub(crate) message_max: usize,
     /// The channel's buffers, or the reason for which this process does not have them.
     pub(crate) sharing: Result<Arc<DirectBuffers>, String>,
-    /// The process that may use this connection: its number and its generation.
+    /// The process that may use this connection, see [`ThisThread::process`].
     /// A child has inherited the descriptor, but not the replies.
+    process: u64,
+    /// Number of that process in its own PID namespace.
     pid: u32,
-    generation: u32,
     /// Number of the process in the daemon's PID namespace; 0 if it is not known.
     pid_there: u32,
     first_thread: FirstThread,
@@ -106,8 +107,8 @@ impl Connection {
             room: FRAME_MAX.min(hello.frame_max as usize) - HEADER_LEN - WRITE_FIXED_LEN,
             message_max: MESSAGE_MAX.min(hello.message_max as usize),
             sharing,
+            process: ThisThread::find().process(),
             pid: std::process::id(),
-            generation: ThisThread::find().generation(),
             pid_there: opened.pid,
             first_thread: FirstThread::new(opened.pid),
             channel: reply.channel,
@@ -168,11 +169,7 @@ impl Connection {
 
     /// Returns whether this process made the connection.
     pub(crate) fn is_own(&self) -> bool {
-        match ThisThread::find().generation() {
-            // The kernel cannot zero pages at a fork.
-            0 => self.pid == std::process::id(),
-            generation => self.generation == generation,
-        }
+        self.process == ThisThread::find().process()
     }
 
     /// Returns the channel's buffers while they may be written.

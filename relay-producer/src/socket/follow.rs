@@ -5,14 +5,14 @@
 //! writes nothing finds the next one, and with it other levels, by this alone.
 
 use std::fmt;
-use std::process;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use relay::system::at_fork;
+use relay::system::thread_id::ThisThread;
 
 use crate::levels::Levels;
 use crate::socket::reconnect::Link;
@@ -28,26 +28,27 @@ pub(crate) type Act = Arc<dyn Fn(&Levels) + Send + Sync>;
 pub(crate) struct Follower {
     link: Weak<Link>,
     act: Act,
-    /// The process that has a thread for it.
-    pid: AtomicU32,
+    /// The process that has a thread for it, see [`ThisThread::process`]; 0: none.
+    process: AtomicU64,
 }
 
 impl fmt::Debug for Follower {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Follower").field("pid", &self.pid).finish_non_exhaustive()
+        f.debug_struct("Follower").field("process", &self.process).finish_non_exhaustive()
     }
 }
 
 impl Follower {
     /// Returns one without a thread.
     pub(crate) fn new(link: Weak<Link>, act: Act) -> Follower {
-        Follower { link, act, pid: AtomicU32::new(0) }
+        Follower { link, act, process: AtomicU64::new(0) }
     }
 
     /// Starts the thread, unless this process has it. A forked child has none.
     pub(crate) fn start(&self) {
         // Relaxed: of the threads of a process that come here, one finds another number.
-        if self.pid.swap(process::id(), Ordering::Relaxed) == process::id() {
+        let process = ThisThread::find().process();
+        if self.process.swap(process, Ordering::Relaxed) == process {
             return;
         }
         let (link, act) = (Weak::clone(&self.link), Arc::clone(&self.act));

@@ -34,6 +34,9 @@ use crate::transport::TransportChoice;
 
 /// Time for a daemon to open a channel. A slower peer is not a relayfs daemon.
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(5);
+/// Time for a daemon to look at the name of the program whose output this process writes. A daemon that looks later finds
+/// this process's own name.
+const RENAMED_MAX: Duration = Duration::from_millis(100);
 /// Smallest valid frame limit of a daemon, in bytes.
 const FRAME_MAX_LEAST: usize = 512;
 
@@ -159,8 +162,12 @@ impl Handshake {
         let mut packet = [0; ANSWER_MAX];
         loop {
             let Some((len, descriptors)) = self.socket.receive_with_descriptors(&mut packet) else {
-                if self.socket.wait(PollFlags::POLLIN, deadline) {
+                if self.socket.wait(PollFlags::POLLIN, self.until(deadline)) {
                     continue;
+                }
+                // No call may come for long.
+                if let Stage::Attach(_, renamed) = &mut self.stage {
+                    renamed.end();
                 }
                 return Ok(Progress::Waiting(self));
             };
@@ -174,6 +181,14 @@ impl Handshake {
                 done => return Ok(done),
             };
         }
+    }
+
+    /// Returns until when to wait for the next answer.
+    ///
+    /// While the daemon looks at this process's name, it is that of another program.
+    fn until(&self, deadline: Deadline) -> Deadline {
+        let since = if let Stage::Attach(_, renamed) = &self.stage { renamed.since() } else { None };
+        deadline.map(|deadline| since.map_or(deadline, |since| deadline.max(since + RENAMED_MAX)))
     }
 
     /// Takes an answer, and sends the next request if there is one.

@@ -1,32 +1,103 @@
 //! The name by which the daemon knows this process: that of its first thread, when it attaches.
+//!
+//! All channels of a process share that name. While several of them attach, it is the latest one's. The first of them
+//! keeps the name that the process had, and the last one gives it back.
 
 use std::fs;
+use std::time::Instant;
+
+use relay::system::process_lock::ProcessLock;
 
 const NAME: &str = "/proc/self/comm";
+
+/// A forked child has none of its parent's handshakes.
+static NAMES: ProcessLock<Names> = ProcessLock::new(Names::new(), |_| Names::new());
+
+/// The names that the first thread has had.
+#[derive(Debug, Default)]
+struct Names {
+    /// The process's own, if it has another one now.
+    own: Vec<u8>,
+    /// The others, each with its number.
+    given: Vec<(u64, Vec<u8>)>,
+    last: u64,
+}
+
+impl Names {
+    const fn new() -> Names {
+        Names { own: Vec::new(), given: Vec::new(), last: 0 }
+    }
+}
 
 /// Another name of the process's first thread, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Renamed {
-    /// The name before. `None`: it has stayed.
-    own: Option<Vec<u8>>,
+    /// Its number and when it was given. `None`: the process has its own.
+    given: Option<(u64, Instant)>,
 }
 
 impl Renamed {
     /// Gives the thread a name. An empty one changes nothing.
     pub(crate) fn to(name: &[u8]) -> Renamed {
-        let own = if name.is_empty() { None } else { fs::read(NAME).ok() };
-        if own.is_some() {
-            let _ = fs::write(NAME, name);
+        if name.is_empty() {
+            return Renamed { given: None };
         }
-        Renamed { own }
+        let mut names = NAMES.write();
+        if names.given.is_empty() {
+            let Ok(own) = fs::read(NAME) else { return Renamed { given: None } };
+            // The kernel shows it with a newline, and takes one as a part of the name.
+            names.own = own.strip_suffix(b"\n").unwrap_or(&own).to_vec();
+        }
+        names.last += 1;
+        let number = names.last;
+        names.given.push((number, name.to_vec()));
+        let _ = fs::write(NAME, name);
+        Renamed { given: Some((number, Instant::now())) }
+    }
+
+    /// Returns when the thread got its name. `None`: it has its own.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.given.map(|(_, since)| since)
+    }
+
+    /// Takes the name back.
+    pub(crate) fn end(&mut self) {
+        let Some((number, _)) = self.given.take() else { return };
+        let mut names = NAMES.write();
+        let Some(at) = names.given.iter().position(|(given, _)| *given == number) else { return };
+        names.given.remove(at);
+        let _ = fs::write(NAME, names.given.last().map_or(&names.own, |(_, name)| name));
     }
 }
 
 impl Drop for Renamed {
     fn drop(&mut self) {
-        if let Some(own) = &self.own {
-            // The kernel shows it with a newline, and takes one as a part of the name.
-            let _ = fs::write(NAME, own.strip_suffix(b"\n").unwrap_or(own));
+        self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_of_the_process_comes_back_in_any_order() {
+        let name = || fs::read_to_string(NAME).unwrap();
+        let own = name();
+        for first_ends_first in [true, false] {
+            let mut channels = [Renamed::to(b"one"), Renamed::to(b""), Renamed::to(b"two")];
+            assert_eq!(name(), "two\n");
+            let [one, none, two] = &mut channels;
+            none.end();
+            if first_ends_first {
+                one.end();
+                assert_eq!(name(), "two\n");
+            } else {
+                two.end();
+                assert_eq!(name(), "one\n");
+            }
+            drop(channels);
+            assert_eq!(name(), own);
         }
     }
 }

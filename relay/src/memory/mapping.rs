@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -28,7 +29,7 @@ use crate::layout::abi::{AnchorTable, BufferBlock, ControlHeader, Record, Thread
 use crate::layout::geometry::{Geometry, RECORD_OVERHEAD};
 use crate::layout::levels::LevelPage;
 use crate::memory::lent::Lent;
-use crate::memory::sync::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use crate::memory::sync::{AtomicI64, AtomicPtr, AtomicU8, AtomicU64, Ordering};
 
 /// Bytes populated at a time, which takes about a millisecond.
 const POPULATE_LEN: usize = 4 << 20;
@@ -170,6 +171,18 @@ impl Mapping {
         let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
         // SAFETY: as in `retire`; every user of the mapping only loads there, since it was made read-only.
         unsafe { mmap(Some(self.base.addr()), len, ProtFlags::PROT_READ, flags, file, 0) }?;
+        Ok(())
+    }
+
+    /// Maps the same file over this writable mapping by `file`, another open file of it.
+    /// Addresses and contents stay. The mapping keeps the former open file, and with it that file's locks, no longer.
+    pub fn remap(&self, file: impl AsFd) -> io::Result<()> {
+        let len = map_len(self.len as u64)?;
+        let prot = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
+        // SAFETY: as in `retire`; the pages are those of the same file.
+        unsafe { mmap(Some(self.base.addr()), len, prot, flags, file, 0) }?;
+        self.populate(libc::MADV_POPULATE_WRITE);
         Ok(())
     }
 
@@ -315,10 +328,9 @@ impl Drop for Mapping {
 pub(crate) struct Window {
     begin: AtomicU64,
     address: AtomicPtr<u8>,
-    /// Size of the sub-buffer in bytes, or 0 to stop appends of bare messages.
-    size: AtomicUsize,
-    /// The same for the payload of a record, or -1: also a record without payload takes room. A buffer has bare messages
-    /// or records.
+    /// Size of the sub-buffer in bytes; or -1, so that not even an empty bare message is appended.
+    size: AtomicI64,
+    /// The same for the payload of a record. A buffer has bare messages or records.
     payload_size: AtomicI64,
     /// Sum of a state and a `consumed` at which the buffer is full. Neither ever goes back, so while the sum is the same,
     /// so are both. It is stored and loaded like the first two.
@@ -358,7 +370,7 @@ impl Window {
         Window {
             begin: AtomicU64::new(0),
             address: AtomicPtr::new(ring.base.as_ptr()),
-            size: AtomicUsize::new(if timed { 0 } else { size }),
+            size: AtomicI64::new(if timed { -1 } else { size as i64 }),
             payload_size: AtomicI64::new(if timed { size as i64 - RECORD_OVERHEAD as i64 } else { -1 }),
             full_at: AtomicU64::new(0),
             drops_left: AtomicI64::new(0),
@@ -386,8 +398,8 @@ impl Window {
     }
 
     pub(crate) fn close(&self) {
-        // Relaxed: writers may see the 0 at any later time.
-        self.size.store(0, Ordering::Relaxed);
+        // Relaxed: writers may see the -1 at any later time.
+        self.size.store(-1, Ordering::Relaxed);
         self.payload_size.store(-1, Ordering::Relaxed);
     }
 }

@@ -91,7 +91,7 @@ impl Buffer {
         Ok(buffer)
     }
 
-    /// Stops appends through this value; empty messages may still pass.
+    /// Stops appends through this value, also of empty messages.
     /// Later appends return [`Appended::Elsewhere`].
     ///
     /// [`Appended::Elsewhere`]: crate::ring::writer::Appended::Elsewhere
@@ -105,6 +105,13 @@ impl Buffer {
         self.data.retire()
     }
 
+    /// Keeps the control file by another of its open files, see [`Mapping::remap`].
+    /// Other buffers that were made with the same mapping do so, too.
+    #[cfg(not(loom))]
+    pub fn remap_control(&self, file: impl std::os::fd::AsFd) -> std::io::Result<()> {
+        self.control.remap(file)
+    }
+
     /// Opens a buffer that an earlier daemon ended, see [`crate::ring::writer::Writer::close`].
     pub fn reopen(&self) {
         // Relaxed: a producer that still finds the buffer closed detaches and comes back.
@@ -114,8 +121,21 @@ impl Buffer {
     /// Ends a buffer from any CPU: producers notice at their next switch.
     /// Only [`crate::ring::writer::Writer::close`], on the buffer's CPU, makes them notice with their next message.
     pub fn announce_end(&self) {
-        // Relaxed: a producer that still finds the buffer open writes until a later switch.
-        self.block().closed.store(1, Ordering::Relaxed);
+        // M, pairs with N.
+        self.block().closed.store(1, Ordering::Release);
+    }
+
+    /// Opens a buffer if only a peer has stored that it is closed. Returns whether it did.
+    ///
+    /// `is_ending` says whether the daemon ends the buffer, which it notes before it closes the buffer or announces the
+    /// end. It is called after the look: an answer from before it could be that of an open buffer.
+    pub fn deny_closed(&self, is_ending: impl FnOnce() -> bool) -> bool {
+        // N, pairs with M: behind the daemon's own store, `is_ending` finds the note.
+        let is_denied = self.block().closed.load(Ordering::Acquire) != 0 && !is_ending();
+        if is_denied {
+            self.reopen();
+        }
+        is_denied
     }
 
     /// Returns whether another process truncated the files.

@@ -107,7 +107,7 @@ impl RseqExecutor {
                 "jne 5f",
                 "mov {end}, [{window} + 16]",
                 "sub {end}, {n}",
-                "jb 7f",
+                "js 7f",
                 "mov {state}, [{window} + 56]",
                 "mov {dst}, [{state}]",
                 "sub {dst}, [{window}]",

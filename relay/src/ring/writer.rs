@@ -15,6 +15,7 @@
 //! C  consumed, Release     with D, Acquire here: what the reader read, it read before it is overwritten
 //! E  begun, then a fence   with F, the reader's fence, then begun: a reader that copied bytes of the new message
 //!                          also sees that the sub-buffer was begun again, and throws the copy away
+//! M  closed, Release       with N, Acquire in `buffer.rs`: what the daemon has noted before it ended the buffer is found
 //! ```
 
 mod executor;
@@ -340,7 +341,7 @@ impl<'a, R: Executor> Writer<'a, R> {
         done.ok_or(RetriesExhausted)
     }
 
-    /// Ends the buffer: every later write returns [`WriteResult::Closed`].
+    /// Ends the buffer: every later write returns [`WriteResult::Closed`]. The caller has it reset no more.
     /// Such a write finds the buffer blocked, and therefore looks at `closed`. Only [`Writer::append_or_drop`] may first
     /// drop the few messages that it drops without a look.
     ///
@@ -349,8 +350,8 @@ impl<'a, R: Executor> Writer<'a, R> {
     /// behind its store to `closed`, so no sequence of another thread that looked earlier is left.
     pub fn close(&self) -> Result<(), RetriesExhausted> {
         let (buffer, widths) = (self.buffer, self.buffer.widths());
-        // Relaxed: stored before the state, which sends writers to `switch`, where they look.
-        buffer.block().closed.store(1, Ordering::Relaxed);
+        // M, pairs with N in `buffer.rs`. Stored before the state, which sends writers to `switch`, where they look.
+        buffer.block().closed.store(1, Ordering::Release);
         let done = (0..TRIES_MAX).any(|_| {
             let from = self.state();
             if widths.blocked(from) {

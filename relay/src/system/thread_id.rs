@@ -24,7 +24,7 @@ const NEVER: u64 = NO_TSC;
 static GENERATION: AtomicPtr<AtomicU64> = AtomicPtr::new((&raw const NOT_YET).cast_mut());
 /// Stands in for that word.
 static NOT_YET: AtomicU64 = AtomicU64::new(NEVER);
-/// The same, where the word cannot be had.
+/// The same, if the kernel cannot zero pages at a fork.
 static NONE: AtomicU64 = AtomicU64::new(NEVER);
 /// The highest number of this process and its forebears.
 static LAST: AtomicU32 = AtomicU32::new(0);
@@ -87,6 +87,13 @@ impl ThisThread {
     #[inline(always)]
     pub fn generation(self) -> u32 {
         (self.generation >> 32) as u32
+    }
+
+    /// Returns a number that is another one in each forked child, also where a child of another PID namespace has its
+    /// parent's number. Never 0. If the number of the generation cannot be known, it is the process's.
+    #[inline]
+    pub fn process(self) -> u64 {
+        if self.generation == 0 { std::process::id().into() } else { self.generation }
     }
 }
 
@@ -253,7 +260,7 @@ mod tests {
             KEPT.set(0);
             (0..2).all(|_| {
                 let this = ThisThread::find();
-                (this.id(), this.generation()) == (real(), 0)
+                (this.id(), this.generation(), this.process()) == (real(), 0, std::process::id().into())
                     && this.may_read_tsc()
                     && ThisThread::known().is_none()
                     && [0, 7, 1 << 32 | 7].iter().all(|owner| ThisThread::known_in(*owner).is_none())

@@ -166,8 +166,8 @@ pub(crate) fn open_own(path: &Path) -> Result<File, FindError> {
 
 /// Marks a control file as opened for a producer by the daemon of this epoch.
 ///
-/// The mark belongs to the open file, which the daemon then gives to the producer. The mark stays until the last
-/// process that has the open file closes it.
+/// The mark belongs to the open file, which the daemon then gives to the producer. The mark stays as long as a
+/// descriptor or a mapping of the open file is left in any process.
 pub(crate) fn mark(control: &File, epoch: u32) -> nix::Result<()> {
     fcntl(control, FcntlArg::F_OFD_SETLK(&lock(libc::F_RDLCK, epoch.into(), 1))).map(drop)
 }

@@ -51,9 +51,7 @@ impl<'a> ReadGuard<'a> {
             channel.set_broken(format!("buffer {cpu}: {unsound}"));
         }
         // Only the daemon closes a channel, and it sets `ending` first.
-        if !channel.damage().ending.load(Ordering::Acquire) {
-            side.reader.deny_closed();
-        }
+        side.reader.deny_closed(|| channel.is_ending());
         ReadGuard { channel, cpu, side: Some(side) }
     }
 }
@@ -176,18 +174,19 @@ impl Channel {
 
     /// Ends the buffers, from any thread: producers that map them notice at their next switch.
     ///
-    /// The caller has the writers close the buffers, see [`Writers::give_up`]. What a producer writes until then may be
-    /// lost.
+    /// The caller has the writers close the buffers, see [`close_all`] and [`Writers::give_up`]. What a producer writes
+    /// until then may be lost. On a CPU that the daemon cannot use there is no other end.
     ///
+    /// [`close_all`]: crate::writers::close_all
     /// [`Writers::give_up`]: crate::writers::Writers::give_up
     pub(crate) fn give_up_buffers(&self) {
-        self.set_ending();
+        self.damage().ending.store(true, Ordering::Release);
         (0..self.n_bufs()).for_each(|cpu| self.buffer(cpu).announce_end());
     }
 
-    /// Allows the buffers to be closed from now on.
-    pub(crate) fn set_ending(&self) {
-        self.damage().ending.store(true, Ordering::Release);
+    /// Returns whether the buffers are closed, or will be.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.damage().ending.load(Ordering::Acquire)
     }
 
     /// Takes over from `before`, which this channel replaces, when corrections were last logged.

@@ -5,7 +5,7 @@ use std::fmt::{Display, Write as _};
 /// What a number means over time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// It only grows, but for a restart of what counts.
+    /// It only grows, and begins again where the counting process does.
     Counter,
     /// It is that of a moment.
     Gauge,

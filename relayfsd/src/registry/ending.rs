@@ -132,3 +132,61 @@ fn left(channel: &Channel, unread: u64) -> Left {
         is_broken,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::atomic::Ordering;
+
+    use crossbeam_channel::bounded;
+    use relay::GeometrySpec;
+    use relay::system::cpus;
+
+    use super::*;
+    use crate::channel::ChannelRef;
+    use crate::registry::{Create, Limits};
+    use crate::state::recovery::Recovered;
+    use crate::writers::{Writers, reset_all};
+
+    /// A channel with a buffer for each CPU of the machine, and with one more.
+    fn channel(dir: &Path) -> (Arc<Registry>, ChannelRef) {
+        let n_cpus = cpus::count() + 1;
+        let limits = Limits { memory: 1 << 30, channels: 4 };
+        let spec = GeometrySpec { subbuf_size: Some(4096), n_subbufs: Some(4), ..GeometrySpec::default() };
+        let writers = Arc::new(Writers::new(n_cpus));
+        let recovered = Recovered::default();
+        let registry = Registry::new(dir.to_owned(), n_cpus, limits, spec, recovered, writers).unwrap();
+        let (channel, _) = registry.open(&"cpu".parse().unwrap(), spec, Create::Permanent).unwrap();
+        assert_eq!(channel.n_bufs(), n_cpus);
+        (registry, channel)
+    }
+
+    /// Producers on a CPU that the daemon may not use find the end as well.
+    #[test]
+    fn buffer_of_a_cpu_that_the_daemon_cannot_use_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, channel) = channel(dir.path());
+        writers::close_all(&registry.writers, &channel, Duration::from_secs(60));
+        let closed = |cpu| channel.buffer(cpu).block().closed.load(Ordering::Relaxed);
+        assert!((0..channel.n_bufs()).all(|cpu| closed(cpu) == 1));
+    }
+
+    /// An append does not look whether the buffer is closed: only a blocked one refuses it.
+    #[test]
+    fn buffer_that_was_closed_is_not_reset() {
+        let dir = tempfile::tempdir().unwrap();
+        let (registry, channel) = channel(dir.path());
+        writers::close_all(&registry.writers, &channel, Duration::from_secs(60));
+        let states = || {
+            let words = (0..channel.n_bufs()).map(|cpu| &channel.buffer(cpu).block().state);
+            words.map(|state| state.load(Ordering::Relaxed)).collect::<Vec<_>>()
+        };
+        let before = states();
+        let (sender, receiver) = bounded(1);
+        reset_all(&registry.writers, &channel, move |failed| sender.send(failed).unwrap());
+        let failed = receiver.recv().unwrap();
+        assert_eq!(states(), before);
+        let refused = "cannot be reset: the channel has ended";
+        assert!(failed.iter().any(|why| why.to_string().ends_with(refused)));
+    }
+}

@@ -1,7 +1,8 @@
 //! Handles the requests of a connection: OPEN, SHARE, WATCH, CONSUME, CLOSE.
 //!
-//! `write.rs` has WRITE and FLUSH, `timed.rs` ATTACH, DEFINE and LEVELS. A request takes effect only after everything in its frame has been checked.
-//! [`Requests`] also has the connection's channels, its incomplete long message, and its jobs that found no room.
+//! `write.rs` has WRITE and FLUSH, `timed.rs` ATTACH, DEFINE and LEVELS. A request takes effect only after everything in
+//! its frame has been checked. [`Requests`] also has the connection's channels, its incomplete long message, and its jobs
+//! that found no room.
 
 pub(crate) mod timed;
 

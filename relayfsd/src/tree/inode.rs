@@ -151,7 +151,7 @@ impl ControlFile {
 
     /// Returns the file's text at an open.
     ///
-    /// Files that take writes are empty but for `level`, the positions are no text, and `trace` is a copy.
+    /// Files that take writes are empty, except `level`; the positions are no text, and `trace` is a copy.
     pub(crate) fn text(self, channel: &Channel) -> String {
         match self {
             ControlFile::Stats => channel.stats(),
@@ -185,7 +185,7 @@ pub(crate) enum Class {
     Link,
     /// Shows messages: readable for the owner, and for the group if there is one.
     Private,
-    /// Shows counts and who uses a channel: for the owner, and for the groups that may see that.
+    /// Shows counts, and which processes use a channel: for the owner, and for the groups that may see that.
     Stats,
     /// Lets readers give back sub-buffers: for the owner, and for the group if there is one.
     Reader,

@@ -11,11 +11,12 @@ use crate::channel::{Channel, ChannelRef};
 
 /// Closes every buffer of a channel for direct producers, and waits at most `limit` for that.
 pub(crate) fn close_all(writers: &Writers, channel: &ChannelRef, limit: Duration) {
-    channel.set_ending();
+    // Also for each CPU that the daemon cannot use, where no job runs.
+    channel.give_up_buffers();
     let (sender, receiver) = bounded(1);
     let done = move |_| sender.send(()).unwrap_or_default(); // an error: the wait below has ended
     on_all(writers, channel, done, |channel, cpu, done| Job::Close { channel, cpu, done });
-    // On a CPU that the daemon cannot use, no producer writes, or it finds the channel closed at its next switch.
+    // Where a job has failed, producers find the buffer closed at their next switch.
     let _ = receiver.recv_timeout(limit);
 }
 

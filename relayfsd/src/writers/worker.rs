@@ -183,6 +183,10 @@ fn work(job: Job, turn: Option<Turn>, parked: &mut VecDeque<Progress>, thread_cp
             drop(writing);
             answer(channel, done, closed.map_err(|RetriesExhausted| contended(cpu)));
         }
+        // A reset would open the buffer for appends, which do not look whether it is closed.
+        job @ Job::Reset { .. } if job.buffer().is_some_and(|(channel, _)| channel.is_ending()) => {
+            job.refuse(UnavailableCause::Closed)
+        }
         Job::Reset { channel, cpu, done } => {
             let writing = channel.lock_to_write(cpu);
             let reset = channel.read_side(cpu).reader.reset(AnyExecutor::on(thread_cpu));
@@ -233,10 +237,8 @@ fn refuse_for_orphans(
                 parked.push_back(progress);
             }
         }
-        Job::Close { channel, cpu, done } => {
-            channel.buffer(cpu).announce_end();
-            answer(channel, done, Ok(()));
-        }
+        // Its end is announced.
+        Job::Close { channel, done, .. } => answer(channel, done, Ok(())),
         job => job.refuse(UnavailableCause::Orphans),
     }
 }

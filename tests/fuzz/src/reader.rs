@@ -140,7 +140,7 @@ fn ask(reader: &Reader, scene: &Scene) {
     assert!(reader.unread_data() <= reader.unread());
     let _ = (reader.size(), reader.produced(), reader.next_number(), reader.buffer().lost());
     let _ = (reader.has_finished(), reader.has_unfinished(), reader.is_half_reset());
-    let _ = (reader.corrected(), reader.check_words().is_ok(), reader.deny_closed());
+    let _ = (reader.corrected(), reader.check_words().is_ok(), reader.deny_closed(|| false));
     scene.buffer.arm();
     if let Some(wanted) = scene.buffer.wake_wanted() {
         wanted.rung();

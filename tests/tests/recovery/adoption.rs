@@ -115,9 +115,24 @@ fn orphaned_producer_wakes_pollers() {
     });
     drop(file);
     assert_eq!(mount.read("app0").len(), 6000);
+    assert!(has_orphans(&mount, "app"), "it has not come back");
     channel.flush().unwrap(); // comes back
+    eventually("no orphaned producer", || !has_orphans(&mount, "app"));
+    assert_direct(&channel);
+    on_cpu(0, || channel.write(b"afterwards").unwrap());
+    assert_eq!(text(&mount.read("app0")), "afterwards");
+    // The next daemon knows it by the mark of the second one.
+    kill(&mut mount);
+    mount.restart(ARGS);
+    assert!(has_orphans(&mount, "app"));
     drop(channel);
     eventually("the channel's end", || !mount.path("app0").exists());
+}
+
+/// Returns whether the daemon takes a channel's producers for those of an earlier daemon.
+fn has_orphans(mount: &Mount, channel: &str) -> bool {
+    let status = fs::read_to_string(mount.control(channel, "status")).unwrap();
+    status.lines().any(|line| line == "orphans 1")
 }
 
 /// Returns whether a thread of this process sleeps in poll(2), so that its poll request has been answered.

@@ -102,6 +102,28 @@ fn each_kind_of_record_is_in_the_buffer_with_its_thread() {
     }
 }
 
+/// Also the first one, whose place is that of a window which no append has looked up.
+#[test]
+fn empty_message_is_a_record() {
+    let by_batch = |channel: &Channel| {
+        let mut batch = channel.batch(BatchOptions::default()).expect("a batch");
+        batch.push(b"").expect("room");
+        assert_eq!(batch.finish().expect("the results").written, 1);
+    };
+    let ways: [&dyn Fn(&Channel); 2] = [&|channel| channel.write(b"").expect("room"), &by_batch];
+    for transport in BOTH {
+        for write in ways {
+            let mount = Mount::new(&[]);
+            let channel = open(&mount, transport, "subbuf-size=4096");
+            (0..2).for_each(|_| write(&channel));
+            channel.flush().expect("the daemon's answer");
+            let all = merged(&mount, "log");
+            assert_eq!(all.len(), 2, "{all:?}");
+            assert!(all.iter().all(|kept| kept.id == id::RAW && kept.payload.is_empty()), "{all:?}");
+        }
+    }
+}
+
 #[test]
 fn what_is_too_long_is_cut_or_refused_and_counted() {
     for transport in BOTH {

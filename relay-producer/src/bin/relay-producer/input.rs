@@ -36,8 +36,8 @@ pub(crate) trait Sink {
 }
 
 /// Feeds `sink` with all messages of `source`.
-/// Messages of more than `limit` bytes are skipped, unless the sink takes them in parts; one that happens to be in memory as a whole is left to the sink.
-/// Memory holds at most the limit and one read.
+/// Messages of more than `limit` bytes are skipped, unless the sink takes them in parts. One that happens to be in memory
+/// as a whole is left to the sink. Memory holds at most the limit and one read.
 pub(crate) fn feed<R: Read + AsFd, S: Sink>(
     mut source: R,
     cut: Cut,

@@ -61,10 +61,9 @@ impl Reader {
         if may_be { Ok(()) } else { Err(Unsound::Apart(behind)) }
     }
 
-    /// Corrects a `closed` that a peer has stored in an open buffer.
-    pub fn deny_closed(&self) {
-        if self.buffer.block().closed.load(Ordering::Relaxed) != 0 {
-            self.buffer.reopen();
+    /// Corrects a `closed` that a peer has stored in an open buffer, see [`Buffer::deny_closed`].
+    pub fn deny_closed(&self, is_ending: impl FnOnce() -> bool) {
+        if self.buffer.deny_closed(is_ending) {
             self.correct();
             self.keep_count();
         }

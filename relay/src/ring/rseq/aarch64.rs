@@ -177,7 +177,7 @@ impl Executor for RseqExecutor {
                 check_cpu!(),
                 "ldr {end}, [{window}, #16]",
                 "subs {end}, {end}, {len}",
-                "b.lo 7f",
+                "b.mi 7f",
                 "ldr {to}, [{state}]",
                 "ldr {tmp}, [{window}]",
                 "sub {dst}, {to}, {tmp}",

@@ -6,7 +6,6 @@
 //! kernel never does so. Its error says whether the address is that of the area, and it touches no memory there. The area
 //! lies in the thread's control block or its static thread-local memory, at the same distance from each thread pointer.
 
-use std::mem::size_of;
 use std::ops::RangeInclusive;
 use std::slice;
 
@@ -29,12 +28,14 @@ const AT_RSEQ_ALIGN: libc::c_ulong = 28;
 /// Returns the distance from the thread pointer to the area that the calling thread is registered with.
 /// `None`: the program is not linked statically, or the area is elsewhere.
 pub(super) fn offset() -> Option<isize> {
-    // The address of the loader. Without one, no library was loaded that could have registered the thread.
-    if auxiliary(libc::AT_BASE) != 0 {
+    let program = headers();
+    // The name of the loader. The vector of the kernel says nothing of it where the loader was asked to run the program.
+    // Without one, no library was loaded that could have registered the thread.
+    if program.iter().any(|header| header.p_type == libc::PT_INTERP) {
         return None;
     }
     let lengths = lengths();
-    let place = places(thread_pointer(), thread_local_len()?)
+    let place = places(thread_pointer(), thread_local_len(program)?)
         .step_by(ALIGN)
         .find(|address| lengths.iter().any(|len| is_registered(*address, *len)))?;
     Some(place.wrapping_sub(thread_pointer()).cast_signed())
@@ -65,18 +66,36 @@ fn is_registered(address: usize, len: u32) -> bool {
     ask(UNREGISTER, !SIGNATURE) == Err(Errno::EPERM) && ask(0, SIGNATURE) == Err(Errno::EBUSY)
 }
 
-/// The length of the program's thread-local memory. `None`: it is not known, or too long for a search.
-fn thread_local_len() -> Option<usize> {
-    let headers = std::ptr::with_exposed_provenance::<libc::Elf64_Phdr>(auxiliary(libc::AT_PHDR) as usize);
-    let is_array = auxiliary(libc::AT_PHENT) as usize == size_of::<libc::Elf64_Phdr>();
-    if headers.is_null() || !headers.is_aligned() || !is_array {
-        return None;
-    }
-    // SAFETY: the kernel has mapped the program's headers there, which stay.
-    let headers = unsafe { slice::from_raw_parts(headers, auxiliary(libc::AT_PHNUM) as usize) };
-    let of_program = headers.iter().find(|header| header.p_type == libc::PT_TLS);
+/// The length of the program's thread-local memory. `None`: it is too long for a search.
+fn thread_local_len(program: &[libc::Elf64_Phdr]) -> Option<usize> {
+    let of_program = program.iter().find(|header| header.p_type == libc::PT_TLS);
     let len = of_program.map_or(0, |header| header.p_memsz.saturating_add(header.p_align));
     usize::try_from(len).ok().filter(|len| *len <= THREAD_LOCAL_MAX)
+}
+
+/// The headers of the program, which is the first object that the C library knows.
+fn headers() -> &'static [libc::Elf64_Phdr] {
+    let mut found: &[libc::Elf64_Phdr] = &[];
+    // SAFETY: `first` takes the pointer as what it is, during this call.
+    unsafe { libc::dl_iterate_phdr(Some(first), (&raw mut found).cast()) };
+    found
+}
+
+/// Stores the headers of an object in `found`, and asks for no other.
+extern "C" fn first(
+    object: *mut libc::dl_phdr_info,
+    _: libc::size_t,
+    found: *mut libc::c_void,
+) -> libc::c_int {
+    // SAFETY: the C library passes a valid object.
+    let object = unsafe { &*object };
+    if !object.dlpi_phdr.is_null() {
+        // SAFETY: the program's headers are mapped there, and stay.
+        let headers = unsafe { slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into()) };
+        // SAFETY: `headers` has passed it.
+        unsafe { found.cast::<&[libc::Elf64_Phdr]>().write(headers) };
+    }
+    1
 }
 
 /// An entry of the vector that the kernel gave the program; 0 if there is none.
@@ -87,7 +106,10 @@ fn auxiliary(name: libc::c_ulong) -> libc::c_ulong {
 
 #[cfg(test)]
 mod tests {
-    use std::thread;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+    use std::process::Command;
+    use std::{env, fs, thread};
 
     use super::super::area::of_c_library;
     use super::*;
@@ -114,9 +136,25 @@ mod tests {
 
     #[test]
     fn program_that_was_loaded_is_not_searched() {
-        let is_loaded = auxiliary(libc::AT_BASE) != 0;
+        let is_loaded = !cfg!(target_feature = "crt-static");
         assert_eq!(offset(), if is_loaded { None } else { of_c_library() });
-        assert!(thread_local_len().is_some_and(|len| len > 0), "the test's own");
+        assert!(thread_local_len(headers()).is_some_and(|len| len > 0), "the test's own");
+    }
+
+    /// The kernel knows only the loader then.
+    #[test]
+    fn program_that_a_loader_was_asked_to_run_is_not_searched() {
+        let program = env::current_exe().unwrap();
+        let Some(name) = headers().iter().find(|header| header.p_type == libc::PT_INTERP) else {
+            return assert_eq!(offset(), of_c_library(), "it has no loader");
+        };
+        let name = &fs::read(&program).unwrap()[name.p_offset as usize..][..name.p_filesz as usize - 1];
+        let test = concat!(module_path!(), "::program_that_was_loaded_is_not_searched");
+        let mut command = Command::new(OsStr::from_bytes(name));
+        command.arg(program).args(["--exact", test.split_once("::").unwrap().1]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{output:?}");
     }
 
     #[test]

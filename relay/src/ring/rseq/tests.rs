@@ -5,7 +5,7 @@ use crate::clock::Clock;
 use crate::layout::geometry::{Geometry, GeometrySpec};
 use crate::memory::sync::{AtomicU64, Ordering};
 use crate::ring::buffer::Buffer;
-use crate::ring::writer::{Appended, WriteResult, Writer};
+use crate::ring::writer::{Appended, SoleWriter, WriteResult, Writer};
 
 // On aarch64 each drop takes the way without a sequence.
 #[cfg(target_arch = "x86_64")]
@@ -110,6 +110,30 @@ fn quick_records_stay_in_timed_buffers_that_are_open() {
         }
         assert_eq!(get(&buffer.block().state), 0);
     }
+}
+
+/// An empty message of a timed buffer is a record, so an append must not take it for nothing.
+#[test]
+fn only_open_buffers_without_records_take_bare_messages() {
+    let append = |buffer: &Buffer, message: &[u8]| {
+        here(|on_cpu| {
+            let appended = Writer::new(buffer, on_cpu).append_or_drop(message);
+            (appended != Appended::Interrupted).then_some(appended)
+        })
+    };
+    let raw = || Buffer::anonymous(geometry("subbuf-size=8:n-subbufs=2"), 0).unwrap();
+    let (open, ended) = (raw(), raw());
+    ended.stop_appending();
+    let timed = Buffer::anonymous(geometry("timed:subbuf-size=64:n-subbufs=2"), 0).unwrap();
+    for message in [&[][..], &[1; 3], &[1; 5], &[]] {
+        assert_eq!(append(&open, message), Appended::Done);
+        for buffer in [&ended, &timed] {
+            assert_eq!(append(buffer, message), Appended::Elsewhere);
+        }
+        assert_eq!(Writer::new(&timed, SoleWriter).append(message), Appended::Elsewhere);
+    }
+    assert_eq!(append(&open, &[1]), Appended::Elsewhere);
+    assert_eq!([&open, &timed].map(|buffer| get(&buffer.block().state)), [8, 0]);
 }
 
 #[test]

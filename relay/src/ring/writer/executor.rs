@@ -140,13 +140,13 @@ impl Executor for AnyExecutor {
 
 impl Executor for SoleWriter {
     fn append(&self, buffer: &Buffer, message: &[u8]) -> Appended {
+        if buffer.geometry().timed() {
+            return Appended::Elsewhere; // as the window of a timed buffer has no room for bare messages
+        }
         let state = &buffer.block().state;
         // Relaxed: no other thread stores it.
         let from = Position(state.load(Ordering::Relaxed));
         let Some((at, to)) = buffer.widths().append(from, message.len()) else { return Appended::Elsewhere };
-        if buffer.geometry().timed() && !message.is_empty() {
-            return Appended::Elsewhere; // as the window of a timed buffer has no room for bare messages
-        }
         if !buffer.data().copy_in(at, message) {
             return Appended::Interrupted; // a corrupted state that leads out of the ring
         }

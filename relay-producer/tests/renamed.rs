@@ -1,0 +1,79 @@
+//! The name of the program whose output a process writes, while the process attaches to a timed channel.
+
+mod common;
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::yield_now;
+use std::time::Instant;
+
+use common::{Daemon, PATIENCE, Peer, geometry, hello_reply, open_reply};
+use relay::wire::frame::{AttachReply, Body, Frame, FrameType, OpenReply, Refusal};
+use relay_producer::{Channel, TransportChoice};
+use tempfile::tempdir;
+
+fn name() -> String {
+    fs::read_to_string("/proc/self/comm").unwrap()
+}
+
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "{what}");
+        yield_now();
+    }
+}
+
+/// Serves a connection as a daemon of a timed channel. At ATTACH, `answers` says whether it answers.
+fn serve(peer: &Peer, answers: impl Fn() -> bool) {
+    while let Some(packet) = peer.receive() {
+        let frame = Frame::decode(&packet).unwrap();
+        match frame.kind {
+            FrameType::Hello => peer.send(&hello_reply().frame(0, frame.id)),
+            FrameType::Open => {
+                let geometry = geometry("timed");
+                let reply = OpenReply::new(3, &geometry, open_reply(&geometry, false).n_bufs as usize, false);
+                peer.send(&reply.frame(0, frame.id));
+            }
+            FrameType::Attach if !answers() => {}
+            FrameType::Attach => {
+                peer.send(&AttachReply { process: 7, clock: 1, pid: 0, reserved: 0 }.frame(0, frame.id))
+            }
+            FrameType::Levels => {
+                peer.send(&Refusal { errno: 95, text: "no levels".into() }.frame(0, frame.id));
+            }
+            FrameType::Write => return,
+            kind => panic!("unexpected {kind:?}"),
+        }
+    }
+}
+
+/// Nothing calls the library again after the last look.
+#[test]
+fn process_has_its_name_while_a_daemon_does_not_answer() {
+    let dir = tempdir().unwrap();
+    let own = name();
+    let (attached, was_renamed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (asked, renamed) = (Arc::clone(&attached), Arc::clone(&was_renamed));
+    let daemon = Daemon::start_script(&dir, move |peer| {
+        serve(peer, || {
+            let is_first = asked.load(Ordering::SeqCst) == 0;
+            if is_first {
+                renamed.store(name() == "program\n", Ordering::SeqCst);
+            }
+            asked.fetch_add(1, Ordering::SeqCst);
+            is_first
+        });
+    });
+    let builder = Channel::builder(&daemon.socket, "cpu").transport(TransportChoice::Socket);
+    let channel = builder.program("program".as_ref()).open().unwrap();
+    assert_eq!((attached.load(Ordering::SeqCst), name()), (1, own.clone()));
+    assert!(was_renamed.load(Ordering::SeqCst), "the daemon has seen the name of the program");
+    // The daemon ends the connection at the first message.
+    eventually("no other connection", || {
+        let _ = channel.write(b"message");
+        attached.load(Ordering::SeqCst) == 2
+    });
+    eventually("the name of the program stays", || name() == own);
+}
