@@ -29,6 +29,7 @@ if [ ! -e /sys/kernel/tracing/trace_marker ] && mount -t tracefs tracefs /sys/ke
     trap 'umount /sys/kernel/tracing' EXIT
     trap 'exit 1' HUP INT PIPE TERM
 fi
+sh tests/build.sh --release
 [ $# -gt 0 ] || set -- message libraries socket record threads stream reading lines daemon many timed recording forward frontends operator python instructions
 for bench in "$@"; do
     case $bench in
@@ -39,16 +40,11 @@ for bench in "$@"; do
     python)
         printf '\n== one record of logging in Python\n\n'
         built=$(target_dir)/release
-        cargo build --release --quiet --locked --package relayfsd
-        make --silent -C relay-producer/librelay all PROFILE=release
-        make --silent -C relay-producer/librelay install PROFILE=release PREFIX=/usr DESTDIR="$built/librelay-installed"
         RELAYFS_BUILT=$built LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
         ;;
     libraries)
-        built=$(target_dir)/release musl=x86_64-unknown-linux-musl
+        musl=x86_64-unknown-linux-musl
         need_target $musl
-        cargo build --release --quiet --locked --package relayfsd --package librelay
-        make --silent -C relay-producer/librelay all install PROFILE=release PREFIX=/usr DESTDIR="$built/librelay-installed"
         make --silent -C relay-producer/librelay all install PROFILE=release PREFIX=/usr CARGO_BUILD_TARGET=$musl \
             DESTDIR="$(target_dir)/$musl/release/librelay-installed"
         cargo bench --quiet --locked --package relayfs-tests --bench libraries
