@@ -18,14 +18,14 @@ use crate::process::free_later;
 
 /// Longest wait for the end of a copy whose users have all closed a descriptor of it.
 ///
-/// A descriptor that was duplicated, or a mapping, may hold it longer. Then it is shared.
+/// A descriptor that was duplicated, or a mapping, may hold it longer. Then it is shared, and later opens do not wait.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// A frozen copy of a buffer.
 pub(crate) struct Snapshot {
     bytes: Vec<u8>,
     _memory: Reservation,
-    /// Number of its open files that no process has closed.
+    /// Number of its open files of which no process has closed a descriptor.
     users: AtomicUsize,
     /// The copy's end closes it.
     _alive: Sender<Infallible>,
@@ -34,7 +34,7 @@ pub(crate) struct Snapshot {
 /// An open file's use of a copy.
 pub(crate) struct SnapshotUse {
     snapshot: Arc<Snapshot>,
-    /// Whether a process has closed a descriptor, and not read since.
+    /// Whether a process has closed a descriptor.
     is_closed: AtomicBool,
 }
 
@@ -48,6 +48,8 @@ struct Open {
     snapshot: Weak<Snapshot>,
     /// Is closed at the copy's end.
     end: Receiver<Infallible>,
+    /// Whether an open has waited for that as long as it may.
+    is_held: bool,
 }
 
 impl Snapshot {
@@ -124,15 +126,11 @@ impl SnapshotUse {
         SnapshotUse { snapshot, is_closed: AtomicBool::new(false) }
     }
 
-    /// Returns the copy, for a process that reads it.
     pub(crate) fn bytes(&self) -> &[u8] {
-        if self.is_closed.swap(false, Ordering::Relaxed) {
-            self.snapshot.users.fetch_add(1, Ordering::Relaxed);
-        }
         &self.snapshot.bytes
     }
 
-    /// Called when a process closes a descriptor. The file's end comes behind it, perhaps behind the next open.
+    /// Called when a process closes a descriptor. RELEASE comes later, perhaps after the next open.
     pub(crate) fn close(&self) {
         if !self.is_closed.swap(true, Ordering::Relaxed) {
             self.snapshot.users.fetch_sub(1, Ordering::Relaxed);
@@ -163,9 +161,10 @@ impl SnapshotSlot {
         &self,
         copy: impl FnOnce() -> Result<(Vec<u8>, Reservation), i32>,
     ) -> Result<(SnapshotUse, bool), i32> {
-        let open = self.lock().as_ref().and_then(|open| Some((open.snapshot.upgrade()?, open.end.clone())));
-        if let Some((snapshot, end)) = open {
-            if snapshot.users.load(Ordering::Relaxed) > 0 {
+        let open = |open: &Open| Some((open.snapshot.upgrade()?, open.end.clone(), open.is_held));
+        let open = self.lock().as_ref().and_then(open);
+        if let Some((snapshot, end, is_held)) = open {
+            if is_held || snapshot.users.load(Ordering::Relaxed) > 0 {
                 return Ok((SnapshotUse::new(snapshot), false));
             }
             let closed = Arc::downgrade(&snapshot);
@@ -173,6 +172,7 @@ impl SnapshotSlot {
             if end.recv_timeout(CLOSE_MAX) == Err(RecvTimeoutError::Timeout)
                 && let Some(held) = closed.upgrade()
             {
+                self.lock().iter_mut().for_each(|open| open.is_held = true);
                 return Ok((SnapshotUse::new(held), false));
             }
         }
@@ -180,7 +180,7 @@ impl SnapshotSlot {
         let (alive, end) = bounded(0);
         let snapshot =
             Arc::new(Snapshot { bytes, _memory: memory, users: AtomicUsize::new(0), _alive: alive });
-        *self.lock() = Some(Open { snapshot: Arc::downgrade(&snapshot), end });
+        *self.lock() = Some(Open { snapshot: Arc::downgrade(&snapshot), end, is_held: false });
         Ok((SnapshotUse::new(snapshot), true))
     }
 
@@ -190,7 +190,51 @@ impl SnapshotSlot {
         Some(snapshot.bytes.len() as u64)
     }
 
+    #[cfg(test)]
+    fn is_held(&self) -> Option<bool> {
+        self.lock().as_ref().map(|open| open.is_held)
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Open>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(slot: &SnapshotSlot, bytes: &[u8]) -> (SnapshotUse, bool) {
+        let copy = || Ok((bytes.to_vec(), Quota::new(100).claim(0, 10).unwrap()));
+        slot.open(copy).unwrap()
+    }
+
+    #[test]
+    fn copy_is_shared_until_its_users_close_it() {
+        let slot = SnapshotSlot::default();
+        let (first, is_new) = open(&slot, b"first");
+        assert!(is_new);
+        let (second, is_new) = open(&slot, b"second");
+        assert_eq!((second.bytes(), is_new), (&b"first"[..], false));
+        first.close();
+        assert!(!open(&slot, b"second").1, "one of two has closed it");
+        drop((first, second));
+        let (third, is_new) = open(&slot, b"third");
+        assert_eq!((third.bytes(), is_new, slot.len()), (&b"third"[..], true, Some(5)));
+    }
+
+    /// The file of a closed descriptor may have another one, or reads on their way. Only the first open waits for its end.
+    #[test]
+    fn copy_that_is_held_is_shared() {
+        let slot = SnapshotSlot::default();
+        let (held, _) = open(&slot, b"held");
+        held.close();
+        assert_eq!(held.bytes(), b"held");
+        assert_eq!(slot.is_held(), Some(false));
+        assert!(!open(&slot, b"second").1);
+        assert_eq!(slot.is_held(), Some(true));
+        drop(held);
+        assert!(open(&slot, b"third").1);
+        assert_eq!(slot.is_held(), Some(false));
     }
 }

@@ -145,31 +145,45 @@ fn limit_of_file_size_refuses_large_channels_only() {
     place.assert_clean();
 }
 
-/// The main thread waits for an answer then, and the kernel runs no handler in it.
+/// The main thread waits for an answer then, and the kernel runs no handler in it. The commands may have been started with
+/// the signal blocked.
 #[test]
 fn signals_end_the_commands_of_a_daemon_that_stands_still() {
     let mut mount = Mount::new(&[]);
     let dir = mount.beside("recorded");
-    for args in [&["--follow"][..], &["record", "--output", dir.to_str().unwrap()]] {
-        let mut command = tool("env", "coreutils");
-        command.arg("--block-signal=TERM").arg(program("audience")).args(args);
-        command.arg("-m").arg(mount.point()).stdout(Stdio::null()).stderr(Stdio::null());
-        let mut process = Process::start(&mut command);
-        let at = format!("/proc/{}/wchan", process.pid());
-        let sleeps_in = |part: &str| fs::read_to_string(&at).expect("where it sleeps").contains(part);
-        mount.send(0, &[b"a message"]);
-        eventually("a command that waits for messages", || sleeps_in("poll"));
-        let stopped = Stopped::new(mount.daemon().pid());
-        eventually("a command that waits for the daemon", || sleeps_in("request_wait_answer"));
-        process.signal(Signal::SIGTERM);
-        // A recorder ends by force at the second one.
-        eventually("the end", || {
-            process.signal(Signal::SIGTERM);
-            !process.is_running()
-        });
-        assert_eq!(exit_code(process.wait()), 128 + libc::SIGTERM, "{args:?}");
-        drop(stopped);
+    let (follow, record) = (&["--follow"][..], &["record", "--output", dir.to_str().unwrap()][..]);
+    // A recorder ends by force at the second signal.
+    for (args, n_signals) in [(follow, 1), (record, 2)] {
+        for inherited in ["--default-signal=TERM", "--block-signal=TERM"] {
+            let mut command = tool("env", "coreutils");
+            command.arg(inherited).arg(program("audience")).args(args);
+            command.arg("-m").arg(mount.point()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut process = Process::start(&mut command);
+            let main = format!("/proc/{}", process.pid());
+            let sleeps_in = |part: &str| {
+                fs::read_to_string(format!("{main}/wchan")).expect("where it sleeps").contains(part)
+            };
+            mount.send(0, &[b"a message"]);
+            eventually("a command that waits for messages", || sleeps_in("poll"));
+            let stopped = Stopped::new(mount.daemon().pid());
+            eventually("a command that waits for the daemon", || sleeps_in("request_wait_answer"));
+            for _ in 0..n_signals {
+                process.signal(Signal::SIGTERM);
+                // Otherwise two signals are one.
+                eventually("a signal that is taken", || !process.is_running() || !is_pending(&main));
+            }
+            assert_eq!(exit_code(process.wait()), 128 + libc::SIGTERM, "{inherited} {args:?}");
+            drop(stopped);
+            let _ = fs::remove_dir_all(&dir);
+        }
     }
+}
+
+/// Whether a signal of a process, by its directory in /proc, waits for a thread that takes it.
+fn is_pending(process: &str) -> bool {
+    let status = fs::read_to_string(format!("{process}/status")).expect("a process that is there");
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:")).expect("its signals");
+    pending.trim().bytes().any(|digit| digit != b'0')
 }
 
 /// The commands, with files as standard output.

@@ -80,8 +80,7 @@ fn other_files_are_served_while_a_snapshot_is_copied() {
     assert_eq!(exit_code(daemon.wait()), 0, "{}", daemon.stderr());
 }
 
-/// A program that looks, writes and looks again finds what it wrote, however late the kernel's word comes that the first
-/// look has ended.
+/// A program that looks, writes and looks again finds what it wrote, also if RELEASE of the first look comes late.
 #[test]
 fn closed_snapshot_is_not_shown_again() {
     let place = Place::new();
