@@ -157,7 +157,7 @@ async fn prepare(link: &Link) -> Result<(), Failure> {
     loop {
         link.troubles.until(true).await;
         match link.prepare().await {
-            // The stream may be there for a user who has no right to its messages.
+            // The stream may be there for a user without the right to its messages.
             Ok(()) => match link.message(1).await {
                 Ok(_) => {
                     link.troubles.clear(&link.name);

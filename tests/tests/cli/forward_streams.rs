@@ -2,14 +2,16 @@
 //! writes.
 
 use std::fs;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use relayfs_tests::forwarded::{Follower, Origin, from, packet};
 use relayfs_tests::nats::{NatsClient, NatsServer};
-use relayfs_tests::{complaint, eventually, exit_code, run, text};
+use relayfs_tests::{Process, complaint, eventually, exit_code, run, text};
 
 const NAME: &str = "app/log";
 /// Processes that name the thread of all records.
@@ -256,6 +258,46 @@ fn more_subjects_than_are_read_are_said() {
     assert_eq!((code, out.lines().count()), (1, 1), "{}", said.lines().last().unwrap_or_default());
     let told = format!("the stream has more than {LANES_MAX} subjects of what is asked for");
     assert_eq!(said.matches(&told).count(), 1);
+}
+
+/// Returns a pipe that has no room.
+#[track_caller]
+fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = io::pipe().expect("a pipe");
+    let len = fcntl(&writer, FcntlArg::F_SETPIPE_SZ(1)).expect("the least length");
+    writer.write_all(&vec![b'\n'; len as usize]).expect("a full pipe");
+    (reader, writer)
+}
+
+/// A recorder reads each CPU at its turn. The stream that is there then may be another one.
+#[test]
+fn recording_has_nothing_of_a_stream_that_was_created_again() {
+    let (server, mut client) = server("");
+    let origin = Origin { geometry: "subbuf-size=4K:n-subbufs=4".to_owned(), ..Origin::made_up("a", NAME) };
+    let origin = Origin { clock: Vec::new(), ..origin };
+    origin.send(0, 0, 0, 1, b"before", &mut client);
+    client.publish(&origin.subject("cpu0"), &[], b"nonsense");
+    (1..5).for_each(|number| origin.send(0, number, 0, 1, b"before", &mut client));
+    origin.send(1, 0, 0, 1, b"before", &mut client);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let file = |cpu| dir.path().join(format!("r/a/{NAME}/cpu{cpu}"));
+    // The recorder stands still where it says that a message is refused.
+    let (mut reader, writer) = full_pipe();
+    let mut command = from(&server.url(), &["--record"]);
+    let mut recorder = Process::start(command.arg(dir.path().join("r")).stderr(writer));
+    eventually("the first sub-buffer", || fs::read(file(0)).is_ok_and(|bytes| bytes == b"before"));
+    create_again(&mut client);
+    // Their sequences are among those that the stream had at the start.
+    origin.send(1, 0, 0, 1, b"after", &mut client);
+    (0..10).for_each(|number| origin.send(0, number, 0, 1, b"after", &mut client));
+    drop(command);
+    let mut said = String::new();
+    reader.read_to_string(&mut said).expect("what it says");
+    assert_eq!(exit_code(recorder.wait()), 1, "{said}");
+    assert!(said.contains("was deleted and created again meanwhile"), "{said}");
+    let recorded = fs::read_to_string(file(0)).expect("a recording");
+    assert_eq!(recorded.replace("before", ""), "");
+    assert!(!file(1).exists(), "{:?}", fs::read_to_string(file(1)));
 }
 
 /// What is fetched before its turn waits in memory, and of many channels some would have no room there.

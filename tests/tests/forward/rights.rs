@@ -1,6 +1,7 @@
 //! Rights that a user lacks: they are said, and what does not wait for them ends.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -37,7 +38,7 @@ fn config(permissions: &str) -> String {
     )
 }
 
-/// Permissions of a user who may publish to these subjects alone.
+/// Permissions to publish to these subjects alone.
 fn allowed(subjects: &str) -> String {
     format!("publish: {{ allow: [{subjects}] }}, subscribe: {{ allow: \"_INBOX.>\" }}")
 }
@@ -51,12 +52,13 @@ fn forward(mount: &Mount, server: &Server) -> Forwarder {
 
 /// Fills a stream that any replica may answer for.
 #[track_caller]
-fn fill(server: &Server) {
+fn fill(server: &Server) -> Origin {
     server.client().create(|config| config.allow_direct = true);
     let mut client = server.raw_client();
     let mut origin = Origin::made_up("a", NAME);
     origin.send_own_texts("", &mut client);
     (0..N).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
+    origin
 }
 
 /// The command that reads the stream as that user.
@@ -76,6 +78,28 @@ fn stream_is_read_without_the_right_to_direct_answers() {
     assert_eq!((exit_code(output.status), text(&output.stdout).lines().count() as u64), (0, N), "{said}");
     assert!(said.contains("Permissions Violation for Publish to \"$JS.API.DIRECT.GET."), "{said}");
     assert!(said.lines().count() == 1 && said.contains("; asking without it"), "{said}");
+}
+
+/// The next connection may have the right.
+#[test]
+fn right_to_direct_answers_that_is_given_is_used() {
+    let mut server = server("publish: { deny: \"$JS.API.DIRECT.GET.>\" }");
+    let origin = fill(&server);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (out, log) = (dir.path().join("out"), dir.path().join("log"));
+    let has = |path: &Path, what: &str| fs::read_to_string(path).expect("a file").contains(what);
+    let mut command = read(&server);
+    command.arg("-f").stdout(File::create(&out).expect("a file")).stderr(File::create(&log).expect("a log"));
+    let mut follower = Process::start(&mut command);
+    eventually("the right that is missing", || has(&log, "; asking without it"));
+    eventually("the first records", || has(&out, &format!("a.0.{}", N - 1)));
+    server.kill();
+    server.restart_with(&config(""));
+    origin.send_text(0, N, 0, 1000 + N, &mut server.raw_client());
+    eventually("direct answers", || has(&log, "direct answers of stream 'relay' come again"));
+    eventually("the next record", || has(&out, &format!("a.0.{N}")));
+    follower.signal(Signal::SIGTERM);
+    assert_eq!(exit_code(follower.wait()), 0);
 }
 
 /// No other way leads to messages.

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::context::ContextBuilder;
 use tokio::sync::{Notify, watch};
 
 use super::error::Failure;
 use super::stops::GiveUp;
-use super::store::Store;
+use super::store::{Direct, Store};
 use crate::options::Options;
 use crate::output::say;
 use crate::server::{self, Change, Trouble};
@@ -32,8 +32,8 @@ struct Troubles {
     has_come: Notify,
     /// Counts its losses.
     cuts: watch::Sender<u64>,
-    /// Whether direct questions are of no use: the user lacks the right, or nothing answers them.
-    is_indirect: watch::Sender<bool>,
+    /// Whether direct questions are of use.
+    direct: Arc<Direct>,
     /// What is done without a right that reading needs; `None` before it begins.
     reading: Mutex<Option<Reading>>,
 }
@@ -53,7 +53,7 @@ impl Troubles {
             last: Mutex::default(),
             has_come: Notify::new(),
             cuts: watch::Sender::default(),
-            is_indirect: watch::Sender::default(),
+            direct: Arc::default(),
             reading: Mutex::default(),
         }
     }
@@ -61,6 +61,7 @@ impl Troubles {
     fn change(&self, change: Change) {
         match change {
             Change::Made => {
+                self.direct.ask_again();
                 if let Some(reading) = &mut *self.reading() {
                     reading.told.clear();
                 }
@@ -78,7 +79,7 @@ impl Troubles {
     fn refused(&self, Trouble { why, advice, subject }: Trouble) {
         let (Some(advice), server) = (advice, &self.server) else { return };
         if subject.is_some_and(|subject| subject.starts_with(DIRECT)) {
-            if !self.is_indirect.send_replace(true) {
+            if self.direct.note_useless(Instant::now()) {
                 say(format_args!("{server}: {why}; asking without it, which is slower ({advice})"));
             }
             return;
@@ -140,14 +141,8 @@ pub(super) async fn open(options: &Options, give_up: Option<GiveUp>) -> Result<S
     let (mut attempts, mut is_told) = (0, false);
     loop {
         let cuts = troubles.cuts.subscribe();
-        let open = Store::open(
-            context.clone(),
-            cuts,
-            &troubles.is_indirect,
-            give_up.clone(),
-            &server,
-            &options.stream,
-        );
+        let open =
+            Store::open(context.clone(), cuts, &troubles.direct, give_up.clone(), &server, &options.stream);
         // The first trouble with the only server decides, unless there is time.
         let is_hasty = !options.read.follow && servers.0.len() == 1;
         let (opened, is_final) = tokio::select! {

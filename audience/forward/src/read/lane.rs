@@ -17,6 +17,8 @@ use crate::message::{Kind, Meaning, SubBuffer, Subject};
 
 /// Notices in a row that are shown; others are counted.
 const NOTICES_MAX: u64 = 8;
+/// How often the stream had been created again at the start. A lane that begins later is not asked for another one.
+const AT_START: u64 = 0;
 
 /// What a lane reads, and where that goes.
 pub(super) struct Lane {
@@ -45,7 +47,7 @@ struct Course {
     joiner: Joiner,
     /// Sequence with which it continues.
     from: u64,
-    /// How often the stream had been created again when the lane began with it.
+    /// How often the stream it reads had been created again.
     creation: u64,
     /// Whether any replica may be asked.
     is_direct: bool,
@@ -81,7 +83,7 @@ impl Lane {
         let mut at = Course {
             joiner: if self.from > 1 { joiner.in_middle() } else { joiner },
             from: self.from,
-            creation: self.known.creation(),
+            creation: AT_START,
             is_direct: true,
             before: None,
             is_again: false,

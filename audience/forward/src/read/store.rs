@@ -1,14 +1,16 @@
 //! The stream of a server.
 //!
 //! ```text
+//! direct.rs     whether any replica is asked, or the leader alone
 //! patience.rs   what to do while it is away
 //! ```
 
+mod direct;
 mod patience;
 
 use std::error::Error;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use async_nats::jetstream::ErrorCode;
@@ -22,9 +24,11 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_stream::StreamExt;
 
+pub(super) use self::direct::Direct;
 use self::patience::Failed;
 use super::error::Failure;
 use super::stops::GiveUp;
+use crate::output::say;
 use crate::server::NO_JETSTREAM;
 
 /// The stream, for lanes that read it at the same time.
@@ -37,8 +41,8 @@ pub(super) struct Store {
     name: String,
     /// Whether every replica answers, and without base64.
     is_direct: bool,
-    /// Whether there are no such answers: the user lacks the right, or nothing has answered.
-    is_indirect: watch::Sender<bool>,
+    /// Whether such questions are of use.
+    direct: Arc<Direct>,
     /// Time before which no message of the stream was stored, in nanoseconds since 1970; 0: not known.
     since: AtomicU64,
     /// Counts lost connections.
@@ -112,12 +116,12 @@ pub(super) struct Subjects {
 }
 
 impl Store {
-    /// Finds the stream. `cuts` counts lost connections, `is_indirect` says that direct questions are of no use.
+    /// Finds the stream. `cuts` counts lost connections, `direct` says whether direct questions are of use.
     /// `give_up` ends reading when the stream does not come back; `None`: it is waited for.
     pub(super) async fn open(
         context: Context,
         cuts: watch::Receiver<u64>,
-        is_indirect: &watch::Sender<bool>,
+        direct: &Arc<Direct>,
         give_up: Option<GiveUp>,
         server: &str,
         name: &str,
@@ -131,7 +135,7 @@ impl Store {
         let is_direct = stream.cached_info().config.allow_direct;
         let (server, name) = (server.to_owned(), name.to_owned());
         let (is_away, is_ending) = (AtomicBool::new(false), AtomicBool::new(false));
-        let (since, is_indirect) = (AtomicU64::new(0), is_indirect.clone());
+        let (since, direct) = (AtomicU64::new(0), Arc::clone(direct));
         let answered = Mutex::new(Instant::now());
         Ok(Store {
             context,
@@ -139,7 +143,7 @@ impl Store {
             server,
             name,
             is_direct,
-            is_indirect,
+            direct,
             since,
             cuts,
             is_away,
@@ -233,16 +237,23 @@ impl Store {
     async fn try_next(&self, subject: &str, from: u64, is_direct: &AtomicBool) -> Result<Found, Failed> {
         let mut is_silent = false;
         // Relaxed, both: one task has it.
-        if is_direct.load(Ordering::Relaxed) && !*self.is_indirect.borrow() {
+        if is_direct.load(Ordering::Relaxed) && self.direct.is_asked(Instant::now()) {
             let get = self.stream.direct_get_builder().sequence(from).next_by_subject(subject);
-            let mut is_indirect = self.is_indirect.subscribe();
             let answer = tokio::select! {
                 answer = self.unless_cut(get.send()) => answer,
                 // What was refused gets no answer.
-                _ = is_indirect.wait_for(|is_indirect| *is_indirect) => Err(Failed::Cut),
+                () = self.direct.until_useless() => Err(Failed::Cut),
             };
             is_direct.store(answer.is_ok(), Ordering::Relaxed);
             is_silent = matches!(&answer, Ok(Err(error)) if error.kind() == DirectGetErrorKind::TimedOut);
+            let is_answer = match &answer {
+                Ok(Ok(_)) => true,
+                Ok(Err(error)) => error.kind() == DirectGetErrorKind::NotFound,
+                Err(_) => false,
+            };
+            if is_answer && self.direct.note_answer() {
+                say(format_args!("{}: direct answers of stream '{}' come again", self.server, self.name));
+            }
             // A message's own headers may look like an answer, or end the connection. So the other way has the last
             // word. It also has where clocks of servers differ, and a message seems older than the stream.
             if let Ok(Ok(message)) = answer
@@ -254,9 +265,12 @@ impl Store {
             }
         }
         let found = self.get(json!({ "seq": from, "next_by_subj": subject })).await?;
-        if is_silent {
-            // The leader has answered. Each further message would wait for as long.
-            self.is_indirect.send_replace(true);
+        // The leader has answered. Each further message would wait for as long.
+        if is_silent && self.direct.note_useless(Instant::now()) {
+            say(format_args!(
+                "{}: stream '{}' gives no direct answers; asking without them, which is slower",
+                self.server, self.name
+            ));
         }
         Ok(found)
     }

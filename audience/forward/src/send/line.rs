@@ -37,6 +37,11 @@ pub(crate) enum Refusal {
     Nonsense,
 }
 
+/// Whether the server has let the message through to the stream, whatever that has said to it.
+pub(crate) fn is_let_through(answer: &Answer) -> bool {
+    !matches!(answer, Err(Refusal::Unanswered(_)))
+}
+
 /// The line of messages to the server.
 pub(crate) struct Line {
     state: Rc<RefCell<State>>,
@@ -355,6 +360,26 @@ mod tests {
         let (subject, headers, body, id) = (String::new(), HeaderMap::new(), Bytes::new(), id.to_owned());
         let message = ToSend { subject, headers, body, id, is_linked, is_whole };
         state.enter(oneshot::channel().0, &message)
+    }
+
+    /// A user that may not publish gets no answer.
+    #[test]
+    fn answers_of_the_stream_prove_the_right_to_publish() {
+        let error = br#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 7"}}"#;
+        let message = |payload: &'static [u8], status| Message {
+            subject: "answers.0".into(),
+            reply: None,
+            payload: payload.into(),
+            headers: None,
+            status,
+            description: None,
+            length: 0,
+        };
+        for payload in [&error[..], br#"{"stream":"relay","seq":7}"#, b"nonsense"] {
+            assert!(is_let_through(&read(&message(payload, None))), "{}", payload.escape_ascii());
+        }
+        assert!(!is_let_through(&read(&message(b"", Some(StatusCode::NO_RESPONDERS)))));
+        assert!(!is_let_through(&Err(Refusal::Unanswered(Unanswered::Silence))));
     }
 
     #[test]

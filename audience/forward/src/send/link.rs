@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, Notify};
 pub(crate) use self::lookup::Found;
 use self::words::{LEADER, unavailable};
 use super::extent::Extent;
-use super::line::{Answer, Line, Refusal, Sent, Slot};
+use super::line::{Answer, Line, Refusal, Sent, Slot, is_let_through};
 use super::requests::{Requests, Unanswered};
 use super::troubles::Troubles;
 use crate::error::Failure;
@@ -201,6 +201,9 @@ impl Link {
         before: u64,
         max: usize,
     ) -> Result<u64, Unstored> {
+        if is_let_through(&answer) {
+            self.troubles.note_taken(subject);
+        }
         let why = match answer {
             Ok(ack) if ack.duplicate => return Err(Unstored::Doubt),
             Ok(ack) if ack.stream == self.name && ack.sequence > before => {

@@ -38,7 +38,7 @@ enum Start {
 struct Inner {
     /// Why there is no connection, as said since there was one.
     server: BTreeSet<String>,
-    /// What the server has said to messages for a subject, since one was taken there.
+    /// What the server has said to messages for a subject, since one was let through there.
     refused: BTreeMap<String, String>,
     /// By what is troubled: a subject or a channel.
     others: BTreeMap<String, String>,
@@ -109,7 +109,7 @@ impl Troubles {
         self.lock().refused.get(subject).cloned()
     }
 
-    /// Notes that the server takes messages for a subject.
+    /// Notes that the server lets messages for a subject through.
     pub(crate) fn note_taken(&self, subject: &str) {
         self.lock().refused.remove(subject);
     }
