@@ -2,7 +2,7 @@
 //!
 //! The child continues writing at once, and gets a connection when it finishes a sub-buffer. In a second run the daemon
 //! has gone before, and the next one comes later. A third one is the first process of a PID namespace, and its child that
-//! of another: both have the number 1.
+//! of another: both have the number 1. In a fourth one these write records, which have the numbers of their processes.
 //!
 //! This file does not use the test harness, since a process that forks should have one thread. The program runs itself
 //! again, and that process becomes a daemon, as forking producers usually do.
@@ -20,6 +20,7 @@ use common::{Daemon, Manners, PATIENCE, geometry};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, daemon, fork, geteuid};
+use relay::trace::record::Records;
 use relay_producer::Channel;
 use tempfile::tempdir;
 
@@ -49,7 +50,9 @@ fn main() -> ExitCode {
             if !geteuid().is_root() {
                 first.args(["--user", "--map-root-user"]);
             }
-            reads(first.args(["--pid", "--fork"]).arg(env::current_exe().unwrap()).env(SAME, "yes"));
+            first.args(["--pid", "--fork"]).arg(env::current_exe().unwrap()).env(SAME, "yes");
+            reads(&mut first);
+            reads_records(&mut first);
             takes_over();
         }
     }
@@ -170,4 +173,26 @@ fn reads(program: &mut Command) {
         assert!(daemon.store().waits.is_empty(), "nothing went by the socket");
     }
     println!("child writes at once and gets a new connection ... ok");
+}
+
+/// The child's first record makes it connect, and is written before the daemon has said its number.
+fn reads_records(program: &mut Command) {
+    const GEOMETRY: &str = "timed:subbuf-size=4096:n-subbufs=16";
+    let dir = tempdir().unwrap();
+    let files = Files::new(geometry(GEOMETRY));
+    let daemon = Daemon::start(&dir, Manners { geometry: GEOMETRY, first_pid: 1000, ..Manners::default() });
+    daemon.share(&files);
+    let status = program.env(SOCKET, &daemon.socket).status().unwrap();
+    assert!(status.success());
+    assert_eq!(daemon.store().attached, 2, "the parent and the child");
+    if !relay::ring::writer::AnyExecutor::can_share() {
+        return;
+    }
+    let bytes = files.read(common::files::allowed_cpus()[0]);
+    let threads: Vec<_> = Records::new(&bytes).map(|record| record.unwrap().tid).collect();
+    // Nothing but the number of the thread itself, and not that of the parent, which is 1000.
+    let expected: Vec<_> =
+        [1000, 1].into_iter().chain(std::iter::repeat_n(1001, threads.len() - 2)).collect();
+    assert_eq!(threads, expected);
+    println!("first record of a child is not its parent's ... ok");
 }

@@ -3,8 +3,8 @@
 mod common;
 
 use std::fs;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::yield_now;
 use std::time::Instant;
 
@@ -12,6 +12,9 @@ use common::{Daemon, PATIENCE, Peer, geometry, hello_reply, open_reply};
 use relay::wire::frame::{AttachReply, Body, Frame, FrameType, OpenReply, Refusal};
 use relay_producer::{Channel, TransportChoice};
 use tempfile::tempdir;
+
+/// The tests have one name, that of their process.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn name() -> String {
     fs::read_to_string("/proc/self/comm").unwrap()
@@ -52,6 +55,7 @@ fn serve(peer: &Peer, answers: impl Fn() -> bool) {
 /// Nothing calls the library again after the last look.
 #[test]
 fn process_has_its_name_while_a_daemon_does_not_answer() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempdir().unwrap();
     let own = name();
     let (attached, was_renamed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
@@ -76,4 +80,23 @@ fn process_has_its_name_while_a_daemon_does_not_answer() {
         attached.load(Ordering::SeqCst) == 2
     });
     eventually("the name of the program stays", || name() == own);
+}
+
+/// The daemon answers once the process has its name again, and the call that opens the channel has waited until then.
+#[test]
+fn process_has_its_name_while_a_call_waits() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let (dir, own) = (tempdir().unwrap(), name());
+    let expected = own.clone();
+    let daemon = Daemon::start_script(&dir, move |peer| {
+        serve(peer, || {
+            assert_eq!(name(), "program\n");
+            eventually("the name of the program stays", || name() == expected);
+            true
+        });
+    });
+    let builder = Channel::builder(&daemon.socket, "cpu").transport(TransportChoice::Socket);
+    let channel = builder.program("program".as_ref()).open().unwrap();
+    assert_eq!(name(), own);
+    drop(channel);
 }

@@ -61,10 +61,15 @@ impl Attachment {
         self.owner.store(u64::from(generation) << 32 | u64::from(process), Ordering::Relaxed);
     }
 
-    /// Returns the number that records of the thread with this id have.
+    /// Returns the number that records of the thread with this id have. The caller asks if its generation is the owner's.
     #[inline(always)]
     pub(crate) fn number_of(&self, id: u32) -> u32 {
         self.first_thread.number_of(id)
+    }
+
+    /// Returns the number that records of the calling thread have.
+    pub(crate) fn number_in(&self, this: ThisThread) -> u32 {
+        self.first_thread.number_in(this)
     }
 
     /// Returns whether a thread of this generation may write, if it may read the clock.

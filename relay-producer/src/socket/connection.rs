@@ -45,9 +45,7 @@ pub(crate) struct Connection {
     /// The process that may use this connection, see [`ThisThread::process`].
     /// A child has inherited the descriptor, but not the replies.
     process: u64,
-    /// Number of that process in its own PID namespace.
-    pid: u32,
-    /// Number of the process in the daemon's PID namespace; 0 if it is not known.
+    /// Number of that process in the daemon's PID namespace; 0 if it is not known.
     pid_there: u32,
     first_thread: FirstThread,
     /// The channel's number.
@@ -108,7 +106,6 @@ impl Connection {
             message_max: MESSAGE_MAX.min(hello.message_max as usize),
             sharing,
             process: ThisThread::find().process(),
-            pid: std::process::id(),
             pid_there: opened.pid,
             first_thread: FirstThread::new(opened.pid),
             channel: reply.channel,
@@ -149,7 +146,7 @@ impl Connection {
         let message = match content {
             Content::Bytes(payload) if !self.geometry.timed() => WireMessage { head: None, payload },
             Content::Record(..) if !self.geometry.timed() => return Err(Unsendable::OtherKind),
-            _ => match content.stamped(self.instance, self.first_thread.number_of(ThisThread::find().id())) {
+            _ => match content.stamped(self.instance, self.first_thread.number_in(ThisThread::find())) {
                 Some(Form::Stamped { head, payload }) => WireMessage { head: Some(head), payload },
                 _ => return Err(Unsendable::NotDefined),
             },
@@ -159,7 +156,8 @@ impl Connection {
 
     /// Returns the number of this process in the daemon's PID namespace, as far as is known.
     pub(crate) fn pid_there(&self) -> u32 {
-        if self.pid_there == 0 { self.pid } else { self.pid_there }
+        // A forked child has its parent's connection until it has its own.
+        if self.pid_there == 0 || !self.is_own() { std::process::id() } else { self.pid_there }
     }
 
     /// Returns the number that records about another process have, which is in this process's PID namespace.

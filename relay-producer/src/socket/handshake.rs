@@ -162,12 +162,8 @@ impl Handshake {
         let mut packet = [0; ANSWER_MAX];
         loop {
             let Some((len, descriptors)) = self.socket.receive_with_descriptors(&mut packet) else {
-                if self.socket.wait(PollFlags::POLLIN, self.until(deadline)) {
+                if self.has_answer_by(deadline) {
                     continue;
-                }
-                // No call may come for long.
-                if let Stage::Attach(_, renamed) = &mut self.stage {
-                    renamed.end();
                 }
                 return Ok(Progress::Waiting(self));
             };
@@ -183,12 +179,21 @@ impl Handshake {
         }
     }
 
-    /// Returns until when to wait for the next answer.
+    /// Waits for the next answer until the deadline, and returns whether it has come.
     ///
-    /// While the daemon looks at this process's name, it is that of another program.
-    fn until(&self, deadline: Deadline) -> Deadline {
-        let since = if let Stage::Attach(_, renamed) = &self.stage { renamed.since() } else { None };
-        deadline.map(|deadline| since.map_or(deadline, |since| deadline.max(since + RENAMED_MAX)))
+    /// While the daemon looks at this process's name, it is that of another program: for [`RENAMED_MAX`] at most, and
+    /// also past the deadline.
+    fn has_answer_by(&mut self, deadline: Deadline) -> bool {
+        if let Stage::Attach(_, renamed) = &mut self.stage
+            && let Some(since) = renamed.since()
+        {
+            if self.socket.wait(PollFlags::POLLIN, Some(since + RENAMED_MAX)) {
+                return true;
+            }
+            // This call may wait for long, and no other one may come for long.
+            renamed.end();
+        }
+        self.socket.wait(PollFlags::POLLIN, deadline)
     }
 
     /// Takes an answer, and sends the next request if there is one.

@@ -10,8 +10,10 @@ use relay::system::process_lock::ProcessLock;
 
 const NAME: &str = "/proc/self/comm";
 
-/// A forked child has none of its parent's handshakes.
-static NAMES: ProcessLock<Names> = ProcessLock::new(Names::new(), |_| Names::new());
+/// Bytes of a thread's name that the kernel keeps.
+const NAME_MAX: usize = 15;
+
+static NAMES: ProcessLock<Names> = ProcessLock::new(Names::new(), Names::of_child);
 
 /// The names that the first thread has had.
 #[derive(Debug, Default)]
@@ -20,12 +22,31 @@ struct Names {
     own: Vec<u8>,
     /// The others, each with its number.
     given: Vec<(u64, Vec<u8>)>,
+    /// The latest name that a parent had from its handshakes at the fork.
+    of_parent: Option<Vec<u8>>,
     last: u64,
 }
 
 impl Names {
     const fn new() -> Names {
-        Names { own: Vec::new(), given: Vec::new(), last: 0 }
+        Names { own: Vec::new(), given: Vec::new(), of_parent: None, last: 0 }
+    }
+
+    /// Makes the names of a forked child, which has none of its parent's handshakes.
+    ///
+    /// If the parent's first thread has forked during one, the child has the name from it, and keeps that until its
+    /// first handshake is over. Numbers go on, since the parent's handshakes are in the child's memory.
+    fn of_child(&self) -> Names {
+        let of_parent = self.given.last().map(|(_, name)| name).or(self.of_parent.as_ref()).cloned();
+        Names { own: self.own.clone(), given: Vec::new(), of_parent, last: self.last }
+    }
+
+    /// Notes the name that the process has before the first handshake.
+    fn note_own(&mut self, present: &[u8]) {
+        let of_parent = self.of_parent.take();
+        if of_parent.is_none_or(|name| name[..name.len().min(NAME_MAX)] != *present) {
+            self.own = present.to_vec();
+        }
     }
 }
 
@@ -46,7 +67,7 @@ impl Renamed {
         if names.given.is_empty() {
             let Ok(own) = fs::read(NAME) else { return Renamed { given: None } };
             // The kernel shows it with a newline, and takes one as a part of the name.
-            names.own = own.strip_suffix(b"\n").unwrap_or(&own).to_vec();
+            names.note_own(own.strip_suffix(b"\n").unwrap_or(&own));
         }
         names.last += 1;
         let number = names.last;
@@ -99,5 +120,26 @@ mod tests {
             drop(channels);
             assert_eq!(name(), own);
         }
+    }
+
+    #[test]
+    fn child_of_a_renamed_thread_has_the_process_s_own_name() {
+        let mut parent = Names::new();
+        parent.note_own(b"parent");
+        let long = b"a program of a long name";
+        parent.given.extend([(1, b"first".to_vec()), (2, long.to_vec())]);
+        parent.last = 2;
+        let child = parent.of_child();
+        assert_eq!((child.given.len(), child.last), (0, 2));
+        for mut names in [child.of_child(), child] {
+            names.note_own(&long[..NAME_MAX]);
+            assert_eq!(names.own, b"parent");
+            // Since then it has been renamed by other code.
+            names.note_own(&long[..NAME_MAX]);
+            assert_eq!(names.own, long[..NAME_MAX]);
+        }
+        let mut of_other_thread = parent.of_child();
+        of_other_thread.note_own(b"worker");
+        assert_eq!(of_other_thread.own, b"worker");
     }
 }

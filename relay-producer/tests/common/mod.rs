@@ -21,8 +21,8 @@ use nix::sys::socket::{
 };
 use relay::layout::geometry::MESSAGE_MAX;
 use relay::wire::frame::{
-    Body, FRAME_MAX, Flush, Frame, FrameType, Hello, HelloReply, Messages, OPEN_CREATE, Open, OpenReply,
-    Refusal, Share, WRITE_MORE, WRITE_REPLY, Write, WriteReply, done,
+    AttachReply, Body, FRAME_MAX, Flush, Frame, FrameType, Hello, HelloReply, Messages, OPEN_CREATE, Open,
+    OpenReply, Refusal, Share, WRITE_MORE, WRITE_REPLY, Write, WriteReply, done,
 };
 use relay::{Geometry, GeometrySpec, Mode};
 use relay_producer::{Channel, TransportChoice};
@@ -51,6 +51,8 @@ pub struct Store {
     pub waits: Vec<u32>,
     /// Names of channels opened, and whether creating them was allowed.
     pub opened: Vec<(String, bool)>,
+    /// Number of processes that have attached to a timed channel.
+    pub attached: u32,
     /// Withheld replies to `WRITE`s.
     pub held: Vec<(Arc<Peer>, u32, WriteReply)>,
 }
@@ -72,6 +74,9 @@ pub struct Manners {
     pub unshared: (i32, &'static str),
     /// The errno with which messages are refused, if they are.
     pub refused: Option<i32>,
+    /// Number of the first process that attaches to a timed channel, in the daemon's PID namespace. Those of later ones
+    /// follow.
+    pub first_pid: u32,
 }
 
 impl Default for Manners {
@@ -84,6 +89,7 @@ impl Default for Manners {
             frames_max: usize::MAX,
             unshared: (95, "unknown frame type 0x6"),
             refused: None,
+            first_pid: 1000,
         }
     }
 }
@@ -149,16 +155,7 @@ pub fn hello_reply() -> HelloReply {
 }
 
 pub fn open_reply(geometry: &Geometry, created: bool) -> OpenReply {
-    OpenReply {
-        channel: 3,
-        subbuf_size: geometry.subbuf_size() as u32,
-        n_subbufs: geometry.n_subbufs() as u32,
-        header: geometry.header() as u32,
-        mode: if geometry.mode() == Mode::Overwrite { 2 } else { 1 },
-        scope: if geometry.global() { 2 } else { 1 },
-        created: created.into(),
-        n_bufs: if geometry.global() { 1 } else { N_CPUS },
-    }
+    OpenReply::new(3, geometry, if geometry.global() { 1 } else { N_CPUS as usize }, created)
 }
 
 /// Opens the channel "cpu" without asking for its files: for daemons that follow a script.
@@ -318,6 +315,14 @@ impl<'a> Session<'a> {
                     self.peer.send(&hello_reply().frame(0, frame.id));
                 }
                 FrameType::Open => self.open(&frame, &mut store),
+                FrameType::Attach => {
+                    let (process, pid) = (store.attached + 1, self.manners.first_pid + store.attached);
+                    store.attached += 1;
+                    self.peer.send(&AttachReply { process, clock: 1, pid, reserved: 0 }.frame(0, frame.id));
+                }
+                FrameType::Levels => {
+                    self.peer.send(&Refusal { errno: 95, text: "no levels".into() }.frame(0, frame.id));
+                }
                 FrameType::Share => {
                     assert_eq!(Share::decode(frame.body).unwrap().channel, 3);
                     let (errno, text) = self.manners.unshared;

@@ -129,13 +129,22 @@ impl Buffer {
     ///
     /// `is_ending` says whether the daemon ends the buffer, which it notes before it closes the buffer or announces the
     /// end. It is called after the look: an answer from before it could be that of an open buffer.
-    pub fn deny_closed(&self, is_ending: impl FnOnce() -> bool) -> bool {
+    pub fn deny_closed(&self, is_ending: impl Fn() -> bool) -> bool {
+        let closed = &self.block().closed;
         // N, pairs with M: behind the daemon's own store, `is_ending` finds the note.
-        let is_denied = self.block().closed.load(Ordering::Acquire) != 0 && !is_ending();
-        if is_denied {
-            self.reopen();
+        let found = closed.load(Ordering::Acquire);
+        if found == 0 || is_ending() {
+            return false;
         }
-        is_denied
+        // N: if the daemon has ended the buffer since the look, this undoes its store, and `is_ending` finds the note.
+        if closed.compare_exchange(found, 0, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            return false;
+        }
+        let is_ended = is_ending();
+        if is_ended {
+            self.announce_end();
+        }
+        !is_ended
     }
 
     /// Returns whether another process truncated the files.

@@ -18,9 +18,10 @@ const USUAL: usize = 64;
 /// Returns whether a peer was in a group when it connected.
 ///
 /// A kernel that does not tell the groups of peers leaves those of the peer's user, as the system's database has them.
-pub(crate) fn is_member(socket: &impl AsFd, who: &UnixCredentials, group: u32) -> bool {
-    who.gid() == group
-        || supplementary(socket).map_or_else(|_| is_listed(who, group), |groups| groups.contains(&group))
+pub(crate) fn is_member(socket: &impl AsFd, credentials: &UnixCredentials, group: u32) -> bool {
+    credentials.gid() == group
+        || supplementary(socket)
+            .map_or_else(|_| is_listed(credentials, group), |groups| groups.contains(&group))
 }
 
 /// Asks the kernel for the peer's supplementary groups.
@@ -48,8 +49,9 @@ fn supplementary(socket: &impl AsFd) -> nix::Result<Vec<u32>> {
 }
 
 /// Returns whether the system's database has a peer's user in a group.
-fn is_listed(who: &UnixCredentials, group: u32) -> bool {
-    let Ok(Some(user)) = User::from_uid(Uid::from_raw(who.uid())) else { return false };
+fn is_listed(credentials: &UnixCredentials, group: u32) -> bool {
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(credentials.uid())) else { return false };
     let Ok(name) = CString::new(user.name) else { return false };
-    getgrouplist(&name, Gid::from_raw(who.gid())).is_ok_and(|groups| groups.contains(&Gid::from_raw(group)))
+    getgrouplist(&name, Gid::from_raw(credentials.gid()))
+        .is_ok_and(|groups| groups.contains(&Gid::from_raw(group)))
 }

@@ -78,12 +78,12 @@ impl Followed {
     ///
     /// `None`: that process is gone, or the kernel gives no descriptor of it.
     pub(crate) fn peer(socket: &impl AsFd) -> Option<Followed> {
-        let who = getsockopt(socket, sockopt::PeerCredentials).ok()?;
-        let pid = Pid::from_raw(who.pid())?;
+        let credentials = getsockopt(socket, sockopt::PeerCredentials).ok()?;
+        let pid = Pid::from_raw(credentials.pid())?;
         // Before Linux 6.5 the number has to do. The caller compares what it reads of the process with the descriptor.
         let pidfd = getsockopt(socket, sockopt::PeerPidfd).ok();
         let pidfd = pidfd.or_else(|| pidfd_open(pid, PidfdFlags::empty()).ok())?;
-        Some(Followed { pidfd, pid: who.pid().cast_unsigned() })
+        Some(Followed { pidfd, pid: credentials.pid().cast_unsigned() })
     }
 
     /// Follows a child that nothing has waited for.

@@ -49,18 +49,20 @@ pub(crate) struct Peer {
     socket: OwnedFd,
     number: u64,
     /// The peer's credentials, as the kernel reports them.
-    who: Option<UnixCredentials>,
+    credentials: Option<UnixCredentials>,
 }
 
 impl Peer {
     /// Takes a connected socket. `number` identifies the connection in the log.
     pub(crate) fn new(socket: OwnedFd, number: u64) -> Peer {
-        let who = getsockopt(&socket, sockopt::PeerCredentials);
-        match &who {
-            Ok(who) => debug!("connection {number}: from uid {}, pid {}", who.uid(), who.pid()),
+        let credentials = getsockopt(&socket, sockopt::PeerCredentials);
+        match &credentials {
+            Ok(credentials) => {
+                debug!("connection {number}: from uid {}, pid {}", credentials.uid(), credentials.pid())
+            }
             Err(error) => debug!("connection {number}: unknown peer: {error}"),
         }
-        Peer { socket, number, who: who.ok() }
+        Peer { socket, number, credentials: credentials.ok() }
     }
 
     /// Returns the number that identifies the connection.
@@ -69,23 +71,25 @@ impl Peer {
     }
 
     /// Returns the peer's credentials, as the kernel reports them.
-    pub(crate) fn who(&self) -> Option<&UnixCredentials> {
-        self.who.as_ref()
+    pub(crate) fn credentials(&self) -> Option<&UnixCredentials> {
+        self.credentials.as_ref()
     }
 
     /// Returns the peer's process; 0 if it is not known.
     pub(crate) fn pid(&self) -> u32 {
-        self.who.as_ref().map_or(0, |who| who.pid().cast_unsigned())
+        self.credentials.as_ref().map_or(0, |credentials| credentials.pid().cast_unsigned())
     }
 
     /// Returns the peer's user. An unknown peer gets a number that is no user's.
     pub(crate) fn uid(&self) -> u32 {
-        self.who.as_ref().map_or(u32::MAX, UnixCredentials::uid)
+        self.credentials.as_ref().map_or(u32::MAX, UnixCredentials::uid)
     }
 
     /// Returns whether the peer was in a group when it connected. An unknown peer is in none.
     pub(crate) fn is_member(&self, group: u32) -> bool {
-        self.who.as_ref().is_some_and(|who| peer_groups::is_member(&self.socket, who, group))
+        self.credentials
+            .as_ref()
+            .is_some_and(|credentials| peer_groups::is_member(&self.socket, credentials, group))
     }
 
     /// Receives the next packet, and returns its length in bytes.

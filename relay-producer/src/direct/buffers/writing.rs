@@ -300,7 +300,7 @@ impl DirectBuffers {
             };
         }
         let this = ThisThread::find();
-        let tid = content.about().unwrap_or_else(|| self.attachment.number_of(this.id()));
+        let tid = content.about().unwrap_or_else(|| self.attachment.number_in(this));
         let Some(form) = content.stamped(self.instance, tid) else {
             count_dropped(buffer, here, 0); // not for lack of room
             return Admitted::No(Direct::NotDefined);

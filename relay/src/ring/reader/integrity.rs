@@ -62,7 +62,7 @@ impl Reader {
     }
 
     /// Corrects a `closed` that a peer has stored in an open buffer, see [`Buffer::deny_closed`].
-    pub fn deny_closed(&self, is_ending: impl FnOnce() -> bool) {
+    pub fn deny_closed(&self, is_ending: impl Fn() -> bool) {
         if self.buffer.deny_closed(is_ending) {
             self.correct();
             self.keep_count();

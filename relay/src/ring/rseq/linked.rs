@@ -28,17 +28,31 @@ const AT_RSEQ_ALIGN: libc::c_ulong = 28;
 /// Returns the distance from the thread pointer to the area that the calling thread is registered with.
 /// `None`: the program is not linked statically, or the area is elsewhere.
 pub(super) fn offset() -> Option<isize> {
-    let program = headers();
-    // The name of the loader. The vector of the kernel says nothing of it where the loader was asked to run the program.
-    // Without one, no library was loaded that could have registered the thread.
-    if program.iter().any(|header| header.p_type == libc::PT_INTERP) {
-        return None;
-    }
+    let program = of_static_program(auxiliary(libc::AT_BASE), headers)?;
     let lengths = lengths();
     let place = places(thread_pointer(), thread_local_len(program)?)
         .step_by(ALIGN)
         .find(|address| lengths.iter().any(|len| is_registered(*address, *len)))?;
     Some(place.wrapping_sub(thread_pointer()).cast_signed())
+}
+
+/// Returns the headers of the program, if it is linked statically.
+/// Then no library was loaded that could have registered the thread.
+///
+/// `loader` is the loader's address by the kernel's vector, and 0 if the program names none, or the loader was asked to
+/// run it. Only then are `headers` asked for: dl_iterate_phdr(3) takes the loader's lock, which in musl a thread that has
+/// it must not take again.
+fn of_static_program(
+    loader: libc::c_ulong,
+    headers: impl FnOnce() -> &'static [libc::Elf64_Phdr],
+) -> Option<&'static [libc::Elf64_Phdr]> {
+    if loader != 0 {
+        return None;
+    }
+    let program = headers();
+    // The loader's name.
+    let is_loaded = program.iter().any(|header| header.p_type == libc::PT_INTERP);
+    (!is_loaded).then_some(program)
 }
 
 /// The addresses at which an area can be, all multiples of [`ALIGN`].
@@ -139,6 +153,14 @@ mod tests {
         let is_loaded = !cfg!(target_feature = "crt-static");
         assert_eq!(offset(), if is_loaded { None } else { of_c_library() });
         assert!(thread_local_len(headers()).is_some_and(|len| len > 0), "the test's own");
+    }
+
+    #[test]
+    fn loader_that_the_kernel_tells_is_not_asked() {
+        assert!(of_static_program(4096, || panic!("asked")).is_none());
+        let is_static = !headers().iter().any(|header| header.p_type == libc::PT_INTERP);
+        assert_eq!(of_static_program(0, headers).is_some(), is_static);
+        assert!(auxiliary(libc::AT_BASE) == 0 || !is_static);
     }
 
     /// The kernel knows only the loader then.
