@@ -21,7 +21,7 @@ use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::{DirectGetErrorKind, RawMessage, Stream};
 use serde_json::{Value, json};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::StreamExt;
 
 pub(super) use self::direct::Direct;
@@ -30,6 +30,10 @@ use super::error::Failure;
 use super::stops::GiveUp;
 use crate::output::say;
 use crate::server::NO_JETSTREAM;
+
+/// Lanes that ask for their next message at a time. The server answers thousands of questions later than they wait for,
+/// and all would ask again.
+const AT_ONCE: usize = 64;
 
 /// The stream, for lanes that read it at the same time.
 pub(super) struct Store {
@@ -43,6 +47,8 @@ pub(super) struct Store {
     is_direct: bool,
     /// Whether such questions are of use.
     direct: Arc<Direct>,
+    /// Turns of lanes that ask for their next message.
+    turns: Semaphore,
     /// Time before which no message of the stream was stored, in nanoseconds since 1970; 0: not known.
     since: AtomicU64,
     /// Counts lost connections.
@@ -136,7 +142,7 @@ impl Store {
         let (server, name) = (server.to_owned(), name.to_owned());
         let (is_away, is_ending) = (AtomicBool::new(false), AtomicBool::new(false));
         let (since, direct) = (AtomicU64::new(0), Arc::clone(direct));
-        let answered = Mutex::new(Instant::now());
+        let (answered, turns) = (Mutex::new(Instant::now()), Semaphore::new(AT_ONCE));
         Ok(Store {
             context,
             stream,
@@ -144,6 +150,7 @@ impl Store {
             name,
             is_direct,
             direct,
+            turns,
             since,
             cuts,
             is_away,
@@ -178,7 +185,12 @@ impl Store {
     pub(super) async fn next(&self, subject: &str, from: u64, is_direct: bool) -> Found {
         // Not again once the connection was lost meanwhile: these headers may have been the reason.
         let is_direct = AtomicBool::new(self.is_direct && is_direct);
-        self.patiently(|| self.try_next(subject, from, &is_direct)).await
+        self.patiently(async || {
+            // Nothing closes it.
+            let _turn = self.turns.acquire().await;
+            self.try_next(subject, from, &is_direct).await
+        })
+        .await
     }
 
     /// Returns the last message of a subject.
