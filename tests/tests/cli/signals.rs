@@ -165,7 +165,7 @@ fn signals_end_the_commands_of_a_daemon_that_stands_still() {
             };
             mount.send(0, &[b"a message"]);
             eventually("a command that waits for messages", || sleeps_in("poll"));
-            let stopped = Stopped::new(mount.daemon().pid());
+            let stopped = Stopped::between_requests(mount.daemon().pid(), process.pid());
             eventually("a command that waits for the daemon", || sleeps_in("request_wait_answer"));
             for _ in 0..n_signals {
                 process.signal(Signal::SIGTERM);

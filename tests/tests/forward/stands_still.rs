@@ -19,7 +19,7 @@ fn signal_ends_the_forwarder_of_a_stopped_daemon() {
     let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &["--create"]);
     let mut written = write(&mount, "before");
     all_is_given_back(&mount, "cpu");
-    let stopped = Stopped::new(mount.daemon().pid());
+    let stopped = Stopped::between_requests(mount.daemon().pid(), forwarder.process().pid());
     let at = format!("/proc/{}/wchan", forwarder.process().pid());
     eventually("a forwarder that waits for the daemon", || {
         fs::read_to_string(&at).expect("where it sleeps").contains("request_wait_answer")
