@@ -10,6 +10,7 @@ pub(crate) mod clients;
 pub(crate) mod files;
 pub(crate) mod give_back;
 pub(crate) mod integrity;
+pub(crate) mod open_copy;
 pub(crate) mod recent;
 pub(crate) mod snapshot;
 pub(crate) mod stats;
@@ -361,16 +362,6 @@ impl Channel {
     /// Returns the slot of the open text of all buffers.
     pub(crate) fn trace_slot(&self) -> &SnapshotSlot {
         &self.trace
-    }
-
-    /// Returns the size of the open text of all buffers.
-    ///
-    /// If there is none, returns that of their packets: only an open makes the text.
-    pub(crate) fn trace_len(&self) -> u64 {
-        self.trace.len().unwrap_or_else(|| {
-            (0..self.n_bufs())
-                .fold(0, |sum: u64, cpu| sum.saturating_add(self.read_side(cpu).reader.snapshot_len()))
-        })
     }
 
     /// Returns the slot of the open copies of a buffer's unread data.

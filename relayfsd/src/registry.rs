@@ -222,6 +222,10 @@ impl Registry {
         let failed = |source| OpenError::Allocate { name: name.clone(), dir: self.state_dir.clone(), source };
         let channel = Channel::create(&self.state_dir, self.state.epoch, named, n_bufs).map_err(failed)?;
         let channel = Arc::new(channel);
+        if let Some(old) = old {
+            channel.tell_no_sooner_than(old);
+            channel.take_levels(old);
+        }
         self.watch(&channel);
         kill_point!("open-made");
         let mut channels = self.lock();

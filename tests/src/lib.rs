@@ -378,6 +378,13 @@ impl Mount {
         text.lines().map(parse).collect()
     }
 
+    /// Whether all is read of a channel, which has something.
+    #[track_caller]
+    pub fn is_read(&self, channel: &str) -> bool {
+        let stats = self.stats(channel);
+        stats["total.bytes"] > 0 && stats["total.bytes"] == stats["total.read_bytes"]
+    }
+
     /// Detaches the mount while files may be open, as root or by fusermount3.
     #[track_caller]
     pub fn detach(&self) {

@@ -1,58 +1,34 @@
 //! Frozen copies of buffers: `snapshot/cpuN` shows one from its first open to its last close.
 
-use std::convert::Infallible;
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
-
-use crate::channel::ChannelRef;
+use crate::channel::open_copy::{CopyRef, CopyUse};
 use crate::channel::timed::packets::Marks;
 use crate::channel::timed::trace_text;
+use crate::channel::{Channel, ChannelRef};
 use crate::hold_point;
 use crate::policy::quota::{Quota, Reservation, USED_UP};
 use crate::process::free_later;
-
-/// Longest wait for the end of a copy whose users have all closed a descriptor of it.
-///
-/// A descriptor that was duplicated, or a mapping, may hold it longer. Then it is shared, and later opens do not wait.
-const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// A frozen copy of a buffer.
 pub(crate) struct Snapshot {
     bytes: Vec<u8>,
     _memory: Reservation,
-    /// Number of its open files of which no process has closed a descriptor.
-    users: AtomicUsize,
-    /// The copy's end closes it.
-    _alive: Sender<Infallible>,
-}
-
-/// An open file's use of a copy.
-pub(crate) struct SnapshotUse {
-    snapshot: Arc<Snapshot>,
-    /// Whether a process has closed a descriptor.
-    is_closed: AtomicBool,
 }
 
 /// A buffer's open copy, if there is one.
 ///
 /// All opens of a file share the bytes that the kernel caches for it. So a buffer has one copy at a time.
 #[derive(Default)]
-pub(crate) struct SnapshotSlot(Mutex<Option<Open>>);
-
-struct Open {
-    snapshot: Weak<Snapshot>,
-    /// Is closed at the copy's end.
-    end: Receiver<Infallible>,
-    /// Whether an open has waited for that as long as it may.
-    is_held: bool,
-}
+pub(crate) struct SnapshotSlot(Mutex<CopyRef<Snapshot>>);
 
 impl Snapshot {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Copies a buffer, or shares the open copy. The flag says whether the copy is new.
     ///
     /// Runs on the copier's thread, which alone takes copies, one after another. Fails with an errno if memory is
@@ -61,13 +37,18 @@ impl Snapshot {
         memory: &Arc<Quota>,
         channel: &ChannelRef,
         cpu: usize,
-    ) -> Result<(SnapshotUse, bool), i32> {
-        channel.snapshot_slot(cpu).open(|| Snapshot::copy(memory, channel, cpu))
+        thread: u32,
+    ) -> Result<(CopyUse<Snapshot>, bool), i32> {
+        channel.snapshot_slot(cpu).open(thread, || Snapshot::copy(memory, channel, cpu))
     }
 
     /// Copies all buffers as text, or shares the open copy, like [`Snapshot::take`].
-    pub(crate) fn trace(memory: &Arc<Quota>, channel: &ChannelRef) -> Result<(SnapshotUse, bool), i32> {
-        channel.trace_slot().open(|| trace_text::text(memory, channel))
+    pub(crate) fn trace(
+        memory: &Arc<Quota>,
+        channel: &ChannelRef,
+        thread: u32,
+    ) -> Result<(CopyUse<Snapshot>, bool), i32> {
+        channel.trace_slot().open(thread, || trace_text::text(memory, channel))
     }
 
     /// Copies a buffer: its bytes, or the packets of a timed channel.
@@ -118,32 +99,6 @@ impl Snapshot {
     }
 }
 
-// Relaxed in all that follows: the counts order no other memory. Close(2) returns after its FLUSH was answered, and the
-// kernel passes a later open on after that.
-impl SnapshotUse {
-    fn new(snapshot: Arc<Snapshot>) -> SnapshotUse {
-        snapshot.users.fetch_add(1, Ordering::Relaxed);
-        SnapshotUse { snapshot, is_closed: AtomicBool::new(false) }
-    }
-
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.snapshot.bytes
-    }
-
-    /// Called when a process closes a descriptor. RELEASE comes later, perhaps after the next open.
-    pub(crate) fn close(&self) {
-        if !self.is_closed.swap(true, Ordering::Relaxed) {
-            self.snapshot.users.fetch_sub(1, Ordering::Relaxed);
-        }
-    }
-}
-
-impl Drop for SnapshotUse {
-    fn drop(&mut self) {
-        self.close();
-    }
-}
-
 impl Drop for Snapshot {
     /// Frees the bytes on another thread: that takes long, and this thread serves files.
     fn drop(&mut self) {
@@ -154,49 +109,42 @@ impl Drop for Snapshot {
 }
 
 impl SnapshotSlot {
-    /// Shares the open copy, or makes one. The flag says whether it is new.
-    ///
-    /// A process that has closed its copy finds what was written since: the open waits for the end of the old one.
+    /// Shares the open copy with a file that a thread has opened, or makes one. The flag says whether it is new.
     fn open(
         &self,
+        thread: u32,
         copy: impl FnOnce() -> Result<(Vec<u8>, Reservation), i32>,
-    ) -> Result<(SnapshotUse, bool), i32> {
-        let open = |open: &Open| Some((open.snapshot.upgrade()?, open.end.clone(), open.is_held));
-        let open = self.lock().as_ref().and_then(open);
-        if let Some((snapshot, end, is_held)) = open {
-            if is_held || snapshot.users.load(Ordering::Relaxed) > 0 {
-                return Ok((SnapshotUse::new(snapshot), false));
-            }
-            let closed = Arc::downgrade(&snapshot);
-            drop(snapshot);
-            if end.recv_timeout(CLOSE_MAX) == Err(RecvTimeoutError::Timeout)
-                && let Some(held) = closed.upgrade()
-            {
-                self.lock().iter_mut().for_each(|open| open.is_held = true);
-                return Ok((SnapshotUse::new(held), false));
-            }
+    ) -> Result<(CopyUse<Snapshot>, bool), i32> {
+        let found = self.lock().clone();
+        if let Some(shared) = found.share(thread) {
+            return Ok((shared, false));
         }
         let (bytes, memory) = copy()?;
-        let (alive, end) = bounded(0);
-        let snapshot =
-            Arc::new(Snapshot { bytes, _memory: memory, users: AtomicUsize::new(0), _alive: alive });
-        *self.lock() = Some(Open { snapshot: Arc::downgrade(&snapshot), end, is_held: false });
-        Ok((SnapshotUse::new(snapshot), true))
+        let (new, found) = CopyUse::new(Snapshot { bytes, _memory: memory }, thread);
+        *self.lock() = found;
+        Ok((new, true))
     }
 
     /// Returns the size of the open copy, in bytes.
     pub(crate) fn len(&self) -> Option<u64> {
-        let snapshot = self.lock().as_ref()?.snapshot.upgrade()?;
+        let snapshot = self.lock().get()?;
         Some(snapshot.bytes.len() as u64)
     }
 
-    #[cfg(test)]
-    fn is_held(&self) -> Option<bool> {
-        self.lock().as_ref().map(|open| open.is_held)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Open>> {
+    fn lock(&self) -> MutexGuard<'_, CopyRef<Snapshot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Channel {
+    /// Returns the size of the open text of all buffers.
+    ///
+    /// If there is none, returns that of their packets: only an open makes the text.
+    pub(crate) fn trace_len(&self) -> u64 {
+        self.trace.len().unwrap_or_else(|| {
+            (0..self.n_bufs())
+                .fold(0, |sum: u64, cpu| sum.saturating_add(self.read_side(cpu).reader.snapshot_len()))
+        })
     }
 }
 
@@ -204,37 +152,19 @@ impl SnapshotSlot {
 mod tests {
     use super::*;
 
-    fn open(slot: &SnapshotSlot, bytes: &[u8]) -> (SnapshotUse, bool) {
-        let copy = || Ok((bytes.to_vec(), Quota::new(100).claim(0, 10).unwrap()));
-        slot.open(copy).unwrap()
-    }
-
     #[test]
-    fn copy_is_shared_until_its_users_close_it() {
+    fn copy_is_made_again_after_its_end() {
         let slot = SnapshotSlot::default();
-        let (first, is_new) = open(&slot, b"first");
+        let open = |bytes: &[u8]| {
+            let copy = || Ok((bytes.to_vec(), Quota::new(100).claim(0, 10).unwrap()));
+            slot.open(std::process::id(), copy).unwrap()
+        };
+        let (first, is_new) = open(b"first");
         assert!(is_new);
-        let (second, is_new) = open(&slot, b"second");
+        let (second, is_new) = open(b"second");
         assert_eq!((second.bytes(), is_new), (&b"first"[..], false));
-        first.close();
-        assert!(!open(&slot, b"second").1, "one of two has closed it");
         drop((first, second));
-        let (third, is_new) = open(&slot, b"third");
+        let (third, is_new) = open(b"third");
         assert_eq!((third.bytes(), is_new, slot.len()), (&b"third"[..], true, Some(5)));
-    }
-
-    /// The file of a closed descriptor may have another one, or reads on their way. Only the first open waits for its end.
-    #[test]
-    fn copy_that_is_held_is_shared() {
-        let slot = SnapshotSlot::default();
-        let (held, _) = open(&slot, b"held");
-        held.close();
-        assert_eq!(held.bytes(), b"held");
-        assert_eq!(slot.is_held(), Some(false));
-        assert!(!open(&slot, b"second").1);
-        assert_eq!(slot.is_held(), Some(true));
-        drop(held);
-        assert!(open(&slot, b"third").1);
-        assert_eq!(slot.is_held(), Some(false));
     }
 }

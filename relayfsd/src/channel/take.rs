@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -19,6 +19,7 @@ use relay::ring::reader::Taken;
 
 use crate::channel::ChannelRef;
 use crate::channel::delivered::{Delivered, Ended};
+use crate::channel::open_copy::{CopyRef, CopyUse};
 use crate::channel::timed::packets::Marks;
 use crate::policy::quota::{Quota, Reservation, USED_UP};
 use crate::process::killed::{is_killed, process_of};
@@ -55,9 +56,9 @@ pub(crate) struct TakeSlot {
 #[derive(Default)]
 struct Copies {
     /// The copy that the file's name means now. It may not be made yet.
-    current: (u32, Weak<Take>),
+    current: (u32, CopyRef<Take>),
     /// Earlier copies that are still open. Programs can open them again by `/proc/PID/fd`.
-    earlier: Vec<(u32, Weak<Take>)>,
+    earlier: Vec<(u32, CopyRef<Take>)>,
     consumed: Option<Consumed>,
 }
 
@@ -85,14 +86,19 @@ impl Take {
         channel: &ChannelRef,
         cpu: usize,
         copy: u32,
-    ) -> Result<Arc<Take>, i32> {
+        thread: u32,
+    ) -> Result<CopyUse<Take>, i32> {
         let slot = channel.take_slot(cpu);
         let _making = slot.making.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = slot.lock().find(copy)? {
-            return Ok(open);
+        let found = slot.lock().find(copy).ok_or(libc::ESTALE)?;
+        if let Some(shared) = found.share(thread) {
+            return Ok(shared);
         }
-        let take = Arc::new(Take::make(memory, channel, cpu, copy)?);
-        slot.lock().current.1 = Arc::downgrade(&take);
+        if !slot.is_current(copy) {
+            return Err(libc::ESTALE);
+        }
+        let (take, found) = CopyUse::new(Take::make(memory, channel, cpu, copy)?, thread);
+        slot.lock().current.1 = found;
         Ok(take)
     }
 
@@ -251,7 +257,7 @@ impl TakeSlot {
     /// programs share that copy.
     pub(crate) fn current(&self, read_to: u64) -> u32 {
         // Dropped without the lock: the copy may be the last holder of its channel.
-        let open = self.lock().current.1.upgrade();
+        let open = self.lock().current.1.get();
         let mut copies = self.lock();
         if let Some(open) = open.as_ref().filter(|open| open.begin() < read_to) {
             copies.renew(open.copy);
@@ -271,7 +277,7 @@ impl TakeSlot {
         if let Some(consumed) = copies.consumed.filter(|consumed| consumed.number == copy) {
             return Some((consumed.len, consumed.mtime));
         }
-        let take = copies.get(copy);
+        let take = copies.get(copy).and_then(CopyRef::get);
         drop(copies);
         take.map(|take| (take.len, take.mtime))
     }
@@ -287,34 +293,29 @@ impl TakeSlot {
 }
 
 impl Copies {
-    /// Returns an open copy.
-    fn get(&self, copy: u32) -> Option<Arc<Take>> {
-        let all = || self.earlier.iter().chain([&self.current]);
-        all().find(|(number, _)| *number == copy)?.1.upgrade()
+    /// Finds a copy that is open, or that the name means.
+    fn get(&self, copy: u32) -> Option<&CopyRef<Take>> {
+        let mut all = self.earlier.iter().chain([&self.current]);
+        Some(&all.find(|(number, _)| *number == copy)?.1)
     }
 
-    /// Returns an open copy, or nothing if the caller has to make the copy.
-    ///
-    /// Fails with ESTALE if the copy is neither open nor the one that the name means.
-    fn find(&mut self, copy: u32) -> Result<Option<Arc<Take>>, i32> {
+    /// Finds a copy for an open.
+    fn find(&mut self, copy: u32) -> Option<CopyRef<Take>> {
         if self.consumed.is_some_and(|consumed| consumed.number == copy) {
             self.consumed = None;
         }
-        match self.get(copy) {
-            None if copy != self.current.0 => Err(libc::ESTALE),
-            open => Ok(open),
-        }
+        self.get(copy).cloned()
     }
 
     /// Lets the name mean another copy, if it still means copy number `copy`.
     ///
     /// If every number is in use, which takes as many open files, the name keeps its meaning.
     fn renew(&mut self, copy: u32) {
-        self.earlier.retain(|(_, take)| take.strong_count() > 0);
+        self.earlier.retain(|(_, take)| take.is_open());
         if self.current.0 == copy
             && let Some(next) = self.unused()
         {
-            self.earlier.push(std::mem::replace(&mut self.current, (next, Weak::new())));
+            self.earlier.push(std::mem::replace(&mut self.current, (next, CopyRef::default())));
         }
     }
 

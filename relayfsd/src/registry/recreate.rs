@@ -57,9 +57,7 @@ impl Registry {
             drop(channels);
             let spec = GeometrySpec::from(*broken.geometry());
             let create = broken.maker().map_or(Create::Permanent, Create::UntilRemoved);
-            let recreated = self.make(name, spec, create, Some(&broken))?;
-            recreated.tell_no_sooner_than(&broken);
-            recreated.take_levels(&broken);
+            self.make(name, spec, create, Some(&broken))?;
         } else {
             channels.remove(&broken);
             self.forget(&channels, &broken);

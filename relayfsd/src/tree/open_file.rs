@@ -11,7 +11,8 @@ use relay::memory::lent::Lent;
 use relay::trace::directives::DirectivesError;
 
 use crate::channel::clients::{Presence, Use};
-use crate::channel::snapshot::{Snapshot, SnapshotUse};
+use crate::channel::open_copy::CopyUse;
+use crate::channel::snapshot::Snapshot;
 use crate::channel::take::Take;
 use crate::channel::{ChannelRef, PollState, Wake};
 use crate::hold_point;
@@ -50,9 +51,9 @@ pub(crate) enum OpenFile {
     /// One of the channel's own files: the positions, or a ring.
     Own { file: File, channel: ChannelRef },
     /// A frozen copy of a buffer, or the text of all.
-    Snapshot { snapshot: SnapshotUse, is_new: bool, _channel: ChannelRef },
+    Snapshot { snapshot: CopyUse<Snapshot>, is_new: bool, _channel: ChannelRef },
     /// A copy of unread data.
-    Take(Arc<Take>),
+    Take(CopyUse<Take>),
 }
 
 /// Where the kernel gets the bytes of an open file.
@@ -76,9 +77,9 @@ pub(crate) enum Source {
 impl OpenFile {
     /// Opens a node, whose mode the kernel has checked. Fails with an errno.
     ///
-    /// `readable`: the open is not write-only. `room` is the memory for what the file keeps. ESTALE: the node has gone
+    /// `readable`: the open is not write-only. `room` is the memory for what the file keeps. `task` opens it. ESTALE: the node has gone
     /// since its name was looked up, and the kernel looks the name up again.
-    fn open(tree: &Tree, node: Node, readable: bool, room: Reservation) -> Result<OpenFile, i32> {
+    fn open(tree: &Tree, node: Node, readable: bool, room: Reservation, task: u32) -> Result<OpenFile, i32> {
         let text = |text: String| Ok(OpenFile::Text(text.into_bytes()));
         match node {
             Node::Version => text(VERSION_TEXT.to_owned()),
@@ -101,7 +102,8 @@ impl OpenFile {
                     }
                     PerCpu::Snapshot => {
                         tree.writers().take_anchor(&channel);
-                        let (snapshot, is_new) = Snapshot::take(tree.registry().memory(), &channel, cpu)?;
+                        let (snapshot, is_new) =
+                            Snapshot::take(tree.registry().memory(), &channel, cpu, task)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
                     PerCpu::Map => OpenFile::open_own(channel, Some(cpu)),
@@ -112,7 +114,7 @@ impl OpenFile {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 whole(&channel, Some(cpu as usize))?;
                 tree.writers().take_anchor(&channel);
-                Ok(OpenFile::Take(Take::open(tree.registry().memory(), &channel, cpu as usize, copy)?))
+                Ok(OpenFile::Take(Take::open(tree.registry().memory(), &channel, cpu as usize, copy, task)?))
             }
             Node::SnapshotMetadata { channel } => {
                 let channel = tree.hold(channel).ok_or(libc::ESTALE)?;
@@ -145,7 +147,7 @@ impl OpenFile {
                     }
                     ControlFile::Trace => {
                         tree.writers().take_anchor(&channel);
-                        let (snapshot, is_new) = Snapshot::trace(tree.registry().memory(), &channel)?;
+                        let (snapshot, is_new) = Snapshot::trace(tree.registry().memory(), &channel, task)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
                     ControlFile::Stats | ControlFile::Dropped => {
@@ -320,11 +322,14 @@ impl OpenFile {
     /// Called when a thread closes a descriptor of open file number `number`, or ends.
     pub(crate) fn flush(&self, tree: &Tree, number: u64, process: u64, thread: u32) {
         match self {
-            OpenFile::Take(take) if take.flush(number, process, thread) => {
-                let (channel, cpu) = take.buffer();
-                tree.writers().make_room(channel, cpu);
+            OpenFile::Take(take) => {
+                take.close(thread);
+                if take.flush(number, process, thread) {
+                    let (channel, cpu) = take.buffer();
+                    tree.writers().make_room(channel, cpu);
+                }
             }
-            OpenFile::Snapshot { snapshot, .. } => snapshot.close(),
+            OpenFile::Snapshot { snapshot, .. } => snapshot.close(thread),
             _ => {}
         }
     }
@@ -403,7 +408,7 @@ impl OpenFiles {
             log::debug!("uid {uid} has as many files open as are left for others, of {OPEN_MAX}");
             libc::ENFILE
         })?;
-        let file = OpenFile::open(tree, node, readable, self.kept.begin(uid))?;
+        let file = OpenFile::open(tree, node, readable, self.kept.begin(uid), task)?;
         let (source, presence) = (file.source(), file.enter(task, uid));
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);

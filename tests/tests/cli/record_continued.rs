@@ -21,12 +21,6 @@ fn write(mount: &Mount, channel: &str, text: &str) {
     fs::write(mount.control(channel, "msg"), text).expect("writing a text");
 }
 
-/// Whether all is read of a channel, which has something.
-fn is_read(mount: &Mount, channel: &str) -> bool {
-    let stats = mount.stats(channel);
-    stats["total.bytes"] > 0 && stats["total.bytes"] == stats["total.read_bytes"]
-}
-
 /// The bytes of a CPU's files, in order.
 fn bytes(dir: &Path, cpu: usize) -> String {
     let of_cpu = |name: &String| name.split('.').next() == Some(&format!("cpu{cpu}"));
@@ -67,10 +61,10 @@ fn all_channels_are_recorded_also_those_made_later() {
     mount.send_to("other", 1, &[b"before "]);
     write(&mount, "app/log", "before");
     let mut recorder = Recorder::start_into(mount.point(), &dir, &["--all"]);
-    eventually("what was there", || is_read(&mount, "other") && is_read(&mount, "app/log"));
+    eventually("what was there", || mount.is_read("other") && mount.is_read("app/log"));
     let later = Channel::builder(mount.point(), "made/later").create(true).open().expect("a channel");
     later.write_to(0, b"later").expect("writing");
-    eventually("what came later", || is_read(&mount, "made/later"));
+    eventually("what came later", || mount.is_read("made/later"));
     drop(later);
     // The recorder is not what keeps it.
     eventually("the end of the channel", || !mount.control("made/later", "stats").exists());
@@ -79,7 +73,7 @@ fn all_channels_are_recorded_also_those_made_later() {
     mount.restart(&[TIMED, "--channel=other", "--keep"]);
     mount.send_to("other", 1, &[b"after"]);
     write(&mount, "app/log", "after");
-    eventually("what came with the next daemon", || is_read(&mount, "other") && is_read(&mount, "app/log"));
+    eventually("what came with the next daemon", || mount.is_read("other") && mount.is_read("app/log"));
     end(&mut recorder);
     assert_eq!(bytes(&dir.join("other"), 1), "before after");
     assert_eq!(bytes(&dir.join("made/later"), 0), "later");
@@ -94,7 +88,7 @@ fn all_channels_are_recorded_also_those_made_later() {
     let mut recorder = Recorder::start_into(mount.point(), &dir, &["--all", "--append"]);
     mount.send_to("other", 1, &[b" and again"]);
     write(&mount, "app/log", "again");
-    eventually("what came later", || is_read(&mount, "other") && is_read(&mount, "app/log"));
+    eventually("what came later", || mount.is_read("other") && mount.is_read("app/log"));
     end(&mut recorder);
     assert_eq!(bytes(&dir.join("other"), 1), "before after and again");
     assert_eq!(texts(&dir.join("app/log")), ["before", "after", "again"]);
@@ -121,7 +115,7 @@ fn appended_recording_grows() {
     // Two recorders do not write the same files.
     let mut recorder = Recorder::start_into(mount.point(), &raw, &["--append"]);
     mount.send(0, &[b"3"]);
-    eventually("the recorder at work", || is_read(&mount, "cpu"));
+    eventually("the recorder at work", || mount.is_read("cpu"));
     let output = run(&mut record(mount.point(), &raw, &["--append"]));
     assert_eq!(exit_code(output.status), 1);
     assert!(text(&output.stderr).contains("another recorder writes there"), "{}", text(&output.stderr));
@@ -146,7 +140,7 @@ fn each_start_has_a_dated_directory() {
     assert!(found.iter().all(|name| agree(&dir.join(name)) == 1));
     let mut all = Recorder::start_into(mount.point(), &dir, &["--all", "--dated"]);
     write(&mount, "app/log", "2");
-    eventually("the third", || is_read(&mount, "app/log"));
+    eventually("the third", || mount.is_read("app/log"));
     end(&mut all);
     let newest = names(&dir).into_iter().rfind(|name| name.starts_with('2')).unwrap();
     assert_eq!(texts(&dir.join(newest).join("app/log")), ["2"]);
@@ -162,7 +156,7 @@ fn oldest_files_go_when_there_are_too_many_bytes() {
     for n in 0..200 {
         mount.send_to("raw", 0, &[format!("{n:03} {line}").as_bytes()]);
         write(&mount, "app/log", &format!("{n:03} {line}"));
-        eventually("a message", || is_read(&mount, "raw") && is_read(&mount, "app/log"));
+        eventually("a message", || mount.is_read("raw") && mount.is_read("app/log"));
     }
     end(&mut recorder);
     let total = size(&dir);
@@ -196,7 +190,7 @@ fn files_are_rotated_by_time() {
             }
             sent += 1;
             mount.poke(channel, "flush");
-            eventually("a message", || is_read(&mount, channel));
+            eventually("a message", || mount.is_read(channel));
         }
         end(&mut recorder);
         assert!(numbered().len() <= 2 * 3, "{:?}", numbered());
@@ -218,7 +212,7 @@ fn channel_that_is_created_again_begins_another_piece() {
         let definition = Definition { name: name.to_owned(), fields, ..Definition::default() };
         let event = channel.define(definition).expect("an event");
         on_cpu(0, || event.write(&[Value::U64(7)])).expect("writing");
-        eventually("the event", || is_read(&mount, "app/log"));
+        eventually("the event", || mount.is_read("app/log"));
         drop((event, channel));
         if name == "first" {
             mount.end(Signal::SIGTERM);
@@ -258,7 +252,7 @@ fn command_of_the_unit_records_and_ends_at_sigterm() {
         let mut command = Command::new(program("audience"));
         command.args(words.split_whitespace()).stdin(Stdio::null()).stderr(Stdio::piped());
         let mut service = Process::start(&mut command);
-        eventually("a record", || is_read(&mount, "app/log"));
+        eventually("a record", || mount.is_read("app/log"));
         service.signal(Signal::SIGTERM);
         let status = service.wait();
         assert_eq!(exit_code(status), 0, "{}", service.stderr());

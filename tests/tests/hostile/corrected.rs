@@ -161,8 +161,8 @@ fn impossible_position_breaks_channel() {
             assert_eq!(error.raw_os_error(), Some(libc::EIO), "{mode} {word} {value:#x}");
             assert!(scene.log().contains(said), "{mode}: {}", scene.log());
             scene.mount.poke("cpu", "reset");
-            scene.mount.send(0, &[b"anew"]);
-            assert_eq!(scene.mount.read("cpu0"), b"anew");
+            scene.mount.send(0, &[b"again"]);
+            assert_eq!(scene.mount.read("cpu0"), b"again");
             // The recreated channel has another number.
             let dir = scene.log.with_file_name("state");
             let mut entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
@@ -182,7 +182,7 @@ fn reset_recreates_channel_with_unseen_damage() {
         scene.mount.send(0, &[b"lost"]);
         scene.set(offset_of!(BufferBlock, state), u64::MAX);
         scene.mount.poke("cpu", "reset");
-        scene.mount.send(0, &[b"anew"]);
-        assert_eq!(text(&scene.mount.read("cpu0")), "anew", "{mode}");
+        scene.mount.send(0, &[b"again"]);
+        assert_eq!(text(&scene.mount.read("cpu0")), "again", "{mode}");
     }
 }

@@ -69,8 +69,8 @@ impl Scene {
     /// Recreates the channel, and checks that it works.
     fn renew(&self) {
         self.mount.poke("evil", "reset");
-        self.mount.send_to("evil", 0, &[b"anew"]);
-        assert_eq!(self.mount.read("evil0"), b"anew");
+        self.mount.send_to("evil", 0, &[b"again"]);
+        assert_eq!(self.mount.read("evil0"), b"again");
     }
 
     fn assert_others_unharmed(&mut self) {
@@ -244,8 +244,8 @@ fn next_daemon_quarantines_truncated_channel() {
         scene.mount.restart(&args);
         assert_eq!(scene.mount.read("good1"), b"kept", "{file} {len}");
         assert_eq!(scene.mount.read("evil0"), b"", "{file} {len}");
-        scene.mount.send_to("evil", 0, &[b"anew"]);
-        assert_eq!(scene.mount.read("evil0"), b"anew", "{file} {len}");
+        scene.mount.send_to("evil", 0, &[b"again"]);
+        assert_eq!(scene.mount.read("evil0"), b"again", "{file} {len}");
         assert!(scene.mount.end(Signal::SIGTERM).success());
         let log = scene.mount.daemon().stderr();
         assert!(log.contains("channel evil: quarantined in "), "{file} {len}: {log}");

@@ -171,8 +171,8 @@ fn reset_of_broken_channel_without_room_fails_until_room() {
     fs::remove_file(filler).unwrap();
     assert_eq!(reset(), Ok(()));
     assert!(named().iter().all(|entry| entry.id != id), "the broken channel does not continue");
-    mount.send_to("dir/evil", 0, &[b"anew"]);
-    assert_eq!(mount.read("dir/evil0"), b"anew");
+    mount.send_to("dir/evil", 0, &[b"again"]);
+    assert_eq!(mount.read("dir/evil0"), b"again");
     honest.end();
     assert_eq!(exit_code(mount.end(Signal::SIGTERM)), 0);
 }

@@ -107,11 +107,7 @@ fn pass(signal: Signal, seed: u64) {
         ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     });
     let done: Vec<Done> = writers.into_iter().map(StressWriter::finish).collect();
-    let is_read = |channel: &str| {
-        let stats = mount.stats(channel);
-        stats["total.bytes"] == stats["total.read_bytes"]
-    };
-    eventually("all of it", || is_read("cpu") && is_read("app/log"));
+    eventually("all of it", || mount.is_read("cpu") && mount.is_read("app/log"));
     assert_eq!(exit_code_of(&mut recorder), 0, "{}", recorder.said());
 
     let bytes = |cpu: usize| -> Vec<u8> {
