@@ -1,9 +1,8 @@
 //! A copy that the open files of one name share.
 //!
 //! A process that has closed the file, written to the channel and opened the file again finds what it wrote. But the
-//! kernel reports the last close of an open file (RELEASE) after close(2) has returned, perhaps after that next open. It
-//! reports the close of a descriptor (FLUSH) before. So the next open of a copy whose users have all closed it waits for
-//! the copy's end.
+//! daemon may handle the last close of an open file (RELEASE) after that next open. Close(2) waits for its FLUSH alone,
+//! which comes for each descriptor. So a copy whose users have all closed it is probably about to end.
 
 use std::convert::Infallible;
 use std::ops::Deref;
@@ -17,9 +16,10 @@ use crate::process::killed::process_of;
 
 /// Longest wait for the end of a copy whose users have all closed it.
 ///
-/// A descriptor that was duplicated or passed on, or a mapping, may hold it longer. Then it is shared, and later opens
-/// do not wait.
-const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// The kernel queues RELEASE before close(2) returns, so that is time for the daemon's threads to get a CPU. A
+/// descriptor that was duplicated or passed on, or a mapping, may hold the copy longer. Then it is shared, and later
+/// opens do not wait.
+const CLOSE_MAX: Duration = Duration::from_millis(250);
 
 /// A copy, with what the open files of its name have in common.
 pub(crate) struct OpenCopy<T> {
@@ -65,16 +65,14 @@ impl<T> CopyUse<T> {
     }
 
     /// Called when a thread closes a descriptor of the file, or ends. Other processes may have inherited one.
-    pub(crate) fn close(&self, thread: u32) {
-        if process_of(thread).unwrap_or(thread) == self.process {
-            self.end();
-        }
+    ///
+    /// Returns whether the copy has no users from now on.
+    pub(crate) fn close(&self, thread: u32) -> bool {
+        process_of(thread).unwrap_or(thread) == self.process && self.end()
     }
 
-    fn end(&self) {
-        if !self.is_closed.swap(true, Ordering::Relaxed) {
-            self.open.users.fetch_sub(1, Ordering::Relaxed);
-        }
+    fn end(&self) -> bool {
+        !self.is_closed.swap(true, Ordering::Relaxed) && self.open.users.fetch_sub(1, Ordering::Relaxed) == 1
     }
 }
 
@@ -94,9 +92,14 @@ impl<T> Drop for CopyUse<T> {
 
 impl<T> CopyRef<T> {
     /// Begins the use of the copy by a file that a thread has opened, or returns nothing if the copy has ended.
-    ///
-    /// Waits for the end of a copy whose users have closed it, so no locks that a close takes may be held.
     pub(crate) fn share(&self, thread: u32) -> Option<CopyUse<T>> {
+        Some(CopyUse::begin(self.open.upgrade()?, thread))
+    }
+
+    /// Like [`CopyRef::share`], but first waits for the end of a copy whose users have closed it.
+    ///
+    /// The caller may hold no lock that a close takes.
+    pub(crate) fn share_unless_closed(&self, thread: u32) -> Option<CopyUse<T>> {
         let open = self.open.upgrade()?;
         if !open.is_held.load(Ordering::Relaxed) && open.users.load(Ordering::Relaxed) == 0 {
             drop(open);
@@ -105,7 +108,7 @@ impl<T> CopyRef<T> {
             }
             self.open.upgrade()?.is_held.store(true, Ordering::Relaxed);
         }
-        Some(CopyUse::begin(self.open.upgrade()?, thread))
+        self.share(thread)
     }
 
     /// Returns the copy for a look at it.
@@ -149,12 +152,12 @@ mod tests {
     #[test]
     fn copy_is_shared_until_its_users_close_it() {
         let (first, found) = CopyUse::new("first", us());
-        let second = found.share(us()).expect("an open copy");
+        let second = found.share_unless_closed(us()).expect("an open copy");
         assert_eq!(*second, "first");
-        first.close(us());
-        assert!(found.share(us()).is_some(), "one of two has closed it");
+        assert!(!first.close(us()));
+        assert!(found.share_unless_closed(us()).is_some(), "one of two has closed it");
         drop((first, second));
-        assert!(found.share(us()).is_none() && !found.is_open());
+        assert!(found.share_unless_closed(us()).is_none() && !found.is_open());
     }
 
     /// The file of a closed descriptor may have another one, or reads on their way. Only the first open waits for its end.
@@ -162,19 +165,19 @@ mod tests {
     fn copy_that_is_held_is_shared() {
         let (held, found) = CopyUse::new("held", us());
         let is_held = || found.get().expect("an open copy").is_held.load(Ordering::Relaxed);
-        held.close(us());
+        assert!(held.close(us()));
         assert!(!is_held());
-        assert!(found.share(us()).is_some() && is_held());
+        assert!(found.share_unless_closed(us()).is_some() && is_held());
         drop(held);
-        assert!(found.share(us()).is_none());
+        assert!(found.share_unless_closed(us()).is_none());
     }
 
     /// A shell holds a file open, and its commands inherit the descriptor.
     #[test]
     fn close_by_another_process_leaves_the_use() {
         let (used, found) = CopyUse::new("used", us());
-        used.close(1);
-        assert!(found.share(us()).is_some());
+        assert!(!used.close(1));
+        assert!(found.share_unless_closed(us()).is_some());
         assert!(!found.get().expect("an open copy").is_held.load(Ordering::Relaxed), "no open has waited");
     }
 }

@@ -116,7 +116,7 @@ impl SnapshotSlot {
         copy: impl FnOnce() -> Result<(Vec<u8>, Reservation), i32>,
     ) -> Result<(CopyUse<Snapshot>, bool), i32> {
         let found = self.lock().clone();
-        if let Some(shared) = found.share(thread) {
+        if let Some(shared) = found.share_unless_closed(thread) {
             return Ok((shared, false));
         }
         let (bytes, memory) = copy()?;

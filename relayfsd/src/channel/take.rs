@@ -2,8 +2,10 @@
 //!
 //! The first open makes the copy. All programs that open the file meanwhile share the copy, and the last close frees
 //! it. `delivered.rs` records which bytes programs get. When one open file has got all bytes, the daemon gives back the
-//! range of the stream that the copy covers, once. From then on the file's name means another inode with another copy.
-//! Programs that still have the old file open see it unchanged.
+//! range of the stream that the copy covers, once.
+//!
+//! From then on, or when all that have opened the file have closed it, the file's name means another inode with another
+//! copy. Programs that still have the old file open see it unchanged.
 
 use std::fmt;
 use std::fs::File;
@@ -216,6 +218,11 @@ impl Take {
         let all = delivered.close(file, process, ended);
         drop(delivered);
         all && self.consume(process_of(thread).unwrap_or(thread))
+    }
+
+    /// Called when all that opened the copy have closed it. Others may still have it open.
+    pub(crate) fn end(&self) {
+        self.channel.take_slot(self.cpu).lock().renew(self.copy);
     }
 
     /// Handles the last close of open file number `file`.

@@ -323,13 +323,17 @@ impl OpenFile {
     pub(crate) fn flush(&self, tree: &Tree, number: u64, process: u64, thread: u32) {
         match self {
             OpenFile::Take(take) => {
-                take.close(thread);
                 if take.flush(number, process, thread) {
                     let (channel, cpu) = take.buffer();
                     tree.writers().make_room(channel, cpu);
                 }
+                if take.close(thread) {
+                    take.end();
+                }
             }
-            OpenFile::Snapshot { snapshot, .. } => snapshot.close(thread),
+            OpenFile::Snapshot { snapshot, .. } => {
+                snapshot.close(thread);
+            }
             _ => {}
         }
     }

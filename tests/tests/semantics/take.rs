@@ -262,6 +262,23 @@ fn halves_by_two_open_files_consume_nothing() {
     assert_eq!((read_bytes(&mount), take(&mount).len()), (0, 250));
 }
 
+/// A shell holds the file by a duplicate: it has closed the descriptor that it opened.
+#[test]
+fn held_descriptor_is_read_again_and_consumed_once() {
+    let mount = small(&[]);
+    let content = write(&mount, "abcd");
+    let script = "
+        exec 3<take/cpu0
+        printf e >msg
+        cat take/cpu0 >/dev/null & cat /proc/$$/fd/3 >/dev/null; wait
+        head -c 7 take/cpu0 >/dev/null
+        cat /proc/$$/fd/3; cat <&3 >/dev/null";
+    let output = run(tool("sh", "dash").args(["-ec", script]).current_dir(mount.control("cpu", "")));
+    assert_eq!((exit_code(output.status), text(&output.stderr)), (0, String::new()));
+    assert_same("the held copy", &output.stdout, &content);
+    assert_eq!(mount.read("cpu0"), b"");
+}
+
 /// The bytes of all processes that share an open file count together.
 #[test]
 fn processes_that_share_an_open_file_read_it_together() {
