@@ -51,12 +51,16 @@ impl FirstThread {
     ///
     /// What the daemon calls that one is not known. So this process stands for it where their numbers differ.
     pub(crate) fn number_about(&self, process: u32) -> u32 {
+        if !self.is_of(ThisThread::find()) {
+            return process;
+        }
         // Relaxed: as above.
         let word = self.word.load(Ordering::Relaxed);
-        if word == 0 || !self.is_of(ThisThread::find()) { process } else { word as u32 }
+        if word == 0 { process } else { word as u32 }
     }
 
-    fn is_of(&self, this: ThisThread) -> bool {
+    /// Returns whether the number is that of the calling thread's process, and not of its parent.
+    pub(crate) fn is_of(&self, this: ThisThread) -> bool {
         self.process.load(Ordering::Acquire) == this.process()
     }
 }

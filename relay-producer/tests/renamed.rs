@@ -20,7 +20,7 @@ fn name() -> String {
     fs::read_to_string("/proc/self/comm").unwrap()
 }
 
-fn eventually(what: &str, condition: impl Fn() -> bool) {
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < PATIENCE, "{what}");
@@ -58,26 +58,36 @@ fn process_has_its_name_while_a_daemon_does_not_answer() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = tempdir().unwrap();
     let own = name();
-    let (attached, was_renamed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let (asked, renamed) = (Arc::clone(&attached), Arc::clone(&was_renamed));
+    // Whether the daemon has seen the name of the program, and ATTACH frames after that, which it does not answer.
+    let (was_renamed, unanswered) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let (renamed, asked) = (Arc::clone(&was_renamed), Arc::clone(&unanswered));
     let daemon = Daemon::start_script(&dir, move |peer| {
         serve(peer, || {
-            let is_first = asked.load(Ordering::SeqCst) == 0;
-            if is_first {
+            let answers = !renamed.load(Ordering::SeqCst);
+            if answers {
                 renamed.store(name() == "program\n", Ordering::SeqCst);
+            } else {
+                asked.fetch_add(1, Ordering::SeqCst);
             }
-            asked.fetch_add(1, Ordering::SeqCst);
-            is_first
+            answers
         });
     });
     let builder = Channel::builder(&daemon.socket, "cpu").transport(TransportChoice::Socket);
-    let channel = builder.program("program".as_ref()).open().unwrap();
-    assert_eq!((attached.load(Ordering::SeqCst), name()), (1, own.clone()));
-    assert!(was_renamed.load(Ordering::SeqCst), "the daemon has seen the name of the program");
+    let builder = builder.program("program".as_ref());
+    let mut channel = builder.open().unwrap();
+    // The process has its name again after 0.1 s, and a busy machine gives the daemon no CPU for so long.
+    eventually("the name of the program", || {
+        assert_eq!(name(), own);
+        let is_seen = was_renamed.load(Ordering::SeqCst);
+        if !is_seen {
+            channel = builder.open().unwrap();
+        }
+        is_seen
+    });
     // The daemon ends the connection at the first message.
     eventually("no other connection", || {
         let _ = channel.write(b"message");
-        attached.load(Ordering::SeqCst) == 2
+        unanswered.load(Ordering::SeqCst) == 1
     });
     eventually("the name of the program stays", || name() == own);
 }
@@ -90,7 +100,6 @@ fn process_has_its_name_while_a_call_waits() {
     let expected = own.clone();
     let daemon = Daemon::start_script(&dir, move |peer| {
         serve(peer, || {
-            assert_eq!(name(), "program\n");
             eventually("the name of the program stays", || name() == expected);
             true
         });

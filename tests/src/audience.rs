@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 
+use crate::stopped::stands_still;
 use crate::{Process, eventually, exit_code, program};
 
 /// The command `audience -m POINT ARGS`, without the caller's RELAYFS.
@@ -60,11 +61,7 @@ impl Follower {
     /// Stops the program where it is.
     pub fn pause(&self) {
         self.process.signal(Signal::SIGSTOP);
-        let stat = format!("/proc/{}/stat", self.process.pid());
-        eventually("a program that is stopped", || {
-            let stat = fs::read_to_string(&stat).expect("a process of ours");
-            stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" T "))
-        });
+        stands_still(self.process.pid());
     }
 
     /// Lets it continue.

@@ -385,6 +385,13 @@ impl Mount {
         stats["total.bytes"] > 0 && stats["total.bytes"] == stats["total.read_bytes"]
     }
 
+    /// Unmounts when no process has a file open. The kernel closes files a moment after their programs, and a child that
+    /// another thread starts has them until it runs its program.
+    #[track_caller]
+    pub fn unmount(&self) {
+        eventually("umount", || run(tool("umount", "mount").arg(self.point())).status.success());
+    }
+
     /// Detaches the mount while files may be open, as root or by fusermount3.
     #[track_caller]
     pub fn detach(&self) {

@@ -38,13 +38,14 @@ impl Drop for Stopped {
     }
 }
 
-/// Waits until each thread of a process that was stopped has left the kernel.
+/// Waits until each thread of a process has left the kernel, after a signal that stops it.
 #[track_caller]
-fn stands_still(process: Pid) {
+pub fn stands_still(process: Pid) {
     eventually("a process that stands still", || {
         let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("its threads");
-        // A thread that has just ended has no file.
+        // A thread that has just ended has no file, and a first thread that has ended stays as a zombie.
         let stat = |task: fs::DirEntry| fs::read_to_string(task.path().join("stat")).ok();
-        tasks.filter_map(|task| stat(task.expect("a thread"))).all(|stat| stat.contains(") T "))
+        let state = |stat: String| stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+        tasks.filter_map(|task| state(stat(task.expect("a thread"))?)).all(|state| matches!(state, 'T' | 'Z'))
     });
 }

@@ -61,12 +61,6 @@ impl Attachment {
         self.owner.store(u64::from(generation) << 32 | u64::from(process), Ordering::Relaxed);
     }
 
-    /// Returns the number that records of the thread with this id have. The caller asks if its generation is the owner's.
-    #[inline(always)]
-    pub(crate) fn number_of(&self, id: u32) -> u32 {
-        self.first_thread.number_of(id)
-    }
-
     /// Returns the number that records of the calling thread have.
     pub(crate) fn number_in(&self, this: ThisThread) -> u32 {
         self.first_thread.number_in(this)
@@ -93,8 +87,9 @@ impl Attachment {
     #[inline(always)]
     pub(crate) fn has_noted(&self, about: Option<u32>, threads: &ThreadTable) -> Option<u32> {
         let (id, process) = ThisThread::known_in(self.owner.load(Ordering::Relaxed))?;
-        // A process without a number has no words.
-        let tid = about.unwrap_or_else(|| self.number_of(id));
+        // A process without a number has no words. A CPU may load the owner before an older first thread's number, but no
+        // thread has noted that one for this process.
+        let tid = about.unwrap_or_else(|| self.first_thread.number_of(id));
         threads.has(tid, process).then_some(tid)
     }
 

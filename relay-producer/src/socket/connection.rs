@@ -42,11 +42,8 @@ pub(crate) struct Connection {
     pub(crate) message_max: usize,
     /// The channel's buffers, or the reason for which this process does not have them.
     pub(crate) sharing: Result<Arc<DirectBuffers>, String>,
-    /// The process that may use this connection, see [`ThisThread::process`].
-    /// A child has inherited the descriptor, but not the replies.
-    process: u64,
-    /// Number of that process in the daemon's PID namespace; 0 if it is not known.
-    pid_there: u32,
+    /// The first thread of the process that may use this connection. A child has inherited the descriptor, but not the
+    /// replies.
     first_thread: FirstThread,
     /// The channel's number.
     channel: u32,
@@ -105,8 +102,6 @@ impl Connection {
             room: FRAME_MAX.min(hello.frame_max as usize) - HEADER_LEN - WRITE_FIXED_LEN,
             message_max: MESSAGE_MAX.min(hello.message_max as usize),
             sharing,
-            process: ThisThread::find().process(),
-            pid_there: opened.pid,
             first_thread: FirstThread::new(opened.pid),
             channel: reply.channel,
             instance,
@@ -157,7 +152,7 @@ impl Connection {
     /// Returns the number of this process in the daemon's PID namespace, as far as is known.
     pub(crate) fn pid_there(&self) -> u32 {
         // A forked child has its parent's connection until it has its own.
-        if self.pid_there == 0 || !self.is_own() { std::process::id() } else { self.pid_there }
+        self.number_about(std::process::id())
     }
 
     /// Returns the number that records about another process have, which is in this process's PID namespace.
@@ -167,7 +162,7 @@ impl Connection {
 
     /// Returns whether this process made the connection.
     pub(crate) fn is_own(&self) -> bool {
-        self.process == ThisThread::find().process()
+        self.first_thread.is_of(ThisThread::find())
     }
 
     /// Returns the channel's buffers while they may be written.

@@ -35,7 +35,8 @@ impl Names {
     /// Makes the names of a forked child, which has none of its parent's handshakes.
     ///
     /// If the parent's first thread has forked during one, the child has the name from it, and keeps that until its
-    /// first handshake is over. Numbers go on, since the parent's handshakes are in the child's memory.
+    /// first handshake is over. Numbers go on, since the parent's handshakes are in the child's memory. A fork while another
+    /// thread gives a name leaves the child without these names, and perhaps with that one.
     fn of_child(&self) -> Names {
         let of_parent = self.given.last().map(|(_, name)| name).or(self.of_parent.as_ref()).cloned();
         Names { own: self.own.clone(), given: Vec::new(), of_parent, last: self.last }

@@ -6,8 +6,8 @@
 
 use std::convert::Infallible;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, never};
@@ -18,61 +18,98 @@ use crate::process::killed::process_of;
 ///
 /// The kernel queues RELEASE before close(2) returns, so that is time for the daemon's threads to get a CPU. A
 /// descriptor that was duplicated or passed on, or a mapping, may hold the copy longer. Then it is shared, and later
-/// opens do not wait.
-const CLOSE_MAX: Duration = Duration::from_millis(250);
+/// opens do not wait for these uses.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
 
 /// A copy, with what the open files of its name have in common.
 pub(crate) struct OpenCopy<T> {
     copy: T,
-    /// Number of its open files that the process which opened them has not closed.
-    users: AtomicUsize,
-    /// Whether an open has waited for its end as long as it may.
-    is_held: AtomicBool,
+    uses: Mutex<Uses>,
     /// The copy's end closes it.
     _alive: Sender<Infallible>,
 }
 
+/// What is counted of a copy's uses.
+#[derive(Default)]
+struct Uses {
+    begun: u64,
+    /// Open ones whose process has not closed its descriptor.
+    in_use: u64,
+    /// Open ones that an open has waited for in vain: all that began before number `held_below`.
+    held: u64,
+    held_below: u64,
+    open: u64,
+}
+
 /// An open file's use of a copy.
 pub(crate) struct CopyUse<T> {
-    open: Arc<OpenCopy<T>>,
+    of: Arc<OpenCopy<T>>,
+    number: u64,
     /// The process that opened the file.
     process: u32,
+    /// Whether it has closed a descriptor of the file.
     is_closed: AtomicBool,
 }
 
 /// Finds a copy as long as a file that uses it is open.
 pub(crate) struct CopyRef<T> {
-    open: Weak<OpenCopy<T>>,
+    copy: Weak<OpenCopy<T>>,
     /// Is closed at the copy's end.
     end: Receiver<Infallible>,
 }
 
-// Relaxed in all that follows: the counts order no other memory. Close(2) returns after its FLUSH was answered, and the
-// kernel passes a later open on after that.
+impl<T> OpenCopy<T> {
+    fn uses(&self) -> MutexGuard<'_, Uses> {
+        self.uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl<T> CopyUse<T> {
     /// Begins the use of a new copy, by a file that a thread has opened.
     pub(crate) fn new(copy: T, thread: u32) -> (CopyUse<T>, CopyRef<T>) {
         let (alive, end) = bounded(0);
-        let (users, is_held) = (AtomicUsize::new(0), AtomicBool::new(false));
-        let open = Arc::new(OpenCopy { copy, users, is_held, _alive: alive });
-        let found = CopyRef { open: Arc::downgrade(&open), end };
-        (CopyUse::begin(open, thread), found)
+        let of = Arc::new(OpenCopy { copy, uses: Mutex::default(), _alive: alive });
+        let found = CopyRef { copy: Arc::downgrade(&of), end };
+        (CopyUse::begin(of, thread), found)
     }
 
-    fn begin(open: Arc<OpenCopy<T>>, thread: u32) -> CopyUse<T> {
-        open.users.fetch_add(1, Ordering::Relaxed);
-        CopyUse { open, process: process_of(thread).unwrap_or(thread), is_closed: AtomicBool::new(false) }
+    fn begin(of: Arc<OpenCopy<T>>, thread: u32) -> CopyUse<T> {
+        let mut uses = of.uses();
+        let number = uses.begun;
+        uses.begun += 1;
+        uses.open += 1;
+        uses.in_use += 1;
+        drop(uses);
+        let process = process_of(thread).unwrap_or(thread);
+        CopyUse { of, number, process, is_closed: AtomicBool::new(false) }
     }
 
     /// Called when a thread closes a descriptor of the file, or ends. Other processes may have inherited one.
     ///
-    /// Returns whether the copy has no users from now on.
+    /// Returns whether no process uses the copy from now on.
     pub(crate) fn close(&self, thread: u32) -> bool {
         process_of(thread).unwrap_or(thread) == self.process && self.end()
     }
 
     fn end(&self) -> bool {
-        !self.is_closed.swap(true, Ordering::Relaxed) && self.open.users.fetch_sub(1, Ordering::Relaxed) == 1
+        let mut uses = self.of.uses();
+        // Relaxed: the lock orders it.
+        if self.is_closed.swap(true, Ordering::Relaxed) {
+            return false;
+        }
+        uses.in_use -= 1;
+        uses.in_use == 0
+    }
+}
+
+impl<T> Drop for CopyUse<T> {
+    fn drop(&mut self) {
+        self.end();
+        let mut uses = self.of.uses();
+        uses.open -= 1;
+        if self.number < uses.held_below {
+            uses.held -= 1;
+        }
     }
 }
 
@@ -80,44 +117,39 @@ impl<T> Deref for CopyUse<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        &self.open.copy
-    }
-}
-
-impl<T> Drop for CopyUse<T> {
-    fn drop(&mut self) {
-        self.end();
+        &self.of.copy
     }
 }
 
 impl<T> CopyRef<T> {
     /// Begins the use of the copy by a file that a thread has opened, or returns nothing if the copy has ended.
     pub(crate) fn share(&self, thread: u32) -> Option<CopyUse<T>> {
-        Some(CopyUse::begin(self.open.upgrade()?, thread))
+        Some(CopyUse::begin(self.copy.upgrade()?, thread))
     }
 
     /// Like [`CopyRef::share`], but first waits for the end of a copy whose users have closed it.
     ///
     /// The caller may hold no lock that a close takes.
     pub(crate) fn share_unless_closed(&self, thread: u32) -> Option<CopyUse<T>> {
-        let open = self.open.upgrade()?;
-        if !open.is_held.load(Ordering::Relaxed) && open.users.load(Ordering::Relaxed) == 0 {
-            drop(open);
+        let is_ending = |uses: &Uses| uses.in_use == 0 && uses.held == 0;
+        if is_ending(&self.copy.upgrade()?.uses()) {
             if self.end.recv_timeout(CLOSE_MAX) != Err(RecvTimeoutError::Timeout) {
                 return None;
             }
-            self.open.upgrade()?.is_held.store(true, Ordering::Relaxed);
+            let held = self.copy.upgrade()?;
+            let mut uses = held.uses();
+            (uses.held, uses.held_below) = (uses.open, uses.begun);
         }
         self.share(thread)
     }
 
     /// Returns the copy for a look at it.
     pub(crate) fn get(&self) -> Option<Arc<OpenCopy<T>>> {
-        self.open.upgrade()
+        self.copy.upgrade()
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        self.open.strong_count() > 0
+        self.copy.strong_count() > 0
     }
 }
 
@@ -131,18 +163,20 @@ impl<T> Deref for OpenCopy<T> {
 
 impl<T> Clone for CopyRef<T> {
     fn clone(&self) -> CopyRef<T> {
-        CopyRef { open: self.open.clone(), end: self.end.clone() }
+        CopyRef { copy: self.copy.clone(), end: self.end.clone() }
     }
 }
 
 impl<T> Default for CopyRef<T> {
     fn default() -> CopyRef<T> {
-        CopyRef { open: Weak::new(), end: never() }
+        CopyRef { copy: Weak::new(), end: never() }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::*;
 
     fn us() -> u32 {
@@ -162,14 +196,22 @@ mod tests {
 
     /// The file of a closed descriptor may have another one, or reads on their way. Only the first open waits for its end.
     #[test]
-    fn copy_that_is_held_is_shared() {
+    fn copy_that_is_held_is_shared_while_it_is_held() {
         let (held, found) = CopyUse::new("held", us());
-        let is_held = || found.get().expect("an open copy").is_held.load(Ordering::Relaxed);
+        let n_held = || found.get().expect("an open copy").uses().held;
         assert!(held.close(us()));
-        assert!(!is_held());
-        assert!(found.share_unless_closed(us()).is_some() && is_held());
-        drop(held);
-        assert!(found.share_unless_closed(us()).is_none());
+        assert_eq!(n_held(), 0);
+        let second = found.share_unless_closed(us()).expect("a held copy");
+        assert_eq!(n_held(), 1);
+        assert!(second.close(us()));
+        let third = found.share_unless_closed(us()).expect("a held copy");
+        assert_eq!((n_held(), third.number), (1, 2));
+        drop((held, second));
+        assert_eq!(n_held(), 0);
+        assert!(third.close(us()));
+        let closer = thread::spawn(move || drop(third));
+        assert!(found.share_unless_closed(us()).is_none(), "it has waited for the third");
+        closer.join().unwrap();
     }
 
     /// A shell holds a file open, and its commands inherit the descriptor.
@@ -178,6 +220,6 @@ mod tests {
         let (used, found) = CopyUse::new("used", us());
         assert!(!used.close(1));
         assert!(found.share_unless_closed(us()).is_some());
-        assert!(!found.get().expect("an open copy").is_held.load(Ordering::Relaxed), "no open has waited");
+        assert_eq!(found.get().expect("an open copy").uses().held, 0, "no open has waited");
     }
 }

@@ -85,10 +85,11 @@ impl Registry {
         if maker != uid && !is_trusted(uid) {
             return Err(libc::EPERM);
         }
+        // First what the caller can see: of connections and files that are closed, the daemon hears later.
+        check(&channel)?;
         if channels.ending || channel.is_held() || channel.has_producers() {
             return Err(libc::EBUSY);
         }
-        check(&channel)?;
         self.remove_locked(&mut channels, &channel);
         Ok((channels, channel))
     }

@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::minor;
 use nix::unistd::getsid;
 use relayfs_tests::background::{Daemon, Place, try_to_start};
+use relayfs_tests::stopped::Stopped;
 use relayfs_tests::{
     DEADLINE, Mount, Process, complaint, eventually, exit_code, is_mounted, program, run, stdout_of, text,
     tool,
@@ -437,11 +438,11 @@ fn directories_that_existed_before_stay() {
 fn late_daemon_leaves_other_mounts_alone() {
     for _ in 0..5 {
         let mut late = Mount::new(&[]);
-        late.daemon().signal(Signal::SIGSTOP);
+        let stopped = Stopped::new(late.daemon().pid());
         // By the system call: umount(8) would send the daemon a request.
         umount2(late.point(), MntFlags::UMOUNT_NOFOLLOW).unwrap();
         let next = Mount::new(&[]);
-        late.daemon().signal(Signal::SIGCONT);
+        drop(stopped);
         assert_eq!(exit_code(late.daemon().wait()), 0);
         assert!(is_mounted(next.point()));
         assert_eq!(next.send(0, &[b"fine"]).written, 1);

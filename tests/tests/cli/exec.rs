@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use relay::trace::event::{Event, Stream};
 use relayfs_tests::ends::without_ends;
 use relayfs_tests::records::{FoundRecord, merged, threads};
+use relayfs_tests::stopped::stands_still;
 use relayfs_tests::terminal::ON_TERMINAL;
 use relayfs_tests::{Mount, Process, eventually, program, run, run_with_input, stdout_of, text, tool};
 
@@ -276,12 +277,7 @@ fn program_that_is_stopped_stops_the_command() {
     let mut command = exec(&mount, &["python3", "-c", STOPPER]);
     // A process group of a session that has others, as a shell makes them: such a group can be stopped.
     let mut process = Process::start(command.process_group(0).stdout(Stdio::piped()));
-    let stat = format!("/proc/{}/stat", process.pid());
-    let is_stopped = || {
-        let stat = fs::read_to_string(&stat).expect("a process of ours");
-        stat.rsplit(')').next().expect("the rest").starts_with(" T ")
-    };
-    eventually("the command stops", is_stopped);
+    stands_still(process.pid());
     kill(Pid::from_raw(-process.pid().as_raw()), Signal::SIGCONT).expect("signalling a group of ours");
     assert!(process.stdout() == [&b"before\n"[..], &[b'x'; 1_000_000], b"\n"].concat());
     assert!(process.wait().success());

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use relay_producer::{Channel, WriteError};
 use relayfs_tests::audience::audience;
 use relayfs_tests::direct::{is_without_sequences, on_cpu};
-use relayfs_tests::{Mount, eventually, exit_code, program, run, stdout_of, text, tool};
+use relayfs_tests::{Mount, eventually, exit_code, program, run, stdout_of, text};
 
 const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4", "--channel=app/log", "--channel=all:global"];
 
@@ -26,8 +26,7 @@ fn end(mount: &mut Mount, how: &str) -> String {
         "SIGTERM" => mount.daemon().signal(Signal::SIGTERM),
         "SIGINT" => mount.daemon().signal(Signal::SIGINT),
         "umount -l" => mount.detach(),
-        // The kernel closes files a moment after their programs.
-        _ => eventually("umount", || run(tool("umount", "mount").arg(mount.point())).status.success()),
+        _ => mount.unmount(),
     }
     assert_eq!(exit_code(mount.daemon().wait()), 0, "{how}");
     mount.daemon().stderr()

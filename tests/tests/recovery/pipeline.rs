@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use relayfs_tests::audience::audience;
 use relayfs_tests::direct::pin_thread;
+use relayfs_tests::stopped::Stopped;
 use relayfs_tests::{Mount, Process, direct, eventually, exit_code, interruptible, program, stdout_of, text};
 
 const ARGS: &[&str] = &["--subbuf-size=4096", "--n-subbufs=4"];
@@ -168,10 +169,10 @@ fn daemon_that_stands_still_does_not_hold_up_a_program() {
     has_come("before\n", || text(&stdout_of(&mut audience(mount.point(), &[]))));
     mount.end(Signal::SIGKILL);
     mount.restart_with_sequences(ARGS);
-    mount.daemon().signal(Signal::SIGSTOP);
+    let stopped = Stopped::new(mount.daemon().pid());
     pipeline.line("go\n");
     eventually("the end of the program", || !pipeline.process.is_running());
-    mount.daemon().signal(Signal::SIGCONT);
+    drop(stopped);
     let (code, said) = pipeline.end();
     assert_eq!(code, 0, "{said}");
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use relayfs_tests::stopped::stands_still;
 use relayfs_tests::{Mount, eventually, is_mounted};
 use tempfile::TempDir;
 
@@ -49,8 +50,7 @@ fn unmounted_and_standing_still() -> (Mount, Option<(String, String)>) {
     let mut ours = Mount::new(&[]);
     let gone = numbers(ours.point());
     ours.daemon().signal(Signal::SIGSTOP);
-    let stat = format!("/proc/{}/stat", ours.daemon().pid());
-    eventually("a daemon that stands still", || fs::read_to_string(&stat).unwrap().contains(") T "));
+    stands_still(ours.daemon().pid());
     // Not umount(8), which would send the daemon a request.
     umount2(ours.point(), MntFlags::UMOUNT_NOFOLLOW).expect("unmounting: this test takes root");
     (ours, gone)

@@ -11,6 +11,7 @@ use relay_producer::{
 };
 use relayfs_tests::direct::on_cpu;
 use relayfs_tests::records::records;
+use relayfs_tests::stopped::Stopped;
 use relayfs_tests::{Mount, eventually};
 
 use super::producer::{MESSAGE_MAX, bytes, total};
@@ -121,7 +122,7 @@ fn calls_without_daemon_raise_no_sigpipe() {
 fn write_returns_full_while_daemon_hangs() {
     let mut mount = Mount::new(&["--overwrite"]);
     let channel = mount.channel("cpu");
-    mount.daemon().signal(Signal::SIGSTOP);
+    let stopped = Stopped::new(mount.daemon().pid());
     let (mut sent, mut lost) = (0, 0);
     while lost < 1000 {
         match channel.write_to(0, b"0123456789abcdef") {
@@ -133,7 +134,7 @@ fn write_returns_full_while_daemon_hangs() {
         }
     }
     assert!(sent > 0, "a socket holds some");
-    mount.daemon().signal(Signal::SIGCONT);
+    drop(stopped);
     channel.flush().expect("the daemon runs again");
     let counted = |counter| total(&mount, "cpu", counter);
     assert_eq!((counted("written"), counted("dropped")), (sent, lost));

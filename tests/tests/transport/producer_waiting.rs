@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use nix::sys::signal::Signal;
-use relayfs_tests::{Mount, Process, eventually, exit_code, program, stdout_of, text, tool};
+use relayfs_tests::{Mount, Process, eventually, exit_code, program, text};
 
 use super::producer::{AUTO, MESSAGE_MAX, SOCKET, bytes, one_line, produce, produce_well, start, total};
 
@@ -193,7 +193,7 @@ fn message_waiting_in_an_ending_daemon_reaches_the_next_one() {
     type End = (&'static str, fn(&mut Mount));
     const ENDS: [End; 3] = [
         ("SIGTERM", |mount| mount.daemon().signal(Signal::SIGTERM)),
-        ("umount", |mount| drop(stdout_of(tool("umount", "mount").arg(mount.point())))),
+        ("umount", |mount| mount.unmount()),
         ("umount -l", |mount| mount.detach()),
     ];
     let all: Vec<u8> = (b'a'..=b'f').flat_map(|byte| [byte; 1000]).collect();

@@ -14,6 +14,7 @@ use relay_producer::{
     BatchOptions, Channel, OpenError, RequestError, Transport, TransportChoice, WriteError,
 };
 use relayfs_tests::direct::{assert_direct, is_without_sequences, on_cpu, pin, with_sequences};
+use relayfs_tests::stopped::Stopped;
 use relayfs_tests::{Mount, Process, eventually, exit_code, program, text};
 
 /// Starts a `relay-producer` on CPU 0 that writes lines of a pipe.
@@ -50,10 +51,10 @@ fn forked_child_writes_at_once() {
     let mut said = String::new();
     BufReader::new(process.child().stdout.take().unwrap()).read_line(&mut said).unwrap();
     assert_eq!(said, "open\n");
-    mount.daemon().signal(Signal::SIGSTOP);
+    let stopped = Stopped::new(mount.daemon().pid());
     process.child().stdin.take().unwrap().write_all(b"\n").unwrap();
     let status = process.wait();
-    mount.daemon().signal(Signal::SIGCONT);
+    drop(stopped);
     assert!(status.success(), "{status}");
     assert_eq!(text(&mount.read("cpu0")), "before child after");
     assert_eq!(mount.stats("cpu")["total.written"], 0, "nothing went by the socket");

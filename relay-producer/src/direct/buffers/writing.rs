@@ -199,7 +199,7 @@ impl DirectBuffers {
         }
         let this = ThisThread::known()?;
         let (cpu_buffer, here) = place()?;
-        let tid = of.about.unwrap_or_else(|| self.attachment.number_of(this.id()));
+        let tid = of.about.unwrap_or_else(|| self.attachment.number_in(this));
         if !self.attachment.knows(this.generation(), tid, &cpu_buffer.buffer) {
             return None;
         }
