@@ -39,7 +39,7 @@ for bench in "$@"; do
         ;;
     python)
         printf '\n== one record of logging in Python\n\n'
-        built=$(target_dir)/release
+        built=$(target_dir)/${CARGO_BUILD_TARGET:+$CARGO_BUILD_TARGET/}release
         RELAYFS_BUILT=$built LD_LIBRARY_PATH=$built/librelay-installed/usr/lib python3 python/benches/handler.py
         ;;
     libraries)

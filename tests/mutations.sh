@@ -97,7 +97,7 @@ weaken M-announce '`closed` of an announced end: Relaxed' $buffer \
     's/closed\.store(1, Ordering::Release)/closed.store(1, Ordering::Relaxed)/'
 weaken N 'the look at `closed` of a reader: Relaxed' $buffer \
     's/closed\.load(Ordering::Acquire)/closed.load(Ordering::Relaxed)/'
-weaken N-open 'what a reader stores in `closed`: Relaxed' $buffer \
+weaken N-open 'the exchange by which a reader opens a buffer: Relaxed' $buffer \
     's/closed\.compare_exchange(found, 0, Ordering::Acquire/closed.compare_exchange(found, 0, Ordering::Relaxed/'
 weaken N-again 'no second look at the note' $buffer 's/let is_ended = is_ending();/let is_ended = false;/'
 owners=relay/src/ring/area_owners.rs

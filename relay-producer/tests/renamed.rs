@@ -74,13 +74,13 @@ fn process_has_its_name_while_a_daemon_does_not_answer() {
     });
     let builder = Channel::builder(&daemon.socket, "cpu").transport(TransportChoice::Socket);
     let builder = builder.program("program".as_ref());
-    let mut channel = builder.open().unwrap();
-    // The process has its name again after 0.1 s, and a busy machine gives the daemon no CPU for so long.
+    let mut channel = builder.clone().open().unwrap();
+    // The process has its name again after a time, and a busy machine may give the daemon no CPU for so long.
     eventually("the name of the program", || {
         assert_eq!(name(), own);
         let is_seen = was_renamed.load(Ordering::SeqCst);
         if !is_seen {
-            channel = builder.open().unwrap();
+            channel = builder.clone().open().unwrap();
         }
         is_seen
     });

@@ -10,12 +10,12 @@
 //! ```text
 //! Registry: creating --> channels --+
 //! OpenBuffer: history --------------+--> read_side, a buffer's --+--> waiters, the buffer's
-//! TakeSlot: making --+--------------+                            +--> Channel: files; Damage: told
-//!                    +--> copies                                 +--> WorkerQueue: idle
+//!                                                                 +--> Channel: files; Damage: told
+//!                                                                 +--> WorkerQueue: idle
 //! ```
 //!
-//! With one of the rightmost locks, a snapshot's slot, a quota's table, or `spin` of a buffer's file, a thread takes no
-//! other lock. Dropping the last [`ChannelRef`] takes `channels`. So a thread that drops one has at most `creating` of
+//! With one of the rightmost locks, the slot of a snapshot or of takes, a copy's uses, a quota's table, or `spin` of a
+//! buffer's file, a thread takes no other lock. Dropping the last [`ChannelRef`] takes `channels`. So a thread that drops one has at most `creating` of
 //! these locks.
 
 pub(crate) mod anchor_timer;

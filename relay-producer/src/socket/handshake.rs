@@ -36,7 +36,9 @@ use crate::transport::TransportChoice;
 pub(crate) const OPEN_LIMIT: Duration = Duration::from_secs(5);
 /// Time for a daemon to look at the name of the program whose output this process writes. A daemon that looks later finds
 /// this process's own name.
-const RENAMED_MAX: Duration = Duration::from_millis(100);
+const RENAMED_MAX: Duration = Duration::from_secs(1);
+/// That time in calls that may not wait so long.
+const RENAMED_LEAST: Duration = Duration::from_millis(100);
 /// Smallest valid frame limit of a daemon, in bytes.
 const FRAME_MAX_LEAST: usize = 512;
 
@@ -182,12 +184,14 @@ impl Handshake {
     /// Waits for the next answer until the deadline, and returns whether it has come.
     ///
     /// While the daemon looks at this process's name, it is that of another program: for [`RENAMED_MAX`] at most, and
-    /// also past the deadline.
+    /// for [`RENAMED_LEAST`] also past the deadline.
     fn has_answer_by(&mut self, deadline: Deadline) -> bool {
         if let Stage::Attach(_, renamed) = &mut self.stage
             && let Some(since) = renamed.since()
         {
-            if self.socket.wait(PollFlags::POLLIN, Some(since + RENAMED_MAX)) {
+            let (least, most) = (since + RENAMED_LEAST, since + RENAMED_MAX);
+            let until = deadline.map_or(most, |deadline| deadline.clamp(least, most));
+            if self.socket.wait(PollFlags::POLLIN, Some(until)) {
                 return true;
             }
             // This call may wait for long, and no other one may come for long.

@@ -35,6 +35,8 @@ use files::Files;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 /// CPUs of the pretended machine: at least as many as any machine that runs the tests.
 pub const N_CPUS: u32 = 1024;
+/// Number of the first process that attaches to a timed channel, in the daemon's PID namespace. Those of later ones follow.
+const FIRST_PID: u32 = 1000;
 
 /// Everything that arrived.
 #[derive(Debug, Default)]
@@ -74,9 +76,6 @@ pub struct Manners {
     pub unshared: (i32, &'static str),
     /// The errno with which messages are refused, if they are.
     pub refused: Option<i32>,
-    /// Number of the first process that attaches to a timed channel, in the daemon's PID namespace. Those of later ones
-    /// follow.
-    pub first_pid: u32,
 }
 
 impl Default for Manners {
@@ -89,7 +88,6 @@ impl Default for Manners {
             frames_max: usize::MAX,
             unshared: (95, "unknown frame type 0x6"),
             refused: None,
-            first_pid: 1000,
         }
     }
 }
@@ -316,7 +314,7 @@ impl<'a> Session<'a> {
                 }
                 FrameType::Open => self.open(&frame, &mut store),
                 FrameType::Attach => {
-                    let (process, pid) = (store.attached + 1, self.manners.first_pid + store.attached);
+                    let (process, pid) = (store.attached + 1, FIRST_PID + store.attached);
                     store.attached += 1;
                     self.peer.send(&AttachReply { process, clock: 1, pid, reserved: 0 }.frame(0, frame.id));
                 }

@@ -88,10 +88,10 @@ impl<T> CopyUse<T> {
     ///
     /// Returns whether no process uses the copy from now on.
     pub(crate) fn close(&self, thread: u32) -> bool {
-        process_of(thread).unwrap_or(thread) == self.process && self.end()
+        process_of(thread).unwrap_or(thread) == self.process && self.mark_closed()
     }
 
-    fn end(&self) -> bool {
+    fn mark_closed(&self) -> bool {
         let mut uses = self.of.uses();
         // Relaxed: the lock orders it.
         if self.is_closed.swap(true, Ordering::Relaxed) {
@@ -104,7 +104,7 @@ impl<T> CopyUse<T> {
 
 impl<T> Drop for CopyUse<T> {
     fn drop(&mut self) {
-        self.end();
+        self.mark_closed();
         let mut uses = self.of.uses();
         uses.open -= 1;
         if self.number < uses.held_below {
@@ -194,7 +194,8 @@ mod tests {
         assert!(found.share_unless_closed(us()).is_none() && !found.is_open());
     }
 
-    /// The file of a closed descriptor may have another one, or reads on their way. Only the first open waits for its end.
+    /// The file of a closed descriptor may have another one, or reads on their way. Only the first open waits for its
+    /// end.
     #[test]
     fn copy_that_is_held_is_shared_while_it_is_held() {
         let (held, found) = CopyUse::new("held", us());

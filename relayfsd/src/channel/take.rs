@@ -49,10 +49,6 @@ pub(crate) struct Take {
 #[derive(Default)]
 pub(crate) struct TakeSlot {
     copies: Mutex<Copies>,
-    /// Held while a thread makes a copy, which takes long for a large one.
-    ///
-    /// `copies` is not held meanwhile.
-    making: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -81,8 +77,8 @@ struct Consumed {
 impl Take {
     /// Opens a buffer's copy number `copy`: shares the copy if it is open, or makes it.
     ///
-    /// Fails with an errno: ESTALE if the file's name means another copy by now, ENOMEM if there is no memory for the
-    /// copy.
+    /// Runs on the copier's thread, which alone makes copies, one after another. Fails with an errno: ESTALE if the file's
+    /// name means another copy by now, ENOMEM if there is no memory for the copy.
     pub(crate) fn open(
         memory: &Arc<Quota>,
         channel: &ChannelRef,
@@ -91,7 +87,6 @@ impl Take {
         thread: u32,
     ) -> Result<CopyUse<Take>, i32> {
         let slot = channel.take_slot(cpu);
-        let _making = slot.making.lock().unwrap_or_else(PoisonError::into_inner);
         let found = slot.lock().find(copy).ok_or(libc::ESTALE)?;
         if let Some(shared) = found.share(thread) {
             return Ok(shared);
@@ -221,7 +216,7 @@ impl Take {
     }
 
     /// Called when all that opened the copy have closed it. Others may still have it open.
-    pub(crate) fn end(&self) {
+    pub(crate) fn renew_name(&self) {
         self.channel.take_slot(self.cpu).lock().renew(self.copy);
     }
 

@@ -373,8 +373,9 @@ impl Filesystem for Fs {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.files.remove(fh.0);
+        // First what the kernel maps: the end of a copy lets the next one have its inode.
         self.behind.close(fh.0);
+        self.files.remove(fh.0);
         reply.ok();
     }
 

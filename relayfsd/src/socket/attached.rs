@@ -39,7 +39,7 @@ pub(crate) struct Attached {
 impl Attached {
     /// Finds the process at the other end of a connection, and follows it. `executable` is what it says of itself.
     pub(crate) fn new(peer: &Peer, executable: &[u8], epoll: &Epoll) -> Attached {
-        let pid = peer.credentials().map_or(0, |credentials| credentials.pid().cast_unsigned());
+        let pid = peer.pid();
         let followed = Followed::peer(peer);
         let identity = Identity::read(pid, peer.uid(), executable);
         // The number may be another process's by now.

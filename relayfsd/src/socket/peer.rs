@@ -69,12 +69,6 @@ impl Peer {
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
-
-    /// Returns the peer's credentials, as the kernel reports them.
-    pub(crate) fn credentials(&self) -> Option<&UnixCredentials> {
-        self.credentials.as_ref()
-    }
-
     /// Returns the peer's process; 0 if it is not known.
     pub(crate) fn pid(&self) -> u32 {
         self.credentials.as_ref().map_or(0, |credentials| credentials.pid().cast_unsigned())

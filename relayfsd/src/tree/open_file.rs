@@ -77,9 +77,15 @@ pub(crate) enum Source {
 impl OpenFile {
     /// Opens a node, whose mode the kernel has checked. Fails with an errno.
     ///
-    /// `readable`: the open is not write-only. `room` is the memory for what the file keeps. `task` opens it. ESTALE: the node has gone
-    /// since its name was looked up, and the kernel looks the name up again.
-    fn open(tree: &Tree, node: Node, readable: bool, room: Reservation, task: u32) -> Result<OpenFile, i32> {
+    /// `readable`: the open is not write-only. `room` is the memory for what the file keeps. `thread` opens it. ESTALE: the
+    /// node has gone since its name was looked up, and the kernel looks the name up again.
+    fn open(
+        tree: &Tree,
+        node: Node,
+        readable: bool,
+        room: Reservation,
+        thread: u32,
+    ) -> Result<OpenFile, i32> {
         let text = |text: String| Ok(OpenFile::Text(text.into_bytes()));
         match node {
             Node::Version => text(VERSION_TEXT.to_owned()),
@@ -103,7 +109,7 @@ impl OpenFile {
                     PerCpu::Snapshot => {
                         tree.writers().take_anchor(&channel);
                         let (snapshot, is_new) =
-                            Snapshot::take(tree.registry().memory(), &channel, cpu, task)?;
+                            Snapshot::take(tree.registry().memory(), &channel, cpu, thread)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
                     PerCpu::Map => OpenFile::open_own(channel, Some(cpu)),
@@ -114,7 +120,13 @@ impl OpenFile {
                 let channel = tree.hold_buffer(channel, cpu).ok_or(libc::ESTALE)?;
                 whole(&channel, Some(cpu as usize))?;
                 tree.writers().take_anchor(&channel);
-                Ok(OpenFile::Take(Take::open(tree.registry().memory(), &channel, cpu as usize, copy, task)?))
+                Ok(OpenFile::Take(Take::open(
+                    tree.registry().memory(),
+                    &channel,
+                    cpu as usize,
+                    copy,
+                    thread,
+                )?))
             }
             Node::SnapshotMetadata { channel } => {
                 let channel = tree.hold(channel).ok_or(libc::ESTALE)?;
@@ -147,7 +159,7 @@ impl OpenFile {
                     }
                     ControlFile::Trace => {
                         tree.writers().take_anchor(&channel);
-                        let (snapshot, is_new) = Snapshot::trace(tree.registry().memory(), &channel, task)?;
+                        let (snapshot, is_new) = Snapshot::trace(tree.registry().memory(), &channel, thread)?;
                         Ok(OpenFile::Snapshot { snapshot, is_new, _channel: channel })
                     }
                     ControlFile::Stats | ControlFile::Dropped => {
@@ -180,15 +192,15 @@ impl OpenFile {
         Ok(OpenFile::Names { text: text.into_bytes(), _memory: memory })
     }
 
-    /// Enters an open file that consumes among its channel's clients. `task` and `uid` opened it.
-    fn enter(&self, task: u32, uid: u32) -> Option<Presence> {
+    /// Enters an open file that consumes among its channel's clients. `thread` and `uid` opened it.
+    fn enter(&self, thread: u32, uid: u32) -> Option<Presence> {
         match self {
             OpenFile::Buffer(buffer) if buffer.readable => {
-                Some(buffer.channel.clients().enter(task, uid, Use::Read(buffer.cpu)))
+                Some(buffer.channel.clients().enter(thread, uid, Use::Read(buffer.cpu)))
             }
             OpenFile::Take(take) => {
                 let (channel, cpu) = take.buffer();
-                Some(channel.clients().enter(task, uid, Use::Take(cpu)))
+                Some(channel.clients().enter(thread, uid, Use::Take(cpu)))
             }
             _ => None,
         }
@@ -328,7 +340,7 @@ impl OpenFile {
                     tree.writers().make_room(channel, cpu);
                 }
                 if take.close(thread) {
-                    take.end();
+                    take.renew_name();
                 }
             }
             OpenFile::Snapshot { snapshot, .. } => {
@@ -406,14 +418,14 @@ impl OpenFiles {
         tree: &Tree,
         node: Node,
         readable: bool,
-        (task, uid): (u32, u32),
+        (thread, uid): (u32, u32),
     ) -> Result<(u64, Source), i32> {
         let place = tree.open_files().claim(uid, 1).map_err(|_| {
             log::debug!("uid {uid} has as many files open as are left for others, of {OPEN_MAX}");
             libc::ENFILE
         })?;
-        let file = OpenFile::open(tree, node, readable, self.kept.begin(uid), task)?;
-        let (source, presence) = (file.source(), file.enter(task, uid));
+        let file = OpenFile::open(tree, node, readable, self.kept.begin(uid), thread)?;
+        let (source, presence) = (file.source(), file.enter(thread, uid));
         let number = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let mut files = self.files.write().unwrap_or_else(PoisonError::into_inner);
         files.insert(number, Opened { file: Arc::new(file), _place: place, _presence: presence });

@@ -14,7 +14,7 @@ use relay::system::cpus;
 use relay::wire::frame::Messages;
 
 use super::progress::Progress;
-use crate::channel::{ChannelRef, Turn};
+use crate::channel::{Channel, ChannelRef, Turn};
 use crate::writers::{Batch, Job, Unavailable, UnavailableCause, Wait};
 
 /// A job and its place in the order of its buffer.
@@ -178,9 +178,7 @@ fn work(job: Job, turn: Option<Turn>, parked: &mut VecDeque<Progress>, thread_cp
             answer(channel, done, flushed);
         }
         Job::Close { channel, cpu, done } => {
-            let writing = channel.lock_to_write(cpu);
-            let closed = Writer::new(channel.buffer(cpu), AnyExecutor::on(thread_cpu)).close();
-            drop(writing);
+            let closed = close(&channel, cpu, thread_cpu);
             answer(channel, done, closed.map_err(|RetriesExhausted| contended(cpu)));
         }
         // A reset would open the buffer for appends, which do not look whether it is closed.
@@ -195,10 +193,7 @@ fn work(job: Job, turn: Option<Turn>, parked: &mut VecDeque<Progress>, thread_cp
             answer(channel, done, reset.map_err(|RetriesExhausted| contended(cpu)));
         }
         Job::GiveUp { channel, cpu } => {
-            let _writing = channel.lock_to_write(cpu);
-            if let Err(RetriesExhausted) =
-                Writer::new(channel.buffer(cpu), AnyExecutor::on(thread_cpu)).close()
-            {
+            if let Err(RetriesExhausted) = close(&channel, cpu, thread_cpu) {
                 log::debug!("channel {}: {}", channel.name(), contended(cpu));
             }
         }
@@ -241,6 +236,14 @@ fn refuse_for_orphans(
         Job::Close { channel, done, .. } => answer(channel, done, Ok(())),
         job => job.refuse(UnavailableCause::Orphans),
     }
+}
+
+/// Closes a buffer while no reader looks whether it is closed: a reader that denies what a peer has stored could open it
+/// for a moment, and a sub-buffer that a producer begins then would take messages.
+fn close(channel: &Channel, cpu: usize, thread_cpu: Option<usize>) -> Result<(), RetriesExhausted> {
+    let _writing = channel.lock_to_write(cpu);
+    let _reading = channel.read_side(cpu);
+    Writer::new(channel.buffer(cpu), AnyExecutor::on(thread_cpu)).close()
 }
 
 /// Finishes the current sub-buffer if it has the only unread data.

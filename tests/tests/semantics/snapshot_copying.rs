@@ -93,9 +93,9 @@ fn closed_copy_is_not_shown_again() {
         let before = first.metadata().unwrap().len();
         first.read_exact(&mut [0]).unwrap();
         fs::write(&hold, "").unwrap();
-        let _ = fs::remove_file(&reached);
         drop(first);
         eventually("the end of the first look", || reached.exists());
+        fs::remove_file(&reached).unwrap();
         write(&place, "app", &[b"second"]);
         let (looker, is_over) = (nix::unistd::gettid(), AtomicBool::new(false));
         let after = thread::scope(|scope| {
@@ -108,6 +108,9 @@ fn closed_copy_is_not_shown_again() {
             is_over.store(true, Ordering::Relaxed);
             after
         });
+        // Two that are held would be all of the daemon's threads.
+        eventually("the end of the second look", || reached.exists());
+        fs::remove_file(&reached).unwrap();
         assert!(after.len() as u64 > before, "{file}: {before} bytes, then {}", after.len());
     }
     daemon.signal(Signal::SIGTERM);
