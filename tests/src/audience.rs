@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
 
 use crate::stopped::stands_still;
-use crate::{Process, eventually, exit_code, program};
+use crate::{DEADLINE, LOOK, Process, eventually, exit_code, program, text};
 
 /// The command `audience -m POINT ARGS`, without the caller's RELAYFS.
 pub fn audience(point: &Path, args: &[&str]) -> Command {
@@ -55,7 +56,11 @@ impl Follower {
     /// Waits until its output is exactly `expected`.
     #[track_caller]
     pub fn has_read(&self, expected: &str) {
-        eventually(&format!("{expected:?} to be read"), || self.read() == expected.as_bytes());
+        let end = Instant::now() + DEADLINE;
+        while self.read() != expected.as_bytes() && Instant::now() < end {
+            std::thread::sleep(LOOK);
+        }
+        assert_eq!(text(&self.read()), expected, "{}", self.said());
     }
 
     /// Stops the program where it is.

@@ -416,6 +416,8 @@ fn follow_continues_after_end_of_daemon() {
         mount.send(1, &[message.as_bytes()]);
         expected += message;
         follower.has_read(&expected);
+        // A daemon that dies before it has noted a read gives its bytes again.
+        eventually("the note of what is read", || mount.is_read("cpu"));
     };
     say(&mount, "first\n");
     mount.end(Signal::SIGKILL);
