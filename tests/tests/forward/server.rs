@@ -14,6 +14,7 @@ use async_nats::jetstream::stream::RawMessageError;
 use async_nats::jetstream::{self, Context, stream};
 use nix::sys::signal::Signal;
 use relayfs_tests::nats::NatsClient;
+use relayfs_tests::stopped::stands_still;
 use relayfs_tests::{Mount, Process, eventually, exit_code, program, tool};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -67,6 +68,7 @@ impl Server {
     /// Lets it stand still: connections stay, and no answer comes.
     pub(crate) fn halt(&self) {
         self.process.signal(Signal::SIGSTOP);
+        stands_still(self.process.pid());
     }
 
     /// Lets it run again.
@@ -98,11 +100,18 @@ impl Server {
         self.restart();
     }
 
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
     /// Lets it take other lines in its configuration while it runs. Connections stay.
     #[track_caller]
     pub(crate) fn reload_with(&self, more: &str) {
+        let n_reloads = || self.log().matches("Reloaded server configuration").count();
+        let before = n_reloads();
         configure(&self.dir, self.port, more);
         self.process.signal(Signal::SIGHUP);
+        eventually("the server's new configuration", || n_reloads() > before);
     }
 
     /// Starts it again if it has crashed. Returns whether it had.
@@ -127,7 +136,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if thread::panicking() {
-            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            let log = self.log();
             let end: Vec<&str> = log.lines().rev().take(LOG_MAX).collect();
             println!("nats-server: {}", end.into_iter().rev().collect::<Vec<_>>().join("\n"));
         }

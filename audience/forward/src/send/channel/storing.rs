@@ -150,7 +150,10 @@ impl Forwarding<'_> {
             }
             Done::Found(taken, room, Some(answer)) => {
                 state.is_known = true;
-                state.before = answer.end.unwrap_or(state.before);
+                // The answer has what was stored before the first that was looked for.
+                if state.stored.is_none() {
+                    state.before = answer.end.unwrap_or(state.before);
+                }
                 (state.taken, state.room) = (Some(taken), Some(room));
             }
             Done::Put(Put::Stored) => {}
