@@ -23,6 +23,11 @@ fn plain(body: impl Into<Vec<u8>>) -> Answer {
     Some((PLAIN.to_vec(), body.into()))
 }
 
+/// A direct answer that there is no such message.
+fn not_found() -> Answer {
+    Some((b"NATS/1.0 404 Message Not Found\r\n\r\n".to_vec(), Vec::new()))
+}
+
 /// A stream with JetStream, and a server without, whose API asks the first one.
 struct Forged {
     stream: NatsServer,
@@ -54,6 +59,28 @@ impl Forged {
     }
 }
 
+/// Returns a direct answer: this sub-buffer of CPU 0, stored on a day. The channel's texts are before the first one.
+fn direct(origin: &Origin, number: u64, day: &str) -> Answer {
+    let mut headers = format!(
+        "NATS/1.0\r\nNats-Stream: relay\r\nNats-Subject: {}\r\nNats-Sequence: {}\r\n\
+         Nats-Time-Stamp: {day}T00:00:00Z\r\n",
+        origin.subject("cpu0"),
+        number + 3
+    );
+    for (name, value) in origin.headers(number, 0) {
+        headers.push_str(&format!("{name}: {value}\r\n"));
+    }
+    let packet = packet(0, number, 0, 1000 + number, &format!("a.0.{number}"));
+    Some(((headers + "\r\n").into_bytes(), packet))
+}
+
+/// Returns information about a stream, with another time of its creation.
+fn created(info: &str, day: &str) -> String {
+    let (before, created) = info.split_once("\"created\":\"").expect("a time");
+    let (_, rest) = created.split_once('"').expect("a time");
+    format!("{before}\"created\":\"{day}T00:00:00Z\"{rest}")
+}
+
 /// What no server answers is a trouble of this answer alone.
 #[test]
 fn answers_that_make_no_sense_leave_nothing_out() {
@@ -79,28 +106,57 @@ fn copy_that_lags_behind_at_the_start_does_not_hide_what_is_in_the_new_stream() 
     let mut origin = Origin::made_up("a", NAME);
     origin.send_own_texts("", &mut client);
     (0..20).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
-    let (subject, old) = (origin.subject("cpu0"), origin.headers(5, 0));
+    let subject = origin.subject("cpu0");
     let n_asked = Arc::new(AtomicUsize::new(0));
     let asked = Arc::clone(&n_asked);
     forged.serve(move |to, body, ask| match to {
         INFO => plain(ask().replace("\"allow_direct\":false", "\"allow_direct\":true")),
         DIRECT_GET if body.contains(&subject) => {
-            let mut headers = format!(
-                "NATS/1.0\r\nNats-Stream: relay\r\nNats-Subject: {subject}\r\nNats-Sequence: 8\r\n\
-                 Nats-Time-Stamp: 2024-01-01T00:00:00Z\r\n"
-            );
-            old.iter().for_each(|(name, value)| headers.push_str(&format!("{name}: {value}\r\n")));
             // Relaxed: the number says nothing about other memory.
             asked.fetch_add(1, Ordering::Relaxed);
-            Some(((headers + "\r\n").into_bytes(), packet(0, 5, 0, 1005, "a.0.5")))
+            direct(&origin, 5, "2024-01-01")
         }
-        DIRECT_GET => Some((b"NATS/1.0 404 Message Not Found\r\n\r\n".to_vec(), Vec::new())),
+        DIRECT_GET => not_found(),
         _ => plain(ask()),
     });
     let output = run(&mut from(&forged.server.url(), &["-c", NAME, "-o", "cat"]));
     let expected: String = (0..20).map(|number| format!("a.0.{number}\n")).collect();
     assert_eq!((exit_code(output.status), text(&output.stdout)), (0, expected), "{}", text(&output.stderr));
     assert!(n_asked.load(Ordering::Relaxed) > 0, "the copy was asked");
+}
+
+/// Messages of a mirror are older than itself. The leader is asked for the first one, and whether there are more.
+#[test]
+fn messages_of_a_mirror_are_read_from_any_copy() {
+    const N: u64 = 20;
+    let (forged, mut client) = Forged::new();
+    let mut origin = Origin::made_up("a", NAME);
+    origin.send_own_texts("", &mut client);
+    (0..N).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
+    let subject = origin.subject("cpu0");
+    let n_asked = Arc::new(AtomicUsize::new(0));
+    let asked = Arc::clone(&n_asked);
+    forged.serve(move |to, body, ask| match to {
+        INFO => {
+            let info = ask().replace("\"allow_direct\":false", "\"allow_direct\":true");
+            plain(created(&info, "2100-01-01"))
+        }
+        DIRECT_GET if body.contains(&subject) => {
+            let from = body.split("\"seq\":").nth(1).and_then(|rest| rest.split([',', '}']).next());
+            let number = from.expect("a sequence").parse::<u64>().expect("a sequence").saturating_sub(3);
+            if number < N { direct(&origin, number, "2099-01-01") } else { not_found() }
+        }
+        DIRECT_GET => not_found(),
+        _ => {
+            // Relaxed: the number says nothing about other memory.
+            asked.fetch_add(usize::from(body.contains(&subject)), Ordering::Relaxed);
+            plain(ask())
+        }
+    });
+    let output = run(&mut from(&forged.server.url(), &["-c", NAME, "-o", "cat"]));
+    let expected: String = (0..N).map(|number| format!("a.0.{number}\n")).collect();
+    assert_eq!((exit_code(output.status), text(&output.stdout)), (0, expected), "{}", text(&output.stderr));
+    assert_eq!(n_asked.load(Ordering::Relaxed), 2);
 }
 
 /// More CPUs than ask at a time, and the server goes for good while all of them ask.
@@ -139,15 +195,8 @@ fn stream_that_is_created_again_is_not_said_to_have_nothing() {
         forged.serve(move |subject, body, ask| match subject {
             INFO if body.is_empty() => {
                 n_looks += 1;
-                let info = ask();
-                let (before, created) = info.split_once("\"created\":\"").expect("a time");
-                let (_, rest) = created.split_once('"').expect("a time");
                 // One is the test's, and two are of the start.
-                plain(if n_looks > 3 {
-                    format!("{before}\"created\":\"2030-01-01T00:00:00Z\"{rest}")
-                } else {
-                    info
-                })
+                plain(if n_looks > 3 { created(&ask(), "2030-01-01") } else { ask() })
             }
             MSG_GET => {
                 plain("{\"error\":{\"code\":404,\"err_code\":10037,\"description\":\"no message found\"}}")
@@ -173,10 +222,14 @@ fn follower_says_each_reason_that_keeps_it_from_reading() {
     eventually("no server", || follower.said().contains("; trying again"));
     server.restart(&[]);
     eventually("no stream", || follower.said().contains("has no stream 'relay'"));
-    server.client().create_stream("relay", "");
-    eventually("the stream", || follower.said().contains("reading stream 'relay'"));
+    let mut client = server.client();
+    client.create_stream("relay", "");
+    let mut origin = Origin::made_up("a", NAME);
+    origin.send_own_texts("", &mut client);
+    origin.send_text(0, 0, 0, 1000, &mut client);
+    follower.has(&["a.0.0"]);
     let said = follower.end();
-    assert_eq!(said.lines().count(), 3, "{said}");
+    assert!(said.lines().count() == 3 && said.contains("reading stream 'relay'"), "{said}");
 }
 
 /// Anything with the right to publish can put parts without an end before a text.
