@@ -13,7 +13,10 @@ use tempfile::TempDir;
 
 use crate::{DEADLINE, Process, eventually, tool};
 
-/// A server with JetStream and a temporary store.
+/// The option for JetStream.
+const JETSTREAM: &[&str] = &["--jetstream"];
+
+/// A server with a temporary store.
 #[derive(Debug)]
 pub struct NatsServer {
     process: Process,
@@ -35,6 +38,17 @@ impl NatsServer {
     /// Starts a server on a free port. `args` are further options.
     #[track_caller]
     pub fn start(args: &[&str]) -> NatsServer {
+        NatsServer::start_with(&[JETSTREAM, args].concat())
+    }
+
+    /// Starts a server without JetStream: a client can answer in its place.
+    #[track_caller]
+    pub fn without_jetstream() -> NatsServer {
+        NatsServer::start_with(&[])
+    }
+
+    #[track_caller]
+    fn start_with(args: &[&str]) -> NatsServer {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let process = NatsServer::run(&dir, "-1", args);
         let mut server = NatsServer { process, dir, port: 0, monitor: 0 };
@@ -45,7 +59,7 @@ impl NatsServer {
     fn run(dir: &TempDir, port: &str, args: &[&str]) -> Process {
         let path = |name: &str| dir.path().join(name);
         let mut command = tool("nats-server", "nats-server");
-        command.args(["-a", "127.0.0.1", "-p", port, "-m", "-1", "--jetstream", "-sd"]).arg(path("store"));
+        command.args(["-a", "127.0.0.1", "-p", port, "-m", "-1", "-sd"]).arg(path("store"));
         command.arg("--ports_file_dir").arg(dir.path()).arg("--log").arg(path("log")).args(args);
         Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()))
     }
@@ -107,7 +121,7 @@ impl NatsServer {
     #[track_caller]
     pub fn restart(&mut self, args: &[&str]) {
         let port = self.port;
-        self.process = NatsServer::run(&self.dir, &port.to_string(), args);
+        self.process = NatsServer::run(&self.dir, &port.to_string(), &[JETSTREAM, args].concat());
         self.wait_for_ports();
         assert_eq!(self.port, port);
     }
@@ -176,9 +190,9 @@ impl NatsClient {
         self.answer()
     }
 
-    /// Answers requests on a subject until the server ends: `answer` gets a request's body, and returns headers and body.
-    /// `None`: no answer.
-    pub fn serve(mut self, subject: &str, answer: impl Fn(&str) -> Option<(Vec<u8>, Vec<u8>)>) {
+    /// Answers requests on a subject until the server ends: `answer` gets a request's subject and body, and returns
+    /// headers and body. `None`: no answer.
+    pub fn serve(mut self, subject: &str, mut answer: impl FnMut(&str, &str) -> Option<(Vec<u8>, Vec<u8>)>) {
         self.send(format!("SUB {subject} 2\r\n").as_bytes());
         let mut line = String::new();
         while let Ok(1..) = self.stream.read_line(&mut line) {
@@ -186,10 +200,10 @@ impl NatsClient {
             if let ["PING"] = words[..] {
                 self.send(b"PONG\r\n");
             }
-            if let ["MSG", _, _, reply, len] = words[..] {
+            if let ["MSG", subject, _, reply, len] = words[..] {
                 let mut body = vec![0; len.parse::<usize>().expect("a length") + 2];
                 self.stream.read_exact(&mut body).expect("a body");
-                if let Some((headers, body)) = answer(&String::from_utf8_lossy(&body)) {
+                if let Some((headers, body)) = answer(subject, String::from_utf8_lossy(&body).trim_end()) {
                     let (len, total) = (headers.len(), headers.len() + body.len());
                     let first = format!("HPUB {reply} {len} {total}\r\n");
                     self.send(&[first.as_bytes(), &headers, &body, b"\r\n"].concat());

@@ -43,7 +43,6 @@ mod line;
 mod link;
 mod packets;
 mod pauses;
-mod requests;
 mod source;
 mod spare;
 mod texts;

@@ -6,11 +6,13 @@
 //! it, too. With TLS, only servers that the caller named are connected to.
 //!
 //! ```text
-//! change.rs   what becomes of it, and what only the operator can change
-//! tls.rs      files of TLS
+//! change.rs     what becomes of it, and what only the operator can change
+//! requests.rs   requests, and their answers
+//! tls.rs        files of TLS
 //! ```
 
 mod change;
+pub(crate) mod requests;
 mod tls;
 
 use std::env;

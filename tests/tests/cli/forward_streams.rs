@@ -93,7 +93,7 @@ fn copy_that_lags_behind_does_not_hide_what_is_in_the_new_stream() {
     // The last message of the old stream, for every question about the CPU.
     let n_asked = Arc::new(AtomicUsize::new(0));
     let (subject, old, asked) = (origin.subject("cpu0"), origin.headers(5, 0), Arc::clone(&n_asked));
-    let answer = move |request: &str| {
+    let answer = move |_: &str, request: &str| {
         if !request.contains(&subject) {
             return Some((b"NATS/1.0 404 Message Not Found\r\n\r\n".to_vec(), Vec::new()));
         }

@@ -12,6 +12,7 @@ mod daemon_options;
 mod daemon_places;
 mod doctor;
 mod exec;
+mod forward_forged;
 mod forward_from;
 mod forward_streams;
 mod forward_tail;

@@ -13,10 +13,10 @@
 //! clocks are ahead of the server's is seen in the messages.
 
 use std::collections::BTreeMap;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 
 use relay::trace::packet::{HEADER_LEN, PacketHeader};
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::calendar::newest_stamp;
@@ -30,8 +30,6 @@ const AHEAD_SINCE: u64 = 60_000_000_000;
 const AHEAD_LAST: u64 = 1_000_000_000;
 /// Messages with which -n begins. It is doubled each time.
 const SPAN: u64 = 64;
-/// Subjects that are asked for their last messages at a time.
-const AT_ONCE: usize = 64;
 
 /// Where lanes begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,19 +133,18 @@ fn look_at_last(hub: &mut Hub) -> Option<u64> {
 }
 
 async fn last_messages(store: &Arc<Store>, subjects: Vec<(String, u32)>) -> BTreeMap<String, (bool, u64)> {
-    let gate = Arc::new(Semaphore::new(AT_ONCE));
     let mut tasks = JoinSet::new();
     for (subject, cpu) in subjects {
-        let (store, gate) = (Arc::clone(store), Arc::clone(&gate));
+        let store = Arc::clone(store);
         tasks.spawn(async move {
-            let _turn = gate.acquire().await;
             let found = store.last(&subject).await;
             seen(&found, cpu).map(|seen| (subject, seen))
         });
     }
     let mut all = BTreeMap::new();
     while let Some(done) = tasks.join_next().await {
-        all.extend(done.ok().flatten());
+        // A task that has failed has said so.
+        all.extend(done.unwrap_or_else(|error| resume_unwind(error.into_panic())));
     }
     all
 }

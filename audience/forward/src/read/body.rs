@@ -84,6 +84,11 @@ impl Joiner {
         Joiner { is_in_middle: true, ..self }
     }
 
+    /// Returns whether the last message was a further part of a body of this instance.
+    pub(super) fn is_longer(&self, instance: u64) -> bool {
+        self.begun.as_ref().is_some_and(|begun| begun.part > 1 && begun.body.headers.instance == instance)
+    }
+
     /// Takes the next message of the subject. Returns what there is to say, and then a body, if it is whole now.
     pub(super) fn add(
         &mut self,

@@ -1,28 +1,22 @@
 //! The connection of a reader.
 
-use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use async_nats::jetstream::context::ContextBuilder;
 use tokio::sync::{Notify, watch};
 
 use super::error::Failure;
 use super::stops::GiveUp;
-use super::store::{Direct, Store};
+use super::store::{DirectAnswers, Store, Told};
 use crate::options::Options;
 use crate::output::say;
+use crate::server::requests::Requests;
 use crate::server::{self, Change, Trouble};
 
 /// Requests that may wait to be written.
 const CAPACITY: usize = 256;
-/// Longest wait for an answer, before the request is sent again.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
-
 /// Subject of direct questions, without the name of the stream.
 const DIRECT: &str = "$JS.API.DIRECT.GET.";
-/// Most missing rights that are said on one connection.
-const TOLD_MAX: usize = 8;
 
 /// What happens to the connection.
 struct Troubles {
@@ -33,7 +27,7 @@ struct Troubles {
     /// Counts its losses.
     cuts: watch::Sender<u64>,
     /// Whether direct questions are of use.
-    direct: Arc<Direct>,
+    direct: Arc<DirectAnswers>,
     /// What is done without a right that reading needs; `None` before it begins.
     reading: Mutex<Option<Reading>>,
 }
@@ -43,7 +37,7 @@ struct Reading {
     /// Ends it. `None`: it waits for the right.
     give_up: Option<GiveUp>,
     /// Missing rights that were said since the last connection was made.
-    told: BTreeSet<String>,
+    told: Told,
 }
 
 impl Troubles {
@@ -62,8 +56,10 @@ impl Troubles {
         match change {
             Change::Made => {
                 self.direct.ask_again();
+                // What kept it from being made is over.
+                *self.last() = None;
                 if let Some(reading) = &mut *self.reading() {
-                    reading.told.clear();
+                    reading.told.end();
                 }
             }
             Change::Lost => self.cuts.send_modify(|cuts| *cuts = cuts.wrapping_add(1)),
@@ -88,7 +84,7 @@ impl Troubles {
         let Some(Reading { give_up, told }) = &mut *reading else { return };
         match give_up {
             Some(give_up) => give_up.because(format!("cannot read from {server}: {why}; {advice}")),
-            None if told.len() < TOLD_MAX && told.insert(why.clone()) => {
+            None if told.is_news(&why) => {
                 say(format_args!("{server}: {why}; {advice}"));
             }
             None => {}
@@ -137,12 +133,12 @@ pub(super) async fn open(options: &Options, give_up: Option<GiveUp>) -> Result<S
     let connected =
         server::connect(servers, &options.server, CAPACITY, move |change| listener.change(change)).await;
     let client = connected.map_err(|failure| Failure::Server(Box::new(failure)))?;
-    let context = ContextBuilder::new().timeout(ANSWER_MAX).build(client);
-    let (mut attempts, mut is_told) = (0, false);
+    let requests = Requests::new(client).await.map_err(|failure| Failure::Server(Box::new(failure)))?;
+    let requests = Arc::new(requests);
+    let (mut attempts, mut told) = (0, Told::default());
     loop {
         let cuts = troubles.cuts.subscribe();
-        let open =
-            Store::open(context.clone(), cuts, &troubles.direct, give_up.clone(), &server, &options.stream);
+        let open = Store::open(&requests, cuts, &troubles.direct, give_up.clone(), &server, &options.stream);
         // The first trouble with the only server decides, unless there is time.
         let is_hasty = !options.read.follow && servers.0.len() == 1;
         let (opened, is_final) = tokio::select! {
@@ -153,8 +149,8 @@ pub(super) async fn open(options: &Options, give_up: Option<GiveUp>) -> Result<S
         };
         let failure = match opened {
             Ok(store) => {
-                *troubles.reading() = Some(Reading { give_up, told: BTreeSet::new() });
-                if is_told {
+                *troubles.reading() = Some(Reading { give_up, told: Told::default() });
+                if told.end() {
                     say(format_args!("{server}: reading stream '{}'", options.stream));
                 }
                 return Ok(store);
@@ -164,10 +160,30 @@ pub(super) async fn open(options: &Options, give_up: Option<GiveUp>) -> Result<S
         if is_final {
             return Err(failure);
         }
-        if !std::mem::replace(&mut is_told, true) {
+        if told.is_news(&failure.to_string()) {
             say(format_args!("{failure}; trying again"));
         }
         attempts += 1;
         tokio::time::sleep(server::pause(attempts + 1)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The connection is there, and the stream is not.
+    #[test]
+    fn trouble_of_a_connection_ends_with_it() {
+        let troubles = Troubles::new("s".to_owned());
+        let explained = || {
+            let failure = Failure::Connect { server: "s".to_owned(), reason: "no answer".to_owned() };
+            troubles.explain(failure).to_string()
+        };
+        let trouble = Trouble { why: "refused".to_owned(), advice: None, subject: None };
+        troubles.change(Change::Missing(trouble));
+        assert!(explained().ends_with(": refused"));
+        troubles.change(Change::Made);
+        assert!(explained().ends_with(": no answer"));
     }
 }

@@ -1,17 +1,13 @@
 //! Whether what is asked for has records or bytes.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
 use super::arrivals::Arrivals;
 use super::delivery::Delivery;
 use super::error::Failure;
-use super::hub::Hub;
+use super::hub::{Hub, LOOK_AGAIN};
 use super::meaning::shown;
 use crate::output::say;
-
-/// Longest wait without a look at what ends it.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What channels have to print.
 pub(super) enum Content {

@@ -30,6 +30,8 @@ use crate::output::say;
 const AHEAD: usize = 1;
 /// Threads that talk to the server.
 const WORKERS: usize = 2;
+/// Longest wait without a look at what ends it.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Most lanes.
 pub(super) const LANES_MAX: usize = 1 << 14;
 
@@ -40,6 +42,12 @@ pub(super) struct Waiter {
 }
 
 impl Waiter {
+    pub(super) fn new(stops: Stops) -> Result<Waiter, Failure> {
+        let runtime = Builder::new_multi_thread().worker_threads(WORKERS).enable_all().build();
+        let runtime = runtime.map_err(|error| Failure::system("start threads", error))?;
+        Ok(Waiter { runtime, stops })
+    }
+
     /// Waits for this; `None` if the end comes first.
     pub(super) fn wait<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         self.runtime.block_on(async {
@@ -88,18 +96,14 @@ impl Hub {
             None => io::stdout().as_fd().try_clone_to_owned().ok(),
         };
         let stops = Stops::watch(output)?;
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(WORKERS)
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::system("start threads", error))?;
-        let waiter = Waiter { runtime, stops };
+        let waiter = Waiter::new(stops)?;
         let selection = Selection::new(options);
         let open = async {
             // With --follow, all is waited for.
             let give_up = (!read.follow).then(|| waiter.stops.give_up());
             let store = connect::open(options, give_up).await?;
             let extent = store.extent().await;
+            store.note_creation(extent.created);
             let subjects = find(&store, &selection).await;
             Ok::<_, Failure>((store, extent, subjects))
         };
@@ -185,8 +189,9 @@ impl Hub {
         };
         let task = self.waiter.runtime.spawn(lane.run()).abort_handle();
         let (is_timed, refused) = (self.timed.get(text).copied(), Rc::clone(&self.refused));
-        let arrivals =
-            Arrivals { subject, cpu, is_timed, deliveries, task, refused, queue: Queue::default() };
+        let (give_up, queue) = (self.waiter.stops.give_up(), Queue::default());
+        let follow = self.follow;
+        let arrivals = Arrivals { subject, cpu, follow, is_timed, deliveries, task, refused, give_up, queue };
         self.lanes.push(Rc::new(RefCell::new(arrivals)));
     }
 
@@ -252,6 +257,14 @@ impl Hub {
         let looked = self.waiter.wait(self.known.look(&self.store));
         let now = looked.ok_or_else(|| self.waiter.stops.why())?;
         Ok(now.created != self.extent.created)
+    }
+
+    /// Returns why there is nothing to read. Fails if the end comes first.
+    pub(super) fn nothing(&self) -> Result<Failure, Failure> {
+        Ok(match !self.follow && self.is_created_again()? {
+            true => Failure::CreatedAgain(self.store.name().to_owned()),
+            false => self.selection.nothing(),
+        })
     }
 
     /// Returns how reading has ended: a signal is the usual end of `--follow`, and an early one of all else.

@@ -17,7 +17,8 @@ use crate::message::{Kind, Meaning, SubBuffer, Subject};
 
 /// Notices in a row that are shown; others are counted.
 const NOTICES_MAX: u64 = 8;
-/// How often the stream had been created again at the start. A lane that begins later is not asked for another one.
+/// How often the stream had been created again at the start. A reader without `--follow` reads only this stream, also by
+/// lanes that begin later.
 const AT_START: u64 = 0;
 
 /// What a lane reads, and where that goes.
@@ -49,8 +50,7 @@ struct Course {
     from: u64,
     /// How often the stream it reads had been created again.
     creation: u64,
-    /// Whether any replica may be asked.
-    is_direct: bool,
+    may_ask_replicas: bool,
     /// The sub-buffer before.
     before: Option<Before>,
     /// Whether sub-buffers may come that came before: the stream, or its server, begins again.
@@ -84,7 +84,7 @@ impl Lane {
             joiner: if self.from > 1 { joiner.in_middle() } else { joiner },
             from: self.from,
             creation: AT_START,
-            is_direct: true,
+            may_ask_replicas: true,
             before: None,
             is_again: false,
             n_notices: 0,
@@ -105,7 +105,7 @@ impl Lane {
                 // Until what came before is taken.
                 drop(self.deliveries.reserve().await.map_err(|_| Gone)?);
             }
-            let found = self.store.next(&subject, at.from, at.is_direct).await;
+            let found = self.store.next(&subject, at.from, at.may_ask_replicas).await;
             let place = found.place();
             if !is_ended && place.is_none_or(|place| place.sequence > self.last) {
                 is_ended = true;
@@ -127,7 +127,7 @@ impl Lane {
             at.from = place.sequence.max(at.from).saturating_add(1);
             let Found::Message(message) = found else {
                 // Such headers cost the connection if they come directly, and more of them may follow.
-                at.is_direct = false;
+                at.may_ask_replicas = false;
                 let text = format!("message {} is refused: its headers cannot be read", place.sequence);
                 self.say(&mut at, notice(kind::REFUSED, text)).await?;
                 continue;

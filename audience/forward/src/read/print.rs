@@ -21,7 +21,7 @@ use super::content::Content;
 use super::delivery::Delivery;
 use super::error::Failure;
 use super::feed::Feed;
-use super::hub::Hub;
+use super::hub::{Hub, LOOK_AGAIN};
 use super::meaning::{Origin, empty_lines};
 use super::raw;
 use crate::message::Subject;
@@ -30,8 +30,6 @@ use crate::output::say;
 
 /// Bytes of packets that wait, at most. Beyond that the oldest are printed before their time.
 const HELD_MAX: usize = 64 << 20;
-/// Longest wait without a look at what ends it.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Sub-buffers of a lane that are taken at a time, with --follow.
 const ROUND_MAX: usize = 16;
 /// Records between two looks for a signal.
@@ -79,7 +77,7 @@ pub(super) fn run(hub: &mut Hub, read: &Read) -> Result<(), Failure> {
                 }
             }
             Some(Content::Unknown) if begin.is_partial() => {}
-            Some(Content::Unknown) => return Err(hub.selection.nothing()),
+            Some(Content::Unknown) => return Err(hub.nothing()?),
         }
         if hub.waiter.stops.is_ended() || begin.widen(hub).is_none() {
             return timed.finish(hub, read);

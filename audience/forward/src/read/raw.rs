@@ -1,18 +1,13 @@
 //! Prints the bytes of a raw channel as they are: CPU by CPU, and with `--follow` as they come.
 
-use std::time::Duration;
-
 use audience_common::output::Output;
 
 use super::arrivals::Arrivals;
 use super::delivery::Delivery;
 use super::error::Failure;
-use super::hub::Hub;
+use super::hub::{Hub, LOOK_AGAIN};
 use super::meaning::shown;
 use crate::output::say;
-
-/// Longest wait without a look at what ends it.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Prints the bytes of all lanes.
 pub(super) fn print(hub: &mut Hub, output: &mut Output) -> Result<(), Failure> {

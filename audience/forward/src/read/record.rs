@@ -14,7 +14,6 @@ use std::fs::{DirBuilder, File};
 use std::io::ErrorKind;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use audience_common::error::Failure as Common;
 use audience_common::trace_dir::{self, METADATA, mend};
@@ -25,21 +24,19 @@ use self::trace::Traces;
 use super::arrivals::Arrivals;
 use super::delivery::{Arrived, Delivery};
 use super::error::Failure;
-use super::hub::Hub;
+use super::hub::{Hub, LOOK_AGAIN};
 use super::meaning::shown;
 use super::raw::place;
 use crate::message::Subject;
 use crate::output::say;
 
-/// Longest wait without a look at what ends it.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// Mode of directories: other users might not have been allowed to read the buffers.
 const DIR_MODE: u32 = 0o700;
 
 /// Records all lanes below a directory.
 pub(super) fn run(hub: &mut Hub, dir: &Path) -> Result<(), Failure> {
     if hub.found.is_empty() && !hub.follow {
-        return Err(hub.selection.nothing());
+        return Err(hub.nothing()?);
     }
     create_dirs(dir)?;
     let mut recorder = Recorder { dir: dir.to_owned(), channels: BTreeMap::new() };

@@ -1,60 +1,55 @@
 //! The stream of a server.
 //!
 //! ```text
-//! direct.rs     whether any replica is asked, or the leader alone
-//! patience.rs   what to do while it is away
+//! direct.rs      whether any replica is asked, or the leader alone
+//! patience.rs    what to do while it is away
+//! questions.rs   questions, and their answers
 //! ```
 
 mod direct;
 mod patience;
+mod questions;
 
-use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use async_nats::jetstream::ErrorCode;
-use async_nats::jetstream::context::{
-    Context, GetStreamError, GetStreamErrorKind, RequestError, RequestErrorKind,
-};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::{DirectGetErrorKind, RawMessage, Stream};
+use async_nats::jetstream::stream::Info;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, watch};
-use tokio_stream::StreamExt;
 
-pub(super) use self::direct::Direct;
+pub(super) use self::direct::DirectAnswers;
 use self::patience::Failed;
+pub(super) use self::patience::Told;
 use super::error::Failure;
 use super::stops::GiveUp;
 use crate::output::say;
-use crate::server::NO_JETSTREAM;
+use crate::server::requests::Requests;
 
-/// Lanes that ask for their next message at a time. The server answers thousands of questions later than they wait for,
-/// and all would ask again.
+/// Questions for a message of a subject at a time. With thousands of questions at a time, answers come after their time
+/// limit, and all are asked again.
 const AT_ONCE: usize = 64;
 
 /// The stream, for lanes that read it at the same time.
 pub(super) struct Store {
-    context: Context,
-    stream: Stream,
+    requests: Arc<Requests>,
     /// Addresses of the servers, for messages.
     server: String,
     /// Name of the stream.
     name: String,
     /// Whether every replica answers, and without base64.
-    is_direct: bool,
+    allows_direct: bool,
     /// Whether such questions are of use.
-    direct: Arc<Direct>,
-    /// Turns of lanes that ask for their next message.
+    direct: Arc<DirectAnswers>,
+    /// Turns of questions for a message of a subject.
     turns: Semaphore,
-    /// Time before which no message of the stream was stored, in nanoseconds since 1970; 0: not known.
+    /// Time before which no message of the stream was stored, in nanoseconds since 1970, as far as is known.
     since: AtomicU64,
     /// Counts lost connections.
     cuts: watch::Receiver<u64>,
-    /// Whether a failure was told, and no success since.
-    is_away: AtomicBool,
+    /// Failures that were told, with no success since.
+    told: Mutex<Told>,
     /// When a question was answered last.
     answered: Mutex<Instant>,
     /// Ends reading. `None`: all is waited for.
@@ -116,7 +111,7 @@ impl Found {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Subjects {
     /// In their order.
-    pub(super) all: Vec<(String, usize)>,
+    pub(super) all: Vec<(String, u64)>,
     /// Whether there are more than were asked for.
     pub(super) is_cut: bool,
 }
@@ -125,43 +120,41 @@ impl Store {
     /// Finds the stream. `cuts` counts lost connections, `direct` says whether direct questions are of use.
     /// `give_up` ends reading when the stream does not come back; `None`: it is waited for.
     pub(super) async fn open(
-        context: Context,
+        requests: &Arc<Requests>,
         cuts: watch::Receiver<u64>,
-        direct: &Arc<Direct>,
+        direct: &Arc<DirectAnswers>,
         give_up: Option<GiveUp>,
         server: &str,
         name: &str,
     ) -> Result<Store, Failure> {
-        let stream = context.get_stream(name).await.map_err(|error| match error.kind() {
-            GetStreamErrorKind::JetStream(error) if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                Failure::NoStream { server: server.to_owned(), stream: name.to_owned() }
-            }
-            _ => Failure::Connect { server: server.to_owned(), reason: reason(&error) },
-        })?;
-        let is_direct = stream.cached_info().config.allow_direct;
         let (server, name) = (server.to_owned(), name.to_owned());
-        let (is_away, is_ending) = (AtomicBool::new(false), AtomicBool::new(false));
-        let (since, direct) = (AtomicU64::new(0), Arc::clone(direct));
-        let (answered, turns) = (Mutex::new(Instant::now()), Semaphore::new(AT_ONCE));
-        Ok(Store {
-            context,
-            stream,
+        let mut store = Store {
+            requests: Arc::clone(requests),
             server,
             name,
-            is_direct,
-            direct,
-            turns,
-            since,
+            allows_direct: false,
+            direct: Arc::clone(direct),
+            turns: Semaphore::new(AT_ONCE),
+            since: AtomicU64::new(0),
             cuts,
-            is_away,
-            answered,
+            told: Mutex::default(),
+            answered: Mutex::new(Instant::now()),
             give_up,
-            is_ending,
-        })
+            is_ending: AtomicBool::new(false),
+        };
+        let info = match store.info(&Value::Null).await {
+            Ok(info) => info,
+            Err(Failed::NoStream(_)) => {
+                return Err(Failure::NoStream { server: store.server, stream: store.name });
+            }
+            Err(why) => return Err(Failure::Connect { server: store.server, reason: why.to_string() }),
+        };
+        store.allows_direct = info.pointer("/config/allow_direct").and_then(Value::as_bool).unwrap_or(false);
+        Ok(store)
     }
 
-    /// Takes over that the stream was created again, at this time in nanoseconds since 1970. A replica may still have
-    /// the old one for a while, and answer with its messages: they would hide what the new one has before them.
+    /// Takes over when the stream was created, in nanoseconds since 1970. A replica may still have an old one of this
+    /// name for a while, and answer with its messages: they would hide what the new one has before them.
     pub(super) fn note_creation(&self, created: i128) {
         // Relaxed: a lane that reads the new stream has synchronized with the look that found it.
         self.since.store(u64::try_from(created).unwrap_or(0), Ordering::Relaxed);
@@ -180,22 +173,26 @@ impl Store {
 
     /// Returns the first message of a subject from a sequence on.
     ///
-    /// `is_direct`: any replica may answer, if the stream allows it. Headers that cannot be read end the connection
-    /// then.
-    pub(super) async fn next(&self, subject: &str, from: u64, is_direct: bool) -> Found {
+    /// `may_ask_replicas`: any replica may answer, if the stream allows it. Headers that cannot be read end the
+    /// connection then.
+    pub(super) async fn next(&self, subject: &str, from: u64, may_ask_replicas: bool) -> Found {
         // Not again once the connection was lost meanwhile: these headers may have been the reason.
-        let is_direct = AtomicBool::new(self.is_direct && is_direct);
+        let may_ask_replicas = AtomicBool::new(self.allows_direct && may_ask_replicas);
         self.patiently(async || {
             // Nothing closes it.
             let _turn = self.turns.acquire().await;
-            self.try_next(subject, from, &is_direct).await
+            self.try_next(subject, from, &may_ask_replicas).await
         })
         .await
     }
 
     /// Returns the last message of a subject.
     pub(super) async fn last(&self, subject: &str) -> Found {
-        self.patiently(|| self.get(json!({ "last_by_subj": subject }))).await
+        self.patiently(async || {
+            let _turn = self.turns.acquire().await;
+            self.get(json!({ "last_by_subj": subject })).await
+        })
+        .await
     }
 
     /// Returns where the first message of all subjects is from a sequence on.
@@ -214,7 +211,8 @@ impl Store {
     }
 
     async fn try_extent(&self) -> Result<Extent, Failed> {
-        let info = self.ask(self.stream.get_info()).await?;
+        let info = self.info(&Value::Null).await?;
+        let info: Info = serde_json::from_value(info).map_err(|error| Failed::nonsense(&error))?;
         Ok(Extent {
             first: info.state.first_sequence,
             last: info.state.last_sequence,
@@ -230,91 +228,78 @@ impl Store {
         pick: &impl Fn(&str) -> bool,
     ) -> Result<Subjects, Failed> {
         let mut found = Subjects::default();
-        let mut info = self.ask(self.stream.info_with_subjects(filter)).await?;
-        while let Some(subject) = self.unless_cut(info.next()).await? {
-            let subject = subject.map_err(|error| Failed::of(&error))?;
-            if !pick(&subject.0) {
-                continue;
+        let mut n_seen = 0;
+        loop {
+            let page = self.info(&json!({ "subjects_filter": filter, "offset": n_seen })).await?;
+            let subjects = page.pointer("/state/subjects").and_then(Value::as_object);
+            let Some(subjects) = subjects.filter(|subjects| !subjects.is_empty()) else { break };
+            n_seen += subjects.len() as u64;
+            for (subject, count) in subjects {
+                if !pick(subject) {
+                    continue;
+                }
+                if found.all.len() == most {
+                    found.is_cut = true;
+                    break;
+                }
+                found.all.push((subject.clone(), count.as_u64().unwrap_or(0)));
             }
-            if found.all.len() == most {
-                found.is_cut = true;
+            let total = page.get("total").and_then(Value::as_u64).unwrap_or(0);
+            if found.is_cut || n_seen >= total {
                 break;
             }
-            found.all.push(subject);
         }
         found.all.sort_unstable();
         Ok(found)
     }
 
-    async fn try_next(&self, subject: &str, from: u64, is_direct: &AtomicBool) -> Result<Found, Failed> {
+    async fn try_next(
+        &self,
+        subject: &str,
+        from: u64,
+        may_ask_replicas: &AtomicBool,
+    ) -> Result<Found, Failed> {
+        let asked = Instant::now();
+        // Relaxed, all: one task has the flag, and a lane that reads a new stream has synchronized with the look that
+        // found it.
+        let since = self.since.load(Ordering::Relaxed);
+        let is_old = |place: Place| place.time < i128::from(since);
         let mut is_silent = false;
-        // Relaxed, both: one task has it.
-        if is_direct.load(Ordering::Relaxed) && self.direct.is_asked(Instant::now()) {
-            let get = self.stream.direct_get_builder().sequence(from).next_by_subject(subject);
+        if may_ask_replicas.load(Ordering::Relaxed) && self.direct.is_asked(asked) {
             let answer = tokio::select! {
-                answer = self.unless_cut(get.send()) => answer,
+                answer = self.ask_replicas(subject, from) => answer,
                 // What was refused gets no answer.
                 () = self.direct.until_useless() => Err(Failed::Cut),
             };
-            is_direct.store(answer.is_ok(), Ordering::Relaxed);
-            is_silent = matches!(&answer, Ok(Err(error)) if error.kind() == DirectGetErrorKind::TimedOut);
-            let is_answer = match &answer {
-                Ok(Ok(_)) => true,
-                Ok(Err(error)) => error.kind() == DirectGetErrorKind::NotFound,
-                Err(_) => false,
-            };
-            if is_answer && self.direct.note_answer() {
+            may_ask_replicas.store(!matches!(answer, Err(Failed::Cut)), Ordering::Relaxed);
+            is_silent = matches!(answer, Err(Failed::Silence));
+            if answer.is_ok() && self.direct.note_answer() {
                 say(format_args!("{}: direct answers of stream '{}' come again", self.server, self.name));
             }
             // A message's own headers may look like an answer, or end the connection. So the other way has the last
             // word. It also has where clocks of servers differ, and a message seems older than the stream.
-            if let Ok(Ok(message)) = answer
+            if let Ok(Some(message)) = answer
                 && message.sequence >= from
                 && message.subject.as_str() == subject
-                && Place::of(&message).time >= i128::from(self.since.load(Ordering::Relaxed))
+                && !is_old(Place::of(&message))
             {
                 return Ok(Found::Message(Box::new(message)));
             }
         }
         let found = self.get(json!({ "seq": from, "next_by_subj": subject })).await?;
+        if let Some(place) = found.place().filter(|place| is_old(*place)) {
+            // A mirror has messages that are older than itself. It is not asked twice for those behind this one.
+            let time = u64::try_from(place.time).unwrap_or(0);
+            // Another time is another stream's.
+            let _ = self.since.compare_exchange(since, time, Ordering::Relaxed, Ordering::Relaxed);
+        }
         // The leader has answered. Each further message would wait for as long.
-        if is_silent && self.direct.note_useless(Instant::now()) {
+        if is_silent && self.direct.note_silence(asked, Instant::now()) {
             say(format_args!(
                 "{}: stream '{}' gives no direct answers; asking without them, which is slower",
                 self.server, self.name
             ));
         }
         Ok(found)
-    }
-
-    /// Asks the stream's leader for a message.
-    async fn get(&self, request: Value) -> Result<Found, Failed> {
-        let subject = format!("STREAM.MSG.GET.{}", self.name);
-        match self.ask(self.context.request(subject, &request)).await? {
-            Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => {
-                Ok(Found::Nothing)
-            }
-            Response::Err { error } if error.error_code() == ErrorCode::STREAM_NOT_FOUND => {
-                Err(Failed::NoStream(error.to_string()))
-            }
-            Response::Err { error } => Err(Failed::Because(error.to_string())),
-            Response::Ok::<Value>(mut answer) => {
-                let message: RawMessage = serde_json::from_value(answer["message"].take())
-                    .map_err(|error| Failed::Because(error.to_string()))?;
-                let place = Place { sequence: message.sequence, time: message.time.unix_timestamp_nanos() };
-                let message = StreamMessage::try_from(message);
-                Ok(message.map_or(Found::Unreadable(place), |message| Found::Message(Box::new(message))))
-            }
-        }
-    }
-}
-
-/// Returns why a stream cannot be opened.
-fn reason(error: &GetStreamError) -> String {
-    let request = error.source().and_then(|source| source.downcast_ref::<RequestError>());
-    match request.map(RequestError::kind) {
-        Some(RequestErrorKind::NoResponders) => NO_JETSTREAM.to_owned(),
-        Some(RequestErrorKind::TimedOut) => "JetStream does not answer".to_owned(),
-        _ => error.to_string(),
     }
 }

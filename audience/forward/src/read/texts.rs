@@ -1,12 +1,11 @@
 //! The texts that belong to packets: dictionaries and processes, each once.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use relay::trace::definition::Definitions;
 use relay::trace::metadata::Metadata;
-use tokio::sync::Mutex;
 
 use super::body::{Body, Joiner};
 use super::room::{Room, Share};
@@ -18,8 +17,9 @@ const TEXTS_MAX: usize = 64;
 const BYTES_MAX: usize = 128 << 20;
 /// How long it is believed that a text is missing: a later one may have come.
 const MISSING_MAX: Duration = Duration::from_secs(2);
-/// Most foreign messages that are passed over on the way to a text.
-const FOREIGN_MAX: usize = 256;
+/// Most messages that are passed over on the way to a text. The parts of a text whose first parts have expired are not
+/// more.
+const PASSED_MAX: usize = 1024;
 
 /// Where a text is. Texts of a channel are newer if they are later in this order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,14 +91,19 @@ struct Recent<T> {
     n_bytes: usize,
 }
 
-/// A text. An error says why there is none.
+/// A text that is there or that a lane fetches.
 #[derive(Debug)]
 struct Entry<T> {
     key: Key,
-    found: Result<Arc<T>, String>,
+    slot: Arc<Slot<T>>,
     len: usize,
-    since: Instant,
 }
+
+/// What a lane has found, and when. The lane that fetches it holds the lock, and others of the channel wait.
+type Slot<T> = tokio::sync::Mutex<Option<(Text<T>, Instant)>>;
+
+/// A text. An error says why there is none.
+type Text<T> = Result<Arc<T>, String>;
 
 impl<T> Default for Recent<T> {
     fn default() -> Recent<T> {
@@ -107,27 +112,53 @@ impl<T> Default for Recent<T> {
 }
 
 impl<T> Recent<T> {
-    /// Returns what is kept of this, and makes it the newest.
-    fn get(&mut self, key: &Key) -> Option<Result<Arc<T>, String>> {
-        let at = self.texts.iter().position(|entry| entry.key == *key)?;
-        let entry = self.texts.remove(at)?;
-        if entry.found.is_err() && entry.since.elapsed() >= MISSING_MAX {
-            self.n_bytes -= entry.len;
-            return None;
-        }
-        let found = entry.found.clone();
+    /// Returns where this is, and makes it the newest.
+    fn slot(&mut self, key: Key) -> Arc<Slot<T>> {
+        let at = self.texts.iter().position(|entry| entry.key == key);
+        let entry = at.and_then(|at| self.texts.remove(at));
+        let entry = entry.unwrap_or_else(|| Entry { key, slot: Arc::default(), len: 0 });
+        let slot = Arc::clone(&entry.slot);
         self.texts.push_back(entry);
-        Some(found)
+        self.drop_oldest();
+        slot
     }
 
-    fn put(&mut self, key: Key, found: Result<Arc<T>, String>, len: usize) {
-        self.texts.push_back(Entry { key, found, len, since: Instant::now() });
-        self.n_bytes += len;
+    /// Takes over how long a text is.
+    fn weigh(&mut self, slot: &Arc<Slot<T>>, len: usize) {
+        // It may have been dropped meanwhile.
+        if let Some(entry) = self.texts.iter_mut().find(|entry| Arc::ptr_eq(&entry.slot, slot)) {
+            self.n_bytes = self.n_bytes - entry.len + len;
+            entry.len = len;
+        }
+        self.drop_oldest();
+    }
+
+    fn drop_oldest(&mut self) {
         while self.texts.len() > TEXTS_MAX || self.n_bytes > BYTES_MAX && self.texts.len() > 1 {
             let Some(oldest) = self.texts.pop_front() else { break };
             self.n_bytes -= oldest.len;
         }
     }
+}
+
+/// Returns a text that is kept, or else fetches it; `fetch` also says how long it is.
+async fn keep<T>(
+    recent: &Mutex<Recent<T>>,
+    key: Key,
+    fetch: impl Future<Output = (Text<T>, usize)>,
+) -> Text<T> {
+    let recent = || recent.lock().unwrap_or_else(PoisonError::into_inner);
+    let slot = recent().slot(key);
+    let mut kept = slot.lock().await;
+    if let Some((found, since)) = &*kept
+        && (found.is_ok() || since.elapsed() < MISSING_MAX)
+    {
+        return found.clone();
+    }
+    let (found, len) = fetch.await;
+    *kept = Some((found.clone(), Instant::now()));
+    recent().weigh(&slot, len);
+    found
 }
 
 impl Texts {
@@ -143,29 +174,25 @@ impl Texts {
         of: Of<'_>,
         version: Version,
     ) -> Result<Arc<Dictionary>, String> {
-        let key = Key::new(of, version);
-        // Other lanes of the channel wait, and have it then.
-        let mut recent = self.dictionaries.lock().await;
-        if let Some(found) = recent.get(&key) {
-            return found;
-        }
-        let body = text(store, &self.room, of, Kind::Metadata, version.sequence).await;
-        let mut len = 0;
-        let found = body.and_then(|Body { bytes, first, share, .. }| {
-            len = bytes.len();
-            let text = String::from_utf8_lossy(&bytes);
-            let (metadata, events) = Metadata::parse(&text).map_err(|error| error.to_string())?;
-            // What it says itself and the names of its subject are the same, or it is not this channel's.
-            if metadata.channel != of.subject.channel.as_str() {
-                return Err(format!("it is of channel '{}'", metadata.channel));
-            }
-            let text = text.get(metadata.write("").len()..).unwrap_or_default().to_owned();
-            let version = Version { sequence: first.sequence, ..version };
-            let definitions = events.definitions;
-            Ok(Arc::new(Dictionary { version, metadata, definitions, events: text, _share: share }))
-        });
-        recent.put(key, found.clone(), len);
-        found
+        let fetch = async {
+            let body = text(store, &self.room, of, Kind::Metadata, version.sequence).await;
+            let mut len = 0;
+            let found = body.and_then(|Body { bytes, first, share, .. }| {
+                len = bytes.len();
+                let text = String::from_utf8_lossy(&bytes);
+                let (metadata, events) = Metadata::parse(&text).map_err(|error| error.to_string())?;
+                // What it says itself and the names of its subject are the same, or it is not this channel's.
+                if metadata.channel != of.subject.channel.as_str() {
+                    return Err(format!("it is of channel '{}'", metadata.channel));
+                }
+                let text = text.get(metadata.write("").len()..).unwrap_or_default().to_owned();
+                let version = Version { sequence: first.sequence, ..version };
+                let definitions = events.definitions;
+                Ok(Arc::new(Dictionary { version, metadata, definitions, events: text, _share: share }))
+            });
+            (found, len)
+        };
+        keep(&self.dictionaries, Key::new(of, version), fetch).await
     }
 
     /// Returns the processes that begin with a message, or else the next ones of the channel.
@@ -175,20 +202,17 @@ impl Texts {
         of: Of<'_>,
         version: Version,
     ) -> Result<Arc<Processes>, String> {
-        let key = Key::new(of, version);
-        let mut recent = self.processes.lock().await;
-        if let Some(found) = recent.get(&key) {
-            return found;
-        }
-        let body = text(store, &self.room, of, Kind::Processes, version.sequence).await;
-        let found = body.map(|Body { bytes, first, share, .. }| {
-            let version = Version { sequence: first.sequence, ..version };
-            let text = String::from_utf8_lossy(&bytes).into_owned();
-            Arc::new(Processes { version, text, _share: share })
-        });
-        let len = found.as_ref().map_or(0, |found| found.text.len());
-        recent.put(key, found.clone(), len);
-        found
+        let fetch = async {
+            let body = text(store, &self.room, of, Kind::Processes, version.sequence).await;
+            let found = body.map(|Body { bytes, first, share, .. }| {
+                let version = Version { sequence: first.sequence, ..version };
+                let text = String::from_utf8_lossy(&bytes).into_owned();
+                Arc::new(Processes { version, text, _share: share })
+            });
+            let len = found.as_ref().map_or(0, |found| found.text.len());
+            (found, len)
+        };
+        keep(&self.processes, Key::new(of, version), fetch).await
     }
 }
 
@@ -202,21 +226,22 @@ async fn text(
 ) -> Result<Body, String> {
     let subject = Subject { kind, ..of.subject.clone() }.encode(store.name());
     let mut joiner = Joiner::new(kind, room).in_middle();
-    let (mut from, mut n_foreign) = (sequence, 0);
-    while n_foreign < FOREIGN_MAX {
+    let (mut from, mut n_passed) = (sequence, 0);
+    while n_passed < PASSED_MAX {
         let found = store.next(&subject, from, true).await;
         let Some(place) = found.place() else { break };
         from = place.sequence.max(from).saturating_add(1);
         let Found::Message(message) = found else {
-            n_foreign += 1;
+            n_passed += 1;
             continue;
         };
         let (told, body) = joiner.add(place, &message.headers, &message.payload);
-        match body {
-            Some(body) if body.headers.instance == of.instance => return Ok(body),
-            Some(_) => n_foreign += 1,
-            None => n_foreign += usize::from(!told.is_empty()),
+        if let Some(body) = body.filter(|body| body.headers.instance == of.instance) {
+            return Ok(body);
         }
+        // Only what makes a text of the channel longer costs nothing: that ends at the longest text.
+        let is_longer = told.is_empty() && joiner.is_longer(of.instance) && !message.payload.is_empty();
+        n_passed += usize::from(!is_longer);
     }
     Err("it is not in the stream, and no later one".to_owned())
 }
@@ -230,25 +255,47 @@ mod tests {
         Key::new(Of { subject: &subject, instance }, Version { creation, sequence })
     }
 
-    #[test]
-    fn texts_of_other_channels_and_streams_are_others() {
-        let mut recent = Recent::default();
-        recent.put(key(0, "h", 7, 5), Ok(Arc::new("text")), 4);
-        assert!(recent.get(&key(0, "h", 7, 5)).is_some_and(|found| *found.unwrap() == "text"));
+    async fn kept(recent: &Mutex<Recent<u64>>, key: Key, new: u64, len: usize) -> u64 {
+        let found = keep(recent, key, async { (Ok(Arc::new(new)), len) }).await;
+        *found.expect("a text")
+    }
+
+    #[tokio::test]
+    async fn texts_of_other_channels_and_streams_are_others() {
+        let recent = Mutex::default();
+        assert_eq!(kept(&recent, key(0, "h", 7, 5), 1, 4).await, 1);
+        assert_eq!(kept(&recent, key(0, "h", 7, 5), 2, 4).await, 1);
         for other in [key(1, "h", 7, 5), key(0, "i", 7, 5), key(0, "h", 8, 5), key(0, "h", 7, 6)] {
-            assert!(recent.get(&other).is_none(), "{other:?}");
+            assert_eq!(kept(&recent, other.clone(), 3, 4).await, 3, "{other:?}");
         }
     }
 
-    #[test]
-    fn few_texts_are_kept() {
-        let mut recent = Recent::default();
+    #[tokio::test]
+    async fn few_texts_are_kept() {
+        let recent = Mutex::default();
         for n in 0..100 {
-            recent.put(key(0, "h", 7, n), Ok(Arc::new(n)), 1 << 20);
-            assert!(recent.get(&key(0, "h", 7, 0)).is_some(), "it is asked for");
+            kept(&recent, key(0, "h", 7, n), n, 1 << 20).await;
+            assert_eq!(kept(&recent, key(0, "h", 7, 0), 1000, 0).await, 0, "it is asked for");
         }
-        assert_eq!((recent.texts.len(), recent.n_bytes), (TEXTS_MAX, TEXTS_MAX << 20));
-        recent.put(key(0, "h", 7, 100), Ok(Arc::new(100)), 127 << 20);
-        assert_eq!(recent.texts.len(), 2);
+        let size = || {
+            let recent = recent.lock().unwrap();
+            (recent.texts.len(), recent.n_bytes)
+        };
+        assert_eq!(size(), (TEXTS_MAX, TEXTS_MAX << 20));
+        kept(&recent, key(0, "h", 7, 100), 100, 127 << 20).await;
+        assert_eq!(size().0, 2);
+    }
+
+    /// The server takes long to answer for one channel.
+    #[tokio::test]
+    async fn channels_do_not_wait_for_each_other() {
+        let recent = Mutex::default();
+        let slow = keep(&recent, key(0, "slow", 7, 5), std::future::pending());
+        tokio::pin!(slow);
+        tokio::select! {
+            biased;
+            _ = &mut slow => unreachable!(),
+            found = kept(&recent, key(0, "h", 7, 5), 1, 4) => assert_eq!(found, 1),
+        }
     }
 }

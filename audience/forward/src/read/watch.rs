@@ -31,7 +31,7 @@ pub(super) struct Watch {
 impl Watch {
     /// Looks until the main thread ends. It begins with what was there at the start.
     pub(super) async fn run(self, mut extent: Extent, subjects: Subjects) {
-        let mut counts: BTreeMap<String, usize> = subjects.all.into_iter().collect();
+        let mut counts: BTreeMap<String, u64> = subjects.all.into_iter().collect();
         let (mut woken, mut is_due) = (Instant::now(), false);
         while !self.appear.is_closed() {
             tokio::time::sleep(LOOK_AGAIN).await;

@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_stream::StreamExt;
 
 use super::depth::Depth;
-use super::requests::Unanswered;
 use crate::error::Failure;
+use crate::server::requests::Unanswered;
 
 /// The server's answer to a message.
 pub(crate) type Answer = Result<PublishAck, Refusal>;

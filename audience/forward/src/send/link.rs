@@ -24,9 +24,9 @@ pub(crate) use self::lookup::Found;
 use self::words::{LEADER, unavailable};
 use super::extent::Extent;
 use super::line::{Answer, Line, Refusal, Sent, Slot, is_let_through};
-use super::requests::{Requests, Unanswered};
 use super::troubles::Troubles;
 use crate::error::Failure;
+use crate::server::requests::{Requests, Unanswered};
 
 /// Longest time for an answer of the server.
 const ANSWER_MAX: Duration = Duration::from_secs(5);

@@ -2,12 +2,10 @@
 
 use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::response::Response;
-use async_nats::jetstream::stream::RawMessage;
 use serde_json::{Value, json};
 
 use super::{Link, Unstored};
-use crate::send::requests::Unanswered;
+use crate::server::requests::{Unanswered, decode_message};
 
 /// A message of the stream.
 #[derive(Debug)]
@@ -62,21 +60,14 @@ impl Link {
             Unanswered::Away => Unstored::Away,
             why => self.unanswered(why).into(),
         })?;
-        let error = match serde_json::from_slice::<Response<Value>>(&answer) {
-            Ok(Response::Ok(mut answer)) => {
-                let message = answer.get_mut("message").map(Value::take).unwrap_or_default();
-                let message: RawMessage =
-                    serde_json::from_value(message).map_err(|error| self.nonsense(&error))?;
-                let sequence = message.sequence;
+        let error = match decode_message(&answer).map_err(|error| self.nonsense(&error))? {
+            Ok(message) => {
                 // Any program that may publish may have written it, so its headers may make no sense.
-                return Ok(Some(Found { sequence, message: message.try_into().ok() }));
+                return Ok(message
+                    .map(|message| Found { sequence: message.sequence, message: message.try_into().ok() }));
             }
-            Ok(Response::Err { error }) => error,
-            Err(error) => return Err(self.nonsense(&error).into()),
+            Err(error) => error,
         };
-        if error.error_code() == ErrorCode::NO_MESSAGE_FOUND {
-            return Ok(None);
-        }
         let why = format!("stream '{}': {error}", self.name);
         Err(match self.prepare().await {
             // It was created now, or a moment ago.

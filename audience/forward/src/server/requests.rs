@@ -3,14 +3,18 @@
 //! The client has requests, too. One that gets no answer stays in its memory for ever, and a server without
 //! a quorum answers none for hours. Here nothing stays.
 
-use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_nats::client::PublishErrorKind;
+use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::RawMessage;
+use async_nats::jetstream::{Error, ErrorCode};
 use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_stream::StreamExt;
@@ -18,7 +22,14 @@ use tokio_stream::StreamExt;
 use crate::error::Failure;
 
 /// Requests that wait for their answers, by number.
-type Waiting = Rc<RefCell<HashMap<u64, oneshot::Sender<Message>>>>;
+#[derive(Clone, Default)]
+struct Waiting(Arc<Mutex<HashMap<u64, oneshot::Sender<Message>>>>);
+
+impl Waiting {
+    fn all(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Message>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// Asks, and waits for answers.
 pub(crate) struct Requests {
@@ -26,7 +37,7 @@ pub(crate) struct Requests {
     /// What the subjects of answers begin with.
     inbox: String,
     waiting: Waiting,
-    next: Cell<u64>,
+    next: AtomicU64,
 }
 
 /// Why a request has no answer.
@@ -54,8 +65,8 @@ impl Requests {
         let answers =
             answers.map_err(|error| Failure::system("wait for answers", std::io::Error::other(error)))?;
         let waiting = Waiting::default();
-        tokio::task::spawn_local(hand_over(answers, Rc::clone(&waiting)));
-        Ok(Requests { client, inbox, waiting, next: Cell::new(0) })
+        tokio::spawn(hand_over(answers, waiting.clone()));
+        Ok(Requests { client, inbox, waiting, next: AtomicU64::new(0) })
     }
 
     /// Returns the longest message that the server takes, headers counted, in bytes.
@@ -71,9 +82,10 @@ impl Requests {
         body: Bytes,
         patience: Duration,
     ) -> Result<Message, Unanswered> {
-        let number = self.next.replace(self.next.get().wrapping_add(1));
+        // Relaxed: the number says nothing about other memory.
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
-        self.waiting.borrow_mut().insert(number, sender);
+        self.waiting.all().insert(number, sender);
         let _entry = Entry { waiting: &self.waiting, number };
         let reply = format!("{}.{number}", self.inbox);
         let asked = async {
@@ -105,14 +117,27 @@ struct Entry<'w> {
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.waiting.borrow_mut().remove(&self.number);
+        self.waiting.all().remove(&self.number);
     }
+}
+
+/// Decodes an answer to MSG.GET: the message, `None` if there is none, or the server's error.
+pub(crate) fn decode_message(answer: &[u8]) -> Result<Result<Option<RawMessage>, Error>, serde_json::Error> {
+    Ok(match serde_json::from_slice::<Response<Value>>(answer)? {
+        Response::Ok(mut answer) => {
+            // Valid JSON need not be an object.
+            let message = answer.get_mut("message").map(Value::take).unwrap_or_default();
+            Ok(Some(serde_json::from_value(message)?))
+        }
+        Response::Err { error } if error.error_code() == ErrorCode::NO_MESSAGE_FOUND => Ok(None),
+        Response::Err { error } => Err(error),
+    })
 }
 
 async fn hand_over(mut answers: Subscriber, waiting: Waiting) {
     while let Some(answer) = answers.next().await {
         let number = answer.subject.rsplit('.').next().and_then(|number| number.parse().ok());
-        let sender = number.and_then(|number: u64| waiting.borrow_mut().remove(&number));
+        let sender = number.and_then(|number: u64| waiting.all().remove(&number));
         if let Some(sender) = sender {
             // A request that was given up meanwhile wants no answer.
             let _ = sender.send(answer);
@@ -153,6 +178,19 @@ mod tests {
     }
 
     #[test]
+    fn answers_that_are_no_message_are_errors() {
+        let message = br#"{"message":{"subject":"a","seq":7,"data":"","time":"2024-01-01T00:00:00Z"}}"#;
+        assert_eq!(decode_message(message).unwrap().unwrap().map(|message| message.sequence), Some(7));
+        let missing = br#"{"error":{"code":404,"err_code":10037,"description":"no message found"}}"#;
+        assert!(decode_message(missing).unwrap().unwrap().is_none());
+        let error = br#"{"error":{"code":404,"err_code":10059,"description":"stream not found"}}"#;
+        assert!(decode_message(error).unwrap().is_err());
+        for nonsense in ["", "[1]", "7", "null", "\"message\"", "{}", "{\"message\":[]}"] {
+            assert!(decode_message(nonsense.as_bytes()).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
     fn request_without_answer_leaves_nothing() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("nats://{}", listener.local_addr().expect("an address"));
@@ -171,7 +209,7 @@ mod tests {
             }
             assert_eq!(ask(1001, Duration::from_secs(100)).await.unwrap_err(), Unanswered::TooLong);
             drop(ask(1, Duration::from_secs(100)));
-            assert!(requests.waiting.borrow().is_empty());
+            assert!(requests.waiting.all().is_empty());
         });
         drop(runtime);
         server.join().expect("the server's thread");
