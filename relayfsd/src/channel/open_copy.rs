@@ -35,7 +35,7 @@ struct Uses {
     begun: u64,
     /// Open ones whose process has not closed its descriptor.
     in_use: u64,
-    /// Open ones that an open has waited for in vain: all that began before number `held_below`.
+    /// Open ones that outlasted an open's wait for their end: all that began before number `held_below`.
     held: u64,
     held_below: u64,
     open: u64,
