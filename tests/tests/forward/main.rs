@@ -25,4 +25,5 @@ mod start;
 mod stored;
 mod texts;
 mod tls;
+mod way;
 mod window;
