@@ -12,6 +12,7 @@ mod halted;
 mod jwt;
 mod killed;
 mod late;
+mod late_text;
 mod lost;
 mod on_way;
 mod order;
