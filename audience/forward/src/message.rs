@@ -7,12 +7,11 @@
 //! ```
 //!
 //! What comes from a stream is hostile: whatever is wrong is an error, and nothing panics.
-#![allow(dead_code, unused_imports)] // what a reader needs
 
 mod headers;
 mod subject;
 mod token;
 
-pub(crate) use headers::{ANCHORS_MAX, Headers, Meaning, Part, SubBuffer, WrongHeader};
-pub(crate) use subject::{Kind, SUBJECT_MAX, Subject};
-pub(crate) use token::{from_token, to_token};
+pub(crate) use headers::{ANCHORS_MAX, Headers, Meaning, Part, SubBuffer};
+pub(crate) use subject::{Kind, Subject};
+pub(crate) use token::to_token;

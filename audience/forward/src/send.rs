@@ -63,7 +63,7 @@ use sd_notify::NotifyState;
 use tokio::net::unix::pipe;
 use tokio::sync::watch;
 use tokio::task::{Id, JoinSet, LocalSet};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use self::channel::{Job, forward};
 use self::link::{Link, NoStream, Unstored};
@@ -147,7 +147,8 @@ async fn begin(servers: &Servers, options: &Options) -> Result<(), Failure> {
     // An error of one channel does not cut short what is on the way of others.
     stopper.send_replace(true);
     // What is on the way then is stored or not; the next start finds out.
-    result.and(timeout(END_MAX, channels.end()).await.unwrap_or(Ok(())))
+    let begin = caught.caught().map_or_else(Instant::now, |(_, at)| at.into());
+    result.and(timeout_at(begin + END_MAX, channels.end()).await.unwrap_or(Ok(())))
 }
 
 /// Waits for the stream. Fails if it is not there, or takes nothing of ours, unless the operator changes that.
@@ -187,6 +188,8 @@ impl Channels {
     async fn run(&mut self, only: &[ChannelName]) -> Result<(), Failure> {
         let mut stop = self.job.stop.clone();
         while !*stop.borrow() {
+            // Also after a channel has ended, which may be listed again: it has its time until then.
+            let look_again = Instant::now() + LOOK_AGAIN;
             let names = if only.is_empty() { self.list()? } else { only.to_vec() };
             for name in names {
                 if !self.running.contains_key(&name) {
@@ -194,10 +197,12 @@ impl Channels {
                     self.running.insert(name, self.tasks.spawn_local(work).id());
                 }
             }
-            tokio::select! {
-                Some(ended) = self.tasks.join_next_with_id() => self.ended(ended)?,
-                () = sleep(LOOK_AGAIN) => {}
-                _ = stop.wait_for(|stop| *stop) => {}
+            loop {
+                tokio::select! {
+                    Some(ended) = self.tasks.join_next_with_id() => self.ended(ended)?,
+                    () = sleep_until(look_again) => break,
+                    _ = stop.wait_for(|stop| *stop) => break,
+                }
             }
         }
         Ok(())

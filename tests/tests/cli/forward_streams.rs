@@ -2,7 +2,7 @@
 //! writes.
 
 use std::fs;
-use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::io::{self, PipeReader, PipeWriter, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -282,7 +282,7 @@ fn recording_has_nothing_of_a_stream_that_was_created_again() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let file = |cpu| dir.path().join(format!("r/a/{NAME}/cpu{cpu}"));
     // The recorder stands still where it says that a message is refused.
-    let (mut reader, writer) = full_pipe();
+    let (reader, writer) = full_pipe();
     let mut command = from(&server.url(), &["--record"]);
     let mut recorder = Process::start(command.arg(dir.path().join("r")).stderr(writer));
     eventually("the first sub-buffer", || fs::read(file(0)).is_ok_and(|bytes| bytes == b"before"));
@@ -291,9 +291,11 @@ fn recording_has_nothing_of_a_stream_that_was_created_again() {
     origin.send(1, 0, 0, 1, b"after", &mut client);
     (0..10).for_each(|number| origin.send(0, number, 0, 1, b"after", &mut client));
     drop(command);
-    let mut said = String::new();
-    reader.read_to_string(&mut said).expect("what it says");
-    assert_eq!(exit_code(recorder.wait()), 1, "{said}");
+    // The wait for the recorder has an end, and that for what it says has none.
+    let said = thread::spawn(move || io::read_to_string(reader).expect("what it says"));
+    let status = recorder.wait();
+    let said = said.join().expect("a reader");
+    assert_eq!(exit_code(status), 1, "{said}");
     assert!(said.contains("was deleted and created again meanwhile"), "{said}");
     let recorded = fs::read_to_string(file(0)).expect("a recording");
     assert_eq!(recorded.replace("before", ""), "");

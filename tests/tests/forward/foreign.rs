@@ -100,7 +100,7 @@ fn forged_messages_give_nothing_back() {
 
 #[test]
 fn foreign_message_hides_no_sub_buffer() {
-    killed_before_it_gives_back(|server, _| {
+    killed_before_it_gives_back(0, |server, _| {
         let mut raw_client = server.raw_client();
         for _ in 0..5 {
             raw_client.publish(SUBJECT, &[], FOREIGN);
@@ -111,18 +111,35 @@ fn foreign_message_hides_no_sub_buffer() {
 /// nats-server 2.9 finds no last message of the subject then.
 #[test]
 fn deleted_message_hides_no_sub_buffer() {
-    killed_before_it_gives_back(|server, client| {
+    killed_before_it_gives_back(0, |server, client| {
         let sequence = server.raw_client().publish(SUBJECT, &[], FOREIGN);
         client.delete_message(sequence);
     });
 }
 
+/// The look back goes twice as far each time, and meets more messages of the subject at once than it takes.
+#[test]
+fn messages_in_front_hide_no_sub_buffer() {
+    killed_before_it_gives_back(2100, |server, _| {
+        let mut raw_client = server.raw_client();
+        for _ in 0..4500 {
+            raw_client.publish("relay.other", &[], FOREIGN);
+        }
+        raw_client.publish(SUBJECT, &[], FOREIGN);
+    });
+}
+
 /// The daemon is killed before it hears of an acknowledgement, and then the forwarder. What other programs do follows.
+/// The subject has `n_before` foreign messages before.
 #[track_caller]
-fn killed_before_it_gives_back(disturb: impl FnOnce(&Server, &Client)) {
+fn killed_before_it_gives_back(n_before: usize, disturb: impl FnOnce(&Server, &Client)) {
     let (server, mut mount) = (Server::start(""), Mount::new(ARGS));
     let client = server.client();
     client.create(|_| {});
+    let mut raw_client = server.raw_client();
+    for _ in 0..n_before {
+        raw_client.publish(SUBJECT, &[], FOREIGN);
+    }
     let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &[]);
     let mut written = write(&mount, "first");
     all_is_given_back(&mount, "cpu");

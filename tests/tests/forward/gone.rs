@@ -1,6 +1,7 @@
 //! The server or the stream goes while `relay-forward --from` without `-f` reads.
 
-use std::io::{PipeReader, Read, pipe};
+use std::io::{self, PipeReader, Read, pipe};
+use std::thread;
 
 use relayfs_tests::forwarded::{Origin, from, packet};
 use relayfs_tests::{Process, exit_code};
@@ -40,12 +41,20 @@ impl Reader {
 
     /// Lets it read on until it ends with an error. Returns how many lines it has printed, and what it has said.
     #[track_caller]
-    fn fails(mut self) -> (usize, String) {
-        let (mut printed, mut said) = (Vec::new(), String::new());
-        self.out.read_to_end(&mut printed).expect("what the reader prints");
-        self.said.read_to_string(&mut said).expect("what the reader says");
-        assert_eq!(exit_code(self.process.wait()), 1, "{said}");
-        (printed.iter().filter(|byte| **byte == b'\n').count(), said)
+    fn fails(self) -> (usize, String) {
+        let (code, n_lines, said) = self.ends();
+        assert_eq!(code, 1, "{said}");
+        (n_lines, said)
+    }
+
+    /// Lets it read on until it ends. Returns its status, how many lines it has printed, and what it has said.
+    #[track_caller]
+    fn ends(mut self) -> (i32, usize, String) {
+        // The wait for the process has an end, and those for what it writes have none.
+        let [out, said] = [self.out, self.said].map(|pipe| thread::spawn(|| io::read_to_string(pipe)));
+        let code = exit_code(self.process.wait());
+        let [out, said] = [out, said].map(|text| text.join().expect("a thread").expect("text"));
+        (code, out.lines().count(), said)
     }
 }
 
@@ -75,11 +84,9 @@ fn server_that_does_not_return_ends_a_reader() {
 #[test]
 fn server_that_returns_is_read_to_the_end() {
     let mut server = Server::start("");
-    let mut reader = Reader::begin(&server);
+    let reader = Reader::begin(&server);
     server.kill();
     server.restart();
-    let mut printed = Vec::new();
-    reader.out.read_to_end(&mut printed).expect("what the reader prints");
-    assert_eq!(exit_code(reader.process.wait()), 0);
-    assert_eq!(printed.iter().filter(|byte| **byte == b'\n').count(), N as usize);
+    let (code, n_lines, said) = reader.ends();
+    assert_eq!((code, n_lines), (0, N as usize), "{said}");
 }

@@ -68,3 +68,28 @@ fn forwarder_goes_on_where_another_reader_stopped() {
     let bytes: Vec<u8> = messages.iter().flat_map(|message| message.payload.to_vec()).collect();
     assert!(bytes.ends_with(&behind.concat()), "{} bytes", bytes.len());
 }
+
+/// In a container, for instance, where the socket's directory is not visible.
+#[test]
+fn daemon_whose_socket_is_missing_is_waited_for() {
+    for args in [&[][..], &["-c", "cpu"]] {
+        let (server, mut mount) = (Server::start(""), Mount::new(ARGS));
+        let client = server.client();
+        client.create(|_| {});
+        assert_eq!(mount.send(0, &[b"kept"]).written, 1);
+        mount.poke("cpu", "flush");
+        fs::remove_file(fs::read_link(mount.path(".relay/socket")).expect("a path")).expect("a socket");
+        let mut forwarder = Forwarder::start(&mount, &server.url(), "h", args);
+        forwarder.says("are not forwarded: no daemon answers on ");
+        mount.end(Signal::SIGKILL);
+        mount.restart(ARGS);
+        all_is_given_back(&mount, "cpu");
+        forwarder.says("cpu: forwarded again");
+        let ticks = worked(&forwarder.process().pid().to_string());
+        assert!(ticks < TICKS_MAX, "{ticks} ticks");
+        forwarder.end();
+        assert_eq!(forwarder.said().matches("no daemon answers").count(), 1, "{}", forwarder.said());
+        let messages = client.read();
+        assert!(messages.iter().any(|message| &message.payload[..] == b"kept"), "{}", messages.len());
+    }
+}

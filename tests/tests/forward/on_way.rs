@@ -7,8 +7,9 @@ use async_nats::jetstream::message::StreamMessage;
 use relayfs_tests::{Mount, eventually};
 
 use crate::order::all_is_given_back;
-use crate::server::{Client, Forwarder, Server};
+use crate::server::{Forwarder, Server};
 use crate::stored::{header, raw, sub_buffers, texts};
+use crate::way::{SEVERAL, Way};
 
 const ARGS: &[&str] =
     &["--subbuf-size=4K", "--n-subbufs=256", "--channel=box:timed:subbuf-size=4K:n-subbufs=256"];
@@ -119,12 +120,6 @@ fn parts_of_a_sub_buffer_are_on_the_way_together() {
     assert!(messages.iter().filter(is_part).count() > 0);
 }
 
-/// Waits until more than one message of a subject is on the way.
-#[track_caller]
-fn wait_for_depth(client: &Client) {
-    eventually("messages behind others", || client.count() > 100);
-}
-
 /// Then sequences are others than the forwarder expects, all the time.
 #[test]
 fn other_programs_write_to_the_stream_all_the_time() {
@@ -167,9 +162,13 @@ fn halted_server_stores_each_once() {
     let client = server.client();
     client.create(|_| {});
     let written = fill(&mount);
-    let mut forwarder = Forwarder::start(&mount, &server.url(), "h", &[]);
-    wait_for_depth(&client);
+    let way = Way::to(server.port());
+    let [gate, _] = &*way.gates;
+    gate.close_behind(N / 2);
+    let mut forwarder = Forwarder::start(&mount, &way.url(), "h", &[]);
+    eventually("several messages on the way", || gate.held() > SEVERAL);
     server.halt();
+    gate.open();
     forwarder.says("does not answer");
     server.resume();
     ["cpu", "box"].iter().for_each(|channel| all_is_given_back(&mount, channel));

@@ -10,12 +10,12 @@ use std::time::Duration;
 use async_nats::ConnectOptions;
 use async_nats::jetstream::context::{RequestError, RequestErrorKind};
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::RawMessageError;
+use async_nats::jetstream::stream::{RawMessageError, Stream};
 use async_nats::jetstream::{self, Context, stream};
 use nix::sys::signal::Signal;
 use relayfs_tests::nats::NatsClient;
 use relayfs_tests::stopped::stands_still;
-use relayfs_tests::{Mount, Process, eventually, exit_code, program, tool};
+use relayfs_tests::{DEADLINE, Mount, Process, eventually, exit_code, program, tool};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -178,7 +178,10 @@ pub(crate) fn usual() -> stream::Config {
 /// A client of a server, for calls that wait.
 pub(crate) struct Client {
     runtime: Runtime,
+    /// For calls that are made again.
     context: Context,
+    /// For calls that change something, and are made once.
+    patient: Context,
 }
 
 impl Client {
@@ -187,13 +190,15 @@ impl Client {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.expect("a runtime");
         let client = runtime.block_on(options.retry_on_initial_connect().connect(url)).expect("a client");
-        let mut context = {
+        let context = |timeout| {
             // It starts a task.
             let _entered = runtime.enter();
-            jetstream::new(client)
+            let mut context = jetstream::new(client.clone());
+            context.set_timeout(timeout);
+            context
         };
-        context.set_timeout(Duration::from_secs(1));
-        Client { runtime, context }
+        let (context, patient) = (context(Duration::from_secs(1)), context(DEADLINE));
+        Client { runtime, context, patient }
     }
 
     /// Creates the stream; `set` changes what is not as usual.
@@ -212,15 +217,14 @@ impl Client {
     /// Changes the stream.
     #[track_caller]
     pub(crate) fn update(&self, set: impl FnOnce(&mut stream::Config)) {
-        let info = self.info().expect("a stream");
-        let mut config = info.config;
+        let mut config = self.runtime.block_on(self.stream()).cached_info().config.clone();
         set(&mut config);
-        self.runtime.block_on(self.context.update_stream(config)).expect("a changed stream");
+        self.runtime.block_on(self.patient.update_stream(config)).expect("a changed stream");
     }
 
     #[track_caller]
     pub(crate) fn delete(&self) {
-        self.runtime.block_on(self.context.delete_stream(STREAM)).expect("no stream");
+        self.runtime.block_on(self.patient.delete_stream(STREAM)).expect("no stream");
     }
 
     /// Deletes the stream, if it is there.
@@ -245,33 +249,29 @@ impl Client {
         self.info().map_or(0, |info| info.state.last_sequence)
     }
 
+    /// Returns the stream, for calls that are made once.
+    async fn stream(&self) -> Stream {
+        self.patient.get_stream(STREAM).await.expect("a stream")
+    }
+
     /// Removes all messages.
     #[track_caller]
     pub(crate) fn purge(&self) {
-        let purged = self.runtime.block_on(async {
-            let stream = self.context.get_stream(STREAM).await.expect("a stream");
-            stream.purge().await
-        });
+        let purged = self.runtime.block_on(async { self.stream().await.purge().await });
         purged.expect("an empty stream");
     }
 
     /// Removes the messages of a subject.
     #[track_caller]
     pub(crate) fn purge_subject(&self, subject: &str) {
-        let purged = self.runtime.block_on(async {
-            let stream = self.context.get_stream(STREAM).await.expect("a stream");
-            stream.purge().filter(subject).await
-        });
+        let purged = self.runtime.block_on(async { self.stream().await.purge().filter(subject).await });
         assert!(purged.expect("an answer").purged > 0, "{subject}");
     }
 
     /// Removes a message.
     #[track_caller]
     pub(crate) fn delete_message(&self, sequence: u64) {
-        let deleted = self.runtime.block_on(async {
-            let stream = self.context.get_stream(STREAM).await.expect("a stream");
-            stream.delete_message(sequence).await
-        });
+        let deleted = self.runtime.block_on(async { self.stream().await.delete_message(sequence).await });
         assert!(deleted.expect("a message"), "{sequence} is there");
     }
 
@@ -305,13 +305,13 @@ impl Client {
     /// Reads all messages whose headers can be read, and counts the others.
     #[track_caller]
     pub(crate) fn read_readable(&self) -> (Vec<StreamMessage>, u64) {
-        let mut state = None;
-        eventually("the stream's state", || {
-            state = self.info().map(|info| info.state);
-            state.is_some()
+        let mut stream = None;
+        eventually("the stream", || {
+            stream = self.runtime.block_on(self.context.get_stream(STREAM)).ok();
+            stream.is_some()
         });
-        let state = state.expect("set above");
-        let stream = self.runtime.block_on(self.context.get_stream(STREAM)).expect("a stream");
+        let stream = stream.expect("set above");
+        let state = &stream.cached_info().state;
         let numbers = state.first_sequence.max(1)..=state.last_sequence;
         let get = |number| {
             let mut got = None;

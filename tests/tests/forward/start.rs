@@ -175,3 +175,27 @@ fn refusal_of_one_of_two_servers_is_waited_out() {
     all_is_given_back(&mount, "cpu");
     forwarder.end();
 }
+
+/// Members of the daemon's group read, and the daemon alone finishes sub-buffers then.
+#[test]
+fn member_of_the_group_cannot_flush_and_says_so() {
+    let (server, mount) = (Server::start(""), mount_for_all(&["--group", GROUP, "--flush-interval=never"]));
+    server.client().create(|_| {});
+    let log = mount.beside("log");
+    let mut command = by_user(NOBODY, gid_of(GROUP), program_for_all("relay-forward"));
+    command.args(["--to", &server.url(), "--host", "h", "--mount"]).arg(mount.point());
+    command.arg("--flush-interval=10ms");
+    let mut forwarder = Process::start(command.stderr(File::create(&log).expect("a log")));
+    let said = || fs::read_to_string(&log).expect("its log");
+    assert_eq!(mount.send(0, &[b"waits"]).written, 1);
+    eventually("the trouble", || said().contains("--flush-interval has no effect on "));
+    assert!(said().contains("; set relayfsd --flush-interval: only "), "{}", said());
+    mount.poke("cpu", "flush");
+    all_is_given_back(&mount, "cpu");
+    assert_eq!(mount.send(1, &[b"waits again"]).written, 1);
+    mount.poke("cpu", "flush");
+    all_is_given_back(&mount, "cpu");
+    forwarder.signal(Signal::SIGTERM);
+    assert_eq!(exit_code(forwarder.wait()), 0);
+    assert_eq!(said().lines().count(), 1, "{}", said());
+}

@@ -10,6 +10,7 @@ mod taking;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use super::idle::Idle;
 use super::lane::Lane;
 use super::link::Link;
 use super::packets::Packets;
-use super::source::{Closed, Files, Source};
+use super::source::{Closed, FLUSHERS, Files, Source};
 use super::spare::Spare;
 use super::window::Window;
 use crate::error::Failure;
@@ -277,8 +278,17 @@ impl<'a> Forwarding<'a> {
             is_at_rest && unread > self.geometry.header() as u64 && !self.source.reader.has_finished(*cpu)
         };
         let counters: &BTreeMap<usize, u64> = bytes;
-        if counters.iter().any(waits) {
-            self.source.files.flush();
+        if !counters.iter().any(waits) {
+            return;
+        }
+        let Err(error) = self.source.files.flush() else { return };
+        if error.kind() == ErrorKind::PermissionDenied {
+            // The same for all channels, and it stays: it is said once.
+            let why = format!(
+                "--flush-interval has no effect on {}: {error}; {FLUSHERS}",
+                self.job.mount.display()
+            );
+            self.job.link.troubles.set("--flush-interval", &why);
         }
     }
 }

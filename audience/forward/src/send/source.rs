@@ -22,6 +22,10 @@ use super::bell;
 pub(crate) const READERS: &str =
     "its files are for the user who mounted it, root, and the group that relayfsd --group names";
 
+/// What finishes sub-buffers that are not full, where this process may not.
+pub(crate) const FLUSHERS: &str =
+    "set relayfsd --flush-interval: only the user who mounted it and root may flush";
+
 /// Why a channel cannot be forwarded now.
 #[derive(Debug, Error)]
 pub(crate) enum Closed {
@@ -70,8 +74,8 @@ impl Files {
     }
 
     /// Finishes the sub-buffers that have something in them. A failure only delays what they have.
-    pub(crate) fn flush(&self) {
-        let _ = fs::write(self.control("flush"), "1");
+    pub(crate) fn flush(&self) -> io::Result<()> {
+        fs::write(self.control("flush"), "1")
     }
 
     /// Returns a counter of each buffer.
@@ -130,19 +134,24 @@ impl Source {
     pub(crate) fn open(files: Files) -> Result<Source, Closed> {
         let missing =
             || Closed::Gone(format!("there is no channel '{}' on {}", files.channel, files.mount.display()));
+        let no_mount = || Closed::Gone(format!("no relayfs is mounted on {}", files.mount.display()));
         let forbidden = |error: &dyn Display| {
             Closed::Forbidden(format!("channel '{}' is not forwarded: {error}; {READERS}", files.channel))
         };
         let instance = files.instance().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound if files.is_mounted() => missing(),
             io::ErrorKind::PermissionDenied if is_refused_for_good(&files.mount) => forbidden(&error),
-            _ => Closed::Gone(format!("no relayfs is mounted on {}", files.mount.display())),
+            _ => no_mount(),
         })?;
         let reader = Reader::open(&files.mount, files.channel.as_str()).map_err(|error| match error {
             ReadError::Refused(Refused { errno, .. }) if errno == Errno::ENOENT as i32 => missing(),
             ReadError::Connect(ConnectError::Forbidden { .. }) => forbidden(&error),
             ReadError::Refused(Refused { errno, .. }) if errno == Errno::EPERM as i32 => forbidden(&error),
-            ReadError::Connect(_) => Closed::Gone(format!("channel '{}': {error}", files.channel)),
+            ReadError::Connect(ConnectError::NotMounted { .. } | ConnectError::Stale { .. }) => no_mount(),
+            // The same for all channels, so it is said once.
+            ReadError::Connect(_) => {
+                Closed::Trouble(format!("channels of {} are not forwarded: {error}", files.mount.display()))
+            }
             error => Closed::Trouble(format!("channel '{}' is not forwarded: {error}", files.channel)),
         })?;
         // Between the two, another daemon may have come, or another channel of this name.

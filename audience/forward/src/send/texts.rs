@@ -40,6 +40,8 @@ struct Sent {
 struct Text {
     lane: Lane,
     text: Bytes,
+    /// The number and the text of the last try, unless that is known to be stored. It may be stored later.
+    tried: Option<(u64, Bytes)>,
     /// Sequence of the first message with the text, and the stream's generation then.
     place: Option<(u64, u64)>,
     /// How often messages had been removed from the stream when it was known to be there.
@@ -61,7 +63,8 @@ impl Texts {
     pub(crate) fn new(link: &Rc<Link>, (host, channel): (&str, &ChannelName), instance: u64) -> Texts {
         let text = |kind| {
             let subject = Subject { host: host.to_owned(), channel: channel.clone(), kind };
-            Text { lane: Lane::new(link, &subject, instance), text: Bytes::new(), place: None, removals: 0 }
+            let lane = Lane::new(link, &subject, instance);
+            Text { lane, text: Bytes::new(), tried: None, place: None, removals: 0 }
         };
         let (metadata, processes) = (text(Kind::Metadata), text(Kind::Processes));
         Texts {
@@ -172,11 +175,39 @@ impl Texts {
             return Ok(Some(sequence));
         }
         let Some(number) = sent.lane.next_number(tries).await else { return Ok(None) };
+        let number = number_of(number, sent.tried.as_ref(), &text);
+        sent.tried = Some((number, text.clone()));
         let headers = Headers { instance: self.instance, number, part: Part::WHOLE, sub_buffer: None };
         let stored = sent.lane.put(headers, text.clone(), tries).await?;
         if let Some(sequence) = stored {
             (sent.text, sent.place, sent.removals) = (text, Some((sequence, generation)), removals);
+            sent.tried = None;
         }
         Ok(stored)
+    }
+}
+
+/// Returns the number of a text, of which the stream has those before `next`.
+///
+/// A try that was given up may be stored later. Its number is proof that its text is there, so no other text has that.
+fn number_of(next: u64, tried: Option<&(u64, Bytes)>, text: &Bytes) -> u64 {
+    match tried {
+        None => next,
+        Some((number, of)) if of == text => next.max(*number),
+        Some((number, _)) => next.max(number.saturating_add(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn number_of_a_try_is_for_its_text_alone() {
+        let [one, two] = [Bytes::from_static(b"one"), Bytes::from_static(b"two")];
+        assert_eq!(number_of(3, None, &one), 3);
+        let tried = (3, one.clone());
+        assert_eq!([3, 2, 9].map(|next| number_of(next, Some(&tried), &one)), [3, 3, 9]);
+        assert_eq!([3, 2, 9].map(|next| number_of(next, Some(&tried), &two)), [4, 4, 9]);
     }
 }

@@ -58,7 +58,8 @@ impl Lane {
             return Ok(history);
         };
         let mut is_open = history.add(end, written.as_ref(), instance, first);
-        // The server knows no way back. So it is asked for what comes behind an earlier place, twice as far each time.
+        // The server knows no way back. So it is asked for what comes behind an earlier place, twice as far each time,
+        // unless there are too many.
         let mut step: u64 = 1;
         while is_open && end > 1 {
             let begin = end.saturating_sub(step).max(1);
@@ -72,13 +73,16 @@ impl Lane {
                     _ => break,
                 }
             }
-            if seen.len() > History::step_max() {
-                break;
+            // A step of one has at most one message.
+            if seen.len() > History::step_max() && step > 1 {
+                step /= 2;
+                continue;
             }
             for (sequence, written) in seen.iter().rev() {
                 is_open = is_open && history.add(*sequence, written.as_ref(), instance, first);
             }
-            (end, step) = (begin, step.saturating_mul(2));
+            let next = if seen.len() <= History::step_max() / 2 { step.saturating_mul(2) } else { step };
+            (end, step) = (begin, next);
         }
         Ok(history)
     }
