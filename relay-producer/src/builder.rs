@@ -95,9 +95,9 @@ impl Builder {
 
     /// Sets the name by which the daemon knows this process, of a timed channel: that of the program whose output it writes.
     ///
-    /// See [`Channel::output`]. While this process attaches to the channel, its first thread has that name. So any call
-    /// that connects to the next daemon may wait for that, 0.1 s at most. A daemon that looks later finds the process's own
-    /// name, also if the call waits on.
+    /// See [`Channel::output`]. While this process attaches to the channel, its first thread has that name, for 1 s at most.
+    /// Any call that connects to the next daemon may wait for that: 0.1 s, or longer if it waits for the daemon in any case.
+    /// A daemon that looks later finds the process's own name, also if the call waits on.
     pub fn program(mut self, name: &OsStr) -> Self {
         self.program = name.as_bytes().to_vec();
         self

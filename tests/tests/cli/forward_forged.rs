@@ -43,6 +43,16 @@ impl Forged {
         (forged, client)
     }
 
+    /// With this many sub-buffers of a record each, behind the channel's texts.
+    #[track_caller]
+    fn with_records(n: u64) -> (Forged, Origin) {
+        let (forged, mut client) = Forged::new();
+        let mut origin = Origin::made_up("a", NAME);
+        origin.send_own_texts("", &mut client);
+        (0..n).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
+        (forged, origin)
+    }
+
     /// Begins to answer. `answer` gets a question, and what asks the stream.
     fn serve(
         &self,
@@ -84,10 +94,7 @@ fn created(info: &str, day: &str) -> String {
 /// What no server answers is a trouble of this answer alone.
 #[test]
 fn answers_that_make_no_sense_leave_nothing_out() {
-    let (forged, mut client) = Forged::new();
-    let mut origin = Origin::made_up("a", NAME);
-    origin.send_own_texts("", &mut client);
-    (0..4).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
+    let (forged, _) = Forged::with_records(4);
     let mut wrong = ["[1]", "7", "\"message\"", "{}"].into_iter();
     forged.serve(move |subject, _, ask| {
         let wrong = if subject == MSG_GET { wrong.next() } else { None };
@@ -102,10 +109,7 @@ fn answers_that_make_no_sense_leave_nothing_out() {
 /// The reader starts behind the creation, which a copy has not heard of.
 #[test]
 fn copy_that_lags_behind_at_the_start_does_not_hide_what_is_in_the_new_stream() {
-    let (forged, mut client) = Forged::new();
-    let mut origin = Origin::made_up("a", NAME);
-    origin.send_own_texts("", &mut client);
-    (0..20).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
+    let (forged, origin) = Forged::with_records(20);
     let subject = origin.subject("cpu0");
     let n_asked = Arc::new(AtomicUsize::new(0));
     let asked = Arc::clone(&n_asked);
@@ -129,10 +133,7 @@ fn copy_that_lags_behind_at_the_start_does_not_hide_what_is_in_the_new_stream() 
 #[test]
 fn messages_of_a_mirror_are_read_from_any_copy() {
     const N: u64 = 20;
-    let (forged, mut client) = Forged::new();
-    let mut origin = Origin::made_up("a", NAME);
-    origin.send_own_texts("", &mut client);
-    (0..N).for_each(|number| origin.send_text(0, number, 0, 1000 + number, &mut client));
+    let (forged, origin) = Forged::with_records(N);
     let subject = origin.subject("cpu0");
     let n_asked = Arc::new(AtomicUsize::new(0));
     let asked = Arc::clone(&n_asked);
